@@ -1,0 +1,167 @@
+"""How good predictions are, and how good they would be without the weights: metrics, intervals and controls."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn import metrics as sk
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from torchmetrics.functional import kendall_rank_corrcoef, spearman_corrcoef
+
+from lol_core.batches import Batch
+from lol_core.geometry import singular_values
+from lol_core.index import Entry
+from lol_core.tasks import Task, class_name
+
+Metrics = dict[str, float]
+HEADLINE = {"regression": "r2", "binary": "accuracy", "multiclass": "accuracy"}
+"""The metric a score is judged by first."""
+METRIC_TITLES = {
+    "mse": "MSE",
+    "normalized_mse": "MSE (normalised)",
+    "r2": "R²",
+    "kendall_tau": "Kendall τ",
+    "spearman": "Spearman ρ",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "AUC",
+    "log_loss": "log loss",
+}
+
+
+def score(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> Metrics:
+    """Metrics of predictions as `Task.decode` gives them. Targets are averaged; `accuracy/NAME` and the like hold each target where there are several.
+
+    A metric that the data do not define (AUC with one class, rank correlation of a constant) is NaN.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if task.kind == "multiclass":
+            return _score_classes(task, truth, predicted)
+        per_target = {}
+        for i, target in enumerate(task.targets):
+            y, p = truth[target].to_numpy(np.float64), predicted[:, i]
+            per_target[target] = _score_numbers(y, p, task.std[i]) if task.kind == "regression" else _score_binary(y, p)
+        found = {name: float(np.nanmean([scores[name] for scores in per_target.values()])) for name in next(iter(per_target.values()))}
+    if len(task.targets) > 1:
+        found |= {f"{name}/{target}": value for target, scores in per_target.items() for name, value in scores.items()}
+    return found
+
+
+def _score_numbers(y: np.ndarray, p: np.ndarray, std: float) -> Metrics:
+    mse = float(sk.mean_squared_error(y, p))
+    ranks = torch.tensor(p), torch.tensor(y)
+    varied = np.ptp(p) > 0 and np.ptp(y) > 0
+    return {
+        "mse": mse,
+        "normalized_mse": mse / std**2,
+        "r2": float(sk.r2_score(y, p)),
+        "kendall_tau": float(kendall_rank_corrcoef(*ranks)) if varied else math.nan,
+        "spearman": float(spearman_corrcoef(*ranks)) if varied else math.nan,
+    }
+
+
+def _score_binary(y: np.ndarray, p: np.ndarray) -> Metrics:
+    both = len(set(y)) == 2
+    return {
+        "accuracy": float(sk.accuracy_score(y, p > 0.5)),
+        "balanced_accuracy": float(sk.balanced_accuracy_score(y, p > 0.5)),
+        "auc": float(sk.roc_auc_score(y, p)) if both else math.nan,
+        "log_loss": float(sk.log_loss(y, p, labels=[0, 1])),
+    }
+
+
+def _score_classes(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> Metrics:
+    y = truth[task.targets[0]].map(class_name).to_numpy()
+    labels = np.array(task.classes)[predicted.argmax(1)]
+    present = [i for i, name in enumerate(task.classes) if name in set(y)]
+    p = predicted[:, present] / predicted[:, present].sum(1, keepdims=True).clip(1e-12)
+    names = [task.classes[i] for i in present]
+    if len(names) == 2:
+        auc = float(sk.roc_auc_score(y == names[1], p[:, 1]))
+    elif len(names) > 2:
+        auc = float(sk.roc_auc_score(y, p, multi_class="ovr", labels=names))
+    else:
+        auc = math.nan
+    return {
+        "accuracy": float(sk.accuracy_score(y, labels)),
+        "balanced_accuracy": float(sk.balanced_accuracy_score(y, labels)),
+        "auc": auc,
+        "log_loss": float(sk.log_loss(y, predicted, labels=list(task.classes))),
+    }
+
+
+def confusion(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> pd.DataFrame:
+    """Confusion matrix of a multi-class task, true classes in rows."""
+    y = truth[task.targets[0]].map(class_name)
+    labels = np.array(task.classes)[predicted.argmax(1)]
+    return pd.DataFrame(sk.confusion_matrix(y, labels, labels=list(task.classes)), index=list(task.classes), columns=list(task.classes))
+
+
+def bootstrap_interval(task: Task, truth: pd.DataFrame, predicted: np.ndarray, seed: int, draws: int = 500, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the headline metric over resampled test LoRAs."""
+    rng = np.random.default_rng(seed)
+    name = HEADLINE[task.kind]
+    values = []
+    for _ in range(draws):
+        index = rng.integers(0, len(truth), len(truth))
+        part, p = truth.iloc[index], predicted[index]
+        if task.kind == "regression":  # the headline alone: the rank correlations are slow to resample
+            values.append(float(np.mean([sk.r2_score(part[t], p[:, i]) for i, t in enumerate(task.targets)])))
+        else:
+            values.append(score(task, part, p)[name])
+    tail = (1 - level) / 2
+    return float(np.nanquantile(values, tail)), float(np.nanquantile(values, 1 - tail))
+
+
+def structure_features(entries: Sequence[Entry]) -> np.ndarray:
+    """What a file shows without its weights: size, parameters, and per module name its presence, rank and alpha. (B, k)."""
+    names = sorted({layer[0] for entry in entries for layer in entry.layers})
+    place = {name: 3 * i for i, name in enumerate(names)}
+    features = np.zeros((len(entries), 2 + 3 * len(names)))
+    for b, entry in enumerate(entries):
+        features[b, :2] = entry.size, entry.parameters
+        for name, _, _, _, rank, alpha, *_ in entry.layers:
+            features[b, 2 + place[name] : 5 + place[name]] = 1, rank, -1 if alpha is None else alpha
+    return features
+
+
+def norm_features(batch: Batch) -> np.ndarray:
+    """log ‖ΔW‖ of every module: (B, L). Zero updates count as the smallest positive float."""
+    norms = torch.cat([singular_values(U.double(), V.double()).norm(dim=-1) for U, V in zip(batch.U, batch.V, strict=True)], 1)
+    return norms.clamp(min=torch.finfo(torch.float32).tiny).log().cpu().numpy()
+
+
+def control_scores(task: Task, labels: pd.DataFrame, split: dict[str, list[str]], features: dict[str, pd.DataFrame], seed: int) -> dict[str, Metrics]:
+    """Test scores of what must be beaten: a constant, and a random forest on each table of `features` (structure only, norms only).
+
+    The tables are indexed by LoRA. The forest is fitted on training and validation LoRAs together.
+    """
+    known, test = split["train"] + split["validation"], split["test"]
+    truth = labels.loc[test]
+    scores = {}
+    for name, table in {"constant": pd.DataFrame(0.0, index=labels.index, columns=["0"]), **features}.items():
+        X, X_test = table.loc[known].to_numpy(), table.loc[test].to_numpy()
+        columns = []
+        for target in task.targets:
+            y = labels.loc[known, target]
+            if task.kind == "regression":
+                model: Any = DummyRegressor() if name == "constant" else RandomForestRegressor(200, random_state=seed)
+                columns.append(model.fit(X, y.astype(float)).predict(X_test))
+                continue
+            classes = list(task.classes) if task.kind == "multiclass" else ["0", "1"]
+            model = DummyClassifier(strategy="prior") if name == "constant" else RandomForestClassifier(200, random_state=seed)
+            model.fit(X, y.map(class_name) if task.kind == "multiclass" else y.astype(int).astype(str))
+            probabilities = np.zeros((len(test), len(classes)))
+            probabilities[:, [classes.index(c) for c in model.classes_]] = model.predict_proba(X_test)
+            columns.append(probabilities if task.kind == "multiclass" else probabilities[:, 1])
+        predicted = columns[0] if task.kind == "multiclass" else np.stack(columns, 1)
+        scores[name] = score(task, truth, predicted)
+    return scores

@@ -1,0 +1,28 @@
+"""MLP + SVD: the singular values of every U Vᵀ (section 3.2). Invariant under GL(r), not expressive."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lol_core.batches import Batch
+from lol_core.geometry import singular_values
+from lol_core.models.base import LoLModel
+
+
+class SVD(LoLModel):
+    """Takes any rank: values beyond the rank it was made for are dropped, missing ones are zero (section 5.4)."""
+
+    title = "MLP + SVD"
+    symmetry = "GL"
+    any_rank = True
+
+    def n_features(self) -> int:
+        return len(self.spec.modules) * self.spec.rank
+
+    def features(self, batch: Batch) -> Tensor:
+        parts = []
+        for U, V in zip(batch.U, batch.V, strict=True):
+            values = singular_values(U, V)[..., : self.spec.rank]
+            parts.append(torch.nn.functional.pad(values, (0, self.spec.rank - values.shape[-1])).flatten(1))
+        return torch.cat(parts, 1)
