@@ -16,6 +16,13 @@ from lol_core.batches import Batch
 
 Group = Literal["gl", "o"]
 GROUPS: tuple[Group, ...] = ("gl", "o")
+TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
+"""Largest relative change that rounding may cause in a function that keeps its promise, for κ(R) ≤ 100."""
+
+
+def promises(symmetry: str, group: Group) -> bool:
+    """Whether a model of that `symmetry` ("none", "O", "GL") promises invariance under `group`; O(r) is a subgroup of GL(r)."""
+    return symmetry == "GL" or (symmetry == "O" and group == "o")
 
 
 def sample_orthogonal(r: int, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -79,6 +86,17 @@ def relative_change(after: Tensor, before: Tensor) -> float:
     """‖after − before‖ / ‖before‖ (Frobenius); 0 when both vanish."""
     difference, size = (after - before).double().norm().item(), before.double().norm().item()
     return difference / size if size > 0 else (0.0 if difference == 0 else float("inf"))
+
+
+def product_change(after: Batch, before: Batch) -> float:
+    """‖ΔW′ − ΔW‖ / ‖ΔW‖ over all modules of a batch, by QR of the factors [U′, −U] and [V′, V] in float64: no product is formed."""
+    gap = size = 0.0
+    for U, V, U2, V2 in zip(before.U, before.V, after.U, after.V, strict=True):
+        u, v, u2, v2 = (t.double() for t in (U, V, U2, V2))
+        left, right = torch.linalg.qr(torch.cat([u2, -u], -1), mode="r").R, torch.linalg.qr(torch.cat([v2, v], -1), mode="r").R
+        gap += (left @ right.mT).square().sum().item()
+        size += ((u.mT @ u) * (v.mT @ v)).sum().item()
+    return (gap / size) ** 0.5 if size > 0 else 0.0
 
 
 @torch.no_grad()

@@ -1,0 +1,78 @@
+"""LoL Explorer: look at a collection of LoRAs, train models that read their weights, and watch invariance hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from lol_core.checkpoint import Checkpoint
+from lol_core.errors import CheckpointError
+from ui.frame import frame
+from ui.state import SAMPLE_ZOO, checkpoints, load_checkpoint, session
+
+zoo = frame("LoL Explorer")
+st.markdown(
+    "A LoRA is a fine-tune of a model, stored as pairs of thin matrices with ΔW = U Vᵀ. This program reads those weights and learns to predict "
+    "things about the fine-tune: how good it is, what it was trained on. (U, V) and (UR, VR⁻ᵀ) are the same LoRA for every invertible R, "
+    "so the models that do well here are those that do not care about R."
+)
+
+with st.container(border=True):
+    st.subheader(zoo.name)
+    st.caption(str(zoo.folder))
+    columns = st.columns(4)
+    columns[0].metric("LoRAs", f"{len(zoo):,}")
+    columns[1].metric("Refused files", f"{len(zoo.refused):,}")
+    columns[2].metric("Label columns", zoo.labels.shape[1])
+    columns[3].metric("Ranks", ", ".join(str(r) for r in sorted({r for e in zoo.entries for r in e.ranks})) or "–")
+    if len(zoo):
+        table = zoo.table()
+        counts = table.groupby(["dialect", table["base model"].fillna("not named"), table["suggested base"].fillna("unknown")]).size()
+        st.dataframe(
+            counts.rename("LoRAs").reset_index().rename(columns={"base model": "base model, as claimed", "suggested base": "base model, by shapes"}),
+            hide_index=True,
+        )
+    else:
+        st.info("No LoRA could be read here. The Zoo page lists each file with the reason, if there are any.")
+
+st.subheader("What next")
+steps = st.columns(3)
+with steps[0].container(border=True, height="stretch"):
+    st.markdown("**1 · Look**\n\nEvery file with its dialect, base model, rank and labels, and for what was refused the reason.")
+    st.page_link("pages/Zoo.py", label="Open the Zoo", icon=":material/table_rows:")
+with steps[1].container(border=True, height="stretch"):
+    st.markdown("**2 · Train**\n\nFit GL-net, or another of the five LoL models, to predict one of the labels. Live curves, seconds on the sample zoo.")
+    st.page_link("pages/Train.py", label="Train a model", icon=":material/model_training:")
+with steps[2].container(border=True, height="stretch"):
+    st.markdown("**3 · Turn R**\n\nTransform a LoRA by random invertible matrices: the same function, other weights. See which predictions move.")
+    st.page_link("pages/Invariance.py", label="See invariance", icon=":material/rotate_right:")
+
+st.subheader("Open something else")
+left, right = st.columns(2)
+with left:
+    st.markdown("**A folder of LoRAs**: type its path under *Collection* in the sidebar. Every dialect is read; nothing is written into the folder.")
+    if zoo.folder != SAMPLE_ZOO.resolve():
+
+        def open_sample() -> None:
+            st.session_state["collection"] = str(SAMPLE_ZOO)
+            st.session_state["labels"] = ""
+
+        st.button("Open the sample zoo", on_click=open_sample, icon=":material/pets:")
+with right:
+    folder = st.text_input("A trained model (checkpoint folder)", placeholder="path of a folder with checkpoint.json")
+    if folder:
+        try:
+            opened: Checkpoint = load_checkpoint(Path(folder).expanduser())
+        except CheckpointError as error:
+            st.error(str(error))
+        else:
+            path = str(Path(folder).expanduser())
+            if path not in session().extra_checkpoints:
+                session().extra_checkpoints.append(path)
+            st.success(f"Opened **{opened.title}**. It is now offered on the pages Predictions and Invariance.")
+            for note in opened.compare(zoo):
+                st.warning(note)
+
+models = checkpoints(zoo)
+st.caption(f"{len(models)} trained models for this collection." if models else "No model has been trained on this collection yet.")

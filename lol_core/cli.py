@@ -1,0 +1,335 @@
+"""The command line: `python -m lol_core …`. Tables for people, `--json` for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from lol_core.batches import make_batch
+from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.errors import LoLError
+from lol_core.evaluation import METRIC_TITLES
+from lol_core.formats import probe as probe_file
+from lol_core.formats import read, suggest_base_model
+from lol_core.models import MODELS, ModelConfig
+from lol_core.symmetry import GROUPS, TOLERANCES, Group, act, promises, relative_change, sample_for
+from lol_core.training import Progress, plan
+from lol_core.training import train as train_model
+from lol_core.zoo import Zoo
+
+app = typer.Typer(help="Learning on LoRAs: look at LoRA files, train models that read them, check their symmetry.", no_args_is_help=True, add_completion=False)
+finetune = typer.Typer(help="Make LoRA zoos by fine-tuning.", no_args_is_help=True)
+app.add_typer(finetune, name="finetune")
+
+out, err = Console(), Console(stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+LabelsFile = Annotated[Path | None, typer.Option("--labels", help="A CSV or Parquet table of labels, if not labels.csv in the folder.")]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Errors made on purpose end the command with their sentence and exit code 1."""
+    try:
+        yield
+    except LoLError as error:
+        err.print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(_finite(value), indent=1, default=str, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities become null: JSON has none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table()
+    for name in rows[0] if rows else []:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()))
+    out.print(table)
+
+
+def bar_for(description: str, bar: Bar) -> Callable[[int, int], None]:
+    task = bar.add_task(description, total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command()
+def probe(path: Path, as_json: AsJson = False) -> None:
+    """What a file's header says: dialect, modules, ranks, scales, base model. The weights are not read."""
+    with reported():
+        lora = probe_file(path)
+    modules = [
+        {
+            "name": y.name,
+            "kind": y.kind,
+            "n": y.n,
+            "m": y.m,
+            "rank": y.rank,
+            "alpha": y.alpha,
+            "scale": y.scale,
+            "dora": y.magnitude is not None,
+            "dtype": y.dtype,
+        }
+        for y in lora.layers
+    ]
+    summary = {
+        "path": str(path),
+        "dialect": lora.dialect,
+        "base_model": lora.base_model,
+        "suggested_base_model": suggest_base_model(lora),
+        "modules": len(modules),
+        "ranks": list(lora.ranks),
+        "parameters": lora.parameters,
+        "dtypes": list(lora.dtypes),
+    }
+    if as_json:
+        print_json(summary | {"modules": modules, "metadata": dict(lora.metadata), "extras": list(lora.extras), "notes": list(lora.notes)})
+        return
+    print_table([{"": key, "value": value} for key, value in summary.items()])
+    print_table(modules)
+    for note in lora.notes:
+        out.print(note, highlight=False)
+
+
+@app.command()
+def scan(folder: Path, labels: LabelsFile = None, as_json: AsJson = False) -> None:
+    """Every LoRA of a folder, and every file that is none, with the reason."""
+    with reported(), Bar(console=err, transient=True) as bar:
+        zoo = Zoo.open(folder, labels, progress=bar_for("Reading headers", bar))
+    loaded = [
+        {"path": e.path, "dialect": e.dialect, "base_model": e.base_model, "modules": e.modules, "ranks": list(e.ranks), "parameters": e.parameters}
+        for e in zoo.entries
+    ]
+    refused = [{"path": e.path, "reason": e.reason} for e in zoo.refused]
+    if as_json:
+        print_json(
+            {"folder": str(zoo.folder), "fingerprint": zoo.fingerprint, "loaded": loaded, "refused": refused, "unjoined_labels": list(zoo.unjoined_labels)}
+        )
+        return
+    print_table(loaded)
+    if refused:
+        out.print(f"{len(refused)} files were refused:")
+        print_table(refused)
+    out.print(f"{len(loaded)} LoRAs, {len(refused)} refused, {zoo.labels.shape[1]} label columns.", highlight=False)
+
+
+@app.command()
+def train(
+    zoo: Annotated[Path, typer.Option(help="The folder of LoRAs.")],
+    target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes.")],
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "gl_net",
+    seed: int = 0,
+    labels: LabelsFile = None,
+    epochs: int = TrainingConfig.epochs,
+    batch_size: int = TrainingConfig.batch_size,
+    learning_rate: float = TrainingConfig.learning_rate,
+    weight_decay: float = TrainingConfig.weight_decay,
+    patience: Annotated[int, typer.Option(help="Epochs without a better validation loss before stopping; 0: never.")] = TrainingConfig.patience,
+    width: Annotated[int, typer.Option(help="Width of the head.")] = ModelConfig.width,
+    dropout: float = ModelConfig.dropout,
+    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = ModelConfig.equivariant_width,
+    equivariant_layers: Annotated[int, typer.Option(help="GL-net only.")] = ModelConfig.equivariant_layers,
+    mean_products: Annotated[bool, typer.Option(help="GL-net only: the mean of each product (appendix D.1.1).")] = False,
+    normalize: Annotated[bool, typer.Option(help="Divide each module's factors by their training standard deviation.")] = True,
+    class_weights: bool = False,
+    group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
+    shuffled_control: Annotated[bool, typer.Option(help="Also fit the model to permuted labels.")] = False,
+    device: str = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on with a training that was stopped (Ctrl-C) in the same folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a LoL model and report its test scores beside its controls. Ctrl-C stops it with everything saved."""
+    shape = replace(
+        ModelConfig(), width=width, dropout=dropout, equivariant_width=equivariant_width, equivariant_layers=equivariant_layers, mean_products=mean_products,
+        normalize=normalize,
+    )  # fmt: skip
+    config = TrainingConfig(
+        model=model, model_config=shape, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, patience=patience,
+        class_weights=class_weights, seed=seed, device=device, group_column=group, shuffled_control=shuffled_control,
+    )  # fmt: skip
+    interrupted = False
+    with reported(), Bar(console=err, transient=True) as bar, _interrupts() as stop:
+        opened = Zoo.open(zoo, labels)
+        planned = plan(opened, target, config)
+        task = bar.add_task("Starting", total=1.0)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.fraction, description=progress.message)
+
+        checkpoint = train_model(opened, planned, config, out_folder, show, stop, resume)
+        interrupted = not checkpoint.finished
+    report = {
+        "model": model,
+        "targets": target,
+        "task": checkpoint.task.kind,
+        "seed": seed,
+        "checkpoint": str(out_folder),
+        "finished": checkpoint.finished,
+        "split": {part: len(ids) for part, ids in checkpoint.split.items()},
+        "parameters": checkpoint.model.n_parameters,
+        "epochs": len(checkpoint.history),
+        "test": checkpoint.metrics["test"],
+        "train": checkpoint.metrics["train"],
+        "interval": checkpoint.interval,
+        "controls": checkpoint.controls,
+        "left_out": checkpoint.left_out,
+        "left_out_modules": list(checkpoint.left_out_modules),
+    }
+    if as_json:
+        print_json(report)
+    else:
+        names = [name for name in checkpoint.metrics["test"] if "/" not in name]
+        scores = {"train": checkpoint.metrics["train"], "test": checkpoint.metrics["test"]} | {f"control: {k}": v for k, v in checkpoint.controls.items()}
+        print_table([{"": part} | {METRIC_TITLES[name]: values[name] for name in names} for part, values in scores.items()])
+        out.print(f"{checkpoint.title}: saved in {out_folder}", highlight=False)
+    if interrupted:
+        err.print("Stopped before the end. Go on with the same command and --resume.")
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks for an orderly stop; a second one interrupts at once."""
+    import signal
+
+    pressed: list[int] = []
+
+    def handler(number: int, _frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    path: Annotated[Path, typer.Argument(help="A LoRA file, a PEFT folder, or a folder of LoRAs.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a trained model says about a LoRA or about every LoRA of a folder."""
+    with reported():
+        model = Checkpoint.load(checkpoint)
+        notes: list[str] = []
+        if path.is_dir() and not any((path / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+            zoo = Zoo.open(path)
+            notes = model.compare(zoo)
+            table, refused = model.predict_zoo(zoo)
+        else:
+            lora = read(path)
+            if problems := model.spec.misfits(lora):
+                raise LoLError(f"{path} does not fit this model: {' '.join(problems)}")
+            lora.check_finite()
+            table, refused = model.task.frame(model.predict([lora]), [str(path)]), {}
+    if as_json:
+        print_json({"model": model.title, "predictions": {id: row.to_dict() for id, row in table.iterrows()}, "refused": refused, "notes": notes})
+        return
+    print_table([{"lora": id} | row.to_dict() for id, row in table.iterrows()])
+    for id, reason in refused.items():
+        err.print(f"{id}: {reason}", highlight=False, soft_wrap=True)
+    for note in notes:
+        err.print(note, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def invariance(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    lora: Annotated[Path, typer.Option(help="A LoRA file or PEFT folder.")],
+    group: Annotated[str, typer.Option(help="gl or o.")] = "gl",
+    condition: Annotated[float, typer.Option(help="Condition number of R, at least 1 (gl only).")] = 10.0,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    trials: int = 8,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """How far a model's prediction moves when the LoRA's factors are replaced by (UR, VR⁻ᵀ): the largest of several draws."""
+    precisions = {"float32": torch.float32, "float64": torch.float64}
+    if group not in GROUPS or dtype not in precisions or condition < 1 or trials < 1:
+        raise typer.BadParameter("--group is gl or o, --dtype float32 or float64, --condition and --trials at least 1.")
+    drawn_from: Group = "gl" if group == "gl" else "o"
+    with reported(), torch.no_grad():
+        known = Checkpoint.load(checkpoint)
+        one = read(lora)
+        one.check_finite()
+        model = known.model.to(precisions[dtype])
+        batch = make_batch([one], known.spec, torch.float64).to(dtype=precisions[dtype])
+        before = torch.from_numpy(known.task.decode(model(batch)))
+        generator = torch.Generator().manual_seed(seed)
+        moved = [torch.from_numpy(known.task.decode(model(act(sample_for(batch, drawn_from, condition, generator), batch)))) for _ in range(trials)]
+    changes = [relative_change(after, before) for after in moved]
+    promised = promises(model.symmetry, drawn_from)
+    report = {
+        "model": known.title,
+        "symmetry": model.symmetry,
+        "group": group,
+        "condition": condition if group == "gl" else 1.0,
+        "dtype": dtype,
+        "trials": trials,
+        "relative_change": max(changes),
+        "promised": promised,
+        "holds": max(changes) <= TOLERANCES[precisions[dtype]],
+        "prediction_before": before[0].tolist(),
+        "prediction_after": moved[changes.index(max(changes))][0].tolist(),
+    }
+    if as_json:
+        print_json(report)
+    else:
+        print_table([{"": key, "value": value} for key, value in report.items()])
+
+
+@finetune.command("questions")
+def finetune_questions(
+    out_folder: Annotated[Path, typer.Option("--out")],
+    base: Annotated[str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")] = "sentence-transformers/all-MiniLM-L6-v2",
+    wordnet: Annotated[Path, typer.Option(help="Folder with WordNet's data.noun and index.noun.")] = Path("/usr/share/wordnet"),
+    seed: int = 0,
+) -> None:
+    """Make the four-way definition → word questions anew from WordNet. The sample zoo's own are committed."""
+    from lol_core.finetuning.glosses import write_questions
+
+    with reported():
+        table = write_questions(base, wordnet, out_folder, seed)
+    out.print(f"{len(table):,} questions from {table.source.nunique()} sources in {out_folder / 'questions.csv'}", highlight=False)
+
+
+@finetune.command("glosses")
+def finetune_glosses(
+    out_folder: Annotated[Path, typer.Option("--out", help="A folder with questions.csv; finished LoRAs there are kept.")],
+    base: Annotated[str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")] = "sentence-transformers/all-MiniLM-L6-v2",
+    count: int = 400,
+    workers: int = 2,
+    threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
+) -> None:
+    """Fine-tune the sample language zoo. Stop it at any time; the same command goes on."""
+    from lol_core.finetuning.glosses import build
+
+    with reported(), Bar(console=err, transient=True) as bar:
+        for row in build(base, out_folder, count, workers, threads, bar_for("Fine-tuning", bar)):
+            out.print(f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}", highlight=False)

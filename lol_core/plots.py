@@ -1,0 +1,118 @@
+"""Figures: data in, a plotly figure out. Colours are Okabe and Ito's, which people with colour vision deficiencies can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+MAX_SVG_POINTS = 1000
+
+
+def _scatter(points: int) -> type:
+    return go.Scattergl if points > MAX_SVG_POINTS else go.Scatter
+
+
+def _finish(figure: go.Figure, height: int, **layout: object) -> go.Figure:
+    return figure.update_layout(height=height, margin={"l": 10, "r": 10, "t": 30, "b": 10}, **layout)
+
+
+def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
+    """Training (dotted) and validation (solid) loss of each run against its epochs."""
+    figure = go.Figure()
+    for i, (name, history) in enumerate(histories.items()):
+        epochs = [row["epoch"] for row in history]
+        color = COLORS[i % len(COLORS)]
+        figure.add_scatter(x=epochs, y=[r["validation_loss"] for r in history], name=name, legendgroup=name, mode="lines", line={"color": color, "width": 2.5})
+        figure.add_scatter(
+            x=epochs,
+            y=[r["train_loss"] for r in history],
+            name=f"{name}, training",
+            legendgroup=name,
+            showlegend=False,
+            mode="lines",
+            line={"color": color, "dash": "dot"},
+        )
+    figure.update_xaxes(title="epoch", rangemode="tozero").update_yaxes(title="loss (solid: validation, dotted: training)", type="log")
+    return _finish(figure, 360, legend={"orientation": "h", "y": 1.12})
+
+
+def predicted_against_true(frame: pd.DataFrame, target: str) -> go.Figure:
+    """Predicted against true values, by part of the split. frame: columns true, predicted, part, name; indexed by LoRA, which `customdata` carries."""
+    figure = go.Figure()
+    low, high = (float(f(f(frame["true"]), f(frame["predicted"]))) for f in (min, max))
+    figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line={"color": "gray", "dash": "dash"}, name="exact", hoverinfo="skip")
+    for i, (part, rows) in enumerate(frame.groupby("part", sort=False)):
+        figure.add_trace(
+            _scatter(len(frame))(
+                x=rows["true"],
+                y=rows["predicted"],
+                mode="markers",
+                name=str(part),
+                customdata=rows.index,
+                text=rows["name"],
+                marker={"color": COLORS[i], "size": 8, "opacity": 0.85},
+                hovertemplate="<b>%{text}</b><br>true %{x:.4g}<br>predicted %{y:.4g}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title=f"true {target}").update_yaxes(title=f"predicted {target}")
+    return _finish(figure, 440, legend={"orientation": "h", "y": 1.1})
+
+
+def confusion_heatmap(matrix: pd.DataFrame) -> go.Figure:
+    """A confusion matrix, true classes in rows."""
+    figure = go.Figure(go.Heatmap(z=matrix.to_numpy(), x=list(matrix.columns), y=list(matrix.index), colorscale="Blues", texttemplate="%{z}"))
+    figure.update_xaxes(title="predicted").update_yaxes(title="true", autorange="reversed")
+    return _finish(figure, 440)
+
+
+def module_norms(names: Sequence[str], norms: Sequence[float]) -> go.Figure:
+    """‖ΔW‖ of every module, in the file's order."""
+    bars = go.Bar(x=list(range(len(names))), y=list(norms), customdata=list(names), marker={"color": COLORS[0]})
+    bars.hovertemplate = "%{customdata}<br>‖ΔW‖ = %{y:.4g}<extra></extra>"
+    figure = go.Figure(bars)
+    figure.update_xaxes(title="module, in the file's order").update_yaxes(title="‖ΔW‖ (Frobenius)", rangemode="tozero")
+    return _finish(figure, 320)
+
+
+def spectra(names: Sequence[str], values: Sequence[np.ndarray]) -> go.Figure:
+    """Singular values of each module's ΔW on a logarithmic axis."""
+    figure = go.Figure()
+    shown = len(names) <= 12
+    for i, (name, sigma) in enumerate(zip(names, values, strict=True)):
+        positive = sigma[sigma > 0]
+        line = {"color": COLORS[i % len(COLORS)], "width": 1.5}
+        figure.add_scatter(x=np.arange(1, len(positive) + 1), y=positive, name=name, mode="lines+markers", line=line, showlegend=shown)
+    figure.update_xaxes(title="index", dtick=1 if max(map(len, values), default=0) <= 16 else None).update_yaxes(title="singular value of ΔW", type="log")
+    return _finish(figure, 320, legend={"font": {"size": 10}})
+
+
+def factor_heatmaps(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> go.Figure:
+    """Matrices before (top) and after (bottom) R, each pair on one colour scale that spans both."""
+    names = list(before)
+    titles = [f"{name} before" for name in names] + [f"{name} after" for name in names]
+    figure = make_subplots(2, len(names), subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.06)
+    for column, name in enumerate(names, 1):
+        limit = float(max(np.abs(before[name]).max(), np.abs(after[name]).max())) or 1.0
+        for row, matrix in enumerate((before[name], after[name]), 1):
+            figure.add_trace(go.Heatmap(z=matrix, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, hoverinfo="z"), row, column)
+    figure.update_yaxes(autorange="reversed", showticklabels=False).update_xaxes(showticklabels=False)
+    return _finish(figure, 420)
+
+
+def prediction_moves(names: Sequence[str], before: Sequence[float], after: Sequence[Sequence[float]], unit: str) -> go.Figure:
+    """For each model its prediction before R (diamond) and under every R drawn so far (dots)."""
+    figure = go.Figure()
+    for i, (name, start, moved) in enumerate(zip(names, before, after, strict=True)):
+        color = COLORS[i % len(COLORS)]
+        figure.add_scatter(
+            x=list(moved), y=[name] * len(moved), mode="markers", marker={"color": color, "size": 9, "opacity": 0.5}, name=name, showlegend=False
+        )
+        marker = {"color": color, "size": 16, "symbol": "diamond-open", "line": {"width": 3}}
+        figure.add_scatter(x=[start], y=[name], mode="markers", marker=marker, name=name, showlegend=False)
+    figure.update_xaxes(title=f"predicted {unit}  (◇ before R, ● after)").update_yaxes(autorange="reversed")
+    return _finish(figure, 120 + 60 * len(names))

@@ -1,0 +1,197 @@
+"""Train LoL models on the open collection: choose what to predict, watch, stop, resume, keep."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from lol_core import plots
+from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.devices import devices
+from lol_core.errors import LoLError
+from lol_core.evaluation import HEADLINE, METRIC_TITLES
+from lol_core.models import MODELS, ModelConfig
+from lol_core.models.layers import NONLINEARITIES
+from lol_core.tasks import guess_kind
+from lol_core.training import Plan, plan
+from ui.frame import frame, need
+from ui.jobs import Run, TrainingJob
+from ui.state import checkpoints, load_checkpoint, runs_folder, session
+
+zoo = frame("Train")
+need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
+need(
+    zoo.labels.shape[1],
+    "This collection has no labels, so there is nothing to predict. Put a `labels.csv` beside the files, or name one under *Labels file* in the sidebar: "
+    "one column with file names, and a column for each label.",
+)
+state = session()
+
+preferred = [column for column in ("validation_loss", "accuracy", "clip_score") if column in zoo.labels.columns]
+left, right = st.columns([3, 2])
+targets = left.multiselect(
+    "Predict", list(zoo.labels.columns), default=preferred[:1] or list(zoo.labels.columns[:1]), key="targets", bind="query-params",
+    help="One or many columns of one kind. Numbers: regression. 0 and 1: yes or no. Text: one of several classes.",
+)  # fmt: skip
+names = right.multiselect("Models", list(MODELS), default=["gl_net"], format_func=lambda name: MODELS[name].title, key="models", bind="query-params")
+if targets:
+    left.caption(", ".join(f"{t}: {guess_kind(zoo.labels[t])}, {zoo.labels[t].notna().sum()} labelled" for t in targets))
+
+with st.expander("Settings", icon=":material/tune:"):
+    a, b, c, d = st.columns(4)
+    seeds = a.number_input("Seeds", 1, 10, 1, key="seeds", help="Each model is trained once for every seed: another split, another initialisation.")
+    first_seed = a.number_input("First seed", 0, 10_000, 0, key="first_seed")
+    epochs = b.number_input("Epochs, at most", 1, 2000, 60, key="epochs")
+    patience = b.number_input("Patience", 0, 2000, 15, key="patience", help="Stop after so many epochs without a better validation loss; 0: never.")
+    learning_rate = c.number_input("Learning rate", 1e-6, 1.0, 1e-3, format="%g", key="learning_rate")
+    weight_decay = c.number_input("Weight decay", 0.0, 10.0, 0.0, format="%g", key="weight_decay")
+    batch_size = d.number_input("Batch size", 1, 1024, 32, key="batch_size")
+    device = d.selectbox("Device", ["auto", *devices()], key="device")
+    a, b, c, d = st.columns(4)
+    width = a.number_input("Width of the head", 4, 1024, 64, key="width")
+    depth = a.number_input("Hidden layers of the head", 1, 8, 2, key="depth")
+    equivariant_width = b.number_input("GL-net: equivariant width", 1, 256, 16, key="equivariant_width")
+    equivariant_layers = b.number_input("GL-net: equivariant layers", 1, 6, 1, key="equivariant_layers")
+    dropout = c.number_input("Dropout in the head", 0.0, 0.9, 0.0, step=0.05, key="dropout")
+    sigma = c.selectbox("GL-net: σ of the nonlinearity", list(NONLINEARITIES), key="sigma", help="Equation (6); used between equivariant layers.")
+    group = d.selectbox("Keep together in the split", [None, *zoo.labels.columns], format_func=lambda g: g or "(nothing)", key="group")
+    normalize = d.toggle("Normalise inputs", True, key="normalize", help="Divide each module's U and V by its training standard deviation. The paper does not.")
+    mean_products = d.toggle("GL-net: mean of products", False, key="mean_products", help="The paper's variant for CLIP scores (appendix D.1.1).")
+    class_weights = d.toggle("Class weights", False, key="class_weights")
+    shuffled = d.toggle("Shuffled-label control", False, key="shuffled", help="Also fit each model to permuted labels. Doubles the time.")
+
+
+def make_config(name: str, seed: int) -> TrainingConfig:
+    shape = ModelConfig(width, depth, dropout, normalize, equivariant_width, equivariant_layers, sigma, mean_products)
+    return TrainingConfig(
+        model=name, model_config=shape, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, patience=patience,
+        class_weights=class_weights, seed=seed, device=device, group_column=group, shuffled_control=shuffled,
+    )  # fmt: skip
+
+
+def make_runs() -> list[Run]:
+    """Every model at every seed, planned. Raises LoLError with the first thing that is wrong."""
+    runs = []
+    for name in names:
+        for seed in range(first_seed, first_seed + seeds):
+            config = make_config(name, seed)
+            out = runs_folder(zoo) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}-seed{seed}"
+            runs.append(Run(f"{MODELS[name].title}, seed {seed}", plan(zoo, targets, config), config, out))
+    return runs
+
+
+def describe(planned: Plan) -> None:
+    parts = ", ".join(f"{len(ids)} {part}" for part, ids in planned.split.items())
+    st.caption(f"{planned.task.kind}: {parts} LoRAs; {len(planned.spec.modules)} modules, rank {planned.spec.rank}.")
+    if planned.left_out_modules:
+        few = ", ".join(planned.left_out_modules[:3])
+        st.caption(f"{len(planned.left_out_modules)} modules are left out because not every LoRA has them: {few} …")
+    if planned.left_out:
+        st.caption(f"{len(planned.left_out)} LoRAs have no usable label and are left out.")
+
+
+def results_table(models: list[Checkpoint]) -> pd.DataFrame:
+    """One row per model with its test scores, its interval and its controls."""
+    rows = []
+    for model in models:
+        name = HEADLINE[model.task.kind]
+        test = model.metrics["test"]
+        row = {
+            "model": model.model.title,
+            "seed": model.config.seed,
+            "targets": ", ".join(model.task.targets),
+            "metric": METRIC_TITLES[name],
+            "test": test[name],
+        }
+        row["95 % interval"] = f"{model.interval[0]:.3f} – {model.interval[1]:.3f}" if model.interval else ""
+        row["training"] = model.metrics["train"][name]
+        row |= {f"control: {control}": values[name] for control, values in model.controls.items()}
+        if model.task.kind == "regression":
+            row |= {"Kendall τ": test["kendall_tau"], "MSE (normalised)": test["normalized_mse"]}
+        else:
+            row |= {"AUC": test["auc"], "log loss": test["log_loss"]}
+        rows.append(row | {"epochs": len(model.history), "parameters": model.model.n_parameters, "finished": model.finished})
+    return pd.DataFrame(rows)
+
+
+ready: list[Run] = []
+try:
+    need(targets and names, "Choose at least one target and one model.")
+    ready = make_runs()
+    describe(ready[0].plan)
+except LoLError as problem:
+    st.error(str(problem), icon=":material/error:")
+
+busy = state.job is not None and state.job.running
+start, stop, _ = st.columns([1, 1, 4])
+if start.button("Train", type="primary", icon=":material/play_arrow:", disabled=busy or not ready, width="stretch"):
+    state.job = TrainingJob(zoo, ready)
+    state.job.start()
+    st.rerun()
+if stop.button("Stop", icon=":material/stop:", disabled=not busy, width="stretch") and state.job is not None:
+    state.job.stop()
+
+
+@st.fragment(run_every=0.7 if busy else None)
+def watch() -> None:
+    job = state.job
+    if job is None:
+        return
+    left = job.seconds_left
+    waiting = job.fraction == 0 and all(run.progress.message == "Waiting" for run in job.runs)
+    if job.running:
+        text = (
+            "Stopping at the last finished epoch …"
+            if job.stopping
+            else ("Another training is running on this server; this one waits." if waiting else "Training")
+        )
+        st.progress(min(job.fraction, 1.0), f"{text} · about {left:.0f} s left" if left is not None and not job.stopping else text)
+    elif busy:
+        st.rerun(scope="app")
+    histories = {run.title: run.progress.history for run in job.runs if run.progress.history}
+    if histories:
+        st.plotly_chart(plots.learning_curves(histories), key="curves", alt="Training and validation loss against epochs")
+    for run in job.runs:
+        if run.error:
+            st.error(f"{run.title}: {run.error}")
+        elif job.running and not run.ended:
+            st.caption(f"{run.title}: {run.progress.message}")
+    done = [run.checkpoint for run in job.runs if run.checkpoint is not None]
+    if done:
+        st.dataframe(results_table(done), hide_index=True, key="results")
+        for model in done:
+            for id, reason in list(model.left_out.items())[:3]:
+                st.caption(f"{model.model.title}: left out {id}: {reason}")
+
+
+watch()
+
+saved = checkpoints(zoo)
+st.subheader("Trained models of this collection")
+need(saved, "None yet. Choose a target and press **Train**; on the sample zoo GL-net takes seconds.")
+kept: list[tuple[str, Path, Checkpoint]] = []
+for title, folder in saved.items():
+    try:
+        kept.append((title, folder, load_checkpoint(folder)))
+    except LoLError as problem:
+        st.caption(str(problem))
+st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key="saved")
+choice, resume, delete, predictions = st.columns([3, 1, 1, 2], vertical_alignment="bottom")
+selected = choice.selectbox("Model", [title for title, *_ in kept], key="saved_model")
+_, folder, model = next(item for item in kept if item[0] == selected)
+predictions.page_link("pages/Predictions.py", label="Look at its predictions", icon=":material/insights:")
+can_resume = not model.finished and not busy
+if resume.button("Resume", disabled=not can_resume, icon=":material/resume:", width="stretch", help="Goes on with a training that was stopped."):
+    planned = Plan(model.task, model.spec, model.split, {}, model.left_out_modules)
+    state.job = TrainingJob(zoo, [Run(f"{model.model.title}, seed {model.config.seed}", planned, model.config, folder, resume=True)])
+    state.job.start()
+    st.rerun()
+if delete.button("Delete", disabled=busy, icon=":material/delete:", width="stretch"):
+    shutil.rmtree(folder, ignore_errors=True)
+    if str(folder) in state.extra_checkpoints:
+        state.extra_checkpoints.remove(str(folder))
+    st.rerun()

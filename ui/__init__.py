@@ -1,0 +1,1 @@
+"""What the pages share: the frame around each, the session's state, jobs, and widgets used twice. No mathematics."""

@@ -1,0 +1,93 @@
+"""Long work beside the page: a thread that never touches streamlit, watched by a fragment. One job at a time in the whole server."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.errors import LoLError
+from lol_core.training import Plan, Progress, train
+from lol_core.zoo import Zoo
+
+ONE_AT_A_TIME = threading.Semaphore(1)
+
+
+@dataclass
+class Run:
+    """One model to train and how far it is."""
+
+    title: str
+    plan: Plan
+    config: TrainingConfig
+    out: Path
+    resume: bool = False
+    progress: Progress = field(default_factory=lambda: Progress("Waiting", 0.0))
+    checkpoint: Checkpoint | None = None
+    error: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.checkpoint is not None or self.error is not None
+
+
+class TrainingJob:
+    """Trains runs one after the other. `stop()` ends the present one at its last finished epoch, saved, and skips the rest."""
+
+    def __init__(self, zoo: Zoo, runs: list[Run]):
+        self.zoo, self.runs = zoo, runs
+        self.started = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="training")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def fraction(self) -> float:
+        return sum(1.0 if run.ended else run.progress.fraction for run in self.runs) / len(self.runs)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the pace so far; None until there is one."""
+        return (time.monotonic() - self.started) * (1 / self.fraction - 1) if self.fraction > 0.05 else None
+
+    def _work(self) -> None:
+        while not ONE_AT_A_TIME.acquire(timeout=0.5):
+            if self.stopping:
+                return
+        try:
+            self.started = time.monotonic()
+            for run in self.runs:
+                if self.stopping:
+                    run.error = "Skipped: training was stopped before it began."
+                    continue
+                self._train(run)
+        finally:
+            ONE_AT_A_TIME.release()
+
+    def _train(self, run: Run) -> None:
+        def report(progress: Progress) -> None:
+            run.progress = progress
+
+        try:
+            run.checkpoint = train(self.zoo, run.plan, run.config, run.out, report, self._stop.is_set, run.resume)
+        except LoLError as error:
+            run.error = str(error)
+        except Exception as error:  # a page never shows a traceback; the log does
+            traceback.print_exc()
+            run.error = f"An unexpected {type(error).__name__}: {error}. The server's log has the details."

@@ -1,0 +1,82 @@
+"""The session's state, typed, in one place; and what is cached across sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import streamlit as st
+
+from lol_core.checkpoint import Checkpoint, read_description
+from lol_core.errors import CheckpointError
+from lol_core.index import cache_folder
+from lol_core.lora import LoRA
+from lol_core.zoo import Zoo
+from ui.jobs import TrainingJob
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
+MAX_OPEN_ZOOS = 4
+
+
+@dataclass
+class Session:
+    """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path."""
+
+    zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
+    extra_checkpoints: list[str] = field(default_factory=list)
+    job: TrainingJob | None = None
+    draws: int = 1
+
+
+def session() -> Session:
+    if "session" not in st.session_state:
+        st.session_state["session"] = Session()
+    found: Session = st.session_state["session"]
+    return found
+
+
+def runs_folder(zoo: Zoo) -> Path:
+    """Where models trained on a zoo are kept: in the user's cache, never in the collection."""
+    return cache_folder() / "runs" / f"{zoo.name}-{zoo.fingerprint}"
+
+
+@st.cache_resource(max_entries=32, show_spinner="Loading the model …")
+def _load_checkpoint(folder: str, modified: float) -> Checkpoint:
+    return Checkpoint.load(folder)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint, read once as long as it does not change. Raises CheckpointError."""
+    try:
+        return _load_checkpoint(str(folder), (folder / "checkpoint.json").stat().st_mtime)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no checkpoint there. Choose a folder that training wrote.") from error
+
+
+def checkpoints(zoo: Zoo) -> dict[str, Path]:
+    """Title → folder of the models trained on this collection and of those opened by path, newest first."""
+    found = sorted(runs_folder(zoo).glob("*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    folders = [Path(f) for f in reversed(session().extra_checkpoints)] + [path.parent for path in found]
+    titles: dict[str, Path] = {}
+    for folder in folders:
+        try:
+            read_description(folder)
+            title = load_checkpoint(folder).title
+        except CheckpointError:
+            continue
+        stem, copies = title, 2
+        while title in titles:
+            title, copies = f"{stem} ({copies})", copies + 1
+        titles[title] = folder
+    return titles
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _load_lora(fingerprint: str, digest: str, id: str, _zoo: Zoo) -> LoRA:
+    return _zoo.load(id)
+
+
+def load_lora(zoo: Zoo, id: str) -> LoRA:
+    """A LoRA with its weights, cached by content. Raises LoRAFormatError."""
+    return _load_lora(zoo.fingerprint, zoo.by_id[id].digest, id, zoo)
