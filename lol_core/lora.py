@@ -91,7 +91,7 @@ class LoRALayer:
         axis = 0 if self.magnitude_axis == "n" else 1
         others = [d for d in range(merged.ndim) if d != axis]
         shape = [-1 if d == axis else 1 for d in range(merged.ndim)]
-        return merged / merged.norm(dim=others, keepdim=True) * self.magnitude.to(weight).reshape(shape)
+        return merged / torch.linalg.vector_norm(merged, dim=others, keepdim=True) * self.magnitude.to(weight).reshape(shape)
 
     def act(self, R: Tensor) -> LoRALayer:
         """(UR, VR⁻ᵀ), the same function (paper, section 2). R: (r, r), invertible; computed in R's dtype."""

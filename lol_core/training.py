@@ -141,8 +141,12 @@ def train(
     if resume and (state := load_state(out)) is None:
         raise CheckpointError(f"{out}: nothing to resume (no state.safetensors). Start the training anew.")
     if not resume:
-        (out / "state.safetensors").unlink(missing_ok=True)
         state = None
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "state.safetensors").unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{out}: cannot be written ({error.strerror}). Choose another folder for the checkpoint.") from error
     device = find_device(config.device)
     factors = Factors(zoo, plan.spec, plan.ids, lambda done, total: on_progress(Progress(f"Reading LoRA {done} of {total}", 0.1 * done / total)), stop)
     split = {part: [id for id in ids if id in factors.place] for part, ids in plan.split.items()}

@@ -181,14 +181,13 @@ def split_ids(
     sizes = dict.fromkeys(distinct, 0)
     for unit in units:
         sizes[unit] += 1
-    names = ("train", "validation", "test")
-    bounds = np.cumsum(fractions) * len(ids) / sum(fractions)
-    side, filled = {}, 0.0
-    for i in order:  # a group goes to the part in which its middle falls
-        middle = filled + sizes[distinct[i]] / 2
-        side[distinct[i]] = names[min(int(np.searchsorted(bounds, middle)), 2)]
-        filled += sizes[distinct[i]]
-    parts: dict[str, list[str]] = {name: [id for id, unit in zip(ids, units, strict=True) if side[unit] == name] for name in names}
+    lacking = {name: len(ids) * share / sum(fractions) for name, share in zip(("train", "validation", "test"), fractions, strict=True)}
+    side = {}
+    for i in order:  # each group goes to the part that lacks most
+        part = max(lacking, key=lambda name: lacking[name])
+        side[distinct[i]] = part
+        lacking[part] -= sizes[distinct[i]]
+    parts: dict[str, list[str]] = {name: [id for id, unit in zip(ids, units, strict=True) if side[unit] == name] for name in lacking}
     if empty := [name for name, part in parts.items() if not part]:
         raise TaskError(
             f"{len(ids)} LoRAs in {len(distinct)} groups are too few for training, validation and test parts: {', '.join(empty)} would be empty. "

@@ -172,7 +172,7 @@ def _open_pickle(path: Path) -> TensorFile:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise LoRAFormatError("A pickle that holds more than tensors, or no pickle at all. It was not executed. Convert it to safetensors.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # damaged pickles raise anything at all
         raise LoRAFormatError(f"Not a readable PyTorch file ({type(error).__name__}). It is damaged, or of another kind.") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from lol_core.zoo import Zoo
+from tests.builders import write_zoo
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_LORAS = ROOT.parent / "shared" / "real_loras"
+SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
+settings.register_profile("here", deadline=None, derandomize=True)  # the same cases everywhere, on machines of any speed
+settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Indexes and runs of a test never meet those of the user or of another test."""
+    monkeypatch.setenv("LOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    yield
+
+
+@pytest.fixture(scope="session")
+def real_loras() -> Path:
+    """Published LoRA files, which are not part of the repository."""
+    if not (REAL_LORAS / "INDEX.tsv").is_file():
+        pytest.skip("the published LoRA files are not here")
+    return REAL_LORAS
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo") / "synthetic"
+    write_zoo(folder, 60)
+    return folder
+
+
+@pytest.fixture
+def synthetic_zoo(synthetic_folder: Path) -> Zoo:
+    return Zoo.open(synthetic_folder)

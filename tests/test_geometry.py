@@ -1,0 +1,78 @@
+"""Everything computed from factors agrees with the n × m matrix it never forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lol_core.errors import ModelError
+from lol_core.geometry import distance, effective_rank, inner_product, norm, same_function, singular_values, spectrum
+from lol_core.lora import LoRA, LoRALayer
+from lol_core.symmetry import sample_gl
+from tests.builders import random_lora
+
+sizes = st.integers(1, 9)
+
+
+@given(n=sizes, m=sizes, r=st.integers(1, 6), seed=st.integers(0, 10_000))
+@settings(max_examples=60)
+def test_singular_values_by_qr(n: int, m: int, r: int, seed: int) -> None:
+    layer = random_lora([("x", n, m, r)], seed).layers[0]
+    values = singular_values(layer.U, layer.V)
+    expected = torch.linalg.svdvals(layer.delta(torch.float64))[: len(values)]
+    torch.testing.assert_close(values[: len(expected)], expected, rtol=1e-9, atol=1e-9)
+
+
+@given(n=sizes, m=sizes, r=st.integers(1, 4), q=st.integers(1, 4), seed=st.integers(0, 10_000), scale=st.floats(-3, 3))
+@settings(max_examples=60)
+def test_inner_product_norm_and_distance(n: int, m: int, r: int, q: int, seed: int, scale: float) -> None:
+    a, b = random_lora([("x", n, m, r)], seed, scale=scale).layers[0], random_lora([("x", n, m, q)], seed + 1).layers[0]
+    A, B = a.delta(torch.float64), b.delta(torch.float64)
+    assert inner_product(a, b) == pytest.approx(float((A * B).sum()), abs=1e-9)
+    assert norm(a) == pytest.approx(float(A.norm()), abs=1e-9)
+    assert distance(a, b) == pytest.approx(float((A - B).norm()), abs=1e-9)
+
+
+def test_updates_of_different_weights_have_no_inner_product() -> None:
+    with pytest.raises(ModelError, match=r"x \(3 × 4\) and y \(4 × 3\)"):
+        inner_product(random_lora([("x", 3, 4, 1)]).layers[0], random_lora([("y", 4, 3, 1)]).layers[0])
+
+
+def test_effective_rank_counts_equal_singular_values() -> None:
+    assert effective_rank(torch.ones(5)) == pytest.approx(5)
+    assert effective_rank(torch.tensor([3.0, 0.0])) == pytest.approx(1)
+    assert effective_rank(torch.zeros(3)) == 0
+
+
+def test_spectrum_of_a_kronecker_product() -> None:
+    first, second = torch.randn(3, 2, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    layer = LoRALayer("x", first.reshape(-1, 1), second.reshape(-1, 1), 0.5, kind="kronecker", weight_shape=(12, 10), factor_shapes=((3, 2), (4, 5)))
+    torch.testing.assert_close(layer.delta(torch.float64), 0.5 * torch.kron(first, second))
+    expected = torch.linalg.svdvals(layer.delta(torch.float64))
+    torch.testing.assert_close(spectrum(layer), expected[: len(spectrum(layer))])
+    assert norm(layer) == pytest.approx(float(layer.delta(torch.float64).norm()))
+
+
+@given(seed=st.integers(0, 1000), kappa=st.floats(1, 50))
+def test_same_function_sees_through_gauge_dtype_and_padding(seed: int, kappa: float) -> None:
+    lora = random_lora(seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    moved = lora.act({layer.name: sample_gl(3, kappa, generator=generator) for layer in lora.layers})
+    padded = LoRA(tuple(LoRALayer(y.name, torch.nn.functional.pad(y.U, (0, 2)), torch.nn.functional.pad(y.V, (0, 2))) for y in moved.layers))
+    assert same_function(lora, moved)
+    assert same_function(lora, padded)
+    half = LoRA(tuple(LoRALayer(y.name, y.U.half(), y.V.half()) for y in lora.layers))
+    assert same_function(lora, half, tolerance=5e-3)
+    assert not same_function(lora, random_lora(seed=seed + 1))
+    negated = LoRA((LoRALayer("a", -lora["a"].U, lora["a"].V), *lora.layers[1:]))
+    assert not same_function(lora, negated), "the same norms and spectra are not the same function"
+
+
+def test_distance_survives_cancellation() -> None:
+    layer = random_lora([("x", 30, 20, 4)]).layers[0]
+    moved = layer.act(sample_gl(4, 100.0, generator=torch.Generator().manual_seed(0)))
+    assert distance(layer, moved) < 1e-12 * norm(layer) * math.sqrt(100) * 100

@@ -1,0 +1,213 @@
+"""Theorem 1 in both directions, and equations (3), (4) and (6) as written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lol_core.batches import Batch, make_batch, shared_spec
+from lol_core.errors import ModelError
+from lol_core.lora import LoRA, LoRALayer
+from lol_core.models import MODELS, LoLModel, ModelConfig, make_model
+from lol_core.models.layers import NONLINEARITIES, EquivariantLinear, EquivariantNonlinearity, InvariantProducts
+from lol_core.models.o_align import procrustes
+from lol_core.symmetry import TOLERANCES, equivariance_error, invariance_error, sample_orthogonal
+from tests.builders import SHAPES, random_batch, random_lora
+
+FLOATS = [torch.float32, torch.float64]
+GL_MODELS = ["svd", "dense", "gl_net"]
+
+
+def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int = 0, **config: object) -> LoLModel:
+    """A model with random weights, prepared on the batch."""
+    torch.manual_seed(seed)
+    model = make_model(name, batch.spec, 3, ModelConfig(width=16, equivariant_width=4, **config))  # type: ignore[arg-type]
+    model.prepare(batch.to(dtype=torch.float32), torch.Generator().manual_seed(seed))
+    return model.to(dtype).eval()
+
+
+def shapes_of(ranks: list[int], seed: int) -> list[tuple[str, int, int, int]]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        (f"m{i}", int(torch.randint(max(2, r), 12, (1,), generator=g)), int(torch.randint(max(2, r), 12, (1,), generator=g)), r) for i, r in enumerate(ranks)
+    ]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", GL_MODELS)
+@given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
+@settings(max_examples=15)
+def test_gl_invariance_holds(name: str, dtype: torch.dtype, ranks: list[int], kappa: float, seed: int) -> None:
+    batch = random_batch(shapes_of(ranks, seed), 3, seed).to(dtype=dtype)
+    for group in ("gl", "o"):
+        assert invariance_error(made(name, batch, dtype, seed), batch, group, kappa, 2, torch.Generator().manual_seed(seed)) <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(rank=st.integers(2, 6), seed=st.integers(0, 10_000))
+@settings(max_examples=15)
+def test_o_align_holds_for_o_and_fails_for_gl(dtype: torch.dtype, rank: int, seed: int) -> None:
+    batch = random_batch(shapes_of([rank, rank], seed), 3, seed).to(dtype=dtype)
+    model = made("o_align", batch, dtype, seed)
+    generator = torch.Generator().manual_seed(seed)
+    assert invariance_error(model, batch, "o", trials=2, generator=generator) <= TOLERANCES[dtype]
+    assert invariance_error(model, batch, "gl", 10.0, 4, generator) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(rank=st.integers(2, 6), seed=st.integers(0, 10_000))
+@settings(max_examples=15)
+def test_mlp_fails_for_both_groups(dtype: torch.dtype, rank: int, seed: int) -> None:
+    batch = random_batch(shapes_of([rank, rank], seed), 3, seed).to(dtype=dtype)
+    model = made("mlp", batch, dtype, seed)
+    for group in ("gl", "o"):
+        assert invariance_error(model, batch, group, 10.0, 4, torch.Generator().manual_seed(seed)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"mean_products": True}, {"equivariant_layers": 3}, {"equivariant_layers": 2, "sigma": "sigmoid"}, {"normalize": False}]
+)
+def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(config: dict[str, object]) -> None:
+    batch = random_batch()
+    model = made("gl_net", batch, **config)
+    assert invariance_error(model, batch, "gl", 100.0) <= 1e-9
+    assert invariance_error(model.embed, batch, "gl", 100.0) <= 1e-9
+
+    def inner(b: Batch) -> Batch:  # R for the stack of all modules, in the order in which the groups are concatenated
+        U, V = model.equivariant(model.normalized(b))
+        return Batch(b.spec, tuple(U.split([len(i) for _, i in b.spec.groups], 1)), tuple(V.split([len(i) for _, i in b.spec.groups], 1)), b.ranks)
+
+    assert equivariance_error(inner, batch, "gl", 100.0) <= 1e-9
+
+
+def test_equation_4_is_left_multiplication() -> None:
+    layer = EquivariantLinear(2, 7, 5, 4, 3).double()
+    U, V = torch.randn(6, 2, 7, 3).double(), torch.randn(6, 2, 5, 3).double()
+    out_U, out_V = layer(U, V)
+    for module in range(2):
+        torch.testing.assert_close(out_U[:, module], torch.stack([layer.Phi[module] @ u for u in U[:, module]]))
+        torch.testing.assert_close(out_V[:, module], torch.stack([layer.Psi[module] @ v for v in V[:, module]]))
+
+
+@pytest.mark.parametrize("name", NONLINEARITIES)
+def test_equation_6_row_by_row(name: str) -> None:
+    sigma = NONLINEARITIES[name]
+    U, V = torch.randn(7, 3).double(), torch.randn(5, 3).double()
+    product = U @ V.T
+    expected_U = torch.stack([sigma(product[i].sum()) * U[i] for i in range(7)])
+    expected_V = torch.stack([sigma(product[:, j].sum()) * V[j] for j in range(5)])
+    out_U, out_V = EquivariantNonlinearity(name)(U[None, None], V[None, None])
+    torch.testing.assert_close(out_U[0, 0], expected_U)
+    torch.testing.assert_close(out_V[0, 0], expected_V)
+
+
+def test_the_default_nonlinearity_zeroes_whole_rows() -> None:
+    U = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    out, _ = EquivariantNonlinearity()(U[None, None], torch.ones(1, 1, 3, 2))
+    assert (out[0, 0, 0] == U[0]).all() and (out[0, 0, 1] == 0).all()
+
+
+def test_a_pointwise_nonlinearity_is_not_equivariant() -> None:
+    def pointwise(b: Batch) -> Batch:
+        return b.map(torch.relu)
+
+    assert equivariance_error(pointwise, random_batch(), "gl", 10.0) > 1e-2
+
+
+def test_the_invariant_head_flattens_products_or_takes_their_means() -> None:
+    U, V = torch.randn(2, 3, 4, 2).double(), torch.randn(2, 3, 5, 2).double()
+    products = U @ V.mT
+    torch.testing.assert_close(InvariantProducts()(U, V), products.flatten(1))
+    torch.testing.assert_close(InvariantProducts(mean=True)(U, V), products.mean((-1, -2)))
+
+
+@given(r=st.integers(1, 5), seed=st.integers(0, 1000))
+@settings(max_examples=30)
+def test_equation_3_procrustes_is_the_best_rotation(r: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    U, V, TU, TV = (torch.randn(k, r, generator=g, dtype=torch.float64) for k in (6, 5, 6, 5))
+
+    def cost(Q: torch.Tensor) -> float:
+        return float((U @ Q - TU).square().sum() + (V @ Q - TV).square().sum())
+
+    best = cost(procrustes(U, V, TU, TV))
+    assert all(best <= cost(Q) + 1e-9 for Q in sample_orthogonal(r, (50,), g))
+    Q = sample_orthogonal(r, (), g)
+    torch.testing.assert_close(procrustes(U, V, U @ Q, V @ Q), Q)
+
+
+def test_mixed_ranks_go_to_the_models_that_take_them() -> None:
+    loras = [random_lora([("a", 7, 5, rank), ("b", 6, 9, rank)], rank) for rank in (1, 2, 4)]
+    spec = shared_spec(loras)
+    assert spec.mixed_ranks and spec.rank == 4
+    batch = make_batch(loras, spec, torch.float64)
+    for name in GL_MODELS:
+        model = made(name, batch)
+        alone = torch.cat([model(make_batch([lora], spec, torch.float64)) for lora in loras])
+        torch.testing.assert_close(alone, model(batch)), "padding changed the prediction"
+        assert invariance_error(model, batch, "gl", 50.0) <= 1e-9
+    for name in ("mlp", "o_align"):
+        with pytest.raises(ModelError, match="takes LoRAs of one rank"):
+            make_model(name, spec, 1)
+
+
+def test_another_rank_than_the_trained_one() -> None:
+    batch = random_batch()
+    higher = make_batch([random_lora([(n, a, b, 5) for n, a, b, _ in SHAPES])], batch.spec, torch.float64)
+    for name in GL_MODELS:
+        assert torch.isfinite(made(name, batch)(higher)).all()
+    for name in ("mlp", "o_align"):
+        with pytest.raises(ModelError, match=r"rank 3 and takes no other; found ranks \[5\]"):
+            made(name, batch)(higher)
+
+
+def test_svd_sees_neither_sign_nor_direction() -> None:
+    batch = random_batch()
+    flipped = batch.map(lambda t: t)
+    flipped = Batch(flipped.spec, tuple(-u for u in flipped.U), flipped.V, flipped.ranks)
+    svd, gl_net = made("svd", batch), made("gl_net", batch)
+    torch.testing.assert_close(svd(batch), svd(flipped))
+    assert not torch.allclose(gl_net(batch), gl_net(flipped))
+
+
+def test_dora_magnitudes_are_features_of_every_model() -> None:
+    def with_magnitude(lora: LoRA, value: float) -> LoRA:
+        return LoRA(tuple(LoRALayer(y.name, y.U, y.V, magnitude=torch.full((y.n,), value, dtype=torch.float64)) for y in lora.layers))
+
+    base = [random_lora(seed=i) for i in range(3)]
+    one, two = ([with_magnitude(lora, value) for lora in base] for value in (1.0, 2.0))
+    spec = shared_spec(one)
+    first, second = make_batch(one, spec, torch.float64), make_batch(two, spec, torch.float64)
+    assert first.magnitudes is not None and first.magnitudes.shape == (3, sum(n for _, n, _, _ in SHAPES))
+    for name in MODELS:
+        model = made(name, first)
+        assert not torch.allclose(model(first), model(second))
+    assert invariance_error(made("gl_net", first), first, "gl", 100.0) <= 1e-9
+
+
+def test_dense_says_what_memory_it_needs() -> None:
+    huge = shared_spec([LoRA((LoRALayer("x", torch.zeros(200_000, 1, device="meta"), torch.zeros(200_000, 1, device="meta")),))])
+    with pytest.raises(ModelError, match=r"needs about [\d.]+ GB for 40,000,000,000 inputs"):
+        make_model("dense", huge, 1)
+    assert make_model("gl_net", huge, 1).n_parameters < 10_000_000
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ModelError, match="mlp, o_align, svd, dense, gl_net"):
+        make_model("transformer", random_batch().spec, 1)
+
+
+def test_members_without_a_common_module_are_refused() -> None:
+    with pytest.raises(ModelError, match="share no module"):
+        shared_spec([random_lora([("a", 3, 4, 1)]), random_lora([("a", 4, 3, 1)])])
+
+
+def test_normalising_keeps_every_symmetry_and_gives_unit_entries() -> None:
+    batch = random_batch(count=50).map(lambda t: 1e-3 * t)
+    model = made("gl_net", batch)
+    normal = model.normalized(batch)
+    for factors in (*normal.U, *normal.V):
+        assert factors.std().item() == pytest.approx(1, abs=0.1)
+    assert invariance_error(model, batch, "gl", 100.0) <= 1e-9

@@ -1,0 +1,149 @@
+"""What bad labels get: a sentence that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lol_core.errors import TaskError
+from lol_core.evaluation import bootstrap_interval, confusion, control_scores, score
+from lol_core.tasks import Task, guess_kind, make_task
+
+
+@pytest.fixture
+def labels() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "loss": rng.normal(2, 0.5, 40),
+            "accuracy": rng.uniform(0, 1, 40),
+            "smile": rng.integers(0, 2, 40),
+            "hat": rng.integers(0, 2, 40).astype(float),
+            "style": rng.choice(["ink", "oil", "pixel"], 40),
+            "constant": 3.0,
+            "mostly_missing": [1.0, 2.0, *[np.nan] * 38],
+            "infinite": [np.inf] * 35 + [1.0, 2.0, 3.0, 4.0, 5.0],
+            "comment": [f"free text {i}" for i in range(40)],
+        },
+        index=[f"l{i}" for i in range(40)],
+    )
+
+
+def test_kinds_are_found(labels: pd.DataFrame) -> None:
+    kinds = {column: guess_kind(labels[column]) for column in labels}
+    assert kinds["loss"] == "regression" and kinds["smile"] == kinds["hat"] == "binary" and kinds["style"] == "multiclass"
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind", "reason"),
+    [
+        ([], None, "No target chosen"),
+        (["gone"], None, "No label column 'gone'.*'loss'"),
+        (["constant"], None, "'constant' is .*3.0.* for every LoRA"),
+        (["mostly_missing"], None, "Only 2 of 40"),
+        (["infinite"], None, "Only 5 of 40"),
+        (["style"], "regression", "'style' holds text.*where numbers are needed"),
+        (["loss"], "binary", "a yes/no task needs 0 and 1"),
+        (["loss", "smile"], None, "different kinds"),
+        (["style", "comment"], "multiclass", "one target"),
+        (["loss"], "multiclass", None),
+    ],
+)
+def test_labels_that_cannot_be_learnt(labels: pd.DataFrame, targets: list[str], kind: str | None, reason: str | None) -> None:
+    if reason is None:
+        assert make_task(labels, targets, kind)[0].kind == "multiclass"  # type: ignore[arg-type]
+        return
+    with pytest.raises(TaskError, match=reason):
+        make_task(labels, targets, kind)  # type: ignore[arg-type]
+
+
+def test_a_collection_without_labels_says_how_to_add_them() -> None:
+    with pytest.raises(TaskError, match=r"no labels. Put a labels.csv"):
+        make_task(pd.DataFrame(index=["a", "b"]), ["x"])
+
+
+def test_too_many_classes_are_no_classes() -> None:
+    labels = pd.DataFrame({"name": [f"n{i}" for i in range(60)]}, index=range(60))
+    with pytest.raises(TaskError, match="60 distinct values"):
+        make_task(labels, ["name"])
+
+
+def test_missing_labels_leave_a_lora_out(labels: pd.DataFrame) -> None:
+    labels.loc["l3", "loss"] = np.nan
+    labels.loc["l4", "loss"] = -np.inf
+    _, ids = make_task(labels, ["loss"])
+    assert len(ids) == 38 and not {"l3", "l4"} & set(ids)
+
+
+def test_regression_is_normalised_inside_and_reported_in_its_units(labels: pd.DataFrame) -> None:
+    task, ids = make_task(labels, ["loss", "accuracy"])
+    task = task.fitted(labels.loc[ids])
+    encoded = task.encode(labels.loc[ids])
+    assert encoded.mean(0).abs().max() < 1e-5 and (encoded.std(0, correction=0) - 1).abs().max() < 1e-5
+    np.testing.assert_allclose(task.decode(encoded), labels[["loss", "accuracy"]], rtol=1e-4, atol=1e-5)
+    metrics = score(task, labels, task.decode(encoded))
+    assert metrics["r2"] == pytest.approx(1, abs=1e-6) and metrics["kendall_tau"] == pytest.approx(1, abs=1e-3)
+    mean = score(task, labels, np.tile(labels[["loss", "accuracy"]].mean(), (40, 1)))
+    assert mean["normalized_mse"] == pytest.approx(1) and mean["r2"] == pytest.approx(0) and np.isnan(mean["kendall_tau"])
+    assert mean["mse/loss"] == pytest.approx(labels["loss"].var(ddof=0))
+
+
+def test_class_weights_balance_the_loss() -> None:
+    labels = pd.DataFrame({"y": [1] * 5 + [0] * 35})
+    task = make_task(labels, ["y"])[0].fitted(labels, class_weights=True)
+    assert task.class_weights == (7.0,)
+    loss = task.loss(torch.zeros(40, 1), task.encode(labels))
+    assert loss.item() == pytest.approx(np.log(2) * (5 * 7 + 35) / 40, rel=1e-5)
+    styles = pd.DataFrame({"s": ["a"] * 30 + ["b"] * 10})
+    weighted = make_task(styles, ["s"])[0].fitted(styles, class_weights=True)
+    assert weighted.class_weights == pytest.approx((40 / 60, 40 / 20))
+
+
+def test_a_constant_training_part_is_refused(labels: pd.DataFrame) -> None:
+    task, _ = make_task(labels, ["smile"])
+    with pytest.raises(TaskError, match="same value for every LoRA of the training part"):
+        task.fitted(labels[labels.smile == 1])
+
+
+def test_tasks_survive_json(labels: pd.DataFrame) -> None:
+    import json
+
+    for targets in (["loss"], ["smile", "hat"], ["style"]):
+        task = make_task(labels, targets)[0].fitted(labels)
+        assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+
+
+def test_binary_and_multiclass_metrics(labels: pd.DataFrame) -> None:
+    task = make_task(labels, ["smile", "hat"])[0]
+    truth = labels[["smile", "hat"]].to_numpy(float)
+    perfect = score(task, labels, truth * 0.98 + 0.01)
+    assert perfect["accuracy"] == perfect["auc"] == perfect["accuracy/hat"] == 1
+    assert score(task, labels, 1 - truth)["accuracy"] == 0
+    task = make_task(labels, ["style"])[0]
+    one_hot = task.encode(labels).reshape(-1, 1).eq(torch.arange(3)).double().numpy()
+    assert score(task, labels, one_hot * 0.9 + 0.1 / 3)["accuracy"] == 1
+    matrix = confusion(task, labels, one_hot)
+    assert (np.diag(matrix) == labels["style"].value_counts().sort_index()).all() and matrix.to_numpy().sum() == 40
+
+
+def test_the_bootstrap_interval_holds_the_score(labels: pd.DataFrame) -> None:
+    task = make_task(labels, ["loss"])[0].fitted(labels)
+    noisy = labels[["loss"]].to_numpy() + np.random.default_rng(0).normal(0, 0.2, (40, 1))
+    low, high = bootstrap_interval(task, labels, noisy, 0)
+    assert low < score(task, labels, noisy)["r2"] < high < 1
+
+
+def test_controls_see_what_they_are_given_and_no_more(labels: pd.DataFrame) -> None:
+    task = make_task(labels, ["loss"])[0].fitted(labels)
+    ids = list(labels.index)
+    split = {"train": ids[:25], "validation": ids[25:30], "test": ids[30:]}
+    tell_all = pd.DataFrame({"x": labels["loss"]})
+    tell_nothing = pd.DataFrame({"x": np.zeros(40)}, index=ids)
+    scores = control_scores(task, labels, split, {"leak": tell_all, "structure only": tell_nothing}, 0)
+    assert scores["leak"]["r2"] > 0.7
+    assert scores["structure only"]["r2"] <= 0.01 and scores["constant"]["r2"] <= 0
+    for targets in (["smile"], ["style"]):
+        kind = make_task(labels, targets)[0].fitted(labels)
+        assert set(control_scores(kind, labels, split, {"structure only": tell_nothing}, 0)) == {"constant", "structure only"}

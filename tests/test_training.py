@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.errors import CheckpointError, LoRAFormatError, ModelError, TaskError
+from lol_core.models import MODELS, ModelConfig
+from lol_core.training import MEMORY_SHARE, Factors, Progress, Stopped, plan, train
+from lol_core.zoo import Zoo
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
+
+SMALL = ModelConfig(width=16, equivariant_width=4, dropout=0.1)
+QUICK = TrainingConfig(model_config=SMALL, epochs=6, batch_size=8, patience=0, device="cpu")
+
+
+def fit(zoo: Zoo, out: Path, config: TrainingConfig = QUICK, targets: tuple[str, ...] = ("size",), **options: object) -> Checkpoint:
+    return train(zoo, plan(zoo, targets, config), config, out, **options)  # type: ignore[arg-type]
+
+
+def stop_after(batches: int) -> object:
+    calls = iter(range(10**9))
+    return lambda: next(calls) >= batches
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("targets", [("size",), ("positive",), ("kind",)])
+def test_every_model_learns_every_kind_of_task(model: str, targets: tuple[str, ...], synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model=model), targets)
+    assert checkpoint.finished and len(checkpoint.history) == 6
+    losses = [row["train_loss"] for row in checkpoint.history]
+    assert min(losses[1:]) < losses[0]
+    assert set(checkpoint.controls) == {"constant", "structure only", "norms only"} and checkpoint.interval is not None
+    assert set(checkpoint.metrics) == {"train", "validation", "test"}
+
+
+def test_singular_values_learn_what_is_a_function_of_the_update(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    """The label is log ‖ΔW‖: the norms-only control must find it, and so must a model of singular values."""
+    config = replace(QUICK, model="svd", epochs=150, learning_rate=3e-3)
+    checkpoint = fit(synthetic_zoo, tmp_path / "run", config)
+    assert checkpoint.metrics["test"]["r2"] > 0.6 and checkpoint.controls["norms only"]["r2"] > 0.8
+    assert checkpoint.controls["structure only"]["r2"] < 0.1
+
+
+def test_the_same_seed_gives_the_same_model_and_another_does_not(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    runs = [fit(synthetic_zoo, tmp_path / str(i), replace(QUICK, seed=seed)) for i, seed in enumerate((1, 1, 2))]
+    weights = [load_file(tmp_path / str(i) / "model.safetensors") for i in range(3)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert runs[0].history == runs[1].history != runs[2].history
+    assert runs[0].split == runs[1].split != runs[2].split
+
+
+@pytest.mark.parametrize("batches", [70, 75, 80, 95])
+def test_stop_and_resume_end_like_an_uninterrupted_run(batches: int, synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    whole = fit(synthetic_zoo, tmp_path / "whole")
+    stopped = fit(synthetic_zoo, tmp_path / "parts", stop=stop_after(batches))
+    assert not stopped.finished and len(stopped.history) < 6
+    assert "stopped before its end" in (tmp_path / "parts" / "README.md").read_text()
+    resumed = fit(synthetic_zoo, tmp_path / "parts", resume=True)
+    assert resumed.finished and resumed.history == whole.history and resumed.metrics == whole.metrics
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_finished_run_can_be_given_more_epochs(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    whole = fit(synthetic_zoo, tmp_path / "whole", replace(QUICK, epochs=9))
+    fit(synthetic_zoo, tmp_path / "parts")
+    longer = fit(synthetic_zoo, tmp_path / "parts", replace(QUICK, epochs=9), resume=True)
+    assert longer.history == whole.history
+
+
+def test_resuming_another_run_is_refused(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    fit(synthetic_zoo, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="other settings or another collection"):
+        fit(synthetic_zoo, tmp_path / "run", replace(QUICK, learning_rate=5e-3), resume=True)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        fit(synthetic_zoo, tmp_path / "empty", resume=True)
+    (tmp_path / "run" / "state.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="Delete it to start again"):
+        fit(synthetic_zoo, tmp_path / "run", resume=True)
+
+
+def test_a_stop_while_reading_trains_nothing(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        fit(synthetic_zoo, tmp_path / "run", stop=stop_after(3))
+    assert not (tmp_path / "run" / "checkpoint.json").exists()
+
+
+def test_early_stopping_keeps_the_best_epoch(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model="mlp", epochs=200, patience=4, learning_rate=1e-2))
+    losses = [row["validation_loss"] for row in checkpoint.history]
+    assert len(losses) < 200 and len(losses) == int(np.argmin(losses)) + 1 + 4
+    encoded = checkpoint.task.encode(synthetic_zoo.labels.loc[checkpoint.split["validation"]])
+    outputs = checkpoint.outputs([synthetic_zoo.load(id) for id in checkpoint.split["validation"]])
+    assert checkpoint.task.loss(outputs, encoded).item() == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_progress_only_goes_forward(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    fit(synthetic_zoo, tmp_path / "run", on_progress=seen.append)
+    fractions = [progress.fraction for progress in seen]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert [len(progress.history) for progress in seen][-1] == 6
+
+
+def test_groups_stay_on_one_side(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    split = plan(synthetic_zoo, ["size"], replace(QUICK, group_column="author")).split
+    sides = [set(synthetic_zoo.labels.loc[ids, "author"]) for ids in split.values()]
+    assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
+    with pytest.raises(TaskError, match="No label column 'nobody' to group by"):
+        plan(synthetic_zoo, ["size"], replace(QUICK, group_column="nobody"))
+
+
+def test_a_shuffled_control_knows_nothing(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    config = replace(QUICK, model="svd", epochs=40, shuffled_control=True)
+    checkpoint = fit(synthetic_zoo, tmp_path / "run", config)
+    assert checkpoint.controls["shuffled labels"]["r2"] < 0.3 < checkpoint.metrics["test"]["r2"]
+
+
+def test_a_checkpoint_comes_back_whole(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    for model in MODELS:
+        checkpoint = fit(synthetic_zoo, tmp_path / model, replace(QUICK, model=model))
+        back = Checkpoint.load(tmp_path / model)
+        loras = [synthetic_zoo.load(id) for id in back.split["test"]]
+        assert np.array_equal(back.predict(loras), checkpoint.predict(loras))
+        for name in ("task", "config", "split", "metrics", "history", "fingerprint", "interval", "spec", "created"):
+            assert getattr(back, name) == getattr(checkpoint, name)
+        assert sorted(p.name for p in (tmp_path / model).iterdir()) == ["README.md", "checkpoint.json", "model.safetensors", "state.safetensors"]
+        assert "control: norms only" in (tmp_path / model / "README.md").read_text()
+
+
+def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    fit(synthetic_zoo, tmp_path / "good")
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        Checkpoint.load(tmp_path)
+
+    def damaged(name: str, **changes: object) -> Path:
+        shutil.copytree(tmp_path / "good", tmp_path / name)
+        path = tmp_path / name / "checkpoint.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return tmp_path / name
+
+    with pytest.raises(CheckpointError, match="format 99; this version reads format 1"):
+        Checkpoint.load(damaged("version", format=99))
+    with pytest.raises(CheckpointError, match="names the model 'nobody'"):
+        Checkpoint.load(damaged("model", config={"model": "nobody"}))
+    with pytest.raises(CheckpointError, match="missing or malformed"):
+        Checkpoint.load(damaged("task", task={"kind": "regression"}))
+    (damaged("json") / "checkpoint.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no valid JSON"):
+        Checkpoint.load(tmp_path / "json")
+    (damaged("weights") / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(CheckpointError, match="incomplete"):
+        Checkpoint.load(tmp_path / "weights")
+    spec = json.loads((tmp_path / "good" / "checkpoint.json").read_text())["spec"]
+    spec["modules"][0]["n"] += 1
+    with pytest.raises(CheckpointError, match="do not fit the model"):
+        Checkpoint.load(damaged("geometry", spec=spec))
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        fit(synthetic_zoo, tmp_path / "file" / "run")
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = fit(synthetic_zoo, tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.json").read_bytes()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lol_core.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*Free some disk space"):
+        checkpoint.save(tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.json").read_bytes() == before and not list(tmp_path.glob("*.writing"))
+
+
+def test_another_zoo_gets_predictions_where_it_can(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model="mlp"))
+    other = tmp_path / "other"
+    write_peft(other / "fits", random_lora(MODULES, 1))
+    write_peft(other / "missing", random_lora(MODULES[:2], 2))
+    write_peft(other / "shape", random_lora([(MODULES[0][0], 9, 6, 2), *MODULES[1:]], 3))
+    write_peft(other / "rank", random_lora([(n, a, b, 3) for n, a, b, _ in MODULES], 4))
+    nan = random_lora(MODULES, 5)
+    nan.layers[0].U[0, 0] = float("nan")
+    write_peft(other / "nan", nan)
+    write_peft(other / "more", random_lora([*MODULES, ("extra", 4, 4, 2)], 6))
+    zoo = Zoo.open(other)
+    table, refused = checkpoint.predict_zoo(zoo)
+    assert [id.split("/")[0] for id in table.index] == ["fits", "more"]
+    reasons = {id.split("/")[0]: reason for id, reason in refused.items()}
+    assert "1 of 3 modules are missing, first layer.1.attention.self.key" in reasons["missing"]
+    assert "is 9 × 6; expected 8 × 6: another base model" in reasons["shape"]
+    assert "rank 2 and takes no other" in reasons["rank"] and "NaN" in reasons["nan"]
+    notes = checkpoint.compare(zoo)
+    assert "not the collection it was trained on (synthetic)" in notes[0] and "2 of 6 LoRAs do not fit it" in notes[1]
+    assert checkpoint.compare(synthetic_zoo) == []
+
+
+def test_modules_that_not_all_have_are_reported(tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path, 20)
+    write_peft(tmp_path / "lora000", random_lora(MODULES[:2]))
+    write_peft(tmp_path / "lora001", random_lora([*MODULES, ("extra", 4, 4, 2)]))
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    planned = plan(Zoo.open(tmp_path), ["size"], QUICK)
+    assert len(planned.spec.modules) == 2 and planned.left_out_modules == ("extra", "layer.1.attention.self.key")
+
+
+def test_a_mixed_folder_says_what_it_holds(tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path, 20)
+    for i in range(4):
+        write_peft(tmp_path / f"lora00{i}", random_lora([("down_blocks.0.attn2.to_k", 8, 768, 2)]))
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(ModelError, match=r"share no module.*16 of BERT-like encoder.*4 of Stable Diffusion 1.x"):
+        plan(Zoo.open(tmp_path), ["size"], QUICK)
+
+
+def test_diverged_loras_are_left_out_with_their_reason(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 24)
+    nan = random_lora(MODULES)
+    nan.layers[0].V[0, 0] = float("inf")
+    write_peft(tmp_path / "zoo" / "lora003", nan)
+    checkpoint = fit(Zoo.open(tmp_path / "zoo"), tmp_path / "run")
+    assert list(checkpoint.left_out) == ["lora003/adapter_model.safetensors"]
+    assert "diverged" in next(iter(checkpoint.left_out.values()))
+
+
+def test_a_folder_that_vanishes_while_it_is_open(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 24)
+    zoo = Zoo.open(tmp_path / "zoo")
+    planned = plan(zoo, ["size"], QUICK)
+    shutil.rmtree(tmp_path / "zoo")
+    with pytest.raises(TaskError, match="has gone while it was being read"):
+        train(zoo, planned, QUICK, tmp_path / "run")
+    with pytest.raises(LoRAFormatError, match="cannot be read"):
+        zoo.load(zoo.ids[0])
+
+
+def test_a_zoo_larger_than_the_memory_is_read_batch_by_batch(synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = fit(synthetic_zoo, tmp_path / "memory")
+    assert MEMORY_SHARE > 0
+    monkeypatch.setattr("lol_core.training.MEMORY_SHARE", 0.0)
+    planned = plan(synthetic_zoo, ["size"], QUICK)
+    assert Factors(synthetic_zoo, planned.spec, planned.ids, lambda done, total: None, lambda: False).kept is None
+    assert fit(synthetic_zoo, tmp_path / "disk").history == in_memory.history
+
+
+def test_a_diverging_training_says_what_to_try(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="diverged in epoch"):
+        fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model="mlp", learning_rate=1e30, epochs=5))
+
+
+def test_too_few_loras_and_an_absent_device(tmp_path: Path, synthetic_zoo: Zoo) -> None:
+    write_zoo(tmp_path, 6)
+    with pytest.raises(TaskError, match="Only 6 of 6 LoRAs have a usable label.*at least 10"):
+        plan(Zoo.open(tmp_path), ["size"], QUICK)
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="no device 'cuda' here"):
+            plan(synthetic_zoo, ["size"], replace(QUICK, device="cuda"))
+
+
+def test_class_weights_and_many_targets(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    labels = synthetic_zoo.labels
+    labels["second"] = (labels["size"] > labels["size"].quantile(0.8)).astype(int)
+    checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, class_weights=True), ("positive", "second"))
+    assert len(checkpoint.task.class_weights) == 2 and checkpoint.task.class_weights[1] > 2
+    assert {"accuracy/positive", "auc/second"} <= set(checkpoint.metrics["test"])
+    frame = checkpoint.task.frame(checkpoint.predict([synthetic_zoo.load(synthetic_zoo.ids[0])]), [synthetic_zoo.ids[0]])
+    assert list(frame.columns) == ["positive", "second"] and frame.iloc[0].between(0, 1).all()
+
+
+def test_states_are_safetensors_only(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    fit(synthetic_zoo, tmp_path / "run")
+    for path in (tmp_path / "run").glob("*.safetensors"):
+        assert load_file(path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "run" / "state.safetensors")
+    with pytest.raises(CheckpointError, match="damaged"):
+        fit(synthetic_zoo, tmp_path / "run", resume=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+def test_training_prediction_and_invariance_on_cuda(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    from lol_core.batches import make_batch
+    from lol_core.symmetry import TOLERANCES, invariance_error
+
+    for model in MODELS:
+        for mixed in (False, True):
+            config = replace(QUICK, model=model, device="cuda", mixed_precision=mixed)
+            checkpoint = fit(synthetic_zoo, tmp_path / f"{model}{mixed}", config)
+            reference = fit(synthetic_zoo, tmp_path / f"{model}{mixed}cpu", replace(config, device="cpu"))
+            assert checkpoint.history[0]["train_loss"] == pytest.approx(reference.history[0]["train_loss"], rel=0.1)
+            loras = [synthetic_zoo.load(id) for id in checkpoint.split["test"]]
+            on_cpu = checkpoint.predict(loras)
+            checkpoint.model.cuda()
+            np.testing.assert_allclose(checkpoint.predict(loras), on_cpu, rtol=1e-3, atol=1e-4)
+        if checkpoint.model.symmetry == "GL":
+            batch = make_batch(loras, checkpoint.spec)
+            for dtype, tolerance in TOLERANCES.items():
+                assert invariance_error(checkpoint.model.to(dtype), batch.to("cuda", dtype), "gl", 100.0) <= tolerance
+    assert isinstance(synthetic_zoo.labels, pd.DataFrame)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lol_core.errors import LoRAFormatError, TaskError, ZooError
+from lol_core.index import Index, describe
+from lol_core.zoo import Zoo, short_name, split_ids
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {p.as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*")}
+
+
+def test_a_folder_is_read_recursively_and_never_written(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "deep" / "er", 5)
+    (tmp_path / "broken.safetensors").write_bytes(b"xx")
+    (tmp_path / "notes.txt").write_text("not a candidate")
+    before = snapshot(tmp_path)
+    zoo = Zoo.open(tmp_path)
+    assert len(zoo) == 5 and [e.path for e in zoo.refused] == ["broken.safetensors"]
+    assert "2 bytes" in (zoo.refused[0].reason or "")
+    zoo.load(zoo.ids[0])
+    zoo.table()
+    assert snapshot(tmp_path) == before
+
+
+def test_only_new_and_changed_files_are_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_zoo(tmp_path, 6)
+    opened: list[str] = []
+
+    def counting(folder: Path, path: str, size: int, mtime: float) -> object:
+        opened.append(path)
+        return describe(folder, path, size, mtime)
+
+    monkeypatch.setattr("lol_core.index.describe", counting)
+    first = Zoo.open(tmp_path)
+    assert len(opened) == 6
+    opened.clear()
+    again = Zoo.open(tmp_path)
+    assert opened == [] and again.fingerprint == first.fingerprint and again.entries == first.entries
+    write_peft(tmp_path / "lora002", random_lora(MODULES, 999))
+    os.utime(tmp_path / "lora002" / "adapter_model.safetensors", (1, 1))
+    shutil.rmtree(tmp_path / "lora003")
+    write_peft(tmp_path / "new", random_lora(MODULES, 7))
+    changed = Zoo.open(tmp_path)
+    assert sorted(opened) == ["lora002/adapter_model.safetensors", "new/adapter_model.safetensors"]
+    assert len(changed) == 6 and changed.fingerprint != first.fingerprint
+
+
+def test_a_changed_alpha_counts_as_a_change(tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", random_lora(MODULES), alpha=2)
+    assert Zoo.open(tmp_path).entries[0].layers[0][6] == 1.0
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 8}))
+    os.utime(config, (2e9, 2e9))
+    assert Zoo.open(tmp_path).entries[0].layers[0][6] == 4.0
+
+
+def test_the_fingerprint_belongs_to_the_content_not_to_the_place(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "a", 3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert Zoo.open(tmp_path / "a").fingerprint == Zoo.open(tmp_path / "b").fingerprint
+
+
+def test_an_index_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 2)
+    index = Index(tmp_path / "zoo", tmp_path / "cache")
+    index.path.write_bytes(b"no database" * 100)
+    with pytest.raises(ZooError, match="delete that file"):
+        index.update()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match="not a folder"):
+        Zoo.open(tmp_path / "nowhere")
+
+
+def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 2)
+    zoo = Zoo.open(tmp_path)
+    shutil.rmtree(tmp_path / "lora001")
+    with pytest.raises(LoRAFormatError, match=r"lora001/adapter_model.safetensors: The file cannot be read"):
+        zoo.load("lora001/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("naming", ["name", "folder/name", "path", "stem", "name.safetensors", "./path"])
+def test_labels_are_joined_by_whatever_names_the_files(naming: str, tmp_path: Path) -> None:
+    for i in range(4):
+        write_peft(tmp_path / "x" / f"l{i}", random_lora(MODULES, i))
+        (tmp_path / "x" / f"l{i}" / "adapter_model.safetensors").rename(tmp_path / "x" / f"file{i}.safetensors")
+        shutil.rmtree(tmp_path / "x" / f"l{i}")
+    names = {
+        "name": "file{}", "folder/name": "x/file{}", "path": "x/file{}.safetensors", "stem": "file{}", "name.safetensors": "file{}.safetensors",
+        "./path": "./x/file{}.safetensors",
+    }[naming]  # fmt: skip
+    pd.DataFrame({"value": [0.5, 1.5, 2.5], "who": [names.format(i) for i in (2, 0, 9)]}).to_csv(tmp_path / "labels.csv", index=False)
+    zoo = Zoo.open(tmp_path)
+    assert zoo.join_column == "who" and zoo.unjoined_labels == (names.format(9),)
+    assert zoo.labels.loc["x/file2.safetensors", "value"] == 0.5
+    assert zoo.labels["value"].isna().sum() == 2
+
+
+def test_labels_may_be_parquet_or_elsewhere(tmp_path: Path) -> None:
+    table = write_zoo(tmp_path / "zoo", 3)
+    (tmp_path / "zoo" / "labels.csv").unlink()
+    assert Zoo.open(tmp_path / "zoo").labels.shape == (3, 0)
+    table.to_parquet(tmp_path / "elsewhere.parquet")
+    assert Zoo.open(tmp_path / "zoo", tmp_path / "elsewhere.parquet").labels.shape == (3, 4)
+    table.to_parquet(tmp_path / "zoo" / "labels.parquet")
+    assert Zoo.open(tmp_path / "zoo").labels.shape == (3, 4)
+
+
+def test_bad_label_tables(tmp_path: Path) -> None:
+    table = write_zoo(tmp_path, 3)
+    cases = {
+        "nobody.csv": (table.assign(name=["x", "y", "z"]), "none of its columns.*names a file"),
+        "twice.csv": (pd.concat([table, table]), "more than one row"),
+        "one_column.csv": (table[["name"]], "a column of labels"),
+        "empty.csv": (table.iloc[:0], "at least one row"),
+    }
+    for name, (content, reason) in cases.items():
+        content.to_csv(tmp_path / name, index=False)
+        with pytest.raises(ZooError, match=reason):
+            Zoo.open(tmp_path, tmp_path / name)
+    with pytest.raises(ZooError, match="cannot be read"):
+        Zoo.open(tmp_path, tmp_path / "gone.csv")
+
+
+def test_an_ambiguous_name_joins_no_file(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_peft(tmp_path / folder / "same", random_lora(MODULES))
+    write_peft(tmp_path / "c" / "other", random_lora(MODULES))
+    pd.DataFrame({"name": ["same", "other"], "value": [1, 2]}).to_csv(tmp_path / "labels.csv", index=False)
+    zoo = Zoo.open(tmp_path)
+    assert zoo.unjoined_labels == ("same",) and zoo.labels["value"].notna().sum() == 1
+
+
+@given(count=st.integers(20, 200), groups=st.integers(10, 60), seed=st.integers(0, 99))
+def test_a_split_is_a_partition_that_keeps_groups_together(count: int, groups: int, seed: int) -> None:
+    ids = [f"l{i}" for i in range(count)]
+    owner = {id: hash((id, seed)) % groups for id in ids}
+    try:
+        parts = split_ids(ids, seed=seed, groups=[owner[id] for id in ids])
+    except TaskError:
+        return
+    assert sorted(id for part in parts.values() for id in part) == sorted(ids)
+    sides = [{owner[id] for id in part} for part in parts.values()]
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+
+
+def test_splits_have_their_sizes_and_their_seed() -> None:
+    ids = [f"l{i}" for i in range(200)]
+    parts = split_ids(ids, seed=3)
+    assert [len(part) for part in parts.values()] == [140, 30, 30]
+    assert parts == split_ids(ids, seed=3) != split_ids(ids, seed=4)
+    with pytest.raises(TaskError, match="too few.*would be empty"):
+        split_ids(ids[:2])
+    with pytest.raises(TaskError, match="group them by another column"):
+        split_ids(ids, groups=["one author"] * 200)
+
+
+def test_short_names() -> None:
+    assert short_name("a/b/adapter_model.safetensors") == "a/b"
+    assert short_name("a/b.safetensors") == "a/b"
+    assert short_name("adapter_model.safetensors") == "adapter_model"
+
+
+def test_the_published_files_make_a_collection(real_loras: Path) -> None:
+    zoo = Zoo.open(real_loras)
+    assert (len(zoo), len(zoo.refused)) == (63, 12)
+    assert all(entry.reason for entry in zoo.refused)
+    assert len(zoo.table()) == 63
