@@ -180,7 +180,8 @@ class Checkpoint:
         """What differs between a zoo and the one the model was trained on, as sentences; empty when it is the same."""
         notes = []
         if zoo.fingerprint != self.fingerprint:
-            notes.append(f"This is not the collection it was trained on ({self.zoo}): none of its scores are measured here.")
+            change = f"{zoo.name} has changed since" if zoo.name == self.zoo else f"This is not the collection it was trained on ({self.zoo})"
+            notes.append(f"{change}: its scores were measured on what it was trained on, not here.")
         misfits = {entry.path: problems for entry in zoo.entries if (problems := self.spec.misfits(entry))}
         if misfits:
             path, problems = next(iter(misfits.items()))

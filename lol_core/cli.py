@@ -153,7 +153,7 @@ def train(
     equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = ModelConfig.equivariant_width,
     equivariant_layers: Annotated[int, typer.Option(help="GL-net only.")] = ModelConfig.equivariant_layers,
     mean_products: Annotated[bool, typer.Option(help="GL-net only: the mean of each product (appendix D.1.1).")] = False,
-    normalize: Annotated[bool, typer.Option(help="Divide each module's factors by their training standard deviation.")] = True,
+    normalize: Annotated[bool, typer.Option(help="Divide each module's factors by their training standard deviation.")] = ModelConfig.normalize,
     class_weights: bool = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
     shuffled_control: Annotated[bool, typer.Option(help="Also fit the model to permuted labels.")] = False,

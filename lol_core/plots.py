@@ -82,13 +82,13 @@ def module_norms(names: Sequence[str], norms: Sequence[float]) -> go.Figure:
 def spectra(names: Sequence[str], values: Sequence[np.ndarray]) -> go.Figure:
     """Singular values of each module's ΔW on a logarithmic axis."""
     figure = go.Figure()
-    shown = len(names) <= 12
     for i, (name, sigma) in enumerate(zip(names, values, strict=True)):
         positive = sigma[sigma > 0]
         line = {"color": COLORS[i % len(COLORS)], "width": 1.5}
-        figure.add_scatter(x=np.arange(1, len(positive) + 1), y=positive, name=name, mode="lines+markers", line=line, showlegend=shown)
-    figure.update_xaxes(title="index", dtick=1 if max(map(len, values), default=0) <= 16 else None).update_yaxes(title="singular value of ΔW", type="log")
-    return _finish(figure, 320, legend={"font": {"size": 10}})
+        figure.add_scatter(x=np.arange(1, len(positive) + 1), y=positive, name=name, mode="lines+markers", line=line, hoverlabel={"namelength": -1})
+    figure.update_xaxes(title="index", dtick=1 if max(map(len, values), default=0) <= 16 else None)
+    figure.update_yaxes(title="singular value of ΔW", type="log", exponentformat="power")
+    return _finish(figure, 320, showlegend=False)
 
 
 def factor_heatmaps(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> go.Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,12 @@ class Zoo:
         return {entry.path: entry for entry in self.entries}
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """What to call each LoRA: its short name, or its path where two share one."""
+        counts = Counter(short_name(entry.path) for entry in self.entries)
+        return {e.path: short_name(e.path) if counts[short_name(e.path)] == 1 else e.path for e in self.entries}
+
+    @cached_property
     def fingerprint(self) -> str:
         """Identity of the collection's content: paths and digests of its readable files, whatever their times or the folder's place."""
         found = hashlib.sha256()
@@ -86,15 +93,16 @@ class Zoo:
         return lora
 
     def table(self) -> pd.DataFrame:
-        """One row per readable LoRA: what its header says and its labels."""
+        """One row per readable LoRA: its name, dialect and ranks, its labels, and what else its header says."""
+        first = ["name", "dialect", "ranks", "modules", *self.labels.columns]
         rows = [
             {
-                "name": short_name(e.path),
+                "name": self.names[e.path],
                 "dialect": e.dialect,
+                "ranks": ", ".join(map(str, e.ranks)),
+                "modules": e.modules,
                 "base model": e.base_model,
                 "suggested base": e.suggested_base,
-                "modules": e.modules,
-                "ranks": ", ".join(map(str, e.ranks)),
                 "parameters": e.parameters,
                 "dtype": ", ".join(e.dtypes),
                 "size (kB)": e.size / 1000,
@@ -102,7 +110,8 @@ class Zoo:
             }
             for e in self.entries
         ]
-        return pd.DataFrame(rows, index=self.ids).join(self.labels, rsuffix=" (label)")
+        table = pd.DataFrame(rows, index=self.ids).join(self.labels, rsuffix=" (label)")
+        return table[[c for c in first if c in table.columns] + [c for c in table.columns if c not in first]]
 
 
 def short_name(path: str) -> str:

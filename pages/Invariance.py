@@ -14,7 +14,6 @@ from lol_core.errors import LoLError
 from lol_core.models import MODELS, LoLModel, ModelConfig, make_model
 from lol_core.symmetry import TOLERANCES, act, product_change, promises, relative_change, sample_for
 from lol_core.tasks import Task
-from lol_core.zoo import short_name
 from ui.frame import frame, need
 from ui.state import checkpoints, load_checkpoint, load_lora, session
 
@@ -29,7 +28,7 @@ st.markdown("For every invertible R, (UR, VR⁻ᵀ) is the same LoRA as (U, V). 
 
 saved = checkpoints(zoo)
 top = st.columns([3, 3])
-chosen = top[0].selectbox("LoRA", zoo.ids, format_func=short_name, key="lora", bind="query-params")
+chosen = top[0].selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key="lora", bind="query-params")
 titles = top[1].multiselect(
     "Trained models", list(saved), default=list(saved)[:5], key="models_shown", placeholder="none trained yet" if not saved else "choose models"
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import streamlit as st
 import torch
@@ -10,13 +12,12 @@ from lol_core import plots
 from lol_core.errors import LoLError
 from lol_core.geometry import effective_rank, spectrum
 from lol_core.lora import LoRA
-from lol_core.zoo import short_name
 from ui.frame import frame, need
 from ui.state import load_lora
 
 zoo = frame("LoRA")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
-chosen = st.selectbox("LoRA", zoo.ids, format_func=short_name, key="lora", bind="query-params")
+chosen = st.selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key="lora", bind="query-params")
 need(chosen, "Choose a LoRA.")
 entry = zoo.by_id[chosen]
 try:
@@ -67,7 +68,7 @@ layers = pd.DataFrame(
             "alpha": layer.alpha,
             "scale": layer.scale,
             "‖ΔW‖": norms[i],
-            "effective rank": effective_rank(torch.from_numpy(sigmas[i])),
+            "effective rank": effective_rank(torch.tensor(spectra[layer.name])),
             "largest σ": sigmas[i].max(initial=0.0),
         }
         for i, layer in enumerate(lora.layers)
@@ -81,8 +82,12 @@ if len(labels):
     st.subheader("Labels")
     st.dataframe(labels.rename("value").astype(str).rename_axis("label").reset_index(), hide_index=True, height=min(280, 38 + 35 * len(labels)))
 st.subheader("Metadata")
-if lora.metadata:
-    st.json(dict(lora.metadata), expanded=1)
+said = {key: value for key, value in lora.metadata.items() if value not in (None, "", [], {}, False)}
+if said:
+    rows = [{"key": key, "value": value if isinstance(value, str) else json.dumps(value, default=str)} for key, value in said.items()]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(420, 38 + 35 * len(rows)))
+    with st.expander("Everything, as the file has it"):
+        st.json(dict(lora.metadata), expanded=1)
 else:
     st.caption("The file says nothing about itself.")
 if lora.extras:

@@ -12,7 +12,7 @@ from lol_core.checkpoint import Checkpoint
 from lol_core.errors import LoLError
 from lol_core.evaluation import METRIC_TITLES, confusion
 from lol_core.tasks import class_name
-from lol_core.zoo import Zoo, short_name
+from lol_core.zoo import Zoo
 from ui.frame import frame, need
 from ui.state import checkpoints, load_checkpoint
 
@@ -42,7 +42,7 @@ def predictions_of(folder: str, created: str, fingerprint: str, _model: Checkpoi
 
 predicted, refused = predictions_of(str(models[title]), model.created, zoo.fingerprint, model, zoo)
 need(len(predicted), "This model can read none of these LoRAs: they belong to another base model or hold other modules.")
-at_home = zoo.fingerprint == model.fingerprint
+at_home = zoo.name == model.zoo
 part_of = {id: part for part, ids in model.split.items() for id in ids} if at_home else {}
 parts = pd.Series([part_of.get(id, "new") for id in predicted.index], index=predicted.index, name="part")
 task = model.task
@@ -64,7 +64,7 @@ if at_home:
 target = st.selectbox("Label", task.targets, key="label") if len(task.targets) > 1 else task.targets[0]
 known = zoo.labels[target] if target in zoo.labels.columns else pd.Series(index=zoo.ids, dtype=float)
 truth = known.reindex(predicted.index)
-frame_ = pd.DataFrame({"name": [short_name(id) for id in predicted.index], "part": parts, "true": truth, "predicted": predicted[target]})
+frame_ = pd.DataFrame({"name": [zoo.names[id] for id in predicted.index], "part": parts, "true": truth, "predicted": predicted[target]})
 
 st.subheader(f"{target}: predicted against true")
 options = [part for part in ("test", "validation", "train", "new") if (parts == part).any()]

@@ -59,7 +59,9 @@ with st.expander("Settings", icon=":material/tune:"):
     dropout = c.number_input("Dropout in the head", 0.0, 0.9, 0.0, step=0.05, key="dropout")
     sigma = c.selectbox("GL-net: σ of the nonlinearity", list(NONLINEARITIES), key="sigma", help="Equation (6); used between equivariant layers.")
     group = d.selectbox("Keep together in the split", [None, *zoo.labels.columns], format_func=lambda g: g or "(nothing)", key="group")
-    normalize = d.toggle("Normalise inputs", True, key="normalize", help="Divide each module's U and V by its training standard deviation. The paper does not.")
+    normalize = d.toggle(
+        "Normalise inputs", False, key="normalize", help="Divide each module's U and V by its training standard deviation. The paper does not."
+    )
     mean_products = d.toggle("GL-net: mean of products", False, key="mean_products", help="The paper's variant for CLIP scores (appendix D.1.1).")
     class_weights = d.toggle("Class weights", False, key="class_weights")
     shuffled = d.toggle("Shuffled-label control", False, key="shuffled", help="Also fit each model to permuted labels. Doubles the time.")

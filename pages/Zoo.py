@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from lol_core.zoo import short_name
 from ui.frame import frame, need
 
 zoo = frame("Zoo")
@@ -55,11 +54,14 @@ with loaded:
         key="zoo_table",
         column_config={"size (kB)": st.column_config.NumberColumn(format="%.1f"), "parameters": st.column_config.NumberColumn(format="localized")},
     )
-    actions = st.columns([1, 1, 3])
+    actions = st.columns([1, 3])
     rows = event.selection.rows
     if rows:
         chosen = shown.index[rows[0]]
-        actions[0].page_link(
-            "pages/LoRA.py", label=f"Look at {short_name(chosen)}", icon=":material/layers:", query_params={"lora": chosen, "collection": str(zoo.folder)}
+        actions[1].page_link(
+            "pages/LoRA.py",
+            label=f"Look at {zoo.names[chosen]}",
+            icon=":material/layers:",
+            query_params={"lora": zoo.names[chosen], "collection": str(zoo.folder)},
         )
-    actions[1].download_button("Download as CSV", shown.to_csv(index=False), f"{zoo.name}.csv", "text/csv", icon=":material/download:")
+    actions[0].download_button("Download as CSV", shown.to_csv(index=False), f"{zoo.name}.csv", "text/csv", icon=":material/download:")

@@ -66,9 +66,7 @@ def test_mlp_fails_for_both_groups(dtype: torch.dtype, rank: int, seed: int) -> 
         assert invariance_error(model, batch, group, 10.0, 4, torch.Generator().manual_seed(seed)) > 1e-2
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"mean_products": True}, {"equivariant_layers": 3}, {"equivariant_layers": 2, "sigma": "sigmoid"}, {"normalize": False}]
-)
+@pytest.mark.parametrize("config", [{}, {"mean_products": True}, {"equivariant_layers": 3}, {"equivariant_layers": 2, "sigma": "sigmoid"}, {"normalize": True}])
 def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(config: dict[str, object]) -> None:
     batch = random_batch()
     model = made("gl_net", batch, **config)
@@ -206,7 +204,7 @@ def test_members_without_a_common_module_are_refused() -> None:
 
 def test_normalising_keeps_every_symmetry_and_gives_unit_entries() -> None:
     batch = random_batch(count=50).map(lambda t: 1e-3 * t)
-    model = made("gl_net", batch)
+    model = made("gl_net", batch, normalize=True)
     normal = model.normalized(batch)
     for factors in (*normal.U, *normal.V):
         assert factors.std().item() == pytest.approx(1, abs=0.1)

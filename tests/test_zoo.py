@@ -179,3 +179,12 @@ def test_the_published_files_make_a_collection(real_loras: Path) -> None:
     assert (len(zoo), len(zoo.refused)) == (63, 12)
     assert all(entry.reason for entry in zoo.refused)
     assert len(zoo.table()) == 63
+
+
+def test_names_are_short_where_they_can_be(tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", random_lora(MODULES))
+    shutil.copy(tmp_path / "a" / "adapter_model.safetensors", tmp_path / "a.safetensors")
+    write_peft(tmp_path / "b", random_lora(MODULES))
+    assert Zoo.open(tmp_path).names == {
+        "a.safetensors": "a.safetensors", "a/adapter_model.safetensors": "a/adapter_model.safetensors", "b/adapter_model.safetensors": "b",
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def session() -> Session:
 
 
 def runs_folder(zoo: Zoo) -> Path:
-    """Where models trained on a zoo are kept: in the user's cache, never in the collection."""
-    return cache_folder() / "runs" / f"{zoo.name}-{zoo.fingerprint}"
+    """Where models trained on a zoo are kept: in the user's cache, never in the collection; by the folder, so that they stay when its files change."""
+    return cache_folder() / "runs" / f"{zoo.name}-{hashlib.sha256(str(zoo.folder).encode()).hexdigest()[:16]}"
 
 
 @st.cache_resource(max_entries=32, show_spinner="Loading the model …")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -130,10 +131,10 @@ class Questions:
 
     def __init__(self, table: pd.DataFrame, encoder: Encoder):
         self.source = table.source.to_numpy()
-        words = sorted(set(table.word))
+        columns = ["word", "distractor_1", "distractor_2", "distractor_3"]
+        words = sorted(set(table[columns].to_numpy().flatten()))
         place = {word: i for i, word in enumerate(words)}
         self.glosses, self.words = encoder.lower(table.gloss.tolist()), encoder.lower(words)
-        columns = ["word", "distractor_1", "distractor_2", "distractor_3"]
         self.choices = torch.tensor([[place[word] for word in row] for row in table[columns].itertuples(index=False)])
 
     def logits(self, encoder: Encoder, index: Tensor) -> Tensor:
@@ -235,18 +236,28 @@ def build(base: str, out: Path, count: int, workers: int = 2, threads: int = 1, 
     droppable = sorted(set(questions.source) - {always_kept})
     todo = [Hyperparameters.draw(seed, droppable) for seed in range(1, count + 1) if seed not in done]
     finished = count - len(todo)
-    with get_context("spawn").Pool(workers, _start_worker, (base, questions, out, threads)) as pool:
-        for row in pool.imap_unordered(_build_one, todo):
-            new = not labels.is_file()
-            with labels.open("a", newline="") as file:
-                writer = csv.DictWriter(file, list(row))
-                if new:
-                    writer.writeheader()
-                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-            finished += 1
-            if progress:
-                progress(finished, count)
-            yield row
+    started = (base, questions, out, threads)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, started) as pool:
+        running = {pool.submit(_build_one, drawn) for drawn in todo}
+        try:
+            for future in as_completed(running):
+                row = future.result()
+                _append(labels, row)
+                finished += 1
+                if progress:
+                    progress(finished, count)
+                yield row
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _append(labels: Path, row: dict[str, Any]) -> None:
+    new = not labels.is_file()
+    with labels.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
 def write_questions(base: str, wordnet: Path, out: Path, seed: int = 0) -> pd.DataFrame:

@@ -23,14 +23,15 @@ class ModelConfig:
     """Choices that shape a LoL model. Widths and depths as in the authors' experiments; some apply to GL-net only.
 
     width: hidden width of the head; depth: its hidden layers; dropout: in the head.
-    normalize: divide each module's U and V by its training standard deviation (a scalar, so every symmetry is kept); the paper does not.
+    normalize: divide each module's U and V by its training standard deviation (a scalar, so every symmetry is kept). Off, as in the paper: where LoRAs
+    differ in size by orders of magnitude, the head's LayerNorm then still sees the size, and with it often the answer.
     equivariant_width, equivariant_layers, sigma, mean_products: GL-net (section 3.3).
     """
 
     width: int = 64
     depth: int = 2
     dropout: float = 0.0
-    normalize: bool = True
+    normalize: bool = False
     equivariant_width: int = 16
     equivariant_layers: int = 1
     sigma: str = "relu_sign"

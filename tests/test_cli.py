@@ -1,0 +1,142 @@
+"""The command line as a machine and as a person use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lol_core.cli import app
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
+from tests.conftest import ROOT
+
+run = CliRunner().invoke
+
+
+def output(*arguments: object) -> Any:
+    result = run(app, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "zoo"
+    write_zoo(folder, 40)
+    (folder / "broken.safetensors").write_bytes(b"xx")
+    return folder
+
+
+def train(zoo: Path, out: Path, *more: object, model: str = "gl_net") -> Any:
+    return output("train", "--zoo", zoo, "--target", "size", "--model", model, "--seed", 1, "--out", out, "--epochs", 5, *more)
+
+
+def test_scan(zoo: Path) -> None:
+    found = output("scan", zoo)
+    assert len(found["loaded"]) == 40 and [row["path"] for row in found["refused"]] == ["broken.safetensors"]
+    first = found["loaded"][0]
+    assert first == {
+        "path": "lora000/adapter_model.safetensors", "dialect": "PEFT", "base_model": "synthetic/base", "modules": 3, "ranks": [2], "parameters": 84,
+    }  # fmt: skip
+    assert "reason" in found["refused"][0]
+
+
+def test_probe(zoo: Path) -> None:
+    found = output("probe", zoo / "lora000")
+    assert found["dialect"] == "PEFT" and len(found["modules"]) == 3
+    module = found["modules"][0]
+    assert {key: module[key] for key in ("name", "kind", "n", "m", "rank", "alpha", "scale")} == {
+        "name": MODULES[0][0], "kind": "linear", "n": 8, "m": 6, "rank": 2, "alpha": 2.0, "scale": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["mlp", "o_align", "svd", "dense", "gl_net"])
+def test_train_predict_and_invariance(model: str, zoo: Path, tmp_path: Path) -> None:
+    report = train(zoo, tmp_path / "run", model=model)
+    assert {"mse", "normalized_mse", "r2", "kendall_tau", "spearman"} <= set(report["test"])
+    assert set(report["controls"]) == {"constant", "structure only", "norms only"}
+    assert report["controls"]["constant"]["kendall_tau"] is None, "NaN is no JSON"
+    predictions = output("predict", "--checkpoint", tmp_path / "run", zoo)
+    assert len(predictions["predictions"]) == 40
+    alone = output("predict", "--checkpoint", tmp_path / "run", zoo / "lora000")
+    assert next(iter(alone["predictions"].values()))["size"] == pytest.approx(predictions["predictions"]["lora000/adapter_model.safetensors"]["size"], rel=1e-4)
+    for group, dtype in (("gl", "float32"), ("gl", "float64"), ("o", "float64")):
+        told = output("invariance", "--checkpoint", tmp_path / "run", "--lora", zoo / "lora000", "--group", group, "--condition", 100, "--dtype", dtype)
+        assert told["holds"] == told["promised"] == (model in ("svd", "dense", "gl_net") or (model == "o_align" and group == "o"))
+        assert told["relative_change"] <= {"float32": 1e-3, "float64": 1e-9}[dtype] or not told["promised"]
+
+
+def test_tables_for_people(zoo: Path, tmp_path: Path) -> None:
+    for arguments in (["scan", zoo], ["probe", zoo / "lora000"], ["train", "--zoo", zoo, "--target", "positive", "--out", tmp_path / "r", "--epochs", 2]):
+        result = run(app, [*map(str, arguments)])
+        assert result.exit_code == 0 and "Traceback" not in result.output
+    assert "norms only" in result.output
+    result = run(app, ["predict", "--checkpoint", str(tmp_path / "r"), str(zoo)])
+    assert result.exit_code == 0 and "lora039" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["scan", "/no/such"], "not a folder"),
+        (["probe", "/no/such.safetensors"], "No such file"),
+        (["train", "--zoo", "ZOO", "--target", "nothing", "--out", "OUT"], "No label column 'nothing'"),
+        (["train", "--zoo", "ZOO", "--target", "size", "--model", "nobody", "--out", "OUT"], "There is no model 'nobody'"),
+        (["train", "--zoo", "ZOO", "--target", "size", "--out", "OUT", "--resume"], "nothing to resume"),
+        (["predict", "--checkpoint", "/no/such", "ZOO"], "no checkpoint there"),
+    ],
+)
+def test_errors_are_sentences(arguments: list[str], reason: str, zoo: Path, tmp_path: Path) -> None:
+    arguments = [{"ZOO": str(zoo), "OUT": str(tmp_path)}.get(word, word) for word in arguments]
+    result = run(app, arguments)
+    assert result.exit_code == 1 and reason in result.output and "Traceback" not in result.output
+
+
+def test_a_misfit_is_explained(zoo: Path, tmp_path: Path) -> None:
+    train(zoo, tmp_path / "run")
+    write_peft(tmp_path / "alien", random_lora([("x", 3, 4, 1)]))
+    result = run(app, ["predict", "--checkpoint", str(tmp_path / "run"), str(tmp_path / "alien" / "adapter_model.safetensors")])
+    assert result.exit_code == 1 and "does not fit this model: 3 of 3 modules are missing" in result.output
+
+
+def test_bad_options(tmp_path: Path) -> None:
+    for options in (["--group", "su"], ["--condition", "0.1"], ["--dtype", "int8"]):
+        assert run(app, ["invariance", "--checkpoint", str(tmp_path), "--lora", str(tmp_path), *options]).exit_code == 2
+
+
+def test_the_published_files_can_be_scanned(real_loras: Path) -> None:
+    found = output("scan", real_loras)
+    assert (len(found["loaded"]), len(found["refused"])) == (63, 12)
+
+
+def test_ctrl_c_stops_with_everything_saved(zoo: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lol_core",
+        "train",
+        "--zoo",
+        str(zoo),
+        "--target",
+        "size",
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "100000",
+        "--patience",
+        "0",
+    ]
+    process = subprocess.Popen([*command, "--json"], cwd=ROOT, env=os.environ.copy(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(15)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    report = json.loads(stdout)
+    assert process.returncode == 0 and not report["finished"] and report["epochs"] > 0 and "--resume" in stderr

@@ -1,0 +1,123 @@
+"""The first journey in a real browser: open the app, look, train GL-net, read predictions, turn R, open a folder of strangers' files."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import Browser, Page, expect  # noqa: E402  (only after the check above)
+
+from tests.browser import CHROMIUM, chromium, server, settled  # noqa: E402
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here")]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with server(tmp_path_factory.mktemp("cache")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    yield page
+    context.close()
+
+
+def go(page: Page, name: str) -> None:
+    page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click()
+    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible(timeout=60_000)
+    settled(page)
+
+
+def test_the_first_journey(page: Page, address: str) -> None:
+    started = time.monotonic()
+    page.goto(address)
+    expect(page.get_by_text("LoRAs open, 0 files refused")).to_be_visible(timeout=60_000)
+    assert time.monotonic() - started < 30
+    settled(page)
+
+    go(page, "Zoo")
+    page.get_by_label("Search").fill("0007")
+    expect(page.get_by_text(re.compile(r"^1 of \d+ LoRAs"))).to_be_visible()
+
+    go(page, "Train")
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.get_by_text("Trained models of this collection")).to_be_visible()
+    expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible(timeout=120_000)  # the live curve
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled(timeout=180_000)
+    settled(page)
+    page.get_by_test_id("stMain").get_by_text("Settings").click()
+    page.get_by_label("Models").click()
+    page.get_by_role("option", name="MLP", exact=True).click()
+    page.keyboard.press("Escape")
+    settled(page)
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.get_by_role("button", name="Stop")).to_be_enabled()
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled(timeout=180_000)
+    settled(page)
+
+    go(page, "Predictions")
+    expect(page.get_by_text("95 % bootstrap interval")).to_be_visible()
+    expect(page.get_by_test_id("stPlotlyChart")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").click()
+    rows = Path(download.value.path()).read_text().splitlines()
+    assert rows[0].startswith("lora,") and len(rows) > 300
+
+    go(page, "Invariance")
+    expect(page.get_by_text("1 draws of R so far")).to_be_visible()
+    page.get_by_role("button", name="Draw another R").click()
+    expect(page.get_by_text("2 draws of R so far")).to_be_visible()
+    moved = page.get_by_test_id("stMetric").filter(has_text="U moved by").get_by_test_id("stMetricValue").inner_text()
+    product = page.get_by_test_id("stMetric").filter(has_text="ΔW moved by").get_by_test_id("stMetricValue").inner_text()
+    assert float(moved.rstrip("%")) > 10 and float(product) < 1e-5
+
+
+def test_strangers_files(page: Page, address: str, real_loras: Path) -> None:
+    page.goto(f"{address}/Zoo?collection={real_loras}")
+    expect(page.get_by_text("63 LoRAs open, 12 files refused")).to_be_visible(timeout=60_000)
+    page.get_by_role("tab", name="Refused (12)").click()
+    settled(page)
+    go(page, "LoRA")
+    expect(page.get_by_text("63 LoRAs open")).to_be_visible()
+    expect(page.get_by_role("heading", name="Singular values")).to_be_visible()
+
+
+@pytest.mark.parametrize("name", ["Zoo", "LoRA", "Train", "Predictions", "Invariance"])
+def test_deep_links(name: str, page: Page, address: str) -> None:
+    page.goto(f"{address}/{name}")
+    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible(timeout=60_000)
+    settled(page)
+    assert page.get_by_test_id("stException").count() == 0
+
+
+def test_a_collection_typed_into_the_sidebar_is_opened_and_kept(page: Page, address: str, synthetic_folder: Path) -> None:
+    page.goto(address)
+    settled(page)
+    page.get_by_label("Collection").fill(str(synthetic_folder))
+    page.get_by_label("Collection").press("Enter")
+    expect(page.get_by_text("60 LoRAs open")).to_be_visible()
+    go(page, "Zoo")
+    expect(page.get_by_text("60 LoRAs open")).to_be_visible()
+    assert "collection=" in page.url
+    page.reload()
+    expect(page.get_by_text("60 LoRAs open")).to_be_visible(timeout=60_000)
+    page.get_by_label("Collection").fill("/no/such/folder")
+    page.get_by_label("Collection").press("Enter")
+    expect(page.get_by_text("not a folder")).to_be_visible()

@@ -1,0 +1,229 @@
+"""Every page with a full, a small, an unlabelled, a refused-only and an absent collection: no exception, and what it must show."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from lol_core.checkpoint import TrainingConfig
+from lol_core.models import ModelConfig
+from lol_core.training import plan, train
+from lol_core.zoo import Zoo
+from tests.builders import write_peft, write_zoo
+from tests.conftest import ROOT, SAMPLE_ZOO
+from ui.state import runs_folder
+
+PAGES = {
+    "Home": "app.py",
+    "Zoo": "pages/Zoo.py",
+    "LoRA": "pages/LoRA.py",
+    "Train": "pages/Train.py",
+    "Predictions": "pages/Predictions.py",
+    "Invariance": "pages/Invariance.py",
+}
+
+
+def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
+    """A page as a deep link opens it."""
+    test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    if page != "Home":
+        test.switch_page(PAGES[page])
+    for key, value in (({"collection": str(folder)} if folder else {}) | params).items():
+        test.query_params[key] = value
+    return test.run()
+
+
+def text_of(test: AppTest) -> str:
+    kinds = (test.title, test.subheader, test.markdown, test.caption, test.info, test.error, test.warning, test.success)
+    return "\n".join(str(element.value) for kind in kinds for element in kind) + "\n".join(f"{m.label}={m.value}" for m in test.metric)
+
+
+def trained(folder: Path, *models: str, targets: tuple[str, ...] = ("size",)) -> Zoo:
+    """Models in the place where the app keeps those of a collection."""
+    zoo = Zoo.open(folder)
+    for model in models:
+        config = TrainingConfig(model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=3, batch_size=16)
+        train(zoo, plan(zoo, targets, config), config, runs_folder(zoo) / f"{model}-{'-'.join(targets)}")
+    return zoo
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_sample_zoo_opens_by_itself(page: str) -> None:
+    test = opened(page, None)
+    assert not test.exception and not test.error
+    count = len(list((SAMPLE_ZOO / "loras").iterdir()))
+    assert f"{count} LoRAs open, 0 files refused" in text_of(test)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_small_collection(page: str, synthetic_folder: Path) -> None:
+    test = opened(page, synthetic_folder)
+    assert not test.exception and not test.error
+    assert test.title[0].value == ("LoL Explorer" if page == "Home" else page)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_folder_that_is_not_there_says_what_to_do(page: str, tmp_path: Path) -> None:
+    test = opened(page, tmp_path / "nowhere")
+    assert not test.exception
+    assert "not a folder" in test.error[0].value and "sidebar" in test.info[0].value
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_refused_files_only(page: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"xx")
+    test = opened(page, tmp_path)
+    assert not test.exception and not test.error
+    assert "No LoRA could be read" in text_of(test)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_empty_folder(page: str, tmp_path: Path) -> None:
+    test = opened(page, tmp_path)
+    assert not test.exception and "No LoRA could be read" in text_of(test)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_collection_without_labels(page: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path, 3)
+    (tmp_path / "labels.csv").unlink()
+    test = opened(page, tmp_path)
+    assert not test.exception and not test.error
+    if page == "Train":
+        assert "labels.csv" in text_of(test)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_published_files(page: str, real_loras: Path) -> None:
+    test = opened(page, real_loras)
+    assert not test.exception and not test.error
+    assert "63 LoRAs open, 12 files refused" in text_of(test)
+    if page == "Zoo":
+        reasons = next(frame.value for frame in test.dataframe if "reason" in frame.value.columns)
+        assert len(reasons) == 12 and reasons["reason"].str.len().min() > 20
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_folder_that_vanishes_while_it_is_open(page: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 12)
+    test = opened(page, tmp_path / "zoo")
+    shutil.rmtree(tmp_path / "zoo")
+    test.run()
+    assert not test.exception and "has gone" in test.error[0].value
+
+
+def test_the_zoo_page_filters(synthetic_folder: Path) -> None:
+    test = opened("Zoo", synthetic_folder, q="lora01")
+    assert "10 of 60 LoRAs" in text_of(test)
+    test.text_input(key="q").set_value("nothing like it").run()
+    assert "No LoRA matches" in text_of(test) and not test.exception
+
+
+def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:
+    test = opened("LoRA", synthetic_folder, lora="lora007")
+    assert test.selectbox(key="lora").value == "lora007/adapter_model.safetensors" and not test.exception
+    layers = next(frame.value for frame in test.dataframe if "effective rank" in frame.value.columns)
+    assert len(layers) == 3 and (layers["effective rank"] <= 2).all()
+
+
+def test_a_broken_file_on_the_lora_page(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 2)
+    test = opened("LoRA", tmp_path)
+    path = tmp_path / "lora000" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+    test.run()
+    assert not test.exception
+    test = opened("LoRA", tmp_path, lora="lora000")
+    assert not test.exception and "1 LoRAs open, 1 files refused" in text_of(test)
+
+
+def run_to_the_end(test: AppTest) -> AppTest:
+    for _ in range(200):
+        job = test.session_state["session"].job
+        if job is not None and not job.running:
+            return test.run()
+        time.sleep(0.1)
+    raise AssertionError("the training did not end")
+
+
+def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:
+    test = opened("Train", synthetic_folder)
+    test.multiselect(key="targets").set_value(["size"]).run()
+    test.number_input(key="epochs").set_value(2000).run()
+    test.number_input(key="patience").set_value(0).run()
+    next(button for button in test.button if button.label == "Train").click().run()
+    assert not test.exception
+    while not test.session_state["session"].job.runs[0].progress.history:
+        time.sleep(0.05)
+    next(button for button in test.button if button.label == "Stop").click().run()
+    run_to_the_end(test)
+    job = test.session_state["session"].job
+    assert job.runs[0].error is None and not job.runs[0].checkpoint.finished
+    reached = len(job.runs[0].checkpoint.history)
+    next(button for button in test.button if button.label == "Resume").click().run()
+    while len(test.session_state["session"].job.runs[0].progress.history) <= reached:
+        time.sleep(0.05)
+    next(button for button in test.button if button.label == "Stop").click().run()
+    run_to_the_end(test)
+    assert len(test.session_state["session"].job.runs[0].checkpoint.history) > reached
+    assert not test.exception and not test.error
+
+
+def test_a_target_that_cannot_be_learnt_is_a_sentence(synthetic_folder: Path) -> None:
+    test = opened("Train", synthetic_folder)
+    test.multiselect(key="targets").set_value(["size", "kind"]).run()
+    assert "different kinds" in test.error[0].value and not test.exception
+    assert next(button for button in test.button if button.label == "Train").disabled
+    test.multiselect(key="targets").set_value([]).run()
+    assert "at least one target" in text_of(test) and not test.exception
+
+
+@pytest.mark.parametrize("target", ["size", "positive", "kind"])
+def test_predictions_of_every_kind(target: str, synthetic_folder: Path) -> None:
+    trained(synthetic_folder, "gl_net", targets=(target,))
+    test = opened("Predictions", synthetic_folder)
+    assert not test.exception and not test.error
+    table = next(frame.value for frame in test.dataframe if "part" in frame.value.columns)
+    assert len(table) == 60 and set(table["part"]) == {"train", "validation", "test"}
+    scores = next(frame.value for frame in test.dataframe if "test, control: norms only" in frame.value.index)
+    assert "test, control: structure only" in scores.index
+
+
+def test_predictions_on_another_collection_are_marked(synthetic_folder: Path, tmp_path: Path) -> None:
+    zoo = trained(synthetic_folder, "gl_net")
+    write_zoo(tmp_path / "other", 12, seed=3)
+    write_peft(tmp_path / "other" / "alien", Zoo.open(synthetic_folder).load(zoo.ids[0]))
+    home = opened("Home", tmp_path / "other")
+    checkpoint = runs_folder(zoo) / "gl_net-size"
+    home.main.text_input[0].set_value(str(checkpoint)).run()
+    assert "Opened" in home.success[0].value and "not the collection it was trained on" in home.warning[0].value
+    home.main.text_input[0].set_value(str(tmp_path)).run()
+    assert "no checkpoint there" in home.error[0].value and not home.exception
+
+
+def test_invariance_holds_for_gl_net_and_moves_the_mlp(synthetic_folder: Path) -> None:
+    trained(synthetic_folder, "mlp", "o_align", "gl_net")
+    test = opened("Invariance", synthetic_folder)
+    assert not test.exception and not test.error
+
+    def verdicts() -> dict[str, str]:
+        table = next(frame.value for frame in test.dataframe if "verdict" in frame.value.columns)
+        return {row.model.split(" →")[0]: row.verdict for row in table.itertuples()}
+
+    assert verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "moves, as it may", "GL-net": "holds"}
+    next(button for button in test.button if button.label == "Draw another R").click().run()
+    assert "2 draws" in text_of(test)
+    test.session_state["group"] = "o"
+    test.session_state["dtype"] = "float64"
+    test.run()
+    assert not test.exception and verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "holds", "GL-net": "holds"}
+
+
+def test_two_visitors_do_not_see_each_other(synthetic_folder: Path, tmp_path: Path) -> None:
+    write_zoo(tmp_path / "other", 3)
+    one, two = opened("Home", synthetic_folder), opened("Home", tmp_path / "other")
+    assert "60 LoRAs open" in text_of(one.run()) and "3 LoRAs open" in text_of(two.run())

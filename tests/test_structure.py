@@ -1,0 +1,90 @@
+"""What must hold of the code itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ORDER = [
+    "errors",
+    "lora",
+    "formats",
+    "index",
+    "zoo",
+    "batches",
+    "symmetry",
+    "geometry",
+    "models",
+    "tasks",
+    "devices",
+    "evaluation",
+    "checkpoint",
+    "training",
+    "plots",
+    "cli",
+]
+"""Nothing imports from its right; geometry stands beside symmetry and needs only a LoRA."""
+
+SOURCES = sorted((ROOT / "lol_core").rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_never_imports_streamlit_or_the_pages(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & {"streamlit", "ui", "pages", "tests"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_data_flows_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT / "lol_core").parts[0].removesuffix(".py")
+    if room not in ORDER:
+        return
+    needed = {name.split(".")[1] for name in imports(path) if name.startswith("lol_core.")}
+    assert all(ORDER.index(other) <= ORDER.index(room) for other in needed if other in ORDER), f"{room} imports {needed}"
+
+
+def test_importing_the_library_does_nothing_and_needs_no_streamlit() -> None:
+    code = (
+        "import sys, torch; before = torch.get_num_threads(); import lol_core, lol_core.training, lol_core.cli; "
+        "assert 'streamlit' not in sys.modules; assert torch.get_num_threads() == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_there_is_no_junk_drawer_and_no_pickle() -> None:
+    assert not list(ROOT.glob("lol_core/**/util*.py")) and not list(ROOT.glob("ui/util*.py"))
+    for path in SOURCES:
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"pickle\.loads?\(|allow_pickle=True|torch\.save\(", source), path
+        for call in re.findall(r"torch\.load\([^)]*\)", source):
+            assert "weights_only=True" in call, path
+
+
+def test_every_requirement_is_pinned_once() -> None:
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+", line) for line in lines)
+    names = [line.split("==")[0].lower() for line in lines]
+    assert len(set(names)) == len(names) and "torch==2.13.0" in lines and "torchvision" not in names
+    assert {"streamlit", "plotly", "pandas", "safetensors", "diffusers", "umap-learn", "scikit-learn"} <= set(names)
+
+
+def test_the_readme_gives_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for command in ("make app", "make test", "pip install -r requirements.txt", "streamlit run app.py"):
+        assert command in readme
