@@ -8,7 +8,7 @@ import streamlit as st
 
 from lol_core.checkpoint import Checkpoint
 from lol_core.errors import CheckpointError
-from ui.frame import frame
+from ui.frame import frame, page_link, set_url
 from ui.state import SAMPLE_ZOO, checkpoints, load_checkpoint, session
 
 zoo = frame("LoL Explorer")
@@ -40,13 +40,13 @@ st.subheader("What next")
 steps = st.columns(3)
 with steps[0].container(border=True, height="stretch"):
     st.markdown("**1 · Look**\n\nEvery file with its dialect, base model, rank and labels, and for what was refused the reason.")
-    st.page_link("pages/Zoo.py", label="Open the Zoo", icon=":material/table_rows:")
+    page_link("pages/Zoo.py", "Open the Zoo", ":material/table_rows:")
 with steps[1].container(border=True, height="stretch"):
     st.markdown("**2 · Train**\n\nFit GL-net, or another of the five LoL models, to predict one of the labels. Live curves, seconds on the sample zoo.")
-    st.page_link("pages/Train.py", label="Train a model", icon=":material/model_training:")
+    page_link("pages/Train.py", "Train a model", ":material/model_training:")
 with steps[2].container(border=True, height="stretch"):
     st.markdown("**3 · Turn R**\n\nTransform a LoRA by random invertible matrices: the same function, other weights. See which predictions move.")
-    st.page_link("pages/Invariance.py", label="See invariance", icon=":material/rotate_right:")
+    page_link("pages/Invariance.py", "See invariance", ":material/rotate_right:")
 
 st.subheader("Open something else")
 left, right = st.columns(2)
@@ -55,8 +55,8 @@ with left:
     if zoo.folder != SAMPLE_ZOO.resolve():
 
         def open_sample() -> None:
-            st.session_state["collection"] = str(SAMPLE_ZOO)
-            st.session_state["labels"] = ""
+            set_url("collection", "")
+            set_url("labels", "")
 
         st.button("Open the sample zoo", on_click=open_sample, icon=":material/pets:")
 with right:

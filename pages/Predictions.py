@@ -13,7 +13,7 @@ from lol_core.errors import LoLError
 from lol_core.evaluation import METRIC_TITLES, confusion
 from lol_core.tasks import class_name
 from lol_core.zoo import Zoo
-from ui.frame import frame, need
+from ui.frame import frame, need, page_link
 from ui.state import checkpoints, load_checkpoint
 
 zoo = frame("Predictions")
@@ -21,7 +21,7 @@ need(len(zoo), "No LoRA could be read in this collection. Open another folder in
 models = checkpoints(zoo)
 if not models:
     st.info("No model has been trained on this collection yet.", icon=":material/arrow_forward:")
-    st.page_link("pages/Train.py", label="Train one", icon=":material/model_training:")
+    page_link("pages/Train.py", "Train one", ":material/model_training:")
     st.caption("Or open a checkpoint folder on the Home page.")
     st.stop()
 title = st.selectbox("Model", list(models), key="model", bind="query-params")

@@ -18,7 +18,7 @@ from lol_core.models import MODELS, ModelConfig
 from lol_core.models.layers import NONLINEARITIES
 from lol_core.tasks import guess_kind
 from lol_core.training import Plan, plan
-from ui.frame import frame, need
+from ui.frame import frame, need, page_link
 from ui.jobs import Run, TrainingJob
 from ui.state import checkpoints, load_checkpoint, runs_folder, session
 
@@ -185,7 +185,8 @@ st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key=
 choice, resume, delete, predictions = st.columns([3, 1, 1, 2], vertical_alignment="bottom")
 selected = choice.selectbox("Model", [title for title, *_ in kept], key="saved_model")
 _, folder, model = next(item for item in kept if item[0] == selected)
-predictions.page_link("pages/Predictions.py", label="Look at its predictions", icon=":material/insights:")
+with predictions:
+    page_link("pages/Predictions.py", "Look at its predictions", ":material/insights:", model=selected)
 can_resume = not model.finished and not busy
 if resume.button("Resume", disabled=not can_resume, icon=":material/resume:", width="stretch", help="Goes on with a training that was stopped."):
     planned = Plan(model.task, model.spec, model.split, {}, model.left_out_modules)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from ui.frame import frame, need
+from ui.frame import frame, need, page_link
 
 zoo = frame("Zoo")
 if zoo.labels_path:
@@ -58,10 +58,6 @@ with loaded:
     rows = event.selection.rows
     if rows:
         chosen = shown.index[rows[0]]
-        actions[1].page_link(
-            "pages/LoRA.py",
-            label=f"Look at {zoo.names[chosen]}",
-            icon=":material/layers:",
-            query_params={"lora": zoo.names[chosen], "collection": str(zoo.folder)},
-        )
+        with actions[1]:
+            page_link("pages/LoRA.py", f"Look at {zoo.names[chosen]}", ":material/layers:", lora=zoo.names[chosen])
     actions[0].download_button("Download as CSV", shown.to_csv(index=False), f"{zoo.name}.csv", "text/csv", icon=":material/download:")

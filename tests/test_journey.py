@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(30_000)
     yield page
     context.close()
 
@@ -53,7 +53,7 @@ def test_the_first_journey(page: Page, address: str) -> None:
     settled(page)
 
     go(page, "Zoo")
-    page.get_by_label("Search").fill("0007")
+    page.get_by_role("textbox", name="Search").fill("0007")
     expect(page.get_by_text(re.compile(r"^1 of \d+ LoRAs"))).to_be_visible()
 
     go(page, "Train")
@@ -63,7 +63,7 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_role("button", name="Stop")).to_be_disabled(timeout=180_000)
     settled(page)
     page.get_by_test_id("stMain").get_by_text("Settings").click()
-    page.get_by_label("Models").click()
+    page.get_by_role("combobox", name="Models").click()
     page.get_by_role("option", name="MLP", exact=True).click()
     page.keyboard.press("Escape")
     settled(page)
@@ -76,7 +76,7 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_text("95 % bootstrap interval")).to_be_visible()
     expect(page.get_by_test_id("stPlotlyChart")).to_be_visible()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download as CSV").click()
+        page.get_by_test_id("stDownloadButton").get_by_role("button").click()
     rows = Path(download.value.path()).read_text().splitlines()
     assert rows[0].startswith("lora,") and len(rows) > 300
 
@@ -110,14 +110,14 @@ def test_deep_links(name: str, page: Page, address: str) -> None:
 def test_a_collection_typed_into_the_sidebar_is_opened_and_kept(page: Page, address: str, synthetic_folder: Path) -> None:
     page.goto(address)
     settled(page)
-    page.get_by_label("Collection").fill(str(synthetic_folder))
-    page.get_by_label("Collection").press("Enter")
+    page.get_by_role("textbox", name="Collection").fill(str(synthetic_folder))
+    page.get_by_role("textbox", name="Collection").press("Enter")
     expect(page.get_by_text("60 LoRAs open")).to_be_visible()
     go(page, "Zoo")
     expect(page.get_by_text("60 LoRAs open")).to_be_visible()
     assert "collection=" in page.url
     page.reload()
     expect(page.get_by_text("60 LoRAs open")).to_be_visible(timeout=60_000)
-    page.get_by_label("Collection").fill("/no/such/folder")
-    page.get_by_label("Collection").press("Enter")
+    page.get_by_role("textbox", name="Collection").fill("/no/such/folder")
+    page.get_by_role("textbox", name="Collection").press("Enter")
     expect(page.get_by_text("not a folder")).to_be_visible()

@@ -25,23 +25,17 @@ def frame(title: str) -> Zoo:
     st.set_page_config(page_title=f"{title} · LoL Explorer", page_icon=":material/hub:", layout="wide")
     with st.sidebar:
         st.markdown("### LoL Explorer\nLearning on LoRAs")
-        for path, label, icon in PAGES:
-            st.page_link(path, label=label, icon=icon, width="stretch")
+        navigation = st.container()
         st.divider()
-        folder = st.text_input(
-            "Collection", value=str(SAMPLE_ZOO), key="collection", bind="query-params", help="Any folder of LoRAs on this computer. It is only ever read."
-        )
-        labels = st.text_input(
-            "Labels file",
-            key="labels",
-            bind="query-params",
-            placeholder="labels.csv in the folder, if any",
-            help="A CSV or Parquet table: one column names the files, the others are labels.",
-        )
+        folder = url_field("collection", "Collection", "Any folder of LoRAs on this computer. It is only ever read. Empty: the sample zoo.", str(SAMPLE_ZOO))
+        labels = url_field("labels", "Labels file", "A CSV or Parquet table: one column names the files, the others are labels.", "labels.csv in the folder")
         rescan = st.button("Look for changes", icon=":material/refresh:", width="stretch")
+    with navigation:
+        for path, label, icon in PAGES:
+            page_link(path, label, icon)
     st.title(title)
     try:
-        zoo = open_zoo(folder or str(SAMPLE_ZOO), labels or "", rescan)
+        zoo = open_zoo(folder or str(SAMPLE_ZOO), labels, rescan)
     except LoLError as error:
         st.error(str(error), icon=":material/folder_off:")
         st.info("Type the path of a folder of LoRAs under **Collection** in the sidebar, or empty the field for the sample zoo.")
@@ -49,8 +43,38 @@ def frame(title: str) -> Zoo:
     with st.sidebar:
         st.caption(f"{len(zoo):,} LoRAs open, {len(zoo.refused):,} files refused, {zoo.labels.shape[1]} label columns.")
         if session().job is not None and session().job.running:  # type: ignore[union-attr]
-            st.page_link("pages/Train.py", label="Training is running", icon=":material/hourglass_top:")
+            page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
     return zoo
+
+
+def url_field(name: str, label: str, help: str, placeholder: str) -> str:
+    """A text field that the whole session shares and that stands in the URL; a URL that says something else wins.
+
+    Written by hand because a value bound by Streamlit is lost at the next change of page when it came with the URL.
+    """
+    known = session().url
+    if st.query_params.get(name, known[name]) != known[name]:
+        known[name] = st.query_params[name]
+    typed = st.text_input(label, value=known[name], help=help, placeholder=placeholder)
+    if typed != known[name]:
+        set_url(name, typed)
+        st.rerun()
+    set_url(name, known[name])
+    return known[name]
+
+
+def set_url(name: str, value: str) -> None:
+    """Make a value that `url_field` shows the session's, and the URL's."""
+    session().url[name] = value
+    if value:
+        st.query_params[name] = value
+    else:
+        st.query_params.pop(name, None)
+
+
+def page_link(page: str, label: str, icon: str, **params: str) -> None:
+    """A link to a page that takes the open collection along, which a plain `st.page_link` would drop from the URL."""
+    st.page_link(page, label=label, icon=icon, width="stretch", query_params={key: value for key, value in session().url.items() if value} | params)
 
 
 def open_zoo(folder: str, labels: str, rescan: bool = False) -> Zoo:

@@ -22,12 +22,15 @@ MAX_OPEN_ZOOS = 4
 
 @dataclass
 class Session:
-    """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path."""
+    """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path;
+    url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
+    """
 
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
     extra_checkpoints: list[str] = field(default_factory=list)
     job: TrainingJob | None = None
     draws: int = 1
+    url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": ""})
 
 
 def session() -> Session:

@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -156,7 +155,6 @@ class Questions:
 
 def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparameters, folder: Path) -> dict[str, Any]:
     """Fine-tune one LoRA, store it in half precision as a PEFT folder, measure the stored weights and return its row of labels."""
-    started = perf_counter()
     train = splits["train"]
     kept = torch.from_numpy(np.flatnonzero(~np.isin(train.source, drawn.dropped)))
     lora = encoder.new_lora(drawn.lora_dropout, drawn.seed)
@@ -200,7 +198,6 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
         "train_questions": len(kept),
         "steps": n_steps,
         "n_sources": len(set(train.source[kept.numpy()])),
-        "seconds": perf_counter() - started,
     }
 
 
