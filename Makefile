@@ -6,7 +6,7 @@ PORT ?= 8501
 .PHONY: app test test-gpu check format screenshots zoo clean
 
 app: .venv/app
-	$(BIN)/streamlit run app.py --server.headless=false --server.port=$(PORT)
+	$(BIN)/streamlit run app.py --server.port=$(PORT)
 
 test: .venv/dev
 	$(BIN)/python -m pytest

@@ -21,11 +21,11 @@ st.markdown(
 with st.container(border=True):
     st.subheader(zoo.name)
     st.caption(str(zoo.folder))
-    columns = st.columns(4)
-    columns[0].metric("LoRAs", f"{len(zoo):,}")
-    columns[1].metric("Refused files", f"{len(zoo.refused):,}")
-    columns[2].metric("Label columns", zoo.labels.shape[1])
-    columns[3].metric("Ranks", ", ".join(str(r) for r in sorted({r for e in zoo.entries for r in e.ranks})) or "–")
+    with st.container(horizontal=True, gap="large"):
+        st.metric("LoRAs", f"{len(zoo):,}")
+        st.metric("Refused files", f"{len(zoo.refused):,}")
+        st.metric("Label columns", zoo.labels.shape[1])
+        st.metric("Ranks", ", ".join(str(r) for r in sorted({r for e in zoo.entries for r in e.ranks})) or "–")
     if len(zoo):
         table = zoo.table()
         counts = table.groupby(["dialect", table["base model"].fillna("not named"), table["suggested base"].fillna("unknown")]).size()

@@ -90,7 +90,8 @@ def plan(zoo: Zoo, targets: Sequence[str], config: TrainingConfig, kind: TaskKin
     split = split_ids(usable, config.fractions, config.seed, groups)
     task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
     find_device(config.device)
-    make_model(config.model, spec, task.outputs, config.model_config)
+    with torch.device("meta"):  # all the checks of making it, and none of the memory
+        make_model(config.model, spec, task.outputs, config.model_config)
     return Plan(task, spec, split, left_out, left_out_modules)
 
 

@@ -143,11 +143,11 @@ def factor_change(side: str) -> float:
     return relative_change(*pairs)
 
 
-measures = st.columns(4)
-measures[0].metric("κ(R)", f"{torch.linalg.cond(R[0][0, 0]).item():.4g}")
-measures[1].metric("U moved by", f"{factor_change('U'):.1%}")
-measures[2].metric("V moved by", f"{factor_change('V'):.1%}")
-measures[3].metric("ΔW moved by", f"{product_change(turned, original):.1e}", help=f"Relative; zero up to rounding in {dtype_name}.")
+with st.container(horizontal=True, gap="large"):
+    st.metric("κ(R)", f"{torch.linalg.cond(R[0][0, 0]).item():.4g}")
+    st.metric("U moved by", f"{factor_change('U'):.1%}")
+    st.metric("V moved by", f"{factor_change('V'):.1%}")
+    st.metric("ΔW moved by", f"{product_change(turned, original):.1e}", help=f"Relative; zero up to rounding in {dtype_name}.")
 
 st.subheader("Predictions")
 table = pd.DataFrame(rows)
@@ -161,7 +161,7 @@ for unit in units:
     members = [i for i, row in enumerate(rows) if row["predicts"] == unit]
     figure = plots.prediction_moves([rows[i]["model"] for i in members], [before_all[i] for i in members], [after_all[i] for i in members], unit)
     st.plotly_chart(figure, key=f"moves_{unit}", alt="Each model's prediction before and after R")
-st.caption(f"{state.draws} draws of R so far.")
+st.caption("One draw of R so far." if state.draws == 1 else f"{state.draws} draws of R so far.")
 
 st.subheader("One module, before and after")
 module = st.selectbox("Module", own_spec.modules, format_func=lambda m: f"{m.name}  ({m.n} × {m.m})", key="module")

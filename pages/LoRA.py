@@ -26,12 +26,12 @@ except LoLError as error:
     st.error(str(error), icon=":material/broken_image:")
     st.stop()
 
-columns = st.columns(5)
-columns[0].metric("Dialect", entry.dialect)
-columns[1].metric("Modules", len(lora.layers))
-columns[2].metric("Rank", ", ".join(map(str, lora.ranks)))
-columns[3].metric("Parameters", f"{lora.parameters:,}")
-columns[4].metric("Stored as", ", ".join(lora.dtypes))
+with st.container(horizontal=True, gap="large"):
+    st.metric("Dialect", entry.dialect)
+    st.metric("Modules", len(lora.layers))
+    st.metric("Rank", ", ".join(map(str, lora.ranks)))
+    st.metric("Parameters", f"{lora.parameters:,}")
+    st.metric("Stored as", ", ".join(lora.dtypes))
 st.markdown(f"**Base model** as the file claims: {entry.base_model or '*nothing*'} · as the shapes suggest: {entry.suggested_base or '*nothing known*'}")
 for note in lora.notes:
     st.caption(f":material/info: {note}")

@@ -75,15 +75,11 @@ def make_config(name: str, seed: int) -> TrainingConfig:
     )  # fmt: skip
 
 
-def make_runs() -> list[Run]:
-    """Every model at every seed, planned. Raises LoLError with the first thing that is wrong."""
-    runs = []
-    for name in names:
-        for seed in range(first_seed, first_seed + seeds):
-            config = make_config(name, seed)
-            out = runs_folder(zoo) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}-seed{seed}"
-            runs.append(Run(f"{MODELS[name].title}, seed {seed}", plan(zoo, targets, config), config, out))
-    return runs
+def make_run(name: str, seed: int) -> Run:
+    """One model at one seed, planned. Raises LoLError with what is wrong."""
+    config = make_config(name, seed)
+    out = runs_folder(zoo) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}-seed{seed}"
+    return Run(f"{MODELS[name].title}, seed {seed}", plan(zoo, targets, config), config, out)
 
 
 def describe(planned: Plan) -> None:
@@ -120,18 +116,19 @@ def results_table(models: list[Checkpoint]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-ready: list[Run] = []
+ready = False
 try:
     need(targets and names, "Choose at least one target and one model.")
-    ready = make_runs()
-    describe(ready[0].plan)
+    firsts = [make_run(name, first_seed) for name in names]
+    describe(firsts[0].plan)
+    ready = True
 except LoLError as problem:
     st.error(str(problem), icon=":material/error:")
 
 busy = state.job is not None and state.job.running
 start, stop, _ = st.columns([1, 1, 4])
 if start.button("Train", type="primary", icon=":material/play_arrow:", disabled=busy or not ready, width="stretch"):
-    state.job = TrainingJob(zoo, ready)
+    state.job = TrainingJob(zoo, [make_run(name, seed) for name in names for seed in range(first_seed, first_seed + seeds)])
     state.job.start()
     st.rerun()
 if stop.button("Stop", icon=":material/stop:", disabled=not busy, width="stretch") and state.job is not None:

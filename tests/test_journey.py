@@ -81,7 +81,7 @@ def test_the_first_journey(page: Page, address: str) -> None:
     assert rows[0].startswith("lora,") and len(rows) > 300
 
     go(page, "Invariance")
-    expect(page.get_by_text("1 draws of R so far")).to_be_visible()
+    expect(page.get_by_text("One draw of R so far")).to_be_visible()
     page.get_by_role("button", name="Draw another R").click()
     expect(page.get_by_text("2 draws of R so far")).to_be_visible()
     moved = page.get_by_test_id("stMetric").filter(has_text="U moved by").get_by_test_id("stMetricValue").inner_text()
