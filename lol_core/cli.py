@@ -124,14 +124,15 @@ def scan(folder: Path, labels: LabelsFile = None, as_json: AsJson = False) -> No
     ]
     refused = [{"path": e.path, "reason": e.reason} for e in zoo.refused]
     if as_json:
-        print_json(
-            {"folder": str(zoo.folder), "fingerprint": zoo.fingerprint, "loaded": loaded, "refused": refused, "unjoined_labels": list(zoo.unjoined_labels)}
-        )
+        about = {"folder": str(zoo.folder), "fingerprint": zoo.fingerprint, "unjoined_labels": list(zoo.unjoined_labels), "labels_problem": zoo.labels_problem}
+        print_json(about | {"loaded": loaded, "refused": refused})
         return
     print_table(loaded)
     if refused:
         out.print(f"{len(refused)} files were refused:")
         print_table(refused)
+    if zoo.labels_problem:
+        err.print(zoo.labels_problem, highlight=False, soft_wrap=True)
     out.print(f"{len(loaded)} LoRAs, {len(refused)} refused, {zoo.labels.shape[1]} label columns.", highlight=False)
 
 

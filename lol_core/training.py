@@ -71,6 +71,8 @@ def plan(zoo: Zoo, targets: Sequence[str], config: TrainingConfig, kind: TaskKin
 
     Raises TaskError or ModelError with what is wrong and what to do.
     """
+    if zoo.labels_problem:
+        raise TaskError(zoo.labels_problem)
     wanted = zoo.ids if ids is None else list(ids)
     task, usable = make_task(zoo.labels.loc[wanted], targets, kind)
     left_out = dict.fromkeys(set(wanted) - set(usable), "It has no usable label.")

@@ -26,7 +26,8 @@ MODEL_FILE_NAMES = ("adapter_model", "pytorch_lora_weights", "adapters")
 class Zoo:
     """A collection of LoRAs. `entries` could be read, `refused` could not (with reasons); both in order of path.
 
-    labels: one row per entry, indexed by its path, NaN where there is none; unjoined_labels: rows of the labels table that belong to no file.
+    labels: one row per entry, indexed by its path, NaN where there is none; unjoined_labels: rows of the labels table that belong to no file;
+    labels_problem: why the table found in the folder could not be used, if so.
     """
 
     folder: Path
@@ -36,12 +37,13 @@ class Zoo:
     labels_path: Path | None = None
     join_column: str | None = None
     unjoined_labels: tuple[str, ...] = ()
+    labels_problem: str | None = None
 
     @classmethod
     def open(cls, folder: Path | str, labels: Path | str | None = None, cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Zoo:
         """Open any folder, recursively. `labels`: a CSV or Parquet table; found by itself when labels.csv or labels.parquet lies in the folder.
 
-        Raises ZooError when the folder is gone or the labels table cannot be read or joined.
+        Raises ZooError when the folder is gone, or the table given as `labels` cannot be read or joined; one found by itself is left out, and says so.
         """
         folder = Path(folder).expanduser()
         described = Index(folder, cache).update(progress)
@@ -51,7 +53,12 @@ class Zoo:
         path = Path(labels).expanduser() if labels else next((folder / name for name in LABEL_FILES if (folder / name).is_file()), None)
         if path is None:
             return cls(folder, entries, refused, pd.DataFrame(index=[entry.path for entry in entries]))
-        table, column, unjoined = join_labels(read_labels(path), [entry.path for entry in entries], path)
+        try:
+            table, column, unjoined = join_labels(read_labels(path), [entry.path for entry in entries], path)
+        except ZooError as error:
+            if labels:
+                raise
+            return cls(folder, entries, refused, pd.DataFrame(index=[entry.path for entry in entries]), labels_problem=str(error))
         return cls(folder, entries, refused, table, path, column, unjoined)
 
     def __len__(self) -> int:

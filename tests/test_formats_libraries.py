@@ -28,6 +28,7 @@ class Small(nn.Module):
         self.square = nn.Linear(6, 6)
         self.conv = nn.Conv2d(4, 10, 3)
         self.pointwise = nn.Conv2d(4, 10, 1)
+        self.sound = nn.Conv1d(4, 10, 3)
         self.transposed = Conv1D(7, 6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +68,7 @@ def check_merges_alike(config: peft.PeftConfig, folder: Path, modules: list[str]
     return lora
 
 
-ALL = ["linear", "square", "conv", "pointwise", "transposed", "embed"]
+ALL = ["linear", "square", "conv", "pointwise", "sound", "transposed", "embed"]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lol_core.checkpoint import TrainingConfig
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
 from lol_core.index import Index, describe
+from lol_core.training import plan
 from lol_core.zoo import Zoo, short_name, split_ids
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
@@ -188,3 +190,12 @@ def test_names_are_short_where_they_can_be(tmp_path: Path) -> None:
     assert Zoo.open(tmp_path).names == {
         "a.safetensors": "a.safetensors", "a/adapter_model.safetensors": "a/adapter_model.safetensors", "b/adapter_model.safetensors": "b",
     }  # fmt: skip
+
+
+def test_a_labels_table_that_does_not_fit_costs_the_labels_only(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 12)
+    pd.DataFrame({"name": ["x", "y"], "value": [1, 2]}).to_csv(tmp_path / "labels.csv", index=False)
+    zoo = Zoo.open(tmp_path)
+    assert len(zoo) == 12 and zoo.labels.shape == (12, 0) and "names a file" in (zoo.labels_problem or "")
+    with pytest.raises(TaskError, match="none of its columns"):
+        plan(zoo, ["value"], TrainingConfig())

@@ -41,6 +41,8 @@ def frame(title: str) -> Zoo:
         st.info("Type the path of a folder of LoRAs under **Collection** in the sidebar, or empty the field for the sample zoo.")
         st.stop()
     with st.sidebar:
+        if zoo.labels_problem:
+            st.warning(zoo.labels_problem)
         st.caption(f"{len(zoo):,} LoRAs open, {len(zoo.refused):,} files refused, {zoo.labels.shape[1]} label columns.")
         if session().job is not None and session().job.running:  # type: ignore[union-attr]
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")

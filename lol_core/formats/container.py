@@ -121,8 +121,8 @@ def _open_safetensors(path: Path, size: int) -> TensorFile:
             if not opened:
                 opened.append(safe_open(path, "pt"))
             return opened[0].get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise LoRAFormatError(f"{key!r} cannot be read: {error}.") from error
+        except (SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:
+            raise LoRAFormatError(f"{key!r} cannot be read ({error!s}); its dtype in the header is {dtypes[key]}.") from error
 
     def peek(key: str) -> Tensor:
         if np.prod(shapes[key]) <= 1:

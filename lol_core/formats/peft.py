@@ -37,7 +37,7 @@ def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
     for name, roles in modules.items():
         tensors = {role: fetch(key) for role, key in roles.items()}
         alpha = _configured(config.get("alpha_pattern"), name, config.get("lora_alpha", config.get("alpha")))
-        if "up" in tensors and tensors["up"].ndim == 3:
+        if "up" in tensors and tensors["up"].ndim == 3 and tensors["down"].ndim == 2:
             layers.append(_merged_linear(name, tensors["down"], tensors["up"], alpha, config))
             continue
         scale_rank = None
