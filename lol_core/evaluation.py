@@ -23,6 +23,8 @@ from lol_core.tasks import Task, class_name
 Metrics = dict[str, float]
 HEADLINE = {"regression": "r2", "binary": "accuracy", "multiclass": "accuracy"}
 """The metric a score is judged by first."""
+TREES = 100
+"""Trees of the random forests that the controls fit."""
 METRIC_TITLES = {
     "mse": "MSE",
     "normalized_mse": "MSE (normalised)",
@@ -108,17 +110,21 @@ def confusion(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> pd.Data
 def bootstrap_interval(task: Task, truth: pd.DataFrame, predicted: np.ndarray, seed: int, draws: int = 500, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of the headline metric over resampled test LoRAs."""
     rng = np.random.default_rng(seed)
-    name = HEADLINE[task.kind]
-    values = []
-    for _ in range(draws):
-        index = rng.integers(0, len(truth), len(truth))
-        part, p = truth.iloc[index], predicted[index]
-        if task.kind == "regression":  # the headline alone: the rank correlations are slow to resample
-            values.append(float(np.mean([sk.r2_score(part[t], p[:, i]) for i, t in enumerate(task.targets)])))
-        else:
-            values.append(score(task, part, p)[name])
+    values = [_headline(task, truth.iloc[index], predicted[index]) for index in rng.integers(0, len(truth), (draws, len(truth)))]
     tail = (1 - level) / 2
     return float(np.nanquantile(values, tail)), float(np.nanquantile(values, 1 - tail))
+
+
+def _headline(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> float:
+    """The headline metric alone, as `score` gives it: cheap enough to resample."""
+    if task.kind == "multiclass":
+        labels = np.array(task.classes)[predicted.argmax(1)]
+        return float((truth[task.targets[0]].map(class_name).to_numpy() == labels).mean())
+    y = truth[list(task.targets)].to_numpy(np.float64)
+    if task.kind == "binary":
+        return float(((predicted > 0.5) == (y > 0.5)).mean())
+    spread = np.square(y - y.mean(0)).sum(0)
+    return float((1 - np.square(y - predicted).sum(0) / np.where(spread > 0, spread, np.nan)).mean())
 
 
 def structure_features(entries: Sequence[Entry]) -> np.ndarray:
@@ -153,11 +159,11 @@ def control_scores(task: Task, labels: pd.DataFrame, split: dict[str, list[str]]
         for target in task.targets:
             y = labels.loc[known, target]
             if task.kind == "regression":
-                model: Any = DummyRegressor() if name == "constant" else RandomForestRegressor(200, random_state=seed)
+                model: Any = DummyRegressor() if name == "constant" else RandomForestRegressor(TREES, random_state=seed)
                 columns.append(model.fit(X, y.astype(float)).predict(X_test))
                 continue
             classes = list(task.classes) if task.kind == "multiclass" else ["0", "1"]
-            model = DummyClassifier(strategy="prior") if name == "constant" else RandomForestClassifier(200, random_state=seed)
+            model = DummyClassifier(strategy="prior") if name == "constant" else RandomForestClassifier(TREES, random_state=seed)
             model.fit(X, y.map(class_name) if task.kind == "multiclass" else y.astype(int).astype(str))
             probabilities = np.zeros((len(test), len(classes)))
             probabilities[:, [classes.index(c) for c in model.classes_]] = model.predict_proba(X_test)

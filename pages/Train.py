@@ -143,11 +143,11 @@ def watch() -> None:
     left = job.seconds_left
     waiting = job.fraction == 0 and all(run.progress.message == "Waiting" for run in job.runs)
     if job.running:
-        text = (
-            "Stopping at the last finished epoch …"
-            if job.stopping
-            else ("Another training is running on this server; this one waits." if waiting else "Training")
-        )
+        text = f"Training on {job.zoo.name}"
+        if waiting:
+            text = "Another training is running on this server; this one waits."
+        if job.stopping:
+            text = "Stopping at the last finished epoch …"
         st.progress(min(job.fraction, 1.0), f"{text} · about {left:.0f} s left" if left is not None and not job.stopping else text)
     elif busy:
         st.rerun(scope="app")
@@ -190,8 +190,12 @@ if resume.button("Resume", disabled=not can_resume, icon=":material/resume:", wi
     state.job = TrainingJob(zoo, [Run(f"{model.model.title}, seed {model.config.seed}", planned, model.config, folder, resume=True)])
     state.job.start()
     st.rerun()
-if delete.button("Delete", disabled=busy, icon=":material/delete:", width="stretch"):
-    shutil.rmtree(folder, ignore_errors=True)
-    if str(folder) in state.extra_checkpoints:
-        state.extra_checkpoints.remove(str(folder))
-    st.rerun()
+ours = folder.parent == runs_folder(zoo)
+with delete.popover("Remove", icon=":material/delete:", disabled=busy, width="stretch"):
+    st.write("Delete this model from the disk?" if ours else f"Take it off the list? The folder {folder} stays as it is.")
+    if st.button("Delete it" if ours else "Take it off the list", type="primary"):
+        if ours:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            state.extra_checkpoints.remove(str(folder))
+        st.rerun()

@@ -227,3 +227,22 @@ def test_two_visitors_do_not_see_each_other(synthetic_folder: Path, tmp_path: Pa
     write_zoo(tmp_path / "other", 3)
     one, two = opened("Home", synthetic_folder), opened("Home", tmp_path / "other")
     assert "60 LoRAs open" in text_of(one.run()) and "3 LoRAs open" in text_of(two.run())
+
+
+def test_a_model_opened_by_path_is_never_deleted(synthetic_folder: Path, tmp_path: Path) -> None:
+    zoo = Zoo.open(synthetic_folder)
+    config = TrainingConfig(model="svd", model_config=ModelConfig(width=8), epochs=2)
+    train(zoo, plan(zoo, ["size"], config), config, tmp_path / "mine")
+    test = opened("Home", synthetic_folder)
+    test.main.text_input[0].set_value(str(tmp_path / "mine")).run()
+    test.switch_page("pages/Train.py").run()
+    next(button for button in test.button if button.label == "Take it off the list").click().run()
+    assert not test.exception and (tmp_path / "mine" / "checkpoint.json").is_file()
+    assert "None yet" in text_of(test)
+
+
+def test_a_model_trained_here_can_be_deleted(synthetic_folder: Path) -> None:
+    zoo = trained(synthetic_folder, "svd")
+    test = opened("Train", synthetic_folder)
+    next(button for button in test.button if button.label == "Delete it").click().run()
+    assert not test.exception and not list(runs_folder(zoo).glob("*")) and "None yet" in text_of(test)

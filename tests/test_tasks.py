@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lol_core.errors import TaskError
-from lol_core.evaluation import bootstrap_interval, confusion, control_scores, score
+from lol_core.evaluation import HEADLINE, _headline, bootstrap_interval, confusion, control_scores, score
 from lol_core.tasks import Task, guess_kind, make_task
 
 
@@ -133,6 +133,14 @@ def test_the_bootstrap_interval_holds_the_score(labels: pd.DataFrame) -> None:
     noisy = labels[["loss"]].to_numpy() + np.random.default_rng(0).normal(0, 0.2, (40, 1))
     low, high = bootstrap_interval(task, labels, noisy, 0)
     assert low < score(task, labels, noisy)["r2"] < high < 1
+
+
+def test_the_resampled_headline_is_the_scored_one(labels: pd.DataFrame) -> None:
+    rng = np.random.default_rng(1)
+    for targets, width in ((["loss", "accuracy"], 2), (["smile", "hat"], 2), (["style"], 3)):
+        task = make_task(labels, targets)[0].fitted(labels)
+        predicted = rng.uniform(0, 1, (40, width))
+        assert _headline(task, labels, predicted) == pytest.approx(score(task, labels, predicted)[HEADLINE[task.kind]])
 
 
 def test_controls_see_what_they_are_given_and_no_more(labels: pd.DataFrame) -> None:
