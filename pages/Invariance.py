@@ -35,7 +35,7 @@ titles = top[1].multiselect(
 controls = st.columns([2, 3, 2, 2], vertical_alignment="bottom")
 group = controls[0].segmented_control("R is drawn from", ["gl", "o"], format_func={"gl": "GL(r)", "o": "O(r)"}.get, default="gl", key="group", required=True)
 exponent = controls[1].slider(
-    "Condition number κ(R) = 10^x", 0.0, 4.0, 1.0, 0.25, key="kappa", bind="query-params", disabled=group == "o", help="κ = 1 is a rotation times a scalar."
+    "Condition number κ(R) = 10^x", 0.0, 4.0, 2.0, 0.25, key="kappa", bind="query-params", disabled=group == "o", help="κ = 1 is a rotation times a scalar."
 )
 condition = 10.0**exponent if group == "gl" else 1.0
 dtype_name = controls[2].segmented_control("Computed in", list(DTYPES), default="float32", key="dtype", required=True)
@@ -105,7 +105,7 @@ def verdict(model: LoLModel, change: float) -> str:
     moved = change > TOLERANCES[dtype]
     if promises(model.symmetry, group):
         return "BROKEN" if moved else "holds"
-    return "moves, as it may" if moved else "did not move"
+    return "moves, as it may" if moved else "hardly moved"
 
 
 rows, before_all, after_all = [], [], []

@@ -77,10 +77,11 @@ layers = pd.DataFrame(
 st.dataframe(layers, hide_index=True, height=min(420, 38 + 35 * len(layers)))
 st.download_button("Download as CSV", layers.to_csv(index=False), "layers.csv", "text/csv", icon=":material/download:")
 
-labels = zoo.labels.loc[chosen].dropna()
-if len(labels):
+labels = {column: zoo.labels.at[chosen, column] for column in zoo.labels.columns if pd.notna(zoo.labels.at[chosen, column])}
+if labels:
     st.subheader("Labels")
-    st.dataframe(labels.rename("value").astype(str).rename_axis("label").reset_index(), hide_index=True, height=min(280, 38 + 35 * len(labels)))
+    rows = [{"label": column, "value": str(value)} for column, value in labels.items()]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(280, 38 + 35 * len(rows)))
 st.subheader("Metadata")
 said = {key: value for key, value in lora.metadata.items() if value not in (None, "", [], {}, False)}
 if said:

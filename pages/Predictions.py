@@ -52,14 +52,14 @@ if at_home:
     shown = [name for name in model.metrics["test"] if "/" not in name]
     rows = {f"{part}": values for part, values in model.metrics.items()} | {f"test, control: {name}": values for name, values in model.controls.items()}
     scores = pd.DataFrame({METRIC_TITLES[name]: {part: values.get(name) for part, values in rows.items()} for name in shown})
-    st.dataframe(scores.style.format("{:.4f}", na_rep="–"), key="scores")
+    st.dataframe(scores.style.format("{:.4g}", na_rep="–"), key="scores")
     if model.interval:
         n_test = len(model.split["test"])
         st.caption(f"95 % bootstrap interval of the headline test score over {n_test} LoRAs: {model.interval[0]:.3f} – {model.interval[1]:.3f}.")
     if len(task.targets) > 1:
         with st.expander("Per label, on the test part"):
             per_label = {t: {METRIC_TITLES[n]: model.metrics["test"][f"{n}/{t}"] for n in shown} for t in task.targets}
-            st.dataframe(pd.DataFrame(per_label).T.style.format("{:.4f}", na_rep="–"))
+            st.dataframe(pd.DataFrame(per_label).T.style.format("{:.4g}", na_rep="–"))
 
 target = st.selectbox("Label", task.targets, key="label") if len(task.targets) > 1 else task.targets[0]
 known = zoo.labels[target] if target in zoo.labels.columns else pd.Series(index=zoo.ids, dtype=float)

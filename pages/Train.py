@@ -179,7 +179,7 @@ for title, folder in saved.items():
     except LoLError as problem:
         st.caption(str(problem))
 st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key="saved")
-choice, resume, delete, predictions = st.columns([3, 1, 1, 2], vertical_alignment="bottom")
+choice, resume, delete, predictions = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
 selected = choice.selectbox("Model", [title for title, *_ in kept], key="saved_model")
 _, folder, model = next(item for item in kept if item[0] == selected)
 with predictions:
