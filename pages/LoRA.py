@@ -77,7 +77,7 @@ layers = pd.DataFrame(
 st.dataframe(layers, hide_index=True, height=min(420, 38 + 35 * len(layers)))
 st.download_button("Download as CSV", layers.to_csv(index=False), "layers.csv", "text/csv", icon=":material/download:")
 
-labels = {column: zoo.labels.at[chosen, column] for column in zoo.labels.columns if pd.notna(zoo.labels.at[chosen, column])}
+labels = zoo.labels.loc[chosen:chosen].dropna(axis="columns").astype(str).iloc[0].to_dict()
 if labels:
     st.subheader("Labels")
     rows = [{"label": column, "value": str(value)} for column, value in labels.items()]
