@@ -13,7 +13,6 @@ import torch
 from sklearn import metrics as sk
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from torchmetrics.functional import kendall_rank_corrcoef, spearman_corrcoef
 
 from lol_core.batches import Batch
 from lol_core.geometry import singular_values
@@ -58,6 +57,8 @@ def score(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> Metrics:
 
 
 def _score_numbers(y: np.ndarray, p: np.ndarray, std: float) -> Metrics:
+    from torchmetrics.functional import kendall_rank_corrcoef, spearman_corrcoef  # takes seconds to import, so only where it is needed
+
     mse = float(sk.mean_squared_error(y, p))
     ranks = torch.tensor(p), torch.tensor(y)
     varied = np.ptp(p) > 0 and np.ptp(y) > 0

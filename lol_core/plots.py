@@ -37,7 +37,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> g
             mode="lines",
             line={"color": color, "dash": "dot"},
         )
-    figure.update_xaxes(title="epoch", rangemode="tozero").update_yaxes(title="loss (solid: validation, dotted: training)", type="log")
+    figure.update_xaxes(title="epoch", rangemode="tozero").update_yaxes(title="loss (solid: validation, dotted: training)", type="log", exponentformat="power")
     return _finish(figure, 360, legend={"orientation": "h", "y": 1.12})
 
 
