@@ -27,7 +27,7 @@ def frame(title: str) -> Zoo:
         st.markdown("### LoL Explorer\nLearning on LoRAs")
         navigation = st.container()
         st.divider()
-        folder = url_field("collection", "Collection", "Any folder of LoRAs on this computer. It is only ever read. Empty: the sample zoo.", str(SAMPLE_ZOO))
+        folder = url_field("collection", "Collection", "Any folder of LoRAs on this computer. It is only ever read.", "the sample zoo")
         labels = url_field("labels", "Labels file", "A CSV or Parquet table: one column names the files, the others are labels.", "labels.csv in the folder")
         rescan = st.button("Look for changes", icon=":material/refresh:", width="stretch")
     with navigation:
