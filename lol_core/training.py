@@ -228,12 +228,11 @@ class Fit:
     def _epoch(self, stop: ShouldStop) -> bool:
         """One pass; False, with the weights as before it, when it was stopped."""
         config, epoch, ids = self.config, len(self.history), self.split["train"]
-        before, optimizer_before = self._weights(), None
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + epoch)
         total = 0.0
         if stop():
             return False
-        optimizer_before = _copied(self.optimizer.state_dict())
+        before, optimizer_before = self._weights(), _copied(self.optimizer.state_dict())
         self.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(1_000_003 * config.seed + epoch)

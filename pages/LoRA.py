@@ -87,10 +87,10 @@ said = {key: value for key, value in lora.metadata.items() if value not in (None
 if said:
     rows = [{"key": key, "value": value if isinstance(value, str) else json.dumps(value, default=str)} for key, value in said.items()]
     st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(420, 38 + 35 * len(rows)))
-    with st.expander("Everything, as the file has it"):
+    with st.expander("Everything, as the file has it", key="everything"):
         st.json(dict(lora.metadata), expanded=1)
 else:
     st.caption("The file says nothing about itself.")
 if lora.extras:
-    with st.expander(f"{len(lora.extras)} tensors in the file are no part of a low-rank pair"):
+    with st.expander(f"{len(lora.extras)} tensors in the file are no part of a low-rank pair", key="extras"):
         st.dataframe(pd.DataFrame({"tensor": lora.extras}), hide_index=True)

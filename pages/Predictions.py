@@ -57,7 +57,7 @@ if at_home:
         n_test = len(model.split["test"])
         st.caption(f"95 % bootstrap interval of the headline test score over {n_test} LoRAs: {model.interval[0]:.3f} – {model.interval[1]:.3f}.")
     if len(task.targets) > 1:
-        with st.expander("Per label, on the test part"):
+        with st.expander("Per label, on the test part", key="per_label"):
             per_label = {t: {METRIC_TITLES[n]: model.metrics["test"][f"{n}/{t}"] for n in shown} for t in task.targets}
             st.dataframe(pd.DataFrame(per_label).T.style.format("{:.4g}", na_rep="–"))
 
@@ -94,5 +94,5 @@ else:
 st.dataframe(table, hide_index=True, height=420, key="table")
 st.download_button("Download as CSV", table.rename_axis("lora").to_csv(), f"predictions-{Path(models[title]).name}.csv", "text/csv", icon=":material/download:")
 if refused:
-    with st.expander(f"{len(refused)} LoRAs have no prediction", icon=":material/block:"):
+    with st.expander(f"{len(refused)} LoRAs have no prediction", icon=":material/block:", key="no_prediction"):
         st.dataframe(pd.DataFrame([{"path": id, "reason": reason} for id, reason in refused.items()]), hide_index=True)

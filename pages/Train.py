@@ -41,7 +41,7 @@ names = right.multiselect("Models", list(MODELS), default=["gl_net"], format_fun
 if targets:
     left.caption(", ".join(f"{t}: {guess_kind(zoo.labels[t])}, {zoo.labels[t].notna().sum()} labelled" for t in targets))
 
-with st.expander("Settings", icon=":material/tune:"):
+with st.expander("Settings", icon=":material/tune:", key="settings"):
     a, b, c, d = st.columns(4)
     seeds = a.number_input("Seeds", 1, 10, 1, key="seeds", help="Each model is trained once for every seed: another split, another initialisation.")
     first_seed = a.number_input("First seed", 0, 10_000, 0, key="first_seed")
@@ -62,9 +62,9 @@ with st.expander("Settings", icon=":material/tune:"):
     normalize = d.toggle(
         "Normalise inputs", False, key="normalize", help="Divide each module's U and V by its training standard deviation. The paper does not."
     )
-    mean_products = d.toggle("GL-net: mean of products", False, key="mean_products", help="The paper's variant for CLIP scores (appendix D.1.1).")
+    mean_products = d.toggle("Mean of products", False, key="mean_products", help="GL-net as the paper has it for CLIP scores (appendix D.1.1).")
     class_weights = d.toggle("Class weights", False, key="class_weights")
-    shuffled = d.toggle("Shuffled-label control", False, key="shuffled", help="Also fit each model to permuted labels. Doubles the time.")
+    shuffled = d.toggle("Shuffled control", False, key="shuffled", help="Also fit each model to permuted labels. Doubles the time.")
 
 
 def make_config(name: str, seed: int) -> TrainingConfig:
@@ -180,7 +180,7 @@ for title, folder in saved.items():
         st.caption(str(problem))
 st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key="saved")
 choice, resume, delete, predictions = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
-selected = choice.selectbox("Model", [title for title, *_ in kept], key="saved_model")
+selected = choice.selectbox("Model", [title for title, *_ in kept])  # without a key: a new list selects its first, the newest
 _, folder, model = next(item for item in kept if item[0] == selected)
 with predictions:
     page_link("pages/Predictions.py", "Look at its predictions", ":material/insights:", model=selected)

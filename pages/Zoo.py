@@ -11,7 +11,7 @@ zoo = frame("Zoo")
 if zoo.labels_path:
     st.caption(f"Labels from {zoo.labels_path}, joined by its column {zoo.join_column!r}.")
 if zoo.unjoined_labels:
-    with st.expander(f"{len(zoo.unjoined_labels)} rows of the labels table belong to no readable file", icon=":material/link_off:"):
+    with st.expander(f"{len(zoo.unjoined_labels)} rows of the labels table belong to no readable file", icon=":material/link_off:", key="unjoined"):
         st.dataframe(pd.DataFrame({zoo.join_column or "name": zoo.unjoined_labels}), hide_index=True)
 if len(zoo) and zoo.labels.shape[1] and (unlabelled := int(zoo.labels.isna().all(axis=1).sum())):
     st.caption(f"{unlabelled} LoRAs have no row in the labels table.")

@@ -121,3 +121,29 @@ def test_a_collection_typed_into_the_sidebar_is_opened_and_kept(page: Page, addr
     page.get_by_role("textbox", name="Collection").fill("/no/such/folder")
     page.get_by_role("textbox", name="Collection").press("Enter")
     expect(page.get_by_text("not a folder")).to_be_visible()
+
+
+def test_settings_stay_open_and_a_training_stops_and_resumes(page: Page, address: str) -> None:
+    page.goto(f"{address}/Train")
+    settled(page)
+    page.get_by_test_id("stMain").get_by_text("Settings", exact=True).click()
+    for label, value in (("Epochs", "2000"), ("Patience", "0"), ("First seed", "7")):
+        field = page.get_by_test_id("stNumberInput").filter(has_text=label).locator("input")
+        field.fill(value)
+        field.press("Enter")
+        settled(page)
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible(timeout=60_000)
+    stop, resume = page.get_by_role("button", name="Stop"), page.get_by_role("button", name="Resume")
+    for _ in range(2):
+        expect(stop).to_be_enabled(timeout=30_000)
+        page.wait_for_timeout(3000)
+        stop.click()
+        expect(stop).to_be_disabled(timeout=60_000)
+        settled(page)
+        expect(resume).to_be_enabled()
+        resume.click()
+    expect(stop).to_be_enabled(timeout=30_000)
+    stop.click()
+    expect(stop).to_be_disabled(timeout=60_000)
+    assert page.get_by_test_id("stException").count() == 0

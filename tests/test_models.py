@@ -209,3 +209,20 @@ def test_normalising_keeps_every_symmetry_and_gives_unit_entries() -> None:
     for factors in (*normal.U, *normal.V):
         assert factors.std().item() == pytest.approx(1, abs=0.1)
     assert invariance_error(model, batch, "gl", 100.0) <= 1e-9
+
+
+@pytest.mark.parametrize("scale", [0.25, 4.0, -2.0])
+def test_scale_is_part_of_the_function(scale: float) -> None:
+    """A batch holds s U Vᵀ: what alpha says reaches every model, and a scale moved into the factors is the same LoRA."""
+    scaled = random_lora(scale=scale)
+    moved = LoRA(tuple(LoRALayer(y.name, scale * y.U, y.V) for y in scaled.layers))
+    spec = shared_spec([scaled])
+    batch = make_batch([scaled], spec, torch.float64)
+    for (_, indices), U, V in zip(spec.groups, batch.U, batch.V, strict=True):
+        for g, i in enumerate(indices):
+            torch.testing.assert_close(U[0, g] @ V[0, g].T, scaled[spec.modules[i].name].delta(torch.float64))
+            assert U[0, g].norm() / scaled[spec.modules[i].name].U.norm() == pytest.approx(abs(scale) ** 0.5), "√|s| goes into each factor"
+    for name in GL_MODELS:
+        model = made(name, batch)
+        torch.testing.assert_close(model(batch), model(make_batch([moved], spec, torch.float64)))
+        assert not torch.allclose(model(batch), model(make_batch([random_lora()], spec, torch.float64)))
