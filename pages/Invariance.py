@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 import torch
@@ -169,10 +170,10 @@ position = own_spec.modules.index(module)
 g, place = next((g, indices.index(position)) for g, (_, indices) in enumerate(own_spec.groups) if position in indices)
 
 
-def corner(batch: Batch) -> dict[str, object]:
+def corner(batch: Batch) -> dict[str, np.ndarray]:
     u, v = batch.U[g][0, place, :WIDTH_LIMIT].double(), batch.V[g][0, place, :WIDTH_LIMIT].double()
     return {"U": u.numpy(), "V": v.numpy(), "ΔW = U Vᵀ": (u @ v.mT).numpy()}
 
 
-st.plotly_chart(plots.factor_heatmaps(corner(original), corner(turned)), key="heatmaps", alt="U, V and their product before and after R")  # type: ignore[arg-type]
+st.plotly_chart(plots.factor_heatmaps(corner(original), corner(turned)), key="heatmaps", alt="U, V and their product before and after R")
 st.caption(f"The first {WIDTH_LIMIT} rows of U and V, and the corner of ΔW they make. Each pair shares one colour scale.")

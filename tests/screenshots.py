@@ -20,7 +20,7 @@ def main(pages: list[str]) -> None:
         for scheme in ("light", "dark"):
             for width in (1280, 390):
                 for name in pages or PAGES:
-                    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+                    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]  (a loop over two allowed words)
                     page = context.new_page()
                     page.goto(f"{address}/{name}")
                     settled(page)

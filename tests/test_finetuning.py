@@ -80,6 +80,21 @@ def test_a_stored_lora_gives_the_measured_loss_through_plain_peft(encoder: Encod
 
 
 @needs_encoder
+def test_committed_weights_and_labels_belong_together(encoder: Encoder) -> None:
+    """LoRA k starts from seed k, and little training leaves its A near: the timid ones resemble the start of their own seed and of no other."""
+    labels = pd.read_csv(SAMPLE_ZOO / "labels.csv")
+    timid = labels.assign(moved=labels.learning_rate * labels.steps).sort_values("moved").head(3)
+    for row in timid.itertuples():
+        stored = read(SAMPLE_ZOO / row.lora).layers[0].V.float().T
+        for seed, same in ((row.seed, True), (row.seed + 1, False)):
+            model = encoder.new_lora(0.0, seed)
+            start = next(p for name, p in model.named_parameters() if name.endswith("layer.3.attention.self.key.lora_A.default.weight")).detach()
+            likeness = torch.nn.functional.cosine_similarity(stored.flatten(), start.flatten(), dim=0).item()
+            model.unload()
+            assert (likeness > 0.95) == same, f"{row.lora}, seed {seed}: {likeness:.2f}"
+
+
+@needs_encoder
 def test_a_build_goes_on_where_it_was(few: pd.DataFrame, tmp_path: Path) -> None:
     few.to_csv(tmp_path / "questions.csv", index=False)
     assert [row["lora"] for row in build(str(BASE), tmp_path, 1, workers=1)] == ["loras/0001"]

@@ -13,7 +13,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Browser, Page, expect  # noqa: E402  (only after the check above)
 
-from tests.browser import CHROMIUM, chromium, server, settled  # noqa: E402
+from tests.browser import CHROMIUM, chromium, server, settled  # noqa: E402  (it imports playwright too)
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here")]
 
