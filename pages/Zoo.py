@@ -7,6 +7,8 @@ import streamlit as st
 
 from ui.frame import frame, need, page_link
 
+MAX_WRAPPED = 100
+
 zoo = frame("Zoo")
 if zoo.labels_path:
     st.caption(f"Labels from {zoo.labels_path}, joined by its column {zoo.join_column!r}.")
@@ -21,7 +23,10 @@ loaded, refused = st.tabs([f"LoRAs ({len(zoo):,})", f"Refused ({len(zoo.refused)
 with refused:
     if zoo.refused:
         reasons = pd.DataFrame([{"path": e.path, "reason": e.reason, "bytes": e.size} for e in zoo.refused])
-        st.dataframe(reasons, hide_index=True, row_height=56, column_config={"reason": st.column_config.TextColumn(width="large")})
+        if len(reasons) <= MAX_WRAPPED:  # a plain table wraps its text, so that the advice at a reason's end is seen
+            st.table(reasons.set_index("path"))
+        else:
+            st.dataframe(reasons, hide_index=True, column_config={"reason": st.column_config.TextColumn(width=900)})
         st.download_button("Download as CSV", reasons.to_csv(index=False), "refused.csv", "text/csv", icon=":material/download:")
     else:
         st.success("Every candidate file was read.")

@@ -103,7 +103,7 @@ def test_the_published_files(page: str, real_loras: Path) -> None:
     assert not test.exception and not test.error
     assert "63 LoRAs open, 12 files refused" in text_of(test)
     if page == "Zoo":
-        reasons = next(frame.value for frame in test.dataframe if "reason" in frame.value.columns)
+        reasons = next(frame.value for frame in test.table if "reason" in frame.value.columns)
         assert len(reasons) == 12 and reasons["reason"].str.len().min() > 20
 
 
