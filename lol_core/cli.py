@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from lol_core.batches import make_batch
 from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.cli_finetune import finetune
+from lol_core.console import AsJson, bar_for, err, out, print_json, print_table, reported
 from lol_core.errors import LoLError
 from lol_core.evaluation import METRIC_TITLES
 from lol_core.formats import probe as probe_file
@@ -30,49 +27,9 @@ from lol_core.training import train as train_model
 from lol_core.zoo import Zoo
 
 app = typer.Typer(help="Learning on LoRAs: look at LoRA files, train models that read them, check their symmetry.", no_args_is_help=True, add_completion=False)
-finetune = typer.Typer(help="Make LoRA zoos by fine-tuning.", no_args_is_help=True)
 app.add_typer(finetune, name="finetune")
 
-out, err = Console(), Console(stderr=True)
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 LabelsFile = Annotated[Path | None, typer.Option("--labels", help="A CSV or Parquet table of labels, if not labels.csv in the folder.")]
-
-
-@contextmanager
-def reported() -> Iterator[None]:
-    """Errors made on purpose end the command with their sentence and exit code 1."""
-    try:
-        yield
-    except LoLError as error:
-        err.print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
-def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(_finite(value), indent=1, default=str, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinities become null: JSON has none."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table()
-    for name in rows[0] if rows else []:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*("" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()))
-    out.print(table)
-
-
-def bar_for(description: str, bar: Bar) -> Callable[[int, int], None]:
-    task = bar.add_task(description, total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @app.command()
@@ -303,34 +260,3 @@ def invariance(
         print_json(report)
     else:
         print_table([{"": key, "value": value} for key, value in report.items()])
-
-
-@finetune.command("questions")
-def finetune_questions(
-    out_folder: Annotated[Path, typer.Option("--out")],
-    base: Annotated[str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")] = "sentence-transformers/all-MiniLM-L6-v2",
-    wordnet: Annotated[Path, typer.Option(help="Folder with WordNet's data.noun and index.noun.")] = Path("/usr/share/wordnet"),
-    seed: int = 0,
-) -> None:
-    """Make the four-way definition → word questions anew from WordNet. The sample zoo's own are committed."""
-    from lol_core.finetuning.glosses import write_questions
-
-    with reported():
-        table = write_questions(base, wordnet, out_folder, seed)
-    out.print(f"{len(table):,} questions from {table.source.nunique()} sources in {out_folder / 'questions.csv'}", highlight=False)
-
-
-@finetune.command("glosses")
-def finetune_glosses(
-    out_folder: Annotated[Path, typer.Option("--out", help="A folder with questions.csv; finished LoRAs there are kept.")],
-    base: Annotated[str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")] = "sentence-transformers/all-MiniLM-L6-v2",
-    count: int = 400,
-    workers: int = 2,
-    threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
-) -> None:
-    """Fine-tune the sample language zoo. Stop it at any time; the same command goes on."""
-    from lol_core.finetuning.glosses import build
-
-    with reported(), Bar(console=err, transient=True) as bar:
-        for row in build(base, out_folder, count, workers, threads, bar_for("Fine-tuning", bar)):
-            out.print(f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}", highlight=False)

@@ -116,3 +116,18 @@ def prediction_moves(names: Sequence[str], before: Sequence[float], after: Seque
         figure.add_scatter(x=[start], y=[name], mode="markers", marker=marker, name=name, showlegend=False)
     figure.update_xaxes(title=f"predicted {unit}  (◇ before R, ● after)").update_yaxes(autorange="reversed")
     return _finish(figure, 120 + 60 * len(names))
+
+
+def ranking(scores: pd.Series, measured: pd.Series | None, title: str) -> go.Figure:
+    """Scores in falling order against their rank, with the measured values where they are something else."""
+    names, ranks = list(scores.index), np.arange(1, len(scores) + 1)
+    figure = go.Figure()
+    if measured is not None and measured.notna().any():
+        marker = {"color": COLORS[1], "size": 6, "opacity": 0.6}
+        figure.add_scattergl(x=ranks, y=measured, customdata=names, name="measured", mode="markers", marker=marker)
+    figure.add_scattergl(
+        x=ranks, y=scores, customdata=names, name="predicted" if measured is not None else "measured", mode="markers", marker={"color": COLORS[0], "size": 6}
+    )
+    figure.update_traces(hovertemplate="%{customdata}<br>rank %{x}: %{y:.4g}")
+    figure.update_xaxes(title="rank").update_yaxes(title=title)
+    return _finish(figure, 240, legend={"orientation": "h", "y": 1.15})

@@ -17,6 +17,7 @@ PAGES = (
     ("pages/Train.py", "Train", ":material/model_training:"),
     ("pages/Predictions.py", "Predictions", ":material/insights:"),
     ("pages/Invariance.py", "Invariance", ":material/rotate_right:"),
+    ("pages/Images.py", "Images", ":material/image:"),
 )
 
 

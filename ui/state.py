@@ -10,12 +10,14 @@ import streamlit as st
 
 from lol_core.checkpoint import Checkpoint, read_description
 from lol_core.errors import CheckpointError
+from lol_core.generation import Painter
 from lol_core.index import cache_folder
 from lol_core.lora import LoRA
 from lol_core.zoo import Zoo
-from ui.jobs import TrainingJob
+from ui.jobs import DrawingJob, TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "sample_loras"
 SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
 MAX_OPEN_ZOOS = 4
 
@@ -29,6 +31,7 @@ class Session:
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
     extra_checkpoints: list[str] = field(default_factory=list)
     job: TrainingJob | None = None
+    drawing: DrawingJob | None = None
     draws: int = 1
     url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": ""})
 
@@ -84,3 +87,19 @@ def _load_lora(fingerprint: str, digest: str, id: str, _zoo: Zoo) -> LoRA:
 def load_lora(zoo: Zoo, id: str) -> LoRA:
     """A LoRA with its weights, cached by content. Raises LoRAFormatError."""
     return _load_lora(zoo.fingerprint, zoo.by_id[id].digest, id, zoo)
+
+
+def known_base(zoo: Zoo) -> str:
+    """The folder of the base model that this collection's files name, when it comes with the repository; empty when it does not."""
+    named = {entry.base_model for entry in zoo.entries}
+    if len(named) == 1 and (name := named.pop()):
+        folder = SAMPLES / Path(name).name
+        if (folder / "model_index.json").is_file():
+            return str(folder)
+    return ""
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def painter(base: str, device: str) -> Painter:
+    """A base model that draws; it is opened at its first image."""
+    return Painter(base, device)

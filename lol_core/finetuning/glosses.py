@@ -6,7 +6,6 @@ the largest source never, hyperparameters drawn at random. Each finished LoRA is
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +25,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from lol_core.errors import DataMissingError
 from lol_core.finetuning.questions import make_questions, read_glosses
+from lol_core.finetuning.recipes import Hyperparameters, LanguageRecipe
+from lol_core.finetuning.rows import append_row
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 RANK, ALPHA = 4, 8
@@ -36,31 +37,8 @@ LOGIT_SCALE = 20.0
 MAX_TOKENS = 24
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """One draw of table 8, rates and batch sizes rescaled to this base (the data card gives the distributions)."""
-
-    seed: int
-    learning_rate: float
-    weight_decay: float
-    epochs: int
-    batch_size: int
-    lora_dropout: float
-    dropped: tuple[str, ...]
-
-    @classmethod
-    def draw(cls, seed: int, droppable: list[str]) -> Hyperparameters:
-        rng = np.random.default_rng(seed)
-        n_dropped = int(rng.integers(1, len(droppable) + 1))
-        return cls(
-            seed=seed,
-            learning_rate=float(10 ** rng.uniform(-4.3, -2.3)),
-            weight_decay=float(10 ** rng.uniform(-6, -2)),
-            epochs=int(rng.choice([2, 3, 4])),
-            batch_size=int(rng.choice([8, 16, 32])),
-            lora_dropout=float(rng.uniform(0, 0.1)),
-            dropped=tuple(sorted(rng.choice(droppable, n_dropped, replace=False).tolist())),
-        )
+RECIPE = LanguageRecipe(name="glosses", learning_rate_exponents=(-4.3, -2.3), batch_sizes=(8, 16, 32), rank=RANK, targets=ADAPTED_PROJECTIONS)
+"""Table 8 with rates and batch sizes rescaled to this base."""
 
 
 @dataclass
@@ -231,7 +209,7 @@ def build(base: str, out: Path, count: int, workers: int = 2, threads: int = 1, 
     done = set(pd.read_csv(labels).seed) if labels.is_file() else set()
     always_kept = questions.source.value_counts().index[0]
     droppable = sorted(set(questions.source) - {always_kept})
-    todo = [Hyperparameters.draw(seed, droppable) for seed in range(1, count + 1) if seed not in done]
+    todo = [Hyperparameters.draw(RECIPE, seed, droppable) for seed in range(1, count + 1) if seed not in done]
     finished = count - len(todo)
     started = (base, questions, out, threads)
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, started) as pool:
@@ -239,22 +217,13 @@ def build(base: str, out: Path, count: int, workers: int = 2, threads: int = 1, 
         try:
             for future in as_completed(running):
                 row = future.result()
-                _append(labels, row)
+                append_row(labels, row)
                 finished += 1
                 if progress:
                     progress(finished, count)
                 yield row
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _append(labels: Path, row: dict[str, Any]) -> None:
-    new = not labels.is_file()
-    with labels.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
 def write_questions(base: str, wordnet: Path, out: Path, seed: int = 0) -> pd.DataFrame:

@@ -1,0 +1,175 @@
+"""Making a zoo of image LoRAs from a recipe: fine-tune, measure, draw previews. A build that is stopped goes on where it was."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from lol_core.errors import DataMissingError, TaskError
+from lol_core.finetuning.dreambooth import Base, Outcome, finetune_one, finetune_stack, write_lora
+from lol_core.finetuning.machine import Machine, Progress, spread
+from lol_core.finetuning.recipes import ImageRecipe, Run, plan_runs
+from lol_core.finetuning.rows import append_row
+from lol_core.finetuning.scorer import Scorer
+from lol_core.generation import Painter, Sampling
+
+
+@dataclass
+class ImageZoo:
+    """A zoo folder in the making: loras/NNNN.safetensors, previews/NNNN.webp, labels.csv, clip_scores.csv, failures.csv, recipe.json."""
+
+    folder: Path
+    recipe: ImageRecipe
+    base: str
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "labels.csv"
+
+    @property
+    def clip_scores(self) -> Path:
+        return self.folder / "clip_scores.csv"
+
+    def build(self, data: Path, count: int | None, machine: Machine, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+        """Fine-tune runs 1 … count, those already in labels.csv or failures.csv left alone; yields each new row of labels once it is written."""
+        runs = plan_runs(self.recipe, data, count)
+        self._settle_recipe()
+        failures = self.folder / "failures.csv"
+        done = {Path(name).stem for path in (self.labels, failures) if path.is_file() for name in pd.read_csv(path)["lora"]}
+        todo = [run for run in runs if run.name not in done]
+        finished = len(runs) - len(todo)
+        for rows in spread(
+            machine, _start, (self.recipe, self.base, None, machine), _finetune_stack, [(self.folder, stack) for stack in stacks(todo, machine.stack)]
+        ):
+            for row in rows:
+                if "reason" in row:
+                    append_row(failures, row)
+                else:
+                    append_row(self.labels, row)
+                    yield row
+            finished += len(rows)
+            if progress:
+                progress(finished, len(runs))
+
+    def measure(self, scorer: str, machine: Machine, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+        """Draw previews and, where the recipe has prompts for it, CLIP scores of every LoRA of labels.csv that has none; then put them into labels.csv."""
+        if not self.labels.is_file():
+            raise DataMissingError(f"{self.labels}: not found. Fine-tune the zoo first.")
+        labels = pd.read_csv(self.labels)
+        scored = set(pd.read_csv(self.clip_scores)["lora"]) if self.clip_scores.is_file() else set()
+        todo = [
+            (self.folder, str(lora), str(prompt))
+            for lora, prompt in zip(labels["lora"], labels["prompt"], strict=True)
+            if (self.recipe.score_prompts and lora not in scored) or not self.preview(lora).is_file()
+        ]
+        finished = len(labels) - len(todo)
+        for row in spread(machine, _start, (self.recipe, self.base, scorer, machine), _measure, todo):
+            if self.recipe.score_prompts and row["lora"] not in scored:
+                append_row(self.clip_scores, row)
+            yield row
+            finished += 1
+            if progress:
+                progress(finished, len(labels))
+        if self.clip_scores.is_file():
+            scores = pd.read_csv(self.clip_scores).set_index("lora")["clip_score"]
+            labels["clip_score"] = labels["lora"].map(scores)
+            labels.sort_values("lora").to_csv(self.labels, index=False)
+
+    def preview(self, lora: str) -> Path:
+        return self.folder / "previews" / f"{Path(lora).stem}.webp"
+
+    def _settle_recipe(self) -> None:
+        """A zoo has one recipe: the one its first LoRA was made with."""
+        path = self.folder / "recipe.json"
+        if path.is_file():
+            if self.recipe.with_settings(path) != self.recipe:
+                raise TaskError(f"{path} differs from the recipe asked for. Choose another folder, or go on with --settings {path}.")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.recipe.write(path)
+
+
+def stacks(runs: Sequence[Run], size: int) -> list[list[Run]]:
+    """Runs gathered by batch size and number of steps into stacks of at most `size`, in the order of their first numbers."""
+
+    def kind(run: Run) -> tuple[int, int]:
+        return run.batch_size, run.steps
+
+    gathered = []
+    for _, same in groupby(sorted(runs, key=lambda run: (kind(run), run.number)), key=kind):
+        members = list(same)
+        gathered += [members[i : i + size] for i in range(0, len(members), size)]
+    return sorted(gathered, key=lambda stack: stack[0].number)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, places: Queue[str]) -> None:
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    torch.set_num_threads(machine.threads)
+    device = places.get()
+    _worker.update(recipe=recipe, machine=machine, base_name=Path(base).name if Path(base).is_dir() else base)
+    if scorer is None:
+        _worker["base"] = Base(base, device)
+        return
+    painter = Painter(base, device)
+    _worker["painter"] = painter
+    if recipe.score_prompts:
+        _worker["scorer"] = Scorer(scorer, device)
+
+
+def _finetune_stack(folder: Path, runs: list[Run]) -> list[dict[str, Any]]:
+    recipe, base = _worker["recipe"], _worker["base"]
+    outcomes: list[Outcome] = finetune_stack(base, recipe, runs) if len(runs) > 1 else [finetune_one(base, recipe, runs[0], _worker["machine"].mixed_precision)]
+    rows = []
+    for outcome in outcomes:
+        run = outcome.run
+        lora = f"loras/{run.name}.safetensors"
+        row: dict[str, Any] = {"lora": lora, **run.labels}
+        row |= {"learning_rate": run.learning_rate, "steps": run.steps, "batch_size": run.batch_size, "prompt": run.prompt, "seed": run.number}
+        try:
+            write_lora(folder / lora, outcome.factors, _worker["base_name"])
+            row["final_train_loss"] = outcome.final_loss
+        except TaskError as error:
+            row = {"lora": lora, "reason": str(error)}
+        rows.append(row)
+    return rows
+
+
+def _measure(folder: Path, lora: str, prompt: str) -> dict[str, Any]:
+    recipe, painter = _worker["recipe"], _worker["painter"]
+    sampling = Sampling(seed=recipe.score_seed, steps=recipe.sampling_steps, guidance=recipe.guidance)
+    own = [prompt] if prompt not in recipe.preview_prompts else []
+    prompts = [*recipe.score_prompts, *own, *recipe.preview_prompts]
+    images = painter.draw(folder / lora, prompts, sampling, keep=False)
+    row: dict[str, Any] = {"lora": lora}
+    if recipe.score_prompts:
+        n = len(recipe.score_prompts)
+        scores = _worker["scorer"].scores(images[:n], list(recipe.score_prompts)).tolist()
+        row |= {"clip_score": sum(scores) / n} | {f"{i + 1:02d}": score for i, score in enumerate(scores)}
+        images = images[n:]
+    write_strip(folder / "previews" / f"{Path(lora).stem}.webp", images)
+    return row
+
+
+def write_strip(path: Path, images: Sequence[Image.Image]) -> None:
+    """Pictures of equal size in a row, as one WebP file."""
+    width, height = images[0].size
+    strip = Image.new("RGB", (width * len(images), height))
+    for i, image in enumerate(images):
+        strip.paste(image, (i * width, 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "WEBP", quality=80, method=6)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())

@@ -1,0 +1,74 @@
+"""Folders of drawn pictures in the layouts of CelebA and Imagenette, so that the recipes read them as they read the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from lol_core.errors import TaskError
+from lol_core.finetuning.pictures import ATTRIBUTES, CLASSES, Drawings, Look, Person, one_thing, portrait
+
+PICTURES_PER_PERSON = 21
+PICTURES_PER_DESIGN = 6
+LEAST_CHANGE = 0.01
+"""Glasses or a beard must change at least this share of the picture's pixels; otherwise hair hides them and the person is drawn anew."""
+
+
+def write_people(out: Path, count: int, workers: int = 2, progress: Callable[[int, int], None] | None = None) -> None:
+    """`count` people with 21 pictures each: identity_CelebA.txt, list_attr_celeba.txt (−1 or 1), img_align_celeba/. Person k is drawn from seed k."""
+    pictures = out / "img_align_celeba"
+    if (out / "identity_CelebA.txt").exists():
+        raise TaskError(f"{out} already holds people. Choose an empty folder.")
+    pictures.mkdir(parents=True, exist_ok=True)
+    identities, attributes = [], []
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for k, rows in enumerate(pool.map(_draw_person, range(1, count + 1), [pictures] * count, chunksize=4), start=1):
+            for name, shown in rows:
+                identities.append(f"{name} {k}")
+                attributes.append(" ".join([name, *("1" if shown[a] else "-1" for a in ATTRIBUTES)]))
+            if progress:
+                progress(k, count)
+    (out / "list_attr_celeba.txt").write_text("\n".join([str(len(attributes)), " ".join(ATTRIBUTES), *attributes]) + "\n")
+    (out / "identity_CelebA.txt").write_text("\n".join(identities) + "\n")
+
+
+def _draw_person(k: int, folder: Path) -> list[tuple[str, dict[str, bool]]]:
+    rng = np.random.default_rng((k, 7))  # apart from the seeds of the base model's own training pictures
+    person = Person.draw(rng)
+    while not all_visible(person, rng):
+        person = Person.draw(rng)
+    rows = []
+    for i in range(PICTURES_PER_PERSON):
+        image, _, shown = portrait(person, rng)
+        name = f"{k:05d}_{i:02d}.png"
+        image.save(folder / name)
+        rows.append((name, shown))
+    return rows
+
+
+def all_visible(person: Person, rng: np.random.Generator) -> bool:
+    """Whether taking off the glasses or the beard changes the picture."""
+    look = Look.draw(person, rng, steady=1.0)
+    whole = np.asarray(look.image()).astype(int)
+    for part in ("glasses", "beard"):
+        if getattr(person, part) is not None:
+            without = np.asarray(replace(look, person=replace(person, **{part: None})).image()).astype(int)
+            if (np.abs(whole - without).max(-1) > 24).mean() < LEAST_CHANGE:
+                return False
+    return True
+
+
+def write_things(out: Path, drawings: Drawings, seed: int = 0) -> None:
+    """The ten classes, each in all designs, six pictures a design: train/<class>/<design>_<i>.png."""
+    rng = np.random.default_rng((seed, 8))
+    for thing in CLASSES:
+        folder = out / "train" / thing
+        folder.mkdir(parents=True, exist_ok=True)
+        for design in drawings.designs:
+            for i in range(PICTURES_PER_DESIGN):
+                one_thing(drawings, thing, design, rng)[0].save(folder / f"{design}_{i}.png")

@@ -1,0 +1,206 @@
+"""What the LoRAs draw: those with the highest and the lowest score side by side, beside the base model, with the same prompts and seeds."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from PIL import Image
+
+from lol_core import plots
+from lol_core.devices import devices
+from lol_core.errors import LoLError
+from lol_core.generation import Sampling, contact_sheet
+from lol_core.zoo import Zoo
+from ui.frame import frame, need, page_link
+from ui.jobs import DrawingJob, Sheet
+from ui.state import checkpoints, known_base, load_checkpoint, painter, session
+
+PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
+STRIP = 9
+zoo = frame("Images")
+need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
+state = session()
+
+
+def rankings(zoo: Zoo) -> dict[str, tuple[str, Path | None]]:
+    """What LoRAs can be ranked by: title → (label, checkpoint or None for the measured label itself). CLIP scores first, models before labels."""
+    found: dict[str, tuple[str, Path | None]] = {}
+    for title, folder in checkpoints(zoo).items():
+        try:
+            model = load_checkpoint(folder)
+        except LoLError:
+            continue
+        if model.task.kind == "regression":
+            found |= {f"{label} predicted by {title}": (label, folder) for label in model.task.targets}
+    numbers = [c for c in zoo.labels.columns if pd.api.types.is_numeric_dtype(zoo.labels[c]) and zoo.labels[c].nunique() > 2]
+    found |= {f"{label}, measured": (label, None) for label in numbers}
+    return dict(sorted(found.items(), key=lambda item: item[1][0] != "clip_score"))
+
+
+@st.cache_data(max_entries=8, show_spinner="Predicting every LoRA …")
+def predicted(folder: str, modified: float, label: str, fingerprint: str, _zoo: Zoo) -> tuple[pd.Series, list[str]]:
+    """Predictions of a label, and the LoRAs the model was not trained on (all, when it comes from another collection)."""
+    model = load_checkpoint(Path(folder))
+    table, _ = model.predict_zoo(_zoo)
+    held_out = model.split["test"] if model.zoo == _zoo.name else list(table.index)
+    return table[label], [id for id in held_out if id in table.index]
+
+
+ranks = rankings(zoo)
+if not ranks:
+    st.info("To rank LoRAs there must be a label with numbers, or a model that predicts one. This collection has neither.", icon=":material/arrow_forward:")
+    page_link("pages/Train.py", "Train a model", ":material/model_training:")
+    st.stop()
+if not any(folder for _, folder in ranks.values()):
+    st.info("No model that predicts a number has been trained here yet, so the ranking below is by measured labels.", icon=":material/arrow_forward:")
+    label = "clip_score" if "clip_score" in zoo.labels else next(iter(ranks.values()))[0]
+    page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
+left, right = st.columns([3, 1], vertical_alignment="bottom")
+title = left.selectbox("Rank by", list(ranks), key="rank_by", bind="query-params")
+need(title, "Choose what to rank by.")
+label, folder = ranks[title]
+measured = zoo.labels[label].dropna() if label in zoo.labels else pd.Series(dtype=float)
+if folder is not None:
+    scores, held_out = predicted(str(folder), (folder / "checkpoint.json").stat().st_mtime, label, zoo.fingerprint, zoo)
+    which = right.segmented_control("Of", ["test", "all"], default="test", key="which", help="test: LoRAs the model did not see in training.")
+    scores = scores.loc[held_out] if which != "all" and held_out else scores
+else:
+    scores = measured
+scores = scores.sort_values(ascending=False)
+need(len(scores) >= 2, "Fewer than two LoRAs have a score here.")
+
+settings_path = zoo.folder / "recipe.json"
+recipe = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
+with st.expander("Base model, prompts and sampling", icon=":material/tune:", key="image_settings", expanded=not known_base(zoo)):
+    a, b = st.columns([3, 1])
+    base = a.text_input(
+        "Base model", known_base(zoo), key="base", bind="query-params", placeholder="a diffusers folder, or a hub id",
+        help="The text-to-image model these LoRAs were trained on.",
+    )  # fmt: skip
+    device = b.selectbox("Device", ["auto", *devices()], key="image_device")
+    prompts_text = st.text_area("Prompts, one a line", "\n".join(PROMPTS), key="prompts", bind="query-params", height=110)
+    a, b, c = st.columns(3)
+    seed = int(a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key="image_seed"))
+    steps = int(b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key="sampling_steps"))
+    guidance = float(c.number_input("Guidance", 1.0, 30.0, float(recipe.get("guidance", 7.5)), key="guidance", help="1: none. Stable Diffusion: about 7.5."))
+need(
+    base,
+    "To draw images, name the base model these LoRAs were trained on, above: a folder in diffusers form on this computer, or a hub id such as "
+    f"`CompVis/stable-diffusion-v1-4`. The files say: {', '.join(sorted({str(e.base_model or e.suggested_base or 'nothing') for e in zoo.entries}))}.",
+)
+prompts = tuple(line.strip() for line in prompts_text.splitlines() if line.strip())
+need(prompts, "Write at least one prompt.")
+
+st.plotly_chart(plots.ranking(scores, measured.reindex(scores.index) if folder is not None else None, label), key="ranking", alt="Scores in order of rank")
+a, b = st.columns(2)
+place = a.slider("Walk along the ranking", 1, len(scores), min(len(scores), 1 + len(scores) // 2), key="place", bind="query-params", help="1 is the highest.")
+strength = b.slider("Strength of the LoRA", 0.0, 2.0, 1.0, 0.05, key="strength", bind="query-params", help="ΔW is multiplied by this. 0 is the base model.")
+
+
+def preview(id: str) -> Path | None:
+    path = zoo.folder / "previews" / f"{Path(id).stem}.webp"
+    return path if path.is_file() else None
+
+
+along = np.unique(np.linspace(0, len(scores) - 1, STRIP).round().astype(int))
+if all(preview(scores.index[i]) for i in along):
+    st.caption("From the highest to the lowest, previews that came with the collection:")
+    with st.container(horizontal=True):
+        for i in along:
+            strip = Image.open(preview(scores.index[i]) or "")
+            tiles = [strip.crop((x, 0, x + strip.height, strip.height)) for x in range(0, strip.width, strip.height)]
+            tower = Image.new("RGB", (strip.height, strip.height * len(tiles)))
+            for y, tile in enumerate(tiles):
+                tower.paste(tile, (0, y * strip.height))
+            st.image(tower, caption=f"#{i + 1}", width=72)
+
+chosen = {"Highest": scores.index[0], f"Rank {place}": scores.index[place - 1], "Lowest": scores.index[-1]}
+columns: dict[str, str | None] = {**chosen, "Base model": None}
+sampling = Sampling(seed=seed, steps=steps, guidance=guidance, strength=strength)
+brush = painter(base, devices()[0] if device == "auto" else device)
+
+
+def file_of(id: str | None) -> Path | None:
+    return None if id is None else zoo.folder / id
+
+
+def sampling_of(id: str | None) -> Sampling:
+    return sampling if id is not None else replace(sampling, strength=0.0)
+
+
+try:
+    missing = [id for id in dict.fromkeys(columns.values()) if not all(brush.is_drawn(file_of(id), p, sampling_of(id)) for p in prompts)]
+except OSError as problem:
+    st.error(f"A LoRA file cannot be read any more: {problem}. Press **Look for changes** in the sidebar.")
+    st.stop()
+job = state.drawing
+busy = job is not None and job.running
+draw, stop, _ = st.columns([1, 1, 4])
+automatic = base == known_base(zoo) and not (job is not None and (job.error or job.stopping))
+pressed = draw.button("Draw", type="primary", icon=":material/brush:", disabled=busy or not missing, width="stretch")
+if missing and not busy and (pressed or automatic):
+    state.drawing = job = DrawingJob(lambda: brush, [Sheet(file_of(id), prompts) for id in missing], sampling)
+    job.start()
+    st.rerun()
+if stop.button("Stop", icon=":material/stop:", disabled=not busy, width="stretch") and job is not None:
+    job.stop()
+
+
+@st.fragment(run_every=0.4 if busy else None)
+def watch() -> None:
+    if job is None:
+        return
+    if job.running:
+        left = job.seconds_left
+        text = "Stopping …" if job.stopping else f"Drawing {job.done + 1} of {len(job.sheets)}" + (f", about {left:.0f} s left" if left else "")
+        st.progress(min(job.fraction, 1.0), text)
+    elif busy:
+        st.rerun(scope="app")
+    if job.error:
+        st.error(job.error)
+    elif job.stopping and not job.running:
+        st.caption("Stopped. Press **Draw** to go on.")
+
+
+watch()
+
+
+def heading(title: str, id: str | None) -> str:
+    if id is None:
+        return "without any LoRA"
+    lines = [zoo.names[id]]
+    if folder is not None:
+        lines.append(f"predicted {scores[id]:.4g}")
+    if id in measured.index:
+        lines.append(f"measured {measured[id]:.4g}")
+    return "\n".join(lines)
+
+
+rows: list[list[Image.Image]] = [[] for _ in prompts]
+shown: list[str] = []
+for place_in_page, (name, id) in zip(st.columns(len(columns)), columns.items(), strict=True):
+    with place_in_page:
+        st.markdown(f"**{name}**")
+        st.caption(heading(name, id).replace("\n", "  \n"))
+        if id in missing:
+            st.caption("Not drawn yet.")
+            continue
+        images = brush.draw(file_of(id), prompts, sampling_of(id))
+        shown.append(f"{name}\n{heading(name, id)}")
+        for row, prompt, image in zip(rows, prompts, images, strict=True):
+            row.append(image)
+            larger = image.resize((256, 256), Image.Resampling.BICUBIC) if image.width < 256 else image
+            st.image(larger, caption=prompt, width="stretch")
+if shown and len(shown) == len(columns):
+    buffer = io.BytesIO()
+    contact_sheet(rows, shown, prompts).save(buffer, "PNG")
+    st.download_button("Download the grid", buffer.getvalue(), f"{zoo.name}-{label}.png", "image/png", icon=":material/download:")
+with st.container(horizontal=True):
+    for name, id in chosen.items():
+        page_link("pages/LoRA.py", f"{name}: look inside", ":material/layers:", lora=id)

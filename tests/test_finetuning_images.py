@@ -1,0 +1,235 @@
+"""Fine-tuning of image models: the recipes, DreamBooth one by one and stacked, zoos that stop and go on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+
+from lol_core.errors import DataMissingError, TaskError
+from lol_core.finetuning.base_model import assemble, diffusion_loss, make_scheduler, make_text_encoder, make_tokenizer, make_vae
+from lol_core.finetuning.dreambooth import Base, Outcome, adapted, finetune_one, finetune_stack, write_lora
+from lol_core.finetuning.image_zoos import ImageZoo, stacks
+from lol_core.finetuning.machine import Machine
+from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, ImageRecipe, Run, plan_runs
+from lol_core.formats import read
+
+RECIPE = replace(
+    CELEBA, resolution=32, rank=2, targets=("to_v", "to_out.0"), learning_rates=(1e-3, 1e-2), steps=(3, 4), images_per_subject=3,
+    attributes=("Smiling", "Eyeglasses"), score_prompts=(), sampling_steps=2, guidance=1.0, preview_prompts=("a dog",),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised pipeline, smaller still than the small one. Its images are noise; what is tested is the arithmetic."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(["a dog on a red background", "a smiling person"])
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=16, out_channels=16, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=4, cross_attention_dim=128,
+        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    assemble(make_vae(), unet, make_text_encoder(tokenizer), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(base_folder: Path) -> Base:
+    return Base(base_folder)
+
+
+@pytest.fixture
+def celeba(tmp_path: Path) -> Path:
+    """Four people of three pictures each and one of two, laid out as CelebA."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    names, owners = [f"{i:06d}.jpg" for i in range(14)], [30] * 3 + [4] * 3 + [17] * 3 + [8] * 3 + [5] * 2
+    for name in names:
+        Image.fromarray(rng.integers(0, 255, (40, 32, 3), np.uint8)).save(folder / "img_align_celeba" / name)
+    shown = rng.choice([-1, 1], (14, 2))
+    shown[:3] = [[1, -1], [1, -1], [-1, 1]]  # person 30: two of three smile, one wears glasses
+    lines = ["14", "Smiling Eyeglasses"] + [f"{n} {a} {b}" for n, (a, b) in zip(names, shown, strict=True)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+    (folder / "identity_CelebA.txt").write_text("\n".join(f"{n} {k}" for n, k in zip(names, owners, strict=True)) + "\n")
+    return folder
+
+
+def test_celeba_gives_a_run_for_each_person_with_enough_pictures(celeba: Path) -> None:
+    runs = plan_runs(RECIPE, celeba)
+    assert [run.labels["identity"] for run in runs] == [4, 8, 17, 30]
+    assert all(len(run.images) == 3 for run in runs)
+    assert (runs[3].labels["Smiling"], runs[3].labels["Eyeglasses"]) == (1, 0), "labels are majorities"
+
+
+def test_hyperparameters_follow_table_6() -> None:
+    runs = [Counter() for _ in range(4)]  # type: ignore[var-annotated]  # of floats, integers and strings
+    for number in range(400):
+        drawn = plan_run(CELEBA, number)
+        for counter, value in zip(runs, (drawn.learning_rate, drawn.steps, drawn.batch_size, drawn.prompt), strict=True):
+            counter[value] += 1
+    assert [set(c) for c in runs] == [set(CELEBA.learning_rates), set(CELEBA.steps), set(CELEBA.batch_sizes), set(CELEBA.prompts)]
+    assert all(min(c.values()) > 400 / len(c) * 0.7 for c in runs), "each with equal chance"
+
+
+def plan_run(recipe: ImageRecipe, number: int) -> Run:
+    from lol_core.finetuning.recipes import draw_run
+
+    return draw_run(recipe, number, [], {})
+
+
+def test_imagenette_gives_every_subset_once_a_round(tmp_path: Path) -> None:
+    for name in "abc":
+        for i in range(2):
+            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "train" / name / f"{i}.png").touch()
+    runs = plan_runs(replace(IMAGENETTE, subsets_repeated=2), tmp_path)
+    subsets = [tuple(run.labels[f"has {c}"] for c in "abc") for run in runs]
+    assert len(runs) == 14 and len(set(subsets[:7])) == 7 and Counter(subsets) == Counter(dict.fromkeys(subsets, 2))
+    for run in runs:
+        assert sorted(Path(p).parent.name for p in run.images) == [c for c in "abc" if run.labels[f"has {c}"]]
+        assert run.labels["n_images"] == len(run.images) and run.prompt == "sks_photo" and run.steps == 150
+
+
+@pytest.mark.parametrize(("recipe", "words"), [(CELEBA, "identity_CelebA.txt"), (IMAGENETTE, "train/")])
+def test_missing_data_is_named(recipe: ImageRecipe, words: str, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(DataMissingError, match=words):
+            plan_runs(recipe, folder)
+
+
+def test_settings_replace_the_papers_and_unknown_ones_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"rank": 8, "steps": [5, 6]}))
+    assert CELEBA.with_settings(tmp_path / "a.json") == replace(CELEBA, rank=8, steps=(5, 6))
+    CELEBA.write(tmp_path / "b.json")
+    assert IMAGENETTE.with_settings(tmp_path / "b.json") == CELEBA
+    (tmp_path / "c.json").write_text('{"ranks": 8}')
+    with pytest.raises(TaskError, match="ranks"):
+        CELEBA.with_settings(tmp_path / "c.json")
+
+
+def test_a_stack_and_single_runs_of_peft_agree(base: Base, celeba: Path) -> None:
+    runs = [replace(run, steps=6, batch_size=2, learning_rate=rate) for run, rate in zip(plan_runs(RECIPE, celeba), (1e-3, 3e-3, 1e-2, 3e-2), strict=True)]
+    together = finetune_stack(base, RECIPE, runs)
+    for run, stacked in zip(runs, together, strict=True):
+        alone = finetune_one(base, RECIPE, run)
+        assert alone.final_loss == pytest.approx(stacked.final_loss, rel=1e-4)
+        for name, (A, B) in alone.factors.items():
+            start, _ = base.fresh_factors(RECIPE, run.number)[name]
+            moved = (A - start).norm()
+            assert moved > 0 and B.norm() > 0
+            assert (A - stacked.factors[name][0]).norm() < 1e-2 * moved
+            assert (B - stacked.factors[name][1]).norm() < 1e-2 * B.norm()
+
+
+def test_the_base_is_left_as_it_was(base: Base, celeba: Path) -> None:
+    before = {k: v.clone() for k, v in base.unet.state_dict().items()}
+    runs = [replace(run, steps=2, batch_size=1) for run in plan_runs(RECIPE, celeba)[:2]]
+    finetune_stack(base, RECIPE, runs)
+    finetune_one(base, RECIPE, runs[0])
+    after = base.unet.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert not any(p.requires_grad for p in base.unet.parameters())
+
+
+def test_a_stack_needs_one_batch_size_and_length(base: Base, celeba: Path) -> None:
+    first, second = plan_runs(RECIPE, celeba)[:2]
+    with pytest.raises(TaskError, match="same batch size"):
+        finetune_stack(base, RECIPE, [replace(first, steps=2), replace(second, steps=3)])
+
+
+def test_stacks_hold_every_run_once() -> None:
+    runs = [plan_run(CELEBA, number) for number in range(1, 200)]
+    gathered = stacks(runs, 8)
+    assert sorted(run.number for stack in gathered for run in stack) == list(range(1, 200))
+    assert all(len(s) <= 8 and len({(r.batch_size, r.steps) for r in s}) == 1 for s in gathered)
+
+
+def test_the_loss_of_a_clean_sample_is_that_of_the_velocity() -> None:
+    """(x̂ − x)² / σ² = (v̂ − v)² for the same prediction written as velocity, where σ is above its floor."""
+    torch.manual_seed(0)
+    x, noise, t = torch.randn(5, 2, 4, 4), torch.randn(5, 2, 4, 4), torch.tensor([300, 500, 700, 900, 998])
+    scheduler = make_scheduler()
+    guess = torch.randn_like(x)
+
+    class Says:
+        def __init__(self, value: torch.Tensor):
+            self.sample = value
+
+    def unet(value: torch.Tensor):  # type: ignore[no-untyped-def]  # stands for a U-Net with this answer
+        return lambda *args, **kwargs: Says(value)
+
+    clean = diffusion_loss(unet(guess), scheduler, x, torch.zeros(1), noise, t)  # type: ignore[arg-type]
+    alpha, sigma = (a.view(-1, 1, 1, 1) for a in (scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()))
+    noisy = alpha * x + sigma * noise
+    implied_noise = (noisy - alpha * guess) / sigma
+    scheduler.register_to_config(prediction_type="v_prediction")
+    velocity = diffusion_loss(unet(alpha * implied_noise - sigma * guess), scheduler, x, torch.zeros(1), noise, t)  # type: ignore[arg-type]
+    torch.testing.assert_close(clean, velocity, rtol=1e-3, atol=1e-4)
+
+
+def test_a_written_lora_is_read_back_and_worn_by_diffusers(base: Base, base_folder: Path, celeba: Path, tmp_path: Path) -> None:
+    run = replace(plan_runs(RECIPE, celeba)[0], steps=4, learning_rate=1e-2)
+    outcome = finetune_one(base, RECIPE, run)
+    path = tmp_path / "one.safetensors"
+    write_lora(path, outcome.factors, "tiny")
+    lora = read(path)
+    assert lora.base_model == "tiny" and len(lora.layers) == len(adapted(base.unet, RECIPE.targets)) and lora.dialect == "diffusers"
+    layer = lora.layers[0]
+    A, B = outcome.factors[layer.name.removeprefix("unet.")]
+    torch.testing.assert_close(layer.delta().float(), B @ A, rtol=1e-2, atol=1e-4)
+
+    pipeline = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None)
+    x, t, text = torch.randn(1, 16, 4, 4), torch.tensor([500]), torch.randn(1, 5, 128)
+    with torch.no_grad():
+        before = pipeline.unet(x, t, text).sample
+        pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
+        after = pipeline.unet(x, t, text).sample
+    assert (after - before).abs().max() > 1e-4
+
+
+def test_what_diverged_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="not finite"):
+        write_lora(tmp_path / "a.safetensors", {"m.to_v": (torch.full((2, 3), torch.nan), torch.zeros(3, 2))}, "tiny")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_zoo_stops_and_goes_on(base_folder: Path, celeba: Path, tmp_path: Path) -> None:
+    out, machine = tmp_path / "zoo", Machine(workers=2, stack=2)
+    zoo = ImageZoo(out, RECIPE, str(base_folder))
+    build = zoo.build(celeba, None, machine)
+    next(build)
+    build.close()  # stopped after the first row
+    first = pd.read_csv(out / "labels.csv")
+    assert 1 <= len(first) < 4
+    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "loras").iterdir() if f"loras/{p.name}" in set(first["lora"])}
+    list(zoo.build(celeba, None, machine))
+    labels = pd.read_csv(out / "labels.csv")
+    assert sorted(labels["lora"]) == [f"loras/{i:04d}.safetensors" for i in (1, 2, 3, 4)]
+    assert all((out / "loras" / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items()), "finished ones are left alone"
+    rows = list(zoo.measure("", machine))
+    assert len(rows) == 4
+    preview = Image.open(zoo.preview("loras/0001.safetensors"))
+    assert preview.size == (2 * 32, 32)
+    assert not list(zoo.measure("", machine)), "nothing is left to measure"
+    with pytest.raises(TaskError, match="recipe"):
+        list(ImageZoo(out, replace(RECIPE, rank=3), str(base_folder)).build(celeba, None, machine))
+
+
+def test_a_missing_base_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataMissingError, match="no Stable Diffusion pipeline"):
+        Base(tmp_path)
+
+
+def test_outcomes_remember_their_run(base: Base, celeba: Path) -> None:
+    outcome = finetune_one(base, RECIPE, replace(plan_runs(RECIPE, celeba)[0], steps=1))
+    assert isinstance(outcome, Outcome) and outcome.run.number == 1
