@@ -9,7 +9,7 @@ import streamlit as st
 from lol_core.checkpoint import Checkpoint
 from lol_core.errors import CheckpointError
 from ui.frame import frame, page_link, set_url
-from ui.state import SAMPLE_ZOO, checkpoints, load_checkpoint, session
+from ui.state import SAMPLE_SUBJECTS, SAMPLE_ZOO, SAMPLE_ZOOS, checkpoints, load_checkpoint, session
 
 zoo = frame("LoL Explorer")
 st.markdown(
@@ -37,7 +37,7 @@ with st.container(border=True):
         st.info("No LoRA could be read here. The Zoo page lists each file with the reason, if there are any.")
 
 st.subheader("What next")
-steps = st.columns(3)
+steps = st.columns(4)
 with steps[0].container(border=True, height="stretch"):
     st.markdown("**1 · Look**\n\nEvery file with its dialect, base model, rank and labels, and for what was refused the reason.")
     page_link("pages/Zoo.py", "Open the Zoo", ":material/table_rows:")
@@ -48,26 +48,32 @@ with steps[2].container(border=True, height="stretch"):
     st.markdown("**3 · Turn R**\n\nTransform a LoRA by random invertible matrices: the same function, other weights. See which predictions move.")
     page_link("pages/Invariance.py", "See invariance", ":material/rotate_right:")
 
+with steps[3].container(border=True, height="stretch"):
+    st.markdown("**4 · See**\n\nWhat the LoRAs draw that a model ranks highest and lowest, beside the base model, from the same prompts and seeds.")
+    page_link("pages/Images.py", "Look at images", ":material/image:")
+
 st.subheader("Open something else")
 left, right = st.columns(2)
 with left:
     st.markdown("**A folder of LoRAs**: type its path under *Collection* in the sidebar. Every dialect is read; nothing is written into the folder.")
-    if zoo.folder != SAMPLE_ZOO.resolve():
+    st.markdown("**A zoo that came with the program**, fine-tuned for real:")
 
-        def open_sample() -> None:
-            set_url("collection", "")
-            set_url("labels", "")
+    def open_sample(name: str) -> None:
+        set_url("collection", "" if SAMPLE_ZOOS[name] == SAMPLE_ZOO else str(SAMPLE_ZOOS[name]))
+        set_url("labels", "")
 
-        st.button("Open the sample zoo", on_click=open_sample, icon=":material/pets:")
+    with st.container(horizontal=True):
+        for name, folder in SAMPLE_ZOOS.items():
+            st.button(name, on_click=open_sample, args=(name,), icon=":material/pets:", disabled=zoo.folder == folder.resolve(), help=SAMPLE_SUBJECTS[name])
 with right:
-    folder = st.text_input("A trained model (checkpoint folder)", placeholder="path of a folder with checkpoint.json")
-    if folder:
+    checkpoint = st.text_input("A trained model (checkpoint folder)", placeholder="path of a folder with checkpoint.json")
+    if checkpoint:
         try:
-            opened: Checkpoint = load_checkpoint(Path(folder).expanduser())
+            opened: Checkpoint = load_checkpoint(Path(checkpoint).expanduser())
         except CheckpointError as error:
             st.error(str(error))
         else:
-            path = str(Path(folder).expanduser())
+            path = str(Path(checkpoint).expanduser())
             if path not in session().extra_checkpoints:
                 session().extra_checkpoints.append(path)
             st.success(f"Opened **{opened.title}**. It is now offered on the pages Predictions and Invariance.")

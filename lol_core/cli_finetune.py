@@ -116,11 +116,12 @@ def finetune_zoo(
     mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
 ) -> None:
     """Fine-tune a zoo by one of the paper's recipes. Stop it at any time; the same command goes on."""
-    from lol_core.devices import devices
+    import torch
+
     from lol_core.finetuning.image_zoos import ImageZoo, Machine
     from lol_core.finetuning.recipes import IMAGE_RECIPES
 
-    gpus = tuple(name for name in devices() if name.startswith("cuda"))
+    gpus = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
     machine = Machine(workers or max(1, len(gpus)), gpus or ("cpu",), threads, stack, mixed_precision)
     with reported(), Bar(*Bar.get_default_columns(), console=err, transient=True) as bar:
         if recipe == "arc":

@@ -100,7 +100,7 @@ class Painter:
             return values
 
         generators = [torch.Generator("cpu").manual_seed(sampling.seed) for _ in prompts]
-        return self.pipeline(  # type: ignore[no-any-return]  # diffusers' outputs are untyped
+        return self.pipeline(
             prompts, num_inference_steps=sampling.steps, guidance_scale=sampling.guidance, generator=generators, callback_on_step_end=watch
         ).images
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import streamlit as st
 from PIL import Image
 
 from lol_core import plots
-from lol_core.devices import devices
+from lol_core.devices import devices, find_device
 from lol_core.errors import LoLError
 from lol_core.generation import Sampling, contact_sheet
 from lol_core.zoo import Zoo
@@ -123,19 +122,15 @@ if all(preview(scores.index[i]) for i in along):
 chosen = {"Highest": scores.index[0], f"Rank {place}": scores.index[place - 1], "Lowest": scores.index[-1]}
 columns: dict[str, str | None] = {**chosen, "Base model": None}
 sampling = Sampling(seed=seed, steps=steps, guidance=guidance, strength=strength)
-brush = painter(base, devices()[0] if device == "auto" else device)
+brush = painter(base, str(find_device(device)))
 
 
 def file_of(id: str | None) -> Path | None:
     return None if id is None else zoo.folder / id
 
 
-def sampling_of(id: str | None) -> Sampling:
-    return sampling if id is not None else replace(sampling, strength=0.0)
-
-
 try:
-    missing = [id for id in dict.fromkeys(columns.values()) if not all(brush.is_drawn(file_of(id), p, sampling_of(id)) for p in prompts)]
+    missing = [id for id in dict.fromkeys(columns.values()) if not all(brush.is_drawn(file_of(id), p, sampling) for p in prompts)]
 except OSError as problem:
     st.error(f"A LoRA file cannot be read any more: {problem}. Press **Look for changes** in the sidebar.")
     st.stop()
@@ -191,7 +186,7 @@ for place_in_page, (name, id) in zip(st.columns(len(columns)), columns.items(), 
         if id in missing:
             st.caption("Not drawn yet.")
             continue
-        images = brush.draw(file_of(id), prompts, sampling_of(id))
+        images = brush.draw(file_of(id), prompts, sampling)
         shown.append(f"{name}\n{heading(name, id)}")
         for row, prompt, image in zip(rows, prompts, images, strict=True):
             row.append(image)

@@ -24,6 +24,7 @@ PAGES = {
     "Train": "pages/Train.py",
     "Predictions": "pages/Predictions.py",
     "Invariance": "pages/Invariance.py",
+    "Images": "pages/Images.py",
 }
 
 

@@ -28,6 +28,10 @@ ORDER = [
     "checkpoint",
     "training",
     "plots",
+    "generation",
+    "finetuning",
+    "console",
+    "cli_finetune",
     "cli",
 ]
 """Nothing imports from its right; geometry stands beside symmetry and needs only a LoRA."""

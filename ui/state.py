@@ -18,7 +18,13 @@ from ui.jobs import DrawingJob, TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_loras"
-SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
+SAMPLE_ZOO = SAMPLES / "glosses"
+SAMPLE_SUBJECTS = {
+    "glosses": "A sentence encoder on questions from twenty sources",
+    "faces": "A small diffusion model, each LoRA on one drawn person",
+    "emojinette": "The same model, each LoRA on a subset of ten classes of drawings",
+}
+SAMPLE_ZOOS = {name: SAMPLES / name for name in SAMPLE_SUBJECTS}
 MAX_OPEN_ZOOS = 4
 
 

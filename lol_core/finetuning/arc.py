@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -115,7 +115,7 @@ def finetune(reader: Reader, recipe: LanguageRecipe, splits: dict[str, list[Ques
     kept = [q for q in splits["train"] if q.source not in drawn.dropped]
     torch.manual_seed(drawn.seed)
     config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, lora_dropout=drawn.lora_dropout, target_modules=list(recipe.targets), task_type="CAUSAL_LM")
-    model = get_peft_model(reader.model, config)
+    model: PeftModel = get_peft_model(reader.model, config)
     try:
         parameters = [p for p in model.parameters() if p.requires_grad]
         steps = drawn.epochs * -(-len(kept) // drawn.batch_size)

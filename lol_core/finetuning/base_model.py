@@ -1,7 +1,7 @@
 """A small latent diffusion model in the form of Stable Diffusion, trained from nothing on drawn pictures.
 
 The folder it makes is an ordinary diffusers `StableDiffusionPipeline`: tokenizer, CLIP text encoder, U-Net with to_q, to_k, to_v, to_out.0,
-variational autoencoder (64 × 64 pixels → 8 × 8 × 16), scheduler. It learns to predict the clean latents from noisy ones.
+variational autoencoder (32 × 32 pixels → 8 × 8 × 8), scheduler. It learns to predict the clean latents from noisy ones.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lol_core.finetuning.fitting import Advance, fit, silent, threads
-from lol_core.finetuning.pictures import SIDE, draw_many
+from lol_core.finetuning.pictures import PictureMaker, any_picture, draw_many, familiar_picture
 from lol_core.finetuning.scorer import Scorer, ScorerSettings, make_processor, retrieval, train_scorer
 
-MAX_TOKENS = 40
-LATENT_CHANNELS = 16
+MAX_TOKENS = 28
+RESOLUTION = 32
+"""Pixels of a side of the model's images; the drawn pictures are reduced to it."""
+REDUCED = 4
+"""Pixels of a side that become one latent."""
+LATENT_CHANNELS = 8
 CAPTION_DROPOUT = 0.1
 """Share of captions replaced by the empty one, so that the model can also be run without a prompt (classifier-free guidance)."""
 LEAST_SIGMA = 0.2
@@ -35,12 +39,12 @@ LEAST_SIGMA = 0.2
 class BaseSettings:
     """How the base model is trained. Rates are AdamW's peaks."""
 
-    vae_steps: int = 3000
-    vae_guided_steps: int = 300
+    vae_steps: int = 1500
+    vae_guided_steps: int = 200
     vae_batch: int = 8
     vae_rate: float = 1e-3
     kl_weight: float = 5e-4
-    steps: int = 3600
+    steps: int = 3000
     batch: int = 32
     rate: float = 1e-3
     seed: int = 0
@@ -69,19 +73,19 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
 
 def make_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 128),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
-        sample_size=SIDE,
+        sample_size=RESOLUTION,
     )
 
 
 def make_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=SIDE // 8,
+        sample_size=RESOLUTION // REDUCED,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         layers_per_block=1,
@@ -110,23 +114,24 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def pixels(images: np.ndarray) -> Tensor:
-    """(k, side, side, 3) uint8 → (k, 3, side, side) in [−1, 1]."""
-    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """(k, side, side, 3) uint8 → (k, 3, RESOLUTION, RESOLUTION) in [−1, 1]."""
+    x = torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.nn.functional.adaptive_avg_pool2d(x, RESOLUTION)
 
 
 def principal_latents(images: np.ndarray) -> Callable[[Tensor], Tensor]:
-    """The linear code that the autoencoder starts from: principal components of 8 × 8 patches, (k, 3, 64, 64) → (k, LATENT_CHANNELS, 8, 8).
+    """The linear code that the autoencoder starts from: principal components of 4 × 4 patches, (k, 3, 32, 32) → (k, LATENT_CHANNELS, 8, 8).
 
     Each component is divided by the square root of its deviation, which evens them out by half, and all by their common deviation.
     """
-    patches = torch.nn.functional.pixel_unshuffle(pixels(images), 8).permute(0, 2, 3, 1).flatten(0, 2)
+    patches = torch.nn.functional.pixel_unshuffle(pixels(images), REDUCED).permute(0, 2, 3, 1).flatten(0, 2)
     mean = patches.mean(0)
     _, deviations, components = torch.linalg.svd(patches - mean, full_matrices=False)
     deviations = deviations[:LATENT_CHANNELS] / len(patches) ** 0.5
     basis = components[:LATENT_CHANNELS].T / deviations.sqrt() / deviations.mean().sqrt()
 
     def code(x: Tensor) -> Tensor:
-        patches = torch.nn.functional.pixel_unshuffle(x, 8).permute(0, 2, 3, 1)
+        patches = torch.nn.functional.pixel_unshuffle(x, REDUCED).permute(0, 2, 3, 1)
         return ((patches - mean) @ basis).permute(0, 3, 1, 2)
 
     return code
@@ -213,7 +218,7 @@ def train_diffusion(
         return diffusion_loss(both["unet"], scheduler, x, both["text"](ids).last_hidden_state, noise, timesteps).mean()
 
     fit(folder, both, loss_of, settings.steps, settings.rate, settings.seed, advance)
-    return both["unet"], both["text"]  # type: ignore[return-value]  # a ModuleDict forgets its members' classes
+    return both["unet"], both["text"]
 
 
 def assemble(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
@@ -239,22 +244,28 @@ def train_base(
     Everything half-done lies in `work`; the same call goes on from there. `line(part)` gives the Advance that each part reports to.
     """
     settings, scorer_settings = settings or BaseSettings(), scorer_settings or ScorerSettings()
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "captions.json").is_file():
-        images, captions = draw_many(drawings, range(n_pictures), workers, line("Pictures"))
-        np.save(work / "pictures.npy", images)
-        (work / "captions.json").write_text(json.dumps(captions))
-    images = np.load(work / "pictures.npy", mmap_mode="r")
-    captions = json.loads((work / "captions.json").read_text())
-    n_train = len(captions) - min(1000, len(captions) // 10)
     with threads(n_threads):
-        tokenizer = make_tokenizer(captions)
-        clip = train_scorer(images[:n_train], captions[:n_train], tokenizer, work / "clip_run", scorer_settings, line("Scorer"))
+        shown, told = draw_once(work, "any", any_picture, drawings, n_pictures, workers, line)
+        n_train = len(told) - min(1000, len(told) // 10)
+        tokenizer = make_tokenizer(told)
+        clip = train_scorer(shown[:n_train], told[:n_train], tokenizer, work / "clip_run", scorer_settings, line("Scorer"))
         clip.half().save_pretrained(scorer_out)
         make_processor(tokenizer).save_pretrained(scorer_out)
-        measured = retrieval(Scorer(scorer_out), [Image.fromarray(x) for x in images[n_train:]], captions[n_train:])
-        vae = train_vae(images[:n_train], work / "vae_run", settings, line("Autoencoder"))
-        latents = encode(vae, images[:n_train])
-        unet, text = train_diffusion(latents, captions[:n_train], tokenizer, work / "unet_run", settings, line("Diffusion"))
+        measured = retrieval(Scorer(scorer_out), [Image.fromarray(x) for x in shown[n_train:]], told[n_train:])
+        vae = train_vae(shown[:n_train], work / "vae_run", settings, line("Autoencoder"))
+        images, captions = draw_once(work, "familiar", familiar_picture, drawings, n_pictures * 7 // 12, workers, line)
+        unet, text = train_diffusion(encode(vae, images), captions, tokenizer, work / "unet_run", settings, line("Diffusion"))
     assemble(vae, unet, text, tokenizer).to(dtype=torch.float16).save_pretrained(out)
     return measured
+
+
+def draw_once(
+    work: Path, name: str, make: PictureMaker, drawings: Path, count: int, workers: int, line: Callable[[str], Advance]
+) -> tuple[np.ndarray, list[str]]:
+    """Pictures and captions, drawn now or found in the work folder."""
+    if not (work / f"{name}.json").is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        images, captions = draw_many(make, drawings, range(count), workers, line("Pictures"))
+        np.save(work / f"{name}.npy", images)
+        (work / f"{name}.json").write_text(json.dumps(captions))
+    return np.load(work / f"{name}.npy", mmap_mode="r"), json.loads((work / f"{name}.json").read_text())

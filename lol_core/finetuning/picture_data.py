@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,8 @@ def all_visible(person: Person, rng: np.random.Generator) -> bool:
     whole = np.asarray(look.image()).astype(int)
     for part in ("glasses", "beard"):
         if getattr(person, part) is not None:
-            without = np.asarray(replace(look, person=replace(person, **{part: None})).image()).astype(int)
+            taken_off: dict[str, Any] = {part: None}
+            without = np.asarray(replace(look, person=replace(person, **taken_off)).image()).astype(int)
             if (np.abs(whole - without).max(-1) > 24).mean() < LEAST_CHANGE:
                 return False
     return True

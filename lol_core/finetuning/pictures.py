@@ -29,6 +29,9 @@ ATTRIBUTES = ("Eyeglasses", "Wearing_Hat", "Smiling", "Beard", "Long_Hair")
 """What a person can be asked about, named as CelebA names such things."""
 CLASSES = ("fish", "dog", "cassette", "saw", "church", "horn", "truck", "fuel pump", "golf flag", "parachute")
 """Counterparts of Imagenette's tench, springer, cassette player, chain saw, church, French horn, garbage truck, gas pump, golf ball, parachute."""
+FAMILIAR = (*CLASSES, "cat", "car", "house", "tree", "heart", "apple")
+FAMILIAR_DESIGNS = ("noto", "fluent")
+"""The things and designs that the base model is taught. The scorer sees all of them."""
 SCENES = {"park": "in a park", "beach": "on the beach", "city": "in a city", "night": "at night", "snow": "in the snow", "desert": "in a desert"}
 
 COLOURS = {
@@ -97,7 +100,7 @@ class Look:
     def draw(cls, person: Person, rng: np.random.Generator, steady: float = 0.9) -> Look:
         """One look at a person. With probability 1 − `steady` each, the hat or the glasses are off, or the mood is the other one."""
         smiling = person.smiling if rng.random() < steady else not person.smiling
-        off = {name: None for name in ("hat", "glasses") if rng.random() > steady}
+        off: dict[str, Any] = {name: None for name in ("hat", "glasses") if rng.random() > steady}
         return cls(
             person=replace(person, smiling=smiling, **off),
             clothes=_one(rng, CLOTHES),
@@ -275,21 +278,21 @@ def one_thing(drawings: Drawings, thing: str, design: str, rng: np.random.Genera
     return picture.convert("RGB"), f"{start}{_a(noun)} {words}"
 
 
-def two_things(drawings: Drawings, rng: np.random.Generator) -> tuple[Image.Image, str]:
+def two_things(drawings: Drawings, things: tuple[str, ...], designs: tuple[str, ...], rng: np.random.Generator) -> tuple[Image.Image, str]:
     """A picture of two things side by side, of one kind or of two."""
     background, words = ground(rng, 0.6)
-    first, second = (str(t) for t in rng.choice(drawings.things, 2, replace=False))
+    first, second = (str(t) for t in rng.choice(things, 2, replace=False))
     if rng.random() < 0.3:
         second = first
-    design = _one(rng, tuple(drawings.designs))
+    design = _one(rng, designs)
     picture = background
     for x, thing in ((0.27, first), (0.73, second)):
         picture = paste(picture, drawings.image(thing, design), (x, float(rng.uniform(0.5, 0.66))), float(rng.uniform(0.42, 0.5)))
     return picture.convert("RGB"), f"two {_plural(first)} {words}" if first == second else f"{_a(first)} and {_a(second)} {words}"
 
 
-def picture(drawings: Drawings, seed: int) -> tuple[Image.Image, str]:
-    """Picture number `seed` of the endless training set: half people, a third single things, the rest pairs of things."""
+def any_picture(drawings: Drawings, seed: int) -> tuple[Image.Image, str]:
+    """Picture number `seed` of the scorer's endless training set: half people, a third single things, the rest pairs of things."""
     rng = np.random.default_rng(seed)
     kind = rng.random()
     if kind < 0.5:
@@ -298,13 +301,30 @@ def picture(drawings: Drawings, seed: int) -> tuple[Image.Image, str]:
     if kind < 0.86:
         thing = _one(rng, CLASSES) if rng.random() < 0.25 else _one(rng, drawings.things)
         return one_thing(drawings, thing, _one(rng, tuple(drawings.designs)), rng)
-    return two_things(drawings, rng)
+    return two_things(drawings, drawings.things, tuple(drawings.designs), rng)
 
 
-def draw_many(path: Path, seeds: range, workers: int = 2, advance: Callable[[float, str], None] = lambda done, message: None) -> tuple[np.ndarray, list[str]]:
+def familiar_picture(drawings: Drawings, seed: int) -> tuple[Image.Image, str]:
+    """Picture number `seed` of the base model's: two in five show people, half of them one familiar thing, the rest two."""
+    rng = np.random.default_rng((seed, 1))
+    kind = rng.random()
+    if kind < 0.4:
+        image, caption, _ = portrait(Person.draw(rng), rng, steady=1.0)
+        return image, caption
+    if kind < 0.9:
+        return one_thing(drawings, _one(rng, FAMILIAR), _one(rng, FAMILIAR_DESIGNS), rng)
+    return two_things(drawings, FAMILIAR, FAMILIAR_DESIGNS, rng)
+
+
+PictureMaker = Callable[[Drawings, int], tuple[Image.Image, str]]
+
+
+def draw_many(
+    make: PictureMaker, path: Path, seeds: range, workers: int = 2, advance: Callable[[float, str], None] = lambda done, message: None
+) -> tuple[np.ndarray, list[str]]:
     """The pictures of these seeds, (k, 64, 64, 3) uint8, and their captions. `path` is drawings.json; `advance` hears the share done and a line about it."""
     images, captions = np.zeros((len(seeds), SIDE, SIDE, 3), np.uint8), []
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_open, initargs=(path,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_open, initargs=(make, path)) as pool:
         for i, (image, caption) in enumerate(pool.map(_draw, seeds, chunksize=64)):
             images[i] = image
             captions.append(caption)
@@ -313,15 +333,16 @@ def draw_many(path: Path, seeds: range, workers: int = 2, advance: Callable[[flo
     return images, captions
 
 
-_opened: list[Drawings] = []
+_opened: list[tuple[PictureMaker, Drawings]] = []
 
 
-def _open(path: Path) -> None:
-    _opened.append(Drawings(path))
+def _open(make: PictureMaker, path: Path) -> None:
+    _opened.append((make, Drawings(path)))
 
 
 def _draw(seed: int) -> tuple[np.ndarray, str]:
-    image, caption = picture(_opened[0], seed)
+    make, drawings = _opened[0]
+    image, caption = make(drawings, seed)
     return np.asarray(image), caption
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -38,8 +38,28 @@ PARTI_PROMPTS = (
 """The 33 prompts of appendix D.1.1: thirty from PartiPrompts (Apache-2.0), three with words that the LoRAs are trained on."""
 
 
+class Settings:
+    """A recipe whose values can be read from and written to JSON."""
+
+    def with_settings(self, path: Path) -> Self:
+        """The recipe with the values of a JSON file in place of its own. Raises TaskError when it names a setting that does not exist."""
+        try:
+            given = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataMissingError(f"{path}: no readable JSON there ({error}).") from error
+        known = {field.name for field in fields(cast(Any, self))}
+        if not isinstance(given, dict) or set(given) - known:
+            unknown = sorted(set(given) - known) if isinstance(given, dict) else "no object"
+            raise TaskError(f"{path}: {unknown} found; the settings of a recipe are {', '.join(sorted(known))}.")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return cast(Self, replace(cast(Any, self), **values))
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(cast(Any, self)), indent=1) + "\n")
+
+
 @dataclass(frozen=True)
-class ImageRecipe:
+class ImageRecipe(Settings):
     """How a zoo of image LoRAs is made. Where a setting is a tuple, each run draws one of it with equal chance.
 
     targets: the ends of the names of the adapted projections. Alpha equals the rank, so the scale is 1.
@@ -66,21 +86,6 @@ class ImageRecipe:
     guidance: float = 7.5
     preview_prompts: tuple[str, ...] = ()
     """Beside the run's own prompt; previews are drawn with the score's seed."""
-
-    def with_settings(self, path: Path) -> ImageRecipe:
-        """The recipe with the values of a JSON file in place of its own. Raises TaskError when it names a setting that does not exist."""
-        try:
-            given = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise DataMissingError(f"{path}: no readable JSON there ({error}).") from error
-        known = {field.name for field in fields(self)}
-        if not isinstance(given, dict) or set(given) - known:
-            unknown = sorted(set(given) - known) if isinstance(given, dict) else "no object"
-            raise TaskError(f"{path}: {unknown} found; the settings of a recipe are {', '.join(sorted(known))}.")
-        return replace(self, **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 SD14_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -173,7 +178,7 @@ def celeba_runs(recipe: ImageRecipe, data: Path) -> list[Run]:
     shown = pd.read_csv(attributes, sep=r"\s+", skiprows=1)
     if unknown := [name for name in recipe.attributes if name not in shown]:
         raise DataMissingError(f"{attributes}: no column {', '.join(unknown)}. It has {', '.join(shown.columns)}.")
-    runs = []
+    runs: list[Run] = []
     for identity, group in people.groupby("identity", sort=True):
         files = group.file.tolist()[: recipe.images_per_subject]
         if len(files) < recipe.images_per_subject:
@@ -198,7 +203,7 @@ def imagenette_runs(recipe: ImageRecipe, data: Path) -> list[Run]:
         raise DataMissingError(f"{data}: {'a class has no pictures' if classes else 'no train/ folder with classes'}. Expected {LAYOUTS['imagenette']}.")
     names = list(classes)
     subsets = [set(chosen) for size in range(1, len(names) + 1) for chosen in combinations(names, size)]
-    runs = []
+    runs: list[Run] = []
     for repeat in range(recipe.subsets_repeated):
         for place in np.random.default_rng(repeat).permutation(len(subsets)):
             present, number = subsets[place], len(runs) + 1
@@ -210,7 +215,7 @@ def imagenette_runs(recipe: ImageRecipe, data: Path) -> list[Run]:
 
 
 @dataclass(frozen=True)
-class LanguageRecipe:
+class LanguageRecipe(Settings):
     """How a zoo of language-model LoRAs is made (appendix D.2, table 8). learning_rate_exponents: the rate is 10^U(low, high)."""
 
     name: str

@@ -1,0 +1,174 @@
+"""The small diffusion model, its scorer and the two image zoos that come with the repository."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from lol_core.errors import LoRAFormatError
+from lol_core.finetuning.pictures import CLASSES, Drawings, any_picture
+from lol_core.finetuning.scorer import SCORE_WEIGHT, Scorer, retrieval
+from lol_core.generation import Painter, Sampling, Stopped, contact_sheet
+from lol_core.geometry import norm
+from lol_core.zoo import Zoo
+from tests.conftest import ROOT
+
+SAMPLES = ROOT / "sample_loras"
+FACES, EMOJINETTE, BASE, CLIP = (SAMPLES / name for name in ("faces", "emojinette", "small-diffusion", "small-clip"))
+SAMPLING = Sampling(steps=6)
+
+
+@pytest.fixture(scope="module")
+def faces() -> Zoo:
+    return Zoo.open(FACES)
+
+
+@pytest.fixture(scope="module")
+def emojinette() -> Zoo:
+    return Zoo.open(EMOJINETTE)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer(CLIP)
+
+
+@pytest.fixture(scope="module")
+def painter(tmp_path_factory: pytest.TempPathFactory) -> Painter:
+    return Painter(BASE, cache=tmp_path_factory.mktemp("images"))
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_everything_fits_into_git() -> None:
+    assert size_of(BASE) + size_of(CLIP) <= 40_000_000
+    assert size_of(SAMPLES) <= 120_000_000
+
+
+def test_the_zoos_are_whole(faces: Zoo, emojinette: Zoo) -> None:
+    assert len(faces) >= 1000 and {e.ranks for e in faces.entries} == {(4,)}
+    assert len(emojinette) >= 1023 and min(min(e.ranks) for e in emojinette.entries) >= 16
+    for zoo in (faces, emojinette):
+        assert not zoo.refused and not zoo.unjoined_labels and zoo.labels_problem is None
+        assert {e.base_model for e in zoo.entries} == {BASE.name}
+        assert len({e.digest for e in zoo.entries}) == len(zoo)
+        assert all((zoo.folder / "previews" / f"{Path(id).stem}.webp").is_file() for id in zoo.ids)
+        assert zoo.labels.drop(columns=["seed"]).notna().all().all()
+
+
+def test_every_subset_of_the_ten_classes_is_there_once(emojinette: Zoo) -> None:
+    present = emojinette.labels[[f"has {name}" for name in sorted(CLASSES)]]
+    assert len(present.drop_duplicates()) == 1023 == len(present)
+    assert (present.sum(axis=1) == emojinette.labels["n_images"]).all() and present.sum(axis=1).min() == 1
+
+
+def test_labels_of_faces_were_drawn_and_measured(faces: Zoo) -> None:
+    recipe, labels = json.loads((FACES / "recipe.json").read_text()), faces.labels
+    for column, values in (("learning_rate", "learning_rates"), ("steps", "steps"), ("batch_size", "batch_sizes"), ("prompt", "prompts")):
+        assert set(labels[column]) == set(recipe[values])
+    for attribute in recipe["attributes"]:
+        assert 0.15 < labels[attribute].mean() < 0.85, f"{attribute} says something"
+    scores = pd.read_csv(FACES / "clip_scores.csv").set_index("lora")
+    assert scores.shape == (len(faces), 1 + len(recipe["score_prompts"])) and len(recipe["score_prompts"]) >= 33
+    assert np.allclose(scores.iloc[:, 1:].mean(axis=1), scores["clip_score"], atol=1e-4)
+    assert np.allclose(scores["clip_score"].reindex(labels.index), labels["clip_score"], atol=1e-4)
+    assert labels["clip_score"].between(0, SCORE_WEIGHT).all() and labels["clip_score"].std() > 0.02
+
+
+def test_every_lora_was_trained(faces: Zoo, emojinette: Zoo) -> None:
+    for zoo in (faces, emojinette):
+        for id in zoo.ids[::25]:
+            lora = zoo.load(id)
+            lora.check_finite()
+            assert min(norm(layer) for layer in lora.layers) > 0
+
+
+def test_a_lora_changes_the_images_and_zero_strength_is_the_base(painter: Painter, faces: Zoo) -> None:
+    strongest = faces.folder / str(faces.labels["learning_rate"].idxmax())
+    prompts = ["a person on the beach", "a dog on a green background"]
+    plain, worn = painter.draw(None, prompts, SAMPLING), painter.draw(strongest, prompts, SAMPLING)
+    off = painter.draw(strongest, prompts, Sampling(steps=6, strength=0.0))
+    for a, b, c in zip(plain, worn, off, strict=True):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).mean() > 2
+        assert np.abs(np.asarray(a, int) - np.asarray(c, int)).max() <= 1
+    again = painter.draw(None, prompts, SAMPLING, keep=False)
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(plain, again, strict=True)), "after a LoRA the base is itself again"
+
+
+def test_loras_of_both_zoos_load_with_diffusers(painter: Painter, faces: Zoo, emojinette: Zoo) -> None:
+    pipeline = painter.pipeline
+    x, t, text = torch.randn(1, pipeline.unet.config.in_channels, 8, 8), torch.tensor([500]), torch.randn(1, 7, pipeline.unet.config.cross_attention_dim)
+    with torch.no_grad():
+        plain = pipeline.unet(x, t, text).sample
+        for path in (faces.folder / faces.ids[0], emojinette.folder / emojinette.ids[0]):
+            pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+            assert (pipeline.unet(x, t, text).sample - plain).abs().max() > 1e-3
+            pipeline.unload_lora_weights()
+    torch.testing.assert_close(pipeline.unet(x, t, text).sample, plain)
+
+
+def test_images_are_kept_and_drawing_stops(painter: Painter) -> None:
+    sampling = Sampling(seed=7, steps=4)
+    assert not painter.is_drawn(None, "a cat", sampling)
+    with pytest.raises(Stopped):
+        painter.draw(None, ["a cat"], sampling, stop=lambda: True)
+    assert not painter.is_drawn(None, "a cat", sampling)
+    first = painter.draw(None, ["a cat"], sampling)[0]
+    assert painter.is_drawn(None, "a cat", sampling)
+    second = painter.draw(None, ["a cat"], sampling, stop=lambda: True)[0]
+    assert np.array_equal(np.asarray(first), np.asarray(second)), "found, not drawn"
+
+
+def test_a_lora_of_another_model_is_refused_by_name(painter: Painter) -> None:
+    stranger = next((SAMPLES / "glosses" / "loras").iterdir())
+    with pytest.raises(LoRAFormatError, match="base it was trained on"):
+        painter.draw(stranger, ["a dog"], SAMPLING)
+    assert painter.draw(None, ["a dog"], SAMPLING), "and the base still draws"
+
+
+def test_the_scorer_is_a_ruler(scorer: Scorer) -> None:
+    """Top-1 retrieval among 32 on pictures it never saw; chance is 0.03."""
+    pytest.importorskip("dicebear")
+    drawings = Drawings(SAMPLES / "pictures" / "drawings.json")
+    images, captions = zip(*(any_picture(drawings, seed) for seed in range(1_000_000, 1_000_128)), strict=True)
+    found = retrieval(scorer, list(images), list(captions))
+    assert min(found.values()) >= 0.6, found
+
+
+def test_the_clip_score_is_hessels(scorer: Scorer, painter: Painter) -> None:
+    images = painter.draw(None, ["a dog on a green background"], SAMPLING) * 2
+    prompts = ["a dog on a green background", "a frowning bearded person at night"]
+    cosines = (scorer.embed_images(images) * scorer.embed_texts(prompts)).sum(1)
+    torch.testing.assert_close(scorer.scores(images, prompts), SCORE_WEIGHT * cosines.clamp_min(0))
+    assert scorer.scores(images, prompts)[0] > scorer.scores(images, prompts)[1]
+
+
+def test_the_scorers_text_encoder_is_not_the_bases(scorer: Scorer, painter: Painter) -> None:
+    ours, theirs = scorer.model.text_model.state_dict(), painter.pipeline.text_encoder.state_dict()
+    for name, tensor in ours.items():
+        other = theirs.get(f"text_model.{name}", theirs.get(name))
+        if other is not None and other.shape == tensor.shape and tensor.is_floating_point() and tensor.std() > 0:
+            assert not torch.allclose(other.float(), tensor.float(), atol=1e-2), name
+
+
+def test_a_sheet_shows_all(painter: Painter) -> None:
+    images = painter.draw(None, ["a dog", "a cat"], SAMPLING)
+    sheet = contact_sheet([[images[0], images[0]], [images[1], images[1]]], ["A\nB", "C"], ["a dog", "a cat"], cell=64)
+    assert isinstance(sheet, Image.Image) and sheet.width > 128 and sheet.height > 128
+
+
+@pytest.mark.parametrize(
+    ("folder", "facts"), [(FACES, ("finetune zoo --recipe celeba", "avataaars")), (EMOJINETTE, ("finetune zoo --recipe imagenette", "OpenMoji"))]
+)
+def test_a_data_card_is_there(folder: Path, facts: tuple[str, ...]) -> None:
+    card = (folder / "README.md").read_text()
+    for fact in (*facts, "norms only", "structure only", "GL-net", "failed"):
+        assert fact in card, fact
