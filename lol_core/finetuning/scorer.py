@@ -107,6 +107,7 @@ def retrieval(scorer: Scorer, images: list[Image.Image], captions: list[str], ca
 
     Chance is 1/candidates.
     """
+    candidates = min(candidates, len(set(captions)))
     shown, said = scorer.embed_images(images), scorer.embed_texts(captions)
     order = np.random.default_rng(seed).permutation(len(images))
     hits: dict[str, list[float]] = {"image_to_text": [], "text_to_image": []}
