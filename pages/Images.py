@@ -167,14 +167,13 @@ watch()
 
 
 def heading(title: str, id: str | None) -> str:
-    if id is None:
-        return "without any LoRA"
-    lines = [zoo.names[id]]
+    """Its name and scores, always in as many lines, so that the images of all columns stand side by side."""
+    lines = ["without any LoRA" if id is None else zoo.names[id]]
     if folder is not None:
-        lines.append(f"predicted {scores[id]:.4g}")
-    if id in measured.index:
-        lines.append(f"measured {measured[id]:.4g}")
-    return "\n".join(lines)
+        lines.append("" if id is None else f"predicted {scores[id]:.4g}")
+    if len(measured):
+        lines.append(f"measured {measured[id]:.4g}" if id in measured.index else "")
+    return "\n".join(line or "\u00a0" for line in lines)
 
 
 rows: list[list[Image.Image]] = [[] for _ in prompts]

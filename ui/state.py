@@ -24,7 +24,7 @@ SAMPLE_SUBJECTS = {
     "faces": "A small diffusion model, each LoRA on one drawn person",
     "emojinette": "The same model, each LoRA on a subset of ten classes of drawings",
 }
-SAMPLE_ZOOS = {name: SAMPLES / name for name in SAMPLE_SUBJECTS}
+SAMPLE_ZOOS = {name: SAMPLES / name for name in SAMPLE_SUBJECTS if (SAMPLES / name / "labels.csv").is_file()}
 MAX_OPEN_ZOOS = 4
 
 

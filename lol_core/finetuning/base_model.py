@@ -271,7 +271,7 @@ def publish(pipeline: StableDiffusionPipeline, scorer_out: Path, work: Path, out
     shutil.copy(work / "unet_run" / "curve.csv", out / "curves" / "diffusion.csv")
     shutil.copy(work / "clip_run" / "curve.csv", scorer_out / "curve.csv")
     painter = Painter(out, cache=work / "samples")
-    columns = [painter.draw(None, SAMPLE_PROMPTS, Sampling(seed=seed, steps=10)) for seed in range(4)]
+    columns = [painter.draw(None, SAMPLE_PROMPTS, Sampling(seed=seed, steps=10, guidance=3.0)) for seed in range(4)]
     rows = list(zip(*columns, strict=True))
     contact_sheet(rows, [f"seed {seed}" for seed in range(4)], SAMPLE_PROMPTS, cell=128).save(out / "samples.png", optimize=True)
 
