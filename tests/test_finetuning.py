@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lol_core.errors import DataMissingError
-from lol_core.finetuning.glosses import ALPHA, RANK, Encoder, Hyperparameters, Questions, build, finetune
+from lol_core.finetuning.glosses import ALPHA, RANK, RECIPE, Encoder, Hyperparameters, Questions, build, finetune
 from lol_core.finetuning.questions import make_questions, read_glosses
 from lol_core.formats import read
 from tests.conftest import SAMPLE_ZOO
@@ -37,13 +37,13 @@ def few() -> pd.DataFrame:
 
 def test_hyperparameters_follow_their_distributions() -> None:
     sources = [f"s{i}" for i in range(19)]
-    drawn = [Hyperparameters.draw(seed, sources) for seed in range(2000)]
+    drawn = [Hyperparameters.draw(RECIPE, seed, sources) for seed in range(2000)]
     rates = np.log10([h.learning_rate for h in drawn])
     assert rates.min() >= -4.3 and rates.max() <= -2.3 and abs(rates.mean() + 3.3) < 0.05
     assert {h.epochs for h in drawn} == {2, 3, 4} and {h.batch_size for h in drawn} == {8, 16, 32}
     dropped = [len(h.dropped) for h in drawn]
     assert (min(dropped), max(dropped)) == (1, 19) and abs(np.mean(dropped) - 10) < 0.5
-    assert drawn[7] == Hyperparameters.draw(7, sources)
+    assert drawn[7] == Hyperparameters.draw(RECIPE, 7, sources)
 
 
 @needs_encoder
@@ -54,7 +54,7 @@ def test_a_stored_lora_gives_the_measured_loss_through_plain_peft(encoder: Encod
 
     splits = {name: Questions(part, encoder) for name, part in few.groupby("split")}
     before = float(splits["validation"].measure(encoder)[0].mean())
-    drawn = replace(Hyperparameters.draw(1, ["noun.food"]), dropped=(), learning_rate=3e-3, epochs=2, batch_size=16)
+    drawn = replace(Hyperparameters.draw(RECIPE, 1, ["noun.food"]), dropped=(), learning_rate=3e-3, epochs=2, batch_size=16)
     row = finetune(encoder, splits, drawn, tmp_path)
     assert row["validation_loss"] < before and row["train_questions"] == 200 and row["steps"] == 26
     assert float(splits["validation"].measure(encoder)[0].mean()) == pytest.approx(before, abs=1e-6), "the base model was left changed"
