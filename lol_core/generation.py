@@ -113,6 +113,7 @@ class Painter:
                 folder, name = (lora, None) if lora.is_dir() else (lora.parent, lora.name)
                 try:
                     self.pipeline.load_lora_weights(str(folder), weight_name=name, adapter_name="worn", local_files_only=True)
+                    self.pipeline.set_adapters(["worn"])  # fails when no key of the file belongs to this model
                 except (ValueError, RuntimeError, KeyError, OSError) as error:
                     self.pipeline.unload_lora_weights()
                     raise LoRAFormatError(f"{lora}: does not fit {self.base} ({str(error).splitlines()[0]}). Choose the base it was trained on.") from error

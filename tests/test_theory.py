@@ -43,8 +43,9 @@ def test_proposition_1_dimension_of_the_equivariant_maps(n: list[int], m: list[i
     """The space of linear maps T with T ρ(R) = ρ̃(R) T for all R has dimension Σ nᵢn′ᵢ + Σ mᵢm′ᵢ (equation 15): no more than equation (4) gives."""
     g = torch.Generator().manual_seed(seed)
     constraints = []
-    for _ in range(4):
-        R = [sample_gl(r, 5.0, generator=g) for _ in range(2)]
+    for draw in range(4):
+        # scaled, because for r = 2 and |det R| = 1 throughout, R and R⁻ᵀ are the same representation and more maps commute with them
+        R = [(draw + 1) ** 0.5 * sample_gl(r, 5.0, generator=g) for _ in range(2)]
         into, outof = representation(R, n, m), representation(R, n_out, m_out)
         constraints.append(
             torch.kron(torch.eye(len(outof), dtype=torch.float64), into.T.contiguous()) - torch.kron(outof, torch.eye(len(into), dtype=torch.float64))
