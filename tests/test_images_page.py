@@ -39,7 +39,7 @@ def few_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def images_of(test: AppTest) -> int:
-    return len(test.get("imgs"))
+    return len(test.get("image"))
 
 
 def drawn(test: AppTest, seconds: float = 90) -> AppTest:
