@@ -4,7 +4,7 @@ BIN := .venv/bin
 PORT ?= 8501
 IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16
 
-.PHONY: app test test-gpu check format screenshots zoo base faces clean
+.PHONY: app test test-gpu check format screenshots zoo base faces emojinette clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
@@ -38,6 +38,10 @@ base: .venv/dev  ## the small diffusion model and its scorer
 faces: .venv/dev
 	test -e build/people/identity_CelebA.txt || $(BIN)/python -m lol_core finetune people --out build/people --count 1020
 	$(BIN)/python -m lol_core finetune zoo --recipe celeba --settings sample_loras/faces/recipe.json --data build/people $(IMAGES) --out sample_loras/faces
+
+emojinette: .venv/dev
+	test -e build/things/train || $(BIN)/python -m lol_core finetune things --out build/things
+	$(BIN)/python -m lol_core finetune zoo --recipe imagenette --settings sample_loras/emojinette/recipe.json --data build/things $(IMAGES) --out sample_loras/emojinette
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -56,21 +56,24 @@ def _line(bar: Bar, description: str) -> Callable[[float, str], None]:
 
 @finetune.command("base")
 def finetune_base(
-    out_folder: Annotated[
-        Path, typer.Option("--out", help="Where the Stable Diffusion pipeline goes; the scorer goes into a folder `scorer` beside its parts.")
-    ],
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the Stable Diffusion pipeline goes.")],
     work: Annotated[Path, typer.Option(help="Pictures and training states; a run that was stopped goes on from here.")],
     drawings: DrawingsFile = Path("sample_loras/pictures/drawings.json"),
-    scorer: Annotated[Path, typer.Option(help="Where the CLIP model goes.")] = Path("sample_loras/small-clip"),
-    pictures: int = 24_000,
+    scorer: Annotated[Path, typer.Option(help="Where the CLIP model goes; one that is there is kept.")] = Path("sample_loras/small-clip"),
+    start: Annotated[Path | None, typer.Option(help="An earlier base to train further; otherwise it starts from nothing.")] = None,
+    pictures: Annotated[int, typer.Option(help="Of everything, and as many of familiar things.")] = 16_000,
+    autoencoder_steps: int = 6000,
+    steps: Annotated[int, typer.Option(help="Of the U-Net and its text encoder.")] = 16_000,
     workers: int = 2,
     threads: int = 2,
 ) -> None:
-    """Train the small diffusion model and its CLIP scorer from nothing, on drawn pictures. Ctrl-C stops it; the same command goes on."""
-    from lol_core.finetuning.base_model import train_base
+    """Train the small diffusion model and its CLIP scorer on drawn pictures. Ctrl-C stops it; the same command goes on."""
+    from lol_core.finetuning.base_model import BaseSettings, train_base
+
+    settings = BaseSettings(vae_steps=autoencoder_steps, steps=steps)
 
     with reported(), Bar(*Bar.get_default_columns(), console=err, transient=True) as bar:
-        measured = train_base(out_folder, scorer, work, drawings, pictures, workers, threads, lambda part: _line(bar, part))
+        measured = train_base(out_folder, scorer, work, drawings, pictures, workers, threads, lambda part: _line(bar, part), settings, start=start)
     for name, value in measured.items():
         out.print(f"{name}: {value}", highlight=False)
 
@@ -138,5 +141,5 @@ def finetune_zoo(
         for row in zoo.build(data, count, machine, bar_for("Fine-tuning", bar)):
             out.print(f"{row['lora']}: final training loss {row['final_train_loss']:.4f}", highlight=False)
         if scorer is not None or not chosen.score_prompts:
-            for row in zoo.measure(scorer or "", machine, bar_for("Measuring", bar)):
+            for row in zoo.measure(scorer, machine, bar_for("Measuring", bar)):
                 out.print(f"{row['lora']}: {'CLIP score ' + format(row['clip_score'], '.4f') if 'clip_score' in row else 'previews drawn'}", highlight=False)

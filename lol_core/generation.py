@@ -13,9 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from lol_core.errors import DataMissingError, LoRAFormatError
-from lol_core.index import cache_folder
-
-Advance = Callable[[float, str], None]
+from lol_core.index import cache_folder, content_digest
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Painter:
         self.base, self.device = str(base), device
         self.cache = cache or cache_folder() / "images"
         self._pipeline: Any = None
-        self._worn: Path | None = None
+        self._worn: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
     @property
@@ -105,10 +103,11 @@ class Painter:
         ).images
 
     def _wear(self, lora: Path | None, strength: float) -> None:
-        if lora != self._worn:
-            if self._worn is not None:
+        wanted = () if lora is None else _identity(lora)
+        if wanted != self._worn:
+            if self._worn:
                 self.pipeline.unload_lora_weights()
-                self._worn = None
+                self._worn = ()
             if lora is not None:
                 folder, name = (lora, None) if lora.is_dir() else (lora.parent, lora.name)
                 try:
@@ -117,24 +116,22 @@ class Painter:
                 except (ValueError, RuntimeError, KeyError, OSError) as error:
                     self.pipeline.unload_lora_weights()
                     raise LoRAFormatError(f"{lora}: does not fit {self.base} ({str(error).splitlines()[0]}). Choose the base it was trained on.") from error
-                self._worn = lora
-        if self._worn is not None:
+                self._worn = wanted
+        if self._worn:
             self.pipeline.set_adapters(["worn"], [strength])
 
     def _key(self, lora: Path | None, prompt: str, sampling: Sampling) -> str:
-        weights = "" if lora is None else _fingerprint(lora)
+        weights = () if lora is None else _identity(lora)
         base = Path(self.base) / "model_index.json"
         stamp = f"{Path(self.base).resolve()} {base.stat().st_mtime_ns}" if base.is_file() else self.base
         strength = 0.0 if lora is None else sampling.strength
         return hashlib.sha256(repr((stamp, weights, prompt, sampling.seed, sampling.steps, sampling.guidance, strength)).encode()).hexdigest()[:32]
 
 
-def _fingerprint(lora: Path) -> str:
-    files = sorted(lora.glob("*.safetensors")) if lora.is_dir() else [lora]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _identity(lora: Path) -> tuple[str, ...]:
+    """What tells a LoRA from every other: the digests of its file, or of a PEFT folder's weights and settings."""
+    files = sorted([*lora.glob("*.safetensors"), *lora.glob("adapter_config.json")]) if lora.is_dir() else [lora]
+    return tuple(content_digest(file, file.stat().st_size) for file in files)
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], prompts: Sequence[str], cell: int = 192) -> Image.Image:

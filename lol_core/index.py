@@ -73,7 +73,7 @@ def candidates(folder: Path) -> Iterator[tuple[str, int, float]]:
                 yield path.relative_to(folder).as_posix(), stat.st_size, max(stat.st_mtime, config_time)
 
 
-def _digest(path: Path, size: int) -> str:
+def content_digest(path: Path, size: int) -> str:
     found = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         found.update(file.read(SAMPLED_BYTES))
@@ -87,7 +87,7 @@ def describe(folder: Path, path: str, size: int, mtime: float) -> Entry:
     """Probe one file. Whatever is wrong with it becomes the entry's `reason`."""
     digest = ""
     try:
-        digest = _digest(folder / path, size)
+        digest = content_digest(folder / path, size)
         lora = probe(folder / path)
     except LoRAFormatError as error:
         return Entry(path, size, mtime, digest, reason=str(error))

@@ -83,7 +83,7 @@ with st.expander("Base model, prompts and sampling", icon=":material/tune:", key
         help="The text-to-image model these LoRAs were trained on.",
     )  # fmt: skip
     device = b.selectbox("Device", ["auto", *devices()], key="image_device")
-    prompts_text = st.text_area("Prompts, one a line", "\n".join(PROMPTS), key="prompts", bind="query-params", height=110)
+    prompts_text = st.text_area("Prompts, one a line", "\n".join(recipe.get("preview_prompts", PROMPTS)), key="prompts", bind="query-params", height=110)
     a, b, c = st.columns(3)
     seed = int(a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key="image_seed"))
     steps = int(b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key="sampling_steps"))

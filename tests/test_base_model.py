@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from lol_core.errors import DataMissingError
@@ -125,7 +126,7 @@ def test_a_fit_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
 
 
 def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
-    """A few steps of everything: the folders open, the same call again changes nothing."""
+    """A few steps of everything: the folders open, the same call again changes nothing, a further one starts from the weights and keeps the scorer."""
     out, clip, work = tmp_path / "small", tmp_path / "clip", tmp_path / "work"
     few = BaseSettings(vae_steps=4, vae_guided_steps=2, vae_batch=2, steps=3, batch=2)
     parts: list[str] = []
@@ -135,7 +136,7 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
         return silent
 
     measured = train_base(out, clip, work, PATH, 90, 1, 2, line, few, ScorerSettings(steps=3, batch=4))
-    assert parts == ["Pictures", "Scorer", "Autoencoder", "Pictures", "Diffusion"] and 0 <= measured["image_to_text"] <= 1
+    assert parts == ["Pictures", "Scorer", "Pictures", "Autoencoder", "Diffusion"] and 0 <= measured["image_to_text"] <= 1
     pipeline = StableDiffusionPipeline.from_pretrained(out)
     assert {p.dtype for p in pipeline.unet.parameters()} == {torch.float32} and (out / "samples.png").is_file()
     names = [name for name, _ in pipeline.unet.named_modules()]
@@ -146,3 +147,12 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
     train_base(out, clip, work, PATH, 90, 1, 2, line, few, ScorerSettings(steps=3, batch=4))
     assert (work / "any.npy").stat().st_mtime_ns == stamp
     assert (out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+    ruler = (clip / "model.safetensors").read_bytes()
+    parts.clear()
+    still = replace(few, steps=1, rate=1e-9, vae_steps=1, vae_rate=1e-9)
+    train_base(tmp_path / "further", clip, tmp_path / "more", PATH, 90, 1, 2, line, still, start=out)
+    assert "Scorer" not in parts and (clip / "model.safetensors").read_bytes() == ruler
+    before, after = (UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict() for folder in (out, tmp_path / "further"))
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-5, rtol=1e-2)

@@ -16,10 +16,11 @@ from PIL import Image
 
 from lol_core.errors import DataMissingError, TaskError
 from lol_core.finetuning.base_model import assemble, diffusion_loss, make_scheduler, make_text_encoder, make_tokenizer, make_vae
-from lol_core.finetuning.dreambooth import Base, Outcome, adapted, finetune_one, finetune_stack, write_lora
+from lol_core.finetuning.dreambooth import Base, adapted, finetune_one, finetune_stack, write_lora
 from lol_core.finetuning.image_zoos import ImageZoo, stacks
 from lol_core.finetuning.machine import Machine
-from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, ImageRecipe, Run, plan_runs
+from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, ImageRecipe, Run, draw_run, plan_runs
+from lol_core.finetuning.rows import append_row
 from lol_core.formats import read
 
 RECIPE = replace(
@@ -82,8 +83,6 @@ def test_hyperparameters_follow_table_6() -> None:
 
 
 def plan_run(recipe: ImageRecipe, number: int) -> Run:
-    from lol_core.finetuning.recipes import draw_run
-
     return draw_run(recipe, number, [], {})
 
 
@@ -216,11 +215,11 @@ def test_a_zoo_stops_and_goes_on(base_folder: Path, celeba: Path, tmp_path: Path
     labels = pd.read_csv(out / "labels.csv")
     assert sorted(labels["lora"]) == [f"loras/{i:04d}.safetensors" for i in (1, 2, 3, 4)]
     assert all((out / "loras" / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items()), "finished ones are left alone"
-    rows = list(zoo.measure("", machine))
+    rows = list(zoo.measure(None, machine))
     assert len(rows) == 4
     preview = Image.open(zoo.preview("loras/0001.safetensors"))
     assert preview.size == (2 * 32, 32)
-    assert not list(zoo.measure("", machine)), "nothing is left to measure"
+    assert not list(zoo.measure(None, machine)), "nothing is left to measure"
     with pytest.raises(TaskError, match="recipe"):
         list(ImageZoo(out, replace(RECIPE, rank=3), str(base_folder)).build(celeba, None, machine))
 
@@ -230,6 +229,19 @@ def test_a_missing_base_is_named(tmp_path: Path) -> None:
         Base(tmp_path)
 
 
-def test_outcomes_remember_their_run(base: Base, celeba: Path) -> None:
-    outcome = finetune_one(base, RECIPE, replace(plan_runs(RECIPE, celeba)[0], steps=1))
-    assert isinstance(outcome, Outcome) and outcome.run.number == 1
+def test_a_score_needs_a_scorer(base_folder: Path, celeba: Path, tmp_path: Path) -> None:
+    zoo = ImageZoo(tmp_path, replace(RECIPE, score_prompts=("a dog",)), str(base_folder))
+    list(zoo.build(celeba, 1, Machine()))
+    with pytest.raises(DataMissingError, match="--scorer"):
+        list(zoo.measure(None, Machine()))
+
+
+def test_rows_keep_to_the_columns_of_their_table(tmp_path: Path) -> None:
+    """Measuring adds a column to labels.csv; fine-tuning more LoRAs afterwards leaves it empty and moves nothing."""
+    path = tmp_path / "labels.csv"
+    path.write_text("lora,clip_score,seed\na,2.0,1\n")
+    append_row(path, {"lora": "b", "seed": 2})
+    table = pd.read_csv(path)
+    assert table["seed"].tolist() == [1, 2] and table["clip_score"].isna().tolist() == [False, True]
+    with pytest.raises(ValueError, match="size"):
+        append_row(path, {"lora": "c", "size": 3})

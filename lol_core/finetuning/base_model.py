@@ -141,14 +141,15 @@ def principal_latents(images: np.ndarray) -> Callable[[Tensor], Tensor]:
     return code
 
 
-def train_vae(images: np.ndarray, folder: Path, settings: BaseSettings, advance: Advance = silent) -> AutoencoderKL:
+def train_vae(images: np.ndarray, folder: Path, settings: BaseSettings, advance: Advance = silent, start: Path | None = None) -> AutoencoderKL:
     """The autoencoder, by errors of pixels and of their differences to the neighbours, and a little KL divergence.
 
     An autoencoder with so narrow a middle hardly starts to learn by itself. So in the first steps its halves learn apart: the encoder to
-    write the principal components of patches, the decoder to read them.
+    write the principal components of patches, the decoder to read them. One that goes on from the pipeline folder `start` needs no such help.
     """
     torch.manual_seed(settings.seed)
-    vae = make_vae()
+    vae = AutoencoderKL.from_pretrained(start, subfolder="vae", torch_dtype=torch.float32) if start else make_vae()
+    guided_steps = 0 if start else settings.vae_guided_steps
     code = principal_latents(images[:1000])
 
     def distance(decoded: Tensor, x: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ def train_vae(images: np.ndarray, folder: Path, settings: BaseSettings, advance:
         x = pixels(images[index.numpy()])
         posterior = vae.encode(x).latent_dist
         divergence = settings.kl_weight * 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        if step < settings.vae_guided_steps:
+        if step < guided_steps:
             target = code(x)
             noise = 0.1 * torch.randn(target.shape, generator=generator)
             return (posterior.mean - target).square().mean() + distance(vae.decode(target + noise).sample, x) + divergence
@@ -203,12 +204,17 @@ def diffusion_loss(
 
 
 def train_diffusion(
-    latents: Tensor, captions: list[str], tokenizer: CLIPTokenizer, folder: Path, settings: BaseSettings, advance: Advance = silent
+    latents: Tensor, captions: list[str], tokenizer: CLIPTokenizer, folder: Path, settings: BaseSettings, advance: Advance = silent, start: Path | None = None
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """The U-Net and its text encoder, together, on scaled latents."""
+    """The U-Net and its text encoder, together, on scaled latents; from nothing, or from the weights in the pipeline folder `start`."""
     torch.manual_seed(settings.seed)
     scheduler = make_scheduler()
-    both = nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(tokenizer)})
+    if start:
+        unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet", torch_dtype=torch.float32)
+        text = CLIPTextModel.from_pretrained(start, subfolder="text_encoder", dtype=torch.float32)
+    else:
+        unet, text = make_unet(), make_text_encoder(tokenizer)
+    both = nn.ModuleDict({"unet": unet, "text": text})
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     empty = tokenizer([""], padding="max_length", truncation=True, return_tensors="pt").input_ids[0]
 
@@ -242,34 +248,37 @@ def train_base(
     line: Callable[[str], Advance],
     settings: BaseSettings | None = None,
     scorer_settings: ScorerSettings | None = None,
+    start: Path | None = None,
 ) -> dict[str, float]:
     """The whole way from drawings to the two model folders, in half precision; returns the scorer's retrieval accuracy on the last thousand pictures.
 
-    Everything half-done lies in `work`; the same call goes on from there. `line(part)` gives the Advance that each part reports to.
+    Everything half-done lies in `work`; the same call goes on from there. `line(part)` gives the Advance that each part reports to. With `start`,
+    the pipeline folder of an earlier base, its weights are trained further. A scorer that is already there is kept: scores compare only under one.
     """
     settings, scorer_settings = settings or BaseSettings(), scorer_settings or ScorerSettings()
     with threads(n_threads):
         shown, told = draw_once(work, "any", any_picture, drawings, n_pictures, workers, line)
         n_train = len(told) - min(1000, len(told) // 10)
-        tokenizer = make_tokenizer(told)
-        clip = train_scorer(shown[:n_train], told[:n_train], tokenizer, work / "clip_run", scorer_settings, line("Scorer"))
-        clip.half().save_pretrained(scorer_out)
-        make_processor(tokenizer).save_pretrained(scorer_out)
+        tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer") if start else make_tokenizer(told)
+        if not (scorer_out / "config.json").is_file():
+            clip = train_scorer(shown[:n_train], told[:n_train], tokenizer, work / "clip_run", scorer_settings, line("Scorer"))
+            make_processor(tokenizer).save_pretrained(scorer_out)
+            shutil.copy(work / "clip_run" / "curve.csv", scorer_out / "curve.csv")
+            clip.half().save_pretrained(scorer_out)
         measured = retrieval(Scorer(scorer_out), [Image.fromarray(x) for x in shown[n_train:]], told[n_train:])
-        vae = train_vae(shown[:n_train], work / "vae_run", settings, line("Autoencoder"))
-        images, captions = draw_once(work, "familiar", familiar_picture, drawings, n_pictures * 7 // 12, workers, line)
-        unet, text = train_diffusion(encode(vae, images), captions, tokenizer, work / "unet_run", settings, line("Diffusion"))
-    publish(assemble(vae, unet, text, tokenizer), scorer_out, work, out)
+        images, captions = draw_once(work, "familiar", familiar_picture, drawings, n_pictures, workers, line)
+        vae = train_vae(np.concatenate([shown[:n_train], images]), work / "vae_run", settings, line("Autoencoder"), start)
+        unet, text = train_diffusion(encode(vae, images), captions, tokenizer, work / "unet_run", settings, line("Diffusion"), start)
+    publish(assemble(vae, unet, text, tokenizer), work, out)
     return measured
 
 
-def publish(pipeline: StableDiffusionPipeline, scorer_out: Path, work: Path, out: Path) -> None:
+def publish(pipeline: StableDiffusionPipeline, work: Path, out: Path) -> None:
     """The pipeline in half precision, with the curves of its training and a sheet of samples."""
     pipeline.to(dtype=torch.float16).save_pretrained(out)
     (out / "curves").mkdir(exist_ok=True)
     shutil.copy(work / "vae_run" / "curve.csv", out / "curves" / "autoencoder.csv")
     shutil.copy(work / "unet_run" / "curve.csv", out / "curves" / "diffusion.csv")
-    shutil.copy(work / "clip_run" / "curve.csv", scorer_out / "curve.csv")
     painter = Painter(out, cache=work / "samples")
     columns = [painter.draw(None, SAMPLE_PROMPTS, Sampling(seed=seed, steps=10, guidance=3.0)) for seed in range(4)]
     rows = list(zip(*columns, strict=True))

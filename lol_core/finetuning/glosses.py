@@ -7,10 +7,9 @@ the largest source never, hyperparameters drawn at random. Each finished LoRA is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from lol_core.errors import DataMissingError
+from lol_core.finetuning.machine import Machine, Progress, spread
 from lol_core.finetuning.questions import make_questions, read_glosses
 from lol_core.finetuning.recipes import Hyperparameters, LanguageRecipe
 from lol_core.finetuning.rows import append_row
@@ -182,7 +182,7 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int) -> None:
+def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, places: Queue[str]) -> None:
     torch.set_num_threads(threads)
     encoder = Encoder(base)
     _worker.update(encoder=encoder, out=out, splits={name: Questions(part, encoder) for name, part in questions.groupby("split")})
@@ -197,7 +197,7 @@ def _build_one(drawn: Hyperparameters) -> dict[str, Any]:
     return row | {f"saw {source}": int(source not in dropped) for source in sources}
 
 
-def build(base: str, out: Path, count: int, workers: int = 2, threads: int = 1, progress: Callable[[int, int], None] | None = None) -> Iterator[dict[str, Any]]:
+def build(base: str, out: Path, count: int, workers: int = 2, threads: int = 1, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
     """Fine-tune LoRAs 1 … count into `out`, those already in its labels.csv left alone; yields each new row of labels as it is written.
 
     Needs `out`/questions.csv (see `write_questions`). `progress(done, count)` is called after each.
@@ -209,21 +209,14 @@ def build(base: str, out: Path, count: int, workers: int = 2, threads: int = 1, 
     done = set(pd.read_csv(labels).seed) if labels.is_file() else set()
     always_kept = questions.source.value_counts().index[0]
     droppable = sorted(set(questions.source) - {always_kept})
-    todo = [Hyperparameters.draw(RECIPE, seed, droppable) for seed in range(1, count + 1) if seed not in done]
+    todo = [(Hyperparameters.draw(RECIPE, seed, droppable),) for seed in range(1, count + 1) if seed not in done]
     finished = count - len(todo)
-    started = (base, questions, out, threads)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, started) as pool:
-        running = {pool.submit(_build_one, drawn) for drawn in todo}
-        try:
-            for future in as_completed(running):
-                row = future.result()
-                append_row(labels, row)
-                finished += 1
-                if progress:
-                    progress(finished, count)
-                yield row
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    for row in spread(Machine(workers, threads=threads), _start_worker, (base, questions, out, threads), _build_one, todo):
+        append_row(labels, row)
+        finished += 1
+        if progress:
+            progress(finished, count)
+        yield row
 
 
 def write_questions(base: str, wordnet: Path, out: Path, seed: int = 0) -> pd.DataFrame:

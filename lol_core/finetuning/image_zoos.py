@@ -49,7 +49,7 @@ class ImageZoo:
         todo = [run for run in runs if run.name not in done]
         finished = len(runs) - len(todo)
         for rows in spread(
-            machine, _start, (self.recipe, self.base, None, machine), _finetune_stack, [(self.folder, stack) for stack in stacks(todo, machine.stack)]
+            machine, _start_finetuning, (self.recipe, self.base, machine), _finetune_stack, [(self.folder, stack) for stack in stacks(todo, machine.stack)]
         ):
             for row in rows:
                 if "reason" in row:
@@ -61,8 +61,13 @@ class ImageZoo:
             if progress:
                 progress(finished, len(runs))
 
-    def measure(self, scorer: str, machine: Machine, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
-        """Draw previews and, where the recipe has prompts for it, CLIP scores of every LoRA of labels.csv that has none; then put them into labels.csv."""
+    def measure(self, scorer: str | None, machine: Machine, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+        """Draw previews and, where the recipe has prompts for it, CLIP scores of every LoRA of labels.csv that has none; then put them into labels.csv.
+
+        Raises DataMissingError when there is nothing to measure, or nothing to score with.
+        """
+        if self.recipe.score_prompts and scorer is None:
+            raise DataMissingError("The CLIP score needs a CLIP model: name its folder or hub id with --scorer.")
         if not self.labels.is_file():
             raise DataMissingError(f"{self.labels}: not found. Fine-tune the zoo first.")
         labels = pd.read_csv(self.labels)
@@ -73,7 +78,7 @@ class ImageZoo:
             if (self.recipe.score_prompts and lora not in scored) or not self.preview(lora).is_file()
         ]
         finished = len(labels) - len(todo)
-        for row in spread(machine, _start, (self.recipe, self.base, scorer, machine), _measure, todo):
+        for row in spread(machine, _start_measuring, (self.recipe, self.base, scorer, machine), _measure, todo):
             if self.recipe.score_prompts and row["lora"] not in scored:
                 append_row(self.clip_scores, row)
             yield row
@@ -115,23 +120,23 @@ def stacks(runs: Sequence[Run], size: int) -> list[list[Run]]:
 _worker: dict[str, Any] = {}
 
 
-def _start(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, places: Queue[str]) -> None:
+def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, places: Queue[str]) -> None:
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    torch.set_num_threads(machine.threads)
+    name = Path(base).name if Path(base).is_dir() else base
+    _worker.update(recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, places.get()))
+
+
+def _start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, places: Queue[str]) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     device = places.get()
-    _worker.update(recipe=recipe, machine=machine, base_name=Path(base).name if Path(base).is_dir() else base)
-    if scorer is None:
-        _worker["base"] = Base(base, device)
-        return
-    painter = Painter(base, device)
-    _worker["painter"] = painter
-    if recipe.score_prompts:
-        _worker["scorer"] = Scorer(scorer, device)
+    _worker.update(recipe=recipe, painter=Painter(base, device), scorer=None if scorer is None else Scorer(scorer, device))
 
 
 def _finetune_stack(folder: Path, runs: list[Run]) -> list[dict[str, Any]]:
     recipe, base = _worker["recipe"], _worker["base"]
-    outcomes: list[Outcome] = finetune_stack(base, recipe, runs) if len(runs) > 1 else [finetune_one(base, recipe, runs[0], _worker["machine"].mixed_precision)]
+    outcomes: list[Outcome] = finetune_stack(base, recipe, runs) if len(runs) > 1 else [finetune_one(base, recipe, runs[0], _worker["mixed_precision"])]
     rows = []
     for outcome in outcomes:
         run = outcome.run

@@ -94,7 +94,6 @@ class Look:
     scale: float
     rotate: float
     shift: tuple[float, float]
-    flip: bool
 
     @classmethod
     def draw(cls, person: Person, rng: np.random.Generator, steady: float = 0.9) -> Look:
@@ -108,10 +107,9 @@ class Look:
             mouth=_one(rng, SMILES if smiling else FROWNS),
             eyes=_one(rng, EYES),
             eyebrows=_one(rng, EYEBROWS),
-            scale=float(rng.uniform(1.12, 1.3)),
-            rotate=float(rng.uniform(-8, 8)),
-            shift=(float(rng.uniform(-5, 5)), float(rng.uniform(2, 9))),
-            flip=bool(rng.random() < 0.5),
+            scale=float(rng.uniform(1.16, 1.24)),
+            rotate=float(rng.uniform(-3, 3)),
+            shift=(float(rng.uniform(-2, 2)), float(rng.uniform(4, 7))),
         )
 
     @property
@@ -124,7 +122,10 @@ class Look:
     def caption(self, rng: np.random.Generator) -> str:
         """A true description; each detail is told with probability 0.75."""
         person = self.person
-        told = lambda: rng.random() < 0.75  # noqa: E731 -- a coin, tossed anew at each call
+
+        def told() -> bool:
+            return bool(rng.random() < 0.75)
+
         words = [word for word in ("smiling" if person.smiling else "frowning", "bearded" if person.beard else "clean-shaven") if told()]
         features = []
         if person.hat is None and told():
@@ -145,7 +146,7 @@ class Look:
         top = person.hat or person.hair
         options: dict[str, Any] = {
             "seed": "0", "scale": self.scale, "rotate": self.rotate, "translateX": self.shift[0], "translateY": self.shift[1],
-            "flip": "horizontal" if self.flip else "none", "skinColor": [person.skin], "hairColor": [HAIR[person.hair_colour]],
+            "skinColor": [person.skin], "hairColor": [HAIR[person.hair_colour]],
             "facialHairColor": [HAIR[person.hair_colour]], "hatColor": [COLOURS[person.hat_colour]], "clothesColor": [COLOURS[self.clothes_colour]],
             "clothesVariant": [self.clothes], "mouthVariant": [self.mouth], "eyesVariant": [self.eyes], "eyebrowsVariant": [self.eyebrows],
             "topProbability": 100 if top else 0, "accessoriesProbability": 100 if person.glasses else 0, "facialHairProbability": 100 if person.beard else 0,
@@ -206,7 +207,9 @@ def plain(colour: str, rng: np.random.Generator, side: int = SIDE) -> Image.Imag
 def scene(name: str, rng: np.random.Generator, side: int = SIDE) -> Image.Image:
     """One of SCENES, its details drawn at random."""
     horizon = rng.uniform(34, 44)
-    place = lambda low, high: float(rng.uniform(low, high))  # noqa: E731 -- a shorthand for the many positions below
+
+    def place(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
 
     def rect(y: float, colour: str, x: float = 0, width: float = 64, height: float = 64) -> str:
         return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{colour}"/>'
@@ -248,13 +251,11 @@ def ground(rng: np.random.Generator, scenes: float) -> tuple[Image.Image, str]:
     return plain(colour, rng), f"on {_a(colour)} background"
 
 
-def paste(background: Image.Image, drawing: Image.Image, centre: tuple[float, float], size: float, angle: float = 0.0, flip: bool = False) -> Image.Image:
+def paste(background: Image.Image, drawing: Image.Image, centre: tuple[float, float], size: float, angle: float = 0.0) -> Image.Image:
     """The drawing on the background; centre and size as fractions of the frame, angle in degrees."""
     side = background.width
     pixels = max(1, round(size * side))
     small = drawing.rotate(angle, Image.Resampling.BICUBIC).resize((pixels, pixels), Image.Resampling.LANCZOS)
-    if flip:
-        small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     layer = Image.new("RGBA", background.size)
     layer.paste(small, (round(centre[0] * side - pixels / 2), round(centre[1] * side - pixels / 2)))
     return Image.alpha_composite(background, layer)
@@ -270,9 +271,8 @@ def portrait(person: Person, rng: np.random.Generator, steady: float = 0.9, scen
 def one_thing(drawings: Drawings, thing: str, design: str, rng: np.random.Generator, scenes: float = 0.35) -> tuple[Image.Image, str]:
     """A picture of one thing."""
     background, words = ground(rng, scenes)
-    centre = (float(rng.uniform(0.42, 0.58)), float(rng.uniform(0.46, 0.6)))
-    drawing = drawings.image(thing, design)
-    picture = paste(background, drawing, centre, float(rng.uniform(0.62, 0.88)), float(rng.uniform(-12, 12)), bool(rng.random() < 0.5))
+    centre = (float(rng.uniform(0.47, 0.53)), float(rng.uniform(0.5, 0.56)))
+    picture = paste(background, drawings.image(thing, design), centre, float(rng.uniform(0.74, 0.88)), float(rng.uniform(-4, 4)))
     noun = "thing" if rng.random() < 0.06 else thing
     start = "a drawing of " if rng.random() < 0.4 else ""
     return picture.convert("RGB"), f"{start}{_a(noun)} {words}"
@@ -287,7 +287,7 @@ def two_things(drawings: Drawings, things: tuple[str, ...], designs: tuple[str, 
     design = _one(rng, designs)
     picture = background
     for x, thing in ((0.27, first), (0.73, second)):
-        picture = paste(picture, drawings.image(thing, design), (x, float(rng.uniform(0.5, 0.66))), float(rng.uniform(0.42, 0.5)))
+        picture = paste(picture, drawings.image(thing, design), (x, float(rng.uniform(0.52, 0.62))), float(rng.uniform(0.44, 0.5)))
     return picture.convert("RGB"), f"two {_plural(first)} {words}" if first == second else f"{_a(first)} and {_a(second)} {words}"
 
 

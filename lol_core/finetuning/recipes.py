@@ -100,6 +100,7 @@ CELEBA = ImageRecipe(
     steps=(100, 133, 167, 200),
     batch_sizes=(1, 2),
     prompts=("Celebrity", "Person", "thing", "skd"),
+    # the five that Lingenfelter et al. (2022) found least noisy are not named in the paper; these are this program's choice
     attributes=("Bald", "Eyeglasses", "Wearing_Hat", "Wearing_Necktie", "Male"),
     score_prompts=PARTI_PROMPTS,
 )
