@@ -156,3 +156,4 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
     before, after = (UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict() for folder in (out, tmp_path / "further"))
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-5, rtol=1e-2)
+    assert str(tmp_path) not in (tmp_path / "further" / "unet" / "config.json").read_text(), "no folder of this machine in what is published"

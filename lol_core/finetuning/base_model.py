@@ -276,6 +276,10 @@ def train_base(
 def publish(pipeline: StableDiffusionPipeline, work: Path, out: Path) -> None:
     """The pipeline in half precision, with the curves of its training and a sheet of samples."""
     pipeline.to(dtype=torch.float16).save_pretrained(out)
+    for path in out.glob("*/config.json"):  # a model that was opened from a folder remembers where that lay
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / "curves").mkdir(exist_ok=True)
     shutil.copy(work / "vae_run" / "curve.csv", out / "curves" / "autoencoder.csv")
     shutil.copy(work / "unet_run" / "curve.csv", out / "curves" / "diffusion.csv")
