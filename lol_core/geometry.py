@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,24 @@ def distance(a: LoRALayer, b: LoRALayer) -> float:
     inner_product(a, b)  # checks the shapes
     (U_a, V_a), (U_b, V_b) = a.folded(torch.float64), b.folded(torch.float64)
     return float(singular_values(torch.cat([U_a, -U_b], 1), torch.cat([V_a, V_b], 1)).norm())
+
+
+def truncate(layer: LoRALayer, rank: int) -> tuple[LoRALayer, float]:
+    """The nearest layer of at most this rank (Eckart–Young) and its relative error ‖ΔW − ΔW_k‖ / ‖ΔW‖, from the factors by QR and a small SVD.
+
+    The new factors are float32 and share √σ evenly; the scale is folded into them. Raises ModelError for LoKr, which is no product U Vᵀ.
+    """
+    if layer.factor_shapes is not None:
+        raise ModelError(f"{layer.name}: a Kronecker product (LoKr) has no smaller rank to be cut to.")
+    if rank < 1:
+        raise ModelError(f"A rank is at least 1; found {rank}.")
+    (Q_U, R_U), (Q_V, R_V) = (torch.linalg.qr(factor) for factor in layer.folded(torch.float64))
+    left, values, right = torch.linalg.svd(R_U @ R_V.mT, full_matrices=False)
+    root = values[:rank].sqrt()
+    U, V = Q_U @ left[:, :rank] * root, Q_V @ right[:rank].mT * root
+    total = values.norm()
+    error = float(values[rank:].norm() / total) if total > 0 else 0.0
+    return replace(layer, U=U.float(), V=V.float(), scale=1.0, alpha=None), error
 
 
 def same_function(a: LoRA, b: LoRA, tolerance: float = 1e-3) -> bool:

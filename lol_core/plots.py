@@ -41,8 +41,9 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> g
     return _finish(figure, 360, legend={"orientation": "h", "y": 1.12})
 
 
-def predicted_against_true(frame: pd.DataFrame, target: str) -> go.Figure:
+def predicted_against_true(frame: pd.DataFrame, target: str, selected: Sequence[str] = ()) -> go.Figure:
     """Predicted against true values, by part of the split. frame: columns true, predicted, part, name; indexed by LoRA, which `customdata` carries."""
+    chosen = set(selected) & set(frame.index)
     figure = go.Figure()
     low, high = (float(f(f(frame["true"]), f(frame["predicted"]))) for f in (min, max))
     figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line={"color": "gray", "dash": "dash"}, name="exact", hoverinfo="skip")
@@ -59,6 +60,8 @@ def predicted_against_true(frame: pd.DataFrame, target: str) -> go.Figure:
                 hovertemplate="<b>%{text}</b><br>true %{x:.4g}<br>predicted %{y:.4g}<extra></extra>",
             )
         )
+        if chosen:
+            figure.data[-1].update(selectedpoints=[k for k, id in enumerate(rows.index) if id in chosen], unselected={"marker": {"opacity": 0.2}})
     figure.update_xaxes(title=f"true {target}").update_yaxes(title=f"predicted {target}")
     return _finish(figure, 440, legend={"orientation": "h", "y": 1.1})
 
@@ -70,13 +73,26 @@ def confusion_heatmap(matrix: pd.DataFrame) -> go.Figure:
     return _finish(figure, 440)
 
 
-def module_norms(names: Sequence[str], norms: Sequence[float]) -> go.Figure:
-    """‖ΔW‖ of every module, in the file's order."""
+def module_norms(names: Sequence[str], norms: Sequence[float], title: str = "‖ΔW‖ (Frobenius)") -> go.Figure:
+    """‖ΔW‖, or another number, of every module, in the file's order."""
     bars = go.Bar(x=list(range(len(names))), y=list(norms), customdata=list(names), marker={"color": COLORS[0]})
-    bars.hovertemplate = "%{customdata}<br>‖ΔW‖ = %{y:.4g}<extra></extra>"
+    bars.hovertemplate = "%{customdata}<br>%{y:.4g}<extra></extra>"
     figure = go.Figure(bars)
-    figure.update_xaxes(title="module, in the file's order").update_yaxes(title="‖ΔW‖ (Frobenius)", rangemode="tozero")
+    figure.update_xaxes(title="module, in the file's order").update_yaxes(title=title, rangemode="tozero")
     return _finish(figure, 320)
+
+
+def module_comparison(table: pd.DataFrame, first: str, second: str) -> go.Figure:
+    """Norms of two LoRAs side by side, and the cosine of their updates, module by module. table: as the page LoRA makes it, indexed by module."""
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.06)
+    x = list(range(len(table)))
+    for name, column, color in ((first, "‖ΔW₁‖", COLORS[0]), (second, "‖ΔW₂‖", COLORS[1])):
+        figure.add_trace(go.Bar(x=x, y=table[column], name=name, marker={"color": color}, customdata=list(table.index)), 1, 1)
+    figure.add_trace(go.Bar(x=x, y=table["cosine"], name="cosine", marker={"color": COLORS[2]}, customdata=list(table.index)), 2, 1)
+    figure.update_traces(hovertemplate="%{customdata}<br>%{y:.4g}")
+    figure.update_yaxes(title="‖ΔW‖", row=1, col=1).update_yaxes(title="cosine", range=[-1, 1], row=2, col=1)
+    figure.update_xaxes(title="module, in the file's order", row=2, col=1)
+    return _finish(figure, 380, legend={"orientation": "h", "y": 1.1})
 
 
 def spectra(names: Sequence[str], values: Sequence[np.ndarray]) -> go.Figure:
@@ -131,3 +147,35 @@ def ranking(scores: pd.Series, measured: pd.Series | None, title: str) -> go.Fig
     figure.update_traces(hovertemplate="%{customdata}<br>rank %{x}: %{y:.4g}")
     figure.update_xaxes(title="rank").update_yaxes(title=title)
     return _finish(figure, 240, legend={"orientation": "h", "y": 1.15})
+
+
+def collection_map(picture: pd.DataFrame, names: Mapping[str, str], colours: pd.Series | None, selected: Sequence[str]) -> go.Figure:
+    """LoRAs as points. picture: index ids, columns x, y (and z); colours: by id, numbers as a scale, anything else as categories; selected ones stand out."""
+    figure = go.Figure()
+    kind = go.Scatter3d if "z" in picture else _scatter(len(picture))
+    chosen = set(selected)
+    size = 4 if "z" in picture else 9 if len(picture) <= MAX_SVG_POINTS else 5
+    numeric = colours is not None and pd.api.types.is_numeric_dtype(colours) and colours.nunique() > len(COLORS)
+    values = pd.Series("LoRAs", index=picture.index) if colours is None else colours.reindex(picture.index)
+    if not numeric:
+        common = values.astype("str").where(values.notna(), "unknown")
+        kept = common.value_counts().index[: len(COLORS)]
+        values = common.where(common.isin(kept) | (common.nunique() <= len(COLORS)), "other")
+    for i, (title, part) in enumerate([("", picture)] if numeric else picture.groupby(values, sort=True)):
+        own = values.loc[part.index]
+        marker: dict[str, object] = {"size": size, "opacity": 0.85, "color": COLORS[i % len(COLORS)]}
+        if numeric:
+            bar = {"title": str(colours.name) if colours is not None else "", "thickness": 12}
+            marker |= {"color": own, "colorscale": "Viridis", "showscale": True, "colorbar": bar}
+        trace = {axis: part[axis] for axis in part.columns}
+        hover = "<b>%{text}</b>" + (f"<br>{colours.name}: %{{meta}}" if colours is not None and not numeric else "") + "<extra></extra>"
+        text = [names[id] + (f"<br>{own[id]:.4g}" if numeric else "") for id in part.index]
+        figure.add_trace(
+            kind(**trace, mode="markers", name=str(title), meta=str(title), customdata=list(part.index), text=text, marker=marker, hovertemplate=hover)
+        )
+        if chosen and "z" not in picture:
+            figure.data[-1].update(selectedpoints=[k for k, id in enumerate(part.index) if id in chosen], unselected={"marker": {"opacity": 0.2}})
+    if "z" in picture:
+        figure.update_scenes(**{f"{axis}axis": {"title": "", "showticklabels": False} for axis in "xyz"})
+    figure.update_xaxes(title="", showticklabels=False, zeroline=False).update_yaxes(title="", showticklabels=False, zeroline=False)
+    return _finish(figure, 560, legend={"orientation": "h", "y": 1.08}, showlegend=colours is not None and not numeric, dragmode="lasso")

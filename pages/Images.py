@@ -18,7 +18,7 @@ from lol_core.generation import Sampling, contact_sheet
 from lol_core.zoo import Zoo
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
-from ui.state import checkpoints, known_base, load_checkpoint, painter, session
+from ui.state import checkpoints, known_base, load_checkpoint, painter, preview_of, session
 
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
 STRIP = 9
@@ -83,7 +83,7 @@ with st.expander("Base model, prompts and sampling", icon=":material/tune:", key
         help="The text-to-image model these LoRAs were trained on.",
     )  # fmt: skip
     device = b.selectbox("Device", ["auto", *devices()], key="image_device")
-    prompts_text = st.text_area("Prompts, one a line", "\n".join(recipe.get("preview_prompts", PROMPTS)), key="prompts", bind="query-params", height=110)
+    prompts_text = st.text_area("Prompts, one a line", "\n".join(recipe.get("preview_prompts") or PROMPTS), key="prompts", bind="query-params", height=110)
     a, b, c = st.columns(3)
     seed = int(a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key="image_seed"))
     steps = int(b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key="sampling_steps"))
@@ -102,17 +102,12 @@ place = a.slider("Walk along the ranking", 1, len(scores), min(len(scores), 1 + 
 strength = b.slider("Strength of the LoRA", 0.0, 2.0, 1.0, 0.05, key="strength", bind="query-params", help="ΔW is multiplied by this. 0 is the base model.")
 
 
-def preview(id: str) -> Path | None:
-    path = zoo.folder / "previews" / f"{Path(id).stem}.webp"
-    return path if path.is_file() else None
-
-
 along = np.unique(np.linspace(0, len(scores) - 1, STRIP).round().astype(int))
-if all(preview(scores.index[i]) for i in along):
+if all(preview_of(zoo, scores.index[i]) for i in along):
     st.caption("From the highest to the lowest, previews that came with the collection:")
     with st.container(horizontal=True):
         for i in along:
-            strip = Image.open(preview(scores.index[i]) or "")
+            strip = Image.open(preview_of(zoo, scores.index[i]) or "")
             tiles = [strip.crop((x, 0, x + strip.height, strip.height)) for x in range(0, strip.width, strip.height)]
             tower = Image.new("RGB", (strip.height, strip.height * len(tiles)))
             for y, tile in enumerate(tiles):

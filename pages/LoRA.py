@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 import torch
 
 from lol_core import plots
+from lol_core.attribution import contributions
 from lol_core.errors import LoLError
-from lol_core.geometry import effective_rank, spectrum
+from lol_core.evaluation import METRIC_TITLES
+from lol_core.formats.writing import forms_of, packed
+from lol_core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum, truncate
 from lol_core.lora import LoRA
+from lol_core.survey import SAME
+from lol_core.training import headline
 from ui.frame import frame, need
-from ui.state import load_lora
+from ui.state import checkpoints, load_checkpoint, load_lora
 
 zoo = frame("LoRA")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
@@ -40,6 +48,29 @@ for note in lora.notes:
 @st.cache_data(max_entries=64, show_spinner="Computing spectra …")
 def spectra_of(digest: str, _lora: LoRA) -> dict[str, list[float]]:
     return {layer.name: spectrum(layer).tolist() for layer in _lora.layers}
+
+
+@st.cache_data(max_entries=32, show_spinner="Resizing …")
+def resized(digest: str, rank: int, _lora: LoRA) -> tuple[LoRA, list[float]]:
+    """Modules of larger rank cut to it, with their relative errors; the others as they are."""
+    pairs = [truncate(layer, rank) if layer.rank > rank else (layer, 0.0) for layer in _lora.layers]
+    return replace(_lora, layers=tuple(layer for layer, _ in pairs)), [error for _, error in pairs]
+
+
+@st.cache_data(max_entries=32, show_spinner="Comparing …")
+def compared(digest: str, other: str, _first: LoRA, _second: LoRA) -> pd.DataFrame:
+    """Module by module, of those that both adapt in the same shape."""
+    rows = {}
+    for layer in _first.layers:
+        if layer.name in _second.names:
+            try:
+                product, gap = inner_product(layer, _second[layer.name]), distance(layer, _second[layer.name])
+            except LoLError:
+                continue
+            rows[layer.name] = (norm(layer), norm(_second[layer.name]), product, gap)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW₁‖", "‖ΔW₂‖", "⟨ΔW₁, ΔW₂⟩", "‖ΔW₁ − ΔW₂‖"])
+    table["cosine"] = table["⟨ΔW₁, ΔW₂⟩"] / (table["‖ΔW₁‖"] * table["‖ΔW₂‖"]).clip(lower=1e-30)
+    return table
 
 
 spectra = spectra_of(entry.digest, lora)
@@ -76,6 +107,85 @@ layers = pd.DataFrame(
 )
 st.dataframe(layers, hide_index=True, height=min(420, 38 + 35 * len(layers)))
 st.download_button("Download as CSV", layers.to_csv(index=False), "layers.csv", "text/csv", icon=":material/download:")
+
+st.subheader("Beside another LoRA")
+others = [id for id in zoo.ids if id != chosen]
+second = st.selectbox("Compare with", others, index=None, format_func=lambda id: zoo.names[id], key="beside", bind="query-params", placeholder="choose one")
+if second:
+    try:
+        differences = compared(entry.digest, zoo.by_id[second].digest, lora, load_lora(zoo, second))
+    except LoLError as error:
+        st.error(str(error))
+    else:
+        if differences.empty:
+            st.info("They share no module of the same name and shape, so there is nothing to compare.")
+        else:
+            gap = float(np.sqrt((differences["‖ΔW₁ − ΔW₂‖"] ** 2).sum()))
+            size = float(np.sqrt((differences["‖ΔW₁‖"] ** 2).sum()))
+            cosine = float(differences["⟨ΔW₁, ΔW₂⟩"].sum() / max(size * np.sqrt((differences["‖ΔW₂‖"] ** 2).sum()), 1e-30))
+            st.markdown(
+                f"Over {len(differences)} shared modules: cosine of the updates **{cosine:.4f}**, ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ = **{gap / max(size, 1e-30):.4g}**. "
+                + ("They are the same function." if same_function(lora, load_lora(zoo, second), SAME) else "They are different functions.")
+            )
+            st.plotly_chart(
+                plots.module_comparison(differences, zoo.names[chosen], zoo.names[second]), key="comparison", alt="Norms and cosines of both, module by module"
+            )
+            st.dataframe(differences, key="differences", height=min(320, 38 + 35 * len(differences)))
+
+models = {title: folder for title, folder in checkpoints(zoo).items() if not load_checkpoint(folder).spec.misfits(entry)}
+if models:
+    st.subheader("What models say")
+    rows = []
+    for title, folder in models.items():
+        checkpoint = load_checkpoint(folder)
+        try:
+            predicted = checkpoint.task.frame(checkpoint.predict([lora]), [chosen])
+        except LoLError as error:
+            st.caption(f"{title}: {error}")
+            continue
+        metric, best = headline(checkpoint)
+        control = max((values.get(metric, float("nan")) for values in checkpoint.controls.values()), default=float("nan"))
+        part = next((part for part, ids in checkpoint.split.items() if chosen in ids), "new") if checkpoint.zoo == zoo.name else "new"
+        for name in predicted.columns[: 1 if checkpoint.task.kind == "multiclass" else None]:
+            true = zoo.labels[name].get(chosen) if name in zoo.labels else None
+            known = {"model": title, "label": name, "predicted": predicted[name].iloc[0], "true": true, "part": part}
+            rows.append(known | {f"test {METRIC_TITLES[metric]}": best, "best control": control})
+    st.dataframe(pd.DataFrame(rows).astype({"predicted": str, "true": str}), hide_index=True, key="said")
+    asked = st.selectbox("Modules that move the prediction of", list(dict.fromkeys(row["model"] for row in rows)), key="asked")
+if models and asked:
+    checkpoint = load_checkpoint(models[asked])
+    outputs = list(checkpoint.task.classes or checkpoint.task.targets)
+    output = st.selectbox("Output", outputs, key="asked_output") if len(outputs) > 1 else outputs[0]
+    moved = contributions(checkpoint, lora, outputs.index(output))
+    figure = plots.module_norms(list(moved.index), moved.to_list(), f"∂ {output} / ∂ scale")
+    st.plotly_chart(figure, key="contributions", alt="How fast the prediction grows with each module's update")
+    strongest_module = moved.abs().idxmax()
+    st.caption(f"How fast the prediction would grow if a module's ΔW were scaled up. It rests most on `{strongest_module}` ({moved[strongest_module]:+.3g}).")
+
+st.subheader("Resize and save")
+forms = forms_of(lora)
+if not forms:
+    st.caption("Its update is no product of two factors in every module (LoKr), so it cannot be written in another form.")
+else:
+    a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
+    largest = rank = max(lora.ranks)
+    if largest > 1:
+        rank = a.slider("Rank", 1, largest, largest, key="resize_rank", help="Each module's nearest update of this rank, from its singular values.")
+    form = b.selectbox("Form", forms, key="resize_form", help="The names and files that other programs expect.")
+    width = c.selectbox("Numbers", ["float16", "bfloat16", "float32"], key="resize_dtype")
+    cut, errors = resized(entry.digest, rank, lora)
+    lost = float((np.square(errors) * np.square(norms)).sum() ** 0.5 / max(np.linalg.norm(norms), 1e-30))
+    worst = int(np.argmax(errors))
+    st.markdown(
+        f"‖ΔW − ΔW′‖ / ‖ΔW‖ = **{lost:.3g}** over all modules" + (f"; at most {errors[worst]:.3g}, in `{lora.names[worst]}`" if lost > 1e-6 else "") + f". "
+        f"{cut.parameters:,} of {lora.parameters:,} parameters."
+    )
+    try:
+        file_name, content = packed(cut, f"{Path(zoo.names[chosen]).name}-rank{rank}", form, getattr(torch, width))
+    except LoLError as error:
+        st.error(str(error))
+    else:
+        st.download_button(f"Download ({len(content) / 1000:,.0f} kB)", content, file_name, icon=":material/download:", key="download_lora")
 
 labels = zoo.labels.loc[chosen:chosen].dropna(axis="columns").astype(str).iloc[0].to_dict()
 if labels:

@@ -14,8 +14,10 @@ from lol_core.evaluation import METRIC_TITLES, confusion
 from lol_core.tasks import class_name
 from lol_core.zoo import Zoo
 from ui.frame import frame, need, page_link
+from ui.selection import marked, offer, select, selected, visible
 from ui.state import checkpoints, load_checkpoint
 
+EXTREMES = 20
 zoo = frame("Predictions")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
 models = checkpoints(zoo)
@@ -46,6 +48,7 @@ at_home = zoo.name == model.zoo
 part_of = {id: part for part, ids in model.split.items() for id in ids} if at_home else {}
 parts = pd.Series([part_of.get(id, "new") for id in predicted.index], index=predicted.index, name="part")
 task = model.task
+offer(zoo, f"predictions of {title}", predicted.add_prefix("predicted "))
 
 if at_home:
     st.subheader("Scores")
@@ -66,18 +69,30 @@ known = zoo.labels[target] if target in zoo.labels.columns else pd.Series(index=
 truth = known.reindex(predicted.index)
 frame_ = pd.DataFrame({"name": [zoo.names[id] for id in predicted.index], "part": parts, "true": truth, "predicted": predicted[target]})
 
+
+def take_selection() -> None:
+    marked(zoo, "scatter")
+
+
 st.subheader(f"{target}: predicted against true")
 options = [part for part in ("test", "validation", "train", "new") if (parts == part).any()]
 chosen = st.segmented_control("Show", options, selection_mode="multi", default=options[:1], key="parts")
-visible = frame_[frame_["part"].isin(chosen or options)].dropna(subset=["true"])
-if not len(visible):
+shown = frame_[frame_["part"].isin(chosen or options) & frame_.index.isin(visible(zoo))]
+compared = shown.dropna(subset=["true"])
+if not len(compared):
     st.info("These LoRAs have no label to compare with; the table below holds the predictions.")
 elif task.kind == "multiclass":
     st.plotly_chart(
-        plots.confusion_heatmap(confusion(task, zoo.labels.loc[visible.index], predicted.loc[visible.index].iloc[:, 1:].to_numpy())), key="confusion"
+        plots.confusion_heatmap(confusion(task, zoo.labels.loc[compared.index], predicted.loc[compared.index].iloc[:, 1:].to_numpy())), key="confusion"
     )
 else:
-    st.plotly_chart(plots.predicted_against_true(visible, target), key="scatter", alt="Predicted against true values")
+    figure = plots.predicted_against_true(compared, target, selected(zoo))
+    st.plotly_chart(figure, key="scatter", on_select=take_selection, selection_mode=("points", "box", "lasso"), alt="Predicted against true values")
+    ordered = shown[shown["part"] != "train"].sort_values("predicted", ascending=False)
+    with st.container(horizontal=True):
+        for name, rows in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
+            button = f"Select the {len(rows)} {name} predicted"
+            st.button(button, icon=":material/select_all:", on_click=select, args=(zoo, list(rows.index)), key=f"select_{name}")
 
 st.subheader("Every LoRA")
 table = predicted.copy()

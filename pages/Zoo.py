@@ -1,15 +1,28 @@
-"""The collection as a table: what every file is, and what was refused and why."""
+"""The collection as a table and as a gallery: what every file is, which are the same function, which are not well, and what was refused and why."""
 
 from __future__ import annotations
 
+import json
+import re
+
+import numpy as np
 import pandas as pd
 import streamlit as st
+from PIL import Image
 
+from lol_core.survey import SAME, Survey, Surveys, duplicates, health
+from lol_core.zoo import Zoo
 from ui.frame import frame, need, page_link
+from ui.jobs import SurveyJob
+from ui.selection import select, visible
+from ui.state import preview_of, session
 
 MAX_WRAPPED = 100
+GALLERY_PAGE = 48
+READ_UNASKED = 300_000_000  # bytes of a collection up to which its weights are read without asking
 
 zoo = frame("Zoo")
+state = session()
 if zoo.labels_path:
     st.caption(f"Labels from {zoo.labels_path}, joined by its column {zoo.join_column!r}.")
 if zoo.unjoined_labels:
@@ -18,8 +31,89 @@ if zoo.unjoined_labels:
 if len(zoo) and zoo.labels.shape[1] and (unlabelled := int(zoo.labels.isna().all(axis=1).sum())):
     st.caption(f"{unlabelled} LoRAs have no row in the labels table.")
 
-table = zoo.table() if len(zoo) else pd.DataFrame()
-loaded, refused = st.tabs([f"LoRAs ({len(zoo):,})", f"Refused ({len(zoo.refused):,})"])
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def searchable(fingerprint: str, _zoo: Zoo) -> list[str]:
+    """What a search looks through: path, base model and everything the header says."""
+    return [" ".join([e.path, e.base_model or "", e.suggested_base or "", json.dumps(e.metadata or {}, ensure_ascii=False)]) for e in _zoo.entries]
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def surveyed(fingerprint: str, known: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
+    """Columns from the weights, of the LoRAs that have been read; health also from the headers alone."""
+    rows = {}
+    for entry in _zoo.entries:
+        found = _surveys.get(entry.path)
+        read = found is not None and found.problem is None
+        ranks = np.array([layer[4] for layer in entry.layers])
+        rows[entry.path] = {
+            "‖ΔW‖": found.norm if read and found else None,
+            "‖ΔW‖ by module": found.norms.tolist() if read and found else None,
+            "rank used": float((found.effective_ranks / ranks).mean()) if read and found else None,
+            "health": " ".join(health(entry, found)) or None,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW‖", "‖ΔW‖ by module", "rank used", "health"])
+
+
+@st.cache_data(max_entries=4, show_spinner="Comparing updates …")
+def same_functions(fingerprint: str, known: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
+    return duplicates(_zoo, _surveys)
+
+
+def survey_line(zoo: Zoo, read: int) -> None:
+    """Reading the weights: a button, or its progress."""
+    job = state.survey if state.survey is not None and state.survey.zoo is zoo else None
+    small = sum(entry.size for entry in zoo.entries) <= READ_UNASKED
+    if job is None and read < len(zoo) and (small or st.button("Read the weights", icon=":material/search_insights:")):
+        state.survey = job = SurveyJob(zoo)
+        job.start()
+    if job is None:
+        if read < len(zoo):
+            st.caption(f"The weights of {len(zoo) - read:,} LoRAs have not been read: norms, health and duplicates need them. Headers are enough for the rest.")
+        return
+    busy = job.running
+
+    @st.fragment(run_every=0.5 if busy else None)
+    def watch() -> None:
+        if job.running:
+            a, b = st.columns([6, 1], vertical_alignment="center")
+            left = job.seconds_left
+            ready = f"Reading weights: {job.done:,} of {job.total:,}" + (f", about {left:.0f} s left" if left else "")
+            a.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else ready)
+            if b.button("Stop", icon=":material/stop:", key="stop_survey"):
+                job.stop()
+        elif busy:
+            st.rerun(scope="app")
+        if job.error:
+            st.error(job.error)
+        elif job.stopping and not job.running and st.button("Read the rest of the weights", icon=":material/search_insights:"):
+            state.survey = None
+            st.rerun(scope="app")
+
+    watch()
+
+
+def gallery(ids: list[str]) -> None:
+    """Previews, a page at a time, each linked to its LoRA."""
+    pages = -(-len(ids) // GALLERY_PAGE)
+    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key="gallery_page") if pages > 1 else 1
+    with st.container(horizontal=True):
+        for id in ids[(page - 1) * GALLERY_PAGE : page * GALLERY_PAGE]:
+            with st.container(width=132, border=True):
+                path = preview_of(zoo, id)
+                if path is None:
+                    st.caption("No preview")
+                else:
+                    strip = Image.open(path)
+                    st.image(strip.crop((0, 0, strip.height, strip.height)).resize((128, 128), Image.Resampling.BICUBIC), width=112, alt=f"Preview of {id}")
+                page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=zoo.names[id])
+
+
+known = Surveys(zoo).known() if len(zoo) else {}
+table = zoo.table().join(surveyed(zoo.fingerprint, len(known), zoo, known)) if len(zoo) else pd.DataFrame()
+same = same_functions(zoo.fingerprint, len(known), zoo, known) if len(zoo) else pd.DataFrame()
+n_groups = int(same["group"].nunique()) if len(same) else 0
+loaded, repeated, refused = st.tabs([f"LoRAs ({len(zoo):,})", f"Same function ({n_groups:,})", f"Refused ({len(zoo.refused):,})"])
 with refused:
     if zoo.refused:
         reasons = pd.DataFrame([{"path": e.path, "reason": e.reason, "bytes": e.size} for e in zoo.refused])
@@ -30,39 +124,75 @@ with refused:
         st.download_button("Download as CSV", reasons.to_csv(index=False), "refused.csv", "text/csv", icon=":material/download:")
     else:
         st.success("Every candidate file was read.")
+with repeated:
+    if len(same):
+        st.caption(f"LoRAs of one group have the same ΔW within {SAME:.0%}, whatever their files, factors, number types or padded ranks.")
+        shown_groups = same.assign(name=same["lora"].map(zoo.names), copy=np.where(same["identical"], "same bytes", "other file, same ΔW"))
+        st.dataframe(shown_groups[["group", "name", "copy", "lora"]], hide_index=True, column_config={"lora": "path"})
+        st.button("Select these", icon=":material/select_all:", on_click=select, args=(zoo, list(same["lora"])), key="select_same")
+        st.download_button("Download as CSV", shown_groups.to_csv(index=False), "same-function.csv", "text/csv", icon=":material/download:", key="same_csv")
+    elif len(known) < len(zoo):
+        st.info(f"Among the {len(known):,} LoRAs whose weights have been read, no two are the same function.", icon=":material/arrow_forward:")
+    elif len(zoo):
+        st.success(f"No two of the {len(zoo):,} LoRAs are the same function.")
 with loaded:
     need(len(zoo), "No LoRA could be read in this folder. The other tab says why; or open another folder in the sidebar.")
+    survey_line(zoo, len(known))
     search, dialect, base, rank = st.columns([3, 2, 3, 2])
-    text = search.text_input("Search", key="q", bind="query-params", placeholder="part of a name or path", live=True)
+    text = search.text_input("Search", key="q", bind="query-params", placeholder="name, path, trigger word, metadata; or /regex/", live=True)
     dialects = dialect.multiselect("Dialect", sorted(table["dialect"].dropna().unique()), key="dialect", bind="query-params")
     bases = base.multiselect("Base model", sorted(table["suggested base"].dropna().unique()), key="base", bind="query-params", help="As the shapes suggest.")
     ranks = rank.multiselect("Rank", sorted({r for e in zoo.entries for r in e.ranks}), key="rank", bind="query-params")
-    keep = pd.Series(True, index=table.index)
+    keep = pd.Series(table.index.isin(visible(zoo)), index=table.index)
     if text:
-        haystack = table["path"] + " " + table["base model"].fillna("")
-        keep &= haystack.str.contains(text, case=False, regex=False)
+        inside = re.fullmatch(r"/(.+)/", text)
+        try:
+            pattern = re.compile(inside[1] if inside else re.escape(text), re.IGNORECASE)
+        except re.error as error:
+            st.error(f"{text} is no regular expression ({error}). Without the slashes it is searched as it stands.")
+        else:
+            keep &= np.array([pattern.search(said) is not None for said in searchable(zoo.fingerprint, zoo)])
     if dialects:
         keep &= table["dialect"].isin(dialects)
     if bases:
         keep &= table["suggested base"].isin(bases)
     if ranks:
-        keep &= [bool(set(e.ranks) & set(ranks)) for e in zoo.entries]
+        keep &= np.array([bool(set(e.ranks) & set(ranks)) for e in zoo.entries])
+    a, b, c = st.columns([2, 2, 4], vertical_alignment="center")
+    views = ["Table", "Gallery"] if any(preview_of(zoo, id) for id in zoo.ids[:20]) else ["Table"]
+    view = a.segmented_control("View", views, default="Table", key="view", bind="query-params", label_visibility="collapsed") if len(views) > 1 else "Table"
+    ailing = int(table["health"].notna().sum())
+    if ailing and b.toggle(f"Only unwell ({ailing:,})", key="unwell", bind="query-params", help="LoRAs with something wrong or odd about them."):
+        keep &= table["health"].notna()
     shown = table[keep]
-    st.caption(f"{len(shown):,} of {len(table):,} LoRAs. Select a row to look at that LoRA.")
+    c.caption(f"{len(shown):,} of {len(table):,} LoRAs. Tick rows to look at one or to select several.")
     need(len(shown), "No LoRA matches. Clear the search or a filter.")
+    if view == "Gallery":
+        gallery(list(shown.index))
+        st.stop()
+    first = [name for name in ("name", "health", "‖ΔW‖", "‖ΔW‖ by module", "rank used") if shown[name].notna().any()]
     event = st.dataframe(
         shown,
         hide_index=True,
         height=560,
         on_select="rerun",
-        selection_mode="single-row",
+        selection_mode="multi-row",
         key="zoo_table",
-        column_config={"size (kB)": st.column_config.NumberColumn(format="%.1f"), "parameters": st.column_config.NumberColumn(format="localized")},
+        column_order=[*first, *(name for name in shown.columns if name not in {*first, "health", "‖ΔW‖", "‖ΔW‖ by module", "rank used"})],
+        column_config={
+            "size (kB)": st.column_config.NumberColumn(format="%.1f"),
+            "parameters": st.column_config.NumberColumn(format="localized"),
+            "‖ΔW‖": st.column_config.NumberColumn(format="%.3g", help="Over all modules (Frobenius)."),
+            "‖ΔW‖ by module": st.column_config.BarChartColumn(y_min=0, help="In the order of the file."),
+            "rank used": st.column_config.NumberColumn(format="percent", help="Effective rank over rank, mean of the modules."),
+        },
     )
     actions = st.columns([1, 3])
     rows = event.selection.rows
-    if rows:
-        chosen = shown.index[rows[0]]
-        with actions[1]:
-            page_link("pages/LoRA.py", f"Look at {zoo.names[chosen]}", ":material/layers:", lora=zoo.names[chosen])
+    with actions[1], st.container(horizontal=True):
+        st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", on_click=select, args=(zoo, list(shown.index)), key="select_shown")
+        if rows:
+            chosen = [shown.index[row] for row in rows]
+            st.button(f"Select the {len(chosen):,} ticked", icon=":material/check_box:", on_click=select, args=(zoo, chosen), key="select_ticked")
+            page_link("pages/LoRA.py", f"Look at {zoo.names[chosen[0]]}", ":material/layers:", lora=zoo.names[chosen[0]])
     actions[0].download_button("Download as CSV", shown.to_csv(index=False), f"{zoo.name}.csv", "text/csv", icon=":material/download:")

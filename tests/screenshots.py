@@ -10,7 +10,7 @@ import sys
 from lol_core.index import cache_folder
 from tests.browser import ROOT, chromium, server, settled
 
-PAGES = ("", "Zoo", "LoRA", "Train", "Predictions", "Invariance", "Images")
+PAGES = ("", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images")
 
 
 def main(pages: list[str]) -> None:

@@ -55,6 +55,7 @@ def test_a_published_lora_loads(row: dict[str, str], real_loras: Path) -> None:
         assert layer.scale == pytest.approx(expected_scale(path, layer.rank))
         assert layer.U.shape == (layer.n, layer.rank) and layer.V.shape == (layer.m, layer.rank)
     lora.check_finite()
+    assert not any(layer.U.requires_grad for layer in lora.layers)
 
 
 @pytest.mark.parametrize("row", GOOD[::7], ids=lambda row: row["file"][:60])

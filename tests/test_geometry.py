@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lol_core.errors import ModelError
-from lol_core.geometry import distance, effective_rank, inner_product, norm, same_function, singular_values, spectrum
+from lol_core.geometry import distance, effective_rank, inner_product, norm, same_function, singular_values, spectrum, truncate
 from lol_core.lora import LoRA, LoRALayer
 from lol_core.symmetry import sample_gl
 from tests.builders import random_lora
@@ -76,3 +76,20 @@ def test_distance_survives_cancellation() -> None:
     layer = random_lora([("x", 30, 20, 4)]).layers[0]
     moved = layer.act(sample_gl(4, 100.0, generator=torch.Generator().manual_seed(0)))
     assert distance(layer, moved) < 1e-12 * norm(layer) * math.sqrt(100) * 100
+
+
+@given(n=sizes, m=sizes, r=st.integers(1, 6), k=st.integers(1, 7), seed=st.integers(0, 10_000), scale=st.floats(0.1, 3))
+@settings(max_examples=60)
+def test_truncation_is_the_best_of_its_rank(n: int, m: int, r: int, k: int, seed: int, scale: float) -> None:
+    layer = random_lora([("x", n, m, r)], seed, scale=scale).layers[0]
+    cut, error = truncate(layer, k)
+    left, values, right = torch.linalg.svd(layer.delta(torch.float64), full_matrices=False)
+    best = (left[:, :k] * values[:k]) @ right[:k]
+    assert cut.rank <= k and error == pytest.approx(float(values[k:].norm() / values.norm()), abs=1e-6)
+    torch.testing.assert_close(cut.delta(torch.float64), best, rtol=1e-4, atol=1e-4 * float(values[0]))
+
+
+def test_a_kronecker_product_is_not_truncated() -> None:
+    layer = LoRALayer("x", torch.randn(4, 1), torch.randn(4, 1), kind="kronecker", weight_shape=(4, 4), factor_shapes=((2, 2), (2, 2)))
+    with pytest.raises(ModelError, match="LoKr"):
+        truncate(layer, 1)

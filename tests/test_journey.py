@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from lol_core.symmetry import sample_gl
+from tests.builders import MODULES, random_lora, write_peft
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -99,7 +103,7 @@ def test_strangers_files(page: Page, address: str, real_loras: Path) -> None:
     expect(page.get_by_role("heading", name="Singular values")).to_be_visible()
 
 
-@pytest.mark.parametrize("name", ["Zoo", "LoRA", "Train", "Predictions", "Invariance"])
+@pytest.mark.parametrize("name", ["Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images"])
 def test_deep_links(name: str, page: Page, address: str) -> None:
     page.goto(f"{address}/{name}")
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible(timeout=60_000)
@@ -147,3 +151,58 @@ def test_settings_stay_open_and_a_training_stops_and_resumes(page: Page, address
     stop.click()
     expect(stop).to_be_disabled(timeout=60_000)
     assert page.get_by_test_id("stException").count() == 0
+
+
+def test_a_lasso_on_the_map_selects_in_the_table_and_is_exported(page: Page, address: str, synthetic_folder: Path) -> None:
+    page.goto(f"{address}/Map?collection={synthetic_folder}")
+    chart = page.get_by_test_id("stPlotlyChart")
+    expect(chart).to_be_visible(timeout=60_000)
+    settled(page)
+    box = chart.locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    left, top, right, bottom = box["x"] + 2, box["y"] + 2, box["x"] + box["width"] * 0.5, box["y"] + box["height"] - 2
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top)):
+        page.mouse.move(x, y, steps=8)
+    page.mouse.up()
+    count = page.get_by_test_id("stSidebar").get_by_text(re.compile(r"^\d+ of 60 selected$"))
+    expect(count).to_be_visible()
+    chosen = int(count.inner_text().split()[0])
+    assert 1 <= chosen < 60 and "selected=" in page.url
+    expect(page.get_by_text("Effect: |2·AUC − 1|")).to_be_visible()
+    go(page, "Zoo")
+    page.get_by_test_id("stSidebar").get_by_text("Show only these").click()
+    expect(page.get_by_text(re.compile(rf"^{chosen} of 60 LoRAs"))).to_be_visible()
+    page.reload()
+    expect(count).to_be_visible(timeout=60_000)
+    page.get_by_test_id("stSidebar").get_by_text("Save or export").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV", exact=True).click()
+    rows = Path(download.value.path()).read_text().splitlines()
+    assert len(rows) == chosen + 1 and {"lora", "name", "size"} <= set(rows[0].split(","))
+    context = page.context.browser.new_context()  # type: ignore[union-attr]  # a page has a browser
+    stranger = context.new_page()
+    stranger.goto(f"{address}/Zoo?collection={synthetic_folder}")
+    expect(stranger.get_by_text("60 LoRAs open")).to_be_visible(timeout=60_000)
+    settled(stranger)
+    assert stranger.get_by_text(re.compile("60 selected")).count() == 0, "another visitor sees nothing of it"
+    context.close()
+
+
+def test_two_files_that_are_the_same_function_are_found(page: Page, address: str, tmp_path: Path) -> None:
+    lora = random_lora(MODULES, 1)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(2, 6):
+        write_peft(tmp_path / f"other{seed}", random_lora(MODULES, seed))
+    write_peft(tmp_path / "first", lora)
+    write_peft(tmp_path / "second", lora.act({y.name: sample_gl(y.rank, 30.0, generator=generator) for y in lora.layers}))
+    page.goto(f"{address}/Zoo?collection={tmp_path}")
+    tab = page.get_by_role("tab", name="Same function (1)")
+    expect(tab).to_be_visible(timeout=60_000)
+    settled(page)
+    tab.click()
+    page.get_by_role("button", name="Select these").click()
+    expect(page.get_by_text("2 of 6 selected")).to_be_visible()
+    page.goto(f"{address}/LoRA?collection={tmp_path}&lora=first&beside=second")
+    expect(page.get_by_text("They are the same function.")).to_be_visible(timeout=60_000)

@@ -21,6 +21,7 @@ PAGES = {
     "Home": "app.py",
     "Zoo": "pages/Zoo.py",
     "LoRA": "pages/LoRA.py",
+    "Map": "pages/Map.py",
     "Train": "pages/Train.py",
     "Predictions": "pages/Predictions.py",
     "Invariance": "pages/Invariance.py",
@@ -36,6 +37,18 @@ def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
     for key, value in (({"collection": str(folder)} if folder else {}) | params).items():
         test.query_params[key] = value
     return test.run()
+
+
+def settled(test: AppTest, seconds: float = 60) -> AppTest:
+    """Rerun until the background work of the page has ended and shown itself."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        session = test.session_state["session"]
+        if not any(job is not None and job.running for job in (session.survey, session.mapping, session.drawing)):
+            return test.run()
+        time.sleep(0.2)
+        test.run()
+    raise AssertionError("the work did not end")
 
 
 def text_of(test: AppTest) -> str:
@@ -118,10 +131,14 @@ def test_a_folder_that_vanishes_while_it_is_open(page: str, tmp_path: Path) -> N
 
 
 def test_the_zoo_page_filters(synthetic_folder: Path) -> None:
-    test = opened("Zoo", synthetic_folder, q="lora01")
+    test = settled(opened("Zoo", synthetic_folder, q="lora01"))
     assert "10 of 60 LoRAs" in text_of(test)
     test.text_input(key="q").set_value("nothing like it").run()
     assert "No LoRA matches" in text_of(test) and not test.exception
+    test.text_input(key="q").set_value("").run()
+    for key, value in (("rank", 2), ("dialect", "PEFT")):
+        test.multiselect(key=key).set_value([value]).run()
+        assert "60 of 60 LoRAs" in text_of(test) and not test.exception
 
 
 def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:

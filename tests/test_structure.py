@@ -21,11 +21,14 @@ ORDER = [
     "batches",
     "symmetry",
     "geometry",
+    "survey",
     "models",
     "tasks",
     "devices",
     "evaluation",
     "checkpoint",
+    "attribution",
+    "embedding",
     "training",
     "plots",
     "generation",
@@ -57,7 +60,7 @@ def test_the_library_never_imports_streamlit_or_the_pages(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_data_flows_one_way(path: Path) -> None:
     room = path.relative_to(ROOT / "lol_core").parts[0].removesuffix(".py")
-    if room not in ORDER:
+    if room in ("__init__", "__main__"):
         return
     needed = {name.split(".")[1] for name in imports(path) if name.startswith("lol_core.")}
     assert all(ORDER.index(other) <= ORDER.index(room) for other in needed if other in ORDER), f"{room} imports {needed}"

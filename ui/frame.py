@@ -8,12 +8,14 @@ import streamlit as st
 
 from lol_core.errors import LoLError
 from lol_core.zoo import Zoo
+from ui.selection import panel, restore
 from ui.state import MAX_OPEN_ZOOS, SAMPLE_ZOO, session
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
     ("pages/Zoo.py", "Zoo", ":material/table_rows:"),
     ("pages/LoRA.py", "LoRA", ":material/layers:"),
+    ("pages/Map.py", "Map", ":material/scatter_plot:"),
     ("pages/Train.py", "Train", ":material/model_training:"),
     ("pages/Predictions.py", "Predictions", ":material/insights:"),
     ("pages/Invariance.py", "Invariance", ":material/rotate_right:"),
@@ -41,10 +43,12 @@ def frame(title: str) -> Zoo:
         st.error(str(error), icon=":material/folder_off:")
         st.info("Type the path of a folder of LoRAs under **Collection** in the sidebar, or empty the field for the sample zoo.")
         st.stop()
+    restore(zoo)
     with st.sidebar:
         if zoo.labels_problem:
             st.warning(zoo.labels_problem)
         st.caption(f"{len(zoo):,} LoRAs open, {len(zoo.refused):,} files refused, {zoo.labels.shape[1]} label columns.")
+        panel(zoo)
         if session().job is not None and session().job.running:  # type: ignore[union-attr]
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
     return zoo

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.embedding import Kind, Method, Space, project, space_of
 from lol_core.errors import LoLError
 from lol_core.generation import Painter, Sampling, Stopped
+from lol_core.survey import Surveys
 from lol_core.training import Plan, Progress, train
 from lol_core.zoo import Zoo
 
@@ -36,10 +40,19 @@ class Run:
         return self.checkpoint is not None or self.error is not None
 
 
+def told(error: Exception) -> str:
+    """What a page says of an error: never a traceback; that is in the log."""
+    if isinstance(error, LoLError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"An unexpected {type(error).__name__}: {error}. The server's log has the details."
+
+
 class Job:
-    """A thread that can be asked to stop, and how far it is. Jobs of all sessions take turns."""
+    """A thread that can be asked to stop, how far it is, and what went wrong. Jobs of all sessions take turns."""
 
     def __init__(self) -> None:
+        self.error: str | None = None
         self.started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._wait_and_work, daemon=True, name=type(self).__name__)
@@ -74,6 +87,8 @@ class Job:
         try:
             self.started = time.monotonic()
             self._work()
+        except Exception as error:
+            self.error = told(error)
         finally:
             ONE_AT_A_TIME.release()
 
@@ -105,11 +120,74 @@ class TrainingJob(Job):
 
         try:
             run.checkpoint = train(self.zoo, run.plan, run.config, run.out, report, self._stop.is_set, run.resume)
-        except LoLError as error:
-            run.error = str(error)
-        except Exception as error:  # a page never shows a traceback; the log does
-            traceback.print_exc()
-            run.error = f"An unexpected {type(error).__name__}: {error}. The server's log has the details."
+        except Exception as error:
+            run.error = told(error)
+
+
+class SurveyJob(Job):
+    """Reads the weights of a collection once. `stop()` ends after the present file; what is read stays."""
+
+    def __init__(self, zoo: Zoo):
+        super().__init__()
+        self.zoo = zoo
+        self.done, self.total = 0, len(zoo)
+
+    @property
+    def fraction(self) -> float:
+        return self.done / max(1, self.total)
+
+    def _work(self) -> None:
+        def report(done: int, total: int) -> None:
+            self.done, self.total = done, total
+
+        Surveys(self.zoo).complete(report, self._stop.is_set)
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """What a map depends on. space: updates, directions, spectra, or latent (of the checkpoint folder `model`)."""
+
+    space: Kind
+    model: str
+    method: Method
+    dimensions: int
+    seed: int
+    neighbours: int
+    fingerprint: str
+    ids: tuple[str, ...]
+
+    def like(self, other: MapSettings) -> bool:
+        """Whether a map with these settings can be the start of the other, so that points stay about where they were."""
+        return (self.space, self.model, self.method, self.dimensions) == (other.space, other.model, other.method, other.dimensions)
+
+
+Drawn = tuple[Space, pd.DataFrame, pd.Series]
+
+
+class MapJob(Job):
+    """Places a collection in a space and draws it. `result`: the space, the picture and the clusters."""
+
+    def __init__(self, zoo: Zoo, settings: MapSettings, model: Checkpoint | None, start: pd.DataFrame | None):
+        super().__init__()
+        self.zoo, self.settings, self.model, self.first = zoo, settings, model, start
+        self.message, self.share = "Waiting", 0.0
+        self.result: Drawn | None = None
+
+    @property
+    def fraction(self) -> float:
+        return self.share
+
+    def _report(self, done: float, message: str) -> None:
+        self.message, self.share = message, 0.8 * done
+
+    def _work(self) -> None:
+        space = space_of(self.zoo, self.settings.ids, self.settings.space, self.model, self._report, self._stop.is_set)
+        if space is None:
+            return
+        self.message, self.share = f"Drawing {len(space.ids):,} LoRAs by {self.settings.method}", 0.8
+        picture = project(space, self.settings.method, self.settings.dimensions, self.settings.seed, self.settings.neighbours, self.first)
+        self.message, self.share = "Finding clusters", 0.95
+        self.result = space, picture, space.clusters()
 
 
 @dataclass(frozen=True)
@@ -127,7 +205,6 @@ class DrawingJob(Job):
         super().__init__()
         self.open_painter, self.sheets, self.sampling = open_painter, sheets, sampling
         self.done = 0
-        self.error: str | None = None
 
     @property
     def fraction(self) -> float:
@@ -143,8 +220,3 @@ class DrawingJob(Job):
                 self.done += 1
         except Stopped:
             return
-        except LoLError as error:
-            self.error = str(error)
-        except Exception as error:  # a page never shows a traceback; the log does
-            traceback.print_exc()
-            self.error = f"An unexpected {type(error).__name__}: {error}. The server's log has the details."

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
 from lol_core.checkpoint import Checkpoint, read_description
@@ -14,7 +15,7 @@ from lol_core.generation import Painter
 from lol_core.index import cache_folder
 from lol_core.lora import LoRA
 from lol_core.zoo import Zoo
-from ui.jobs import DrawingJob, TrainingJob
+from ui.jobs import DrawingJob, Drawn, MapJob, MapSettings, SurveyJob, TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_loras"
@@ -32,12 +33,19 @@ MAX_OPEN_ZOOS = 4
 class Session:
     """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
+    maps: pictures drawn so far; selections, isolated, computed: see ui/selection.py, by collection.
     """
 
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
     extra_checkpoints: list[str] = field(default_factory=list)
     job: TrainingJob | None = None
     drawing: DrawingJob | None = None
+    survey: SurveyJob | None = None
+    mapping: MapJob | None = None
+    maps: dict[MapSettings, Drawn] = field(default_factory=dict)
+    selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    isolated: bool = False
+    computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
     draws: int = 1
     url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": ""})
 
@@ -47,6 +55,12 @@ def session() -> Session:
         st.session_state["session"] = Session()
     found: Session = st.session_state["session"]
     return found
+
+
+def preview_of(zoo: Zoo, id: str) -> Path | None:
+    """The picture that came with a LoRA: previews/NAME.webp in the collection's folder."""
+    path = zoo.folder / "previews" / f"{Path(id).stem}.webp"
+    return path if path.is_file() else None
 
 
 def runs_folder(zoo: Zoo) -> Path:

@@ -178,7 +178,7 @@ def _open_pickle(path: Path) -> TensorFile:
         content = content["state_dict"]
     if isinstance(content, list | tuple):  # cloneofsimo's unnamed list
         content = {f"{i}": tensor for i, tensor in enumerate(content)}
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    tensors = {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise LoRAFormatError("The file holds no tensors.")
 

@@ -1,0 +1,198 @@
+"""A collection as points: the space its LoRAs lie in, their neighbours there, a picture of it in two or three dimensions, and what tells a part of it apart.
+
+Neighbours and clusters are found in the original space; the picture only shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import chi2_contingency, mannwhitneyu
+from sklearn.cluster import HDBSCAN
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from lol_core.batches import Batch, WeightSpec, make_batch, shared_spec
+from lol_core.checkpoint import Checkpoint
+from lol_core.errors import LoRAFormatError, TaskError
+from lol_core.geometry import spectrum
+from lol_core.index import Entry
+from lol_core.zoo import Zoo
+
+Method = Literal["PCA", "UMAP"]
+Kind = Literal["updates", "directions", "spectra", "latent"]
+BLOCK = 20_000_000
+"""Numbers formed at a time when products of many LoRAs are computed."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """LoRAs as vectors. ids: (N,); vectors: (N, d), whose Euclidean distances are the distances of the space; title: what they are."""
+
+    title: str
+    ids: tuple[str, ...]
+    vectors: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.vectors):
+            raise TaskError(f"{len(self.ids)} names but {len(self.vectors)} vectors.")
+
+    def neighbours(self, id: str, count: int = 10) -> pd.Series:
+        """The LoRAs nearest to one, itself left out: id → distance, ascending."""
+        own = self.vectors[self.ids.index(id)]
+        distances = pd.Series(np.linalg.norm(self.vectors - own, axis=1), index=list(self.ids)).drop(id)
+        return distances.nsmallest(count)
+
+    def clusters(self, smallest: int = 5) -> pd.Series:
+        """A cluster number for each LoRA by HDBSCAN, −1 for those in none."""
+        if len(self.ids) < max(2, smallest):
+            return pd.Series(-1, index=list(self.ids))
+        return pd.Series(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(self.vectors), index=list(self.ids))
+
+
+def gram(batch: Batch, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+    """⟨ΔW_a, ΔW_b⟩ summed over modules for all pairs of a batch, (B, B) float64, from the factors: ⟨U_aᵀ U_b, V_aᵀ V_b⟩ (entrywise)."""
+    count = len(batch.ranks)
+    block = max(1, BLOCK // (count * max(U.shape[-1] for U in batch.U) ** 2))
+    total = torch.zeros(count, count, dtype=torch.float64)
+    for start in range(0, count, block):
+        rows = slice(start, start + block)
+        for U, V in zip(batch.U, batch.V, strict=True):
+            for layer in range(U.shape[1]):
+                total[rows] += _products(U[rows, layer], U[:, layer], V[rows, layer], V[:, layer])
+        if progress:
+            progress(min(start + block, count), count)
+    return total.numpy()
+
+
+def _products(U_a: Tensor, U_b: Tensor, V_a: Tensor, V_b: Tensor) -> Tensor:
+    """(a, n, r), (b, n, r), (a, m, r), (b, m, r) → (a, b)."""
+    left = torch.einsum("anr,bns->abrs", U_a.double(), U_b.double())
+    right = torch.einsum("amr,bms->abrs", V_a.double(), V_b.double())
+    return (left * right).sum((2, 3))
+
+
+def from_gram(title: str, ids: Sequence[str], products: np.ndarray, directions: bool = False) -> Space:
+    """The space in which inner products are those of the updates: vectors with X Xᵀ = `products`, by its eigenvectors, so that distances are ‖ΔW_a − ΔW_b‖.
+
+    directions: every ΔW is divided by its norm first, so that only its direction counts.
+    """
+    if directions:
+        size = np.sqrt(np.clip(np.diag(products), 1e-30, None))
+        products = products / size / size[:, None]
+    values, basis = np.linalg.eigh(products)
+    kept = values > max(values.max(initial=0.0), 0) * 1e-10
+    order = np.argsort(-values[kept])
+    return Space(title, tuple(ids), (basis[:, kept] * np.sqrt(values[kept]))[:, order])
+
+
+def from_spectra(title: str, ids: Sequence[str], spectra: Sequence[Sequence[np.ndarray]], spec: WeightSpec) -> Space:
+    """log(1 + σ) of every module's singular values, padded with zeros to its largest rank."""
+    rows = []
+    for values in spectra:
+        parts = [np.log1p(sigma[: module.rank]) for sigma, module in zip(values, spec.modules, strict=True)]
+        rows.append(np.concatenate([np.pad(part, (0, module.rank - len(part))) for part, module in zip(parts, spec.modules, strict=True)]))
+    return Space(title, tuple(ids), np.stack(rows))
+
+
+def project(space: Space, method: Method = "PCA", dimensions: int = 2, seed: int = 0, neighbours: int = 15, start: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A picture of a space: index ids, columns x, y (and z). UMAP depends on the seed; `start`, an earlier picture, keeps it in place.
+
+    Raises TaskError when there are fewer LoRAs than dimensions + 1.
+    """
+    if len(space.ids) <= dimensions:
+        raise TaskError(f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs; {len(space.ids)} can be read.")
+    flat = PCA(min(dimensions, *space.vectors.shape), random_state=seed).fit_transform(space.vectors)
+    flat = np.pad(flat, ((0, 0), (0, dimensions - flat.shape[1])))
+    if method == "UMAP":
+        from umap import UMAP
+
+        first = flat if start is None else start.reindex(space.ids).fillna(start.mean()).to_numpy()[:, :dimensions]
+        first = 10 * (first - first.mean(0)) / max(first.std(), 1e-12) if start is None else first
+        model = UMAP(n_components=dimensions, n_neighbors=min(neighbours, len(space.ids) - 1), random_state=seed, init=first.astype(np.float32), n_jobs=1)
+        flat = model.fit_transform(space.vectors)
+    return pd.DataFrame(flat, index=list(space.ids), columns=list("xyz")[:dimensions])
+
+
+def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
+    """Which columns tell the selected LoRAs from the others: column, effect in 0 … 1, p-value, what it says; the largest effect first.
+
+    Numbers: |2 AUC − 1| of the rank-sum test. Texts with at most a quarter as many values as rows: Cramér's V. The p-values are those of one test each,
+    not corrected for the number of columns.
+    """
+    inside = labels.index.isin(list(selected))
+    rows = []
+    if inside.any() and not inside.all():
+        for column in labels.columns:
+            values = labels[column]
+            known = values.notna().to_numpy()
+            mine, others = values[inside & known], values[~inside & known]
+            if not len(mine) or not len(others) or values.nunique() < 2:
+                continue
+            if pd.api.types.is_numeric_dtype(values):
+                test = mannwhitneyu(mine.astype(float), others.astype(float))
+                auc = float(test.statistic) / (len(mine) * len(others))
+                said = f"{'higher' if auc > 0.5 else 'lower'}: mean {mine.mean():.4g} against {others.mean():.4g}"
+                rows.append((column, abs(2 * auc - 1), float(test.pvalue), said))
+            elif values.nunique() <= max(2, len(values) / 4):
+                table = pd.crosstab(inside[known], values[known].astype(str))
+                statistic, p, _, _ = chi2_contingency(table, correction=False)
+                effect = float(np.sqrt(statistic / table.to_numpy().sum() / max(1, min(table.shape) - 1)))
+                shares = table.loc[True] / len(mine) - table.loc[False] / len(others)
+                name = shares.idxmax()
+                said = f"{name}: {table.loc[True, name] / len(mine):.0%} against {table.loc[False, name] / len(others):.0%}"
+                rows.append((column, effect, float(p), said))
+    return pd.DataFrame(rows, columns=["column", "effect", "p", "says"]).sort_values("effect", ascending=False, ignore_index=True)
+
+
+def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """The ids of LoRAs that adapt the same modules of the same shapes, the largest family first: those that have distances to each other."""
+    found: dict[frozenset[tuple[str, int, int]], list[str]] = {}
+    for entry in entries:
+        found.setdefault(frozenset((name, n, m) for name, _, n, m, *_ in entry.layers), []).append(entry.path)
+    return sorted((tuple(ids) for ids in found.values()), key=len, reverse=True)
+
+
+def space_of(
+    zoo: Zoo,
+    ids: Sequence[str],
+    kind: Kind,
+    checkpoint: Checkpoint | None = None,
+    report: Callable[[float, str], None] = lambda done, message: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Space | None:
+    """Read LoRAs and place them: by their updates, the directions of these, their singular values, or a checkpoint's latent vectors.
+
+    Files that cannot be read, or do not fit the checkpoint, are left out; None when `stop()` said so on the way.
+    `report` hears the share done, 0 to 1, and a line about it. Raises TaskError when none can be read, or there is no checkpoint for a latent.
+    """
+    if kind == "latent" and checkpoint is None:
+        raise TaskError("A latent space needs a checkpoint.")
+    loras, kept = [], []
+    for done, id in enumerate(ids, 1):
+        if stop():
+            return None
+        report(0.6 * done / len(ids), f"Reading weights: {done:,} of {len(ids):,}")
+        try:
+            if checkpoint is not None and checkpoint.spec.misfits(zoo.by_id[id]):
+                continue
+            loras.append(zoo.load(id))
+            kept.append(id)
+        except LoRAFormatError:
+            continue
+    if not loras:
+        raise TaskError("None of these LoRAs can be read, or none fits the model.")
+    if checkpoint is not None and kind == "latent":
+        report(0.8, "Computing latent vectors")
+        return Space(f"latent of {checkpoint.title}", tuple(kept), checkpoint.outputs(loras, embed=True).cpu().numpy())
+    spec = shared_spec(loras)
+    if kind == "spectra":
+        report(0.8, "Computing singular values")
+        return from_spectra("singular values", kept, [[spectrum(lora[module.name]).numpy() for module in spec.modules] for lora in loras], spec)
+    products = gram(make_batch(loras, spec), lambda done, total: report(0.6 + 0.4 * done / total, f"Products of {done:,} of {total:,} LoRAs with all"))
+    return from_gram(kind, kept, products, directions=kind == "directions")

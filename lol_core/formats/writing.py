@@ -1,0 +1,147 @@
+"""Writing a LoRA back as a file that other programs load: PEFT, diffusers or kohya form."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lol_core.errors import LoRAFormatError
+from lol_core.formats.diffusers import COMPONENTS
+from lol_core.lora import LoRA, LoRALayer
+
+FORMS = ("PEFT", "diffusers", "kohya")
+KOHYA_PREFIXES = {"unet": "lora_unet", "transformer": "lora_transformer", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+_FLATTENED = re.compile(r"^(lora|lycoris)_\w+$")
+_UNET = re.compile(r"\b(down_blocks|up_blocks|mid_block)\b")
+
+
+def names_in(form: str, lora: LoRA) -> dict[str, str]:
+    """Module name → the name it has in this form. Raises LoRAFormatError when it has none, or its update cannot be written so."""
+    if form not in FORMS:
+        raise LoRAFormatError(f"No form {form!r}. Choose {', '.join(FORMS)}.")
+    for layer in lora.layers:
+        if layer.factor_shapes is not None:
+            raise LoRAFormatError(f"{layer.name} is a Kronecker product (LoKr), which none of {', '.join(FORMS)} holds as a pair of factors.")
+        if form != "PEFT" and layer.kind == "embedding":
+            raise LoRAFormatError(f"{layer.name} adapts an embedding; only PEFT's form has a place for it.")
+        if form == "diffusers" and layer.magnitude is not None:
+            raise LoRAFormatError(f"{layer.name} has a DoRA magnitude. Choose PEFT or kohya.")
+    flattened = all(_FLATTENED.match(name) for name in lora.names)
+    if form == "kohya":
+        names = {name: name if flattened else _flatten(name) for name in lora.names}
+    elif flattened:
+        raise LoRAFormatError(f"Module names such as {lora.names[0]} are flattened with underscores, which cannot be undone with certainty. Choose kohya.")
+    elif form == "diffusers":
+        names = {name: name if name.split(".")[0] in COMPONENTS else f"unet.{name}" for name in lora.names}
+        if foreign := [name for name in names.values() if name.startswith("unet.") and not _UNET.search(name)]:
+            raise LoRAFormatError(f"{foreign[0].removeprefix('unet.')} is no module of a diffusion model. Choose PEFT.")
+    else:
+        components = {name.split(".")[0] for name in lora.names} & set(COMPONENTS)
+        if len(components) > 1:
+            raise LoRAFormatError(f"It adapts {' and '.join(sorted(components))}; a PEFT adapter belongs to one model. Choose diffusers or kohya.")
+        names = {name: name.removeprefix(f"{next(iter(components), '')}.") for name in lora.names}
+    return names
+
+
+def _flatten(name: str) -> str:
+    component, _, rest = name.partition(".")
+    if component not in KOHYA_PREFIXES:
+        component, rest = "unet", name
+        if not _UNET.search(name):
+            raise LoRAFormatError(f"{name} is no module of a diffusion model. Choose PEFT.")
+    return f"{KOHYA_PREFIXES[component]}_{rest.replace('.', '_')}"
+
+
+def forms_of(lora: LoRA) -> list[str]:
+    """The forms this LoRA can be written in."""
+    possible = []
+    for form in FORMS:
+        try:
+            names_in(form, lora)
+        except LoRAFormatError:
+            continue
+        possible.append(form)
+    return possible
+
+
+def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16) -> None:
+    """Write a LoRA: "PEFT" makes a folder with adapter_model.safetensors and adapter_config.json, the others one file.
+
+    The scale goes where the form keeps it: lora_alpha and alpha_pattern (PEFT), an alpha beside each module (kohya), into U (diffusers, whose files need none).
+    Raises LoRAFormatError when the form cannot hold it, or a number is too large for the dtype.
+    """
+    names = names_in(form, lora)
+    tensors: dict[str, Tensor] = {}
+    for layer in lora.layers:
+        tensors |= _tensors(layer, names[layer.name], form, dtype)
+    for key, tensor in tensors.items():
+        tensors[key] = tensor.contiguous().clone()
+        if not tensor.isfinite().all():
+            raise LoRAFormatError(f"{key} does not fit into {str(dtype).removeprefix('torch.')}. Choose a wider type.")
+    metadata = {"format": "pt"} | ({"base_model": lora.base_model} if lora.base_model else {})
+    if form == "PEFT":
+        path.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path / "adapter_model.safetensors", metadata=metadata)
+        (path / "adapter_config.json").write_text(json.dumps(_peft_config(lora, names), indent=1) + "\n")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata=metadata)
+
+
+def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16) -> tuple[str, bytes]:
+    """File name and content of what `write` writes; the folder of PEFT's form as a zip file. Raises as `write` does."""
+    with TemporaryDirectory() as folder:
+        if form != "PEFT":
+            path = Path(folder) / f"{name}.safetensors"
+            write(lora, path, form, dtype)
+            return path.name, path.read_bytes()
+        write(lora, Path(folder) / name, form, dtype)
+        archive = shutil.make_archive(str(Path(folder) / "packed"), "zip", folder, name)
+        return f"{name}.zip", Path(archive).read_bytes()
+
+
+def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    up, down = (layer.U.float() * layer.scale if form == "diffusers" else layer.U).to(dtype), layer.V.T.to(dtype)
+    if layer.kind == "embedding":  # stored as (r, tokens) and (dim, r), see roles._embedding
+        return {f"base_model.model.{name}.lora_embedding_A": layer.U.T.to(dtype), f"base_model.model.{name}.lora_embedding_B": layer.V.to(dtype)}
+    if layer.kind == "conv":
+        up, down = up[..., *[None] * (len(layer.weight_shape) - 2)], down.reshape(layer.rank, *layer.weight_shape[1:])
+    if form == "kohya":
+        tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(layer.scale * layer.rank, dtype=torch.float32)}
+    else:
+        prefix = "base_model.model." if form == "PEFT" else ""
+        tensors = {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}
+    if layer.magnitude is not None:
+        if form == "PEFT":
+            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = layer.magnitude.to(dtype)
+        else:
+            shape = [1] * len(layer.weight_shape)
+            shape[0 if layer.magnitude_axis == "n" else 1] = -1
+            tensors[f"{name}.dora_scale"] = layer.magnitude.reshape(shape).to(dtype)
+    return tensors
+
+
+def _peft_config(lora: LoRA, names: dict[str, str]) -> dict[str, Any]:
+    ranks = {names[layer.name]: layer.rank for layer in lora.layers}
+    alphas = {names[layer.name]: layer.scale * layer.rank for layer in lora.layers}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": lora.base_model,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
+        "target_modules": sorted(names.values()),
+        "use_dora": any(layer.magnitude is not None for layer in lora.layers),
+        "inference_mode": True,
+    }

@@ -1,0 +1,187 @@
+"""What the weights of every LoRA of a collection say in few numbers, read once and kept beside the index: norms, effective ranks, a sketch of ΔW.
+
+With it come the health of a file and the LoRAs that are the same function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
+
+from lol_core.errors import LoRAFormatError
+from lol_core.geometry import effective_rank, same_function, spectrum
+from lol_core.index import Entry, Index
+from lol_core.lora import LoRA
+from lol_core.zoo import Zoo
+
+SKETCH = 48
+"""Numbers of a sketch."""
+SAME = 1e-2
+"""‖ΔW_a − ΔW_b‖ / ‖ΔW_a‖ up to which two LoRAs count as the same function: bfloat16 rounds by about 4e-3."""
+LOW_RANK_USE = 0.25
+"""A LoRA whose modules use on average less than this share of their rank counts as rank-deficient."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One LoRA's weights. norms: ‖ΔW‖ of each module; effective_ranks: of each module; sketch: (SKETCH,); problem: why it could not be read, else None.
+
+    The order of modules is that of the entry's layers.
+    """
+
+    norms: np.ndarray
+    effective_ranks: np.ndarray
+    sketch: np.ndarray
+    problem: str | None = None
+
+    @property
+    def norm(self) -> float:
+        """‖ΔW‖ over all modules."""
+        return float(np.linalg.norm(self.norms))
+
+
+def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
+    """A random linear image of all ΔW, (size,): s_j = Σ_modules gᵀ ΔW h with fixed Gaussian g and h, drawn from the module's name and shape.
+
+    It depends on ΔW alone, not on the factors; the mean of s_j² is ‖ΔW‖², and as the map is linear ‖s_a − s_b‖ / √size estimates ‖ΔW_a − ΔW_b‖.
+    """
+    total = torch.zeros(size, dtype=torch.float64)
+    for layer in lora.layers:
+        U, V = layer.folded(torch.float64)
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{layer.name} {layer.n} {layer.m}".encode()).digest()[:6]))
+        g, h = (torch.randn(len(factor), size, generator=generator, dtype=torch.float32).double() for factor in (U, V))
+        total += ((U.T @ g) * (V.T @ h)).sum(0)
+    return total.numpy()
+
+
+def survey(lora: LoRA) -> Survey:
+    """Survey one LoRA, read with its weights. O((n + m) r²) a module."""
+    spectra = [spectrum(layer) for layer in lora.layers]
+    return Survey(
+        norms=np.array([float(values.norm()) for values in spectra], np.float32),
+        effective_ranks=np.array([effective_rank(values) for values in spectra], np.float32),
+        sketch=sketch(lora).astype(np.float32),
+    )
+
+
+class Surveys:
+    """The surveys of a collection, by content, in the SQLite file of its index: what was read once is not read again."""
+
+    def __init__(self, zoo: Zoo, cache: Path | None = None):
+        self.zoo = zoo
+        self.path = Index(zoo.folder, cache).path
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=30)
+        connection.execute("CREATE TABLE IF NOT EXISTS surveys_1 (digest PRIMARY KEY, norms, effective_ranks, sketch, problem)")
+        return connection
+
+    def known(self) -> dict[str, Survey]:
+        """id → survey of the LoRAs read so far."""
+        connection = self._connect()
+        try:
+            rows = {row[0]: row[1:] for row in connection.execute("SELECT digest, norms, effective_ranks, sketch, problem FROM surveys_1")}
+        finally:
+            connection.close()
+        return {e.path: _from_row(rows[e.digest]) for e in self.zoo.entries if e.digest in rows}
+
+    def complete(self, progress: Callable[[int, int], None] | None = None, stop: Callable[[], bool] = lambda: False) -> dict[str, Survey]:
+        """Read what has not been read; `progress(done, total)`. When `stop()` says so it ends with what it has, which is kept."""
+        found = self.known()
+        missing = [entry for entry in self.zoo.entries if entry.path not in found]
+        connection = self._connect()
+        try:
+            for done, entry in enumerate(missing, 1):
+                if stop():
+                    break
+                found[entry.path] = result = self._read(entry)
+                blobs = [array.astype(np.float32).tobytes() for array in (result.norms, result.effective_ranks, result.sketch)]
+                connection.execute("INSERT OR REPLACE INTO surveys_1 VALUES (?, ?, ?, ?, ?)", (entry.digest, *blobs, result.problem))
+                if done % 50 == 0:
+                    connection.commit()
+                if progress:
+                    progress(done, len(missing))
+            connection.commit()
+        finally:
+            connection.close()
+        return found
+
+    def _read(self, entry: Entry) -> Survey:
+        try:
+            return survey(self.zoo.load(entry.path))
+        except LoRAFormatError as error:
+            nothing = np.zeros(0, np.float32)
+            return Survey(nothing, nothing, nothing, str(error))
+
+
+def _from_row(row: tuple[bytes, bytes, bytes, str | None]) -> Survey:
+    norms, effective_ranks, drawn = (np.frombuffer(blob, np.float32) for blob in row[:3])
+    return Survey(norms, effective_ranks, drawn, row[3])
+
+
+def health(entry: Entry, found: Survey | None) -> list[str]:
+    """What is wrong or odd about a LoRA, one sentence each, from its header and, where it has been read, its weights."""
+    marks = contradictions(entry)
+    if found is None:
+        return marks
+    if found.problem is not None:
+        return [found.problem.split(": ", 1)[-1], *marks]
+    zero = found.norms == 0
+    if zero.all():
+        return ["ΔW is zero in every module: it was never trained.", *marks]
+    if zero.any():
+        marks.append(f"ΔW is zero in {zero.sum()} of {len(zero)} modules: half-trained.")
+    ranks = np.array([layer[4] for layer in entry.layers])
+    large = ~zero & (ranks >= 4)
+    if large.any() and (use := float((found.effective_ranks[large] / ranks[large]).mean())) < LOW_RANK_USE:
+        marks.append(f"Rank-deficient: its modules use {use:.0%} of their rank on average (effective rank).")
+    return marks
+
+
+def contradictions(entry: Entry) -> list[str]:
+    """Where the header's claims and the shapes of the tensors disagree."""
+    claims, marks = entry.metadata or {}, []
+    claimed_rank = claims.get("ss_network_dim", claims.get("r"))
+    try:
+        rank = int(float(claimed_rank)) if claimed_rank is not None else None
+    except (TypeError, ValueError):
+        rank = None
+    if rank is not None and entry.ranks and rank not in entry.ranks and not claims.get("rank_pattern"):
+        marks.append(f"The header claims rank {rank}; the factors have {', '.join(map(str, entry.ranks))}.")
+    return marks
+
+
+def duplicates(zoo: Zoo, surveys: dict[str, Survey], tolerance: float = SAME) -> pd.DataFrame:
+    """LoRAs that are the same function, whatever their file, factors, dtype or padded rank: a row for each, with columns group, lora, identical.
+
+    Sketches find the candidates, `geometry.same_function` decides. identical: whether the file's content is that of another member of its group.
+    """
+    ids = [id for id, found in surveys.items() if found.problem is None and found.norm > 0 and id in zoo.by_id]
+    same: list[tuple[int, int]] = []
+    if len(ids) > 1:
+        sketches = np.stack([surveys[id].sketch for id in ids])
+        directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
+        nearest = NearestNeighbors(radius=4 * tolerance).fit(directions).radius_neighbors(return_distance=False)
+        for i, others in enumerate(nearest):
+            for j in others:
+                if i < j and (zoo.by_id[ids[i]].digest == zoo.by_id[ids[j]].digest or same_function(zoo.load(ids[i]), zoo.load(ids[j]), tolerance)):
+                    same.append((i, int(j)))
+    if not same:
+        return pd.DataFrame(columns=["group", "lora", "identical"])
+    pairs = np.array(same)
+    _, component = connected_components(coo_matrix((np.ones(len(pairs)), pairs.T), (len(ids), len(ids))), directed=False)
+    table = pd.DataFrame({"group": component, "lora": ids, "digest": [zoo.by_id[id].digest for id in ids]})
+    table = table[table.groupby("group")["lora"].transform("size") > 1]
+    table["identical"] = table.duplicated(["group", "digest"], keep=False)
+    table["group"] = table["group"].rank(method="dense").astype(int)
+    return table.sort_values(["group", "lora"]).drop(columns="digest").reset_index(drop=True)

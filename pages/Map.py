@@ -1,0 +1,135 @@
+"""The collection as a map: LoRAs that are near in weight space, or to a model, lie near each other."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from lol_core import plots
+from lol_core.embedding import Kind, explain, families
+from lol_core.errors import LoLError
+from ui.frame import frame, need, page_link
+from ui.jobs import MapJob, MapSettings
+from ui.selection import computed, marked, offer, select, selected, visible
+from ui.state import checkpoints, load_checkpoint, preview_of, session
+
+UPDATES, DIRECTIONS, SPECTRA = "Updates ⟨ΔW₁, ΔW₂⟩", "Directions of updates", "Singular values"
+zoo = frame("Map")
+need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
+state = session()
+groups = families(zoo.entries)
+need(len(groups[0]) >= 3, "A map needs at least three LoRAs that adapt the same modules. No three here do.")
+models = checkpoints(zoo)
+
+a, b, c, d = st.columns([4, 2, 2, 4])
+space_title = a.selectbox("Space", [UPDATES, DIRECTIONS, SPECTRA, *(f"Latent of {title}" for title in models)], key="space", bind="query-params")
+method = b.segmented_control("Picture", ["PCA", "UMAP"], default="PCA", key="method", bind="query-params", required=True)
+dimensions = c.segmented_control("Dimensions", [2, 3], default=2, key="dimensions", bind="query-params", required=True)
+ids = groups[0]
+if len(groups) > 1:
+    first = [zoo.by_id[group[0]] for group in groups]
+    titles = [f"{len(g):,} × {e.suggested_base or e.base_model or 'unknown base'}, {e.modules} modules" for g, e in zip(groups, first, strict=True)]
+    family = st.selectbox("LoRAs of the same modules", range(len(groups)), format_func=titles.__getitem__, key="family", help="Only these have distances.")
+    ids = groups[family]
+need(len(ids) > 3, "Fewer than four LoRAs adapt these modules. Choose more above.")
+need(space_title, "Choose a space.")
+with st.expander("Seed and neighbours", icon=":material/tune:", key="map_settings"):
+    left, right = st.columns(2)
+    seed = int(left.number_input("Seed", 0, 2**31 - 1, 0, key="map_seed", bind="query-params"))
+    neighbours = int(right.number_input("Neighbours (UMAP)", 2, 200, 15, key="map_neighbours", bind="query-params"))
+KINDS: dict[str, Kind] = {UPDATES: "updates", DIRECTIONS: "directions", SPECTRA: "spectra"}
+kind = KINDS.get(space_title, "latent")
+folder = models[space_title.removeprefix("Latent of ")] if kind == "latent" else None
+settings = MapSettings(kind, str(folder or ""), method or "PCA", int(dimensions or 2), seed, neighbours, zoo.fingerprint, ids)
+
+if settings not in state.maps:
+    job = state.mapping
+    if job is None or job.settings != settings or job.zoo is not zoo:
+        if job is not None:
+            job.stop()
+        try:
+            model = None if folder is None else load_checkpoint(folder)
+        except LoLError as error:
+            st.error(str(error))
+            st.stop()
+        same = [m for known, m in state.maps.items() if known.like(settings)]
+        state.mapping = job = MapJob(zoo, settings, model, same[-1][1] if same else None)
+        job.start()
+    busy = job.running
+
+    @st.fragment(run_every=0.4 if busy else None)
+    def watch() -> None:
+        if job.running:
+            left, right = st.columns([6, 1], vertical_alignment="center")
+            seconds = job.seconds_left
+            left.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else job.message + (f", about {seconds:.0f} s left" if seconds else ""))
+            if right.button("Stop", icon=":material/stop:", key="stop_map"):
+                job.stop()
+        elif busy:
+            st.rerun(scope="app")
+
+    watch()
+    if not job.running:
+        if job.result is not None:
+            while len(state.maps) >= 6:
+                state.maps.pop(next(iter(state.maps)))
+            state.maps[settings] = job.result
+            st.rerun()
+        st.error(job.error) if job.error else st.caption("Stopped.")
+        if st.button("Draw the map", type="primary", icon=":material/brush:"):
+            state.mapping = None
+            st.rerun()
+    st.stop()
+
+space, picture, clusters = state.maps[settings]
+offer(zoo, "map", picture.add_prefix("map "))
+shown = picture.loc[[id for id in visible(zoo) if id in picture.index]]
+columns = {"nothing": None, "cluster": clusters.map(lambda k: "in no cluster" if k < 0 else f"cluster {k + 1}").rename("cluster")}
+columns |= {name: zoo.labels[name] for name in zoo.labels.columns if zoo.labels[name].notna().any()}
+columns |= {"base model": pd.Series({e.path: e.suggested_base or e.base_model or "unknown" for e in zoo.entries}, name="base model")}
+for source, table in computed(zoo).items():
+    columns |= {name: table[name] for name in table.columns if source != "map"}
+colour = d.selectbox("Colour", list(columns), index=min(2, len(columns) - 1) if zoo.labels.shape[1] else 1, key="colour", bind="query-params")
+chosen = selected(zoo)
+
+
+def take_selection() -> None:
+    marked(zoo, "map")
+
+
+if len(shown) < len(picture):
+    st.caption(f"Showing the {len(shown):,} selected of {len(picture):,}.")
+figure = plots.collection_map(shown, zoo.names, columns.get(colour or "nothing"), chosen)
+st.plotly_chart(figure, key="map", on_select=take_selection, selection_mode=("points", "box", "lasso"), alt=f"Map of {len(shown)} LoRAs by {space_title}")
+if dimensions == 3:
+    st.caption("Drag to turn it. Lasso and box work in two dimensions.")
+
+left, right = st.columns(2)
+with left:
+    st.subheader("Neighbours")
+    options = [id for id in (chosen or picture.index) if id in picture.index]
+    centre = st.selectbox("of", options, format_func=lambda id: zoo.names[id], key="neighbours_of", bind="query-params") if options else None
+    if centre:
+        near = space.neighbours(centre, 8)
+        table = pd.DataFrame({"name": [zoo.names[id] for id in near.index], "distance": near.to_numpy()}, index=near.index)
+        if colour and colour != "nothing":
+            table[colour] = columns[colour].reindex(near.index).to_numpy()  # type: ignore[union-attr]  # only "nothing" has no column
+        st.dataframe(table, hide_index=True, key="neighbours", column_config={"distance": st.column_config.NumberColumn(format="%.4g")})
+        st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
+        if pictures := [path for id in [centre, *near.index] if (path := preview_of(zoo, id))]:
+            with st.container(horizontal=True):
+                for path in pictures:
+                    st.image(str(path), width=180)
+        with st.container(horizontal=True):
+            st.button("Select these", icon=":material/select_all:", on_click=select, args=(zoo, [centre, *near.index]), key="select_neighbours")
+            page_link("pages/LoRA.py", f"Look at {zoo.names[centre]}", ":material/layers:", lora=zoo.names[centre])
+with right:
+    st.subheader("What tells the selection apart")
+    inside = [id for id in chosen if id in picture.index]
+    if not inside:
+        st.info("Draw a lasso around points, or select LoRAs on any page. Then the columns stand here in which they differ from the others.")
+    else:
+        reasons = explain(zoo.labels.loc[list(picture.index)].assign(cluster=columns["cluster"]), inside)
+        bar, number = st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f"), st.column_config.NumberColumn(format="%.2g")
+        st.dataframe(reasons.head(12), hide_index=True, key="reasons", column_config={"effect": bar, "p": number})
+        st.caption("Effect: |2·AUC − 1| for numbers, Cramér's V for categories. p: of each test alone.")

@@ -1,0 +1,35 @@
+"""What a prediction rests on, against finite differences of the prediction itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lol_core.attribution import contributions
+from lol_core.checkpoint import TrainingConfig
+from lol_core.lora import LoRA
+from lol_core.models import ModelConfig
+from lol_core.training import plan, train
+from lol_core.zoo import Zoo
+
+
+@pytest.mark.parametrize(("model", "target"), [("gl_net", "size"), ("mlp", "size"), ("dense", "positive")])
+def test_contributions_are_how_fast_the_prediction_grows(model: str, target: str, synthetic_zoo: Zoo, tmp_path) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    config = TrainingConfig(model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=5)
+    checkpoint = train(synthetic_zoo, plan(synthetic_zoo, [target], config), config, tmp_path / "run")
+    lora = synthetic_zoo.load(synthetic_zoo.ids[0])
+
+    def predicted(scaled: LoRA) -> float:
+        raw = checkpoint.outputs([scaled]).double()
+        return float(raw[0, 0] * (checkpoint.task.std[0] if target == "size" else 1))
+
+    found = contributions(checkpoint, lora)
+    assert list(found.index) == [module.name for module in checkpoint.spec.modules]
+    step = 1e-3
+    for k, layer in enumerate(lora.layers):
+        ends = []
+        for sign in (1, -1):  # scaling U alone is what the definition scales; MLP reads the factors, the others only see the product
+            layers = tuple(replace(y, U=y.U * (1 + sign * step)) if i == k else y for i, y in enumerate(lora.layers))
+            ends.append(predicted(replace(lora, layers=layers)))
+        assert found[layer.name] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.1, abs=2e-3)

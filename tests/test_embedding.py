@@ -1,0 +1,101 @@
+"""Spaces have the distances they promise, neighbours are found there, pictures are repeatable, and what tells a part apart is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lol_core.batches import make_batch, shared_spec
+from lol_core.embedding import Space, explain, from_gram, from_spectra, gram, project
+from lol_core.errors import TaskError
+from lol_core.geometry import distance, inner_product, spectrum
+from lol_core.symmetry import sample_gl
+from tests.builders import MODULES, random_lora
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(0.2, 2))
+@settings(max_examples=15)
+def test_the_kernel_is_exact_and_does_not_see_the_factors(seed: int, scale: float) -> None:
+    loras = [random_lora(MODULES, seed + i, scale=scale) for i in range(5)]
+    spec = shared_spec(loras)
+    products = gram(make_batch(loras, spec, torch.float64))
+    for i, a in enumerate(loras):
+        for j, b in enumerate(loras):
+            assert products[i, j] == pytest.approx(sum(inner_product(x, y) for x, y in zip(a.layers, b.layers, strict=True)), abs=1e-8)
+    generator = torch.Generator().manual_seed(seed)
+    turned = [lora.act({y.name: sample_gl(y.rank, 10, generator=generator) for y in lora.layers}) for lora in loras]
+    np.testing.assert_allclose(products, gram(make_batch(turned, spec, torch.float64)), rtol=1e-7, atol=1e-7)
+    space = from_gram("updates", [str(i) for i in range(5)], products)
+    for i in range(1, 5):
+        true = sum(distance(x, y) ** 2 for x, y in zip(loras[0].layers, loras[i].layers, strict=True)) ** 0.5
+        assert np.linalg.norm(space.vectors[0] - space.vectors[i]) == pytest.approx(true, rel=1e-5)
+    assert np.linalg.norm(from_gram("", space.ids, products, directions=True).vectors, axis=1) == pytest.approx(np.ones(5), rel=1e-6)
+
+
+def test_spectra_are_a_space() -> None:
+    loras = [random_lora(MODULES, i) for i in range(4)] + [random_lora([(n, a, b, 1) for n, a, b, _ in MODULES], 9)]
+    spec = shared_spec(loras)
+    space = from_spectra("spectra", "abcde", [[spectrum(lora[m.name]).numpy() for m in spec.modules] for lora in loras], spec)
+    assert space.vectors.shape == (5, sum(module.rank for module in spec.modules))
+
+
+@pytest.fixture(scope="module")
+def two_clouds() -> Space:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 8)) + np.where(np.arange(60)[:, None] < 30, 0, 9)
+    return Space("clouds", tuple(f"lora{i:02d}" for i in range(60)), vectors)
+
+
+def test_neighbours_and_clusters_come_from_the_space(two_clouds: Space) -> None:
+    near = two_clouds.neighbours("lora03", 5)
+    assert len(near) == 5 and near.is_monotonic_increasing and "lora03" not in near and all(id < "lora30" for id in near.index)
+    clusters = two_clouds.clusters()
+    assert clusters[clusters >= 0].nunique() == 2
+    assert {clusters[f"lora{i:02d}"] for i in range(30)} - {-1} != {clusters[f"lora{i:02d}"] for i in range(30, 60)} - {-1}
+
+
+@pytest.mark.parametrize(("method", "dimensions"), [("PCA", 2), ("PCA", 3), ("UMAP", 2)])
+def test_a_picture_is_repeatable_and_keeps_clouds_apart(two_clouds: Space, method: str, dimensions: int) -> None:
+    first, second = project(two_clouds, method, dimensions, seed=3), project(two_clouds, method, dimensions, seed=3)  # type: ignore[arg-type]  # parametrised
+    pd.testing.assert_frame_equal(first, second)
+    assert list(first.columns) == list("xyz")[:dimensions]
+    gap = np.linalg.norm(first[:30].mean() - first[30:].mean())
+    assert gap > 2 * max(first[:30].std().max(), first[30:].std().max())
+
+
+def test_a_picture_stays_in_place_when_it_starts_from_the_last(two_clouds: Space) -> None:
+    first = project(two_clouds, "UMAP", seed=1)
+    more = Space("clouds", (*two_clouds.ids, "new"), np.vstack([two_clouds.vectors, two_clouds.vectors[:1] + 0.1]))
+    second = project(more, "UMAP", seed=2, start=first)
+    moved = np.linalg.norm(second.reindex(first.index) - first, axis=1)
+    assert np.median(moved) < np.linalg.norm(first[:30].mean() - first[30:].mean()) / 2
+
+
+def test_too_few_points_for_a_map() -> None:
+    with pytest.raises(TaskError, match="more than 2"):
+        project(Space("", ("a", "b"), np.zeros((2, 3))))
+
+
+def test_a_selection_is_explained_by_the_columns_it_differs_in() -> None:
+    rng = np.random.default_rng(1)
+    ids = [f"l{i}" for i in range(80)]
+    labels = pd.DataFrame(
+        {
+            "rate": np.r_[rng.normal(3, 1, 20), rng.normal(0, 1, 60)],
+            "noise": rng.normal(size=80),
+            "style": ["ink"] * 18 + ["oil"] * 2 + ["oil"] * 60,
+            "name": [f"unique {i}" for i in range(80)],
+            "constant": 1,
+        },
+        index=ids,
+    )
+    found = explain(labels, ids[:20])
+    assert list(found["column"]) in (["rate", "style", "noise"], ["style", "rate", "noise"])
+    says = dict(zip(found["column"], found["says"], strict=True))
+    assert says["rate"].startswith("higher") and says["style"].startswith("ink: 90%")
+    assert found["effect"].between(0, 1.0001).all() and found.set_index("column")["p"]["rate"] < 1e-6
+    assert explain(labels, []).empty and explain(labels, ids).empty

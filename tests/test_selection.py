@@ -1,0 +1,109 @@
+"""One selection on every page: made in one place, seen in the others, kept by the URL, saved, isolated and exported. And the pages that make it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from lol_core.zoo import Zoo
+from tests.test_pages import PAGES, opened, settled, text_of, trained
+
+
+def press(test: AppTest, key: str) -> AppTest:
+    return test.button(key=key).click().run()
+
+
+def test_a_selection_follows_to_every_page_and_comes_back_by_the_url(synthetic_folder: Path) -> None:
+    test = settled(opened("Zoo", synthetic_folder, q="/lora00[0-4]/"))
+    press(test, "select_shown")
+    assert "5 of 60 selected" in text_of(test)
+    token = test.query_params["selected"]
+    token = token[0] if isinstance(token, list) else token
+    for page in PAGES:
+        again = opened(page, synthetic_folder, selected=token)
+        assert not again.exception and "5 of 60 selected" in text_of(again), page
+    other = opened("Zoo", synthetic_folder, selected="0123456789ab")
+    assert not other.exception and "selected" not in text_of(other), "a name that nobody saved selects nothing"
+
+
+def test_invert_isolate_save_and_clear(synthetic_folder: Path) -> None:
+    test = settled(opened("Zoo", synthetic_folder, q="lora003"))
+    press(test, "select_shown")
+    press(test, "selection_invert")
+    assert "59 of 60 selected" in text_of(test)
+    press(test, "selection_invert")
+    test.text_input(key="q").set_value("").run()
+    assert "60 of 60 LoRAs" in text_of(test)
+    test.toggle(key="selection_isolated").set_value(True).run()
+    assert "1 of 60 LoRAs" in text_of(test)
+    test.text_input(key="slice_name").set_value("the fourth").run()
+    press(test, "slice_save")
+    press(test, "selection_clear")
+    assert "0 of 60 selected" in text_of(test), "the saved slice is still offered"
+    test.selectbox(key="slice").set_value("the fourth").run()
+    assert "1 of 60 selected" in text_of(test)
+
+
+def test_duplicates_and_the_unwell_are_found_on_the_zoo_page(synthetic_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "zoo"
+    shutil.copytree(synthetic_folder, folder)
+    shutil.copytree(folder / "lora000", folder / "copy")
+    test = settled(opened("Zoo", folder))
+    assert not test.exception
+    assert "Same function (1)" in [tab.label for tab in test.tabs]
+    press(test, "select_same")
+    assert "2 of 61 selected" in text_of(test)
+
+
+def test_a_regular_expression_that_is_none_is_an_error_with_advice(synthetic_folder: Path) -> None:
+    test = settled(opened("Zoo", synthetic_folder, q="/lora(/"))
+    assert not test.exception and "no regular expression" in text_of(test)
+
+
+@pytest.mark.parametrize("space", ["Updates ⟨ΔW₁, ΔW₂⟩", "Directions of updates", "Singular values", "latent"])
+def test_the_map_is_drawn_in_every_space(space: str, synthetic_folder: Path) -> None:
+    if space == "latent":
+        trained(synthetic_folder, "gl_net")
+        space = "Latent of GL-net → size (seed 0)"
+    test = settled(opened("Map", synthetic_folder, space=space))
+    assert not test.exception and not test.error
+    assert "distance in" in text_of(test) and len(test.get("plotly_chart")) == 1
+    press(test, "select_neighbours")
+    assert "9 of 60 selected" in text_of(test)
+    assert any("says" in frame.value.columns for frame in test.dataframe), "what tells them apart"
+
+
+def test_a_map_by_umap_is_the_same_again(synthetic_folder: Path) -> None:
+    pictures = []
+    for _ in range(2):
+        test = settled(opened("Map", synthetic_folder, method="UMAP"), 120)
+        assert not test.exception
+        pictures.append(next(iter(test.session_state["session"].maps.values()))[1])
+    pd.testing.assert_frame_equal(*pictures)
+
+
+def test_what_is_exported_has_labels_predictions_and_places(synthetic_folder: Path) -> None:
+    trained(synthetic_folder, "gl_net")
+    test = opened("Predictions", synthetic_folder)
+    press(test, "select_highest")
+    test.switch_page("pages/Map.py").run()
+    test = settled(test)
+    caption = next(c.value for c in test.caption if str(c.value).startswith("Export"))
+    assert "predicted size" in caption or "…" in caption
+    assert len(test.get("download_button")) >= 2
+    session = test.session_state["session"]
+    columns = {name for table in next(iter(session.computed.values())).values() for name in table.columns}
+    assert columns == {"predicted size", "map x", "map y"}
+    assert 1 <= len(next(iter(session.selections.values()))) <= 20
+
+
+def test_a_lora_is_resized_and_saved_in_other_forms(synthetic_folder: Path) -> None:
+    test = opened("LoRA", synthetic_folder, lora="lora000")
+    assert "‖ΔW − ΔW′‖ / ‖ΔW‖ = **0**" in text_of(test) and test.selectbox(key="resize_form").options == ["PEFT"]
+    test.slider(key="resize_rank").set_value(1).run()
+    assert not test.exception and "at most" in text_of(test)
+    assert Zoo.open(synthetic_folder).fingerprint == Zoo.open(synthetic_folder).fingerprint

@@ -1,0 +1,110 @@
+"""Surveys depend on ΔW alone, are kept, and find the LoRAs that are the same function and those that are not well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lol_core.geometry import distance, norm
+from lol_core.lora import LoRA
+from lol_core.survey import SKETCH, Surveys, duplicates, health, sketch, survey
+from lol_core.symmetry import sample_gl
+from lol_core.zoo import Zoo
+from tests.builders import MODULES, random_lora, write_peft
+
+
+def turned(lora: LoRA, seed: int, condition: float = 20.0) -> LoRA:
+    generator = torch.Generator().manual_seed(seed)
+    return lora.act({layer.name: sample_gl(layer.rank, condition, generator=generator) for layer in lora.layers})
+
+
+def padded(lora: LoRA) -> LoRA:
+    """The same function at twice the rank."""
+    layers = [replace(y, U=torch.cat([y.U, torch.zeros_like(y.U)], 1), V=torch.cat([y.V, torch.randn_like(y.V)], 1)) for y in lora.layers]
+    return replace(lora, layers=tuple(layers))
+
+
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 3))
+@settings(max_examples=25)
+def test_a_survey_does_not_change_with_the_factors(seed: int, scale: float) -> None:
+    lora = random_lora(MODULES, seed, scale=scale)
+    first = survey(lora)
+    for other in (turned(lora, seed), padded(lora)):
+        second = survey(other)
+        np.testing.assert_allclose(first.sketch, second.sketch, rtol=1e-3, atol=1e-4 * first.norm)
+        np.testing.assert_allclose(first.norms, second.norms, rtol=1e-4)
+        np.testing.assert_allclose(first.effective_ranks, second.effective_ranks, rtol=1e-3)
+    assert first.norm == pytest.approx(sum(norm(layer) ** 2 for layer in lora.layers) ** 0.5, rel=1e-4)
+
+
+def test_sketches_are_as_far_apart_as_the_updates() -> None:
+    ratios = []
+    for seed in range(60):
+        a, b = random_lora(MODULES, seed), random_lora(MODULES, seed + 1000)
+        true = sum(distance(x, y) ** 2 for x, y in zip(a.layers, b.layers, strict=True)) ** 0.5
+        ratios.append(np.linalg.norm(sketch(a) - sketch(b)) / SKETCH**0.5 / true)
+    assert np.mean(ratios) == pytest.approx(1, abs=0.1) and max(ratios) < 2 and min(ratios) > 0.4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight different LoRAs; copies of lora0: bytes, other factors, other rank, half precision; one that differs a little."""
+    folder = tmp_path / "zoo"
+    loras = [random_lora(MODULES, seed) for seed in range(8)]
+    for i, lora in enumerate(loras):
+        write_peft(folder / f"lora{i}", lora)
+    write_peft(folder / "copy", loras[0])
+    write_peft(folder / "turned", turned(loras[0], 1))
+    write_peft(folder / "padded", padded(loras[0]))
+    write_peft(folder / "bfloat", loras[0], dtype=torch.bfloat16)
+    nudged = replace(loras[0], layers=tuple(replace(y, U=y.U + 0.1 * torch.randn_like(y.U)) for y in loras[0].layers))
+    write_peft(folder / "nudged", nudged)
+    return folder
+
+
+def test_duplicates_by_function(folder: Path) -> None:
+    zoo = Zoo.open(folder)
+    found = duplicates(zoo, Surveys(zoo).complete())
+    names = {Path(lora).parts[0]: identical for lora, identical in zip(found["lora"], found["identical"], strict=True)}
+    assert names == {"lora0": True, "copy": True, "turned": False, "padded": False, "bfloat": False}
+    assert found["group"].unique().tolist() == [1]
+
+
+def test_what_was_read_is_kept_and_reading_can_be_stopped(folder: Path) -> None:
+    zoo = Zoo.open(folder)
+    surveys, seen = Surveys(zoo), []
+    partial = surveys.complete(lambda done, total: seen.append((done, total)), stop=lambda: len(seen) == 3)
+    assert len(partial) >= 3 and seen[-1] == (3, 13) and len(surveys.known()) < 13
+    whole = surveys.complete()
+    assert set(whole) == set(zoo.ids) == set(Surveys(Zoo.open(folder)).known())
+    seen.clear()
+    surveys.complete(lambda done, total: seen.append((done, total)))
+    assert not seen, "nothing is read twice"
+
+
+def test_health(tmp_path: Path) -> None:
+    lora = random_lora(MODULES, 0)
+    zero = replace(lora, layers=tuple(replace(y, U=torch.zeros_like(y.U)) for y in lora.layers))
+    half = replace(lora, layers=(replace(lora.layers[0], U=torch.zeros_like(lora.layers[0].U)), *lora.layers[1:]))
+    broken = replace(lora, layers=(replace(lora.layers[0], U=lora.layers[0].U * float("nan")), *lora.layers[1:]))
+    narrow = random_lora([(name, n, m, 1) for name, n, m, _ in MODULES])
+    for _ in range(3):
+        narrow = padded(narrow)
+    write_peft(tmp_path / "well", lora)
+    write_peft(tmp_path / "zero", zero)
+    write_peft(tmp_path / "half", half)
+    write_peft(tmp_path / "broken", broken)
+    write_peft(tmp_path / "narrow", narrow)
+    write_peft(tmp_path / "liar", lora, r=64)
+    zoo = Zoo.open(tmp_path)
+    surveys = Surveys(zoo).complete()
+    marks = {Path(id).parts[0]: " ".join(health(zoo.by_id[id], surveys[id])) for id in zoo.ids}
+    assert marks["well"] == ""
+    assert "never trained" in marks["zero"] and "1 of 3 modules" in marks["half"] and "NaN" in marks["broken"]
+    assert "12%" in marks["narrow"] and "claims rank 64" in marks["liar"]

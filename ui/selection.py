@@ -1,0 +1,151 @@
+"""The selected LoRAs of each collection: one selection, the same on every page, kept in the URL and across reloads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from lol_core.index import cache_folder
+from lol_core.zoo import Zoo
+from ui.state import session
+
+
+def _place(kind: str, name: str) -> Path:
+    return cache_folder() / kind / f"{name}.json"
+
+
+def _collection(zoo: Zoo) -> str:
+    return hashlib.sha256(str(zoo.folder).encode()).hexdigest()[:16]
+
+
+def select(zoo: Zoo, ids: Iterable[str]) -> None:
+    """Make these LoRAs the selection. It is written beside the indexes, so that its short name in the URL opens it again."""
+    wanted = set(ids)
+    chosen = [id for id in zoo.ids if id in wanted]
+    session().selections[_collection(zoo)] = tuple(chosen)
+    if chosen:
+        path = _place("selections", _token(zoo))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"collection": _collection(zoo), "ids": chosen}))
+    _show(zoo)
+
+
+def _token(zoo: Zoo) -> str:
+    """The short name of the selection, "" when there is none."""
+    chosen = selected(zoo)
+    return hashlib.sha256("\0".join([str(zoo.folder), *chosen]).encode()).hexdigest()[:12] if chosen else ""
+
+
+def _show(zoo: Zoo) -> None:
+    """Write the selection's name into the URL."""
+    token = session().url["selected"] = _token(zoo)
+    if token:
+        st.query_params["selected"] = token
+    else:
+        st.query_params.pop("selected", None)
+        session().isolated = False
+
+
+def marked(zoo: Zoo, chart: str) -> None:
+    """Points marked in a chart (its key; `customdata` holds ids) become the selection; marking nothing leaves it."""
+    points = st.session_state[chart].selection.points
+    ids = [point["customdata"][0] if isinstance(point["customdata"], list) else point["customdata"] for point in points if "customdata" in point]
+    if ids:
+        select(zoo, ids)
+
+
+def selected(zoo: Zoo) -> list[str]:
+    """The selected LoRAs in the collection's order."""
+    return [id for id in session().selections.get(_collection(zoo), ()) if id in zoo.by_id]
+
+
+def visible(zoo: Zoo) -> list[str]:
+    """The LoRAs to show: all, or only the selected ones when they are isolated."""
+    chosen = selected(zoo)
+    return chosen if session().isolated and chosen else zoo.ids
+
+
+def restore(zoo: Zoo) -> None:
+    """Take up the selection that the URL names, or write this session's into the URL."""
+    token = st.query_params.get("selected", "")
+    if token and token != session().url.get("selected", ""):
+        path = _place("selections", token)
+        try:
+            saved = json.loads(path.read_text()) if token.isalnum() else {}
+        except (OSError, ValueError):
+            saved = {}
+        if saved.get("collection") == _collection(zoo):
+            select(zoo, saved["ids"])
+            return
+    _show(zoo)
+
+
+def _slices(zoo: Zoo) -> dict[str, list[str]]:
+    try:
+        found: dict[str, list[str]] = json.loads(_place("slices", _collection(zoo)).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def save_slice(zoo: Zoo, name: str) -> None:
+    path = _place("slices", _collection(zoo))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_slices(zoo) | {name: selected(zoo)}))
+
+
+def exported(zoo: Zoo) -> pd.DataFrame:
+    """The selected LoRAs: path, name, labels, and what pages have computed of them (predictions, places on the map)."""
+    ids = selected(zoo)
+    table = pd.DataFrame({"name": [zoo.names[id] for id in ids]}, index=pd.Index(ids, name="lora")).join(zoo.labels)
+    for columns in computed(zoo).values():
+        table = table.join(columns.drop(columns=[c for c in columns.columns if c in table.columns]))
+    return table
+
+
+def offer(zoo: Zoo, source: str, columns: pd.DataFrame) -> None:
+    """Let a page's computed columns, indexed by id, go along when a selection is exported."""
+    session().computed.setdefault(_collection(zoo), {})[source] = columns
+
+
+def computed(zoo: Zoo) -> dict[str, pd.DataFrame]:
+    """Source → columns that pages have offered, indexed by id."""
+    return session().computed.get(_collection(zoo), {})
+
+
+def panel(zoo: Zoo) -> None:
+    """The selection in the sidebar: its size, and what can be done with it."""
+    chosen, slices = selected(zoo), _slices(zoo)
+    if not chosen and not slices:
+        return
+    st.markdown(f"**{len(chosen):,} of {len(zoo):,} selected**")
+    if slices:
+        name = st.selectbox("Saved slices", list(slices), index=None, placeholder="Open a saved slice", label_visibility="collapsed", key="slice")
+        if name and st.session_state.get("slice_opened") != name:
+            select(zoo, slices[name])
+            st.session_state["slice_opened"] = name
+            st.rerun()
+    if not chosen:
+        return
+    with st.container(horizontal=True):
+        st.button("Clear", icon=":material/close:", on_click=select, args=(zoo, ()), key="selection_clear")
+        others = [id for id in zoo.ids if id not in set(chosen)]
+        st.button("Invert", icon=":material/invert_colors:", on_click=select, args=(zoo, others), key="selection_invert")
+    session().isolated = st.toggle("Show only these", value=session().isolated, key="selection_isolated")
+    with st.popover("Save or export", icon=":material/download:", width="stretch"):
+        name = st.text_input("Name of the slice", key="slice_name", placeholder="e.g. smiling, low score")
+        if st.button("Save as slice", disabled=not name, key="slice_save"):
+            save_slice(zoo, name)
+            st.rerun()
+        table = exported(zoo)
+        st.caption(f"Export: {len(table):,} rows with {', '.join(table.columns[:6])}{' …' if table.shape[1] > 6 else ''}")
+        st.download_button("CSV", table.to_csv(), f"{zoo.name}-selection.csv", "text/csv", key="selection_csv")
+        buffer = io.BytesIO()
+        table.to_parquet(buffer)
+        st.download_button("Parquet", buffer.getvalue(), f"{zoo.name}-selection.parquet", "application/octet-stream", key="selection_parquet")
