@@ -36,7 +36,7 @@ base: .venv/dev  ## the small diffusion model and its scorer
 	$(BIN)/python -m lol_core finetune base --out sample_loras/small-diffusion --scorer sample_loras/small-clip --work build/base
 
 faces: .venv/dev
-	test -e build/people/identity_CelebA.txt || $(BIN)/python -m lol_core finetune people --out build/people --count 1020
+	test -e build/people/identity_CelebA.txt || $(BIN)/python -m lol_core finetune people --out build/people --count 1000
 	$(BIN)/python -m lol_core finetune zoo --recipe celeba --settings sample_loras/faces/recipe.json --data build/people $(IMAGES) --out sample_loras/faces
 
 emojinette: .venv/dev

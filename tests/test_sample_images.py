@@ -81,6 +81,7 @@ def test_every_subset_of_the_ten_classes_is_there_once(emojinette: Zoo) -> None:
 
 def test_labels_of_faces_were_drawn_and_measured(faces: Zoo) -> None:
     recipe, labels = json.loads((FACES / "recipe.json").read_text()), faces.labels
+    assert len(faces) >= 1000
     for column, values in (("learning_rate", "learning_rates"), ("steps", "steps"), ("batch_size", "batch_sizes"), ("prompt", "prompts")):
         assert set(labels[column]) == set(recipe[values])
     for attribute in recipe["attributes"]:
