@@ -57,7 +57,7 @@ def test_the_first_journey(page: Page, address: str) -> None:
     settled(page)
 
     go(page, "Zoo")
-    page.get_by_role("textbox", name="Search").fill("0007")
+    page.get_by_role("textbox", name="Search").fill("loras/0007")
     expect(page.get_by_text(re.compile(r"^1 of \d+ LoRAs"))).to_be_visible()
 
     go(page, "Train")
