@@ -86,6 +86,14 @@ class Surveys:
         connection.execute("CREATE TABLE IF NOT EXISTS surveys_1 (digest PRIMARY KEY, norms, effective_ranks, sketch, problem)")
         return connection
 
+    def count(self) -> int:
+        """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
+        connection = self._connect()
+        try:
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_1").fetchone()[0])
+        finally:
+            connection.close()
+
     def known(self) -> dict[str, Survey]:
         """id → survey of the LoRAs read so far."""
         connection = self._connect()

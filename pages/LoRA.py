@@ -50,7 +50,12 @@ def spectra_of(digest: str, _lora: LoRA) -> dict[str, list[float]]:
     return {layer.name: spectrum(layer).tolist() for layer in _lora.layers}
 
 
-@st.cache_data(max_entries=32, show_spinner="Resizing …")
+@st.cache_data(max_entries=2, show_spinner="Writing …")
+def written(digest: str, rank: int, form: str, width: str, name: str, _lora: LoRA) -> tuple[str, bytes]:
+    return packed(_lora, name, form, getattr(torch, width))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Resizing …")
 def resized(digest: str, rank: int, _lora: LoRA) -> tuple[LoRA, list[float]]:
     """Modules of larger rank cut to it, with their relative errors; the others as they are."""
     pairs = [truncate(layer, rank) if layer.rank > rank else (layer, 0.0) for layer in _lora.layers]
@@ -58,8 +63,8 @@ def resized(digest: str, rank: int, _lora: LoRA) -> tuple[LoRA, list[float]]:
 
 
 @st.cache_data(max_entries=32, show_spinner="Comparing …")
-def compared(digest: str, other: str, _first: LoRA, _second: LoRA) -> pd.DataFrame:
-    """Module by module, of those that both adapt in the same shape."""
+def compared(digest: str, other: str, _first: LoRA, _second: LoRA) -> tuple[pd.DataFrame, bool]:
+    """Module by module, of those that both adapt in the same shape; and whether they are the same function."""
     rows = {}
     for layer in _first.layers:
         if layer.name in _second.names:
@@ -70,7 +75,7 @@ def compared(digest: str, other: str, _first: LoRA, _second: LoRA) -> pd.DataFra
             rows[layer.name] = (norm(layer), norm(_second[layer.name]), product, gap)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW₁‖", "‖ΔW₂‖", "⟨ΔW₁, ΔW₂⟩", "‖ΔW₁ − ΔW₂‖"])
     table["cosine"] = table["⟨ΔW₁, ΔW₂⟩"] / (table["‖ΔW₁‖"] * table["‖ΔW₂‖"]).clip(lower=1e-30)
-    return table
+    return table, same_function(_first, _second, SAME)
 
 
 spectra = spectra_of(entry.digest, lora)
@@ -113,7 +118,7 @@ others = [id for id in zoo.ids if id != chosen]
 second = st.selectbox("Compare with", others, index=None, format_func=lambda id: zoo.names[id], key="beside", bind="query-params", placeholder="choose one")
 if second:
     try:
-        differences = compared(entry.digest, zoo.by_id[second].digest, lora, load_lora(zoo, second))
+        differences, same = compared(entry.digest, zoo.by_id[second].digest, lora, load_lora(zoo, second))
     except LoLError as error:
         st.error(str(error))
     else:
@@ -125,7 +130,7 @@ if second:
             cosine = float(differences["⟨ΔW₁, ΔW₂⟩"].sum() / max(size * np.sqrt((differences["‖ΔW₂‖"] ** 2).sum()), 1e-30))
             st.markdown(
                 f"Over {len(differences)} shared modules: cosine of the updates **{cosine:.4f}**, ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ = **{gap / max(size, 1e-30):.4g}**. "
-                + ("They are the same function." if same_function(lora, load_lora(zoo, second), SAME) else "They are different functions.")
+                + ("They are the same function." if same else "They are different functions.")
             )
             st.plotly_chart(
                 plots.module_comparison(differences, zoo.names[chosen], zoo.names[second]), key="comparison", alt="Norms and cosines of both, module by module"
@@ -181,7 +186,7 @@ else:
         f"{cut.parameters:,} of {lora.parameters:,} parameters."
     )
     try:
-        file_name, content = packed(cut, f"{Path(zoo.names[chosen]).name}-rank{rank}", form, getattr(torch, width))
+        file_name, content = written(entry.digest, rank, form, width, f"{Path(zoo.names[chosen]).name}-rank{rank}", cut)
     except LoLError as error:
         st.error(str(error))
     else:

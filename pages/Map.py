@@ -8,8 +8,10 @@ import streamlit as st
 from lol_core import plots
 from lol_core.embedding import Kind, explain, families
 from lol_core.errors import LoLError
+from lol_core.zoo import Zoo
 from ui.frame import frame, need, page_link
 from ui.jobs import MapJob, MapSettings
+from ui.progress import follow
 from ui.selection import computed, marked, offer, select, selected, visible
 from ui.state import checkpoints, load_checkpoint, preview_of, session
 
@@ -17,8 +19,14 @@ UPDATES, DIRECTIONS, SPECTRA = "Updates ⟨ΔW₁, ΔW₂⟩", "Directions of up
 zoo = frame("Map")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
 state = session()
-groups = families(zoo.entries)
-need(len(groups[0]) >= 3, "A map needs at least three LoRAs that adapt the same modules. No three here do.")
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def families_of(fingerprint: str, _zoo: Zoo) -> list[tuple[str, ...]]:
+    return families(_zoo.entries)
+
+
+groups = families_of(zoo.fingerprint, zoo)
 models = checkpoints(zoo)
 
 a, b, c, d = st.columns([4, 2, 2, 4])
@@ -31,7 +39,7 @@ if len(groups) > 1:
     titles = [f"{len(g):,} × {e.suggested_base or e.base_model or 'unknown base'}, {e.modules} modules" for g, e in zip(groups, first, strict=True)]
     family = st.selectbox("LoRAs of the same modules", range(len(groups)), format_func=titles.__getitem__, key="family", help="Only these have distances.")
     ids = groups[family]
-need(len(ids) > 3, "Fewer than four LoRAs adapt these modules. Choose more above.")
+need(len(ids) > int(dimensions or 2), f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs that adapt the same modules.")
 need(space_title, "Choose a space.")
 with st.expander("Seed and neighbours", icon=":material/tune:", key="map_settings"):
     left, right = st.columns(2)
@@ -55,20 +63,7 @@ if settings not in state.maps:
         same = [m for known, m in state.maps.items() if known.like(settings)]
         state.mapping = job = MapJob(zoo, settings, model, same[-1][1] if same else None)
         job.start()
-    busy = job.running
-
-    @st.fragment(run_every=0.4 if busy else None)
-    def watch() -> None:
-        if job.running:
-            left, right = st.columns([6, 1], vertical_alignment="center")
-            seconds = job.seconds_left
-            left.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else job.message + (f", about {seconds:.0f} s left" if seconds else ""))
-            if right.button("Stop", icon=":material/stop:", key="stop_map"):
-                job.stop()
-        elif busy:
-            st.rerun(scope="app")
-
-    watch()
+    follow(job, "stop_map")
     if not job.running:
         if job.result is not None:
             while len(state.maps) >= 6:
@@ -112,8 +107,8 @@ with left:
     if centre:
         near = space.neighbours(centre, 8)
         table = pd.DataFrame({"name": [zoo.names[id] for id in near.index], "distance": near.to_numpy()}, index=near.index)
-        if colour and colour != "nothing":
-            table[colour] = columns[colour].reindex(near.index).to_numpy()  # type: ignore[union-attr]  # only "nothing" has no column
+        if (values := columns.get(colour or "nothing")) is not None:
+            table[colour] = values.reindex(near.index).to_numpy()
         st.dataframe(table, hide_index=True, key="neighbours", column_config={"distance": st.column_config.NumberColumn(format="%.4g")})
         st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
         if pictures := [path for id in [centre, *near.index] if (path := preview_of(zoo, id))]:

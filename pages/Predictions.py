@@ -91,8 +91,8 @@ else:
     ordered = shown[shown["part"] != "train"].sort_values("predicted", ascending=False)
     with st.container(horizontal=True):
         for name, rows in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
-            button = f"Select the {len(rows)} {name} predicted"
-            st.button(button, icon=":material/select_all:", on_click=select, args=(zoo, list(rows.index)), key=f"select_{name}")
+            text = f"Select the {len(rows)} {name} predicted"
+            st.button(text, icon=":material/select_all:", on_click=select, args=(zoo, list(rows.index)), key=f"select_{name}")
 
 st.subheader("Every LoRA")
 table = predicted.copy()

@@ -14,6 +14,7 @@ from lol_core.survey import SAME, Survey, Surveys, duplicates, health
 from lol_core.zoo import Zoo
 from ui.frame import frame, need, page_link
 from ui.jobs import SurveyJob
+from ui.progress import follow
 from ui.selection import select, visible
 from ui.state import preview_of, session
 
@@ -39,7 +40,12 @@ def searchable(fingerprint: str, _zoo: Zoo) -> list[str]:
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def surveyed(fingerprint: str, known: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
+def surveys_of(fingerprint: str, n_read: int, _zoo: Zoo) -> dict[str, Survey]:
+    return Surveys(_zoo).known()
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def surveyed(fingerprint: str, n_read: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
     """Columns from the weights, of the LoRAs that have been read; health also from the headers alone."""
     rows = {}
     for entry in _zoo.entries:
@@ -56,7 +62,7 @@ def surveyed(fingerprint: str, known: int, _zoo: Zoo, _surveys: dict[str, Survey
 
 
 @st.cache_data(max_entries=4, show_spinner="Comparing updates …")
-def same_functions(fingerprint: str, known: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
+def same_functions(fingerprint: str, n_read: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
     return duplicates(_zoo, _surveys)
 
 
@@ -71,26 +77,12 @@ def survey_line(zoo: Zoo, read: int) -> None:
         if read < len(zoo):
             st.caption(f"The weights of {len(zoo) - read:,} LoRAs have not been read: norms, health and duplicates need them. Headers are enough for the rest.")
         return
-    busy = job.running
-
-    @st.fragment(run_every=0.5 if busy else None)
-    def watch() -> None:
-        if job.running:
-            a, b = st.columns([6, 1], vertical_alignment="center")
-            left = job.seconds_left
-            ready = f"Reading weights: {job.done:,} of {job.total:,}" + (f", about {left:.0f} s left" if left else "")
-            a.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else ready)
-            if b.button("Stop", icon=":material/stop:", key="stop_survey"):
-                job.stop()
-        elif busy:
-            st.rerun(scope="app")
-        if job.error:
-            st.error(job.error)
-        elif job.stopping and not job.running and st.button("Read the rest of the weights", icon=":material/search_insights:"):
-            state.survey = None
-            st.rerun(scope="app")
-
-    watch()
+    follow(job, "stop_survey")
+    if job.error:
+        st.error(job.error)
+    elif job.stopping and not job.running and st.button("Read the rest of the weights", icon=":material/search_insights:"):
+        state.survey = None
+        st.rerun()
 
 
 def gallery(ids: list[str]) -> None:
@@ -109,9 +101,10 @@ def gallery(ids: list[str]) -> None:
                 page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=zoo.names[id])
 
 
-known = Surveys(zoo).known() if len(zoo) else {}
-table = zoo.table().join(surveyed(zoo.fingerprint, len(known), zoo, known)) if len(zoo) else pd.DataFrame()
-same = same_functions(zoo.fingerprint, len(known), zoo, known) if len(zoo) else pd.DataFrame()
+n_read = len(zoo) and Surveys(zoo).count()
+known = surveys_of(zoo.fingerprint, n_read, zoo) if len(zoo) else {}
+table = zoo.table().join(surveyed(zoo.fingerprint, n_read, zoo, known)) if len(zoo) else pd.DataFrame()
+same = same_functions(zoo.fingerprint, n_read, zoo, known) if len(zoo) else pd.DataFrame()
 n_groups = int(same["group"].nunique()) if len(same) else 0
 loaded, repeated, refused = st.tabs([f"LoRAs ({len(zoo):,})", f"Same function ({n_groups:,})", f"Refused ({len(zoo.refused):,})"])
 with refused:

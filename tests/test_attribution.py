@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from lol_core.zoo import Zoo
 
 
 @pytest.mark.parametrize(("model", "target"), [("gl_net", "size"), ("mlp", "size"), ("dense", "positive")])
-def test_contributions_are_how_fast_the_prediction_grows(model: str, target: str, synthetic_zoo: Zoo, tmp_path) -> None:  # type: ignore[no-untyped-def]  # a fixture
+def test_contributions_are_how_fast_the_prediction_grows(model: str, target: str, synthetic_zoo: Zoo, tmp_path: Path) -> None:
     config = TrainingConfig(model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=5)
     checkpoint = train(synthetic_zoo, plan(synthetic_zoo, [target], config), config, tmp_path / "run")
     lora = synthetic_zoo.load(synthetic_zoo.ids[0])

@@ -14,8 +14,20 @@ from torch import nn
 
 from lol_core.errors import DataMissingError
 from lol_core.finetuning.base_model import LATENT_CHANNELS, BaseSettings, make_tokenizer, pixels, principal_latents, train_base
-from lol_core.finetuning.fitting import fit, silent
-from lol_core.finetuning.pictures import ATTRIBUTES, CLASSES, FAMILIAR, FAMILIAR_DESIGNS, Drawings, Look, Person, any_picture, familiar_picture, portrait
+from lol_core.finetuning.fitting import Advance, fit, silent
+from lol_core.finetuning.pictures import (
+    ATTRIBUTES,
+    CLASSES,
+    FAMILIAR,
+    FAMILIAR_DESIGNS,
+    Drawings,
+    Look,
+    Person,
+    PictureMaker,
+    any_picture,
+    familiar_picture,
+    portrait,
+)
 from lol_core.finetuning.scorer import Scorer, ScorerSettings
 from tests.conftest import ROOT
 
@@ -35,7 +47,7 @@ def test_the_drawings_hold_every_class_in_every_design(drawings: Drawings) -> No
 
 
 @pytest.mark.parametrize("make", [any_picture, familiar_picture])
-def test_a_picture_is_made_from_its_number_alone(make, drawings: Drawings) -> None:  # type: ignore[no-untyped-def]  # a PictureMaker
+def test_a_picture_is_made_from_its_number_alone(make: PictureMaker, drawings: Drawings) -> None:
     for seed in range(12):
         (first, caption), (second, again) = make(drawings, seed), make(drawings, seed)
         assert caption == again and np.array_equal(np.asarray(first), np.asarray(second)) and first.size == (64, 64)
@@ -131,7 +143,7 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
     few = BaseSettings(vae_steps=4, vae_guided_steps=2, vae_batch=2, steps=3, batch=2)
     parts: list[str] = []
 
-    def line(part: str):  # type: ignore[no-untyped-def]  # an Advance
+    def line(part: str) -> Advance:
         parts.append(part)
         return silent
 

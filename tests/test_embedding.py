@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lol_core.batches import make_batch, shared_spec
-from lol_core.embedding import Space, explain, from_gram, from_spectra, gram, project
+from lol_core.embedding import Method, Space, explain, from_gram, from_spectra, gram, project
 from lol_core.errors import TaskError
 from lol_core.geometry import distance, inner_product, spectrum
 from lol_core.symmetry import sample_gl
@@ -59,8 +59,8 @@ def test_neighbours_and_clusters_come_from_the_space(two_clouds: Space) -> None:
 
 
 @pytest.mark.parametrize(("method", "dimensions"), [("PCA", 2), ("PCA", 3), ("UMAP", 2)])
-def test_a_picture_is_repeatable_and_keeps_clouds_apart(two_clouds: Space, method: str, dimensions: int) -> None:
-    first, second = project(two_clouds, method, dimensions, seed=3), project(two_clouds, method, dimensions, seed=3)  # type: ignore[arg-type]  # parametrised
+def test_a_picture_is_repeatable_and_keeps_clouds_apart(two_clouds: Space, method: Method, dimensions: int) -> None:
+    first, second = project(two_clouds, method, dimensions, seed=3), project(two_clouds, method, dimensions, seed=3)
     pd.testing.assert_frame_equal(first, second)
     assert list(first.columns) == list("xyz")[:dimensions]
     gap = np.linalg.norm(first[:30].mean() - first[30:].mean())

@@ -53,6 +53,7 @@ class Job:
 
     def __init__(self) -> None:
         self.error: str | None = None
+        self.message = "Waiting"
         self.started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._wait_and_work, daemon=True, name=type(self).__name__)
@@ -139,6 +140,7 @@ class SurveyJob(Job):
     def _work(self) -> None:
         def report(done: int, total: int) -> None:
             self.done, self.total = done, total
+            self.message = f"Reading weights: {done:,} of {total:,}"
 
         Surveys(self.zoo).complete(report, self._stop.is_set)
 
@@ -170,7 +172,7 @@ class MapJob(Job):
     def __init__(self, zoo: Zoo, settings: MapSettings, model: Checkpoint | None, start: pd.DataFrame | None):
         super().__init__()
         self.zoo, self.settings, self.model, self.first = zoo, settings, model, start
-        self.message, self.share = "Waiting", 0.0
+        self.share = 0.0
         self.result: Drawn | None = None
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -143,9 +142,8 @@ def panel(zoo: Zoo) -> None:
         if st.button("Save as slice", disabled=not name, key="slice_save"):
             save_slice(zoo, name)
             st.rerun()
-        table = exported(zoo)
-        st.caption(f"Export: {len(table):,} rows with {', '.join(table.columns[:6])}{' …' if table.shape[1] > 6 else ''}")
-        st.download_button("CSV", table.to_csv(), f"{zoo.name}-selection.csv", "text/csv", key="selection_csv")
-        buffer = io.BytesIO()
-        table.to_parquet(buffer)
-        st.download_button("Parquet", buffer.getvalue(), f"{zoo.name}-selection.parquet", "application/octet-stream", key="selection_parquet")
+        columns = exported(zoo).columns
+        st.caption(f"Export: {len(chosen):,} rows with {', '.join(columns[:6])}{' …' if len(columns) > 6 else ''}")
+        st.download_button("CSV", lambda: exported(zoo).to_csv(), f"{zoo.name}-selection.csv", "text/csv", key="selection_csv")
+        parquet = f"{zoo.name}-selection.parquet"
+        st.download_button("Parquet", lambda: exported(zoo).to_parquet(), parquet, "application/octet-stream", key="selection_parquet")

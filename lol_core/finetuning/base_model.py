@@ -67,7 +67,7 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=1600, special_tokens=["<|startoftext|>", "<|endoftext|>"], initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
-    trained.train_from_iterator([*captions, "skd sks photo of"] * 1, trainer)
+    trained.train_from_iterator([*captions, "skd sks photo of"], trainer)
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
     vocabulary = dict(model["vocab"])

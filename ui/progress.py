@@ -1,0 +1,25 @@
+"""The progress of a job on the page that started it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from ui.jobs import Job
+
+
+def follow(job: Job, key: str) -> None:
+    """How far a job is, the time left and a stop button, until it ends; then the page runs again."""
+    busy = job.running
+
+    @st.fragment(run_every=0.4 if busy else None)
+    def watch() -> None:
+        if job.running:
+            left, right = st.columns([6, 1], vertical_alignment="center")
+            seconds = job.seconds_left
+            left.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else job.message + (f", about {seconds:.0f} s left" if seconds else ""))
+            if right.button("Stop", icon=":material/stop:", key=key):
+                job.stop()
+        elif busy:
+            st.rerun(scope="app")
+
+    watch()
