@@ -142,8 +142,9 @@ def panel(zoo: Zoo) -> None:
         if st.button("Save as slice", disabled=not name, key="slice_save"):
             save_slice(zoo, name)
             st.rerun()
-        columns = exported(zoo).columns
-        st.caption(f"Export: {len(chosen):,} rows with {', '.join(columns[:6])}{' …' if len(columns) > 6 else ''}")
-        st.download_button("CSV", lambda: exported(zoo).to_csv(), f"{zoo.name}-selection.csv", "text/csv", key="selection_csv")
+        table = exported(zoo)
+        st.caption(f"Export: {len(chosen):,} rows with {', '.join(table.columns[:6])}{' …' if len(table.columns) > 6 else ''}")
+        # encoded when asked for, outside the session: so from the table, not from the selection
+        st.download_button("CSV", lambda: table.to_csv(), f"{zoo.name}-selection.csv", "text/csv", key="selection_csv")
         parquet = f"{zoo.name}-selection.parquet"
-        st.download_button("Parquet", lambda: exported(zoo).to_parquet(), parquet, "application/octet-stream", key="selection_parquet")
+        st.download_button("Parquet", lambda: table.to_parquet(), parquet, "application/octet-stream", key="selection_parquet")
