@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -222,8 +222,8 @@ def predict(
 def invariance(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     lora: Annotated[Path, typer.Option(help="A LoRA file or PEFT folder.")],
-    group: Annotated[str, typer.Option(help="gl or o.")] = "gl",
-    condition: Annotated[float, typer.Option(help="Condition number of R, at least 1 (gl only).")] = 10.0,
+    group: Annotated[str, typer.Option(help=f"{', '.join(GROUPS)}.")] = "gl",
+    condition: Annotated[float, typer.Option(help="Condition number of R, at least 1 (gl and scaling).")] = 10.0,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     trials: int = 8,
     seed: int = 0,
@@ -232,8 +232,8 @@ def invariance(
     """How far a model's prediction moves when the LoRA's factors are replaced by (UR, VR⁻ᵀ): the largest of several draws."""
     precisions = {"float32": torch.float32, "float64": torch.float64}
     if group not in GROUPS or dtype not in precisions or condition < 1 or trials < 1:
-        raise typer.BadParameter("--group is gl or o, --dtype float32 or float64, --condition and --trials at least 1.")
-    drawn_from: Group = "gl" if group == "gl" else "o"
+        raise typer.BadParameter(f"--group is one of {', '.join(GROUPS)}, --dtype float32 or float64, --condition and --trials at least 1.")
+    drawn_from = cast(Group, group)
     with reported(), torch.no_grad():
         known = Checkpoint.load(checkpoint)
         one = read(lora)
@@ -249,7 +249,7 @@ def invariance(
         "model": known.title,
         "symmetry": model.symmetry,
         "group": group,
-        "condition": condition if group == "gl" else 1.0,
+        "condition": condition if group in ("gl", "scaling") else 1.0,
         "dtype": dtype,
         "trials": trials,
         "relative_change": max(changes),

@@ -5,24 +5,24 @@ The errors are relative, and the library ships them so that any model can be hel
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lol_core.batches import Batch
+from lol_core.batches import Batch, WeightSpec
 
-Group = Literal["gl", "o"]
-GROUPS: tuple[Group, ...] = ("gl", "o")
+Group = Literal["gl", "o", "permutation", "scaling"]
+GROUPS: tuple[Group, ...] = ("gl", "o", "permutation", "scaling")
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest relative change that rounding may cause in a function that keeps its promise, for κ(R) ≤ 100."""
 
 
 def promises(symmetry: str, group: Group) -> bool:
-    """Whether a model of that `symmetry` ("none", "O", "GL") promises invariance under `group`; O(r) is a subgroup of GL(r)."""
-    return symmetry == "GL" or (symmetry == "O" and group == "o")
+    """Whether a model of that `symmetry` ("none", "O", "GL") promises invariance under `group`; permutations lie in O(r), and all of them in GL(r)."""
+    return symmetry == "GL" or (symmetry == "O" and group in ("o", "permutation"))
 
 
 def sample_orthogonal(r: int, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -50,18 +50,48 @@ def sample_gl(
     return left * values @ right.mT
 
 
+def sample_permutation(r: int, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Permutation matrices, uniform: (*count, r, r)."""
+    order = torch.rand(*count, r, generator=generator).argsort(-1)
+    return torch.eye(r, dtype=dtype)[order]
+
+
+def sample_scaling(
+    r: int, condition: float = 10.0, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Diagonal matrices with random signs, their sizes those of `sample_gl` in random order: (*count, r, r).
+
+    Raises ValueError for a condition number below 1.
+    """
+    if condition < 1:
+        raise ValueError(f"A condition number is at least 1; found {condition}.")
+    signs = torch.randint(0, 2, (*count, r), generator=generator).to(dtype) * 2 - 1
+    half = 0.5 * torch.log(torch.tensor(condition, dtype=dtype))
+    exponents = torch.linspace(1, -1, r, dtype=dtype) if r > 1 else 2 * torch.rand(*count, 1, generator=generator, dtype=dtype) - 1
+    sizes = torch.exp(exponents * half).expand(*count, r).gather(-1, torch.rand(*count, r, generator=generator).argsort(-1))
+    return torch.diag_embed(signs * sizes)
+
+
 def sample(
     group: Group, r: int, condition: float = 10.0, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """R from GL(r) with the given condition number ("gl") or from O(r) ("o"): (*count, r, r)."""
-    return sample_gl(r, condition, count, generator, dtype) if group == "gl" else sample_orthogonal(r, count, generator, dtype)
+    """R from a group: (*count, r, r). The condition number counts for GL(r) and scalings; the others have κ = 1."""
+    if group == "gl":
+        return sample_gl(r, condition, count, generator, dtype)
+    if group == "scaling":
+        return sample_scaling(r, condition, count, generator, dtype)
+    return sample_orthogonal(r, count, generator, dtype) if group == "o" else sample_permutation(r, count, generator, dtype)
 
 
-def sample_for(batch: Batch, group: Group, condition: float = 10.0, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+def sample_for(batch: Batch, group: Group, condition: float = 10.0, generator: torch.Generator | None = None, shared: bool = False) -> tuple[Tensor, ...]:
     """An independent R for every module of every LoRA: for each group of shapes (B, L_g, r, r), float64, on the batch's device.
 
+    shared: one R for all modules of a LoRA that have the same rank.
     Where a module's own rank k is below the padded r, R acts on its k columns and leaves the padding alone.
     """
+    if shared:
+        of_rank = {k: sample(group, k, condition, (len(batch),), generator) for k in batch.ranks.unique().tolist()}
+        return given(batch, of_rank)
     drawn = []
     for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True):
         ranks = batch.ranks[:, list(indices)].cpu()
@@ -75,11 +105,35 @@ def sample_for(batch: Batch, group: Group, condition: float = 10.0, generator: t
     return tuple(drawn)
 
 
+def given(batch: Batch, of_rank: dict[int, Tensor]) -> tuple[Tensor, ...]:
+    """The same R for all modules of one rank, shaped as `sample_for` shapes it. of_rank[k]: (B, k, k) or (k, k); modules of other ranks keep the identity."""
+    drawn = []
+    for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True):
+        ranks = batch.ranks[:, list(indices)].cpu()
+        R = torch.eye(batch.rank, dtype=torch.float64).repeat(*ranks.shape, 1, 1)
+        for k, matrix in of_rank.items():
+            of_all = torch.eye(batch.rank, dtype=torch.float64).repeat(len(batch), 1, 1)
+            of_all[:, :k, :k] = matrix
+            R = torch.where((ranks == k)[..., None, None], of_all[:, None], R)
+        drawn.append(R.to(U.device))
+    return tuple(drawn)
+
+
+def act_on(R: Tensor, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """(UR, VR⁻ᵀ), computed in float64 and rounded to the factors' dtype, so that what moves afterwards is the function's doing. R: (…, r, r)."""
+    return (U.double() @ R.double()).to(U), torch.linalg.solve(R.double(), V.double().mT).mT.to(V)
+
+
 def act(R: tuple[Tensor, ...], batch: Batch) -> Batch:
-    """R ⋆ batch, computed in float64 and rounded to the batch's dtype, so that what moves afterwards is the function's doing. R[g]: (B, L_g, r, r)."""
-    U = tuple((u.double() @ r.double()).to(u) for u, r in zip(batch.U, R, strict=True))
-    V = tuple(torch.linalg.solve(r.double(), v.double().mT).mT.to(v) for v, r in zip(batch.V, R, strict=True))
-    return replace(batch, U=U, V=V)
+    """R ⋆ batch. R[g]: (B, L_g, r, r)."""
+    pairs = [act_on(r, u, v) for r, u, v in zip(R, batch.U, batch.V, strict=True)]
+    return replace(batch, U=tuple(u for u, _ in pairs), V=tuple(v for _, v in pairs))
+
+
+def for_spec(R: tuple[Tensor, ...], own: WeightSpec, spec: WeightSpec, rank: int) -> tuple[Tensor, ...]:
+    """R of a batch under `own` for a batch under `spec` of the same LoRAs, whose modules are among its modules; `rank` is the latter batch's padded rank."""
+    of_module = {own.modules[i].name: r[:, j, :rank, :rank] for (_, indices), r in zip(own.groups, R, strict=True) for j, i in enumerate(indices)}
+    return tuple(torch.stack([of_module[spec.modules[i].name] for i in indices], 1) for _, indices in spec.groups)
 
 
 def relative_change(after: Tensor, before: Tensor) -> float:
@@ -124,3 +178,42 @@ def equivariance_error(
             theirs = torch.cat([t.flatten() for t in getattr(expected, side)])
             worst = max(worst, relative_change(ours, theirs))
     return worst
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Factors inside an equivariant model, all modules in one stack: U (B, L, w, r), V (B, L, w, r)."""
+
+    name: str
+    U: Tensor
+    V: Tensor
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What R does at one stage of an equivariant model, over both factors.
+
+    moved: ‖F(R ⋆ x) − F(x)‖ / ‖F(x)‖, how far the stage moved; off: ‖F(R ⋆ x) − R ⋆ F(x)‖ / ‖R ⋆ F(x)‖, zero when R goes through (equation 2);
+    product: how far the products U Vᵀ moved, zero where R leaves. before, after: the stage of x and of R ⋆ x; expected: R ⋆ F(x).
+    """
+
+    name: str
+    moved: float
+    off: float
+    product: float
+    before: Stage
+    after: Stage
+    expected: Stage
+
+
+@torch.no_grad()
+def carried(stages: Callable[[Batch], Sequence[Stage]], batch: Batch, R: tuple[Tensor, ...]) -> list[Carried]:
+    """R followed through the equivariant stages of a model, on one batch. R[g]: (B, L_g, r, r); stages stack the groups in the same order."""
+    stacked = torch.cat(R, 1)
+    found = []
+    for before, after in zip(stages(batch), stages(act(R, batch)), strict=True):
+        expected = Stage(before.name, *act_on(stacked, before.U, before.V))
+        one, two, three = (torch.cat([stage.U.flatten(), stage.V.flatten()]) for stage in (before, after, expected))
+        product = relative_change(after.U @ after.V.mT, before.U @ before.V.mT)
+        found.append(Carried(before.name, relative_change(two, one), relative_change(two, three), product, before, after, expected))
+    return found

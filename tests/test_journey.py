@@ -85,9 +85,10 @@ def test_the_first_journey(page: Page, address: str) -> None:
     assert rows[0].startswith("lora,") and len(rows) > 300
 
     go(page, "Invariance")
-    expect(page.get_by_text("One draw of R so far")).to_be_visible()
+    settled(page)
+    expect(page.get_by_role("heading", name="R on its way through GL-net")).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Draw another R").click()
-    expect(page.get_by_text("2 draws of R so far")).to_be_visible()
+    page.wait_for_url("**draw=2**")
     moved = page.get_by_test_id("stMetric").filter(has_text="U moved by").get_by_test_id("stMetricValue").inner_text()
     product = page.get_by_test_id("stMetric").filter(has_text="ΔW moved by").get_by_test_id("stMetricValue").inner_text()
     assert float(moved.rstrip("%")) > 10 and float(product) < 1e-5
@@ -206,3 +207,41 @@ def test_two_files_that_are_the_same_function_are_found(page: Page, address: str
     expect(page.get_by_text("2 of 6 selected")).to_be_visible()
     page.goto(f"{address}/LoRA?collection={tmp_path}&lora=first&beside=second")
     expect(page.get_by_text("They are the same function.")).to_be_visible(timeout=60_000)
+
+
+def test_r_is_turned_by_hand(page: Page, address: str, synthetic_folder: Path) -> None:
+    page.goto(f"{address}/Invariance?collection={synthetic_folder}")
+    page.get_by_text("by hand", exact=True).click(timeout=60_000)
+    metric = page.get_by_test_id("stMetric").filter(has_text="U moved by").get_by_test_id("stMetricValue")
+    expect(metric).to_have_text("0.0%", timeout=60_000)
+    settled(page)
+    grid = page.get_by_test_id("stDataFrame").first
+    grid.scroll_into_view_if_needed()
+    box = grid.bounding_box()
+    assert box is not None
+
+    def write(value: str) -> None:  # into the first cell, below the header
+        page.mouse.dblclick(box["x"] + 30, box["y"] + 52)
+        page.keyboard.press("Control+A")
+        page.keyboard.type(value)
+        page.keyboard.press("Enter")
+
+    write("5")
+    expect(metric).not_to_have_text("0.0%")
+    product = page.get_by_test_id("stMetric").filter(has_text="ΔW moved by").get_by_test_id("stMetricValue")
+    assert float(product.inner_text()) < 1e-5
+    write("0")
+    expect(page.get_by_text("R has no inverse")).to_be_visible()
+
+
+def test_a_second_visitor_does_not_see_the_first_ones_collection(page: Page, address: str, synthetic_folder: Path) -> None:
+    page.goto(f"{address}/Zoo?collection={synthetic_folder}")
+    expect(page.get_by_text("60 LoRAs open")).to_be_visible(timeout=60_000)
+    browser = page.context.browser
+    assert browser is not None
+    other = browser.new_context()
+    second = other.new_page()
+    second.goto(f"{address}/Zoo")
+    expect(second.get_by_text(re.compile("LoRAs open"))).to_be_visible(timeout=60_000)
+    assert "60 LoRAs open" not in second.content() and "collection=" not in second.url
+    other.close()

@@ -74,8 +74,9 @@ def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(con
     assert invariance_error(model.embed, batch, "gl", 100.0) <= 1e-9
 
     def inner(b: Batch) -> Batch:  # R for the stack of all modules, in the order in which the groups are concatenated
-        U, V = model.equivariant(model.normalized(b))
-        return Batch(b.spec, tuple(U.split([len(i) for _, i in b.spec.groups], 1)), tuple(V.split([len(i) for _, i in b.spec.groups], 1)), b.ranks)
+        last = model.stages(model.normalized(b))[-1]
+        sizes = [len(i) for _, i in b.spec.groups]
+        return Batch(b.spec, tuple(last.U.split(sizes, 1)), tuple(last.V.split(sizes, 1)), b.ranks)
 
     assert equivariance_error(inner, batch, "gl", 100.0) <= 1e-9
 

@@ -234,11 +234,28 @@ def test_invariance_holds_for_gl_net_and_moves_the_mlp(synthetic_folder: Path) -
 
     assert verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "moves, as it may", "GL-net": "holds"}
     next(button for button in test.button if button.label == "Draw another R").click().run()
-    assert "2 draws" in text_of(test)
+    assert test.session_state["draw"] == 2
     test.session_state["group"] = "o"
     test.session_state["dtype"] = "float64"
     test.run()
     assert not test.exception and verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "holds", "GL-net": "holds"}
+
+
+def test_r_by_hand_starts_as_the_identity(synthetic_folder: Path) -> None:
+    test = opened("Invariance", synthetic_folder, group="by hand")
+    assert not test.exception and not test.error
+    moved = {metric.label: metric.value for metric in test.metric}
+    assert moved["U moved by"] == "0.0%" and moved["κ(R)"] == "1"
+
+
+def test_which_model_keeps_still_under_which_group(synthetic_folder: Path) -> None:
+    trained(synthetic_folder, "o_align", "gl_net")
+    test = opened("Invariance", synthetic_folder)
+    table = next(frame.value for frame in test.dataframe if "permutations" in frame.value.columns)
+    still = table.drop(columns="promises").apply(lambda column: column.str.startswith("keeps"))
+    rows = {title.split(" →")[0]: list(row) for title, row in zip(table.index, still.to_numpy(), strict=True)}
+    assert rows == {"MLP + O-Align": [False, True, True, False], "GL-net": [True] * 4}
+    assert "kept what they promise" in text_of(test) and "R enters with the factors" in text_of(test)
 
 
 def test_two_visitors_do_not_see_each_other(synthetic_folder: Path, tmp_path: Path) -> None:

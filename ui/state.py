@@ -34,6 +34,7 @@ class Session:
     """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
     maps: pictures drawn so far; selections, isolated, computed: see ui/selection.py, by collection.
+    picture: the format in which figures are saved.
     """
 
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
@@ -46,7 +47,7 @@ class Session:
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: bool = False
     computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
-    draws: int = 1
+    picture: str = "svg"
     url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": ""})
 
 

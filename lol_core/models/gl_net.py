@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lol_core.batches import Batch, WeightSpec
 from lol_core.models.base import LoLModel, ModelConfig
 from lol_core.models.layers import EquivariantLinear, EquivariantNonlinearity, InvariantProducts
+from lol_core.symmetry import Stage
 
 
 class GLNet(LoLModel):
@@ -28,13 +29,15 @@ class GLNet(LoLModel):
     def n_features(self) -> int:
         return len(self.spec.modules) * (1 if self.config.mean_products else self.config.equivariant_width**2)
 
-    def equivariant(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The equivariant part: (Ũ, Ṽ), both (B, L, w, r), to which R is carried through unchanged."""
+    def stages(self, batch: Batch) -> list[Stage]:
+        """The equivariant part, step by step; R passes through every stage unchanged. All groups are stacked: (B, L, w, r)."""
         pairs = [layer(U, V) for layer, U, V in zip(self.first, batch.U, batch.V, strict=True)]
-        U, V = torch.cat([u for u, _ in pairs], 1), torch.cat([v for _, v in pairs], 1)
-        for layer in self.further:
-            U, V = layer(*self.nonlinearity(U, V))
-        return U, V
+        found = [Stage("linear 1", torch.cat([u for u, _ in pairs], 1), torch.cat([v for _, v in pairs], 1))]
+        for i, layer in enumerate(self.further, 1):
+            found.append(Stage(f"σ {i}", *self.nonlinearity(found[-1].U, found[-1].V)))
+            found.append(Stage(f"linear {i + 1}", *layer(found[-1].U, found[-1].V)))
+        return found
 
     def features(self, batch: Batch) -> Tensor:
-        return self.products(*self.equivariant(batch))
+        last = self.stages(batch)[-1]
+        return self.products(last.U, last.V)

@@ -1,0 +1,43 @@
+"""Figures on a page: as SVG or PNG from their toolbar, with their data as CSV beside them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from ui.state import session
+
+
+def figure(shown: go.Figure, key: str, alt: str, data: pd.DataFrame | None = None, **options: Any) -> None:
+    """A chart that can be taken along. alt: what it shows, in words; data: its numbers, read from the traces where none are given."""
+    picture = session().picture
+    camera = {"format": picture, "filename": re.sub(r"\W+", "-", key), "scale": 2 if picture == "png" else 1}
+    st.plotly_chart(shown, key=key, alt=alt, config={"displaylogo": False, "toImageButtonOptions": camera}, **options)
+    take(numbers_of(shown) if data is None else data, key)
+
+
+def take(table: pd.DataFrame, key: str) -> None:
+    """A quiet button for the numbers of a figure."""
+    named, name = not isinstance(table.index, pd.RangeIndex), re.sub(r"\W+", "-", key)
+    st.download_button(
+        "Data", lambda: table.to_csv(index=named), f"{name}.csv", "text/csv", icon=":material/download:", type="tertiary", key=f"{key}_csv",
+        help="The numbers of this figure as CSV. The camera in its toolbar saves the picture.",
+    )  # fmt: skip
+
+
+def numbers_of(shown: go.Figure) -> pd.DataFrame:
+    """The traces of a figure in long form: trace, then x, y and z (values, or a matrix with its row and column)."""
+    parts = []
+    for i, trace in enumerate(shown.data):
+        name = trace.name or f"trace {i + 1}"
+        if trace.type == "heatmap":
+            cells = pd.DataFrame(trace.z).rename_axis("row").reset_index().melt("row", var_name="column")
+            parts.append(cells.assign(trace=name))
+        else:
+            columns = {axis: list(trace[axis]) for axis in ("x", "y", "z", "customdata") if axis in trace and trace[axis] is not None}
+            parts.append(pd.DataFrame(columns).assign(trace=name))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
