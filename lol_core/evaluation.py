@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import mannwhitneyu
 from sklearn import metrics as sk
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -126,6 +127,52 @@ def _headline(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> float:
         return float(((predicted > 0.5) == (y > 0.5)).mean())
     spread = np.square(y - y.mean(0)).sum(0)
     return float((1 - np.square(y - predicted).sum(0) / np.where(spread > 0, spread, np.nan)).mean())
+
+
+def quick_score(task: Task, outputs: torch.Tensor, encoded: torch.Tensor) -> float:
+    """The headline metric of raw outputs against encoded labels (see `Task.encode`), for a curve over epochs. R² is that of each target, averaged."""
+    if task.kind == "multiclass":
+        return float((outputs.argmax(1) == encoded).float().mean())
+    if task.kind == "binary":
+        return float(((outputs > 0) == (encoded > 0.5)).float().mean())
+    spread = (encoded - encoded.mean(0)).square().sum(0)
+    return float((1 - (encoded - outputs).square().sum(0) / spread)[spread > 0].mean())
+
+
+def calibration(predicted: pd.Series, true: pd.Series, bins: int = 10) -> pd.DataFrame:
+    """Predictions in up to `bins` bins of equal number: mean prediction, mean truth, standard error of the latter, and count, a row for each bin.
+
+    For yes/no labels the truth is 0 or 1, so its mean is the observed frequency.
+    """
+    known = pd.DataFrame({"predicted": predicted, "true": true.astype(float)}).dropna()
+    parts = pd.qcut(known["predicted"].rank(method="first"), min(bins, max(1, len(known) // 5)), labels=False)
+    groups = known.groupby(parts)
+    found = groups.agg(predicted=("predicted", "mean"), true=("true", "mean"), LoRAs=("true", "size"))
+    found["standard error"] = groups["true"].std(ddof=1) / np.sqrt(found["LoRAs"])
+    return found.reset_index(drop=True)
+
+
+def error_slices(errors: pd.Series, labels: pd.DataFrame, smallest: int = 5) -> pd.DataFrame:
+    """Where a model is worst: parts of the LoRAs with one value of one column (numbers: a quarter of their range of ranks), by mean |error|, largest first.
+
+    Columns: column, value, LoRAs, mean error, ratio (to the mean of all), p (rank-sum test of the part against the rest, not corrected for their number).
+    Parts of fewer than `smallest` LoRAs, and the whole, are left out.
+    """
+    errors = errors.abs().dropna()
+    rows = []
+    for column in labels.columns:
+        values = labels[column].reindex(errors.index)
+        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 6:
+            values = pd.qcut(values.astype(float), 4, duplicates="drop").map(lambda part: f"{part.left:.4g} to {part.right:.4g}")
+        elif values.nunique() > max(2, len(values) / 4):
+            continue
+        for value, inside in errors.groupby(values.astype(object), observed=True):
+            outside = errors.drop(inside.index)
+            if len(inside) >= smallest and len(outside):
+                p = float(mannwhitneyu(inside, outside).pvalue)
+                rows.append((column, str(value), len(inside), inside.mean(), inside.mean() / max(errors.mean(), 1e-30), p))
+    table = pd.DataFrame(rows, columns=["column", "value", "LoRAs", "mean error", "ratio", "p"])
+    return table.sort_values("ratio", ascending=False, ignore_index=True)
 
 
 def structure_features(entries: Sequence[Entry]) -> np.ndarray:

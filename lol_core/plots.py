@@ -23,23 +23,23 @@ def _finish(figure: go.Figure, height: int, **layout: object) -> go.Figure:
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
-    """Training (dotted) and validation (solid) loss of each run against its epochs."""
-    figure = go.Figure()
+    """Each run against its epochs: training (dotted) and validation (solid) loss above, the validation score (R² or accuracy) below where it was kept."""
+    scored = any("validation_score" in row for history in histories.values() for row in history)
+    figure = make_subplots(2 if scored else 1, 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.6, 0.4] if scored else None)
     for i, (name, history) in enumerate(histories.items()):
-        epochs = [row["epoch"] for row in history]
         color = COLORS[i % len(COLORS)]
-        figure.add_scatter(x=epochs, y=[r["validation_loss"] for r in history], name=name, legendgroup=name, mode="lines", line={"color": color, "width": 2.5})
-        figure.add_scatter(
-            x=epochs,
-            y=[r["train_loss"] for r in history],
-            name=f"{name}, training",
-            legendgroup=name,
-            showlegend=False,
-            mode="lines",
-            line={"color": color, "dash": "dot"},
-        )
-    figure.update_xaxes(title="epoch", rangemode="tozero").update_yaxes(title="loss (solid: validation, dotted: training)", type="log", exponentformat="power")
-    return _finish(figure, 360, legend={"orientation": "h", "y": 1.12})
+        drawn = [("validation_loss", {"color": color, "width": 2.5}, 1), ("train_loss", {"color": color, "dash": "dot"}, 1)]
+        drawn += [("validation_score", {"color": color, "width": 2.5}, 2)] if scored else []
+        for key, line, row in drawn:
+            rows = [values for values in history if key in values]
+            trace = go.Scatter(x=[r["epoch"] for r in rows], y=[r[key] for r in rows], name=name, legendgroup=name, mode="lines", line=line)
+            trace.update(showlegend=key == "validation_loss", hovertemplate=f"{name}<br>epoch %{{x}}: {key.replace('_', ' ')} %{{y:.4g}}<extra></extra>")
+            figure.add_trace(trace, row, 1)
+    figure.update_yaxes(title="loss (solid: validation)", type="log", exponentformat="power", row=1, col=1)
+    if scored:
+        figure.update_yaxes(title="validation score", row=2, col=1)
+    figure.update_xaxes(rangemode="tozero").update_xaxes(title="epoch", row=2 if scored else 1, col=1)
+    return _finish(figure, 460 if scored else 360, legend={"orientation": "h", "y": 1.12})
 
 
 def predicted_against_true(frame: pd.DataFrame, target: str, selected: Sequence[str] = ()) -> go.Figure:
@@ -65,6 +65,38 @@ def predicted_against_true(frame: pd.DataFrame, target: str, selected: Sequence[
             figure.data[-1].update(selectedpoints=[k for k, id in enumerate(rows.index) if id in chosen], unselected={"marker": {"opacity": 0.2}})
     figure.update_xaxes(title=f"true {target}").update_yaxes(title=f"predicted {target}")
     return _finish(figure, 440, legend={"orientation": "h", "y": 1.1})
+
+
+def residuals(frame: pd.DataFrame, target: str) -> go.Figure:
+    """Predicted minus true against the prediction, by part of the split, and how the differences are spread. frame: as in `predicted_against_true`."""
+    figure = make_subplots(1, 2, column_widths=[0.75, 0.25], shared_yaxes=True, horizontal_spacing=0.02)
+    for i, (part, rows) in enumerate(frame.groupby("part", sort=False)):
+        gap = rows["predicted"] - rows["true"]
+        marker = {"color": COLORS[i], "size": 7, "opacity": 0.8}
+        hover = "<b>%{text}</b><br>predicted %{x:.4g}<br>too high by %{y:.4g}<extra></extra>"
+        points = _scatter(len(frame))(x=rows["predicted"], y=gap, mode="markers", name=str(part), text=rows["name"], marker=marker, hovertemplate=hover)
+        figure.add_trace(points.update(customdata=rows.index), 1, 1)
+        figure.add_trace(go.Histogram(y=gap, marker={"color": COLORS[i]}, opacity=0.7, name=str(part), showlegend=False), 1, 2)
+    figure.add_hline(y=0, line={"dash": "dash", "color": "gray"})
+    figure.update_xaxes(title=f"predicted {target}", row=1, col=1).update_xaxes(title="LoRAs", row=1, col=2).update_yaxes(
+        title="predicted − true", row=1, col=1
+    )
+    return _finish(figure, 320, legend={"orientation": "h", "y": 1.12}, barmode="overlay")
+
+
+def calibration_curve(bins: pd.DataFrame, target: str, yes_no: bool) -> go.Figure:
+    """Mean truth against mean prediction in bins; a calibrated model lies on the dashed line. bins: see `evaluation.calibration`."""
+    low, high = (0.0, 1.0) if yes_no else (float(f(f(bins["predicted"]), f(bins["true"]))) for f in (min, max))
+    figure = go.Figure(go.Scatter(x=[low, high], y=[low, high], mode="lines", line={"color": "gray", "dash": "dash"}, name="calibrated", hoverinfo="skip"))
+    errors = {"type": "data", "array": bins["standard error"], "color": COLORS[0]}
+    hover = "predicted %{x:.4g}<br>true %{y:.4g} ± %{error_y.array:.2g}<br>%{text} LoRAs<extra></extra>"
+    figure.add_scatter(
+        x=bins["predicted"], y=bins["true"], error_y=errors, text=bins["LoRAs"], mode="markers+lines", name="bins of equal number", hovertemplate=hover,
+        marker={"color": COLORS[0], "size": 8},
+    )  # fmt: skip
+    title = f"share with {target}" if yes_no else f"mean true {target}"
+    figure.update_xaxes(title="mean prediction").update_yaxes(title=title)
+    return _finish(figure, 320, legend={"orientation": "h", "y": 1.12})
 
 
 def confusion_heatmap(matrix: pd.DataFrame) -> go.Figure:

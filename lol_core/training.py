@@ -20,7 +20,7 @@ from lol_core.batches import Batch, WeightSpec, concatenate, make_batch, module_
 from lol_core.checkpoint import Checkpoint, TrainingConfig, load_state, save_state
 from lol_core.devices import find_device
 from lol_core.errors import CheckpointError, LoLError, ModelError, TaskError
-from lol_core.evaluation import HEADLINE, bootstrap_interval, control_scores, norm_features, score, structure_features
+from lol_core.evaluation import HEADLINE, bootstrap_interval, control_scores, norm_features, quick_score, score, structure_features
 from lol_core.models import LoLModel, make_model
 from lol_core.tasks import Task, TaskKind, make_task
 from lol_core.zoo import Zoo, split_ids
@@ -253,7 +253,8 @@ class Fit:
             raise ModelError(f"Training diverged in epoch {epoch + 1}: the loss is not a number. Lower the learning rate, or normalise the inputs.")
         validation = self.outputs(self.split["validation"])
         validation_loss = self.task.loss(validation, self.encoded["validation"]).item()
-        self.history.append({"epoch": epoch + 1, "train_loss": total / len(ids), "validation_loss": validation_loss})
+        score_now = quick_score(self.task, validation, self.encoded["validation"])
+        self.history.append({"epoch": epoch + 1, "train_loss": total / len(ids), "validation_loss": validation_loss, "validation_score": score_now})
         if validation_loss < self.best_loss:
             self.best_loss, self.best_epoch, self.best = validation_loss, epoch + 1, self._weights()
         return True

@@ -1,18 +1,26 @@
-"""What a trained model says about every LoRA, beside the truth and the controls."""
+"""What trained models say about every LoRA: beside each other, the truth and the controls; where they err; and of a file dropped here."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
 from lol_core import plots
 from lol_core.checkpoint import Checkpoint
 from lol_core.errors import LoLError
-from lol_core.evaluation import METRIC_TITLES, confusion
+from lol_core.evaluation import METRIC_TITLES, calibration, confusion, error_slices
+from lol_core.formats import read
+from lol_core.leaderboard import disagreement, leaderboard, verdict
+from lol_core.lora import LoRA
+from lol_core.novelty import Known
 from lol_core.tasks import class_name
 from lol_core.zoo import Zoo
+from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.selection import marked, offer, select, selected, visible
 from ui.state import checkpoints, load_checkpoint
@@ -26,6 +34,38 @@ if not models:
     page_link("pages/Train.py", "Train one", ":material/model_training:")
     st.caption("Or open a checkpoint folder on the Home page.")
     st.stop()
+
+
+@st.cache_data(max_entries=16, show_spinner="Predicting every LoRA …")
+def predictions_of(folder: str, created: str, fingerprint: str, _model: Checkpoint, _zoo: Zoo) -> tuple[pd.DataFrame, dict[str, str]]:
+    return _model.predict_zoo(_zoo)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading what the model was trained on …")
+def known_to(folder: str, created: str, fingerprint: str, _model: Checkpoint, _zoo: Zoo) -> Known:
+    return Known.of(_model, _zoo)
+
+
+@st.cache_data(max_entries=8, show_spinner="Looking for LoRAs unlike those it was trained on …")
+def strange(folder: str, created: str, fingerprint: str, ids: tuple[str, ...], _known: Known, _zoo: Zoo) -> pd.DataFrame:
+    parts = [_known.strangeness([_zoo.load(id) for id in ids[start : start + 64]]) for start in range(0, len(ids), 64)]
+    return pd.concat(parts, ignore_index=True).set_index(pd.Index(ids))
+
+
+loaded: dict[str, Checkpoint] = {}
+for name, folder in models.items():
+    try:
+        loaded[name] = load_checkpoint(folder)
+    except LoLError as error:
+        st.caption(str(error))
+trained_here = [model for model in loaded.values() if model.zoo == zoo.name]
+if len(trained_here) > 1:
+    st.subheader("Leaderboard")
+    board = leaderboard(trained_here)
+    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")}
+    st.dataframe(board, hide_index=True, key="leaderboard", column_config=numbers)
+    st.caption("Seeds of one model together; each seed has its own split. Margin: test score less that of the best control on the same splits.")
+
 title = st.selectbox("Model", list(models), key="model", bind="query-params")
 need(title, "Choose a model.")
 try:
@@ -35,12 +75,6 @@ except LoLError as error:
     st.stop()
 for note in model.compare(zoo):
     st.warning(note)
-
-
-@st.cache_data(max_entries=16, show_spinner="Predicting every LoRA …")
-def predictions_of(folder: str, created: str, fingerprint: str, _model: Checkpoint, _zoo: Zoo) -> tuple[pd.DataFrame, dict[str, str]]:
-    return _model.predict_zoo(_zoo)
-
 
 predicted, refused = predictions_of(str(models[title]), model.created, zoo.fingerprint, model, zoo)
 need(len(predicted), "This model can read none of these LoRAs: they belong to another base model or hold other modules.")
@@ -56,6 +90,8 @@ if at_home:
     rows = {f"{part}": values for part, values in model.metrics.items()} | {f"test, control: {name}": values for name, values in model.controls.items()}
     scores = pd.DataFrame({METRIC_TITLES[name]: {part: values.get(name) for part, values in rows.items()} for name in shown})
     st.dataframe(scores.style.format("{:.4g}", na_rep="–"), key="scores")
+    said = verdict(model)
+    st.markdown(f":material/{'check_circle' if said.startswith('better') else 'warning'}: On the test part it is **{said}**.")
     if model.interval:
         n_test = len(model.split["test"])
         st.caption(f"95 % bootstrap interval of the headline test score over {n_test} LoRAs: {model.interval[0]:.3f} – {model.interval[1]:.3f}.")
@@ -70,8 +106,19 @@ truth = known.reindex(predicted.index)
 frame_ = pd.DataFrame({"name": [zoo.names[id] for id in predicted.index], "part": parts, "true": truth, "predicted": predicted[target]})
 
 
+def wrongness(rows: pd.DataFrame) -> pd.Series:
+    """How wrong each prediction is: predicted − true; for classes 1 where the class is another."""
+    if task.kind == "multiclass":
+        return (rows["true"].map(class_name) != rows["predicted"]).astype(float)
+    return rows["predicted"] - rows["true"].astype(float)
+
+
 def take_selection() -> None:
     marked(zoo, "scatter")
+
+
+if truth.notna().any():
+    offer(zoo, f"errors of {title}", wrongness(frame_.dropna(subset=["true"])).rename("error").to_frame())
 
 
 st.subheader(f"{target}: predicted against true")
@@ -82,17 +129,64 @@ compared = shown.dropna(subset=["true"])
 if not len(compared):
     st.info("These LoRAs have no label to compare with; the table below holds the predictions.")
 elif task.kind == "multiclass":
-    st.plotly_chart(
-        plots.confusion_heatmap(confusion(task, zoo.labels.loc[compared.index], predicted.loc[compared.index].iloc[:, 1:].to_numpy())), key="confusion"
-    )
+    counts = confusion(task, zoo.labels.loc[compared.index], predicted.loc[compared.index].iloc[:, 1:].to_numpy())
+    figure(plots.confusion_heatmap(counts), "confusion", "Confusion matrix, true classes in rows", counts)
 else:
-    figure = plots.predicted_against_true(compared, target, selected(zoo))
-    st.plotly_chart(figure, key="scatter", on_select=take_selection, selection_mode=("points", "box", "lasso"), alt="Predicted against true values")
+    scatter = plots.predicted_against_true(compared, target, selected(zoo))
+    figure(scatter, "scatter", "Predicted against true values", compared, on_select=take_selection, selection_mode=("points", "box", "lasso"))
     ordered = shown[shown["part"] != "train"].sort_values("predicted", ascending=False)
     with st.container(horizontal=True):
         for name, rows in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
             text = f"Select the {len(rows)} {name} predicted"
             st.button(text, icon=":material/select_all:", on_click=select, args=(zoo, list(rows.index)), key=f"select_{name}")
+
+if len(compared):
+    errors = wrongness(compared)
+    residual, calibrated, worst, others = st.tabs(
+        ["Residuals" if task.kind == "regression" else "Confusion", "Calibration", "Where it errs", "Where models disagree"]
+    )
+    with residual:
+        if task.kind == "regression":
+            figure(plots.residuals(compared, target), "residuals", "Predicted minus true values", compared.assign(residual=errors))
+        elif task.kind == "binary":
+            counts = pd.crosstab(compared["true"].astype(int).map(["no", "yes"].__getitem__), (compared["predicted"] > 0.5).map({False: "no", True: "yes"}))
+            figure(plots.confusion_heatmap(counts.rename_axis(columns=None)), "confusion", f"{target}, true in rows, predicted in columns", counts)
+        else:
+            st.caption("The confusion matrix stands above.")
+    with calibrated:
+        if task.kind == "multiclass":
+            chances = predicted.loc[compared.index].iloc[:, 1:]
+            bins = calibration(chances.max(axis=1), (compared["true"].map(class_name) == compared["predicted"]).astype(float))
+            figure(plots.calibration_curve(bins, "the predicted class", True), "calibration", "Share of right classes against the probability given", bins)
+        else:
+            bins = calibration(compared["predicted"], compared["true"])
+            figure(plots.calibration_curve(bins, target, task.kind == "binary"), "calibration", "Mean truth against mean prediction, in bins", bins)
+        st.caption(f"{len(compared)} LoRAs in {len(bins)} bins of equal number; bars: one standard error of the mean truth.")
+    with worst:
+        slices = error_slices(errors, zoo.labels.drop(columns=list(task.targets), errors="ignore"))
+        if slices.empty:
+            st.info("There is no other label to slice these LoRAs by, or too few of them.")
+        else:
+            bar = st.column_config.ProgressColumn(min_value=0, max_value=float(slices["ratio"].max()), format="%.2f ×")
+            columns = {"ratio": bar, "p": st.column_config.NumberColumn(format="%.2g"), "mean error": st.column_config.NumberColumn(format="%.4g")}
+            st.dataframe(slices.head(15), hide_index=True, key="slices", column_config=columns)
+            st.caption(f"Mean error of all: {errors.abs().mean():.4g}. p: rank-sum test of a part against the rest, not corrected for their number.")
+    with others:
+        rivals = {name: other for name, other in loaded.items() if target in other.task.targets and other.task.kind == task.kind != "multiclass"}
+        if len(rivals) < 2:
+            st.info(f"Train a second model, or a second seed, on {target} to see where they disagree.", icon=":material/arrow_forward:")
+        else:
+            told = {name: predictions_of(str(models[name]), other.created, zoo.fingerprint, other, zoo)[0][target] for name, other in rivals.items()}
+            apart = disagreement(told).reindex(columns=[*told, "spread"])
+            apart.insert(0, "true", known.reindex(apart.index))
+            apart.insert(0, "name", [zoo.names[id] for id in apart.index])
+            st.dataframe(apart.head(50), hide_index=True, key="apart")
+            correlation = float(np.corrcoef(np.stack([told[name].reindex(apart.index).to_numpy(float) for name in list(told)[:2]]))[0, 1])
+            st.caption(f"Correlation of the first two: {correlation:.3f}.")
+            furthest = list(apart.index[:EXTREMES])
+            st.button(
+                f"Select the {len(furthest)} they disagree on most", icon=":material/select_all:", on_click=select, args=(zoo, furthest), key="select_apart"
+            )
 
 st.subheader("Every LoRA")
 table = predicted.copy()
@@ -106,8 +200,64 @@ else:
             table.insert(2 + 2 * i, f"{name} (true)", zoo.labels[name].reindex(table.index))
     if task.kind == "regression":
         table["error"] = predicted[target] - truth.astype(float)
+if at_home and st.toggle("Mark LoRAs unlike those it was trained on", key="mark_strange"):
+    try:
+        known_loras = known_to(str(models[title]), model.created, zoo.fingerprint, model, zoo)
+        marks = strange(str(models[title]), model.created, zoo.fingerprint, tuple(predicted.index), known_loras, zoo)
+    except LoLError as error:
+        st.error(str(error))
+    else:
+        table.insert(2, "outside", marks["outside"].reindex(table.index))
+        outside = list(table.index[table["outside"]])
+        st.caption(f"{len(outside)} of {len(table):,} lie farther from the training LoRAs than 99 % of these from each other, in its latent or in their norms.")
+        if outside:
+            st.button("Select those outside", icon=":material/select_all:", on_click=select, args=(zoo, outside), key="select_outside")
 st.dataframe(table, hide_index=True, height=420, key="table")
 st.download_button("Download as CSV", table.rename_axis("lora").to_csv(), f"predictions-{Path(models[title]).name}.csv", "text/csv", icon=":material/download:")
 if refused:
     with st.expander(f"{len(refused)} LoRAs have no prediction", icon=":material/block:", key="no_prediction"):
         st.dataframe(pd.DataFrame([{"path": id, "reason": reason} for id, reason in refused.items()]), hide_index=True)
+
+st.subheader("A file of yours")
+dropped = st.file_uploader(
+    "Drop a LoRA file; for PEFT its adapter_config.json beside it", accept_multiple_files=True, key="dropped", help="It is read and forgotten, not stored."
+)
+
+
+def of_dropped(lora: LoRA) -> pd.DataFrame:
+    """What every model says of it, and whether it is like what the model knows."""
+    rows: list[dict[str, Any]] = []
+    for name, other in loaded.items():
+        row: dict[str, Any] = {"model": name}
+        try:
+            if problems := other.spec.misfits(lora):
+                rows.append(row | {"remark": " ".join(problems)})
+                continue
+            said = other.task.frame(other.predict([lora]), ["dropped"]).iloc[0]
+            row |= {"label": other.task.targets[0], "predicted": said.iloc[0], "test score": verdict(other)}
+            if other.zoo == zoo.name:
+                mark = known_to(str(models[name]), other.created, zoo.fingerprint, other, zoo).strangeness([lora]).iloc[0]
+                far = "unlike the LoRAs it was trained on: take it as a guess" if mark["outside"] else "like the LoRAs it was trained on"
+                row["remark"] = f"{far} (farther than {mark['latent']:.0%} of them in its latent, {mark['norms']:.0%} in norms)"
+            rows += [row | {"label": label, "predicted": value} for label, value in said.items()] if other.task.kind != "multiclass" else [row]
+        except LoLError as error:
+            rows.append(row | {"remark": str(error)})
+    return pd.DataFrame(rows)
+
+
+if dropped:
+    with tempfile.TemporaryDirectory() as place:
+        for file in dropped:
+            (Path(place) / Path(file.name).name).write_bytes(file.getvalue())
+        weights = [path for path in sorted(Path(place).iterdir()) if path.suffix != ".json"]
+        for path in weights:
+            try:
+                lora = read(Path(place) if path.name.startswith("adapter_model") else path)
+                lora.check_finite()
+            except LoLError as error:
+                st.error(str(error).replace(f"{place}/", ""), icon=":material/broken_image:")
+                continue
+            st.markdown(f"**{path.name}**: {lora.dialect}, {len(lora.layers)} modules, rank {', '.join(map(str, lora.ranks))}")
+            st.dataframe(of_dropped(lora).astype({"predicted": str}, errors="ignore"), hide_index=True, key=f"dropped_{path.name}")
+        if not weights:
+            st.warning("There is no weights file among these. Drop the .safetensors file as well.")

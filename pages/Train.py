@@ -14,10 +14,12 @@ from lol_core.checkpoint import Checkpoint, TrainingConfig
 from lol_core.devices import devices
 from lol_core.errors import LoLError
 from lol_core.evaluation import HEADLINE, METRIC_TITLES
+from lol_core.leaderboard import leaderboard, verdict
 from lol_core.models import MODELS, ModelConfig
 from lol_core.models.layers import NONLINEARITIES
 from lol_core.tasks import guess_kind
 from lol_core.training import Plan, plan
+from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import Run, TrainingJob
 from ui.state import checkpoints, load_checkpoint, runs_folder, session
@@ -104,6 +106,7 @@ def results_table(models: list[Checkpoint]) -> pd.DataFrame:
             "targets": ", ".join(model.task.targets),
             "metric": METRIC_TITLES[name],
             "test": test[name],
+            "verdict": verdict(model),
         }
         row["95 % interval"] = f"{model.interval[0]:.3f} – {model.interval[1]:.3f}" if model.interval else ""
         row["training"] = model.metrics["train"][name]
@@ -153,7 +156,7 @@ def watch() -> None:
         st.rerun(scope="app")
     histories = {run.title: run.progress.history for run in job.runs if run.progress.history}
     if histories:
-        st.plotly_chart(plots.learning_curves(histories), key="curves", alt="Training and validation loss against epochs")
+        figure(plots.learning_curves(histories), "curves", "Loss and validation score against epochs")
     for run in job.runs:
         if run.error:
             st.error(f"{run.title}: {run.error}")
@@ -162,6 +165,10 @@ def watch() -> None:
     done = [run.checkpoint for run in job.runs if run.checkpoint is not None]
     if done:
         st.dataframe(results_table(done), hide_index=True, key="results")
+        for model in done:
+            said = verdict(model)
+            mark = "check_circle" if said.startswith("better") else "warning"
+            st.markdown(f":material/{mark}: {model.title} is **{said}** on its {len(model.split['test'])} test LoRAs.")
         for model in done:
             for id, reason in list(model.left_out.items())[:3]:
                 st.caption(f"{model.model.title}: left out {id}: {reason}")
@@ -178,7 +185,17 @@ for title, folder in saved.items():
         kept.append((title, folder, load_checkpoint(folder)))
     except LoLError as problem:
         st.caption(str(problem))
-st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key="saved")
+together, single, curves = st.tabs(["Seeds together", "Every model", "Curves"])
+with together:
+    board = leaderboard([model for *_, model in kept if model.zoo == zoo.name])
+    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")}
+    st.dataframe(board, hide_index=True, key="leaderboard", column_config=numbers)
+with single:
+    st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key="saved")
+with curves:
+    compared = st.multiselect("Compare", [title for title, *_ in kept], default=[title for title, *_ in kept][:3], key="compared")
+    if histories := {title: model.history for title, _, model in kept if title in compared and model.history}:
+        figure(plots.learning_curves(histories), "kept_curves", "Loss and validation score of kept models against epochs")
 choice, resume, delete, predictions = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
 selected = choice.selectbox("Model", [title for title, *_ in kept])  # without a key: a new list selects its first, the newest
 _, folder, model = next(item for item in kept if item[0] == selected)
