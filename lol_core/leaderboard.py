@@ -42,7 +42,7 @@ def verdict(checkpoint: Checkpoint) -> str:
 def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     """A row for each model and targets, its seeds together: mean and standard deviation of the headline test metric, and its best control over the same seeds.
 
-    Columns: predicts, model, seeds, metric, test, ± std (NaN for one seed), best control, its score, margin, verdict, parameters; the best first within
+    Columns: predicts, model, seeds, metric, test, ± std (NaN for one seed), verdict, best control, its score, margin, parameters; the best first within
     the same targets. Over several seeds a margin within two standard deviations of its mean is not clear.
     """
     groups: dict[tuple[tuple[str, ...], str, str], list[Checkpoint]] = {}
@@ -59,12 +59,13 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
         rows.append(
             {
                 "predicts": ", ".join(targets), "model": title, "seeds": len({member.config.seed for member in members}), "metric": METRIC_TITLES[name],
-                "test": scores.mean(), "± std": scores.std(ddof=1) if len(scores) > 1 else np.nan, "best control": CONTROL_TITLES.get(control, control),
+                "test": scores.mean(), "± std": scores.std(ddof=1) if len(scores) > 1 else np.nan,
+                "verdict": verdict(members[0]) if len(members) == 1 else _over_seeds(margins, control), "best control": CONTROL_TITLES.get(control, control),
                 "control score": means[control] if control else np.nan, "margin": margins.mean(),
-                "verdict": verdict(members[0]) if len(members) == 1 else _over_seeds(margins, control), "parameters": members[0].model.n_parameters,
+                "parameters": members[0].model.n_parameters,
             }
         )  # fmt: skip
-    columns = ["predicts", "model", "seeds", "metric", "test", "± std", "best control", "control score", "margin", "verdict", "parameters"]
+    columns = ["predicts", "model", "seeds", "metric", "test", "± std", "verdict", "best control", "control score", "margin", "parameters"]
     return pd.DataFrame(rows, columns=columns).sort_values(["predicts", "test"], ascending=[True, False], ignore_index=True)
 
 

@@ -115,6 +115,26 @@ def module_norms(names: Sequence[str], norms: Sequence[float], title: str = "‖
     return _finish(figure, 320)
 
 
+def base_map(table: pd.DataFrame, title: str, signed: bool = False) -> go.Figure:
+    """A map of the base model: projections in rows, blocks in columns, coloured by a number of each module; signed: with zero in the middle of the scale."""
+    short = [str(block) if len(str(block)) <= 28 else "… " + str(block)[-26:] for block in table.columns]
+    limit = float(np.nanmax(np.abs(table.to_numpy()), initial=0.0)) or 1.0
+    scale = {"colorscale": "RdBu", "zmin": -limit, "zmax": limit} if signed else {"colorscale": "Viridis", "zmin": 0.0, "zmax": limit}
+    blocks = np.broadcast_to(np.array([str(block) for block in table.columns]), table.shape)
+    heat = go.Heatmap(z=table.to_numpy(), x=list(range(len(short))), y=list(table.index), customdata=blocks, xgap=1, ygap=1, **scale)
+    figure = go.Figure(heat.update(colorbar={"title": title, "thickness": 12}, hovertemplate="%{customdata}<br>%{y}: %{z:.4g}<extra></extra>"))
+    figure.update_xaxes(title="block, in the file's order", tickvals=list(range(len(short))), ticktext=short, showticklabels=len(short) <= 24)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return _finish(figure, 160 + 26 * len(table) + (60 if len(short) <= 24 else 0))
+
+
+def frequencies(counts: pd.Series, title: str) -> go.Figure:
+    """Counts of words, the most frequent on top."""
+    figure = go.Figure(go.Bar(x=counts.to_numpy(), y=list(counts.index), orientation="h", marker={"color": COLORS[0]}))
+    figure.update_yaxes(autorange="reversed", automargin=True, dtick=1).update_xaxes(title=title)
+    return _finish(figure, 80 + 20 * len(counts))
+
+
 def module_comparison(table: pd.DataFrame, first: str, second: str) -> go.Figure:
     """Norms of two LoRAs side by side, and the cosine of their updates, module by module. table: as the page LoRA makes it, indexed by module."""
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.06)

@@ -6,10 +6,13 @@ With it come the health of a file and the LoRAs that are the same function.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from lol_core.errors import LoRAFormatError
-from lol_core.geometry import effective_rank, same_function, spectrum
+from lol_core.geometry import effective_rank, inner_product, same_function, spectrum
 from lol_core.index import Entry, Index
 from lol_core.lora import LoRA
 from lol_core.zoo import Zoo
@@ -169,6 +172,42 @@ def contradictions(entry: Entry) -> list[str]:
     return marks
 
 
+def nearest(zoo: Zoo, surveys: dict[str, Survey], id: str, count: int = 8, candidates: int = 40) -> pd.DataFrame:
+    """The LoRAs whose updates are nearest to one: index ids; columns distance, ‖ΔW − ΔW′‖ / ‖ΔW‖, and cosine, ascending by distance.
+
+    Sketches choose the candidates; the numbers are exact, over the modules of both (a module that only one has counts as zero in the other).
+    """
+    own = surveys[id]
+    others = [other for other, found in surveys.items() if other != id and found.problem is None and found.norm > 0 and other in zoo.by_id]
+    if own.problem is not None or own.norm == 0 or not others:
+        return pd.DataFrame(columns=["distance", "cosine"])
+    gaps = np.linalg.norm(np.stack([surveys[other].sketch for other in others]) - own.sketch, axis=1)
+    lora = zoo.load(id)
+    rows = {}
+    for i in np.argsort(gaps)[:candidates]:
+        other = zoo.load(others[i])
+        product = 0.0
+        for layer in lora.layers:
+            if layer.name in other.names and (other[layer.name].n, other[layer.name].m) == (layer.n, layer.m):
+                product += inner_product(layer, other[layer.name])
+        a, b = own.norm, surveys[others[i]].norm
+        rows[others[i]] = (max(a**2 + b**2 - 2 * product, 0.0) ** 0.5 / a, product / (a * b))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["distance", "cosine"]).nsmallest(count, "distance")
+
+
+def layer_map(values: pd.Series) -> pd.DataFrame:
+    """Values of modules, by name, as a map of the base model: a row for each kind of projection, a column for each block, in the file's order.
+
+    The block is the name up to its last number that is followed by something (encoder.layer.3), the projection is the rest (attention.self.key);
+    the numbers of diffusers' to_out.0 and ff.net.2 belong to the projection.
+    """
+    parts = [re.match(r"(?:(.*(?<!net)(?<!to_out)[._]\d+)[._])?(.+)$", str(name)) for name in values.index]
+    blocks = [(part[1] or "") if part else "" for part in parts]
+    rows = [part[2] if part else str(name) for part, name in zip(parts, values.index, strict=True)]
+    table = pd.DataFrame({"row": rows, "block": blocks, "value": values.to_numpy()})
+    return table.pivot_table("value", "row", "block", "sum", sort=False, observed=True)
+
+
 def duplicates(zoo: Zoo, surveys: dict[str, Survey], tolerance: float = SAME) -> pd.DataFrame:
     """LoRAs that are the same function, whatever their file, factors, dtype or padded rank: a row for each, with columns group, lora, identical.
 
@@ -193,3 +232,18 @@ def duplicates(zoo: Zoo, surveys: dict[str, Survey], tolerance: float = SAME) ->
     table["identical"] = table.duplicated(["group", "digest"], keep=False)
     table["group"] = table["group"].rank(method="dense").astype(int)
     return table.sort_values(["group", "lora"]).drop(columns="digest").reset_index(drop=True)
+
+
+def tag_counts(metadata: Mapping[str, Any]) -> pd.Series:
+    """How often each tag stands in the captions a kohya LoRA was trained on (`ss_tag_frequency`, summed over its folders), the most frequent first."""
+    said = metadata.get("ss_tag_frequency")
+    try:
+        folders = json.loads(said) if isinstance(said, str) else said
+    except ValueError:
+        folders = None
+    counts: dict[str, int] = {}
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if isinstance(count, int):
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    return pd.Series(counts, dtype=int, name="count").sort_values(ascending=False, kind="stable")

@@ -18,10 +18,13 @@ from lol_core.evaluation import METRIC_TITLES
 from lol_core.formats.writing import forms_of, packed
 from lol_core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum, truncate
 from lol_core.lora import LoRA
-from lol_core.survey import SAME
+from lol_core.survey import SAME, Survey, layer_map, nearest, tag_counts
 from lol_core.training import headline
-from ui.frame import frame, need
-from ui.state import checkpoints, load_checkpoint, load_lora
+from lol_core.zoo import Zoo
+from ui.figures import figure
+from ui.frame import frame, need, page_link
+from ui.selection import select
+from ui.state import checkpoints, load_checkpoint, load_lora, preview_of, surveys_of
 
 zoo = frame("LoRA")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
@@ -78,19 +81,47 @@ def compared(digest: str, other: str, _first: LoRA, _second: LoRA) -> tuple[pd.D
     return table, same_function(_first, _second, SAME)
 
 
+@st.cache_data(max_entries=32, show_spinner="Looking for neighbours …")
+def nearest_to(fingerprint: str, n_read: int, id: str, _zoo: Zoo, _known: dict[str, Survey]) -> pd.DataFrame:
+    return nearest(_zoo, _known, id)
+
+
 spectra = spectra_of(entry.digest, lora)
 sigmas = [pd.Series(spectra[layer.name]).to_numpy() for layer in lora.layers]
 norms = [float((sigma**2).sum() ** 0.5) for sigma in sigmas]
+effective = [effective_rank(torch.tensor(spectra[layer.name])) for layer in lora.layers]
+COLOURINGS: dict[str, list[float]] = {
+    "‖ΔW‖": norms,
+    "largest singular value": [float(sigma.max(initial=0.0)) for sigma in sigmas],
+    "energy of the largest singular value": [float(sigma.max(initial=0.0) ** 2 / max((sigma**2).sum(), 1e-30)) for sigma in sigmas],
+    "effective rank": effective,
+}
+models = {title: folder for title, folder in checkpoints(zoo).items() if not load_checkpoint(folder).spec.misfits(entry)}
+st.subheader("The layers of the base model")
+asked = [f"contribution to {title}" for title in models]
+colouring = st.selectbox("Coloured by", [*COLOURINGS, *asked], key="coloured_by", bind="query-params") or "‖ΔW‖"
+if colouring in COLOURINGS:
+    values, unit, signed = pd.Series(COLOURINGS[colouring], index=lora.names), colouring, False
+else:
+    checkpoint = load_checkpoint(models[colouring.removeprefix("contribution to ")])
+    outputs = list(checkpoint.task.classes or checkpoint.task.targets)
+    output = st.selectbox("Output", outputs, key="asked_output") if len(outputs) > 1 else outputs[0]
+    values, unit, signed = contributions(checkpoint, lora, outputs.index(output)), f"∂ {output} / ∂ scale", True
+table = values.rename(unit).to_frame()
+figure(plots.base_map(layer_map(values), unit, signed), "base_map", f"Map of the base model's modules coloured by {unit}", table)
+strongest = list(values.abs().sort_values(ascending=False).index[:3])
+st.caption("Most of all: " + ", ".join(f"`{name}` ({values[name]:.3g})" for name in strongest) + ".")
 left, right = st.columns(2)
-left.subheader("Size of the update by module")
-left.plotly_chart(plots.module_norms(lora.names, norms), key="norms", alt="Frobenius norm of each module's update")
-right.subheader("Singular values")
-strongest = sorted(range(len(norms)), key=lambda i: -norms[i])[:12]
-right.plotly_chart(
-    plots.spectra([lora.names[i] for i in strongest], [sigmas[i] for i in strongest]), key="spectra", alt="Singular values of each module's update"
-)
-if len(norms) > len(strongest):
-    right.caption(f"The {len(strongest)} modules with the largest ‖ΔW‖ of {len(norms)}.")
+with left:
+    st.subheader("Size of the update by module")
+    figure(plots.module_norms(lora.names, norms), "norms", "Frobenius norm of each module's update", pd.DataFrame({"module": lora.names, "‖ΔW‖": norms}))
+with right:
+    st.subheader("Singular values")
+    largest_first = sorted(range(len(norms)), key=lambda i: -norms[i])[:12]
+    chart = plots.spectra([lora.names[i] for i in largest_first], [sigmas[i] for i in largest_first])
+    figure(chart, "spectra", "Singular values of each module's update")
+    if len(norms) > len(largest_first):
+        st.caption(f"The {len(largest_first)} modules with the largest ‖ΔW‖ of {len(norms)}.")
 
 st.subheader("Layers")
 layers = pd.DataFrame(
@@ -104,7 +135,7 @@ layers = pd.DataFrame(
             "alpha": layer.alpha,
             "scale": layer.scale,
             "‖ΔW‖": norms[i],
-            "effective rank": effective_rank(torch.tensor(spectra[layer.name])),
+            "effective rank": effective[i],
             "largest σ": sigmas[i].max(initial=0.0),
         }
         for i, layer in enumerate(lora.layers)
@@ -112,6 +143,26 @@ layers = pd.DataFrame(
 )
 st.dataframe(layers, hide_index=True, height=min(420, 38 + 35 * len(layers)))
 st.download_button("Download as CSV", layers.to_csv(index=False), "layers.csv", "text/csv", icon=":material/download:")
+
+st.subheader("Nearest in weight space")
+known = surveys_of(zoo)
+if chosen not in known or len(known) < min(len(zoo), 2):
+    st.info("The weights of this collection have not been read yet.", icon=":material/arrow_forward:")
+    page_link("pages/Zoo.py", "Read them on the page Zoo", ":material/table_rows:")
+else:
+    near = nearest_to(zoo.fingerprint, len(known), chosen, zoo, known)
+    if near.empty:
+        st.caption("It is zero, or no other LoRA has been read.")
+    else:
+        shown = near.assign(name=[zoo.names[id] for id in near.index])[["name", "distance", "cosine"]].join(zoo.labels)
+        numbers = {name: st.column_config.NumberColumn(format="%.4g") for name in ("distance", "cosine")}
+        st.dataframe(shown, hide_index=True, key="near", column_config=numbers)
+        if pictures := [(id, path) for id in [chosen, *near.index] if (path := preview_of(zoo, id))]:
+            with st.container(horizontal=True):
+                for id, path in pictures:
+                    st.image(str(path), width=180, caption=zoo.names[id])
+        st.caption("Distance: ‖ΔW − ΔW′‖ / ‖ΔW‖ over all modules." + (f" {len(known):,} of {len(zoo):,} have been read." if len(known) < len(zoo) else ""))
+        st.button("Select these", icon=":material/select_all:", on_click=select, args=(zoo, [chosen, *near.index]), key="select_near")
 
 st.subheader("Beside another LoRA")
 others = [id for id in zoo.ids if id != chosen]
@@ -137,7 +188,6 @@ if second:
             )
             st.dataframe(differences, key="differences", height=min(320, 38 + 35 * len(differences)))
 
-models = {title: folder for title, folder in checkpoints(zoo).items() if not load_checkpoint(folder).spec.misfits(entry)}
 if models:
     st.subheader("What models say")
     rows = []
@@ -156,16 +206,6 @@ if models:
             known = {"model": title, "label": name, "predicted": predicted[name].iloc[0], "true": true, "part": part}
             rows.append(known | {f"test {METRIC_TITLES[metric]}": best, "best control": control})
     st.dataframe(pd.DataFrame(rows).astype({"predicted": str, "true": str}), hide_index=True, key="said")
-    asked = st.selectbox("Modules that move the prediction of", list(dict.fromkeys(row["model"] for row in rows)), key="asked")
-if models and asked:
-    checkpoint = load_checkpoint(models[asked])
-    outputs = list(checkpoint.task.classes or checkpoint.task.targets)
-    output = st.selectbox("Output", outputs, key="asked_output") if len(outputs) > 1 else outputs[0]
-    moved = contributions(checkpoint, lora, outputs.index(output))
-    figure = plots.module_norms(list(moved.index), moved.to_list(), f"∂ {output} / ∂ scale")
-    st.plotly_chart(figure, key="contributions", alt="How fast the prediction grows with each module's update")
-    strongest_module = moved.abs().idxmax()
-    st.caption(f"How fast the prediction would grow if a module's ΔW were scaled up. It rests most on `{strongest_module}` ({moved[strongest_module]:+.3g}).")
 
 st.subheader("Resize and save")
 forms = forms_of(lora)
@@ -198,6 +238,16 @@ if labels:
     rows = [{"label": column, "value": str(value)} for column, value in labels.items()]
     st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(280, 38 + 35 * len(rows)))
 st.subheader("Metadata")
+if len(tags := tag_counts(lora.metadata)):
+    few = tags.head(30)
+    figure(
+        plots.frequencies(few, "pictures with the tag"),
+        "tags",
+        "How often each tag occurs in the captions it was trained on",
+        tags.rename_axis("tag").to_frame(),
+    )
+    if len(tags) > len(few):
+        st.caption(f"The {len(few)} most frequent of {len(tags):,} tags.")
 said = {key: value for key, value in lora.metadata.items() if value not in (None, "", [], {}, False)}
 if said:
     rows = [{"key": key, "value": value if isinstance(value, str) else json.dumps(value, default=str)} for key, value in said.items()]

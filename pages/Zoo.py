@@ -10,13 +10,13 @@ import pandas as pd
 import streamlit as st
 from PIL import Image
 
-from lol_core.survey import SAME, Survey, Surveys, duplicates, health
+from lol_core.survey import SAME, Survey, duplicates, health
 from lol_core.zoo import Zoo
 from ui.frame import frame, need, page_link
 from ui.jobs import SurveyJob
 from ui.progress import follow
 from ui.selection import select, visible
-from ui.state import preview_of, session
+from ui.state import preview_of, session, surveys_of
 
 MAX_WRAPPED = 100
 GALLERY_PAGE = 48
@@ -37,11 +37,6 @@ if len(zoo) and zoo.labels.shape[1] and (unlabelled := int(zoo.labels.isna().all
 def searchable(fingerprint: str, _zoo: Zoo) -> list[str]:
     """What a search looks through: path, base model and everything the header says."""
     return [" ".join([e.path, e.base_model or "", e.suggested_base or "", json.dumps(e.metadata or {}, ensure_ascii=False)]) for e in _zoo.entries]
-
-
-@st.cache_data(max_entries=4, show_spinner=False)
-def surveys_of(fingerprint: str, n_read: int, _zoo: Zoo) -> dict[str, Survey]:
-    return Surveys(_zoo).known()
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
@@ -101,8 +96,8 @@ def gallery(ids: list[str]) -> None:
                 page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=zoo.names[id])
 
 
-n_read = len(zoo) and Surveys(zoo).count()
-known = surveys_of(zoo.fingerprint, n_read, zoo) if len(zoo) else {}
+known = surveys_of(zoo)
+n_read = len(known)
 table = zoo.table().join(surveyed(zoo.fingerprint, n_read, zoo, known)) if len(zoo) else pd.DataFrame()
 same = same_functions(zoo.fingerprint, n_read, zoo, known) if len(zoo) else pd.DataFrame()
 n_groups = int(same["group"].nunique()) if len(same) else 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,10 +16,10 @@ from hypothesis import strategies as st
 
 from lol_core.geometry import distance, norm
 from lol_core.lora import LoRA
-from lol_core.survey import SKETCH, Surveys, duplicates, health, sketch, survey
+from lol_core.survey import SKETCH, Surveys, duplicates, health, layer_map, nearest, sketch, survey, tag_counts
 from lol_core.symmetry import sample_gl
 from lol_core.zoo import Zoo
-from tests.builders import MODULES, random_lora, write_peft
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 
 def turned(lora: LoRA, seed: int, condition: float = 20.0) -> LoRA:
@@ -108,3 +111,30 @@ def test_health(tmp_path: Path) -> None:
     assert marks["well"] == ""
     assert "never trained" in marks["zero"] and "1 of 3 modules" in marks["half"] and "NaN" in marks["broken"]
     assert "12%" in marks["narrow"] and "claims rank 64" in marks["liar"]
+
+
+def test_the_nearest_are_those_of_the_exact_distance(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 12)
+    zoo = Zoo.open(tmp_path / "zoo")
+    surveys = Surveys(zoo).complete()
+    first = zoo.ids[0]
+    own = zoo.load(first)
+    near = nearest(zoo, surveys, first, count=5)
+    exact = {id: math.sqrt(sum(distance(layer, zoo.load(id)[layer.name]) ** 2 for layer in own.layers)) / surveys[first].norm for id in zoo.ids if id != first}
+    assert list(near.index) == sorted(exact, key=exact.__getitem__)[:5]
+    assert near["distance"].to_dict() == pytest.approx({id: exact[id] for id in near.index}, rel=1e-4)
+    assert near["cosine"].between(-1, 1).all() and first not in near.index
+
+
+def test_modules_form_a_map_of_blocks_and_projections() -> None:
+    names = ["down.0.attn.1.attn1.to_out.0", "down.0.attn.1.attn1.to_v", "down.0.attn.2.attn1.to_v", "down.0.attn.2.ff.net.0.proj", "proj_in"]
+    table = layer_map(pd.Series(range(1, 6), index=names))
+    assert table.loc["attn1.to_out.0", "down.0.attn.1"] == 1 and table.loc["attn1.to_v", "down.0.attn.2"] == 3
+    assert table.loc["ff.net.0.proj", "down.0.attn.2"] == 4 and table.loc["proj_in", ""] == 5
+    assert table.notna().to_numpy().sum() == 5
+
+
+def test_tags_are_summed_over_folders_and_nonsense_is_no_tag() -> None:
+    counts = tag_counts({"ss_tag_frequency": json.dumps({"a": {"hat": 2, "dog": 5}, "b": {"hat ": 4, "bad": "x"}})})
+    assert counts.to_dict() == {"hat": 6, "dog": 5} and list(counts.index) == ["hat", "dog"]
+    assert tag_counts({}).empty and tag_counts({"ss_tag_frequency": "no json"}).empty and tag_counts({"ss_tag_frequency": [1]}).empty

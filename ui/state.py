@@ -14,6 +14,7 @@ from lol_core.errors import CheckpointError
 from lol_core.generation import Painter
 from lol_core.index import cache_folder
 from lol_core.lora import LoRA
+from lol_core.survey import Survey, Surveys
 from lol_core.zoo import Zoo
 from ui.jobs import DrawingJob, Drawn, MapJob, MapSettings, SurveyJob, TrainingJob
 
@@ -108,6 +109,16 @@ def _load_lora(fingerprint: str, digest: str, id: str, _zoo: Zoo) -> LoRA:
 def load_lora(zoo: Zoo, id: str) -> LoRA:
     """A LoRA with its weights, cached by content. Raises LoRAFormatError."""
     return _load_lora(zoo.fingerprint, zoo.by_id[id].digest, id, zoo)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _surveys(fingerprint: str, count: int, _zoo: Zoo) -> dict[str, Survey]:
+    return Surveys(_zoo).known()
+
+
+def surveys_of(zoo: Zoo) -> dict[str, Survey]:
+    """id → what has been read of the weights so far, taken from the disk only when there is more of it."""
+    return _surveys(zoo.fingerprint, Surveys(zoo).count(), zoo) if len(zoo) else {}
 
 
 def known_base(zoo: Zoo) -> str:
