@@ -8,8 +8,8 @@ import streamlit as st
 
 from lol_core.checkpoint import Checkpoint
 from lol_core.errors import CheckpointError
-from ui.frame import frame, page_link, set_url
-from ui.state import SAMPLE_SUBJECTS, SAMPLE_ZOO, SAMPLE_ZOOS, checkpoints, load_checkpoint, session
+from ui.frame import frame, open_collection, page_link
+from ui.state import SAMPLE_SUBJECTS, SAMPLE_ZOOS, checkpoints, load_checkpoint, recent, session
 
 zoo = frame("LoL Explorer")
 st.markdown(
@@ -36,21 +36,26 @@ with st.container(border=True):
     else:
         st.info("No LoRA could be read here. The Zoo page lists each file with the reason, if there are any.")
 
-st.subheader("What next")
-steps = st.columns(4)
-with steps[0].container(border=True, height="stretch"):
-    st.markdown("**1 · Look**\n\nEvery file with its dialect, base model, rank and labels, and for what was refused the reason.")
-    page_link("pages/Zoo.py", "Open the Zoo", ":material/table_rows:")
-with steps[1].container(border=True, height="stretch"):
-    st.markdown("**2 · Train**\n\nFit GL-net, or another of the five LoL models, to predict one of the labels. Live curves, seconds on the sample zoo.")
-    page_link("pages/Train.py", "Train a model", ":material/model_training:")
-with steps[2].container(border=True, height="stretch"):
-    st.markdown("**3 · Turn R**\n\nTransform a LoRA by random invertible matrices: the same function, other weights. See which predictions move.")
-    page_link("pages/Invariance.py", "See invariance", ":material/rotate_right:")
-
-with steps[3].container(border=True, height="stretch"):
-    st.markdown("**4 · See**\n\nWhat the LoRAs draw that a model ranks highest and lowest, beside the base model, from the same prompts and seeds.")
-    page_link("pages/Images.py", "Look at images", ":material/image:")
+STEPS = (
+    ("Look", "Zoo", "Every file with its dialect, base model, rank, labels and previews, and for what was refused the reason.", "Open the Zoo", "table_rows"),
+    (
+        "Train",
+        "Train",
+        "Fit GL-net, or another of the five LoL models, to predict a label. Seconds on glosses.",
+        "Train a model",
+        "model_training",
+    ),
+    ("Turn R", "Invariance", "The same LoRA with other factors: see which models notice, and which cannot.", "See invariance", "rotate_right"),
+    ("See", "Images", "What the LoRAs draw that a model ranks highest and lowest, beside the base model.", "Look at images", "image"),
+)
+done = {page for _, page, *_ in STEPS if page in session().visited and (page != "Train" or checkpoints(zoo))}
+ahead = next((page for _, page, *_ in STEPS if page not in done), None)
+st.subheader("A first visit" if len(done) < 3 else "Go on")
+for i, (place, (name, page, words, link, icon)) in enumerate(zip(st.columns(len(STEPS)), STEPS, strict=True), 1):
+    with place.container(border=True, height="stretch"):
+        mark = " :green[:material/check_circle:]" if page in done else " :blue-badge[next]" if page == ahead else ""
+        st.markdown(f"**{i} · {name}**{mark}\n\n{words}")
+        page_link(f"pages/{page}.py", link, f":material/{icon}:")
 
 st.subheader("Open something else")
 left, right = st.columns(2)
@@ -58,13 +63,14 @@ with left:
     st.markdown("**A folder of LoRAs**: type its path under *Collection* in the sidebar. Every dialect is read; nothing is written into the folder.")
     st.markdown("**A zoo that came with the program**, fine-tuned for real:")
 
-    def open_sample(name: str) -> None:
-        set_url("collection", "" if SAMPLE_ZOOS[name] == SAMPLE_ZOO else str(SAMPLE_ZOOS[name]))
-        set_url("labels", "")
-
     with st.container(horizontal=True):
         for name, folder in SAMPLE_ZOOS.items():
-            st.button(name, on_click=open_sample, args=(name,), icon=":material/pets:", disabled=zoo.folder == folder.resolve(), help=SAMPLE_SUBJECTS[name])
+            is_open, sample = zoo.folder == folder.resolve(), str(folder)
+            st.button(name, on_click=open_collection, args=(sample,), icon=":material/pets:", disabled=is_open, help=SAMPLE_SUBJECTS[name])
+    if others := [(folder, labels) for folder, labels in recent() if Path(folder).resolve() != zoo.folder]:
+        st.markdown("**Opened before:**")
+        for folder, labels in others:
+            st.button(folder, on_click=open_collection, args=(folder, labels), icon=":material/history:", type="tertiary", key=f"recent {folder}")
 with right:
     checkpoint = st.text_input("A trained model (checkpoint folder)", placeholder="path of a folder with checkpoint.json")
     if checkpoint:

@@ -150,6 +150,28 @@ def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["column", "effect", "p", "says"]).sort_values("effect", ascending=False, ignore_index=True)
 
 
+def name_clusters(clusters: pd.Series, labels: pd.DataFrame, least: float = 0.3) -> dict[int, str]:
+    """Cluster number → what tells it apart in a word or two, from the column with the largest effect (see `explain`); "cluster k" when none reaches `least`.
+
+    clusters: by id, −1 for those in none.
+    """
+    names: dict[int, str] = {}
+    for k in sorted(set(clusters) - {-1}):
+        members = list(clusters.index[clusters == k])
+        reasons = explain(labels.reindex(clusters.index), members)
+        names[int(k)] = f"cluster {k + 1}"
+        if len(reasons) and reasons.loc[0, "effect"] >= least:
+            column = str(reasons.loc[0, "column"])
+            inside = labels[column].reindex(members).dropna()
+            if not pd.api.types.is_numeric_dtype(inside):
+                names[int(k)] = str(inside.astype(str).mode()[0])
+            elif set(labels[column].dropna().unique()) <= {0, 1}:
+                names[int(k)] = column if inside.mean() > 0.5 else f"no {column}"
+            else:
+                names[int(k)] = f"{'high' if inside.mean() > labels[column].mean() else 'low'} {column}"
+    return names
+
+
 def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     """The ids of LoRAs that adapt the same modules of the same shapes, the largest family first: those that have distances to each other."""
     found: dict[frozenset[tuple[str, int, int]], list[str]] = {}

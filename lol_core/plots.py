@@ -254,7 +254,7 @@ def matrices(shown: Mapping[str, np.ndarray]) -> go.Figure:
     return _finish(figure, 260)
 
 
-def ranking(scores: pd.Series, measured: pd.Series | None, title: str) -> go.Figure:
+def ranking(scores: pd.Series, measured: pd.Series | None, title: str, selected: Sequence[str] = ()) -> go.Figure:
     """Scores in falling order against their rank, with the measured values where they are something else."""
     names, ranks = list(scores.index), np.arange(1, len(scores) + 1)
     figure = go.Figure()
@@ -265,13 +265,32 @@ def ranking(scores: pd.Series, measured: pd.Series | None, title: str) -> go.Fig
         x=ranks, y=scores, customdata=names, name="predicted" if measured is not None else "measured", mode="markers", marker={"color": COLORS[0], "size": 6}
     )
     figure.update_traces(hovertemplate="%{customdata}<br>rank %{x}: %{y:.4g}")
+    if chosen := set(selected) & set(names):
+        figure.update_traces(selectedpoints=[i for i, name in enumerate(names) if name in chosen], unselected={"marker": {"opacity": 0.15}})
     figure.update_xaxes(title="rank").update_yaxes(title=title)
     return _finish(figure, 240, legend={"orientation": "h", "y": 1.15})
 
 
-def collection_map(picture: pd.DataFrame, names: Mapping[str, str], colours: pd.Series | None, selected: Sequence[str]) -> go.Figure:
-    """LoRAs as points. picture: index ids, columns x, y (and z); colours: by id, numbers as a scale, anything else as categories; selected ones stand out."""
+def collection_map(
+    picture: pd.DataFrame,
+    names: Mapping[str, str],
+    colours: pd.Series | None,
+    selected: Sequence[str],
+    density: bool = False,
+    regions: Mapping[str, Sequence[str]] | None = None,
+) -> go.Figure:
+    """LoRAs as points. picture: index ids, columns x, y (and z); colours: by id, numbers as a scale, anything else as categories; selected ones stand out.
+
+    density: shaded contours under the points; regions: names written over the middle of some LoRAs. Both in two dimensions only.
+    """
     figure = go.Figure()
+    if density and "z" not in picture and len(picture) > 2:
+        contours = go.Histogram2dContour(x=picture["x"], y=picture["y"], colorscale=[[0, "rgba(128,128,128,0)"], [1, "rgba(128,128,128,0.55)"]])
+        figure.add_trace(contours.update(showscale=False, ncontours=12, line={"width": 0}, hoverinfo="skip", showlegend=False))
+    for region, members in (regions or {}).items():
+        if "z" not in picture and (inside := [id for id in members if id in picture.index]):
+            middle = picture.loc[inside].median()
+            figure.add_annotation(x=middle["x"], y=middle["y"], text=f"<b>{region}</b>", showarrow=False, bgcolor="rgba(128,128,128,0.25)", borderpad=2)
     kind = go.Scatter3d if "z" in picture else _scatter(len(picture))
     chosen = set(selected)
     size = 4 if "z" in picture else 9 if len(picture) <= MAX_SVG_POINTS else 5

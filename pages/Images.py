@@ -16,8 +16,10 @@ from lol_core.devices import devices, find_device
 from lol_core.errors import LoLError
 from lol_core.generation import Sampling, contact_sheet
 from lol_core.zoo import Zoo
+from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
+from ui.selection import marked, selected, visible
 from ui.state import checkpoints, known_base, load_checkpoint, painter, preview_of, session
 
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
@@ -71,6 +73,10 @@ if folder is not None:
     scores = scores.loc[held_out] if which != "all" and held_out else scores
 else:
     scores = measured
+among = set(visible(zoo))
+if len(among) < len(zoo):
+    scores = scores[[id in among for id in scores.index]]
+    st.caption(f"Among the {len(among):,} selected, of which {len(scores):,} have a score here.")
 scores = scores.sort_values(ascending=False)
 need(len(scores) >= 2, "Fewer than two LoRAs have a score here.")
 
@@ -96,7 +102,14 @@ need(
 prompts = tuple(line.strip() for line in prompts_text.splitlines() if line.strip())
 need(prompts, "Write at least one prompt.")
 
-st.plotly_chart(plots.ranking(scores, measured.reindex(scores.index) if folder is not None else None, label), key="ranking", alt="Scores in order of rank")
+
+def take_selection() -> None:
+    marked(zoo, "ranking")
+
+
+chart = plots.ranking(scores, measured.reindex(scores.index) if folder is not None else None, label, selected(zoo))
+table = pd.DataFrame({"name": [zoo.names[id] for id in scores.index], "score": scores, "measured": measured.reindex(scores.index)})
+figure(chart, "ranking", "Scores in order of rank", table, on_select=take_selection, selection_mode=("points", "box", "lasso"))
 a, b = st.columns(2)
 place = a.slider("Walk along the ranking", 1, len(scores), min(len(scores), 1 + len(scores) // 2), key="place", bind="query-params", help="1 is the highest.")
 strength = b.slider("Strength of the LoRA", 0.0, 2.0, 1.0, 0.05, key="strength", bind="query-params", help="ΔW is multiplied by this. 0 is the base model.")

@@ -6,9 +6,10 @@ import pandas as pd
 import streamlit as st
 
 from lol_core import plots
-from lol_core.embedding import Kind, explain, families
+from lol_core.embedding import Kind, explain, families, name_clusters
 from lol_core.errors import LoLError
 from lol_core.zoo import Zoo
+from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import MapJob, MapSettings
 from ui.progress import follow
@@ -24,6 +25,11 @@ state = session()
 @st.cache_data(max_entries=4, show_spinner=False)
 def families_of(fingerprint: str, _zoo: Zoo) -> list[tuple[str, ...]]:
     return families(_zoo.entries)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def cluster_names(settings: MapSettings, fingerprint: str, _clusters: pd.Series, _zoo: Zoo) -> dict[int, str]:
+    return name_clusters(_clusters, _zoo.labels)
 
 
 groups = families_of(zoo.fingerprint, zoo)
@@ -94,8 +100,16 @@ def take_selection() -> None:
 
 if len(shown) < len(picture):
     st.caption(f"Showing the {len(shown):,} selected of {len(picture):,}.")
-figure = plots.collection_map(shown, zoo.names, columns.get(colour or "nothing"), chosen)
-st.plotly_chart(figure, key="map", on_select=take_selection, selection_mode=("points", "box", "lasso"), alt=f"Map of {len(shown)} LoRAs by {space_title}")
+left, right, _ = st.columns([2, 2, 4])
+density = left.toggle("Density", key="density", bind="query-params", disabled=dimensions == 3)
+named = right.toggle("Name the clusters", key="named", bind="query-params", disabled=dimensions == 3 or (clusters < 0).all())
+regions = {}
+if named:
+    for k, name in cluster_names(settings, zoo.fingerprint, clusters, zoo).items():
+        regions[f"{name} · {(clusters == k).sum()}" if name in regions else name] = list(clusters.index[clusters == k])
+chart = plots.collection_map(shown, zoo.names, columns.get(colour or "nothing"), chosen, density, regions)
+numbers = shown.assign(name=[zoo.names[id] for id in shown.index], cluster=clusters.reindex(shown.index)).rename_axis("lora")
+figure(chart, "map", f"Map of {len(shown)} LoRAs by {space_title}", numbers, on_select=take_selection, selection_mode=("points", "box", "lasso"))
 if dimensions == 3:
     st.caption("Drag to turn it. Lasso and box work in two dimensions.")
 

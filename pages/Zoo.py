@@ -15,7 +15,7 @@ from lol_core.zoo import Zoo
 from ui.frame import frame, need, page_link
 from ui.jobs import SurveyJob
 from ui.progress import follow
-from ui.selection import select, visible
+from ui.selection import computed, select, visible
 from ui.state import preview_of, session, surveys_of
 
 MAX_WRAPPED = 100
@@ -78,6 +78,26 @@ def survey_line(zoo: Zoo, read: int) -> None:
     elif job.stopping and not job.running and st.button("Read the rest of the weights", icon=":material/search_insights:"):
         state.survey = None
         st.rerun()
+
+
+def more_filters(table: pd.DataFrame) -> np.ndarray:
+    """Which rows pass the filters by size, norm, label, or what models predicted on other pages. (rows,)."""
+    pool = table.drop(columns=["name", "path", "health", "‖ΔW‖ by module", "dialect", "ranks", "suggested base"], errors="ignore")
+    for columns in computed(zoo).values():
+        pool = pool.join(columns.drop(columns=[name for name in columns.columns if name in pool.columns]))
+    by = st.multiselect("Filter by", list(pool.columns), key="by", bind="query-params", placeholder="a label, the size, the norm, a prediction")
+    keep = np.ones(len(pool), bool)
+    for column, place in zip(by, st.columns(max(1, min(len(by), 4))) * len(by), strict=False):
+        values = pool[column]
+        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 6:
+            low, high = float(values.min()), float(values.max())
+            chosen = place.slider(column, low, high, (low, high), key=f"range {column}", format="%.4g")
+            keep &= values.between(*chosen).to_numpy() if chosen != (low, high) else True
+        else:
+            said = values.astype(str).where(values.notna(), "unknown")
+            picked = place.multiselect(column, sorted(said.unique()), key=f"values {column}")
+            keep &= said.isin(picked).to_numpy() if picked else True
+    return keep
 
 
 def gallery(ids: list[str]) -> None:
@@ -146,6 +166,7 @@ with loaded:
         keep &= table["suggested base"].isin(bases)
     if ranks:
         keep &= np.array([bool(set(e.ranks) & set(ranks)) for e in zoo.entries])
+    keep &= more_filters(table)
     a, b, c = st.columns([2, 2, 4], vertical_alignment="center")
     views = ["Table", "Gallery"] if any(preview_of(zoo, id) for id in zoo.ids[:20]) else ["Table"]
     view = a.segmented_control("View", views, default="Table", key="view", bind="query-params", label_visibility="collapsed") if len(views) > 1 else "Table"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lol_core.batches import make_batch, shared_spec
-from lol_core.embedding import Method, Space, explain, from_gram, from_spectra, gram, project
+from lol_core.embedding import Method, Space, explain, from_gram, from_spectra, gram, name_clusters, project
 from lol_core.errors import TaskError
 from lol_core.geometry import distance, inner_product, spectrum
 from lol_core.symmetry import sample_gl
@@ -99,3 +99,13 @@ def test_a_selection_is_explained_by_the_columns_it_differs_in() -> None:
     assert says["rate"].startswith("higher") and says["style"].startswith("ink: 90%")
     assert found["effect"].between(0, 1.0001).all() and found.set_index("column")["p"]["rate"] < 1e-6
     assert explain(labels, []).empty and explain(labels, ids).empty
+
+
+def test_clusters_are_named_by_what_tells_them_apart() -> None:
+    ids = [f"l{i}" for i in range(60)]
+    clusters = pd.Series([i // 20 if i < 55 else -1 for i in range(60)], index=ids)
+    labels = pd.DataFrame({"hat": [int(i < 20) for i in range(60)], "kind": ["dog" if 20 <= i < 40 else f"k{i % 3}" for i in range(60)]}, index=ids)
+    names = name_clusters(clusters, labels)
+    assert names[0] == "hat" and names[1] == "dog" and set(names) == {0, 1, 2}
+    unrelated = pd.DataFrame({"noise": np.tile([0.0, 1.0, 2.0], 20)}, index=ids)
+    assert name_clusters(clusters, unrelated) == {k: f"cluster {k + 1}" for k in range(3)}

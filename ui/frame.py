@@ -9,7 +9,7 @@ import streamlit as st
 from lol_core.errors import LoLError
 from lol_core.zoo import Zoo
 from ui.selection import panel, restore
-from ui.state import MAX_OPEN_ZOOS, SAMPLE_ZOO, session
+from ui.state import MAX_OPEN_ZOOS, SAMPLE_ZOO, SAMPLE_ZOOS, remember, session
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -33,6 +33,8 @@ def frame(title: str) -> Zoo:
         folder = url_field("collection", "Collection", "Any folder of LoRAs on this computer. It is only ever read.", "the sample zoo")
         labels = url_field("labels", "Labels file", "A CSV or Parquet table: one column names the files, the others are labels.", "labels.csv in the folder")
         rescan = st.button("Look for changes", icon=":material/refresh:", width="stretch")
+        formats = ["svg", "png"]
+        session().picture = st.segmented_control("Figures save as", formats, default=session().picture, format_func=str.upper, key="picture") or "svg"
     with navigation:
         for path, label, icon in PAGES:
             page_link(path, label, icon)
@@ -44,7 +46,9 @@ def frame(title: str) -> Zoo:
         st.info("Type the path of a folder of LoRAs under **Collection** in the sidebar, or empty the field for the sample zoo.")
         st.stop()
     restore(zoo)
+    session().visited.add(title)
     with st.sidebar:
+        switcher(zoo)
         if zoo.labels_problem:
             st.warning(zoo.labels_problem)
         st.caption(f"{len(zoo):,} LoRAs open, {len(zoo.refused):,} files refused, {zoo.labels.shape[1]} label columns.")
@@ -52,6 +56,25 @@ def frame(title: str) -> Zoo:
         if session().job is not None and session().job.running:  # type: ignore[union-attr]
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
     return zoo
+
+
+def switcher(zoo: Zoo) -> None:
+    """The collections open in this session, to change between them without opening them again."""
+    opened = list(session().zoos)
+    if len(opened) < 2:
+        return
+    names = [f"{other.name} ({len(other):,})" for other in session().zoos.values()]
+    present = next(i for i, other in enumerate(session().zoos.values()) if other is zoo)
+    chosen = st.selectbox("Open collections", range(len(opened)), index=present, format_func=names.__getitem__, key=f"switch_{len(opened)}_{present}")
+    if chosen != present:
+        open_collection(*opened[chosen])
+        st.rerun()
+
+
+def open_collection(folder: str, labels: str = "") -> None:
+    """Make a collection the open one at the next run of the page."""
+    set_url("collection", "" if folder == str(SAMPLE_ZOO) else folder)
+    set_url("labels", labels)
 
 
 def url_field(name: str, label: str, help: str, placeholder: str) -> str:
@@ -101,6 +124,8 @@ def open_zoo(folder: str, labels: str, rescan: bool = False) -> Zoo:
     while len(zoos) >= MAX_OPEN_ZOOS:
         zoos.pop(next(iter(zoos)))
     zoos[key] = zoo
+    if folder not in {str(place) for place in (SAMPLE_ZOO, *SAMPLE_ZOOS.values())}:
+        remember(folder, labels)
     return zoo
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ SAMPLE_SUBJECTS = {
 }
 SAMPLE_ZOOS = {name: SAMPLES / name for name in SAMPLE_SUBJECTS if (SAMPLES / name / "labels.csv").is_file()}
 MAX_OPEN_ZOOS = 4
+MAX_RECENT = 8
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Session:
     """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
     maps: pictures drawn so far; selections, isolated, computed: see ui/selection.py, by collection.
-    picture: the format in which figures are saved.
+    picture: the format in which figures are saved; visited: titles of pages seen.
     """
 
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Session:
     isolated: bool = False
     computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
     picture: str = "svg"
+    visited: set[str] = field(default_factory=set)
     url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": ""})
 
 
@@ -63,6 +66,22 @@ def preview_of(zoo: Zoo, id: str) -> Path | None:
     """The picture that came with a LoRA: previews/NAME.webp in the collection's folder."""
     path = zoo.folder / "previews" / f"{Path(id).stem}.webp"
     return path if path.is_file() else None
+
+
+def recent() -> list[tuple[str, str]]:
+    """(folder, labels file) of the collections opened by path, the latest first, as far as their folders are still there."""
+    try:
+        found = json.loads((cache_folder() / "recent.json").read_text())
+        return [(str(folder), str(labels)) for folder, labels in found if Path(folder).is_dir()]
+    except (OSError, ValueError):
+        return []
+
+
+def remember(folder: str, labels: str) -> None:
+    """Put a collection at the head of the recent ones."""
+    known = [entry for entry in recent() if entry[0] != folder]
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    (cache_folder() / "recent.json").write_text(json.dumps([(folder, labels), *known][:MAX_RECENT]))
 
 
 def runs_folder(zoo: Zoo) -> Path:
