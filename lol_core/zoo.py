@@ -90,6 +90,12 @@ class Zoo:
             found.update(f"{entry.path}\0{entry.digest}\n".encode())
         return found.hexdigest()[:16]
 
+    @cached_property
+    def labels_digest(self) -> str:
+        """Identity of the labels: names of the columns and every value."""
+        values = pd.util.hash_pandas_object(self.labels).to_numpy().tobytes()
+        return hashlib.sha256("\0".join(map(str, self.labels.columns)).encode() + values).hexdigest()[:16]
+
     def load(self, id: str) -> LoRA:
         """Read one LoRA with its weights. Raises LoRAFormatError naming the file, also when it has vanished since."""
         try:

@@ -17,6 +17,7 @@ from ui.selection import computed, marked, offer, select, selected, visible
 from ui.state import checkpoints, load_checkpoint, preview_of, session
 
 UPDATES, DIRECTIONS, SPECTRA = "Updates ⟨ΔW₁, ΔW₂⟩", "Directions of updates", "Singular values"
+SHOWN = 12  # previews of selected LoRAs under the map
 zoo = frame("Map")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
 state = session()
@@ -110,6 +111,14 @@ if named:
 chart = plots.collection_map(shown, zoo.names, columns.get(colour or "nothing"), chosen, density, regions)
 numbers = shown.assign(name=[zoo.names[id] for id in shown.index], cluster=clusters.reindex(shown.index)).rename_axis("lora")
 figure(chart, "map", f"Map of {len(shown)} LoRAs by {space_title}", numbers, on_select=take_selection, selection_mode=("points", "box", "lasso"))
+if pictures := [(id, path) for id in chosen[:SHOWN] if (path := preview_of(zoo, id))]:
+    with st.container(horizontal=True):
+        for id, path in pictures:
+            with st.container(width=190):
+                st.image(str(path), width=180)
+                page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=zoo.names[id])
+    if len(chosen) > SHOWN:
+        st.caption(f"Previews of the first {SHOWN} of {len(chosen):,} selected.")
 if dimensions == 3:
     st.caption("Drag to turn it. Lasso and box work in two dimensions.")
 

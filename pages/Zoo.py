@@ -33,15 +33,15 @@ if len(zoo) and zoo.labels.shape[1] and (unlabelled := int(zoo.labels.isna().all
     st.caption(f"{unlabelled} LoRAs have no row in the labels table.")
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@st.cache_resource(max_entries=4, show_spinner=False)
 def searchable(fingerprint: str, _zoo: Zoo) -> list[str]:
     """What a search looks through: path, base model and everything the header says."""
     return [" ".join([e.path, e.base_model or "", e.suggested_base or "", json.dumps(e.metadata or {}, ensure_ascii=False)]) for e in _zoo.entries]
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
-def surveyed(fingerprint: str, n_read: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
-    """Columns from the weights, of the LoRAs that have been read; health also from the headers alone."""
+@st.cache_resource(max_entries=4, show_spinner=False)
+def whole_table(fingerprint: str, labels: str, n_read: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
+    """The collection's table, and columns from the weights of the LoRAs that have been read; health also from the headers alone. Shared: not to be changed."""
     rows = {}
     for entry in _zoo.entries:
         found = _surveys.get(entry.path)
@@ -53,7 +53,7 @@ def surveyed(fingerprint: str, n_read: int, _zoo: Zoo, _surveys: dict[str, Surve
             "rank used": float((found.effective_ranks / ranks).mean()) if read and found else None,
             "health": " ".join(health(entry, found)) or None,
         }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW‖", "‖ΔW‖ by module", "rank used", "health"])
+    return _zoo.table().join(pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW‖", "‖ΔW‖ by module", "rank used", "health"]))
 
 
 @st.cache_data(max_entries=4, show_spinner="Comparing updates …")
@@ -118,7 +118,7 @@ def gallery(ids: list[str]) -> None:
 
 known = surveys_of(zoo)
 n_read = len(known)
-table = zoo.table().join(surveyed(zoo.fingerprint, n_read, zoo, known)) if len(zoo) else pd.DataFrame()
+table = whole_table(zoo.fingerprint, zoo.labels_digest, n_read, zoo, known) if len(zoo) else pd.DataFrame()
 same = same_functions(zoo.fingerprint, n_read, zoo, known) if len(zoo) else pd.DataFrame()
 n_groups = int(same["group"].nunique()) if len(same) else 0
 loaded, repeated, refused = st.tabs([f"LoRAs ({len(zoo):,})", f"Same function ({n_groups:,})", f"Refused ({len(zoo.refused):,})"])
@@ -204,4 +204,4 @@ with loaded:
             chosen = [shown.index[row] for row in rows]
             st.button(f"Select the {len(chosen):,} ticked", icon=":material/check_box:", on_click=select, args=(zoo, chosen), key="select_ticked")
             page_link("pages/LoRA.py", f"Look at {zoo.names[chosen[0]]}", ":material/layers:", lora=zoo.names[chosen[0]])
-    actions[0].download_button("Download as CSV", shown.to_csv(index=False), f"{zoo.name}.csv", "text/csv", icon=":material/download:")
+    actions[0].download_button("Download as CSV", lambda: shown.to_csv(index=False), f"{zoo.name}.csv", "text/csv", icon=":material/download:")

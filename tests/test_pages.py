@@ -36,7 +36,11 @@ def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
         test.switch_page(PAGES[page])
     for key, value in (({"collection": str(folder)} if folder else {}) | params).items():
         test.query_params[key] = value
-    return test.run()
+    test.run()
+    while (job := test.session_state["session"].indexing) is not None:
+        job.wait(60)
+        test.run()
+    return test
 
 
 def settled(test: AppTest, seconds: float = 60) -> AppTest:
@@ -78,6 +82,22 @@ def test_a_small_collection(page: str, synthetic_folder: Path) -> None:
     test = opened(page, synthetic_folder)
     assert not test.exception and not test.error
     assert test.title[0].value == ("LoL Explorer" if page == "Home" else page)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large") / "synthetic"
+    write_zoo(folder, 1500)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_large_collection(page: str, large: Path) -> None:
+    test = opened(page, large)
+    assert not test.exception and not test.error
+    assert "1,500 LoRAs open" in text_of(test)
+    if (job := test.session_state["session"].mapping or test.session_state["session"].survey) is not None:
+        job.stop()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from lol_core.zoo import Zoo
+from tests.builders import write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of, trained
 
 
@@ -108,3 +109,40 @@ def test_a_lora_is_resized_and_saved_in_other_forms(synthetic_folder: Path) -> N
     test.slider(key="resize_rank").set_value(1).run()
     assert not test.exception and "at most" in text_of(test)
     assert Zoo.open(synthetic_folder).fingerprint == before, "nothing was written into the collection"
+
+
+def test_the_table_is_filtered_by_labels_numbers_and_predictions(synthetic_folder: Path) -> None:
+    trained(synthetic_folder, "gl_net")
+    test = opened("Predictions", synthetic_folder)
+    test.switch_page("pages/Zoo.py").run()
+    test = settled(test)
+
+    def shown() -> int:
+        return next(int(c.value.split()[0]) for c in test.caption if "of 60 LoRAs" in str(c.value))
+
+    by = next(widget for widget in test.multiselect if widget.key == "by")
+    assert {"kind", "size (kB)", "size", "‖ΔW‖", "predicted size"} <= set(by.options)
+    by.set_value(["kind", "predicted size"]).run()
+    labels = Zoo.open(synthetic_folder).labels
+    next(widget for widget in test.multiselect if widget.key == "values kind").set_value(["big"]).run()
+    big = int((labels["kind"] == "big").sum())
+    assert shown() == big
+    slider = next(widget for widget in test.slider if widget.key == "range predicted size")
+    middle = (slider.min + slider.max) / 2
+    slider.set_range(middle, slider.max).run()
+    assert not test.exception and 0 < shown() < big
+
+
+def test_collections_opened_before_are_offered_and_open_ones_switched(synthetic_folder: Path, tmp_path: Path) -> None:
+    write_zoo(tmp_path / "other", 3)
+    test = opened("Home", synthetic_folder)
+    test.query_params["collection"] = str(tmp_path / "other")
+    test.run()
+    while (job := test.session_state["session"].indexing) is not None:
+        job.wait(60)
+        test.run()
+    assert any(str(synthetic_folder) == button.label for button in test.button), "the earlier one stands under Opened before"
+    switch = next(box for box in test.sidebar.selectbox if box.label == "Open collections")
+    assert switch.options == ["synthetic (60)", "other (3)"]
+    switch.set_value(0).run()
+    assert not test.exception and "collection" in test.query_params and "60 LoRAs open" in "".join(str(c.value) for c in test.caption)

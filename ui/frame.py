@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import streamlit as st
 
-from lol_core.errors import LoLError
+from lol_core.errors import LoLError, ZooError
 from lol_core.zoo import Zoo
+from ui.jobs import IndexJob
+from ui.progress import follow
 from ui.selection import panel, restore
 from ui.state import MAX_OPEN_ZOOS, SAMPLE_ZOO, SAMPLE_ZOOS, remember, session
 
+PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
 PAGES = (
     ("app.py", "Home", ":material/home:"),
     ("pages/Zoo.py", "Zoo", ":material/table_rows:"),
@@ -108,25 +109,38 @@ def page_link(page: str, label: str, icon: str, **params: str) -> None:
 
 
 def open_zoo(folder: str, labels: str, rescan: bool = False) -> Zoo:
-    """The collection, scanned with a progress bar when this session has not opened it yet. Raises ZooError."""
-    zoos, key = session().zoos, (folder, labels)
-    if not rescan and key in zoos and zoos[key].folder.is_dir():
-        return zoos[key]
-    zoos.pop(key, None)
-    place = st.empty()
+    """The collection. Where this session has not opened it yet its headers are read beside the page, which ends here with the progress until they are.
 
-    def report(done: int, total: int) -> None:
-        if done % 100 == 0:
-            place.progress(done / total, f"Reading headers: {done:,} of {total:,} files")
-
-    zoo = Zoo.open(Path(folder), labels or None, progress=report)
-    place.empty()
-    while len(zoos) >= MAX_OPEN_ZOOS:
-        zoos.pop(next(iter(zoos)))
-    zoos[key] = zoo
+    Raises ZooError.
+    """
+    state, key = session(), (folder, labels)
+    if not rescan and key in state.zoos and state.zoos[key].folder.is_dir():
+        return state.zoos[key]
+    state.zoos.pop(key, None)
+    job = state.indexing
+    if job is None or (job.folder, job.labels) != key:
+        if job is not None:
+            job.stop()
+        state.indexing = job = IndexJob(folder, labels)
+        job.start()
+        job.wait(PATIENCE)
+    if job.running:
+        st.caption(f"Opening {folder}. Other pages and collections can be looked at meanwhile; what has been read is not read again.")
+        follow(job, "stop_index")
+        st.stop()
+    state.indexing = None
+    if job.error is not None:
+        raise ZooError(job.error)
+    if job.result is None:
+        st.info("Stopped before all headers were read.", icon=":material/arrow_forward:")
+        st.button("Go on reading", type="primary", icon=":material/play_arrow:")
+        st.stop()
+    while len(state.zoos) >= MAX_OPEN_ZOOS:
+        state.zoos.pop(next(iter(state.zoos)))
+    state.zoos[key] = job.result
     if folder not in {str(place) for place in (SAMPLE_ZOO, *SAMPLE_ZOOS.values())}:
         remember(folder, labels)
-    return zoo
+    return job.result
 
 
 def need(condition: object, message: str) -> None:

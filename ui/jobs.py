@@ -49,7 +49,9 @@ def told(error: Exception) -> str:
 
 
 class Job:
-    """A thread that can be asked to stop, how far it is, and what went wrong. Jobs of all sessions take turns."""
+    """A thread that can be asked to stop, how far it is, and what went wrong. Jobs of all sessions take turns, but for those that are light."""
+
+    takes_turns = True
 
     def __init__(self) -> None:
         self.error: str | None = None
@@ -82,7 +84,7 @@ class Job:
         return (time.monotonic() - self.started) * (1 / self.fraction - 1) if self.fraction > 0.05 else None
 
     def _wait_and_work(self) -> None:
-        while not ONE_AT_A_TIME.acquire(timeout=0.5):
+        while self.takes_turns and not ONE_AT_A_TIME.acquire(timeout=0.5):
             if self.stopping:
                 return
         try:
@@ -91,10 +93,42 @@ class Job:
         except Exception as error:
             self.error = told(error)
         finally:
-            ONE_AT_A_TIME.release()
+            if self.takes_turns:
+                ONE_AT_A_TIME.release()
 
     def _work(self) -> None:
         raise NotImplementedError
+
+
+class IndexJob(Job):
+    """Reads the headers of a folder. `stop()` ends after the present file; what was read is not read again. `result`: the collection."""
+
+    takes_turns = False
+
+    def __init__(self, folder: str, labels: str):
+        super().__init__()
+        self.folder, self.labels = folder, labels
+        self.done, self.total = 0, 0
+        self.result: Zoo | None = None
+
+    @property
+    def fraction(self) -> float:
+        return self.done / max(1, self.total)
+
+    def wait(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        def report(done: int, total: int) -> None:
+            self.done, self.total = done, total
+            self.message = f"Reading headers: {done:,} of {total:,} files"
+            if self.stopping:
+                raise Stopped
+
+        try:
+            self.result = Zoo.open(Path(self.folder), self.labels or None, progress=report)
+        except Stopped:
+            return
 
 
 class TrainingJob(Job):

@@ -17,7 +17,7 @@ from lol_core.index import cache_folder
 from lol_core.lora import LoRA
 from lol_core.survey import Survey, Surveys
 from lol_core.zoo import Zoo
-from ui.jobs import DrawingJob, Drawn, MapJob, MapSettings, SurveyJob, TrainingJob
+from ui.jobs import DrawingJob, Drawn, IndexJob, MapJob, MapSettings, SurveyJob, TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_loras"
@@ -46,6 +46,7 @@ class Session:
     drawing: DrawingJob | None = None
     survey: SurveyJob | None = None
     mapping: MapJob | None = None
+    indexing: IndexJob | None = None
     maps: dict[MapSettings, Drawn] = field(default_factory=dict)
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: bool = False
@@ -130,7 +131,7 @@ def load_lora(zoo: Zoo, id: str) -> LoRA:
     return _load_lora(zoo.fingerprint, zoo.by_id[id].digest, id, zoo)
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _surveys(fingerprint: str, count: int, _zoo: Zoo) -> dict[str, Survey]:
     return Surveys(_zoo).known()
 

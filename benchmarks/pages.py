@@ -1,0 +1,96 @@
+"""`python -m benchmarks.pages`: how fast the app is with 10,000 LoRAs, in Debian's Chromium.
+
+The collection is synthetic: nothing in it was fine-tuned. Times are from a click or keystroke until the page has been drawn and its script has ended;
+each is the median of several, and they hold for the machine they were measured on, which the report names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from playwright.sync_api import Page, expect
+
+from tests.browser import chromium, server, settled
+from tests.builders import write_zoo
+
+PAGES = ("Home", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images")
+
+
+def seconds(act: Callable[[], object], done: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    act()
+    done()
+    return time.perf_counter() - started
+
+
+def switch(page: Page, name: str) -> float:
+    heading = page.get_by_role("heading", name="LoL Explorer" if name == "Home" else name, level=1)
+
+    def done() -> None:
+        expect(heading).to_be_visible(timeout=120_000)
+        settled(page, 120_000)
+
+    return seconds(lambda: page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click(), done)
+
+
+def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, object]:
+    found: dict[str, object] = {"LoRAs": count, "cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    with server(cache) as address, chromium() as browser:
+        page = browser.new_page()
+        page.goto(address)
+        settled(page)
+        started = time.perf_counter()
+        page.goto(f"{address}/Zoo?collection={folder}")
+        expect(page.get_by_text(re.compile("Reading headers"))).to_be_visible(timeout=120_000)
+        found["first index: progress is shown after"] = time.perf_counter() - started
+        field = page.get_by_role("textbox", name="Labels file")
+        found["first index: a field of the page takes a click after"] = seconds(field.click, lambda: expect(field).to_be_focused())
+        expect(page.get_by_text(f"{count:,} LoRAs open")).to_be_visible(timeout=600_000)
+        found["first index: done after"] = time.perf_counter() - started
+        settled(page, 600_000)
+        times: dict[str, list[float]] = {name: [] for name in PAGES}
+        for round in range(repeats + 1):
+            for name in PAGES:
+                took = switch(page, name)
+                if round:  # the first visit of each page is not warm
+                    times[name].append(took)
+        found["warm page switch, median"] = {name: statistics.median(values) for name, values in times.items()}
+        switch(page, "Zoo")
+        search = page.get_by_placeholder(re.compile("trigger word"))
+        keys = []
+        for text in ["lora1", "lora12", "lora123"] * repeats:
+            expected = sum(text in f"lora{i:03d}" for i in range(count))
+            caption = page.get_by_text(f"{expected:,} of {count:,} LoRAs")
+            keys.append(seconds(lambda text=text: search.fill(text), lambda caption=caption: expect(caption).to_be_visible(timeout=60_000)))
+        found["filter keystroke to redraw, median"] = statistics.median(keys)
+    return found
+
+
+def main(
+    count: int = 10_000,
+    repeats: int = 5,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the report.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="A folder for the synthetic collection, made if it is not there and kept.")] = None,
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = keep or Path(place) / "synthetic"
+        if not folder.is_dir():
+            write_zoo(folder, count)
+        report = measure(folder, Path(place) / "cache", count, repeats)
+    print(json.dumps(report, indent=1))
+    if out:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
