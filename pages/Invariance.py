@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,12 @@ class Shown:
             outputs = twin(batch)
         return torch.from_numpy(self.task.decode(outputs)) if self.task else outputs.double()
 
+    @property
+    def short(self) -> str:
+        return re.sub(r" → .*\((seed \d+)\)", r", \1", self.title).removesuffix(" (untrained)")
+
     def outputs(self) -> list[str]:
-        return ["output"] if self.task is None else [f"p({c})" for c in self.task.classes] or list(self.task.targets)
+        return ["untrained output"] if self.task is None else [f"p({c})" for c in self.task.classes] or list(self.task.targets)
 
     def scale(self, output: int, before: float) -> tuple[float, float]:
         """The ends of its dial: probabilities from 0 to 1, numbers three standard deviations around the training mean, untrained ones around the start."""
@@ -203,7 +208,7 @@ def turn() -> None:
         verdict = shown.verdict(change, group, dtype)
         low, high = shown.scale(output, float(before[output]))
         unit = shown.outputs()[output]
-        dials.append(plots.Dial(shown.title, unit, low, high, float(before[output]), float(after[output]), verdict, change <= TOLERANCES[dtype]))
+        dials.append(plots.Dial(shown.short, unit, low, high, float(before[output]), float(after[output]), verdict, change <= TOLERANCES[dtype]))
         rows.append({"model": shown.title, "promises": PROMISES[shown.model.symmetry], "predicts": unit, "before R": float(before[output]),
                      "after R": float(after[output]), "relative change": change, "verdict": verdict})  # fmt: skip
     table = pd.DataFrame(rows)

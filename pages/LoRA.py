@@ -205,7 +205,10 @@ if models:
             true = zoo.labels[name].get(chosen) if name in zoo.labels else None
             known = {"model": title, "label": name, "predicted": predicted[name].iloc[0], "true": true, "part": part}
             rows.append(known | {f"test {METRIC_TITLES[metric]}": best, "best control": control})
-    st.dataframe(pd.DataFrame(rows).astype({"predicted": str, "true": str}), hide_index=True, key="said")
+    said = pd.DataFrame(rows)
+    for name in ("predicted", "true"):  # numbers and classes in one column
+        said[name] = [f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for value in said[name]]
+    st.dataframe(said, hide_index=True, key="said")
 
 st.subheader("Resize and save")
 forms = forms_of(lora)
