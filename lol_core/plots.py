@@ -128,6 +128,17 @@ def base_map(table: pd.DataFrame, title: str, signed: bool = False) -> go.Figure
     return _finish(figure, 160 + 26 * len(table) + (60 if len(short) <= 24 else 0))
 
 
+def along_run(table: pd.DataFrame, title: str) -> go.Figure:
+    """Predictions along one training run. table: columns step, predicted, name and, where there is a label, true."""
+    hover = "%{text}<br>step %{x}: %{y:.4g}<extra></extra>"
+    figure = go.Figure(go.Scatter(x=table["step"], y=table["predicted"], text=table["name"], name="predicted", mode="lines+markers", hovertemplate=hover))
+    figure.update_traces(line={"color": COLORS[0], "width": 2.5}, marker={"size": 9})
+    if table["true"].notna().any():
+        figure.add_scatter(x=table["step"], y=table["true"], text=table["name"], name="measured", mode="markers", marker={"color": COLORS[1], "size": 8})
+    figure.update_xaxes(title="step or epoch, from the names").update_yaxes(title=title)
+    return _finish(figure, 280, legend={"orientation": "h", "y": 1.12})
+
+
 def frequencies(counts: pd.Series, title: str) -> go.Figure:
     """Counts of words, the most frequent on top."""
     figure = go.Figure(go.Bar(x=counts.to_numpy(), y=list(counts.index), orientation="h", marker={"color": COLORS[0]}))

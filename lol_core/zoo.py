@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -131,6 +132,21 @@ def short_name(path: str) -> str:
     """What people call a LoRA: its file name, or its folder's name when the file's says nothing."""
     pure = PurePosixPath(path)
     return pure.parent.as_posix() if pure.stem in MODEL_FILE_NAMES and pure.parent.name else pure.with_suffix("").as_posix()
+
+
+STEP = re.compile(r"(.*?)[-_/. ]?(?:(?:checkpoint|steps?|epochs?|ep)[-_ ]?(\d+)|(?<=[-_/])(\d{6,}))(?:[-_]?(?:steps?|epochs?|adapters?))?$", re.IGNORECASE)
+
+
+def training_runs(names: Mapping[str, str]) -> pd.DataFrame:
+    """LoRAs that are checkpoints of one training run, by their names: style-000010, run/checkpoint-500, cat_step200. names: id → name.
+
+    Index ids; columns run (the name without the step) and step, in order of both. Only runs of two checkpoints or more.
+    """
+    found = {id: STEP.fullmatch(name) for id, name in names.items()}
+    rows = {id: (match[1].rstrip("-_/. ") or "(unnamed)", int(match[2] or match[3])) for id, match in found.items() if match}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["run", "step"])
+    table = table[table.groupby("run")["step"].transform("nunique") > 1]
+    return table.sort_values(["run", "step"])
 
 
 def read_labels(path: Path) -> pd.DataFrame:

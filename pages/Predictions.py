@@ -19,7 +19,7 @@ from lol_core.leaderboard import disagreement, leaderboard, verdict
 from lol_core.lora import LoRA
 from lol_core.novelty import Known
 from lol_core.tasks import class_name
-from lol_core.zoo import Zoo
+from lol_core.zoo import Zoo, training_runs
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.selection import marked, offer, select, selected, visible
@@ -188,8 +188,23 @@ if len(compared):
                 f"Select the {len(furthest)} they disagree on most", icon=":material/select_all:", on_click=select, args=(zoo, furthest), key="select_apart"
             )
 
+runs = training_runs(zoo.names)
+runs = runs[runs.index.isin(frame_.index)]
+if len(runs) and task.kind != "multiclass":
+    st.subheader("Checkpoints of one training run")
+    best = runs.join(frame_[["name", "predicted", "true"]])
+    highest = best.loc[best.groupby("run", sort=False)["predicted"].idxmax()].set_index("run")
+    highest.insert(0, "checkpoints", best.groupby("run").size())
+    shown_runs = highest.drop(columns="true").rename(columns={"name": "highest predicted"})
+    st.dataframe(shown_runs, key="runs")
+    one = st.selectbox("Run", list(highest.index), key="run", bind="query-params")
+    figure(plots.along_run(best[best["run"] == one], f"predicted {target}"), "along_run", f"Predicted {target} along the run", best[best["run"] == one])
+
 st.subheader("Every LoRA")
-table = predicted.copy()
+among = [id for id in visible(zoo) if id in predicted.index]
+if len(among) < len(predicted):
+    st.caption(f"The {len(among):,} selected of {len(predicted):,}.")
+table = predicted.loc[among].copy()
 table.insert(0, "part", parts)
 table.insert(0, "name", frame_["name"])
 if task.kind == "multiclass":

@@ -11,7 +11,7 @@ import streamlit as st
 from PIL import Image
 
 from lol_core.survey import SAME, Survey, duplicates, health
-from lol_core.zoo import Zoo
+from lol_core.zoo import Zoo, training_runs
 from ui.frame import frame, need, page_link
 from ui.jobs import SurveyJob
 from ui.progress import follow
@@ -53,7 +53,9 @@ def whole_table(fingerprint: str, labels: str, n_read: int, _zoo: Zoo, _surveys:
             "rank used": float((found.effective_ranks / ranks).mean()) if read and found else None,
             "health": " ".join(health(entry, found)) or None,
         }
-    return _zoo.table().join(pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW‖", "‖ΔW‖ by module", "rank used", "health"]))
+    runs = training_runs(_zoo.names)["run"].rename("training run")
+    headers = _zoo.table().join(runs) if len(runs) else _zoo.table()
+    return headers.join(pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW‖", "‖ΔW‖ by module", "rank used", "health"]))
 
 
 @st.cache_data(max_entries=4, show_spinner="Comparing updates …")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from lol_core.checkpoint import TrainingConfig
+from lol_core.checkpoint import Checkpoint, TrainingConfig
 from lol_core.models import ModelConfig
 from lol_core.training import plan, train
 from lol_core.zoo import Zoo
@@ -259,6 +259,23 @@ def test_invariance_holds_for_gl_net_and_moves_the_mlp(synthetic_folder: Path) -
     test.session_state["dtype"] = "float64"
     test.run()
     assert not test.exception and verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "holds", "GL-net": "holds"}
+
+
+def test_the_best_checkpoint_of_a_training_run_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "zoo"
+    table = write_zoo(folder, 40)
+    for i, step in enumerate((10, 20, 30)):
+        (folder / f"lora{i:03d}").rename(folder / f"style_step{step}")
+        table.loc[i, "name"] = f"style_step{step}"
+    table.to_csv(folder / "labels.csv", index=False)
+    zoo = trained(folder, "gl_net")
+    test = opened("Predictions", folder)
+    assert not test.exception
+    runs = next(frame.value for frame in test.dataframe if "highest predicted" in frame.value.columns)
+    told, _ = Checkpoint.load(next(runs_folder(zoo).iterdir())).predict_zoo(zoo)
+    of_run = {zoo.names[id]: told.loc[id, "size"] for id in told.index if "style" in id}
+    assert list(runs.index) == ["style"] and runs.loc["style", "checkpoints"] == 3
+    assert runs.loc["style", "highest predicted"] == max(of_run, key=lambda name: of_run[name])
 
 
 def test_r_by_hand_starts_as_the_identity(synthetic_folder: Path) -> None:

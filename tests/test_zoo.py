@@ -14,7 +14,7 @@ from lol_core.checkpoint import TrainingConfig
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
 from lol_core.index import Index, describe
 from lol_core.training import plan
-from lol_core.zoo import Zoo, short_name, split_ids
+from lol_core.zoo import Zoo, short_name, split_ids, training_runs
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 
@@ -199,3 +199,24 @@ def test_a_labels_table_that_does_not_fit_costs_the_labels_only(tmp_path: Path) 
     assert len(zoo) == 12 and zoo.labels.shape == (12, 0) and "names a file" in (zoo.labels_problem or "")
     with pytest.raises(TaskError, match="none of its columns"):
         plan(zoo, ["value"], TrainingConfig())
+
+
+def test_checkpoints_of_one_run_are_known_by_their_names() -> None:
+    names = [
+        "style-000010",
+        "style-000020",
+        "style",
+        "run/checkpoint-500",
+        "run/checkpoint-1000",
+        "cat_step200",
+        "cat_step50",
+        "mlx/0000200_adapters",
+        "mlx/0000100_adapters",
+        "loras/0001",
+        "loras/0002",
+        "v1",
+        "v2",
+    ]
+    table = training_runs({name: name for name in [*names, "alone-000005"]})
+    assert {run: list(part["step"]) for run, part in table.groupby("run")} == {"style": [10, 20], "run": [500, 1000], "cat": [50, 200], "mlx": [100, 200]}
+    assert training_runs({}).empty
