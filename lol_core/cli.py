@@ -16,6 +16,8 @@ from lol_core.batches import make_batch
 from lol_core.checkpoint import Checkpoint, TrainingConfig
 from lol_core.cli_finetune import finetune
 from lol_core.console import AsJson, bar_for, err, out, print_json, print_table, reported
+from lol_core.crossvalidation import RANKED
+from lol_core.crossvalidation import crossvalidate as cross_validate
 from lol_core.devices import find_device
 from lol_core.errors import LoLError
 from lol_core.evaluation import METRIC_TITLES
@@ -167,6 +169,45 @@ def train(
         out.print(f"{checkpoint.title}: saved in {out_folder}", highlight=False)
     if interrupted:
         err.print("Stopped before the end. Go on with the same command and --resume.")
+
+
+@app.command()
+def crossvalidate(
+    zoo: Annotated[Path, typer.Option(help="The folder of LoRAs.")],
+    target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "gl_net",
+    folds: int = 5,
+    seed: int = 0,
+    labels: LabelsFile = None,
+    epochs: int = TrainingConfig.epochs,
+    learning_rate: float = TrainingConfig.learning_rate,
+    width: Annotated[int, typer.Option(help="Width of the head.")] = ModelConfig.width,
+    dropout: float = ModelConfig.dropout,
+    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = ModelConfig.equivariant_width,
+    group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Predict every LoRA by a model that has not seen it, and say how much better that ranks them than the controls do."""
+    shape = replace(ModelConfig(), width=width, dropout=dropout, equivariant_width=equivariant_width)
+    config = TrainingConfig(model=model, model_config=shape, epochs=epochs, learning_rate=learning_rate, seed=seed, device=device, group_column=group)
+    with reported(), Bar(console=err, transient=True) as bar, _interrupts() as stop:
+        opened = Zoo.open(zoo, labels)
+        shown = bar.add_task("Starting", total=1.0)
+        found = cross_validate(opened, target, config, folds, lambda p: bar.update(shown, completed=p.fraction, description=p.message), stop)
+    scores, controls = found.scores(), [name for name in found.predicted if name != "model"]
+    metric = RANKED[found.task.kind]
+    differences = {name: dict(zip(("difference", "low", "high"), found.difference(name), strict=True)) for name in controls}
+    if as_json:
+        print_json({"model": model, "targets": target, "folds": folds, "seed": seed, "LoRAs": len(found.truth), "mean and std over folds": scores,
+                    "pooled": found.pooled(), "compared by": metric, "model less control": differences})  # fmt: skip
+        return
+    names = [name for name in scores["model"] if "/" not in name]
+    print_table([{"": part} | {METRIC_TITLES[name]: f"{values[name][0]:.3f} ± {values[name][1]:.3f}" for name in names} for part, values in scores.items()])
+    for name, gap in differences.items():
+        line = f"{METRIC_TITLES[metric]} over all {len(found.truth)} LoRAs, {model} less {name}: {gap['difference']:+.3f}"
+        line += f" (95 % {gap['low']:+.3f} to {gap['high']:+.3f})"
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 @contextmanager

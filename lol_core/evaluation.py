@@ -193,19 +193,19 @@ def norm_features(batch: Batch) -> np.ndarray:
     return norms.clamp(min=torch.finfo(torch.float32).tiny).log().cpu().numpy()
 
 
-def control_scores(task: Task, labels: pd.DataFrame, split: dict[str, list[str]], features: dict[str, pd.DataFrame], seed: int) -> dict[str, Metrics]:
-    """Test scores of what must be beaten: a constant, and a random forest on each table of `features` (structure only, norms only).
+def control_predictions(
+    task: Task, labels: pd.DataFrame, known: Sequence[str], test: Sequence[str], features: dict[str, pd.DataFrame], seed: int
+) -> dict[str, np.ndarray]:
+    """What a constant, and a random forest on each table of `features`, fitted to the `known` LoRAs, predict of the `test` LoRAs, as `Task.decode` does.
 
-    The tables are indexed by LoRA. The forest is fitted on training and validation LoRAs together.
+    The tables are indexed by LoRA.
     """
-    known, test = split["train"] + split["validation"], split["test"]
-    truth = labels.loc[test]
-    scores = {}
+    found = {}
     for name, table in {"constant": pd.DataFrame(0.0, index=labels.index, columns=["0"]), **features}.items():
-        X, X_test = table.loc[known].to_numpy(), table.loc[test].to_numpy()
+        X, X_test = table.loc[list(known)].to_numpy(), table.loc[list(test)].to_numpy()
         columns = []
         for target in task.targets:
-            y = labels.loc[known, target]
+            y = labels.loc[list(known), target]
             if task.kind == "regression":
                 model: Any = DummyRegressor() if name == "constant" else RandomForestRegressor(TREES, random_state=seed)
                 columns.append(model.fit(X, y.astype(float)).predict(X_test))
@@ -216,6 +216,11 @@ def control_scores(task: Task, labels: pd.DataFrame, split: dict[str, list[str]]
             probabilities = np.zeros((len(test), len(classes)))
             probabilities[:, [classes.index(c) for c in model.classes_]] = model.predict_proba(X_test)
             columns.append(probabilities if task.kind == "multiclass" else probabilities[:, 1])
-        predicted = columns[0] if task.kind == "multiclass" else np.stack(columns, 1)
-        scores[name] = score(task, truth, predicted)
-    return scores
+        found[name] = columns[0] if task.kind == "multiclass" else np.stack(columns, 1)
+    return found
+
+
+def control_scores(task: Task, labels: pd.DataFrame, split: dict[str, list[str]], features: dict[str, pd.DataFrame], seed: int) -> dict[str, Metrics]:
+    """Test scores of what must be beaten (see `control_predictions`), fitted on training and validation LoRAs together."""
+    predicted = control_predictions(task, labels, split["train"] + split["validation"], split["test"], features, seed)
+    return {name: score(task, labels.loc[split["test"]], values) for name, values in predicted.items()}

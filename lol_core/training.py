@@ -319,12 +319,16 @@ def measure(checkpoint: Checkpoint, zoo: Zoo, factors: Factors) -> None:
             if part == "test":
                 checkpoint.interval = bootstrap_interval(task, zoo.labels.loc[ids], predicted, seed)
     ids = [id for part in split.values() for id in part]
+    checkpoint.controls = control_scores(task, zoo.labels.loc[ids], split, control_features(zoo, factors, ids), seed)
+
+
+def control_features(zoo: Zoo, factors: Factors, ids: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """What the controls see of each LoRA: its file's structure, and the norms of its updates."""
     norms = np.concatenate([norm_features(factors.batch(ids[i : i + 64])) for i in range(0, len(ids), 64)])
-    features = {
-        "structure only": pd.DataFrame(structure_features([zoo.by_id[id] for id in ids]), index=ids),
-        "norms only": pd.DataFrame(norms, index=ids),
+    return {
+        "structure only": pd.DataFrame(structure_features([zoo.by_id[id] for id in ids]), index=list(ids)),
+        "norms only": pd.DataFrame(norms, index=list(ids)),
     }
-    checkpoint.controls = control_scores(task, zoo.labels.loc[ids], split, features, seed)
 
 
 def shuffled_control(fit: Fit, zoo: Zoo, stop: ShouldStop) -> dict[str, float]:

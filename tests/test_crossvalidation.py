@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lol_core.checkpoint import TrainingConfig
+from lol_core.crossvalidation import Folds, crossvalidate
+from lol_core.errors import TaskError
+from lol_core.models import ModelConfig
+from lol_core.training import Stopped
+from lol_core.zoo import Zoo
+
+CONFIG = TrainingConfig(model="gl_net", model_config=ModelConfig(width=16, equivariant_width=4), epochs=4, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def found(synthetic_folder: Path) -> Folds:
+    return crossvalidate(Zoo.open(synthetic_folder), ["size"], CONFIG, 3)
+
+
+def test_every_lora_is_held_out_once_and_predicted(found: Folds, synthetic_folder: Path) -> None:
+    zoo = Zoo.open(synthetic_folder)
+    assert sorted(found.truth.index) == sorted(zoo.ids) and sorted(np.bincount(found.fold)) == [20, 20, 20]
+    assert set(found.predicted) == {"model", "constant", "structure only", "norms only"}
+    assert all(np.isfinite(values).all() and values.shape == (60, 1) for values in found.predicted.values())
+    for k in range(3):  # the constant of a fold is the mean of the other folds
+        others = found.truth.loc[found.fold != k, "size"].mean()
+        assert found.predicted["constant"][found.fold == k] == pytest.approx(others)
+
+
+def test_the_model_beats_a_constant_and_norms_cannot_be_told_from_themselves(found: Folds) -> None:
+    scores = found.scores()
+    assert scores["norms only"]["kendall_tau"][0] > 0.5, "the label is a norm"
+    ours = Folds(found.task, found.truth, found.predicted | {"model": found.predicted["norms only"]}, found.fold)
+    difference, low, high = ours.difference("constant", draws=100)
+    assert difference > 0.5 and low > 0.3 and low < difference < high
+    assert ours.difference("norms only", draws=20) == (0.0, 0.0, 0.0)
+
+
+def test_the_same_seed_gives_the_same_predictions(found: Folds, synthetic_folder: Path) -> None:
+    again = crossvalidate(Zoo.open(synthetic_folder), ["size"], CONFIG, 3)
+    assert all((again.predicted[name] == values).all() for name, values in found.predicted.items())
+
+
+def test_groups_stay_in_one_fold(synthetic_folder: Path) -> None:
+    zoo = Zoo.open(synthetic_folder)
+    grouped = crossvalidate(zoo, ["positive"], TrainingConfig(model="svd", model_config=ModelConfig(width=8), epochs=1, group_column="author"), 3)
+    folds = zoo.labels["author"].reindex(grouped.truth.index).groupby(grouped.fold).unique()
+    assert sum(len(authors) for authors in folds) == zoo.labels["author"].nunique()
+
+
+def test_it_stops_and_refuses(synthetic_folder: Path) -> None:
+    zoo = Zoo.open(synthetic_folder)
+    with pytest.raises(TaskError, match="two folds"):
+        crossvalidate(zoo, ["size"], CONFIG, 1)
+    with pytest.raises(TaskError, match="folds"):
+        crossvalidate(zoo, ["size"], CONFIG, 61)
+    with pytest.raises(Stopped):
+        crossvalidate(zoo, ["size"], CONFIG, 2, stop=lambda: True)
