@@ -12,6 +12,7 @@ import torch
 
 from lol_core.symmetry import sample_gl
 from tests.builders import MODULES, random_lora, write_peft
+from tests.conftest import SAMPLE_ZOO
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -77,12 +78,18 @@ def test_the_first_journey(page: Page, address: str) -> None:
     settled(page)
 
     go(page, "Predictions")
+    expect(page.get_by_role("heading", name="Leaderboard")).to_be_visible()
     expect(page.get_by_text("95 % bootstrap interval")).to_be_visible()
-    expect(page.get_by_test_id("stPlotlyChart")).to_be_visible()
+    expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()
     with page.expect_download() as download:
-        page.get_by_test_id("stDownloadButton").get_by_role("button").click()
+        page.locator("button[kind=secondary]").filter(has_text="Download as CSV").click()
     rows = Path(download.value.path()).read_text().splitlines()
     assert rows[0].startswith("lora,") and len(rows) > 300
+    page.get_by_role("tab", name="Where models disagree").click()
+    expect(page.get_by_text("Correlation of the first two")).to_be_visible()
+    adapter = SAMPLE_ZOO / "loras" / "0007"
+    page.locator("input[type=file]").set_input_files(sorted(path for path in adapter.iterdir() if path.suffix in (".json", ".safetensors")))
+    expect(page.get_by_text(re.compile("adapter_model.safetensors: PEFT"))).to_be_visible()
 
     go(page, "Invariance")
     settled(page)
