@@ -24,6 +24,7 @@ from ui.frame import frame, need, page_link
 from ui.jobs import Run, TrainingJob
 from ui.state import checkpoints, load_checkpoint, runs_folder, session
 
+PAPER = "https://arxiv.org/abs/2410.04207"
 zoo = frame("Train")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
 need(
@@ -59,12 +60,12 @@ with st.expander("Settings", icon=":material/tune:", key="settings"):
     equivariant_width = b.number_input("GL-net: equivariant width", 1, 256, 16, key="equivariant_width")
     equivariant_layers = b.number_input("GL-net: equivariant layers", 1, 6, 1, key="equivariant_layers")
     dropout = c.number_input("Dropout in the head", 0.0, 0.9, 0.0, step=0.05, key="dropout")
-    sigma = c.selectbox("GL-net: σ of the nonlinearity", list(NONLINEARITIES), key="sigma", help="Equation (6); used between equivariant layers.")
+    sigma = c.selectbox("GL-net: σ of the nonlinearity", list(NONLINEARITIES), key="sigma", help=f"[Equation (6)]({PAPER}); used between equivariant layers.")
     group = d.selectbox("Keep together in the split", [None, *zoo.labels.columns], format_func=lambda g: g or "(nothing)", key="group")
     normalize = d.toggle(
-        "Normalise inputs", False, key="normalize", help="Divide each module's U and V by its training standard deviation. The paper does not."
+        "Normalise inputs", False, key="normalize", help=f"Divide each module's U and V by its training standard deviation. [The paper]({PAPER}) does not."
     )
-    mean_products = d.toggle("Mean of products", False, key="mean_products", help="GL-net as the paper has it for CLIP scores (appendix D.1.1).")
+    mean_products = d.toggle("Mean of products", False, key="mean_products", help=f"GL-net as the paper has it for CLIP scores ([appendix D.1.1]({PAPER})).")
     class_weights = d.toggle("Class weights", False, key="class_weights")
     shuffled = d.toggle("Shuffled control", False, key="shuffled", help="Also fit each model to permuted labels. Doubles the time.")
 
