@@ -11,17 +11,19 @@ import streamlit as st
 
 from lol_core import plots
 from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.crossvalidation import RANKED
 from lol_core.devices import devices
 from lol_core.errors import LoLError
 from lol_core.evaluation import HEADLINE, METRIC_TITLES
-from lol_core.leaderboard import leaderboard, verdict
+from lol_core.leaderboard import CONTROL_TITLES, leaderboard, verdict
 from lol_core.models import MODELS, ModelConfig
 from lol_core.models.layers import NONLINEARITIES
 from lol_core.tasks import guess_kind
 from lol_core.training import Plan, plan
 from ui.figures import figure
 from ui.frame import frame, need, page_link
-from ui.jobs import Run, TrainingJob
+from ui.jobs import FoldsJob, Run, TrainingJob
+from ui.progress import follow
 from ui.state import checkpoints, load_checkpoint, runs_folder, session
 
 PAPER = "https://arxiv.org/abs/2410.04207"
@@ -48,6 +50,7 @@ with st.expander("Settings", icon=":material/tune:", key="settings"):
     a, b, c, d = st.columns(4)
     seeds = a.number_input("Seeds", 1, 10, 1, key="seeds", help="Each model is trained once for every seed: another split, another initialisation.")
     first_seed = a.number_input("First seed", 0, 10_000, 0, key="first_seed")
+    folds = a.number_input("Folds of the cross-validation", 2, 20, 5, key="folds")
     epochs = b.number_input("Epochs, at most", 1, 2000, 60, key="epochs")
     patience = b.number_input("Patience", 0, 2000, 15, key="patience", help="Stop after so many epochs without a better validation loss; 0: never.")
     learning_rate = c.number_input("Learning rate", 1e-6, 1.0, 1e-3, format="%g", key="learning_rate")
@@ -130,13 +133,46 @@ except LoLError as problem:
     st.error(str(problem), icon=":material/error:")
 
 busy = state.job is not None and state.job.running
-start, stop, _ = st.columns([1, 1, 4])
+start, stop, cross, _ = st.columns([2, 2, 3, 5])
 if start.button("Train", type="primary", icon=":material/play_arrow:", disabled=busy or not ready, width="stretch"):
     state.job = TrainingJob(zoo, [make_run(name, seed) for name in names for seed in range(first_seed, first_seed + seeds)])
     state.job.start()
     st.rerun()
 if stop.button("Stop", icon=":material/stop:", disabled=not busy, width="stretch") and state.job is not None:
     state.job.stop()
+words = "Predicts every LoRA by models that have not seen it, and compares with the controls LoRA by LoRA. As long as that many trainings."
+validating = state.validation is not None and state.validation.running
+pressed = cross.button("Cross-validate", icon=":material/splitscreen:", disabled=validating or not ready, width="stretch", help=words)
+if pressed:
+    state.validation = FoldsJob(zoo, tuple(targets), {MODELS[name].title: make_config(name, first_seed) for name in names}, int(folds))
+    state.validation.start()
+    st.rerun()
+
+
+def show_validation(job: FoldsJob) -> None:
+    """The scores of held-out predictions beside those of the controls, and how sure their difference is."""
+    follow(job, "stop_folds")
+    if job.error:
+        st.error(job.error)
+    if job.stopping and not job.running:
+        st.caption("Cross-validation was stopped; the models it had finished are shown.")
+    for title, (found, differences) in job.found.items():
+        metric = RANKED[found.task.kind]
+        scores = found.scores()
+        rows = {title if name == "model" else f"control: {name}": {METRIC_TITLES[key]: f"{m:.3f} ± {s:.3f}" for key, (m, s) in values.items() if "/" not in key}
+                for name, values in scores.items()}  # fmt: skip
+        st.markdown(f"**{title} → {', '.join(job.targets)}**, {len(set(found.fold))} folds, mean ± standard deviation over them")
+        st.dataframe(pd.DataFrame(rows).T, key=f"folds {title}")
+        for control, (gap, low, high) in differences.items():
+            said = "better than" if low > 0 else "worse than" if high < 0 else "not clearly different from"
+            st.markdown(
+                f":material/{'check_circle' if low > 0 else 'warning'}: On {len(found.truth)} held-out LoRAs it is **{said} {CONTROL_TITLES[control]}**: "
+                f"{METRIC_TITLES[metric]} {gap:+.3f} (95 % {low:+.3f} to {high:+.3f})."
+            )
+
+
+if state.validation is not None and state.validation.zoo is zoo:
+    show_validation(state.validation)
 
 
 @st.fragment(run_every=0.7 if busy else None)

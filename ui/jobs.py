@@ -12,11 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.crossvalidation import Folds, crossvalidate
 from lol_core.embedding import Kind, Method, Space, project, space_of
 from lol_core.errors import LoLError
 from lol_core.generation import Painter, Sampling, Stopped
 from lol_core.survey import Surveys
 from lol_core.training import Plan, Progress, train
+from lol_core.training import Stopped as StoppedTraining
 from lol_core.zoo import Zoo
 
 ONE_AT_A_TIME = threading.Semaphore(1)
@@ -157,6 +159,34 @@ class TrainingJob(Job):
             run.checkpoint = train(self.zoo, run.plan, run.config, run.out, report, self._stop.is_set, run.resume)
         except Exception as error:
             run.error = told(error)
+
+
+class FoldsJob(Job):
+    """Cross-validates models one after the other. `stop()` ends the present one and drops it; `found`: title → folds, and how much better than each
+    control they rank (difference, low, high)."""
+
+    def __init__(self, zoo: Zoo, targets: tuple[str, ...], configs: dict[str, TrainingConfig], folds: int):
+        super().__init__()
+        self.zoo, self.targets, self.configs, self.folds = zoo, targets, configs, folds
+        self.found: dict[str, tuple[Folds, dict[str, tuple[float, float, float]]]] = {}
+        self.share = 0.0
+
+    @property
+    def fraction(self) -> float:
+        return self.share
+
+    def _work(self) -> None:
+        for title, config in self.configs.items():
+
+            def report(progress: Progress, title: str = title) -> None:
+                self.message = f"{title}: {progress.message}"
+                self.share = (len(self.found) + progress.fraction) / len(self.configs)
+
+            try:
+                folds = crossvalidate(self.zoo, self.targets, config, self.folds, report, self._stop.is_set)
+                self.found[title] = folds, {control: folds.difference(control) for control in ("norms only", "structure only")}
+            except StoppedTraining:
+                return
 
 
 class SurveyJob(Job):

@@ -17,7 +17,7 @@ from lol_core.index import cache_folder
 from lol_core.lora import LoRA
 from lol_core.survey import Survey, Surveys
 from lol_core.zoo import Zoo
-from ui.jobs import DrawingJob, Drawn, IndexJob, MapJob, MapSettings, SurveyJob, TrainingJob
+from ui.jobs import DrawingJob, Drawn, FoldsJob, IndexJob, MapJob, MapSettings, SurveyJob, TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_loras"
@@ -43,6 +43,7 @@ class Session:
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
     extra_checkpoints: list[str] = field(default_factory=list)
     job: TrainingJob | None = None
+    validation: FoldsJob | None = None
     drawing: DrawingJob | None = None
     survey: SurveyJob | None = None
     mapping: MapJob | None = None
