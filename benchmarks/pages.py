@@ -24,6 +24,9 @@ from tests.browser import chromium, server, settled
 from tests.builders import write_zoo
 
 PAGES = ("Home", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images")
+CHANGED = """before => [...document.querySelectorAll('[data-testid=stMetric]')].some(
+    metric => metric.innerText.includes('κ(R)') && !metric.innerText.includes(before))"""
+"""Whether the metric κ(R) shows another value, asked at every frame."""
 
 
 def seconds(act: Callable[[], object], done: Callable[[], object]) -> float:
@@ -57,6 +60,10 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
         found["first index: a field of the page takes a click after"] = seconds(field.click, lambda: expect(field).to_be_focused())
         expect(page.get_by_text(f"{count:,} LoRAs open")).to_be_visible(timeout=600_000)
         found["first index: done after"] = time.perf_counter() - started
+        reading = page.get_by_text(re.compile("Reading weights"))
+        expect(reading.first).to_be_visible(timeout=60_000)
+        expect(reading).to_have_count(0, timeout=900_000)
+        found["weights read after"] = time.perf_counter() - started
         settled(page, 600_000)
         times: dict[str, list[float]] = {name: [] for name in PAGES}
         for round in range(repeats + 1):
@@ -73,6 +80,16 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
             caption = page.get_by_text(f"{expected:,} of {count:,} LoRAs")
             keys.append(seconds(lambda text=text: search.fill(text), lambda caption=caption: expect(caption).to_be_visible(timeout=60_000)))
         found["filter keystroke to redraw, median"] = statistics.median(keys)
+        page.goto(f"{address}/Invariance")
+        settled(page, 120_000)
+        metric = page.get_by_test_id("stMetric").filter(has_text="κ(R)").get_by_test_id("stMetricValue")
+        slider = page.get_by_role("slider").first
+        turns = []
+        for key in ["ArrowRight", "ArrowLeft"] * repeats:
+            before = metric.inner_text().strip()
+            turns.append(seconds(lambda key=key: slider.press(key), lambda before=before: page.wait_for_function(CHANGED, arg=before, polling="raf")))
+            settled(page)
+        found["slider of R to the new numbers, sample zoo, median"] = statistics.median(turns)
     return found
 
 

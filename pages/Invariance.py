@@ -233,7 +233,7 @@ def turn() -> None:
             name: st.column_config.NumberColumn(format="%.6g") for name in ("before R", "after R")
         },
     )  # fmt: skip
-    take(table, "needles")
+    take(lambda: table, "needles")
     module = st.selectbox("The factors of", own.modules, format_func=lambda m: f"{m.name}  ({m.n} × {m.m})", key="module")
     position = own.modules.index(module)
     g, place = next((g, indices.index(position)) for g, (_, indices) in enumerate(own.groups) if position in indices)
@@ -249,9 +249,6 @@ def turn() -> None:
 
 def cast_group(name: str) -> Group:
     return next(group for group in GROUPS if group == name)
-
-
-turn()
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -278,7 +275,6 @@ def changes_of(key: str, count: int, condition: float, dtype_name: str, _models:
 @st.fragment
 def many_draws() -> None:
     """Hundreds of R from each group, and which model keeps still under which."""
-    st.subheader("Many draws from every group")
     a, b, c = st.columns([2, 2, 2], vertical_alignment="bottom")
     cost = FEWEST * len(GROUPS) * sum(max(shown.model.n_features(), shown.model.spec.parameters) for shown in models)
     count = a.segmented_control("Draws from each group", [FEWEST, 200, 500], default=FEWEST if cost <= UNASKED else None, key="count")
@@ -313,14 +309,12 @@ def many_draws() -> None:
     )
 
 
-many_draws()
 nets = [shown for shown in models if isinstance(shown.model, GLNet)]
 
 
 @st.fragment
 def inside() -> None:
     """R followed through GL-net: it enters with the factors, passes every equivariant layer, and leaves in the products."""
-    st.subheader("R on its way through GL-net")
     a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
     net = a.selectbox("Model", nets, format_func=lambda s: s.title, key="net") if len(nets) > 1 else nets[0]
     group = b.segmented_control("R from", list(GROUPS), format_func=lambda g: TITLES[g], default="gl", key="inside_group", required=True) or "gl"
@@ -352,5 +346,6 @@ def inside() -> None:
     figure(plots.matrices(products), "stage_product", "The product of the first module at this stage")
 
 
-if nets:
-    inside()
+PARTS = {"One R": turn, "Many draws from every group": many_draws} | ({"R on its way through GL-net": inside} if nets else {})
+part = st.segmented_control("Show", list(PARTS), default="One R", key="part", bind="query-params", required=True, label_visibility="collapsed")
+PARTS[part or "One R"]()

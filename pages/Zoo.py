@@ -145,15 +145,18 @@ with repeated:
         st.info(f"Among the {len(known):,} LoRAs whose weights have been read, no two are the same function.", icon=":material/arrow_forward:")
     elif len(zoo):
         st.success(f"No two of the {len(zoo):,} LoRAs are the same function.")
-with loaded:
-    need(len(zoo), "No LoRA could be read in this folder. The other tab says why; or open another folder in the sidebar.")
-    survey_line(zoo, len(known))
+
+
+@st.fragment
+def listing() -> None:
+    """Search, filters, and the LoRAs that pass them as a table or a gallery; alone redrawn at each keystroke."""
     search, dialect, base, rank = st.columns([3, 2, 3, 2])
-    text = search.text_input("Search", key="q", bind="query-params", placeholder="name, path, trigger word, metadata; or /regex/", live=True)
+    text = search.text_input("Search", key="q", bind="query-params", placeholder="name, path, trigger word, metadata; or /regex/", live="100ms")
     dialects = dialect.multiselect("Dialect", sorted(table["dialect"].dropna().unique()), key="dialect", bind="query-params")
     bases = base.multiselect("Base model", sorted(table["suggested base"].dropna().unique()), key="base", bind="query-params", help="As the shapes suggest.")
     ranks = rank.multiselect("Rank", sorted({r for e in zoo.entries for r in e.ranks}), key="rank", bind="query-params")
-    keep = pd.Series(table.index.isin(visible(zoo)), index=table.index)
+    among = set(visible(zoo))
+    keep = pd.Series([id in among for id in zoo.ids] if len(among) < len(zoo) else True, index=table.index)
     if text:
         inside = re.fullmatch(r"/(.+)/", text)
         try:
@@ -180,7 +183,7 @@ with loaded:
     need(len(shown), "No LoRA matches. Clear the search or a filter.")
     if view == "Gallery":
         gallery(list(shown.index))
-        st.stop()
+        return
     first = [name for name in ("name", "health", "‖ΔW‖", "‖ΔW‖ by module", "rank used") if shown[name].notna().any()]
     event = st.dataframe(
         shown,
@@ -201,9 +204,19 @@ with loaded:
     actions = st.columns([1, 3])
     rows = event.selection.rows
     with actions[1], st.container(horizontal=True):
-        st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", on_click=select, args=(zoo, list(shown.index)), key="select_shown")
+        taken = list(shown.index) if st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", key="select_shown") else []
         if rows:
             chosen = [shown.index[row] for row in rows]
-            st.button(f"Select the {len(chosen):,} ticked", icon=":material/check_box:", on_click=select, args=(zoo, chosen), key="select_ticked")
+            if st.button(f"Select the {len(chosen):,} ticked", icon=":material/check_box:", key="select_ticked"):
+                taken = chosen
             page_link("pages/LoRA.py", f"Look at {zoo.names[chosen[0]]}", ":material/layers:", lora=zoo.names[chosen[0]])
     actions[0].download_button("Download as CSV", lambda: shown.to_csv(index=False), f"{zoo.name}.csv", "text/csv", icon=":material/download:")
+    if taken:
+        select(zoo, taken)
+        st.rerun()  # the whole page: the selection stands in the sidebar
+
+
+with loaded:
+    need(len(zoo), "No LoRA could be read in this folder. The other tab says why; or open another folder in the sidebar.")
+    survey_line(zoo, len(known))
+    listing()

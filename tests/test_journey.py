@@ -93,12 +93,13 @@ def test_the_first_journey(page: Page, address: str) -> None:
 
     go(page, "Invariance")
     settled(page)
-    expect(page.get_by_role("heading", name="R on its way through GL-net")).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Draw another R").click()
     page.wait_for_url("**draw=2**")
     moved = page.get_by_test_id("stMetric").filter(has_text="U moved by").get_by_test_id("stMetricValue").inner_text()
     product = page.get_by_test_id("stMetric").filter(has_text="ΔW moved by").get_by_test_id("stMetricValue").inner_text()
     assert float(moved.rstrip("%")) > 10 and float(product) < 1e-5
+    page.get_by_role("radio", name="R on its way through GL-net").click()
+    expect(page.get_by_text("R enters with the factors")).to_be_visible(timeout=60_000)
 
 
 def test_strangers_files(page: Page, address: str, real_loras: Path) -> None:

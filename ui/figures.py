@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -17,14 +18,19 @@ def figure(shown: go.Figure, key: str, alt: str, data: pd.DataFrame | None = Non
     picture = session().picture
     camera = {"format": picture, "filename": re.sub(r"\W+", "-", key), "scale": 2 if picture == "png" else 1}
     st.plotly_chart(shown, key=key, alt=alt, config={"displaylogo": False, "toImageButtonOptions": camera}, **options)
-    take(numbers_of(shown) if data is None else data, key)
+    take((lambda: numbers_of(shown)) if data is None else (lambda: data), key)
 
 
-def take(table: pd.DataFrame, key: str) -> None:
-    """A quiet button for the numbers of a figure."""
-    named, name = not isinstance(table.index, pd.RangeIndex), re.sub(r"\W+", "-", key)
+def take(table: Callable[[], pd.DataFrame], key: str) -> None:
+    """A quiet button for the numbers of a figure, made when they are asked for."""
+
+    def text() -> str:
+        numbers = table()
+        return str(numbers.to_csv(index=not isinstance(numbers.index, pd.RangeIndex)))
+
+    name = re.sub(r"\W+", "-", key)
     st.download_button(
-        "Data", lambda: table.to_csv(index=named), f"{name}.csv", "text/csv", icon=":material/download:", type="tertiary", key=f"{key}_csv",
+        "Data", text, f"{name}.csv", "text/csv", icon=":material/download:", type="tertiary", key=f"{key}_csv",
         help="The numbers of this figure as CSV. The camera in its toolbar saves the picture.",
     )  # fmt: skip
 
