@@ -38,13 +38,7 @@ with st.container(border=True):
 
 STEPS = (
     ("Look", "Zoo", "Every file with its dialect, base model, rank, labels and previews, and for what was refused the reason.", "Open the Zoo", "table_rows"),
-    (
-        "Train",
-        "Train",
-        "Fit GL-net, or another of the five LoL models, to predict a label. Seconds on glosses.",
-        "Train a model",
-        "model_training",
-    ),
+    ("Train", "Train", "Fit GL-net, or another LoL model, to predict a label: seconds on glosses.", "Train a model", "model_training"),
     ("Turn R", "Invariance", "The same LoRA with other factors: see which models notice, and which cannot.", "See invariance", "rotate_right"),
     ("See", "Images", "What the LoRAs draw that a model ranks highest and lowest, beside the base model.", "Look at images", "image"),
 )
@@ -64,8 +58,8 @@ with left:
     st.markdown("**A zoo that came with the program**, fine-tuned for real:")
 
     with st.container(horizontal=True):
-        for name, folder in SAMPLE_ZOOS.items():
-            is_open, sample = zoo.folder == folder.resolve(), str(folder)
+        for name, place_of in SAMPLE_ZOOS.items():
+            is_open, sample = zoo.folder == place_of.resolve(), str(place_of)
             st.button(name, on_click=open_collection, args=(sample,), icon=":material/pets:", disabled=is_open, help=SAMPLE_SUBJECTS[name])
     if others := [(folder, labels) for folder, labels in recent() if Path(folder).resolve() != zoo.folder]:
         st.markdown("**Opened before:**")

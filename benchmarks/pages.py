@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +79,7 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
         for text in ["lora1", "lora12", "lora123"] * repeats:
             expected = sum(text in f"lora{i:03d}" for i in range(count))
             caption = page.get_by_text(f"{expected:,} of {count:,} LoRAs")
-            keys.append(seconds(lambda text=text: search.fill(text), lambda caption=caption: expect(caption).to_be_visible(timeout=60_000)))
+            keys.append(seconds(partial(search.fill, text), partial(expect(caption).to_be_visible, timeout=60_000)))
         found["filter keystroke to redraw, median"] = statistics.median(keys)
         page.goto(f"{address}/Invariance")
         settled(page, 120_000)
@@ -87,7 +88,7 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
         turns = []
         for key in ["ArrowRight", "ArrowLeft"] * repeats:
             before = metric.inner_text().strip()
-            turns.append(seconds(lambda key=key: slider.press(key), lambda before=before: page.wait_for_function(CHANGED, arg=before, polling="raf")))
+            turns.append(seconds(partial(slider.press, key), partial(page.wait_for_function, CHANGED, arg=before, polling="raf")))
             settled(page)
         found["slider of R to the new numbers, sample zoo, median"] = statistics.median(turns)
     return found

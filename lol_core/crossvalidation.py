@@ -13,8 +13,8 @@ from sklearn.model_selection import GroupKFold, KFold
 from lol_core.checkpoint import TrainingConfig
 from lol_core.devices import find_device
 from lol_core.errors import TaskError
-from lol_core.evaluation import Metrics, control_predictions, score
-from lol_core.tasks import Task, class_name
+from lol_core.evaluation import Metrics, control_predictions, headline, score
+from lol_core.tasks import Task
 from lol_core.training import Factors, Fit, OnProgress, Progress, ShouldStop, Stopped, control_features, plan
 from lol_core.zoo import Zoo
 
@@ -57,12 +57,9 @@ class Folds:
         return self._ranked(ours, everyone) - self._ranked(theirs, everyone), float(low), float(high)
 
     def _ranked(self, predicted: np.ndarray, index: np.ndarray) -> float:
-        truth = self.truth.iloc[index]
-        if self.task.kind == "multiclass":
-            return float((truth[self.task.targets[0]].map(class_name).to_numpy() == np.array(self.task.classes)[predicted[index].argmax(1)]).mean())
-        y = truth.to_numpy(np.float64)
-        if self.task.kind == "binary":
-            return float(((predicted[index] > 0.5) == (y > 0.5)).mean())
+        if self.task.kind != "regression":
+            return headline(self.task, self.truth.iloc[index], predicted[index])
+        y = self.truth.iloc[index].to_numpy(np.float64)
         # a constant ranks nothing: τ is 0
         return float(np.mean([np.nan_to_num(kendalltau(y[:, i], predicted[index, i])[0]) for i in range(y.shape[1])]))
 

@@ -112,12 +112,12 @@ def confusion(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> pd.Data
 def bootstrap_interval(task: Task, truth: pd.DataFrame, predicted: np.ndarray, seed: int, draws: int = 500, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of the headline metric over resampled test LoRAs."""
     rng = np.random.default_rng(seed)
-    values = [_headline(task, truth.iloc[index], predicted[index]) for index in rng.integers(0, len(truth), (draws, len(truth)))]
+    values = [headline(task, truth.iloc[index], predicted[index]) for index in rng.integers(0, len(truth), (draws, len(truth)))]
     tail = (1 - level) / 2
     return float(np.nanquantile(values, tail)), float(np.nanquantile(values, 1 - tail))
 
 
-def _headline(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> float:
+def headline(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> float:
     """The headline metric alone, as `score` gives it: cheap enough to resample."""
     if task.kind == "multiclass":
         labels = np.array(task.classes)[predicted.argmax(1)]

@@ -20,7 +20,7 @@ from lol_core.batches import Batch, WeightSpec, concatenate, make_batch, module_
 from lol_core.checkpoint import Checkpoint, TrainingConfig, load_state, save_state
 from lol_core.devices import find_device
 from lol_core.errors import CheckpointError, LoLError, ModelError, TaskError
-from lol_core.evaluation import HEADLINE, bootstrap_interval, control_scores, norm_features, quick_score, score, structure_features
+from lol_core.evaluation import bootstrap_interval, control_scores, norm_features, quick_score, score, structure_features
 from lol_core.models import LoLModel, make_model
 from lol_core.tasks import Task, TaskKind, make_task
 from lol_core.zoo import Zoo, split_ids
@@ -342,9 +342,3 @@ def shuffled_control(fit: Fit, zoo: Zoo, stop: ShouldStop) -> dict[str, float]:
     control.model.load_state_dict(control.best)
     ids = fit.split["test"]
     return score(fit.task, zoo.labels.loc[ids], fit.task.decode(control.outputs(ids)))
-
-
-def headline(checkpoint: Checkpoint) -> tuple[str, float]:
-    """The name and test value of the metric a checkpoint is judged by first."""
-    name = HEADLINE[checkpoint.task.kind]
-    return name, checkpoint.metrics["test"][name]

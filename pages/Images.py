@@ -19,6 +19,7 @@ from lol_core.zoo import Zoo
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
+from ui.progress import show
 from ui.selection import marked, selected, visible
 from ui.state import checkpoints, known_base, load_checkpoint, painter, preview_of, session
 
@@ -160,9 +161,7 @@ def watch() -> None:
     if job is None:
         return
     if job.running:
-        left = job.seconds_left
-        text = "Stopping …" if job.stopping else f"Drawing {job.done + 1} of {len(job.sheets)}" + (f", about {left:.0f} s left" if left else "")
-        st.progress(min(job.fraction, 1.0), text)
+        show(job)
     elif busy:
         st.rerun(scope="app")
     if job.error:

@@ -46,6 +46,11 @@ untrained = st.toggle(
 )
 
 
+def group_of(choice: str) -> Group:
+    """The group that R is drawn from; one typed in by hand is from GL(r)."""
+    return next((group for group in GROUPS if group == choice), "gl")
+
+
 @dataclass(frozen=True)
 class Shown:
     """A model on the page; task None: untrained."""
@@ -80,7 +85,7 @@ class Shown:
 
     def verdict(self, change: float, group: str, dtype: torch.dtype) -> str:
         moved = change > TOLERANCES[dtype]
-        if promises(self.model.symmetry, "gl" if group == "hand" else group):  # type: ignore[arg-type] # a key of TITLES
+        if promises(self.model.symmetry, group_of(group)):
             return "BROKEN" if moved else "holds"
         return "moves, as it may" if moved else "hardly moved"
 
@@ -169,7 +174,7 @@ def turn() -> None:
         sized = group in ("gl", "scaling")
         exponent = st.slider("κ(R) = 10^x", 0.0, 4.0, 1.0, 0.25, key="kappa", bind="query-params", disabled=not sized, help="The condition number of R.")
         a, b = st.columns(2)
-        layers = a.segmented_control("R is", ["own", "shared"], format_func={"own": "each module's", "shared": "shared"}.get,
+        layers = a.segmented_control("R is", ["own", "shared"], format_func={"own": "each module's", "shared": "shared"}.__getitem__,
                                      default="own", key="shared", bind="query-params", required=True, disabled=group == "hand")  # fmt: skip
         dtype_name = b.segmented_control("Computed in", list(DTYPES), default="float32", key="dtype", bind="query-params", required=True) or "float32"
         a, b = st.columns(2, vertical_alignment="bottom")
@@ -187,7 +192,7 @@ def turn() -> None:
                 return
             R = given(original, {r: typed})
         else:
-            R = sample_for(original, cast_group(group), 10.0**exponent if sized else 1.0, torch.Generator().manual_seed(draw), layers == "shared")
+            R = sample_for(original, group_of(group), 10.0**exponent if sized else 1.0, torch.Generator().manual_seed(draw), layers == "shared")
     with right:
         r = int(original.ranks[0, own.groups[0][1][0]])
         whose = own.modules[own.groups[0][1][0]].name if group != "hand" and layers == "own" else f"every module of rank {r}"
@@ -245,10 +250,6 @@ def turn() -> None:
     figure(plots.factor_heatmaps(corner(original), corner(turned)), "heatmaps", "U, V and their product before and after R")
     if max(module.n, module.m) > WIDTH_LIMIT:
         st.caption(f"The first {WIDTH_LIMIT} of {module.n} rows of U and {module.m} of V, and the corner of ΔW they make. Each pair shares one colour scale.")
-
-
-def cast_group(name: str) -> Group:
-    return next(group for group in GROUPS if group == name)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -320,7 +321,7 @@ def inside() -> None:
     group = b.segmented_control("R from", list(GROUPS), format_func=lambda g: TITLES[g], default="gl", key="inside_group", required=True) or "gl"
     dtype_name = c.segmented_control("Computed in", list(DTYPES), default="float64", key="inside_dtype", required=True) or "float64"
     batch = start_of(net.model.spec, dtype_name)
-    R = sample_for(batch, cast_group(group), 10.0, torch.Generator().manual_seed(0))
+    R = sample_for(batch, group_of(group), 10.0, torch.Generator().manual_seed(0))
     twin = net.model if dtype_name == "float32" else in_float64(f"{net.title} {saved.get(net.title)} {zoo.fingerprint} {chosen}", net.model)
     assert isinstance(twin, GLNet)
     found = carried(lambda x: twin.stages(twin.normalized(x)), batch, R)

@@ -14,12 +14,12 @@ import torch
 from lol_core import plots
 from lol_core.attribution import contributions
 from lol_core.errors import LoLError
-from lol_core.evaluation import METRIC_TITLES
+from lol_core.evaluation import HEADLINE, METRIC_TITLES
 from lol_core.formats.writing import forms_of, packed
 from lol_core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum, truncate
+from lol_core.leaderboard import best_control
 from lol_core.lora import LoRA
 from lol_core.survey import SAME, Survey, layer_map, nearest, tag_counts
-from lol_core.training import headline
 from lol_core.zoo import Zoo
 from ui.figures import figure
 from ui.frame import frame, need, page_link
@@ -183,9 +183,8 @@ if second:
                 f"Over {len(differences)} shared modules: cosine of the updates **{cosine:.4f}**, ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ = **{gap / max(size, 1e-30):.4g}**. "
                 + ("They are the same function." if same else "They are different functions.")
             )
-            st.plotly_chart(
-                plots.module_comparison(differences, zoo.names[chosen], zoo.names[second]), key="comparison", alt="Norms and cosines of both, module by module"
-            )
+            chart = plots.module_comparison(differences, zoo.names[chosen], zoo.names[second])
+            figure(chart, "comparison", "Norms and cosines of both, module by module", differences)
             st.dataframe(differences, key="differences", height=min(320, 38 + 35 * len(differences)))
 
 if models:
@@ -198,13 +197,12 @@ if models:
         except LoLError as error:
             st.caption(f"{title}: {error}")
             continue
-        metric, best = headline(checkpoint)
-        control = max((values.get(metric, float("nan")) for values in checkpoint.controls.values()), default=float("nan"))
+        metric = HEADLINE[checkpoint.task.kind]
         part = next((part for part, ids in checkpoint.split.items() if chosen in ids), "new") if checkpoint.zoo == zoo.name else "new"
         for name in predicted.columns[: 1 if checkpoint.task.kind == "multiclass" else None]:
             true = zoo.labels[name].get(chosen) if name in zoo.labels else None
-            known = {"model": title, "label": name, "predicted": predicted[name].iloc[0], "true": true, "part": part}
-            rows.append(known | {f"test {METRIC_TITLES[metric]}": best, "best control": control})
+            about = {"model": title, "label": name, "predicted": predicted[name].iloc[0], "true": true, "part": part}
+            rows.append(about | {f"test {METRIC_TITLES[metric]}": checkpoint.metrics["test"][metric], "best control": best_control(checkpoint)[1]})
     said = pd.DataFrame(rows)
     for name in ("predicted", "true"):  # numbers and classes in one column
         said[name] = [f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for value in said[name]]

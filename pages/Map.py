@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from lol_core import plots
-from lol_core.embedding import Kind, explain, families, name_clusters
+from lol_core.embedding import Kind, Method, explain, families, name_clusters
 from lol_core.errors import LoLError
 from lol_core.zoo import Zoo
 from ui.figures import figure
@@ -55,7 +55,8 @@ with st.expander("Seed and neighbours", icon=":material/tune:", key="map_setting
 KINDS: dict[str, Kind] = {UPDATES: "updates", DIRECTIONS: "directions", SPECTRA: "spectra"}
 kind = KINDS.get(space_title, "latent")
 folder = models[space_title.removeprefix("Latent of ")] if kind == "latent" else None
-settings = MapSettings(kind, str(folder or ""), method or "PCA", int(dimensions or 2), seed, neighbours, zoo.fingerprint, ids)
+way: Method = "UMAP" if method == "UMAP" else "PCA"
+settings = MapSettings(kind, str(folder or ""), way, int(dimensions or 2), seed, neighbours, zoo.fingerprint, ids)
 
 if settings not in state.maps:
     job = state.mapping
@@ -134,9 +135,9 @@ with left:
             table[colour] = values.reindex(near.index).to_numpy()
         st.dataframe(table, hide_index=True, key="neighbours", column_config={"distance": st.column_config.NumberColumn(format="%.4g")})
         st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
-        if pictures := [path for id in [centre, *near.index] if (path := preview_of(zoo, id))]:
+        if neighbours_shown := [path for id in [centre, *near.index] if (path := preview_of(zoo, id))]:
             with st.container(horizontal=True):
-                for path in pictures:
+                for path in neighbours_shown:
                     st.image(str(path), width=180)
         with st.container(horizontal=True):
             st.button("Select these", icon=":material/select_all:", on_click=select, args=(zoo, [centre, *near.index]), key="select_neighbours")

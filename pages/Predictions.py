@@ -15,13 +15,14 @@ from lol_core.checkpoint import Checkpoint
 from lol_core.errors import LoLError
 from lol_core.evaluation import METRIC_TITLES, calibration, confusion, error_slices
 from lol_core.formats import read
-from lol_core.leaderboard import disagreement, leaderboard, verdict
+from lol_core.leaderboard import disagreement, verdict
 from lol_core.lora import LoRA
 from lol_core.novelty import Known
 from lol_core.tasks import class_name
 from lol_core.zoo import Zoo, training_runs
 from ui.figures import figure
 from ui.frame import frame, need, page_link
+from ui.scores import show_leaderboard
 from ui.selection import marked, offer, select, selected, visible
 from ui.state import checkpoints, load_checkpoint
 
@@ -61,9 +62,7 @@ for name, folder in models.items():
 trained_here = [model for model in loaded.values() if model.zoo == zoo.name]
 if len(trained_here) > 1:
     st.subheader("Leaderboard")
-    board = leaderboard(trained_here)
-    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")}
-    st.dataframe(board, hide_index=True, key="leaderboard", column_config=numbers)
+    show_leaderboard(trained_here)
     st.caption("Seeds of one model together; each seed has its own split. Margin: test score less that of the best control on the same splits.")
 
 title = st.selectbox("Model", list(models), key="model", bind="query-params")

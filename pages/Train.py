@@ -15,7 +15,7 @@ from lol_core.crossvalidation import RANKED
 from lol_core.devices import devices
 from lol_core.errors import LoLError
 from lol_core.evaluation import HEADLINE, METRIC_TITLES
-from lol_core.leaderboard import CONTROL_TITLES, leaderboard, verdict
+from lol_core.leaderboard import CONTROL_TITLES, verdict
 from lol_core.models import MODELS, ModelConfig
 from lol_core.models.layers import NONLINEARITIES
 from lol_core.tasks import guess_kind
@@ -23,7 +23,8 @@ from lol_core.training import Plan, plan
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import FoldsJob, Run, TrainingJob
-from ui.progress import follow
+from ui.progress import follow, show
+from ui.scores import show_leaderboard
 from ui.state import checkpoints, load_checkpoint, runs_folder, session
 
 PAPER = "https://arxiv.org/abs/2410.04207"
@@ -156,14 +157,14 @@ def show_validation(job: FoldsJob) -> None:
         st.error(job.error)
     if job.stopping and not job.running:
         st.caption("Cross-validation was stopped; the models it had finished are shown.")
-    for title, (found, differences) in job.found.items():
+    for title, validated in job.found.items():
+        found = validated.folds
         metric = RANKED[found.task.kind]
-        scores = found.scores()
         rows = {title if name == "model" else f"control: {name}": {METRIC_TITLES[key]: f"{m:.3f} ± {s:.3f}" for key, (m, s) in values.items() if "/" not in key}
-                for name, values in scores.items()}  # fmt: skip
+                for name, values in validated.scores.items()}  # fmt: skip
         st.markdown(f"**{title} → {', '.join(job.targets)}**, {len(set(found.fold))} folds, mean ± standard deviation over them")
         st.dataframe(pd.DataFrame(rows).T, key=f"folds {title}")
-        for control, (gap, low, high) in differences.items():
+        for control, (gap, low, high) in validated.differences.items():
             said = "better than" if low > 0 else "worse than" if high < 0 else "not clearly different from"
             st.markdown(
                 f":material/{'check_circle' if low > 0 else 'warning'}: On {len(found.truth)} held-out LoRAs it is **{said} {CONTROL_TITLES[control]}**: "
@@ -180,15 +181,8 @@ def watch() -> None:
     job = state.job
     if job is None:
         return
-    left = job.seconds_left
-    waiting = job.fraction == 0 and all(run.progress.message == "Waiting" for run in job.runs)
     if job.running:
-        text = f"Training on {job.zoo.name}"
-        if waiting:
-            text = "Another training is running on this server; this one waits."
-        if job.stopping:
-            text = "Stopping at the last finished epoch …"
-        st.progress(min(job.fraction, 1.0), f"{text} · about {left:.0f} s left" if left is not None and not job.stopping else text)
+        show(job)
     elif busy:
         st.rerun(scope="app")
     histories = {run.title: run.progress.history for run in job.runs if run.progress.history}
@@ -224,9 +218,7 @@ for title, folder in saved.items():
         st.caption(str(problem))
 together, single, curves = st.tabs(["Seeds together", "Every model", "Curves"])
 with together:
-    board = leaderboard([model for *_, model in kept if model.zoo == zoo.name])
-    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")}
-    st.dataframe(board, hide_index=True, key="leaderboard", column_config=numbers)
+    show_leaderboard([model for *_, model in kept if model.zoo == zoo.name])
 with single:
     st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key="saved")
 with curves:
@@ -234,10 +226,10 @@ with curves:
     if histories := {title: model.history for title, _, model in kept if title in compared and model.history}:
         figure(plots.learning_curves(histories), "kept_curves", "Loss and validation score of kept models against epochs")
 choice, resume, delete, predictions = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
-selected = choice.selectbox("Model", [title for title, *_ in kept])  # without a key: a new list selects its first, the newest
-_, folder, model = next(item for item in kept if item[0] == selected)
+picked = choice.selectbox("Model", [title for title, *_ in kept])  # without a key: a new list selects its first, the newest
+folder, model = next((folder, model) for title, folder, model in kept if title == picked)
 with predictions:
-    page_link("pages/Predictions.py", "Look at its predictions", ":material/insights:", model=selected)
+    page_link("pages/Predictions.py", "Look at its predictions", ":material/insights:", model=picked)
 can_resume = not model.finished and not busy
 if resume.button("Resume", disabled=not can_resume, icon=":material/resume:", width="stretch", help="Goes on with a training that was stopped."):
     planned = Plan(model.task, model.spec, model.split, {}, model.left_out_modules)

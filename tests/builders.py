@@ -21,9 +21,11 @@ SHAPES: tuple[Shape, ...] = (("a", 7, 5, 3), ("b", 6, 9, 3), ("c", 7, 5, 3))
 def random_lora(shapes: Sequence[Shape] = SHAPES, seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> LoRA:
     """Gaussian factors; shapes: (name, n, m, r)."""
     generator = torch.Generator().manual_seed(seed)
-    layers = [
-        LoRALayer(name, *(torch.randn(k, r, generator=generator, dtype=torch.float64).to(dtype) for k in (n, m)), scale=scale) for name, n, m, r in shapes
-    ]
+
+    def factor(k: int, r: int) -> torch.Tensor:
+        return torch.randn(k, r, generator=generator, dtype=torch.float64).to(dtype)
+
+    layers = [LoRALayer(name, factor(n, r), factor(m, r), scale=scale) for name, n, m, r in shapes]
     return LoRA(tuple(layers), "synthetic")
 
 

@@ -6,21 +6,23 @@ Uses the user's own cache, so that models trained there are shown.
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
 from lol_core.index import cache_folder
 from tests.browser import ROOT, chromium, server, settled
 
 PAGES = ("", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images")
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def main(pages: list[str]) -> None:
     out = ROOT / ".screenshots"
     out.mkdir(exist_ok=True)
     with server(cache_folder()) as address, chromium() as browser:
-        for scheme in ("light", "dark"):
+        for scheme in SCHEMES:
             for width in (1280, 390):
                 for name in pages or PAGES:
-                    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]  (a loop over two allowed words)
+                    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
                     page = context.new_page()
                     page.goto(f"{address}/{name}")
                     settled(page)

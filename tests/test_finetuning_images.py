@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def test_celeba_gives_a_run_for_each_person_with_enough_pictures(celeba: Path) -
 
 
 def test_hyperparameters_follow_table_6() -> None:
-    runs = [Counter() for _ in range(4)]  # type: ignore[var-annotated]  # of floats, integers and strings
+    runs: list[Counter[object]] = [Counter() for _ in range(4)]
     for number in range(400):
         drawn = plan_run(CELEBA, number)
         for counter, value in zip(runs, (drawn.learning_rate, drawn.steps, drawn.batch_size, drawn.prompt), strict=True):
@@ -164,15 +165,16 @@ def test_the_loss_of_a_clean_sample_is_that_of_the_velocity() -> None:
         def __init__(self, value: torch.Tensor):
             self.sample = value
 
-    def unet(value: torch.Tensor):  # type: ignore[no-untyped-def]  # stands for a U-Net with this answer
+    def unet(value: torch.Tensor) -> Any:
+        """Stands for a U-Net with this answer."""
         return lambda *args, **kwargs: Says(value)
 
-    clean = diffusion_loss(unet(guess), scheduler, x, torch.zeros(1), noise, t)  # type: ignore[arg-type]
+    clean = diffusion_loss(unet(guess), scheduler, x, torch.zeros(1), noise, t)
     alpha, sigma = (a.view(-1, 1, 1, 1) for a in (scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()))
     noisy = alpha * x + sigma * noise
     implied_noise = (noisy - alpha * guess) / sigma
     scheduler.register_to_config(prediction_type="v_prediction")
-    velocity = diffusion_loss(unet(alpha * implied_noise - sigma * guess), scheduler, x, torch.zeros(1), noise, t)  # type: ignore[arg-type]
+    velocity = diffusion_loss(unet(alpha * implied_noise - sigma * guess), scheduler, x, torch.zeros(1), noise, t)
     torch.testing.assert_close(clean, velocity, rtol=1e-3, atol=1e-4)
 
 

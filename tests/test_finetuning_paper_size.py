@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
 import psutil
@@ -17,12 +19,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, Qwen2Config, Qwen2ForCau
 from lol_core.finetuning import arc, dreambooth
 from lol_core.finetuning.arc import ARC, Question
 from lol_core.finetuning.base_model import make_tokenizer
-from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, Hyperparameters, Run
+from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, Hyperparameters, ImageRecipe, Run
 
+Module = TypeVar("Module", bound=nn.Module)
 pytestmark = pytest.mark.skipif(psutil.virtual_memory().available < 14e9, reason="needs 14 GB of free memory")
 
 
-def scattered(build):  # type: ignore[no-untyped-def]  # returns whatever module `build` makes
+def scattered(build: Callable[[], Module]) -> Module:
     """The module with small random weights, made without its slow initialisation."""
     with torch.device("meta"):
         module = build()
@@ -37,7 +40,7 @@ def scattered(build):  # type: ignore[no-untyped-def]  # returns whatever module
 
 
 @pytest.mark.parametrize("recipe", [CELEBA, IMAGENETTE], ids=lambda r: r.name)
-def test_stable_diffusion(recipe, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # a recipe
+def test_stable_diffusion(recipe: ImageRecipe, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(["a person"])
     unet = scattered(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8))
     vae = scattered(

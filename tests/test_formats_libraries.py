@@ -225,7 +225,8 @@ def test_mlx(suffix: str, tmp_path: Path) -> None:
     down, up = pair()
     tensors = {"model.layers.0.q_proj.lora_a": down.T.contiguous(), "model.layers.0.q_proj.lora_b": up.T.contiguous()}
     if suffix == "npz":
-        np.savez(tmp_path / "adapters.npz", **{key: value.numpy() for key, value in tensors.items()})
+        arrays: dict[str, Any] = {key: value.numpy() for key, value in tensors.items()}
+        np.savez(tmp_path / "adapters.npz", **arrays)
     else:
         save_file(tensors, tmp_path / "adapters.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_parameters": {"rank": 2, "scale": 20.0}, "model": "mlx/base"}))

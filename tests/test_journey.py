@@ -190,7 +190,9 @@ def test_a_lasso_on_the_map_selects_in_the_table_and_is_exported(page: Page, add
         page.get_by_role("button", name="CSV", exact=True).click()
     rows = Path(download.value.path()).read_text().splitlines()
     assert len(rows) == chosen + 1 and {"lora", "name", "size"} <= set(rows[0].split(","))
-    context = page.context.browser.new_context()  # type: ignore[union-attr]  # a page has a browser
+    browser = page.context.browser
+    assert browser is not None
+    context = browser.new_context()
     stranger = context.new_page()
     stranger.goto(f"{address}/Zoo?collection={synthetic_folder}")
     expect(stranger.get_by_text("60 LoRAs open")).to_be_visible(timeout=60_000)

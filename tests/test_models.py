@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from lol_core.batches import Batch, make_batch, shared_spec
 from lol_core.errors import ModelError
 from lol_core.lora import LoRA, LoRALayer
 from lol_core.models import MODELS, LoLModel, ModelConfig, make_model
+from lol_core.models.gl_net import GLNet
 from lol_core.models.layers import NONLINEARITIES, EquivariantLinear, EquivariantNonlinearity, InvariantProducts
 from lol_core.models.o_align import procrustes
 from lol_core.symmetry import TOLERANCES, equivariance_error, invariance_error, sample_orthogonal
@@ -20,10 +23,10 @@ FLOATS = [torch.float32, torch.float64]
 GL_MODELS = ["svd", "dense", "gl_net"]
 
 
-def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int = 0, **config: object) -> LoLModel:
+def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int = 0, **config: Any) -> LoLModel:
     """A model with random weights, prepared on the batch."""
     torch.manual_seed(seed)
-    model = make_model(name, batch.spec, 3, ModelConfig(width=16, equivariant_width=4, **config))  # type: ignore[arg-type]
+    model = make_model(name, batch.spec, 3, ModelConfig(width=16, equivariant_width=4, **config))
     model.prepare(batch.to(dtype=torch.float32), torch.Generator().manual_seed(seed))
     return model.to(dtype).eval()
 
@@ -67,9 +70,10 @@ def test_mlp_fails_for_both_groups(dtype: torch.dtype, rank: int, seed: int) -> 
 
 
 @pytest.mark.parametrize("config", [{}, {"mean_products": True}, {"equivariant_layers": 3}, {"equivariant_layers": 2, "sigma": "sigmoid"}, {"normalize": True}])
-def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(config: dict[str, object]) -> None:
+def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(config: dict[str, Any]) -> None:
     batch = random_batch()
     model = made("gl_net", batch, **config)
+    assert isinstance(model, GLNet)
     assert invariance_error(model, batch, "gl", 100.0) <= 1e-9
     assert invariance_error(model.embed, batch, "gl", 100.0) <= 1e-9
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lol_core.errors import TaskError
-from lol_core.evaluation import HEADLINE, _headline, bootstrap_interval, confusion, control_scores, score
-from lol_core.tasks import Task, guess_kind, make_task
+from lol_core.evaluation import HEADLINE, bootstrap_interval, confusion, control_scores, headline, score
+from lol_core.tasks import Task, TaskKind, guess_kind, make_task
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def test_kinds_are_found(labels: pd.DataFrame) -> None:
         (["loss"], "multiclass", None),
     ],
 )
-def test_labels_that_cannot_be_learnt(labels: pd.DataFrame, targets: list[str], kind: str | None, reason: str | None) -> None:
+def test_labels_that_cannot_be_learnt(labels: pd.DataFrame, targets: list[str], kind: TaskKind | None, reason: str | None) -> None:
     if reason is None:
-        assert make_task(labels, targets, kind)[0].kind == "multiclass"  # type: ignore[arg-type]
+        assert make_task(labels, targets, kind)[0].kind == "multiclass"
         return
     with pytest.raises(TaskError, match=reason):
-        make_task(labels, targets, kind)  # type: ignore[arg-type]
+        make_task(labels, targets, kind)
 
 
 def test_a_collection_without_labels_says_how_to_add_them() -> None:
@@ -135,12 +135,12 @@ def test_the_bootstrap_interval_holds_the_score(labels: pd.DataFrame) -> None:
     assert low < score(task, labels, noisy)["r2"] < high < 1
 
 
-def test_the_resampled_headline_is_the_scored_one(labels: pd.DataFrame) -> None:
+def test_the_resampledheadline_is_the_scored_one(labels: pd.DataFrame) -> None:
     rng = np.random.default_rng(1)
     for targets, width in ((["loss", "accuracy"], 2), (["smile", "hat"], 2), (["style"], 3)):
         task = make_task(labels, targets)[0].fitted(labels)
         predicted = rng.uniform(0, 1, (40, width))
-        assert _headline(task, labels, predicted) == pytest.approx(score(task, labels, predicted)[HEADLINE[task.kind]])
+        assert headline(task, labels, predicted) == pytest.approx(score(task, labels, predicted)[HEADLINE[task.kind]])
 
 
 def test_controls_see_what_they_are_given_and_no_more(labels: pd.DataFrame) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ SMALL = ModelConfig(width=16, equivariant_width=4, dropout=0.1)
 QUICK = TrainingConfig(model_config=SMALL, epochs=6, batch_size=8, patience=0, device="cpu")
 
 
-def fit(zoo: Zoo, out: Path, config: TrainingConfig = QUICK, targets: tuple[str, ...] = ("size",), **options: object) -> Checkpoint:
-    return train(zoo, plan(zoo, targets, config), config, out, **options)  # type: ignore[arg-type]
+def fit(zoo: Zoo, out: Path, config: TrainingConfig = QUICK, targets: tuple[str, ...] = ("size",), **options: Any) -> Checkpoint:
+    return train(zoo, plan(zoo, targets, config), config, out, **options)
 
 
 def stop_after(batches: int) -> object:

@@ -54,7 +54,7 @@ def frame(title: str) -> Zoo:
             st.warning(zoo.labels_problem)
         st.caption(f"{len(zoo):,} LoRAs open, {len(zoo.refused):,} files refused, {zoo.labels.shape[1]} label columns.")
         panel(zoo)
-        if session().job is not None and session().job.running:  # type: ignore[union-attr]
+        if (job := session().job) is not None and job.running:
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
     return zoo
 

@@ -57,7 +57,7 @@ class Job:
 
     def __init__(self) -> None:
         self.error: str | None = None
-        self.message = "Waiting"
+        self.message = "Another job is running on this server; this one waits."
         self.started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._wait_and_work, daemon=True, name=type(self).__name__)
@@ -145,6 +145,7 @@ class TrainingJob(Job):
         return sum(1.0 if run.ended else run.progress.fraction for run in self.runs) / len(self.runs)
 
     def _work(self) -> None:
+        self.message = f"Training on {self.zoo.name}"
         for run in self.runs:
             if self.stopping:
                 run.error = "Skipped: training was stopped before it began."
@@ -161,14 +162,22 @@ class TrainingJob(Job):
             run.error = told(error)
 
 
+@dataclass(frozen=True)
+class Validated:
+    """A cross-validation, its scores (see `Folds.scores`), and how much better it ranks than each control: (difference, low, high)."""
+
+    folds: Folds
+    scores: dict[str, dict[str, tuple[float, float]]]
+    differences: dict[str, tuple[float, float, float]]
+
+
 class FoldsJob(Job):
-    """Cross-validates models one after the other. `stop()` ends the present one and drops it; `found`: title → folds, and how much better than each
-    control they rank (difference, low, high)."""
+    """Cross-validates models one after the other. `stop()` ends the present one and drops it; `found`: title → its validation."""
 
     def __init__(self, zoo: Zoo, targets: tuple[str, ...], configs: dict[str, TrainingConfig], folds: int):
         super().__init__()
         self.zoo, self.targets, self.configs, self.folds = zoo, targets, configs, folds
-        self.found: dict[str, tuple[Folds, dict[str, tuple[float, float, float]]]] = {}
+        self.found: dict[str, Validated] = {}
         self.share = 0.0
 
     @property
@@ -184,7 +193,8 @@ class FoldsJob(Job):
 
             try:
                 folds = crossvalidate(self.zoo, self.targets, config, self.folds, report, self._stop.is_set)
-                self.found[title] = folds, {control: folds.difference(control) for control in ("norms only", "structure only")}
+                differences = {control: folds.difference(control) for control in ("norms only", "structure only")}
+                self.found[title] = Validated(folds, folds.scores(), differences)
             except StoppedTraining:
                 return
 
@@ -277,11 +287,13 @@ class DrawingJob(Job):
         return self.done / len(self.sheets)
 
     def _work(self) -> None:
+        self.message = "Opening the base model"
         try:
             painter = self.open_painter()
             for sheet in self.sheets:
                 if self.stopping:
                     return
+                self.message = f"Drawing {self.done + 1} of {len(self.sheets)}"
                 painter.draw(sheet.lora, sheet.prompts, self.sampling, self._stop.is_set)
                 self.done += 1
         except Stopped:

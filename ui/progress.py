@@ -7,6 +7,13 @@ import streamlit as st
 from ui.jobs import Job
 
 
+def show(job: Job) -> None:
+    """How far a job is, what it does, and the time left."""
+    seconds = job.seconds_left
+    left = f" · about {seconds:.0f} s left" if seconds is not None else ""
+    st.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else job.message + left)
+
+
 def follow(job: Job, key: str) -> None:
     """How far a job is, the time left and a stop button, until it ends; then the page runs again."""
     busy = job.running
@@ -15,8 +22,8 @@ def follow(job: Job, key: str) -> None:
     def watch() -> None:
         if job.running:
             left, right = st.columns([6, 1], vertical_alignment="center")
-            seconds = job.seconds_left
-            left.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else job.message + (f", about {seconds:.0f} s left" if seconds else ""))
+            with left:
+                show(job)
             if right.button("Stop", icon=":material/stop:", key=key):
                 job.stop()
         elif busy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing.queues import Queue
@@ -40,7 +40,7 @@ class ImageZoo:
     def clip_scores(self) -> Path:
         return self.folder / "clip_scores.csv"
 
-    def build(self, data: Path, count: int | None, machine: Machine, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+    def build(self, data: Path, count: int | None, machine: Machine, progress: Progress | None = None) -> Generator[dict[str, Any], None, None]:
         """Fine-tune runs 1 … count, those already in labels.csv or failures.csv left alone; yields each new row of labels once it is written."""
         runs = plan_runs(self.recipe, data, count)
         self._settle_recipe()

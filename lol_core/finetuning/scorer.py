@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,8 +98,8 @@ class Scorer:
         return SCORE_WEIGHT * (self.embed_images(images) * self.embed_texts(prompts)).sum(1).clamp_min(0).cpu()
 
 
-def _unit(features: object) -> Tensor:
-    tensor = features if isinstance(features, Tensor) else features.pooler_output  # type: ignore[attr-defined]  # transformers 5 returns an output object
+def _unit(features: Any) -> Tensor:
+    tensor = getattr(features, "pooler_output", features)  # transformers 5 returns an output object, 4 a tensor
     return torch.nn.functional.normalize(tensor, dim=-1)
 
 
