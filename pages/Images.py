@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ui.state import checkpoints, known_base, load_checkpoint, painter, preview_
 
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
 STRIP = 9
+MAX_ALSO = 3
 zoo = frame("Images")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
 state = session()
@@ -54,33 +56,63 @@ def predicted(folder: str, modified: float, label: str, fingerprint: str, _zoo: 
     return table[label], [id for id in held_out if id in table.index]
 
 
-ranks = rankings(zoo)
-if not ranks:
-    st.info("To rank LoRAs there must be a label with numbers, or a model that predicts one. This collection has neither.", icon=":material/arrow_forward:")
-    page_link("pages/Train.py", "Train a model", ":material/model_training:")
-    st.stop()
-if not any(folder for _, folder in ranks.values()):
-    st.info("No model that predicts a number has been trained here yet, so the ranking below is by measured labels.", icon=":material/arrow_forward:")
-    label = "clip_score" if "clip_score" in zoo.labels else next(iter(ranks.values()))[0]
-    page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
-left, right = st.columns([3, 1], vertical_alignment="bottom")
-title = left.selectbox("Rank by", list(ranks), key="rank_by", bind="query-params")
-need(title, "Choose what to rank by.")
-label, folder = ranks[title]
-measured = zoo.labels[label].dropna() if label in zoo.labels else pd.Series(dtype=float)
-if folder is not None:
-    scores, held_out = predicted(str(folder), (folder / "checkpoint.json").stat().st_mtime, label, zoo.fingerprint, zoo)
-    which = right.segmented_control("Of", ["test", "all"], default="test", key="which", help="test: LoRAs the model did not see in training.")
-    scores = scores.loc[held_out] if which != "all" and held_out else scores
-else:
-    scores = measured
-among = set(visible(zoo))
-if len(among) < len(zoo):
-    scores = scores[[id in among for id in scores.index]]
-    st.caption(f"Among the {len(among):,} selected, of which {len(scores):,} have a score here.")
-scores = scores.sort_values(ascending=False)
-need(len(scores) >= 2, "Fewer than two LoRAs have a score here.")
+@dataclass(frozen=True)
+class Ranking:
+    """LoRAs by a score, the highest first. label: what is scored, "" when nothing can be; measured: the true values, where the scores are predictions."""
 
+    label: str
+    scores: pd.Series
+    measured: pd.Series
+    is_predicted: bool
+
+
+def choose_ranking() -> Ranking:
+    """What the LoRAs are ranked by, as chosen on the page; empty, with what to do about it, where fewer than two have a score."""
+    ranks = rankings(zoo)
+    none = Ranking("", pd.Series(dtype=float), pd.Series(dtype=float), False)
+    if not ranks:
+        st.info("To rank LoRAs there must be a label with numbers, or a model that predicts one. Any can be drawn without.", icon=":material/arrow_forward:")
+        return none
+    if not any(folder for _, folder in ranks.values()):
+        st.info("No model that predicts a number has been trained here yet, so the ranking below is by measured labels.", icon=":material/arrow_forward:")
+        label = "clip_score" if "clip_score" in zoo.labels else next(iter(ranks.values()))[0]
+        page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    title = left.selectbox("Rank by", list(ranks), key="rank_by", bind="query-params")
+    need(title, "Choose what to rank by.")
+    label, folder = ranks[title]
+    scores = measured = zoo.labels[label].dropna() if label in zoo.labels else pd.Series(dtype=float)
+    if folder is not None:
+        scores, held_out = predicted(str(folder), (folder / "checkpoint.json").stat().st_mtime, label, zoo.fingerprint, zoo)
+        which = right.segmented_control("Of", ["test", "all"], default="test", key="which", help="test: LoRAs the model did not see in training.")
+        scores = scores.loc[held_out] if which != "all" and held_out else scores
+    among = set(visible(zoo))
+    if len(among) < len(zoo):
+        scores = scores[[id in among for id in scores.index]]
+        st.caption(f"Among the {len(among):,} selected, of which {len(scores):,} have a score here.")
+    if len(scores) < 2:
+        st.info("Fewer than two LoRAs have a score here, so there is no ranking.", icon=":material/arrow_forward:")
+        return none
+    return Ranking(label, scores.sort_values(ascending=False), measured, folder is not None)
+
+
+def show_strip(ids: pd.Index) -> None:
+    """Previews that came with the collection, from the highest to the lowest."""
+    along = np.unique(np.linspace(0, len(ids) - 1, STRIP).round().astype(int))
+    if not all(preview_of(zoo, ids[i]) for i in along):
+        return
+    st.caption("From the highest to the lowest, previews that came with the collection:")
+    with st.container(horizontal=True):
+        for i in along:
+            strip = Image.open(preview_of(zoo, ids[i]) or "")
+            tiles = [strip.crop((x, 0, x + strip.height, strip.height)) for x in range(0, strip.width, strip.height)]
+            tower = Image.new("RGB", (strip.height, strip.height * len(tiles)))
+            for y, tile in enumerate(tiles):
+                tower.paste(tile, (0, y * strip.height))
+            st.image(tower, caption=f"#{i + 1}", width=72)
+
+
+ranking = choose_ranking()
 settings_path = zoo.folder / "recipe.json"
 recipe = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
 with st.expander("Base model, prompts and sampling", icon=":material/tune:", key="image_settings", expanded=not known_base(zoo)):
@@ -108,27 +140,23 @@ def take_selection() -> None:
     marked(zoo, "ranking")
 
 
-chart = plots.ranking(scores, measured.reindex(scores.index) if folder is not None else None, label, selected(zoo))
-table = pd.DataFrame({"name": [zoo.names[id] for id in scores.index], "score": scores, "measured": measured.reindex(scores.index)})
-figure(chart, "ranking", "Scores in order of rank", table, on_select=take_selection, selection_mode=("points", "box", "lasso"))
+chosen: dict[str, str] = {}
 a, b = st.columns(2)
-place = a.slider("Walk along the ranking", 1, len(scores), min(len(scores), 1 + len(scores) // 2), key="place", bind="query-params", help="1 is the highest.")
 strength = b.slider("Strength of the LoRA", 0.0, 2.0, 1.0, 0.05, key="strength", bind="query-params", help="ΔW is multiplied by this. 0 is the base model.")
-
-
-along = np.unique(np.linspace(0, len(scores) - 1, STRIP).round().astype(int))
-if all(preview_of(zoo, scores.index[i]) for i in along):
-    st.caption("From the highest to the lowest, previews that came with the collection:")
-    with st.container(horizontal=True):
-        for i in along:
-            strip = Image.open(preview_of(zoo, scores.index[i]) or "")
-            tiles = [strip.crop((x, 0, x + strip.height, strip.height)) for x in range(0, strip.width, strip.height)]
-            tower = Image.new("RGB", (strip.height, strip.height * len(tiles)))
-            for y, tile in enumerate(tiles):
-                tower.paste(tile, (0, y * strip.height))
-            st.image(tower, caption=f"#{i + 1}", width=72)
-
-chosen = {"Highest": scores.index[0], f"Rank {place}": scores.index[place - 1], "Lowest": scores.index[-1]}
+if count := len(scores := ranking.scores):
+    place = a.slider("Walk along the ranking", 1, count, 1 + count // 2, key="place", bind="query-params", help="1 is the highest.")
+    measured = ranking.measured.reindex(scores.index)
+    table = pd.DataFrame({"name": [zoo.names[id] for id in scores.index], "score": scores, "measured": measured})
+    chart = plots.ranking(scores, measured if ranking.is_predicted else None, ranking.label, selected(zoo))
+    figure(chart, "ranking", "Scores in order of rank", table, on_select=take_selection, selection_mode=("points", "box", "lasso"))
+    show_strip(scores.index)
+    chosen = {"Highest": scores.index[0], f"Rank {place}": scores.index[place - 1], "Lowest": scores.index[-1]}
+also = (st if chosen else a).multiselect(
+    "Also draw" if chosen else "LoRAs to draw", zoo.ids, default=[] if chosen else zoo.ids[:1], format_func=lambda id: zoo.names[id], key="also",
+    bind="query-params", max_selections=MAX_ALSO, placeholder="any LoRA of the collection",
+)  # fmt: skip
+chosen |= {zoo.names[id]: id for id in also}
+need(chosen, "Choose a LoRA to draw.")
 columns: dict[str, str | None] = {**chosen, "Base model": None}
 sampling = Sampling(seed=seed, steps=steps, guidance=guidance, strength=strength)
 brush = painter(base, str(find_device(device)))
@@ -176,11 +204,11 @@ watch()
 def heading(title: str, id: str | None) -> str:
     """Its name and scores, always in as many lines, so that the images of all columns stand side by side."""
     lines = ["without any LoRA" if id is None else zoo.names[id]]
-    if folder is not None:
-        lines.append("" if id is None else f"predicted {scores[id]:.4g}")
-    if len(measured):
-        lines.append(f"measured {measured[id]:.4g}" if id in measured.index else "")
-    return "\n".join(line or "\u00a0" for line in lines)
+    if ranking.is_predicted:
+        lines.append(f"predicted {ranking.scores[id]:.4g}" if id in ranking.scores.index else "predicted –")
+    if len(ranking.measured):
+        lines.append(f"measured {ranking.measured[id]:.4g}" if id in ranking.measured.index else "measured –")
+    return "\n".join(lines)
 
 
 rows: list[list[Image.Image]] = [[] for _ in prompts]
@@ -201,7 +229,7 @@ for place_in_page, (name, id) in zip(st.columns(len(columns)), columns.items(), 
 if shown and len(shown) == len(columns):
     buffer = io.BytesIO()
     contact_sheet(rows, shown, prompts).save(buffer, "PNG")
-    st.download_button("Download the grid", buffer.getvalue(), f"{zoo.name}-{label}.png", "image/png", icon=":material/download:")
+    st.download_button("Download the grid", buffer.getvalue(), f"{zoo.name}-{ranking.label or 'images'}.png", "image/png", icon=":material/download:")
 with st.container(horizontal=True):
     for name, id in chosen.items():
         page_link("pages/LoRA.py", f"{name}: look inside", ":material/layers:", lora=id)

@@ -24,7 +24,7 @@ from lol_core.zoo import Zoo
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.selection import select
-from ui.state import checkpoints, load_checkpoint, load_lora, preview_of, surveys_of
+from ui.state import checkpoints, known_base, load_checkpoint, load_lora, preview_of, surveys_of
 
 zoo = frame("LoRA")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
@@ -44,6 +44,8 @@ with st.container(horizontal=True, gap="large"):
     st.metric("Parameters", f"{lora.parameters:,}")
     st.metric("Stored as", ", ".join(lora.dtypes))
 st.markdown(f"**Base model** as the file claims: {entry.base_model or '*nothing*'} · as the shapes suggest: {entry.suggested_base or '*nothing known*'}")
+if known_base(zoo):
+    page_link("pages/Images.py", "What it draws", ":material/image:", also=zoo.names[chosen])
 for note in lora.notes:
     st.caption(f":material/info: {note}")
 

@@ -6,6 +6,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -160,8 +161,12 @@ def show_validation(job: FoldsJob) -> None:
     for title, validated in job.found.items():
         found = validated.folds
         metric = RANKED[found.task.kind]
-        rows = {title if name == "model" else f"control: {name}": {METRIC_TITLES[key]: f"{m:.3f} ± {s:.3f}" for key, (m, s) in values.items() if "/" not in key}
-                for name, values in validated.scores.items()}  # fmt: skip
+        rows = {
+            title if name == "model" else f"control: {name}": {
+                METRIC_TITLES[key]: f"{mean:.3f} ± {std:.3f}" if np.isfinite(mean) else "–" for key, (mean, std) in values.items() if "/" not in key
+            }
+            for name, values in validated.scores.items()
+        }
         st.markdown(f"**{title} → {', '.join(job.targets)}**, {len(set(found.fold))} folds, mean ± standard deviation over them")
         st.dataframe(pd.DataFrame(rows).T, key=f"folds {title}")
         for control, (gap, low, high) in validated.differences.items():

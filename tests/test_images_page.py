@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,15 @@ def test_it_draws_the_best_the_worst_and_the_base_by_itself(few_loras: Path) -> 
     test.slider(key="place").set_value(30).run()
     assert "**Rank 30**" in text_of(test)
     assert test.session_state["session"].drawing.running is False, "the lowest is drawn already"
+
+
+def test_any_lora_is_drawn_without_a_ranking(few_loras: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_loras / "loras", tmp_path / "loras")
+    test = drawn(opened("Images", tmp_path, prompts="a cat", also="loras/0003"))
+    text = text_of(test)
+    assert not test.exception and "To rank LoRAs there must be a label" in text
+    assert all(f"**{name}**" in text for name in ("loras/0003", "Base model")) and "**Highest**" not in text and "Not drawn yet" not in text
+    assert images_of(test) == 2, "one prompt, with the LoRA and without"
 
 
 def test_a_model_ranks_the_loras_it_was_not_trained_on(few_loras: Path) -> None:
