@@ -81,4 +81,4 @@ with right:
                 st.warning(note)
 
 models = checkpoints(zoo)
-st.caption(f"{len(models)} trained models for this collection." if models else "No model has been trained on this collection yet.")
+st.caption(f"Trained models for this collection: {len(models)}." if models else "No model has been trained on this collection yet.")

@@ -21,6 +21,10 @@ from lol_core.crossvalidation import crossvalidate as cross_validate
 from lol_core.devices import find_device
 from lol_core.errors import LoLError
 from lol_core.evaluation import METRIC_TITLES
+from lol_core.experiments import NAMES as EXPERIMENTS
+from lol_core.experiments import run as run_experiment
+from lol_core.experiments.result import wide, write_report
+from lol_core.experiments.trials import SMALL, Budget, Context
 from lol_core.formats import probe as probe_file
 from lol_core.formats import read, suggest_base_model
 from lol_core.generation import Painter, Sampling, contact_sheet
@@ -208,6 +212,39 @@ def crossvalidate(
         line = f"{METRIC_TITLES[metric]} over all {len(found.truth)} LoRAs, {model} less {name}: {gap['difference']:+.3f}"
         line += f" (95 % {gap['low']:+.3f} to {gap['high']:+.3f})"
         out.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(EXPERIMENTS)}.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="results.md and the folder results/ go there; fits that are there are not made again.")],
+    samples: Annotated[Path, typer.Option("--zoo", help="The folder of the sample zoos.")] = Path("sample_loras"),
+    seeds: int = Budget.seeds,
+    small: Annotated[bool, typer.Option(help="A few LoRAs, one seed, two epochs: shows how it runs; the scores mean nothing.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of PyTorch; the last digits depend on it.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat a table or figure of the paper on the sample zoos, beside the paper's numbers. Ctrl-C stops it; the same command goes on."""
+    torch.set_num_threads(threads)
+    with reported(), Bar(console=err, transient=True) as bar, _interrupts() as stop:
+        shown = bar.add_task("Starting", total=1.0)
+
+        def show(progress: Progress) -> None:
+            bar.update(shown, completed=progress.fraction, description=progress.message)
+
+        budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
+        result = run_experiment(name, Context(samples, out_folder / "results" / "fits", budget, show, stop))
+        place = result.write(out_folder / "results")
+        report = write_report(out_folder)
+    if as_json:
+        print_json({"name": name, "title": result.title, "cells": result.cells.to_dict("records"), "findings": [vars(f) for f in result.findings],
+                    "settings": result.settings, "written": [str(place), str(report)]})  # fmt: skip
+        return
+    table = wide(result.cells)
+    print_table([{"": row} | values for row, values in zip(table.index, table.to_dict("records"), strict=True)])
+    for finding in result.findings:
+        out.print(f"{finding.holds}: {finding.paper} Here: {finding.here}", highlight=False, soft_wrap=True)
+    out.print(f"Written to {place}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -115,9 +115,19 @@ def module_norms(names: Sequence[str], norms: Sequence[float], title: str = "‖
     return _finish(figure, 320)
 
 
+def _apart(names: Sequence[str]) -> list[str]:
+    """Dotted names without the parts that all have in common at their two ends; still long ones by their ends."""
+    parts = [name.split(".") for name in names]
+    shortest = min(map(len, parts), default=0)
+    head = next((i for i in range(shortest) if len({tuple(p[: i + 1]) for p in parts}) > 1), 0)
+    tail = next((i for i in range(shortest - head) if len({tuple(p[len(p) - i - 1 :]) for p in parts}) > 1), 0)
+    short = [".".join(p[head : len(p) - tail]) for p in parts]
+    return [name if len(name) <= 28 else "… " + name[-26:] for name in short]
+
+
 def base_map(table: pd.DataFrame, title: str, signed: bool = False) -> go.Figure:
     """A map of the base model: projections in rows, blocks in columns, coloured by a number of each module; signed: with zero in the middle of the scale."""
-    short = [str(block) if len(str(block)) <= 28 else "… " + str(block)[-26:] for block in table.columns]
+    short = _apart([str(block) for block in table.columns])
     limit = float(np.nanmax(np.abs(table.to_numpy()), initial=0.0)) or 1.0
     scale = {"colorscale": "RdBu", "zmin": -limit, "zmax": limit} if signed else {"colorscale": "Viridis", "zmin": 0.0, "zmax": limit}
     blocks = np.broadcast_to(np.array([str(block) for block in table.columns]), table.shape)
@@ -329,3 +339,17 @@ def collection_map(
         figure.update_scenes(**{f"{axis}axis": {"title": "", "showticklabels": False} for axis in "xyz"})
     figure.update_xaxes(title="", showticklabels=False, zeroline=False).update_yaxes(title="", showticklabels=False, zeroline=False)
     return _finish(figure, 560, legend={"orientation": "h", "y": 1.08}, showlegend=colours is not None and not numeric, dragmode="lasso")
+
+
+def models_beside_controls(table: pd.DataFrame, title: str) -> go.Figure:
+    """One score of every row (columns row, mean, std, and the paper's as paper, paper_std): measured as dots, the paper's as rings."""
+    figure = go.Figure()
+    shown = table[table["mean"].notna()]
+    bars = {"type": "data", "array": shown["std"].fillna(0), "thickness": 1.5}
+    figure.add_scatter(x=shown["mean"], y=shown["row"], mode="markers", name="here", marker={"color": COLORS[0], "size": 11}, error_x=bars)
+    if (told := shown[shown["paper"].notna()]).shape[0]:
+        bars = {"type": "data", "array": told["paper_std"].fillna(0), "thickness": 1.5}
+        marker = {"color": COLORS[1], "size": 11, "symbol": "circle-open", "line": {"width": 2.5}}
+        figure.add_scatter(x=told["paper"], y=told["row"], mode="markers", name="in the paper (other zoos)", marker=marker, error_x=bars)
+    figure.update_yaxes(autorange="reversed", automargin=True).update_xaxes(title=title)
+    return _finish(figure, 120 + 32 * len(shown), legend={"orientation": "h", "y": 1.12})

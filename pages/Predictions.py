@@ -116,23 +116,25 @@ def take_selection() -> None:
     marked(zoo, "scatter")
 
 
-if truth.notna().any():
+labelled = bool(truth.notna().any())
+if labelled:
     offer(zoo, f"errors of {title}", wrongness(frame_.dropna(subset=["true"])).rename("error").to_frame())
 
 
-st.subheader(f"{target}: predicted against true")
+st.subheader(f"{target}: predicted against true" if labelled else f"{target}, predicted")
 options = [part for part in ("test", "validation", "train", "new") if (parts == part).any()]
-chosen = st.segmented_control("Show", options, selection_mode="multi", default=options[:1], key="parts")
+chosen = st.segmented_control("Show", options, selection_mode="multi", default=options[:1], key="parts") if len(options) > 1 else options
 shown = frame_[frame_["part"].isin(chosen or options) & frame_.index.isin(visible(zoo))]
 compared = shown.dropna(subset=["true"])
 if not len(compared):
-    st.info("These LoRAs have no label to compare with; the table below holds the predictions.")
+    st.caption(f"These LoRAs have no label {target!r} to compare with; the table below holds the predictions.")
 elif task.kind == "multiclass":
     counts = confusion(task, zoo.labels.loc[compared.index], predicted.loc[compared.index].iloc[:, 1:].to_numpy())
     figure(plots.confusion_heatmap(counts), "confusion", "Confusion matrix, true classes in rows", counts)
 else:
     scatter = plots.predicted_against_true(compared, target, selected(zoo))
     figure(scatter, "scatter", "Predicted against true values", compared, on_select=take_selection, selection_mode=("points", "box", "lasso"))
+if task.kind != "multiclass":
     ordered = shown[shown["part"] != "train"].sort_values("predicted", ascending=False)
     with st.container(horizontal=True):
         for name, rows in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
@@ -212,7 +214,7 @@ else:
     for i, name in enumerate(task.targets):
         if name in zoo.labels.columns:
             table.insert(2 + 2 * i, f"{name} (true)", zoo.labels[name].reindex(table.index))
-    if task.kind == "regression":
+    if task.kind == "regression" and labelled:
         table["error"] = predicted[target] - truth.astype(float)
 if at_home and st.toggle("Mark LoRAs unlike those it was trained on", key="mark_strange"):
     try:

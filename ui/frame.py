@@ -52,7 +52,7 @@ def frame(title: str) -> Zoo:
         switcher(zoo)
         if zoo.labels_problem:
             st.warning(zoo.labels_problem)
-        st.caption(f"{len(zoo):,} LoRAs open, {len(zoo.refused):,} files refused, {zoo.labels.shape[1]} label columns.")
+        st.caption(f"{counted(len(zoo), 'LoRA')} open, {counted(len(zoo.refused), 'file')} refused, {counted(zoo.labels.shape[1], 'label column')}.")
         panel(zoo)
         if (job := session().job) is not None and job.running:
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
@@ -141,6 +141,10 @@ def open_zoo(folder: str, labels: str, rescan: bool = False) -> Zoo:
     if folder not in {str(place) for place in (SAMPLE_ZOO, *SAMPLE_ZOOS.values())}:
         remember(folder, labels)
     return job.result
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def need(condition: object, message: str) -> None:

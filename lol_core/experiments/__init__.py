@@ -1,0 +1,19 @@
+"""The paper's tables and figures on the sample zoos, one file each: `run(context)` gives a `Result`, `TITLE` says what it is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from lol_core.errors import LoLError
+from lol_core.experiments.result import Result
+from lol_core.experiments.trials import Context
+
+NAMES = ("table2", "table3", "table4", "table5")
+
+
+def run(name: str, context: Context) -> Result:
+    """Run an experiment. Raises LoLError for a name that is none, Stopped, and what the experiment raises."""
+    if name not in NAMES:
+        raise LoLError(f"No experiment {name!r}. There are {', '.join(NAMES)}.")
+    return cast(Result, import_module(f"lol_core.experiments.{name}").run(context))

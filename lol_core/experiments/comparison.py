@@ -1,0 +1,72 @@
+"""The shared shape of tables 2 to 5: models beside the product kernel, the controls and the paper's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from lol_core.experiments.result import environment
+from lol_core.experiments.trials import CONTROLS, KERNEL, Budget, Trials
+from lol_core.models import MODELS
+from lol_core.plots import models_beside_controls
+
+Papers = Mapping[str, tuple[float, float]]
+"""Model → the paper's mean and standard deviation."""
+
+
+def summary(trials: Trials, score: str) -> pd.DataFrame:
+    """Row title → mean and std over seeds of one score: models, the product kernel, controls (shuffled labels: over the five models, at seed 0)."""
+    table = trials.table()
+    rows = {}
+    for name in [*MODELS, KERNEL, *CONTROLS]:
+        part = table[table["model"].str.endswith(name)] if name == "shuffled labels" else table[table["model"] == name]
+        values = part[score].to_numpy(float) if score in part else np.array([])
+        title = MODELS[name].title if name in MODELS else f"control: {name}" if name in CONTROLS else name
+        rows[title] = (values.mean() if len(values) else np.nan, values.std(ddof=1) if len(values) > 1 else np.nan)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "std"])
+
+
+def cells(column: str, found: pd.DataFrame, papers: Papers | None = None) -> pd.DataFrame:
+    """One column of a table, beside the paper's."""
+    told = {MODELS[name].title: values for name, values in (papers or {}).items()}
+    rows = [(row, column, mean, std, *told.get(row, (np.nan, np.nan))) for row, mean, std in found.itertuples()]
+    return pd.DataFrame(rows, columns=["row", "column", "mean", "std", "paper", "paper_std"])
+
+
+def differences(trials: Trials, score: str, one: str, other: str) -> tuple[float, float]:
+    """one − other on the same splits: mean over seeds, and its standard error (infinite for a single seed)."""
+    table = trials.table().pivot_table(index="seed", columns="model", values=score)
+    gap = (table[one] - table[other]).dropna()
+    return float(gap.mean()), float(gap.std(ddof=1) / len(gap) ** 0.5) if len(gap) > 1 else float("inf")
+
+
+def best_rival(trials: Trials, score: str, among: Sequence[str], lower_is_better: bool = False) -> str:
+    means = trials.table().groupby("model")[score].mean().reindex(list(among))
+    return str(means.idxmin() if lower_is_better else means.idxmax())
+
+
+def chart(table: pd.DataFrame, column: str) -> go.Figure:
+    return models_beside_controls(table[table["column"] == column], column)
+
+
+def settings(trials: Sequence[Trials], budget: Budget) -> dict[str, Any]:
+    """The exact settings: questions, budget, what was chosen for each model and seed, and the software."""
+    chosen = {
+        t.question.name: [{key: line.get(key) for key in ("model", "seed", "setting", "picked", "epochs", "parameters", "seconds") if line.get(key) is not None}
+                          for line in t.chosen()]
+        for t in trials
+    }  # fmt: skip
+    questions = {t.question.name: {"zoo": t.zoo.name, "fingerprint": t.zoo.fingerprint, "LoRAs": len(t.zoo), "targets": t.question.targets} for t in trials}
+    return {"questions": questions, "budget": asdict(budget), "chosen": chosen, "environment": environment()}
+
+
+SEARCH = (
+    "Every model was searched over the same grid (learning rate 3e-4, 1e-3, 3e-3; inputs normalised or not; dropout 0.1 in the head, weight decay 0, at most 60 epochs, "
+    "the epoch with the lowest validation loss) at every seed, on that seed's own validation LoRAs; a seed is another split (70 / 15 / 15 %) and another "
+    "initialisation. ± is the standard deviation over seeds."
+)

@@ -1,0 +1,52 @@
+"""Product-kernel ridge regression: a baseline on the exact ⟨ΔW₁, ΔW₂⟩ that learns no features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from sklearn.kernel_ridge import KernelRidge
+
+from lol_core.batches import Batch
+from lol_core.embedding import gram
+from lol_core.evaluation import norm_features
+
+ALPHAS = tuple(10.0**k for k in range(-4, 3))
+EDGE = 0.02
+"""Ridge scores of classes are cut to [EDGE, 1 − EDGE] before they count as probabilities."""
+
+
+def kernels(batch: Batch) -> dict[str, np.ndarray]:
+    """Name → kernel matrix (B, B): of the updates, and of every module's direction (each ΔW divided by its norm). Both with mean diagonal 1."""
+    norms = torch.from_numpy(norm_features(batch)).exp()
+    place = {i: k for k, i in enumerate(i for _, indices in batch.spec.groups for i in indices)}
+    scales = [norms[:, [place[i] for i in indices], None, None].to(U) for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True)]
+    unit = replace(batch, U=tuple(U / scale for U, scale in zip(batch.U, scales, strict=True)))
+    found = {"updates": gram(batch), "directions": gram(unit)}
+    return {name: matrix / np.diag(matrix).mean() for name, matrix in found.items()}
+
+
+def kernel_ridge(
+    products: dict[str, np.ndarray], known: np.ndarray, validation: np.ndarray, asked: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, dict[str, float | str]]:
+    """Ridge on the kernel and α with the lowest squared error on validation LoRAs, fitted to the `known`.
+
+    known, validation, asked: positions; y: (B, k) numbers (or 0/1). Returns predictions (asked, k) and what was chosen.
+    """
+    mean = y[known].mean(0)
+    best: tuple[float, str, float] = (float("inf"), "", 0.0)
+    for name, matrix in products.items():
+        for alpha in ALPHAS:
+            ridge = KernelRidge(alpha=alpha, kernel="precomputed").fit(matrix[np.ix_(known, known)], y[known] - mean)
+            error = float(np.square(ridge.predict(matrix[np.ix_(validation, known)]) + mean - y[validation]).mean())
+            best = min(best, (error, name, alpha))
+    _, name, alpha = best
+    ridge = KernelRidge(alpha=alpha, kernel="precomputed").fit(products[name][np.ix_(known, known)], y[known] - mean)
+    return ridge.predict(products[name][np.ix_(asked, known)]) + mean, {"kernel": name, "alpha": alpha}
+
+
+def as_probabilities(values: np.ndarray, exclusive: bool) -> np.ndarray:
+    """Ridge scores of 0/1 labels as probabilities; `exclusive`: of classes of which one is right, so that each row sums to 1."""
+    cut = values.clip(EDGE, 1 - EDGE)
+    return cut / cut.sum(1, keepdims=True) if exclusive else cut

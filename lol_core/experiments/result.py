@@ -1,0 +1,121 @@
+"""What an experiment leaves: a table beside the paper's, findings with their verdicts, a figure and its exact settings."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+PAPER = "https://arxiv.org/abs/2410.04207"
+PACKAGES = ("torch", "numpy", "scikit-learn", "pandas")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the paper found, and whether it is so here. holds: "holds", "holds, not clearly" or "does not hold"; here: the numbers that say so."""
+
+    paper: str
+    holds: str
+    here: str
+
+
+def verdict(margin: float, error: float) -> str:
+    """Whether something that should be positive is: clearly, when it exceeds twice its standard error."""
+    return "does not hold" if margin <= 0 else "holds" if margin > 2 * error else "holds, not clearly"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One experiment's outcome.
+
+    cells: a row for each number: row, column, mean, std (NaN for a single value), paper, paper_std (NaN where the paper has none), in the order in which
+    they are shown. notes: what differs from the paper's experiment, a sentence each.
+    """
+
+    name: str
+    title: str
+    cells: pd.DataFrame
+    findings: list[Finding]
+    notes: list[str]
+    figure: go.Figure
+    settings: dict[str, Any]
+
+    def write(self, folder: Path) -> Path:
+        """Write table.csv, table.md, figure.json, settings.json and, where a browser is found to draw it, figure.png. Returns the folder made."""
+        place = folder / self.name
+        place.mkdir(parents=True, exist_ok=True)
+        self.cells.to_csv(place / "table.csv", index=False, float_format="%.6g")
+        (place / "figure.json").write_text(str(self.figure.to_json()))
+        about = {"title": self.title, "notes": self.notes, "findings": [asdict(finding) for finding in self.findings], "settings": self.settings}
+        (place / "settings.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        (place / "table.md").write_text(self.markdown())
+        draw(self.figure, place / "figure.png")
+        return place
+
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", "", markdown_table(self.cells), ""]
+        lines += [f"- **{finding.holds}**: {finding.paper} Here: {finding.here}" for finding in self.findings]
+        lines += ["", *self.notes, ""] if self.notes else [""]
+        return "\n".join(lines)
+
+
+def environment() -> dict[str, Any]:
+    """What besides the seed decides the last digits."""
+    return {"python": platform.python_version(), "threads": torch.get_num_threads(), "machine": platform.machine()} | {p: version(p) for p in PACKAGES}
+
+
+def said(mean: float, std: float, digits: int = 3) -> str:
+    """ "0.123 ± 0.004"; a dash for what is not defined."""
+    return "–" if pd.isna(mean) else f"{mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
+
+
+def wide(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells as people read them: a row for each row, and for each column what was measured and, where there is one, the paper's number."""
+    table = pd.DataFrame(index=pd.Index(cells["row"].unique(), name=""))
+    for column, part in cells.groupby("column", sort=False):
+        found = part.set_index("row")
+        table[column] = [said(mean, std) for mean, std in zip(found["mean"], found["std"], strict=True)] if len(found) == len(table) else pd.Series(
+            {row: said(cell["mean"], cell["std"]) for row, cell in found.iterrows()}).reindex(table.index).fillna("")  # fmt: skip
+        if found["paper"].notna().any():
+            papers = {row: said(cell["paper"], cell["paper_std"]) for row, cell in found.iterrows()}
+            table[f"{column} (paper)"] = pd.Series(papers).reindex(table.index).fillna("–")
+    return table
+
+
+def markdown_table(cells: pd.DataFrame) -> str:
+    table = wide(cells)
+    head = "| | " + " | ".join(table.columns) + " |"
+    rule = "|" + "---|" * (table.shape[1] + 1)
+    return "\n".join([head, rule, *(f"| {row} | " + " | ".join(values) + " |" for row, values in zip(table.index, table.to_numpy(), strict=True))])
+
+
+def draw(figure: go.Figure, path: Path) -> bool:
+    """The figure as PNG, where kaleido finds a browser; whether it did."""
+    try:
+        figure.write_image(path, width=900, height=figure.layout.height or 420, scale=2)
+    except Exception:
+        return False
+    return True
+
+
+def write_report(folder: Path) -> Path:
+    """results.md beside the folder `results`: every experiment that was run, in order."""
+    parts = [place.read_text() for place in sorted((folder / "results").glob("*/table.md"), key=lambda p: (p.parent.name[:1] != "t", p.parent.name))]
+    pictures = {place.parent.name: f"![{place.parent.name}](results/{place.parent.name}/figure.png)\n" for place in (folder / "results").glob("*/figure.png")}
+    names = sorted((p.parent.name for p in (folder / "results").glob("*/table.md")), key=lambda name: (name[:1] != "t", name))
+    body = [part + ("\n" + pictures[name] if name in pictures else "") for name, part in zip(names, parts, strict=True)]
+    head = (
+        f"# Results\n\nThe tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos, beside the paper's own numbers. The paper's zoos are larger and made of other "
+        "models, so what can be compared is what was found, not the figures. This page is written by `python -m lol_core experiment`; each folder in "
+        "`results/` has the numbers and the settings.\n\n"
+    )
+    path = folder / "results.md"
+    path.write_text(head + "\n".join(body))
+    return path

@@ -1,0 +1,85 @@
+"""Table 3: what a LoRA was trained on: attributes of the person, classes of the pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lol_core.experiments.comparison import SEARCH, Papers, best_rival, cells, chart, differences, settings, summary
+from lol_core.experiments.result import Finding, Result, verdict
+from lol_core.experiments.trials import Context, Question
+from lol_core.models import MODELS
+
+TITLE = "Table 3: attributes on Faces, class presence on Emojinette"
+CLASSES = ("cassette", "church", "dog", "fish", "fuel pump", "golf flag", "horn", "parachute", "saw", "truck")
+
+
+def sum_of_classes(truth: pd.DataFrame, predicted: np.ndarray) -> dict[str, float]:
+    """How often the number of classes predicted present is the number present (appendix D.3, f_size)."""
+    present = truth[[f"has {name}" for name in CLASSES]].to_numpy(float).sum(1)
+    return {"sum of classes": float(((predicted > 0.5).sum(1) == present).mean())}
+
+
+ATTRIBUTES_QUESTION = Question("faces-attributes", "faces", ("Eyeglasses", "Wearing_Hat", "Smiling", "Beard", "Long_Hair"))
+CLASSES_QUESTION = Question("emojinette-classes", "emojinette", tuple(f"has {name}" for name in CLASSES), extra=sum_of_classes)
+QUESTIONS = (ATTRIBUTES_QUESTION, CLASSES_QUESTION)
+PAPERS: dict[str, dict[str, Papers]] = {
+    "attributes": {
+        "train loss": {"mlp": (0.551, 0.0), "o_align": (0.074, 0.022), "svd": (0.490, 0.015), "dense": (0.131, 0.018), "gl_net": (0.064, 0.008)},
+        "test loss": {"mlp": (0.554, 0.0), "o_align": (0.333, 0.008), "svd": (0.509, 0.013), "dense": (0.267, 0.007), "gl_net": (0.232, 0.007)},
+        "accuracy": {"mlp": (0.724, 0.0), "o_align": (0.872, 0.005), "svd": (0.773, 0.013), "dense": (0.891, 0.004), "gl_net": (0.913, 0.001)},
+    },
+    "classes": {
+        "train loss": {"mlp": (0.582, 0.004), "o_align": (0.002, 0.001), "svd": (0.581, 0.013), "dense": (0.019, 0.001), "gl_net": (0.019, 0.0)},
+        "test loss": {"mlp": (0.709, 0.004), "o_align": (0.278, 0.008), "svd": (0.638, 0.013), "dense": (0.264, 0.011), "gl_net": (0.244, 0.005)},
+        "accuracy": {"mlp": (0.496, 0.013), "o_align": (0.878, 0.003), "svd": (0.656, 0.006), "dense": (0.889, 0.006), "gl_net": (0.904, 0.003)},
+    },
+}
+
+
+def run(context: Context) -> Result:
+    parts, findings = [], []
+    for name, question in (("attributes", ATTRIBUTES_QUESTION), ("classes", CLASSES_QUESTION)):
+        ours = context.trials(question)
+        for column, papers in PAPERS[name].items():
+            parts.append(cells(f"{name}: {column}", summary(ours, column), papers))
+        accuracy = summary(ours, "accuracy")["mean"]
+        rival = best_rival(ours, "accuracy", [model for model in MODELS if model != "gl_net"])
+        gap, error = differences(ours, "accuracy", "gl_net", rival)
+        findings.append(
+            Finding(
+                f"GL-net predicts {name} best of the five.", verdict(gap, error),
+                f"accuracy {accuracy['GL-net']:.3f}; the best of the others is {MODELS[rival].title} with {accuracy[MODELS[rival].title]:.3f} "
+                f"(difference {gap:+.3f} ± {error:.3f}).",
+            )
+        )  # fmt: skip
+        below = min(accuracy[MODELS[model].title] for model in ("o_align", "dense", "gl_net"))
+        poor = max(accuracy["MLP"], accuracy["MLP + SVD"])
+        findings.append(
+            Finding(
+                f"MLP and MLP + SVD have trouble with {name}, and only they.", "holds" if poor < below else "does not hold",
+                f"MLP {accuracy['MLP']:.3f}, SVD {accuracy['MLP + SVD']:.3f}; the least of the others {below:.3f}; a constant {accuracy['control: constant']:.3f}.",
+            )
+        )  # fmt: skip
+        kernel, kernel_error = differences(ours, "accuracy", "gl_net", "product kernel")
+        findings.append(
+            Finding(
+                f"Not asked in the paper: does GL-net predict {name} better than ridge regression on the product kernel?", verdict(kernel, kernel_error),
+                f"difference in accuracy {kernel:+.3f} ± {kernel_error:.3f}; the norms of the updates reach {accuracy['control: norms only']:.3f}.",
+            )
+        )  # fmt: skip
+    table = pd.concat(parts, ignore_index=True)
+    notes = [
+        SEARCH,
+        "Faces: five drawn attributes of 1,000 persons (the paper: five attributes of CelebA, 3,900 persons). Emojinette: ten drawn classes, 1,023 LoRAs of rank "
+        "16 (the paper: Imagenette, 2,046 of rank 32).",
+    ]
+    return Result(
+        "table3",
+        TITLE,
+        table,
+        findings,
+        notes,
+        chart(table, "classes: accuracy"),
+        settings([context.trials(question) for question in QUESTIONS], context.budget),
+    )

@@ -1,0 +1,232 @@
+"""Models tuned and tested on one question about a zoo, with its controls: every fit is a line of a file, so that a stopped experiment goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lol_core.checkpoint import TrainingConfig
+from lol_core.devices import find_device
+from lol_core.errors import TaskError
+from lol_core.evaluation import bootstrap_interval, control_scores, score
+from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
+from lol_core.models import MODELS, ModelConfig
+from lol_core.tasks import Task, TaskKind
+from lol_core.training import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
+from lol_core.zoo import Zoo
+
+Scores = dict[str, float]
+KERNEL = "product kernel"
+CONTROLS = ("constant", "structure only", "norms only", "shuffled labels")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is searched over, for every model alike."""
+
+    learning_rate: float
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent: seeds (each another split and initialisation), the grid every model is searched over at every seed, epochs, patience.
+
+    loras: at most so many of a zoo, all when None.
+    """
+
+    seeds: int = 3
+    grid: tuple[Setting, ...] = tuple(Setting(rate, normalize) for rate in (3e-4, 1e-3, 3e-3) for normalize in (False, True))
+    dropout: float = 0.1
+    epochs: int = 60
+    patience: int = 10
+    loras: int | None = None
+
+    def config(self, model: str, setting: Setting, seed: int) -> TrainingConfig:
+        shape = ModelConfig(dropout=self.dropout, normalize=setting.normalize)
+        return TrainingConfig(
+            model=model, model_config=shape, learning_rate=setting.learning_rate, epochs=self.epochs, patience=self.patience, seed=seed
+        )  # fmt: skip
+
+
+SMALL = Budget(seeds=1, grid=(Setting(1e-3, False),), epochs=2, patience=2, loras=60)
+"""Seconds: for a look at how it runs. Its scores mean nothing."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is predicted about which sample zoo. extra: further test scores from the true labels and the predictions as `Task.decode` gives them."""
+
+    name: str
+    zoo: str
+    targets: tuple[str, ...]
+    kind: TaskKind | None = None
+    extra: Callable[[pd.DataFrame, np.ndarray], Scores] | None = None
+
+
+class Trials:
+    """The fits of one question, kept in `folder`/NAME.jsonl."""
+
+    def __init__(self, question: Question, zoo: Zoo, budget: Budget, folder: Path):
+        self.question, self.zoo, self.budget = question, zoo, budget
+        self.path = folder / f"{question.name}.jsonl"
+        self.about = {"zoo": zoo.fingerprint, "budget": {key: value for key, value in asdict(budget).items() if key not in ("seeds", "grid")}}
+        self._factors: Factors | None = None
+        self._kernels: dict[str, np.ndarray] | None = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The fits made with this budget on this zoo, those of other settings left aside."""
+        if not self.path.is_file():
+            return []
+        found = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [line for line in found if line["about"] == json.loads(json.dumps(self.about))]
+
+    def run(self, on_progress: OnProgress = lambda progress: None, stop: ShouldStop = lambda: False) -> pd.DataFrame:
+        """Make what is missing; returns a row for each model (its best setting on validation data at that seed), kernel and control at each seed: columns
+        model, seed, and its scores. Raises Stopped.
+        """
+        steps: list[tuple[str, Callable[[], None]]] = []
+        for seed in range(self.budget.seeds):
+            steps += [(f"{model}, seed {seed}", partial(self._fit, model, setting, seed)) for model in MODELS for setting in self.budget.grid]
+            steps.append((f"controls, seed {seed}", partial(self._controls, seed)))
+        steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in MODELS]
+        started, fitted = time.monotonic(), 0
+        for i, (words, step) in enumerate(steps):
+            if stop():
+                raise Stopped("Stopped. What was fitted is kept; the same command goes on.")
+            pace = f", about {(time.monotonic() - started) / fitted * (len(steps) - i) / 60:.0f} min left" if fitted else ""
+            on_progress(Progress(f"{self.question.name}: {words}{pace}", i / len(steps)))
+            before = len(self.lines())
+            step()
+            fitted += len(self.lines()) > before
+        return self.table()
+
+    def table(self) -> pd.DataFrame:
+        rows = []
+        for line in self.chosen():
+            rows.append({"model": line["model"], "seed": line["seed"]} | line["scores"])
+        return pd.DataFrame(rows)
+
+    def chosen(self) -> list[dict[str, Any]]:
+        """Of every model and seed the fit with the lowest validation loss, and everything that was not searched."""
+        best: dict[tuple[str, int], dict[str, Any]] = {}
+        for line in self.lines():
+            key = (line["model"], line["seed"])
+            if line["seed"] < self.budget.seeds and (key not in best or line["validation_loss"] < best[key]["validation_loss"]):
+                best[key] = line
+        return list(best.values())
+
+    def _known(self, model: str, seed: int, setting: Setting | None = None) -> bool:
+        given = None if setting is None else asdict(setting)
+        return any((line["model"], line["seed"], line["setting"]) == (model, seed, given) for line in self.lines())
+
+    def _write(self, model: str, seed: int, scores: Scores, setting: dict[str, Any] | None = None, validation_loss: float = 0.0, **more: Any) -> None:
+        line = {"model": model, "seed": seed, "setting": setting, "validation_loss": validation_loss, "scores": scores, "about": self.about} | more
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _plan(self, model: str, setting: Setting, seed: int) -> tuple[Plan, TrainingConfig]:
+        config = self.budget.config(model, setting, seed)
+        ids = self.zoo.ids if self.budget.loras is None else self.zoo.ids[: self.budget.loras]
+        return plan(self.zoo, self.question.targets, config, self.question.kind, ids), config
+
+    def _prepared(self, model: str, setting: Setting, seed: int) -> tuple[Fit, dict[str, list[str]]]:
+        planned, config = self._plan(model, setting, seed)
+        if self._factors is None:
+            self._factors = Factors(self.zoo, planned.spec, planned.ids, lambda done, total: None, lambda: False)
+            if self._factors.left_out:
+                id, reason = next(iter(self._factors.left_out.items()))
+                raise TaskError(f"{id}: {reason} An experiment needs every LoRA of its zoo.")
+        labels = self.zoo.labels
+        task = planned.task.fitted(labels.loc[planned.split["train"]])
+        encoded = {part: task.encode(labels.loc[ids]) for part, ids in planned.split.items()}
+        return Fit(self._factors, planned.split, encoded, task, planned.spec, config, find_device(config.device)), planned.split
+
+    def _fit(self, model: str, setting: Setting, seed: int) -> None:
+        if self._known(model, seed, setting):
+            return
+        started = time.monotonic()
+        fit, split = self._prepared(model, setting, seed)
+        fit.run(None, {}, None, lambda progress: None, lambda: False)
+        fit.model.load_state_dict(fit.best)
+        with torch.no_grad():
+            train, test = fit.outputs(split["train"]), fit.outputs(split["test"])
+        scores = {"train loss": float(fit.task.loss(train, fit.encoded["train"]))}
+        scores |= self._tested(fit.task, split["test"], fit.task.decode(test)) | {"test loss": float(fit.task.loss(test, fit.encoded["test"]))}
+        more = {"parameters": fit.model.n_parameters, "epochs": len(fit.history), "seconds": round(time.monotonic() - started, 1)}
+        self._write(model, seed, scores, asdict(setting), fit.best_loss, **more)
+
+    def _tested(self, task: Task, ids: Sequence[str], predicted: np.ndarray) -> Scores:
+        truth = self.zoo.labels.loc[list(ids)]
+        scores = {name: value for name, value in score(task, truth, predicted).items() if "/" not in name}
+        low, high = bootstrap_interval(task, truth, predicted, 0)
+        return scores | {"low": low, "high": high} | (self.question.extra(truth, predicted) if self.question.extra else {})
+
+    def _controls(self, seed: int) -> None:
+        """Constant, structure and norms; and the product kernel, at one seed's split."""
+        if self._known(KERNEL, seed):
+            return
+        fit, split = self._prepared("gl_net", self.budget.grid[0], seed)
+        assert self._factors is not None
+        ids = [id for part in split.values() for id in part]
+        found = control_scores(fit.task, self.zoo.labels.loc[ids], split, control_features(self.zoo, self._factors, ids), seed)
+        for name, scores in found.items():
+            if not self._known(name, seed):
+                self._write(name, seed, {key: value for key, value in scores.items() if "/" not in key})
+        everyone = list(self._factors.place)
+        if self._kernels is None:
+            self._kernels = kernels(self._factors.batch(everyone))
+        place = self._factors.place
+        parts = {part: np.array([place[id] for id in members]) for part, members in split.items()}
+        encoded = fit.task.encode(self.zoo.labels.loc[everyone])
+        y = torch.nn.functional.one_hot(encoded, len(fit.task.classes)).double() if fit.task.kind == "multiclass" else encoded.double()
+        values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y.numpy())
+        if fit.task.kind == "regression":
+            predicted = fit.task.decode(torch.from_numpy(values))
+        else:
+            predicted = as_probabilities(values, fit.task.kind == "multiclass")
+        self._write(KERNEL, seed, self._tested(fit.task, split["test"], predicted), picked={**picked}, setting=None)
+
+    def _shuffled(self, model: str) -> None:
+        """The chosen setting of a model at seed 0, fitted to permuted training and validation labels."""
+        name = f"{model}, shuffled labels"
+        if self._known(name, 0):
+            return
+        setting = next(line["setting"] for line in self.chosen() if line["model"] == model and line["seed"] == 0)
+        fit, split = self._prepared(model, Setting(**setting), 0)
+        generator = torch.Generator().manual_seed(1)
+        for part in ("train", "validation"):
+            fit.encoded[part] = fit.encoded[part][torch.randperm(len(fit.encoded[part]), generator=generator)]
+        fit.run(None, {}, None, lambda progress: None, lambda: False)
+        fit.model.load_state_dict(fit.best)
+        self._write(name, 0, self._tested(fit.task, split["test"], fit.task.decode(fit.outputs(split["test"]))))
+
+
+@dataclass
+class Context:
+    """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept."""
+
+    samples: Path
+    folder: Path
+    budget: Budget = field(default_factory=Budget)
+    on_progress: OnProgress = lambda progress: None
+    stop: ShouldStop = lambda: False
+    answered: dict[str, Trials] = field(default_factory=dict)
+
+    def trials(self, question: Question) -> Trials:
+        """The fits of a question, made now as far as they are missing. Raises Stopped, ZooError, TaskError."""
+        if question.name not in self.answered:
+            found = Trials(question, Zoo.open(self.samples / question.zoo), self.budget, self.folder)
+            found.run(self.on_progress, self.stop)
+            self.answered[question.name] = found
+        return self.answered[question.name]
