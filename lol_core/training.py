@@ -25,6 +25,7 @@ from lol_core.models import LoLModel, make_model
 from lol_core.tasks import Task, TaskKind, make_task
 from lol_core.zoo import Zoo, split_ids
 
+FUSED_FROM = 5_000_000  # parameters from which the optimizer's step takes longer than the rest, and its fused form pays
 SAVE_EVERY_SECONDS = 30.0
 PREPARE_SAMPLE = 256
 MEMORY_SHARE = 0.25
@@ -195,7 +196,8 @@ class Fit:
         order = torch.randperm(len(split["train"]), generator=generator)[:PREPARE_SAMPLE]
         self.model.prepare(factors.batch([split["train"][i] for i in order]), generator)
         self.model.to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        fused = self.model.n_parameters > FUSED_FROM
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best_epoch, self.best = float("inf"), 0, self._weights()
 

@@ -20,6 +20,7 @@ from lol_core.zoo import Zoo
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
+from ui.points import walk_points
 from ui.progress import show
 from ui.selection import marked, selected, visible
 from ui.state import checkpoints, known_base, load_checkpoint, painter, preview_of, session
@@ -233,3 +234,4 @@ if shown and len(shown) == len(columns):
 with st.container(horizontal=True):
     for name, id in chosen.items():
         page_link("pages/LoRA.py", f"{name}: look inside", ":material/layers:", lora=id)
+walk_points(zoo, list(ranking.scores.index))

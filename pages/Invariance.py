@@ -22,6 +22,7 @@ from lol_core.symmetry import GROUPS, TOLERANCES, Group, act, carried, for_spec,
 from lol_core.tasks import Task
 from ui.figures import figure, take
 from ui.frame import frame, need
+from ui.points import walk_points
 from ui.state import checkpoints, load_checkpoint, load_lora
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -350,3 +351,5 @@ def inside() -> None:
 PARTS = {"One R": turn, "Many draws from every group": many_draws} | ({"R on its way through GL-net": inside} if nets else {})
 part = st.segmented_control("Show", list(PARTS), default="One R", key="part", bind="query-params", required=True, label_visibility="collapsed")
 PARTS[part or "One R"]()
+
+walk_points(zoo)

@@ -23,6 +23,7 @@ from lol_core.survey import SAME, Survey, layer_map, nearest, tag_counts
 from lol_core.zoo import Zoo
 from ui.figures import figure
 from ui.frame import frame, need, page_link
+from ui.points import walk_points
 from ui.selection import select
 from ui.state import checkpoints, known_base, load_checkpoint, load_lora, preview_of, surveys_of
 
@@ -262,3 +263,5 @@ else:
 if lora.extras:
     with st.expander(f"{len(lora.extras)} tensors in the file are no part of a low-rank pair", key="extras"):
         st.dataframe(pd.DataFrame({"tensor": lora.extras}), hide_index=True)
+
+walk_points(zoo)

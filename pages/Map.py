@@ -12,6 +12,7 @@ from lol_core.zoo import Zoo
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import MapJob, MapSettings
+from ui.points import walk_points
 from ui.progress import follow
 from ui.selection import computed, marked, offer, select, selected, visible
 from ui.state import checkpoints, load_checkpoint, preview_of, session
@@ -152,3 +153,4 @@ with right:
         bar, number = st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f"), st.column_config.NumberColumn(format="%.2g")
         st.dataframe(reasons.head(12), hide_index=True, key="reasons", column_config={"effect": bar, "p": number})
         st.caption("Effect: |2·AUC − 1| for numbers, Cramér's V for categories. p: of each test alone.")
+walk_points(zoo, list(picture.index))

@@ -22,6 +22,7 @@ from lol_core.tasks import class_name
 from lol_core.zoo import Zoo, training_runs
 from ui.figures import figure
 from ui.frame import frame, need, page_link
+from ui.points import walk_points
 from ui.scores import show_leaderboard
 from ui.selection import marked, offer, select, selected, visible
 from ui.state import checkpoints, load_checkpoint
@@ -277,3 +278,5 @@ if dropped:
             st.dataframe(of_dropped(lora).astype({"predicted": str}, errors="ignore"), hide_index=True, key=f"dropped_{path.name}")
         if not weights:
             st.warning("There is no weights file among these. Drop the .safetensors file as well.")
+
+walk_points(zoo, list(predicted.index))

@@ -24,6 +24,7 @@ from lol_core.training import Plan, plan
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import FoldsJob, Run, TrainingJob
+from ui.points import walk_points
 from ui.progress import follow, show
 from ui.scores import show_leaderboard
 from ui.state import checkpoints, load_checkpoint, runs_folder, session
@@ -211,6 +212,7 @@ def watch() -> None:
 
 
 watch()
+walk_points(zoo)
 
 saved = checkpoints(zoo)
 st.subheader("Trained models of this collection")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from lol_core.symmetry import sample_gl
-from tests.builders import MODULES, random_lora, write_peft
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import SAMPLE_ZOO
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -199,6 +200,28 @@ def test_a_lasso_on_the_map_selects_in_the_table_and_is_exported(page: Page, add
     settled(stranger)
     assert stranger.get_by_text(re.compile("60 selected")).count() == 0, "another visitor sees nothing of it"
     context.close()
+
+
+def test_points_are_walked_by_keyboard_with_their_previews(page: Page, address: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path, 12)
+    (tmp_path / "previews").mkdir()
+    for i in range(12):
+        Image.new("RGB", (64, 32), (20 * i, 0, 0)).save(tmp_path / "previews" / f"lora{i:03d}.webp")
+    page.goto(f"{address}/Map?collection={tmp_path}")
+    chart = page.locator(".js-plotly-plot[tabindex='0']").first
+    chart.wait_for(timeout=60_000)
+    settled(page)
+    card = page.get_by_test_id("pointCard")
+    chart.focus()
+    seen = set()
+    for step in range(1, 13):
+        page.keyboard.press("ArrowRight")
+        expect(card).to_contain_text(f"{step} of 12")
+        seen.add(card.inner_text().splitlines()[0])
+        expect(card.locator("img")).to_have_attribute("src", re.compile("^data:image/webp"))
+    assert seen == {f"lora{i:03d}" for i in range(12)}
+    page.keyboard.press("Escape")
+    expect(card).to_be_hidden()
 
 
 def test_two_files_that_are_the_same_function_are_found(page: Page, address: str, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def session() -> Session:
 
 def preview_of(zoo: Zoo, id: str) -> Path | None:
     """The picture that came with a LoRA: previews/NAME.webp in the collection's folder."""
-    path = zoo.folder / "previews" / f"{Path(id).stem}.webp"
+    path = zoo.folder / "previews" / f"{Path(zoo.names[id]).name}.webp"
     return path if path.is_file() else None
 
 

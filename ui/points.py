@@ -1,0 +1,41 @@
+"""The points of a page's charts by keyboard, and with the previews of their LoRAs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import streamlit as st
+from PIL import Image
+from streamlit.components.v2 import component
+
+from lol_core.zoo import Zoo
+from ui.state import preview_of
+
+MAX_PREVIEWS = 2000
+SIDE = 64
+_points = component("lol_explorer.points", js=(Path(__file__).parent / "points.js").read_text())
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _thumbnails(fingerprint: str, ids: tuple[str, ...], _zoo: Zoo) -> dict[str, str]:
+    """id → the first picture of its preview as a data URI."""
+    found = {}
+    for id in ids:
+        if (path := preview_of(_zoo, id)) is not None:
+            strip = Image.open(path)
+            buffer = io.BytesIO()
+            strip.crop((0, 0, strip.height, strip.height)).resize((SIDE, SIDE)).save(buffer, "WEBP", quality=60)
+            found[id] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return found
+
+
+def walk_points(zoo: Zoo, ids: Sequence[str] = ()) -> None:
+    """Put at the end of a page: charts take the keyboard focus and arrow keys walk along their points; `ids` show their preview there and under the mouse.
+
+    Of more than two thousand LoRAs no previews are sent.
+    """
+    previews = _thumbnails(zoo.fingerprint, tuple(ids), zoo) if len(ids) <= MAX_PREVIEWS else {}
+    _points(data={"previews": previews}, key="points")
