@@ -36,6 +36,7 @@ ORDER = [
     "plots",
     "generation",
     "finetuning",
+    "experiments",
     "console",
     "cli_finetune",
     "cli",

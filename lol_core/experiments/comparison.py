@@ -66,7 +66,7 @@ def settings(trials: Sequence[Trials], budget: Budget) -> dict[str, Any]:
 
 
 SEARCH = (
-    "Every model was searched over the same grid (learning rate 3e-4, 1e-3, 3e-3; inputs normalised or not; dropout 0.1 in the head, weight decay 0, at most 60 epochs, "
-    "the epoch with the lowest validation loss) at every seed, on that seed's own validation LoRAs; a seed is another split (70 / 15 / 15 %) and another "
-    "initialisation. ± is the standard deviation over seeds."
+    "Every model was searched over the same grid (learning rate 3e-4, 1e-3, 3e-3; inputs normalised or not; dropout 0.1 in the head, weight decay 0, at most "
+    "60 epochs, the epoch with the lowest validation loss) at every seed, on that seed's own validation LoRAs; a seed is another split (70 / 15 / 15 %) and "
+    "another initialisation. ± is the standard deviation over seeds."
 )

@@ -112,9 +112,9 @@ def write_report(folder: Path) -> Path:
     names = sorted((p.parent.name for p in (folder / "results").glob("*/table.md")), key=lambda name: (name[:1] != "t", name))
     body = [part + ("\n" + pictures[name] if name in pictures else "") for name, part in zip(names, parts, strict=True)]
     head = (
-        f"# Results\n\nThe tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos, beside the paper's own numbers. The paper's zoos are larger and made of other "
-        "models, so what can be compared is what was found, not the figures. This page is written by `python -m lol_core experiment`; each folder in "
-        "`results/` has the numbers and the settings.\n\n"
+        f"# Results\n\nThe tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos, beside the paper's own numbers. The paper's zoos "
+        "are larger and made of other models, so what can be compared is what was found, not the figures. This page is written by "
+        "`python -m lol_core experiment`; each folder in `results/` has the numbers and the settings.\n\n"
     )
     path = folder / "results.md"
     path.write_text(head + "\n".join(body))

@@ -50,6 +50,7 @@ def run(context: Context) -> Result:
     notes = [
         SEARCH,
         "MSE is of the CLIP score normalised by the training mean and standard deviation. What the authors' code reports as R² is a Spearman coefficient, so "
-        "their R² stands beside ours there. Faces has 1,000 LoRAs of a small diffusion model, the paper's zoo 3,900 of Stable Diffusion 1.4, and other prompts.",
+        "their R² stands beside ours there. Faces has 1,000 LoRAs of a small diffusion model, "
+        "the paper's zoo 3,900 of Stable Diffusion 1.4, and other prompts.",
     ]
     return Result("table2", TITLE, table, findings, notes, chart(table, "Kendall τ"), settings([ours], context.budget))

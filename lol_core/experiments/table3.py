@@ -58,7 +58,8 @@ def run(context: Context) -> Result:
         findings.append(
             Finding(
                 f"MLP and MLP + SVD have trouble with {name}, and only they.", "holds" if poor < below else "does not hold",
-                f"MLP {accuracy['MLP']:.3f}, SVD {accuracy['MLP + SVD']:.3f}; the least of the others {below:.3f}; a constant {accuracy['control: constant']:.3f}.",
+                f"MLP {accuracy['MLP']:.3f}, SVD {accuracy['MLP + SVD']:.3f}; the least of the others {below:.3f}; "
+                f"a constant {accuracy['control: constant']:.3f}.",
             )
         )  # fmt: skip
         kernel, kernel_error = differences(ours, "accuracy", "gl_net", "product kernel")
@@ -71,8 +72,8 @@ def run(context: Context) -> Result:
     table = pd.concat(parts, ignore_index=True)
     notes = [
         SEARCH,
-        "Faces: five drawn attributes of 1,000 persons (the paper: five attributes of CelebA, 3,900 persons). Emojinette: ten drawn classes, 1,023 LoRAs of rank "
-        "16 (the paper: Imagenette, 2,046 of rank 32).",
+        "Faces: five drawn attributes of 1,000 persons (the paper: five attributes of CelebA, 3,900 persons). Emojinette: ten drawn classes, 1,023 LoRAs of "
+        "rank 16 (the paper: Imagenette, 2,046 of rank 32).",
     ]
     return Result(
         "table3",

@@ -72,7 +72,7 @@ def run(context: Context) -> Result:
     ]  # fmt: skip
     notes = [
         SEARCH,
-        "The size is one of ten classes here (softmax, cross-entropy). Every nonempty subset of the ten classes occurs once, so the most frequent size, five, has a "
-        "quarter of the LoRAs.",
+        "The size is one of ten classes here (softmax, cross-entropy). Every nonempty subset of the ten classes occurs once, so the most frequent size, five, "
+        "has a quarter of the LoRAs.",
     ]
     return Result("table4", TITLE, table, findings, notes, chart(table, "accuracy"), settings([ours, classes], context.budget))

@@ -56,7 +56,8 @@ def run(context: Context) -> Result:
     findings.append(
         Finding(
             "Which sources were seen is the hardest question: the best model is only some way above chance.", verdict(gap, error),
-            f"{MODELS[best].title} {means[MODELS[best].title]:.3f}, a constant {means['control: constant']:.3f}, the product kernel {means['product kernel']:.3f}.",
+            f"{MODELS[best].title} {means[MODELS[best].title]:.3f}, a constant {means['control: constant']:.3f}, "
+            f"the product kernel {means['product kernel']:.3f}.",
         )
     )  # fmt: skip
     notes = [
