@@ -23,7 +23,7 @@ from lol_core.errors import LoLError
 from lol_core.evaluation import METRIC_TITLES
 from lol_core.experiments import NAMES as EXPERIMENTS
 from lol_core.experiments import run as run_experiment
-from lol_core.experiments.result import wide, write_report
+from lol_core.experiments.result import blocks, write_report
 from lol_core.experiments.trials import SMALL, Budget, Context
 from lol_core.formats import probe as probe_file
 from lol_core.formats import read, suggest_base_model
@@ -221,6 +221,7 @@ def experiment(
     samples: Annotated[Path, typer.Option("--zoo", help="The folder of the sample zoos.")] = Path("sample_loras"),
     seeds: int = Budget.seeds,
     small: Annotated[bool, typer.Option(help="A few LoRAs, one seed, two epochs: shows how it runs; the scores mean nothing.")] = False,
+    work: Annotated[Path, typer.Option(help="Where figure4 puts the LoRAs it makes.")] = Path("build"),
     threads: Annotated[int, typer.Option(help="Threads of PyTorch; the last digits depend on it.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -233,15 +234,15 @@ def experiment(
             bar.update(shown, completed=progress.fraction, description=progress.message)
 
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
-        result = run_experiment(name, Context(samples, out_folder / "results" / "fits", budget, show, stop))
+        result = run_experiment(name, Context(samples, out_folder / "results" / "fits", budget, show, stop, work))
         place = result.write(out_folder / "results")
         report = write_report(out_folder)
     if as_json:
         print_json({"name": name, "title": result.title, "cells": result.cells.to_dict("records"), "findings": [vars(f) for f in result.findings],
                     "settings": result.settings, "written": [str(place), str(report)]})  # fmt: skip
         return
-    table = wide(result.cells)
-    print_table([{"": row} | values for row, values in zip(table.index, table.to_dict("records"), strict=True)])
+    for heading, table in blocks(result.cells):
+        print_table([{heading: row} | values for row, values in zip(table.index, table.to_dict("records"), strict=True)])
     for finding in result.findings:
         out.print(f"{finding.holds}: {finding.paper} Here: {finding.here}", highlight=False, soft_wrap=True)
     out.print(f"Written to {place}", highlight=False, soft_wrap=True)

@@ -55,16 +55,20 @@ class Space:
         return pd.Series(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(self.vectors), index=list(self.ids))
 
 
-def gram(batch: Batch, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-    """⟨ΔW_a, ΔW_b⟩ summed over modules for all pairs of a batch, (B, B) float64, from the factors: ⟨U_aᵀ U_b, V_aᵀ V_b⟩ (entrywise)."""
-    count = len(batch.ranks)
-    block = max(1, BLOCK // (count * max(U.shape[-1] for U in batch.U) ** 2))
-    total = torch.zeros(count, count, dtype=torch.float64)
+def gram(batch: Batch, progress: Callable[[int, int], None] | None = None, others: Batch | None = None) -> np.ndarray:
+    """⟨ΔW_a, ΔW_b⟩ summed over modules for all pairs of a batch, or of a batch (B, rows) and `others` (C, columns) of the same modules: (B, C) float64.
+
+    From the factors: ⟨U_aᵀ U_b, V_aᵀ V_b⟩ (entrywise); the two batches may have different ranks.
+    """
+    columns = batch if others is None else others
+    count = len(batch)
+    block = max(1, BLOCK // (len(columns) * batch.rank * columns.rank))
+    total = torch.zeros(count, len(columns), dtype=torch.float64)
     for start in range(0, count, block):
         rows = slice(start, start + block)
-        for U, V in zip(batch.U, batch.V, strict=True):
+        for U, V, U_b, V_b in zip(batch.U, batch.V, columns.U, columns.V, strict=True):
             for layer in range(U.shape[1]):
-                total[rows] += _products(U[rows, layer], U[:, layer], V[rows, layer], V[:, layer])
+                total[rows] += _products(U[rows, layer], U_b[:, layer], V[rows, layer], V_b[:, layer])
         if progress:
             progress(min(start + block, count), count)
     return total.numpy()

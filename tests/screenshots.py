@@ -11,7 +11,7 @@ from typing import Literal
 from lol_core.index import cache_folder
 from tests.browser import ROOT, chromium, server, settled
 
-PAGES = ("", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images")
+PAGES = ("", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images", "Experiments")
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 

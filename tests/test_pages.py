@@ -26,6 +26,7 @@ PAGES = {
     "Predictions": "pages/Predictions.py",
     "Invariance": "pages/Invariance.py",
     "Images": "pages/Images.py",
+    "Experiments": "pages/Experiments.py",
 }
 
 
@@ -48,7 +49,7 @@ def settled(test: AppTest, seconds: float = 60) -> AppTest:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         session = test.session_state["session"]
-        if not any(job is not None and job.running for job in (session.survey, session.mapping, session.drawing, session.validation)):
+        if not any(job is not None and job.running for job in (session.survey, session.mapping, session.drawing, session.validation, session.experiment)):
             return test.run()
         time.sleep(0.2)
         test.run()

@@ -21,6 +21,7 @@ PAGES = (
     ("pages/Predictions.py", "Predictions", ":material/insights:"),
     ("pages/Invariance.py", "Invariance", ":material/rotate_right:"),
     ("pages/Images.py", "Images", ":material/image:"),
+    ("pages/Experiments.py", "Experiments", ":material/science:"),
 )
 
 

@@ -15,7 +15,11 @@ from lol_core.checkpoint import Checkpoint, TrainingConfig
 from lol_core.crossvalidation import Folds, crossvalidate
 from lol_core.embedding import Kind, Method, Space, project, space_of
 from lol_core.errors import LoLError
+from lol_core.experiments import run as run_experiment
+from lol_core.experiments.result import Result
+from lol_core.experiments.trials import SMALL, Context
 from lol_core.generation import Painter, Sampling, Stopped
+from lol_core.index import cache_folder
 from lol_core.survey import Surveys
 from lol_core.training import Plan, Progress, train
 from lol_core.training import Stopped as StoppedTraining
@@ -297,4 +301,28 @@ class DrawingJob(Job):
                 painter.draw(sheet.lora, sheet.prompts, self.sampling, self._stop.is_set)
                 self.done += 1
         except Stopped:
+            return
+
+
+class ExperimentJob(Job):
+    """Runs one of the paper's tables or figures small. `stop()` ends after the present fit, which stays. `result`: what came out; its scores mean nothing."""
+
+    def __init__(self, name: str, samples: Path):
+        super().__init__()
+        self.name, self.samples = name, samples
+        self.share = 0.0
+        self.result: Result | None = None
+
+    @property
+    def fraction(self) -> float:
+        return self.share
+
+    def _work(self) -> None:
+        def report(progress: Progress) -> None:
+            self.message, self.share = progress.message, progress.fraction
+
+        place = cache_folder() / "experiments"
+        try:
+            self.result = run_experiment(self.name, Context(self.samples, place / "fits", SMALL, report, self._stop.is_set, place))
+        except StoppedTraining:
             return

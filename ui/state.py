@@ -17,10 +17,11 @@ from lol_core.index import cache_folder
 from lol_core.lora import LoRA
 from lol_core.survey import Survey, Surveys
 from lol_core.zoo import Zoo
-from ui.jobs import DrawingJob, Drawn, FoldsJob, IndexJob, MapJob, MapSettings, SurveyJob, TrainingJob
+from ui.jobs import DrawingJob, Drawn, ExperimentJob, FoldsJob, IndexJob, MapJob, MapSettings, SurveyJob, TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_loras"
+RESULTS = ROOT / "docs" / "results"
 SAMPLE_ZOO = SAMPLES / "glosses"
 SAMPLE_SUBJECTS = {
     "glosses": "A sentence encoder on questions from twenty sources",
@@ -47,6 +48,7 @@ class Session:
     drawing: DrawingJob | None = None
     survey: SurveyJob | None = None
     mapping: MapJob | None = None
+    experiment: ExperimentJob | None = None
     indexing: IndexJob | None = None
     maps: dict[MapSettings, Drawn] = field(default_factory=dict)
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)

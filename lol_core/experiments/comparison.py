@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lol_core.experiments.result import environment
+from lol_core.experiments.result import environment, mean_and_error
 from lol_core.experiments.trials import CONTROLS, KERNEL, Budget, Trials
 from lol_core.models import MODELS
 from lol_core.plots import models_beside_controls
@@ -41,8 +41,7 @@ def cells(column: str, found: pd.DataFrame, papers: Papers | None = None) -> pd.
 def differences(trials: Trials, score: str, one: str, other: str) -> tuple[float, float]:
     """one − other on the same splits: mean over seeds, and its standard error (infinite for a single seed)."""
     table = trials.table().pivot_table(index="seed", columns="model", values=score)
-    gap = (table[one] - table[other]).dropna()
-    return float(gap.mean()), float(gap.std(ddof=1) / len(gap) ** 0.5) if len(gap) > 1 else float("inf")
+    return mean_and_error((table[one] - table[other]).dropna())
 
 
 def best_rival(trials: Trials, score: str, among: Sequence[str], lower_is_better: bool = False) -> str:
@@ -57,7 +56,7 @@ def chart(table: pd.DataFrame, column: str) -> go.Figure:
 def settings(trials: Sequence[Trials], budget: Budget) -> dict[str, Any]:
     """The exact settings: questions, budget, what was chosen for each model and seed, and the software."""
     chosen = {
-        t.question.name: [{key: line.get(key) for key in ("model", "seed", "setting", "picked", "epochs", "parameters", "seconds") if line.get(key) is not None}
+        t.question.name: [{key: line.get(key) for key in ("model", "seed", "setting", "picked", "epochs", "parameters") if line.get(key) is not None}
                           for line in t.chosen()]
         for t in trials
     }  # fmt: skip

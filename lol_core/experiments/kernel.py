@@ -17,14 +17,24 @@ EDGE = 0.02
 """Ridge scores of classes are cut to [EDGE, 1 − EDGE] before they count as probabilities."""
 
 
-def kernels(batch: Batch) -> dict[str, np.ndarray]:
-    """Name → kernel matrix (B, B): of the updates, and of every module's direction (each ΔW divided by its norm). Both with mean diagonal 1."""
+def kernels(batch: Batch, others: Batch | None = None) -> dict[str, np.ndarray]:
+    """Name → kernel matrix: of the updates, and of every module's direction (each ΔW divided by its norm).
+
+    (B, B) for a batch; with `others` (B + C, B), their rows below. The diagonal of the first B rows has mean 1.
+    """
+    unit = directions(batch)
+    found = {"updates": gram(batch), "directions": gram(unit)}
+    below = {} if others is None else {"updates": gram(others, others=batch), "directions": gram(directions(others), others=unit)}
+    sizes = {name: np.diag(matrix).mean() for name, matrix in found.items()}
+    return {name: np.concatenate([matrix, *([below[name]] if below else [])]) / sizes[name] for name, matrix in found.items()}
+
+
+def directions(batch: Batch) -> Batch:
+    """Every module's ΔW divided by its Frobenius norm."""
     norms = torch.from_numpy(norm_features(batch)).exp()
     place = {i: k for k, i in enumerate(i for _, indices in batch.spec.groups for i in indices)}
     scales = [norms[:, [place[i] for i in indices], None, None].to(U) for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True)]
-    unit = replace(batch, U=tuple(U / scale for U, scale in zip(batch.U, scales, strict=True)))
-    found = {"updates": gram(batch), "directions": gram(unit)}
-    return {name: matrix / np.diag(matrix).mean() for name, matrix in found.items()}
+    return replace(batch, U=tuple(U / scale for U, scale in zip(batch.U, scales, strict=True)))
 
 
 def kernel_ridge(

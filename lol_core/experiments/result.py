@@ -13,6 +13,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from lol_core.errors import LoLError
+
 PAPER = "https://arxiv.org/abs/2410.04207"
 PACKAGES = ("torch", "numpy", "scikit-learn", "pandas")
 
@@ -29,6 +31,11 @@ class Finding:
 def verdict(margin: float, error: float) -> str:
     """Whether something that should be positive is: clearly, when it exceeds twice its standard error."""
     return "does not hold" if margin <= 0 else "holds" if margin > 2 * error else "holds, not clearly"
+
+
+def mean_and_error(values: pd.Series) -> tuple[float, float]:
+    """Mean over seeds and its standard error, which is infinite for a single seed."""
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("inf")
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,23 @@ class Result:
         draw(self.figure, place / "figure.png")
         return place
 
+    @classmethod
+    def read(cls, place: Path) -> Result:
+        """What `write` left in a folder. Raises LoLError when it is not all there."""
+        try:
+            about = json.loads((place / "settings.json").read_text())
+            figure = go.Figure(json.loads((place / "figure.json").read_text()))
+            cells = pd.read_csv(place / "table.csv")
+            return cls(place.name, about["title"], cells, [Finding(**kept) for kept in about["findings"]], about["notes"], figure, about["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LoLError(f"{place}: no readable result there ({error}). Run `python -m lol_core experiment {place.name}`.") from error
+
     def markdown(self) -> str:
-        lines = [f"## {self.title}", "", markdown_table(self.cells), ""]
+        lines = [f"## {self.title}", ""]
+        for heading, table in blocks(self.cells):
+            lines += [*([f"**{heading}**", ""] if heading else []), markdown_table(table), ""]
         lines += [f"- **{finding.holds}**: {finding.paper} Here: {finding.here}" for finding in self.findings]
-        lines += ["", *self.notes, ""] if self.notes else [""]
+        lines += ["", "\n\n".join(self.notes), ""]
         return "\n".join(lines)
 
 
@@ -72,8 +92,12 @@ def environment() -> dict[str, Any]:
 
 
 def said(mean: float, std: float, digits: int = 3) -> str:
-    """ "0.123 ± 0.004"; a dash for what is not defined."""
-    return "–" if pd.isna(mean) else f"{mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
+    """ "0.123 ± 0.004"; "2e-07" for what would round to zero; a dash for what is not defined."""
+
+    def number(value: float) -> str:
+        return f"{value:.{digits}f}" if value == 0 or abs(value) >= 0.5 * 10**-digits else f"{value:.0e}"
+
+    return "–" if pd.isna(mean) else number(mean) + ("" if pd.isna(std) else f" ± {number(std)}")
 
 
 def wide(cells: pd.DataFrame) -> pd.DataFrame:
@@ -89,8 +113,13 @@ def wide(cells: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def markdown_table(cells: pd.DataFrame) -> str:
-    table = wide(cells)
+def blocks(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The tables that the cells make, as `wide`: one for all columns that begin with the same words and a colon, under those words."""
+    heads = cells["column"].str.extract(r"^(?:(.*?): )?(.*)$").fillna("")
+    return [(str(head), wide(part.assign(column=heads.loc[part.index, 1]))) for head, part in cells.groupby(heads[0], sort=False)]
+
+
+def markdown_table(table: pd.DataFrame) -> str:
     head = "| | " + " | ".join(table.columns) + " |"
     rule = "|" + "---|" * (table.shape[1] + 1)
     return "\n".join([head, rule, *(f"| {row} | " + " | ".join(values) + " |" for row, values in zip(table.index, table.to_numpy(), strict=True))])

@@ -51,6 +51,11 @@ class Budget:
     patience: int = 10
     loras: int | None = None
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a fit depends on beside its model, seed and setting."""
+        return {key: value for key, value in asdict(self).items() if key not in ("seeds", "grid")}
+
     def config(self, model: str, setting: Setting, seed: int) -> TrainingConfig:
         shape = ModelConfig(dropout=self.dropout, normalize=setting.normalize)
         return TrainingConfig(
@@ -73,22 +78,32 @@ class Question:
     extra: Callable[[pd.DataFrame, np.ndarray], Scores] | None = None
 
 
+class Kept:
+    """Lines of a JSON Lines file that were found under the conditions `about`; those found under others are left aside."""
+
+    def __init__(self, path: Path, about: dict[str, Any]):
+        self.path, self.about = path, json.loads(json.dumps(about))
+
+    def lines(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        found = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [line for line in found if line["about"] == self.about]
+
+    def add(self, **line: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line | {"about": self.about}) + "\n")
+
+
 class Trials:
     """The fits of one question, kept in `folder`/NAME.jsonl."""
 
     def __init__(self, question: Question, zoo: Zoo, budget: Budget, folder: Path):
         self.question, self.zoo, self.budget = question, zoo, budget
-        self.path = folder / f"{question.name}.jsonl"
-        self.about = {"zoo": zoo.fingerprint, "budget": {key: value for key, value in asdict(budget).items() if key not in ("seeds", "grid")}}
+        self.kept = Kept(folder / f"{question.name}.jsonl", {"zoo": zoo.fingerprint, "budget": budget.about})
         self._factors: Factors | None = None
         self._kernels: dict[str, np.ndarray] | None = None
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The fits made with this budget on this zoo, those of other settings left aside."""
-        if not self.path.is_file():
-            return []
-        found = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [line for line in found if line["about"] == json.loads(json.dumps(self.about))]
 
     def run(self, on_progress: OnProgress = lambda progress: None, stop: ShouldStop = lambda: False) -> pd.DataFrame:
         """Make what is missing; returns a row for each model (its best setting on validation data at that seed), kernel and control at each seed: columns
@@ -105,9 +120,9 @@ class Trials:
                 raise Stopped("Stopped. What was fitted is kept; the same command goes on.")
             pace = f", about {(time.monotonic() - started) / fitted * (len(steps) - i) / 60:.0f} min left" if fitted else ""
             on_progress(Progress(f"{self.question.name}: {words}{pace}", i / len(steps)))
-            before = len(self.lines())
+            before = len(self.kept.lines())
             step()
-            fitted += len(self.lines()) > before
+            fitted += len(self.kept.lines()) > before
         return self.table()
 
     def table(self) -> pd.DataFrame:
@@ -119,7 +134,7 @@ class Trials:
     def chosen(self) -> list[dict[str, Any]]:
         """Of every model and seed the fit with the lowest validation loss, and everything that was not searched."""
         best: dict[tuple[str, int], dict[str, Any]] = {}
-        for line in self.lines():
+        for line in self.kept.lines():
             key = (line["model"], line["seed"])
             if line["seed"] < self.budget.seeds and (key not in best or line["validation_loss"] < best[key]["validation_loss"]):
                 best[key] = line
@@ -127,20 +142,28 @@ class Trials:
 
     def _known(self, model: str, seed: int, setting: Setting | None = None) -> bool:
         given = None if setting is None else asdict(setting)
-        return any((line["model"], line["seed"], line["setting"]) == (model, seed, given) for line in self.lines())
+        return any((line["model"], line["seed"], line["setting"]) == (model, seed, given) for line in self.kept.lines())
 
     def _write(self, model: str, seed: int, scores: Scores, setting: dict[str, Any] | None = None, validation_loss: float = 0.0, **more: Any) -> None:
-        line = {"model": model, "seed": seed, "setting": setting, "validation_loss": validation_loss, "scores": scores, "about": self.about} | more
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.kept.add(model=model, seed=seed, setting=setting, validation_loss=validation_loss, scores=scores, **more)
 
     def _plan(self, model: str, setting: Setting, seed: int) -> tuple[Plan, TrainingConfig]:
         config = self.budget.config(model, setting, seed)
         ids = self.zoo.ids if self.budget.loras is None else self.zoo.ids[: self.budget.loras]
         return plan(self.zoo, self.question.targets, config, self.question.kind, ids), config
 
-    def _prepared(self, model: str, setting: Setting, seed: int) -> tuple[Fit, dict[str, list[str]]]:
+    def _fitted(self, model: str, setting: Setting, seed: int, shuffled: bool = False) -> Fit:
+        fit = self.prepared(model, setting, seed)
+        if shuffled:
+            generator = torch.Generator().manual_seed(seed + 1)
+            for part in ("train", "validation"):
+                fit.encoded[part] = fit.encoded[part][torch.randperm(len(fit.encoded[part]), generator=generator)]
+        fit.run(None, {}, None, lambda progress: None, lambda: False)
+        fit.model.load_state_dict(fit.best)
+        return fit
+
+    def prepared(self, model: str, setting: Setting, seed: int) -> Fit:
+        """A fit that has not begun: the split and labels of a seed, the model at its start."""
         planned, config = self._plan(model, setting, seed)
         if self._factors is None:
             self._factors = Factors(self.zoo, planned.spec, planned.ids, lambda done, total: None, lambda: False)
@@ -150,20 +173,16 @@ class Trials:
         labels = self.zoo.labels
         task = planned.task.fitted(labels.loc[planned.split["train"]])
         encoded = {part: task.encode(labels.loc[ids]) for part, ids in planned.split.items()}
-        return Fit(self._factors, planned.split, encoded, task, planned.spec, config, find_device(config.device)), planned.split
+        return Fit(self._factors, planned.split, encoded, task, planned.spec, config, find_device(config.device))
 
     def _fit(self, model: str, setting: Setting, seed: int) -> None:
         if self._known(model, seed, setting):
             return
-        started = time.monotonic()
-        fit, split = self._prepared(model, setting, seed)
-        fit.run(None, {}, None, lambda progress: None, lambda: False)
-        fit.model.load_state_dict(fit.best)
-        with torch.no_grad():
-            train, test = fit.outputs(split["train"]), fit.outputs(split["test"])
+        fit = self._fitted(model, setting, seed)
+        train, test = fit.outputs(fit.split["train"]), fit.outputs(fit.split["test"])
         scores = {"train loss": float(fit.task.loss(train, fit.encoded["train"]))}
-        scores |= self._tested(fit.task, split["test"], fit.task.decode(test)) | {"test loss": float(fit.task.loss(test, fit.encoded["test"]))}
-        more = {"parameters": fit.model.n_parameters, "epochs": len(fit.history), "seconds": round(time.monotonic() - started, 1)}
+        scores |= self._tested(fit.task, fit.split["test"], fit.task.decode(test)) | {"test loss": float(fit.task.loss(test, fit.encoded["test"]))}
+        more = {"parameters": fit.model.n_parameters, "epochs": len(fit.history)}
         self._write(model, seed, scores, asdict(setting), fit.best_loss, **more)
 
     def _tested(self, task: Task, ids: Sequence[str], predicted: np.ndarray) -> Scores:
@@ -176,7 +195,8 @@ class Trials:
         """Constant, structure and norms; and the product kernel, at one seed's split."""
         if self._known(KERNEL, seed):
             return
-        fit, split = self._prepared("gl_net", self.budget.grid[0], seed)
+        fit = self.prepared("gl_net", self.budget.grid[0], seed)
+        split = fit.split
         assert self._factors is not None
         ids = [id for part in split.values() for id in part]
         found = control_scores(fit.task, self.zoo.labels.loc[ids], split, control_features(self.zoo, self._factors, ids), seed)
@@ -202,26 +222,31 @@ class Trials:
         name = f"{model}, shuffled labels"
         if self._known(name, 0):
             return
-        setting = next(line["setting"] for line in self.chosen() if line["model"] == model and line["seed"] == 0)
-        fit, split = self._prepared(model, Setting(**setting), 0)
-        generator = torch.Generator().manual_seed(1)
-        for part in ("train", "validation"):
-            fit.encoded[part] = fit.encoded[part][torch.randperm(len(fit.encoded[part]), generator=generator)]
-        fit.run(None, {}, None, lambda progress: None, lambda: False)
-        fit.model.load_state_dict(fit.best)
-        self._write(name, 0, self._tested(fit.task, split["test"], fit.task.decode(fit.outputs(split["test"]))))
+        fit = self.refit(model, 0, shuffled=True)
+        self._write(name, 0, self._tested(fit.task, fit.split["test"], fit.task.decode(fit.outputs(fit.split["test"]))))
+
+    def refit(self, model: str, seed: int, shuffled: bool = False) -> Fit:
+        """The chosen setting of a model at a seed, fitted anew, its best weights loaded. shuffled: to permuted training and validation labels."""
+        setting = next(line["setting"] for line in self.chosen() if line["model"] == model and line["seed"] == seed)
+        return self._fitted(model, Setting(**setting), seed, shuffled)
 
 
 @dataclass
 class Context:
-    """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept."""
+    """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept; work: where LoRAs made for an experiment go."""
 
     samples: Path
     folder: Path
     budget: Budget = field(default_factory=Budget)
     on_progress: OnProgress = lambda progress: None
     stop: ShouldStop = lambda: False
+    work: Path = Path("build")
     answered: dict[str, Trials] = field(default_factory=dict)
+
+    @property
+    def small(self) -> bool:
+        """Whether this is the run of seconds that shows how it goes."""
+        return self.budget.loras is not None
 
     def trials(self, question: Question) -> Trials:
         """The fits of a question, made now as far as they are missing. Raises Stopped, ZooError, TaskError."""

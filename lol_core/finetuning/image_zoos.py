@@ -40,9 +40,11 @@ class ImageZoo:
     def clip_scores(self) -> Path:
         return self.folder / "clip_scores.csv"
 
-    def build(self, data: Path, count: int | None, machine: Machine, progress: Progress | None = None) -> Generator[dict[str, Any], None, None]:
-        """Fine-tune runs 1 … count, those already in labels.csv or failures.csv left alone; yields each new row of labels once it is written."""
-        runs = plan_runs(self.recipe, data, count)
+    def build(self, data: Path, count: int | None, machine: Machine, progress: Progress | None = None, after: int = 0) -> Generator[dict[str, Any], None, None]:
+        """Fine-tune runs after + 1 … after + count, those already in labels.csv or failures.csv left alone; yields each new row of labels once
+        it is written.
+        """
+        runs = plan_runs(self.recipe, data, count, after)
         self._settle_recipe()
         failures = self.folder / "failures.csv"
         done = {Path(name).stem for path in (self.labels, failures) if path.is_file() for name in pd.read_csv(path)["lora"]}

@@ -20,20 +20,24 @@ LEAST_CHANGE = 0.01
 """Glasses or a beard must change at least this share of the picture's pixels; otherwise hair hides them and the person is drawn anew."""
 
 
-def write_people(out: Path, count: int, workers: int = 2, progress: Callable[[int, int], None] | None = None) -> None:
-    """`count` people with 21 pictures each: identity_CelebA.txt, list_attr_celeba.txt (−1 or 1), img_align_celeba/. Person k is drawn from seed k."""
+def write_people(out: Path, count: int, workers: int = 2, progress: Callable[[int, int], None] | None = None, first: int = 1) -> None:
+    """People first, first + 1, … (`count` of them) with 21 pictures each: identity_CelebA.txt, list_attr_celeba.txt (−1 or 1), img_align_celeba/.
+
+    Person k is drawn from seed k.
+    """
     pictures = out / "img_align_celeba"
     if (out / "identity_CelebA.txt").exists():
         raise TaskError(f"{out} already holds people. Choose an empty folder.")
     pictures.mkdir(parents=True, exist_ok=True)
     identities, attributes = [], []
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for k, rows in enumerate(pool.map(_draw_person, range(1, count + 1), [pictures] * count, chunksize=4), start=1):
+        people = range(first, first + count)
+        for k, rows in zip(people, pool.map(_draw_person, people, [pictures] * count, chunksize=4), strict=True):
             for name, shown in rows:
                 identities.append(f"{name} {k}")
                 attributes.append(" ".join([name, *("1" if shown[a] else "-1" for a in ATTRIBUTES)]))
             if progress:
-                progress(k, count)
+                progress(k - first + 1, count)
     (out / "list_attr_celeba.txt").write_text("\n".join([str(len(attributes)), " ".join(ATTRIBUTES), *attributes]) + "\n")
     (out / "identity_CelebA.txt").write_text("\n".join(identities) + "\n")
 

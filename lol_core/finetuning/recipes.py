@@ -151,15 +151,15 @@ def draw_run(recipe: ImageRecipe, number: int, images: Iterable[Path], labels: d
     )
 
 
-def plan_runs(recipe: ImageRecipe, data: Path, count: int | None = None) -> list[Run]:
-    """The runs of a recipe on a data folder, the first `count` of them.
+def plan_runs(recipe: ImageRecipe, data: Path, count: int | None = None, after: int = 0) -> list[Run]:
+    """The runs of a recipe on a data folder, the first `count` of them, numbered from `after` + 1: the number is the seed, so other numbers are other draws.
 
     Raises:
         DataMissingError: when the folder does not hold what the recipe reads.
     """
     if not data.is_dir():
         raise DataMissingError(f"{data}: no such folder. {recipe.name} reads {LAYOUTS[recipe.data]}.")
-    runs = celeba_runs(recipe, data) if recipe.data == "celeba" else imagenette_runs(recipe, data)
+    runs = celeba_runs(recipe, data, after) if recipe.data == "celeba" else imagenette_runs(recipe, data, after)
     return runs if count is None else runs[:count]
 
 
@@ -169,7 +169,7 @@ LAYOUTS = {
 }
 
 
-def celeba_runs(recipe: ImageRecipe, data: Path) -> list[Run]:
+def celeba_runs(recipe: ImageRecipe, data: Path, after: int = 0) -> list[Run]:
     """A run for each identity with enough pictures, in the order of identities; labels are majorities over its pictures (appendix D.1.1)."""
     identities, attributes, pictures = data / "identity_CelebA.txt", data / "list_attr_celeba.txt", data / "img_align_celeba"
     missing = [path.name for path in (identities, attributes, pictures) if not path.exists()]
@@ -185,14 +185,14 @@ def celeba_runs(recipe: ImageRecipe, data: Path) -> list[Run]:
         if len(files) < recipe.images_per_subject:
             continue
         majority = (shown.loc[files, list(recipe.attributes)] > 0).mean() > 0.5
-        number = len(runs) + 1
+        number = after + len(runs) + 1
         runs.append(draw_run(recipe, number, [pictures / name for name in files], {"identity": int(str(identity))} | majority.astype(int).to_dict()))
     if not runs:
         raise DataMissingError(f"{data}: no identity has {recipe.images_per_subject} pictures.")
     return runs
 
 
-def imagenette_runs(recipe: ImageRecipe, data: Path) -> list[Run]:
+def imagenette_runs(recipe: ImageRecipe, data: Path, after: int = 0) -> list[Run]:
     """A run for each nonempty subset of the classes, as often as the recipe repeats them, with one picture of each present class (appendix D.1.2).
 
     The subsets come in an order shuffled by a fixed seed, so that an unfinished zoo holds subsets of every size.
@@ -207,7 +207,7 @@ def imagenette_runs(recipe: ImageRecipe, data: Path) -> list[Run]:
     runs: list[Run] = []
     for repeat in range(recipe.subsets_repeated):
         for place in np.random.default_rng(repeat).permutation(len(subsets)):
-            present, number = subsets[place], len(runs) + 1
+            present, number = subsets[place], after + len(runs) + 1
             rng = np.random.default_rng((number, 1))
             images = [classes[name][int(rng.integers(len(classes[name])))] for name in names if name in present]
             labels = {f"has {name}": int(name in present) for name in names} | {"n_images": len(images), "subset": int(place)}
