@@ -45,8 +45,8 @@ for name in NAMES:
         continue
 
 st.markdown(
-    f"The tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos. Those zoos are smaller than the paper's and made of other models, so what "
-    "can be compared is what was found, not the figures."
+    f"The tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos. Those zoos are smaller than the paper's and made of other "
+    "models, so what can be compared is what was found, not the figures."
 )
 titles = {name: found[name].title if name in found else f"{name[:-1].capitalize()} {name[-1]}" for name in NAMES}
 counts = pd.DataFrame(
