@@ -150,7 +150,7 @@ class Checkpoint:
     def outputs(self, loras: Sequence[LoRA], embed: bool = False, batch_size: int = 64) -> Tensor:
         """Raw outputs (B, outputs), or latents (B, width) with `embed`. Raises ModelError when a LoRA does not fit."""
         self.model.eval()
-        device = next(self.model.parameters()).device
+        device = self.model.device
         parts = []
         for start in range(0, len(loras), batch_size):
             batch = make_batch(loras[start : start + batch_size], self.spec).to(device)

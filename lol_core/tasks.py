@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from lol_core.errors import TaskError
 TaskKind = Literal["regression", "binary", "multiclass"]
 MAX_CLASSES = 50
 MIN_LABELLED = 10
+SURE = 0.98
+"""What a known label counts as when it is written as a probability."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,15 @@ class Task:
         if self.kind == "regression":
             return (values - torch.tensor(self.mean)) / torch.tensor(self.std)
         return values
+
+    def answers(self, encoded: Tensor) -> Tensor:
+        """Outputs (B, outputs) that `decode` turns into these labels: the numbers themselves, or probabilities of SURE and 1 − SURE."""
+        if self.kind == "regression":
+            return encoded
+        logit = math.log(SURE / (1 - SURE))
+        if self.kind == "binary":
+            return logit * (2 * encoded - 1)
+        return (logit + math.log(len(self.classes) - 1)) * torch.nn.functional.one_hot(encoded, len(self.classes)).float()
 
     def loss(self, outputs: Tensor, encoded: Tensor) -> Tensor:
         """MSE, binary cross-entropy or cross-entropy, averaged."""

@@ -195,9 +195,13 @@ class Fit:
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.randperm(len(split["train"]), generator=generator)[:PREPARE_SAMPLE]
         self.model.prepare(factors.batch([split["train"][i] for i in order]), generator)
+        if self.model.memorizes:
+            self.model.memorize(factors.batch(split["train"]), task.answers(encoded["train"]))
         self.model.to(device)
+        self._described = self._describe() if self.model.fixed_features else None
         fused = self.model.n_parameters > FUSED_FROM
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+        parameters = list(self.model.parameters()) or [torch.nn.Parameter(torch.zeros(0))]
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best_epoch, self.best = float("inf"), 0, self._weights()
 
@@ -225,7 +229,7 @@ class Fit:
     @property
     def ended(self) -> bool:
         done = len(self.history)
-        return done >= self.config.epochs or bool(self.config.patience and done - self.best_epoch >= self.config.patience)
+        return done >= (1 if self.model.memorizes else self.config.epochs) or bool(self.config.patience and done - self.best_epoch >= self.config.patience)
 
     def _epoch(self, stop: ShouldStop) -> bool:
         """One pass; False, with the weights as before it, when it was stopped."""
@@ -243,13 +247,13 @@ class Fit:
                     self.model.load_state_dict(before)
                     self.optimizer.load_state_dict(optimizer_before)
                     return False
-                batch = self.factors.batch([ids[i] for i in index]).to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.mixed_precision and self.device.type == "cuda"):
-                    outputs = self.model(batch)
+                    outputs = self._forward([ids[i] for i in index])
                 loss = self.task.loss(outputs.float(), self.encoded["train"][index].to(self.device))
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                self.optimizer.step()
+                if loss.requires_grad:
+                    self.optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    self.optimizer.step()
                 total += loss.item() * len(index)
         if not np.isfinite(total):
             raise ModelError(f"Training diverged in epoch {epoch + 1}: the loss is not a number. Lower the learning rate, or normalise the inputs.")
@@ -264,8 +268,21 @@ class Fit:
     @torch.no_grad()
     def outputs(self, ids: Sequence[str], batch_size: int = 64) -> Tensor:
         self.model.eval()
-        parts = [self.model(self.factors.batch(ids[i : i + batch_size]).to(self.device)).float().cpu() for i in range(0, len(ids), batch_size)]
-        return torch.cat(parts)
+        return torch.cat([self._forward(ids[i : i + batch_size]).float().cpu() for i in range(0, len(ids), batch_size)])
+
+    def _forward(self, ids: Sequence[str]) -> Tensor:
+        if self._described is None:
+            return self.model(self.factors.batch(ids).to(self.device))
+        return self.model.head.out(self.model.head.latent(torch.stack([self._described[id] for id in ids])))
+
+    @torch.no_grad()
+    def _describe(self) -> dict[str, Tensor] | None:
+        """LoRA → what the model's head reads of it; None where that would not fit into the share of memory that the factors may take."""
+        ids = [id for part in self.split.values() for id in part]
+        if 4 * self.model.n_features() * len(ids) > MEMORY_SHARE * psutil.virtual_memory().available:
+            return None
+        parts = [self.model.described(self.factors.batch(ids[i : i + 64]).to(self.device)) for i in range(0, len(ids), 64)]
+        return dict(zip(ids, torch.cat(parts), strict=True))
 
     def best_model(self) -> LoLModel:
         """The model with the weights of the epoch with the lowest validation loss, on the CPU."""

@@ -16,7 +16,7 @@ from lol_core import plots
 from lol_core.batches import Batch, WeightSpec, make_batch, shared_spec
 from lol_core.errors import LoLError
 from lol_core.lora import LoRA
-from lol_core.models import MODELS, LoLModel, ModelConfig, make_model
+from lol_core.models import FIVE, LoLModel, ModelConfig, make_model
 from lol_core.models.gl_net import GLNet
 from lol_core.symmetry import GROUPS, TOLERANCES, Group, act, carried, for_spec, given, product_change, promises, relative_change, sample_for
 from lol_core.tasks import Task
@@ -93,9 +93,9 @@ class Shown:
 
 @st.cache_resource(max_entries=4, show_spinner="Making models …")
 def fresh_models(fingerprint: str, digest: str, _spec: WeightSpec, _batch: Batch) -> list[Shown]:
-    """The five kinds with random weights, scaled to this LoRA; Dense only where it fits. GL-net has two equivariant layers, so that σ is seen."""
+    """The paper's five kinds with random weights, scaled to this LoRA; Dense only where it fits. GL-net has two equivariant layers, so that σ is seen."""
     made = []
-    for name, kind in MODELS.items():
+    for name, kind in FIVE.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             try:

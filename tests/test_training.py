@@ -35,9 +35,10 @@ def stop_after(batches: int) -> object:
 @pytest.mark.parametrize("targets", [("size",), ("positive",), ("kind",)])
 def test_every_model_learns_every_kind_of_task(model: str, targets: tuple[str, ...], synthetic_zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model=model), targets)
-    assert checkpoint.finished and len(checkpoint.history) == 6
+    memorizes = MODELS[model].memorizes
+    assert checkpoint.finished and len(checkpoint.history) == (1 if memorizes else 6)
     losses = [row["train_loss"] for row in checkpoint.history]
-    assert min(losses[1:]) < losses[0]
+    assert memorizes or min(losses[1:]) < losses[0]
     assert set(checkpoint.controls) == {"constant", "structure only", "norms only"} and checkpoint.interval is not None
     assert set(checkpoint.metrics) == {"train", "validation", "test"}
 

@@ -16,12 +16,12 @@ from lol_core.experiments.trials import KERNEL, Context, Kept, Trials
 from lol_core.finetuning.recipes import CELEBA
 from lol_core.generation import Painter, Sampling, contact_sheet
 from lol_core.generation import Stopped as StoppedDrawing
-from lol_core.models import MODELS
+from lol_core.models import FIVE
 from lol_core.plots import sheet
 from lol_core.training import Progress, Stopped, control_features
 
 TITLE = "Figure 3: the LoRAs predicted best and worst"
-GL_NET, NORMS, CHANCE = MODELS["gl_net"].title, "control: norms only", "control: all test LoRAs"
+GL_NET, NORMS, CHANCE = FIVE["gl_net"].title, "control: norms only", "control: all test LoRAs"
 ENDS = 10
 """LoRAs at each end of a ranking whose measured scores are averaged."""
 SHOWN = 3

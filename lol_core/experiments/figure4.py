@@ -22,7 +22,7 @@ from lol_core.finetuning.image_zoos import ImageZoo
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people
 from lol_core.finetuning.recipes import CELEBA
-from lol_core.models import MODELS
+from lol_core.models import FIVE
 from lol_core.plots import across
 from lol_core.training import Fit, Progress, Stopped
 from lol_core.zoo import Zoo
@@ -33,7 +33,7 @@ KNOWN = 4
 LOSS_OF_ACCURACY = 0.03
 """What may be lost at an unseen rank by a model that is said to generalise."""
 PEOPLE = 100
-ANY_RANK = tuple(name for name, model in MODELS.items() if model.any_rank)
+ANY_RANK = tuple(name for name, model in FIVE.items() if model.any_rank)
 MACHINE = Machine(workers=2, stack=16)
 
 
@@ -70,7 +70,7 @@ def run(context: Context) -> Result:
 
 
 def title_of(name: str) -> str:
-    return MODELS[name].title if name in MODELS else name if name == KERNEL else f"control: {name}"
+    return FIVE[name].title if name in FIVE else name if name == KERNEL else f"control: {name}"
 
 
 def notes(context: Context) -> list[str]:
@@ -172,7 +172,7 @@ def findings(measured: pd.DataFrame) -> list[Finding]:
     both = {name: fall(name, unseen).mean() for name in ("dense", "gl_net")}
     first = {name: fall(name, [1]) for name in ("dense", "gl_net")}
     worse = rise("svd") - rise("gl_net")
-    said = {name: MODELS[name].title for name in ANY_RANK}
+    said = {name: FIVE[name].title for name in ANY_RANK}
     return [
         Finding(
             "MLP + Dense and GL-net generalise to ranks they have not seen.", "holds" if max(both.values()) <= LOSS_OF_ACCURACY else "does not hold",

@@ -12,7 +12,7 @@ from lol_core.devices import find_device
 from lol_core.experiments.result import Finding, Result, environment
 from lol_core.experiments.timing import MEMORY_SHARE, Shape, free_memory, needs, time_model
 from lol_core.experiments.trials import Context
-from lol_core.models import MODELS
+from lol_core.models import FIVE
 from lol_core.plots import across
 from lol_core.training import Progress, Stopped
 
@@ -40,14 +40,14 @@ def run(context: Context) -> Result:
     sizes = list(FAMILY)[:2] if context.small else list(FAMILY)
     found, refused = {}, []
     for i, size in enumerate(sizes):
-        for model in MODELS:
+        for model in FIVE:
             if context.stop():
                 raise Stopped("Stopped. Times are only comparable within one run, so the same command begins it anew.")
-            context.on_progress(Progress(f"GPT-3 {size}: {MODELS[model].title}", i / len(sizes)))
+            context.on_progress(Progress(f"GPT-3 {size}: {FIVE[model].title}", i / len(sizes)))
             need, free = needs(model, shape(size)), free_memory(device)
             batch = need.batch(2 if context.small else LARGEST_BATCH, free)
             if batch == 0:
-                refused.append(f"{MODELS[model].title} at {size} ({(need.weights + need.each) / 1e9:,.0f} GB of {MEMORY_SHARE * free / 1e9:,.0f} GB)")
+                refused.append(f"{FIVE[model].title} at {size} ({(need.weights + need.each) / 1e9:,.0f} GB of {MEMORY_SHARE * free / 1e9:,.0f} GB)")
                 continue
             found[model, size] = time_model(model, shape(size), batch, device, 0.01 if context.small else 0.3)
     gpu = device.type == "cuda"
@@ -58,22 +58,22 @@ def run(context: Context) -> Result:
         columns=["model", "size", "half", "time", "batch"],
     )  # fmt: skip
     rows = [
-        (f"{size}: {half}", MODELS[model].title, *(seconds.query("model == @model and size == @size and half == @half")["time"].tolist() or [np.nan]))
-        for half, _, _ in halves_of() for size in sizes for model in MODELS
+        (f"{size}: {half}", FIVE[model].title, *(seconds.query("model == @model and size == @size and half == @half")["time"].tolist() or [np.nan]))
+        for half, _, _ in halves_of() for size in sizes for model in FIVE
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["row", "column", "mean"]).assign(std=np.nan, paper=np.nan, paper_std=np.nan)
-    ours = f"{MODELS[UNIT[0]].title}'s forward time at {UNIT[1]}"
+    ours = f"{FIVE[UNIT[0]].title}'s forward time at {UNIT[1]}"
     where = f"seconds on {torch.cuda.get_device_name(device)}" if gpu else f"multiples of {ours}, on this CPU, in one run"
     batches = seconds.groupby("model", sort=False)["batch"].min()
     notes = [
         f"Times are {where}: medians of an untrained model on synthetic factors of rank {RANK}, one square attention matrix a layer, scaled from a batch to "
         f"{PREPROCESSED} inputs for preprocessing and {PASSED} for the forward pass. Batches hold {LARGEST_BATCH} inputs or as many as fit "
-        f"({', '.join(f'{MODELS[model].title} down to {batch}' for model, batch in batches.items() if batch < batches.max()) or 'here always all'}).",
+        f"({', '.join(f'{FIVE[model].title} down to {batch}' for model, batch in batches.items() if batch < batches.max()) or 'here always all'}).",
         f"Refused beforehand, since float32 weights and one input would take more than {MEMORY_SHARE:.0%} of the free memory: {'; '.join(refused) or 'none'}.",
         "The paper's figure has no numbers to stand beside these; it was measured on a GPU, where small models leave most of the device idle, so that larger "
         "ones barely take longer.",
     ]
-    drawn = seconds.assign(x=seconds["size"].map(PARAMETERS), mean=seconds["time"], std=np.nan, model=seconds["model"].map(lambda name: MODELS[name].title))
+    drawn = seconds.assign(x=seconds["size"].map(PARAMETERS), mean=seconds["time"], std=np.nan, model=seconds["model"].map(lambda name: FIVE[name].title))
     drawn = drawn.rename(columns={"half": "panel"})
     units = dict.fromkeys(drawn["panel"], "seconds" if gpu else f"× {ours}")
     ticks = {PARAMETERS[size]: size for size in FAMILY}
@@ -91,7 +91,7 @@ def halves_of() -> tuple[tuple[str, str, int], ...]:
 def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowest: float) -> list[Finding]:
     """slowest: seconds of the slowest preprocessing of one input."""
     forward = seconds[seconds["half"] == f"forward {PASSED}"].pivot_table(index="model", columns="size", values="time")[sizes]
-    others = [name for name in MODELS if name != "dense"]
+    others = [name for name in FIVE if name != "dense"]
     growth = forward.loc[others, sizes[-1]] / forward.loc[others, sizes[0]]
     factors = pd.Series({name: shape(sizes[-1]).spec.parameters / shape(sizes[0]).spec.parameters for name in others})
     held = {True: "holds", False: "does not hold"}
@@ -103,7 +103,7 @@ def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowes
         ),
         Finding(
             f"Forward passes of the others barely take longer from {sizes[0]} to {sizes[-1]}.", held[bool(growth.max() <= BARELY)],
-            "; ".join(f"{MODELS[name].title} {value:.1f} times" for name, value in growth.items())
+            "; ".join(f"{FIVE[name].title} {value:.1f} times" for name, value in growth.items())
             + f" as long, for factors {factors.iloc[0]:.0f} times as large. On a CPU every multiplication counts; a GPU hides them.",
         ),
         Finding(

@@ -13,7 +13,7 @@ from lol_core.devices import find_device
 from lol_core.experiments.result import Finding, Result, environment
 from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context
-from lol_core.models import MODELS, ModelConfig, make_model
+from lol_core.models import FIVE, ModelConfig, make_model
 from lol_core.plots import errors_of_models
 from lol_core.symmetry import TOLERANCES, Group, invariance_error, relative_change
 from lol_core.training import Progress, Stopped
@@ -48,12 +48,12 @@ def run(context: Context) -> Result:
     budget, parts = context.budget, []
     loras = [zoo.load(id) for id in zoo.ids[:LORAS]]
     batch = make_batch(loras, shared_spec(loras), torch.float64)
-    for i, model in enumerate(MODELS):
+    for i, model in enumerate(FIVE):
         if context.stop():
             raise Stopped("Stopped. Table 1 is measured in one go; the same command begins it anew.")
-        context.on_progress(Progress(f"{MODELS[model].title}: invariance and time", i / len(MODELS)))
+        context.on_progress(Progress(f"{FIVE[model].title}: invariance and time", i / len(FIVE)))
         found = pd.DataFrame([movements(model, batch, seed) for seed in range(budget.seeds)])
-        title = MODELS[model].title
+        title = FIVE[model].title
         parts += [(title, f"moved by: {column}", found[column].mean(), found[column].std(ddof=1) if len(found) > 1 else np.nan, np.nan) for column in found]
         slopes = exponents(model, small=context.small)
         for half, stated in (("preprocess", PREPROCESS), ("forward", FORWARD)):
@@ -107,7 +107,7 @@ def exponents(model: str, small: bool = False) -> dict[tuple[str, str], float]:
 
 def findings(shown: pd.DataFrame) -> list[Finding]:
     """shown: rows models, columns measurements."""
-    tolerance, title = TOLERANCES[torch.float32], {name: model.title for name, model in MODELS.items()}
+    tolerance, title = TOLERANCES[torch.float32], {name: model.title for name, model in FIVE.items()}
 
     def value(model: str, column: str) -> float:
         return float(shown.loc[title[model], column])
@@ -135,8 +135,8 @@ def findings(shown: pd.DataFrame) -> list[Finding]:
         Finding("Theorem 1: MLP is neither.", held[plain > FAR * tolerance], f"it moves by {plain:.2g} and more."),
         Finding(
             "MLP + SVD is not expressive: it cannot tell ΔW from −ΔW. The others can.",
-            held[value("svd", SIGN) <= tolerance and min(value(model, SIGN) for model in MODELS if model != "svd") > FAR * tolerance],
-            f"{SIGN} moves it by {value('svd', SIGN):.1e}, each of the others by {min(value(m, SIGN) for m in MODELS if m != 'svd'):.2g} or more.",
+            held[value("svd", SIGN) <= tolerance and min(value(model, SIGN) for model in FIVE if model != "svd") > FAR * tolerance],
+            f"{SIGN} moves it by {value('svd', SIGN):.1e}, each of the others by {min(value(m, SIGN) for m in FIVE if m != 'svd'):.2g} or more.",
         ),
         Finding(
             "Times grow no faster than stated.", held[excess[worst] <= SLACK],

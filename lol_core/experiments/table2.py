@@ -7,7 +7,7 @@ import pandas as pd
 from lol_core.experiments.comparison import SEARCH, Papers, best_rival, cells, chart, differences, settings, summary
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.trials import Context, Question
-from lol_core.models import MODELS
+from lol_core.models import FIVE
 
 TITLE = "Table 2: CLIP score on Faces"
 QUESTION = Question("faces-clip-score", "faces", ("clip_score",))
@@ -23,16 +23,16 @@ def run(context: Context) -> Result:
                "R²": ("r2", None), "Spearman ρ": ("spearman", R2)}  # fmt: skip
     table = pd.concat([cells(column, summary(ours, score), papers) for column, (score, papers) in columns.items()], ignore_index=True)
     mse = summary(ours, "normalized_mse")["mean"]
-    rival = best_rival(ours, "normalized_mse", [name for name in MODELS if name != "gl_net"], lower_is_better=True)
+    rival = best_rival(ours, "normalized_mse", [name for name in FIVE if name != "gl_net"], lower_is_better=True)
     gap, error = differences(ours, "normalized_mse", rival, "gl_net")
     mlp, mlp_error = differences(ours, "normalized_mse", "mlp", "constant")
     norms, norms_error = differences(ours, "kendall_tau", "gl_net", "norms only")
     kernel, kernel_error = differences(ours, "kendall_tau", "gl_net", "product kernel")
-    middle = [mse[MODELS[name].title] for name in ("o_align", "svd", "dense")]
+    middle = [mse[FIVE[name].title] for name in ("o_align", "svd", "dense")]
     findings = [
         Finding(
             "GL-net has the lowest test MSE of the five.", verdict(gap, error),
-            f"{mse['GL-net']:.3f}; the best of the others is {MODELS[rival].title} with {mse[MODELS[rival].title]:.3f} (difference {gap:+.3f} ± {error:.3f}).",
+            f"{mse['GL-net']:.3f}; the best of the others is {FIVE[rival].title} with {mse[FIVE[rival].title]:.3f} (difference {gap:+.3f} ± {error:.3f}).",
         ),
         Finding(
             "A plain MLP does no better than guessing.", "holds" if mlp > -2 * mlp_error else "does not hold",

@@ -8,7 +8,7 @@ import pandas as pd
 from lol_core.experiments.comparison import SEARCH, Papers, best_rival, cells, chart, differences, settings, summary
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.trials import Context, Question
-from lol_core.models import MODELS
+from lol_core.models import FIVE
 
 TITLE = "Table 3: attributes on Faces, class presence on Emojinette"
 CLASSES = ("cassette", "church", "dog", "fish", "fuel pump", "golf flag", "horn", "parachute", "saw", "truck")
@@ -44,16 +44,16 @@ def run(context: Context) -> Result:
         for column, papers in PAPERS[name].items():
             parts.append(cells(f"{name}: {column}", summary(ours, column), papers))
         accuracy = summary(ours, "accuracy")["mean"]
-        rival = best_rival(ours, "accuracy", [model for model in MODELS if model != "gl_net"])
+        rival = best_rival(ours, "accuracy", [model for model in FIVE if model != "gl_net"])
         gap, error = differences(ours, "accuracy", "gl_net", rival)
         findings.append(
             Finding(
                 f"GL-net predicts {name} best of the five.", verdict(gap, error),
-                f"accuracy {accuracy['GL-net']:.3f}; the best of the others is {MODELS[rival].title} with {accuracy[MODELS[rival].title]:.3f} "
+                f"accuracy {accuracy['GL-net']:.3f}; the best of the others is {FIVE[rival].title} with {accuracy[FIVE[rival].title]:.3f} "
                 f"(difference {gap:+.3f} ± {error:.3f}).",
             )
         )  # fmt: skip
-        below = min(accuracy[MODELS[model].title] for model in ("o_align", "dense", "gl_net"))
+        below = min(accuracy[FIVE[model].title] for model in ("o_align", "dense", "gl_net"))
         poor = max(accuracy["MLP"], accuracy["MLP + SVD"])
         findings.append(
             Finding(

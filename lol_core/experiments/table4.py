@@ -10,7 +10,7 @@ from lol_core.experiments.comparison import SEARCH, Papers, cells, chart, differ
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.table3 import CLASSES, CLASSES_QUESTION
 from lol_core.experiments.trials import Context, Question
-from lol_core.models import MODELS
+from lol_core.models import FIVE
 
 TITLE = "Table 4: data-set size on Emojinette, and appendix D.3"
 SIZE_QUESTION = Question("emojinette-size", "emojinette", ("n_images",), "multiclass")
@@ -49,14 +49,14 @@ def run(context: Context) -> Result:
         ignore_index=True,
     )
     accuracy = summary(ours, "accuracy")["mean"]
-    rival = max((name for name in MODELS if name != "svd"), key=lambda name: accuracy[MODELS[name].title])
+    rival = max((name for name in FIVE if name != "svd"), key=lambda name: accuracy[FIVE[name].title])
     gap, error = differences(ours, "accuracy", "svd", rival)
     glnet, summed, expected = accuracy["GL-net"], summary(classes, "sum of classes")["mean"]["GL-net"], formula["mean"]["GL-net"]
     svd_formula = formula["mean"]["MLP + SVD"]
     findings = [
         Finding(
             "MLP + SVD predicts the size best, by far.", verdict(gap, error),
-            f"{accuracy['MLP + SVD']:.3f}; the best of the others is {MODELS[rival].title} with {accuracy[MODELS[rival].title]:.3f}; a constant has "
+            f"{accuracy['MLP + SVD']:.3f}; the best of the others is {FIVE[rival].title} with {accuracy[FIVE[rival].title]:.3f}; a constant has "
             f"{accuracy['control: constant']:.3f}, norms {accuracy['control: norms only']:.3f}.",
         ),
         Finding(

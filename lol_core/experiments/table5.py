@@ -7,7 +7,7 @@ import pandas as pd
 from lol_core.experiments.comparison import SEARCH, Papers, best_rival, cells, chart, differences, settings, summary
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.trials import Context, Question
-from lol_core.models import MODELS
+from lol_core.models import FIVE
 
 TITLE = "Table 5: a sentence encoder's LoRAs (glosses)"
 SOURCES = (
@@ -36,27 +36,27 @@ def run(context: Context) -> Result:
     findings = []
     for said, trial in (("the validation loss", loss), ("the accuracy", accuracy)):
         means = summary(trial, "r2")["mean"]
-        good = [MODELS[name].title for name in MODELS if means[MODELS[name].title] >= 0.98]
-        gap, error = differences(trial, "r2", best_rival(trial, "r2", list(MODELS)), "norms only")
+        good = [FIVE[name].title for name in FIVE if means[FIVE[name].title] >= 0.98]
+        gap, error = differences(trial, "r2", best_rival(trial, "r2", list(FIVE)), "norms only")
         findings.append(
             Finding(
                 f"Several models predict {said} almost perfectly (R² of .98 and more).", "holds" if len(good) > 1 else "does not hold",
                 f"{', '.join(good) or 'none'} reach .98; norms alone {means['control: norms only']:.3f}, the best model {gap:+.3f} ± {error:.3f} above them.",
             )
         )  # fmt: skip
-        poor = min(MODELS, key=lambda name: means[MODELS[name].title])
+        poor = min(FIVE, key=lambda name: means[FIVE[name].title])
         findings.append(
             Finding(
                 f"A plain MLP predicts {said} hardly at all.", "holds" if poor == "mlp" and means["MLP"] < 0.3 else "does not hold", f"R² {means['MLP']:.3f}."
             )
         )
     means = summary(sources, "accuracy")["mean"]
-    best = best_rival(sources, "accuracy", list(MODELS))
+    best = best_rival(sources, "accuracy", list(FIVE))
     gap, error = differences(sources, "accuracy", best, "constant")
     findings.append(
         Finding(
             "Which sources were seen is the hardest question: the best model is only some way above chance.", verdict(gap, error),
-            f"{MODELS[best].title} {means[MODELS[best].title]:.3f}, a constant {means['control: constant']:.3f}, "
+            f"{FIVE[best].title} {means[FIVE[best].title]:.3f}, a constant {means['control: constant']:.3f}, "
             f"the product kernel {means['product kernel']:.3f}.",
         )
     )  # fmt: skip

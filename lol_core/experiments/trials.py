@@ -19,7 +19,7 @@ from lol_core.devices import find_device
 from lol_core.errors import TaskError
 from lol_core.evaluation import bootstrap_interval, control_scores, score
 from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
-from lol_core.models import MODELS, ModelConfig
+from lol_core.models import FIVE, ModelConfig
 from lol_core.tasks import Task, TaskKind
 from lol_core.training import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
 from lol_core.zoo import Zoo
@@ -111,9 +111,9 @@ class Trials:
         """
         steps: list[tuple[str, Callable[[], None]]] = []
         for seed in range(self.budget.seeds):
-            steps += [(f"{model}, seed {seed}", partial(self._fit, model, setting, seed)) for model in MODELS for setting in self.budget.grid]
+            steps += [(f"{model}, seed {seed}", partial(self._fit, model, setting, seed)) for model in FIVE for setting in self.budget.grid]
             steps.append((f"controls, seed {seed}", partial(self._controls, seed)))
-        steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in MODELS]
+        steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in FIVE]
         started, fitted = time.monotonic(), 0
         for i, (words, step) in enumerate(steps):
             if stop():

@@ -1,4 +1,4 @@
-"""The paper's five LoL models by name."""
+"""LoL models by name: the paper's five, those others have published since, and our own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,38 @@ from lol_core.batches import WeightSpec
 from lol_core.errors import ModelError
 from lol_core.models.base import LoLModel, ModelConfig
 from lol_core.models.dense import Dense
+from lol_core.models.dsire import DSiRe
 from lol_core.models.gl_net import GLNet
 from lol_core.models.mlp import MLP
+from lol_core.models.mvprobe import MVProbe
 from lol_core.models.o_align import OAlign
+from lol_core.models.spectral import Spectral
 from lol_core.models.svd import SVD
+from lol_core.models.tucker import TuckerNet
+from lol_core.models.w2t import W2T
 
-__all__ = ["MLP", "MODELS", "SVD", "Dense", "GLNet", "LoLModel", "ModelConfig", "OAlign", "make_model"]
+__all__ = [
+    "FIVE",
+    "MLP",
+    "MODELS",
+    "NEWER",
+    "SVD",
+    "W2T",
+    "DSiRe",
+    "Dense",
+    "GLNet",
+    "LoLModel",
+    "MVProbe",
+    "ModelConfig",
+    "OAlign",
+    "Spectral",
+    "TuckerNet",
+    "make_model",
+]  # fmt: skip
 
-MODELS: dict[str, type[LoLModel]] = {"mlp": MLP, "o_align": OAlign, "svd": SVD, "dense": Dense, "gl_net": GLNet}
+FIVE: dict[str, type[LoLModel]] = {"mlp": MLP, "o_align": OAlign, "svd": SVD, "dense": Dense, "gl_net": GLNet}
+NEWER: dict[str, type[LoLModel]] = {"dsire": DSiRe, "spectral": Spectral, "w2t": W2T, "mvprobe": MVProbe, "tucker": TuckerNet}
+MODELS = FIVE | NEWER
 
 
 def make_model(name: str, spec: WeightSpec, outputs: int, config: ModelConfig | None = None) -> LoLModel:

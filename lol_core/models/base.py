@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import psutil
 import torch
@@ -25,7 +25,7 @@ class ModelConfig:
     width: hidden width of the head; depth: its hidden layers; dropout: in the head.
     normalize: divide each module's U and V by its training standard deviation (a scalar, so every symmetry is kept). Off, as in the paper: where LoRAs
     differ in size by orders of magnitude, the head's LayerNorm then still sees the size, and with it often the answer.
-    equivariant_width, equivariant_layers, sigma, mean_products: GL-net (section 3.3).
+    equivariant_width, equivariant_layers, sigma, mean_products: GL-net (section 3.3). without: a part of TuckerNet to leave out, for an ablation.
     """
 
     width: int = 64
@@ -36,6 +36,7 @@ class ModelConfig:
     equivariant_layers: int = 1
     sigma: str = "relu_sign"
     mean_products: bool = False
+    without: str = ""
 
 
 class LoLModel(nn.Module):
@@ -47,6 +48,12 @@ class LoLModel(nn.Module):
     title: ClassVar[str]
     symmetry: ClassVar[Symmetry]
     any_rank: ClassVar[bool]
+    linear: ClassVar[bool] = False
+    """Whether the features go to the outputs without a hidden layer."""
+    fixed_features: ClassVar[bool] = False
+    """Whether the features hold nothing that is learnt and take longer than the head, so that training computes them once."""
+    memorizes: ClassVar[bool] = False
+    """Whether it keeps its training LoRAs (`memorize`) instead of being fitted."""
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
         super().__init__()
@@ -55,10 +62,14 @@ class LoLModel(nn.Module):
         self.spec, self.config = spec, config
         features = self.n_features() + spec.magnitudes
         self.check_memory(features * config.width * BYTES_PER_PARAMETER)
-        self.head = Head(features, outputs, config.width, config.depth, config.dropout)
+        self.head: Any = self.make_head(features, outputs)
         for g, (_, indices) in enumerate(spec.groups):
             self.register_buffer(f"u_scale_{g}", torch.ones(len(indices), 1, 1))
             self.register_buffer(f"v_scale_{g}", torch.ones(len(indices), 1, 1))
+
+    def make_head(self, features: int, outputs: int) -> nn.Module:
+        """A module with `latent` and `out`."""
+        return Head(features, outputs, self.config.width, 0 if self.linear else self.config.depth, self.config.dropout)
 
     def n_features(self) -> int:
         """Length of what `features` returns."""
@@ -91,6 +102,10 @@ class LoLModel(nn.Module):
                 std = (factors.square().sum((0, 2, 3)) / true).sqrt()
                 self.get_buffer(f"{side}_scale_{g}").copy_(torch.where(std > 0, 1 / std, torch.ones_like(std))[:, None, None])
 
+    def memorize(self, batch: Batch, answers: Tensor) -> None:
+        """Keep the training LoRAs. answers: (B, outputs) outputs that decode to their labels (`Task.answers`)."""
+        raise NotImplementedError
+
     def normalized(self, batch: Batch) -> Batch:
         U = tuple(u * self.get_buffer(f"u_scale_{g}") for g, u in enumerate(batch.U))
         V = tuple(v * self.get_buffer(f"v_scale_{g}") for g, v in enumerate(batch.V))
@@ -102,16 +117,22 @@ class LoLModel(nn.Module):
         if not self.any_rank and (batch.ranks != torch.tensor(expected, device=batch.ranks.device)).any():
             raise ModelError(f"{self.title} was made for rank {self.spec.rank} and takes no other; found ranks {sorted(set(batch.ranks.flatten().tolist()))}.")
 
-    def embed(self, batch: Batch) -> Tensor:
-        """The latent vector of each LoRA: (B, width)."""
+    def described(self, batch: Batch) -> Tensor:
+        """What the head reads of each LoRA: its features, and its DoRA magnitudes where it has them."""
         self.check_input(batch)
         features = self.features(self.normalized(batch))
-        if batch.magnitudes is not None:
-            features = torch.cat([features, batch.magnitudes], 1)
-        return self.head.latent(features)
+        return features if batch.magnitudes is None else torch.cat([features, batch.magnitudes], 1)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The latent vector of each LoRA: (B, width)."""
+        return self.head.latent(self.described(batch))
 
     def forward(self, batch: Batch) -> Tensor:
         return self.head.out(self.embed(batch))
+
+    @property
+    def device(self) -> torch.device:
+        return self.get_buffer("u_scale_0").device
 
     @property
     def n_parameters(self) -> int:

@@ -73,10 +73,16 @@ class InvariantProducts(nn.Module):
 
 
 class Head(nn.Module):
-    """The MLP on top: Linear, LayerNorm, ReLU, `depth − 1` further Linear–ReLU, then Linear to the outputs. `latent`: the last hidden layer (B, width)."""
+    """The MLP on top: Linear, LayerNorm, ReLU, `depth − 1` further Linear–ReLU, then Linear to the outputs. `latent`: the last hidden layer (B, width).
+
+    With depth 0 the outputs are linear in the features, which are then the latent.
+    """
 
     def __init__(self, features: int, outputs: int, width: int, depth: int, dropout: float):
         super().__init__()
+        if depth == 0:
+            self.latent, self.out = nn.Sequential(), nn.Sequential(nn.Dropout(dropout), nn.Linear(features, outputs))
+            return
         layers: list[nn.Module] = [nn.Linear(features, width), nn.LayerNorm(width), nn.ReLU()]
         for _ in range(depth - 1):
             layers += [nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU()]

@@ -10,6 +10,18 @@ from lol_core.geometry import singular_values
 from lol_core.models.base import LoLModel
 
 
+def spectra(batch: Batch, count: int) -> Tensor:
+    """The `count` largest singular values of every module, descending, in the order of the groups: (B, L, count).
+
+    Values beyond `count` are dropped, missing ones are zero (section 5.4).
+    """
+    parts = []
+    for U, V in zip(batch.U, batch.V, strict=True):
+        values = singular_values(U, V)[..., :count]
+        parts.append(torch.nn.functional.pad(values, (0, count - values.shape[-1])))
+    return torch.cat(parts, 1)
+
+
 class SVD(LoLModel):
     """Takes any rank: values beyond the rank it was made for are dropped, missing ones are zero (section 5.4)."""
 
@@ -21,8 +33,4 @@ class SVD(LoLModel):
         return len(self.spec.modules) * self.spec.rank
 
     def features(self, batch: Batch) -> Tensor:
-        parts = []
-        for U, V in zip(batch.U, batch.V, strict=True):
-            values = singular_values(U, V)[..., : self.spec.rank]
-            parts.append(torch.nn.functional.pad(values, (0, self.spec.rank - values.shape[-1])).flatten(1))
-        return torch.cat(parts, 1)
+        return spectra(batch, self.spec.rank).flatten(1)

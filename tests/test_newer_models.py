@@ -1,0 +1,181 @@
+"""The models published since the paper, and our own: invariance, what each sees, and the parts of TuckerNet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lol_core.batches import Batch, make_batch, shared_spec
+from lol_core.errors import ModelError
+from lol_core.geometry import singular_values
+from lol_core.models import NEWER, LoLModel, ModelConfig, make_model
+from lol_core.models.mvprobe import Views
+from lol_core.models.spectral import statistics
+from lol_core.models.tucker import PARTS, SMALLEST, TuckerNet, leading_directions
+from lol_core.models.w2t import triplets
+from lol_core.symmetry import TOLERANCES, act, invariance_error, relative_change, sample_for
+from tests.builders import SHAPES, random_batch, random_lora
+from tests.test_models import FLOATS, shapes_of
+
+
+def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int = 0, without: str = "") -> LoLModel:
+    """A model with random weights everywhere, prepared on the batch; one that memorises knows it, with random answers."""
+    torch.manual_seed(seed)
+    model = make_model(name, batch.spec, 3, ModelConfig(width=16, without=without))
+    sample = batch.to(dtype=torch.float32)
+    model.prepare(sample, torch.Generator().manual_seed(seed))
+    if model.memorizes:
+        model.memorize(sample, torch.randn(len(batch), 3))
+    for parameter in model.parameters():  # some begin at zero
+        torch.nn.init.normal_(parameter, 0.0, 0.1)
+    return model.to(dtype).eval()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", set(NEWER) - {"w2t"})
+@given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
+@settings(max_examples=15)
+def test_gl_invariance_holds(name: str, dtype: torch.dtype, ranks: list[int], kappa: float, seed: int) -> None:
+    batch = random_batch(shapes_of(ranks, seed), 3, seed).to(dtype=dtype)
+    model = made(name, batch, dtype, seed)
+    for function in (model, model.embed):
+        assert invariance_error(function, batch, "gl", kappa, 2, torch.Generator().manual_seed(seed)) <= TOLERANCES[dtype]
+
+
+@given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
+@settings(max_examples=15)
+def test_w2t_is_invariant_where_singular_values_differ(ranks: list[int], kappa: float, seed: int) -> None:
+    batch = random_batch(shapes_of(ranks, seed), 3, seed)
+    for U, V in zip(batch.U, batch.V, strict=True):
+        values = triplets(U, V)[1]
+        if ((values[..., :-1] - values[..., 1:]) < 1e-3 * values[..., :1]).any():
+            return
+    assert invariance_error(made("w2t", batch, seed=seed), batch, "gl", kappa, 2, torch.Generator().manual_seed(seed)) <= 1e-9
+
+
+def test_mixed_and_other_ranks_are_read_and_padding_changes_nothing() -> None:
+    loras = [random_lora([("a", 7, 5, rank), ("b", 6, 9, rank)], rank) for rank in (1, 2, 4)]
+    spec = shared_spec(loras)
+    batch = make_batch(loras, spec, torch.float64)
+    higher = make_batch([random_lora([("a", 7, 5, 5), ("b", 6, 9, 6)])], spec, torch.float64)
+    for name in NEWER:
+        model = made(name, batch)
+        alone = torch.cat([model(make_batch([lora], spec, torch.float64)) for lora in loras])
+        torch.testing.assert_close(alone, model(batch), msg=name)
+        assert torch.isfinite(model(higher)).all(), name
+
+
+def test_an_update_of_zero_is_read_too() -> None:
+    zero = random_batch().map(torch.zeros_like)
+    for name in NEWER:
+        assert torch.isfinite(made(name, random_batch())(zero)).all(), name
+
+
+def test_which_models_see_the_sign_of_an_update() -> None:
+    batch = random_batch()
+    flipped = Batch(batch.spec, tuple(-U for U in batch.U), batch.V, batch.ranks)
+    for name in NEWER:
+        model = made(name, batch)
+        blind = name in ("dsire", "spectral")
+        assert (relative_change(model.embed(flipped), model.embed(batch)) < 1e-9) == blind, name
+
+
+def test_triplets_are_the_singular_value_decomposition_and_have_one_sign() -> None:
+    U, V = torch.randn(2, 7, 3).double(), torch.randn(2, 5, 3).double()
+    u, values, v = triplets(U, V)
+    torch.testing.assert_close(u * values[:, None] @ v.mT, U @ V.mT)
+    torch.testing.assert_close(values, singular_values(U, V))
+    for part, other in zip(triplets(-U, -V), (u, values, v), strict=True):
+        torch.testing.assert_close(part, other)
+
+
+def test_views_are_what_the_probes_see_of_the_product() -> None:
+    U, V = torch.randn(4, 2, 7, 3).double(), torch.randn(4, 2, 5, 3).double()
+    views = Views(2, 7, 5).double()
+    delta = U @ V.mT
+    norm = delta.square().sum((-1, -2), keepdim=True).sqrt()
+    expected = [
+        views.encoders_n[0] @ delta @ views.probes_m[0].mT,
+        views.encoders_m[0] @ delta.mT @ views.probes_n[0].mT,
+        views.encoders_n[1] @ (delta @ delta.mT / norm) @ views.probes_n[1].mT,
+        views.encoders_m[1] @ (delta.mT @ delta / norm) @ views.probes_m[1].mT,
+    ]
+    torch.testing.assert_close(views(U, V), torch.stack([view.flatten(2) for view in expected], 2))
+
+
+def test_spectral_statistics_of_known_spectra() -> None:
+    even, single = statistics(torch.ones(4)), statistics(torch.tensor([2.0, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(even, torch.tensor([0.6931472, 0.0, 0.25, 1.3862944, 1.3862944]))
+    torch.testing.assert_close(single, torch.tensor([0.6931472, 0.6931472, 1.0, 0.0, 0.6931472]))
+
+
+def test_dsire_gives_a_known_lora_its_own_answer_and_votes_by_module() -> None:
+    batch = random_batch(count=5)
+    model = make_model("dsire", batch.spec, 2)
+    assert (model(batch.to(dtype=torch.float32)) == 0).all(), "nothing is known yet"
+    answers = torch.randn(5, 2)
+    model.memorize(batch.to(dtype=torch.float32), answers)
+    torch.testing.assert_close(model(batch.to(dtype=torch.float32)), answers)
+    mixed = Batch(batch.spec, (batch.U[0][:1], batch.U[1][1:2]), (batch.V[0][:1], batch.V[1][1:2]), batch.ranks[:1])
+    torch.testing.assert_close(model(mixed.to(dtype=torch.float32))[0], (2 * answers[0] + answers[1]) / 3)
+
+
+@given(n=st.integers(1, 8), N=st.integers(1, 8), count=st.integers(1, 8), seed=st.integers(0, 1000))
+@settings(max_examples=40)
+def test_leading_directions_span_what_varies_most(n: int, N: int, count: int, seed: int) -> None:
+    columns = torch.randn(2, n, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = leading_directions(columns, min(count, n))
+    kept = (found.mT @ columns).square().sum((-1, -2))
+    best = torch.linalg.svdvals(columns)[:, : min(count, n)].square().sum(-1)
+    torch.testing.assert_close(kept, best)
+
+
+@pytest.mark.parametrize("without", PARTS)
+def test_tuckernet_is_invariant_without_any_of_its_parts_too(without: str) -> None:
+    batch = random_batch(count=6)
+    model = made("tucker", batch, without=without)
+    assert invariance_error(model, batch, "gl", 100.0) <= 1e-9
+    full = made("tucker", batch)
+    assert without == "" or full.n_features() != model.n_features() or not torch.allclose(full(batch), model(batch))
+
+
+def test_tuckernet_reads_products_in_its_bases() -> None:
+    """With every direction kept, its invariants are Φ D Ψᵀ and the two covariances of D = ΔW / ‖ΔW‖, whose norm is known."""
+    batch = random_batch(count=6)
+    model = made("tucker", batch)
+    assert isinstance(model, TuckerNet)
+    U, V = batch.U[0], batch.V[0]
+    delta = U @ V.mT
+    unit = delta / delta.square().sum((-1, -2), keepdim=True).sqrt()
+    R_U, R_V = (torch.linalg.qr(factor, mode="r").R for factor in (U, V))
+    found = model._invariants(0, U, V, R_U, R_V, singular_values(U, V))
+    left, right = model.get_buffer("left_0"), model.get_buffer("right_0")
+    torch.testing.assert_close(found[..., : 7 * 5], (left.mT @ unit @ right).flatten(2), atol=1e-6, rtol=1e-5)
+    second = (unit @ unit.mT).square().sum((-1, -2))
+    torch.testing.assert_close(found[..., 35 : 35 + 28].square().sum(-1), second, atol=1e-5, rtol=1e-5)
+
+
+def test_tuckernet_separates_size_from_direction() -> None:
+    batch = random_batch(count=6)
+    model = made("tucker", batch)
+    larger = batch.map(lambda factor: 3 * factor)
+    before, after = model.described(batch), model.described(larger)
+    sizes = len(batch.spec.modules) * (batch.spec.rank + 1)
+    torch.testing.assert_close(before[:, :-sizes], after[:, :-sizes])
+    assert not torch.allclose(before[:, -sizes:], after[:, -sizes:])
+    assert SMALLEST < 1e-3
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(ModelError, match="no part 'head' to leave out"):
+        make_model("tucker", random_batch().spec, 1, ModelConfig(without="head"))
+
+
+def test_features_computed_once_are_those_of_the_forward_pass() -> None:
+    batch = random_batch(SHAPES, 5)
+    for name in ("tucker", "spectral"):
+        model = made(name, batch)
+        R = sample_for(batch, "gl", 10.0)
+        torch.testing.assert_close(model.head.out(model.head.latent(model.described(batch))), model(act(R, batch)))
