@@ -52,6 +52,8 @@ class LoLModel(nn.Module):
     """Whether the features go to the outputs without a hidden layer."""
     fixed_features: ClassVar[bool] = False
     """Whether the features hold nothing that is learnt and take longer than the head, so that training computes them once."""
+    scale_free: ClassVar[bool] = False
+    """Whether multiplying all LoRAs' U or V of a module by one number changes nothing that the model could not undo, so that `normalize` has no effect."""
     memorizes: ClassVar[bool] = False
     """Whether it keeps its training LoRAs (`memorize`) instead of being fitted."""
 

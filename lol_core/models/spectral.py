@@ -29,6 +29,7 @@ class Spectral(LoLModel):
     symmetry = "GL"
     any_rank = True
     fixed_features = True
+    scale_free = True
     linear = True
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):

@@ -69,6 +69,7 @@ class TuckerNet(LoLModel):
     symmetry = "GL"
     any_rank = True
     fixed_features = True
+    scale_free = True
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
         if config.without not in PARTS:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lol_core.batches import Batch, WeightSpec
 from lol_core.models.base import LoLModel, ModelConfig
+from lol_core.models.layers import Head
 
 HEADS = 4
 LAYERS = 2
@@ -26,37 +27,63 @@ def triplets(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u * sign, values, v * sign
 
 
-class W2T(LoLModel):
-    """A token is a linear image of u, of v and of log σ, plus an embedding of its module; the mean of the Transformer's outputs goes to the head."""
+class TokenHead(nn.Module):
+    """A token is a linear image of u, of v and of log σ, plus an embedding of its module; the mean of what the Transformer makes of them goes to an MLP.
 
-    title = "W2T"
-    symmetry = "GL"
-    any_rank = True
+    Reads the triplets as `W2T.features` lays them out: for each group of modules (B, L_g, rank, n + m + 1), flattened.
+    """
 
-    def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
-        super().__init__(spec, outputs, config)
-        width = self.n_features()
-        self.left = nn.ModuleList(nn.Linear(n, width) for (n, _), _ in spec.groups)
-        self.right = nn.ModuleList(nn.Linear(m, width) for (_, m), _ in spec.groups)
+    def __init__(self, spec: WeightSpec, extra: int, outputs: int, config: ModelConfig):
+        super().__init__()
+        self.shapes = [(len(indices), spec.rank, n + m + 1) for (n, m), indices in spec.groups]
+        width = HEADS * -(-config.width // HEADS)
+        self.images = nn.ModuleList(nn.Linear(k - 1, width) for _, _, k in self.shapes)
         self.size = nn.Linear(1, width)
         self.module = nn.Parameter(0.1 * torch.randn(len(spec.modules), width))
         layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, config.dropout, batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        self.mlp = Head(width + extra, outputs, config.width, config.depth, config.dropout)
 
-    def n_features(self) -> int:
-        return HEADS * -(-self.config.width // HEADS)
-
-    def features(self, batch: Batch) -> Tensor:
-        tokens, sizes, first = [], [], 0
-        for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
-            u, values, v = triplets(U, V)
-            module = self.module[first : first + U.shape[1], None]
-            first += U.shape[1]
+    def latent(self, features: Tensor) -> Tensor:
+        tokens, sizes, at, first = [], [], 0, 0
+        for shape, image in zip(self.shapes, self.images, strict=True):
+            length = shape[0] * shape[1] * shape[2]
+            part = features[:, at : at + length].unflatten(1, shape)
+            vectors, values = part[..., :-1], part[..., -1:]
             logs = values.clamp(min=torch.finfo(torch.float32).tiny).log()
-            images = self.left[g]((u * u.shape[-2] ** 0.5).mT.to(U)) + self.right[g]((v * v.shape[-2] ** 0.5).mT.to(U))
-            tokens.append((images + self.size(logs[..., None].to(U)) + module).flatten(1, 2))
-            sizes.append((values > SMALLEST * values[..., :1]).flatten(1))
+            tokens.append((image(vectors) + self.size(logs) + self.module[first : first + shape[0], None]).flatten(1, 2))
+            sizes.append((values > SMALLEST * values[..., :1, :]).flatten(1))
+            at, first = at + length, first + shape[0]
         present = torch.cat(sizes, 1)
         present[:, 0] |= ~present.any(1)  # an adapter that is zero everywhere still has one token
         found = self.encoder(torch.cat(tokens, 1), src_key_padding_mask=~present)
-        return (found * present[..., None]).sum(1) / present.sum(1, keepdim=True)
+        mean = (found * present[..., None]).sum(1) / present.sum(1, keepdim=True)
+        return self.mlp.latent(torch.cat([mean, features[:, at:]], 1))
+
+    def out(self, latent: Tensor) -> Tensor:
+        return self.mlp.out(latent)
+
+
+class W2T(LoLModel):
+    """Takes any rank: triplets beyond the rank it was made for, which are the smallest, are dropped."""
+
+    title = "W2T"
+    symmetry = "GL"
+    any_rank = True
+    fixed_features = True
+    scale_free = True
+
+    def make_head(self, features: int, outputs: int) -> nn.Module:
+        return TokenHead(self.spec, features - self.n_features(), outputs, self.config)
+
+    def n_features(self) -> int:
+        return sum(len(indices) * self.spec.rank * (n + m + 1) for (n, m), indices in self.spec.groups)
+
+    def features(self, batch: Batch) -> Tensor:
+        """√n u, √m v and σ of each triplet, (B, Σ rank (n + m + 1))."""
+        parts = []
+        for U, V in zip(batch.U, batch.V, strict=True):
+            u, values, v = triplets(U, V)
+            rows = torch.cat([u * u.shape[-2] ** 0.5, v * v.shape[-2] ** 0.5, values[..., None, :]], -2).mT[..., : self.spec.rank, :]
+            parts.append(torch.nn.functional.pad(rows, (0, 0, 0, self.spec.rank - rows.shape[-2])).flatten(1).to(U))
+        return torch.cat(parts, 1)
