@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from lol_core.experiments.result import environment, mean_and_error
 from lol_core.experiments.trials import CONTROLS, KERNEL, Budget, Trials
-from lol_core.models import FIVE
+from lol_core.models import MODELS
 from lol_core.plots import models_beside_controls
 
 Papers = Mapping[str, tuple[float, float]]
@@ -20,20 +20,21 @@ Papers = Mapping[str, tuple[float, float]]
 
 
 def summary(trials: Trials, score: str) -> pd.DataFrame:
-    """Row title → mean and std over seeds of one score: models, the product kernel, controls (shuffled labels: over the five models, at seed 0)."""
+    """Row title → mean and std over seeds of one score: models, the product kernel, controls (shuffled labels: over the models, at seed 0)."""
     table = trials.table()
     rows = {}
-    for name in [*FIVE, KERNEL, *CONTROLS]:
-        part = table[table["model"].str.endswith(name)] if name == "shuffled labels" else table[table["model"] == name]
+    for name in [*(name for name in MODELS if name in trials.models), KERNEL, *CONTROLS]:
+        shuffled = [f"{model}, shuffled labels" for model in trials.models]
+        part = table[table["model"].isin(shuffled)] if name == "shuffled labels" else table[table["model"] == name]
         values = part[score].to_numpy(float) if score in part else np.array([])
-        title = FIVE[name].title if name in FIVE else f"control: {name}" if name in CONTROLS else name
+        title = MODELS[name].title if name in MODELS else f"control: {name}" if name in CONTROLS else name
         rows[title] = (values.mean() if len(values) else np.nan, values.std(ddof=1) if len(values) > 1 else np.nan)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "std"])
 
 
 def cells(column: str, found: pd.DataFrame, papers: Papers | None = None) -> pd.DataFrame:
     """One column of a table, beside the paper's."""
-    told = {FIVE[name].title: values for name, values in (papers or {}).items()}
+    told = {MODELS[name].title: values for name, values in (papers or {}).items()}
     rows = [(row, column, mean, std, *told.get(row, (np.nan, np.nan))) for row, mean, std in found.itertuples()]
     return pd.DataFrame(rows, columns=["row", "column", "mean", "std", "paper", "paper_std"])
 

@@ -67,7 +67,7 @@ def run(context: Context) -> Result:
         f"untrained models, {budget.seeds} initialisations (mean ± standard deviation). {SIGN} is another LoRA, −ΔW: a model that does not move at all cannot "
         "tell the two apart.",
         "Time: exponents fitted to medians over one LoRA module of synthetic factors, n and m from 2,048 to 16,384 (the other 64, r = 4), r from 8 to 64 "
-        "(n = m = 1,024), batches of 16. The paper's columns are the exponents of its O(·); they bound the measured ones from above. Small matrices cost more "
+        "(n = m = 1,024), batches of 4. The paper's columns are the exponents of its O(·); they bound the measured ones from above. Small matrices cost more "
         "than their operations, so measured exponents lie below where the work is little. GL-net and MLP read the factors as they are: their "
         "preprocessing is a copy.",
     ]
@@ -98,7 +98,7 @@ def exponents(model: str, small: bool = False) -> dict[tuple[str, str], float]:
     device = find_device("cpu")
     for variable, shapes in SWEEPS.items():
         kept = shapes[:2] if small else shapes
-        times = [time_model(model, shape, 2 if small else 16, device, 0.01 if small else 0.3) for shape in kept]
+        times = [time_model(model, shape, 2 if small else 4, device, 0.01 if small else 0.3) for shape in kept]
         sizes = np.log([float(getattr(shape, variable)) for shape in kept])
         for half in ("preprocess", "forward"):
             found[half, variable] = float(np.polyfit(sizes, np.log([getattr(time, half) for time in times]), 1)[0])

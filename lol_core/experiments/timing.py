@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from lol_core.batches import Batch, ModuleSpec, WeightSpec
-from lol_core.models import GLNet, LoLModel, ModelConfig, make_model
+from lol_core.models import GLNet, LoLModel, ModelConfig, MVProbe, make_model
 
 MEMORY_SHARE = 0.7
 COPIES = 3
@@ -75,8 +75,8 @@ def free_memory(device: torch.device) -> float:
 
 
 def halves(model: LoLModel) -> tuple[Callable[[Batch], Any], Callable[[Any], Tensor]]:
-    """What is done once for a LoRA, and what is done at every pass. GL-net reads the factors as they are; the others make features of them first."""
-    if isinstance(model, GLNet):
+    """What is done once for a LoRA, and what is done at every pass. GL-net and MVProbe read the factors as they are; the others make features first."""
+    if isinstance(model, GLNet | MVProbe):
         return model.normalized, lambda batch: model.head.out(model.head.latent(model.features(batch)))
     return lambda batch: model.features(model.normalized(batch)), lambda features: model.head.out(model.head.latent(features))
 

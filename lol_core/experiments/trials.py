@@ -19,7 +19,7 @@ from lol_core.devices import find_device
 from lol_core.errors import TaskError
 from lol_core.evaluation import bootstrap_interval, control_scores, score
 from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
-from lol_core.models import FIVE, ModelConfig
+from lol_core.models import FIVE, MODELS, ModelConfig
 from lol_core.tasks import Task, TaskKind
 from lol_core.training import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
 from lol_core.zoo import Zoo
@@ -55,6 +55,12 @@ class Budget:
     def about(self) -> dict[str, Any]:
         """What a fit depends on beside its model, seed and setting."""
         return {key: value for key, value in asdict(self).items() if key not in ("seeds", "grid")}
+
+    def settings(self, model: str) -> tuple[Setting, ...]:
+        """The grid, less what makes no difference to a model: normalising where it is free of scale, and everything where nothing is fitted."""
+        if MODELS[model].memorizes:
+            return self.grid[:1]
+        return tuple(setting for setting in self.grid if not (setting.normalize and MODELS[model].scale_free))
 
     def config(self, model: str, setting: Setting, seed: int) -> TrainingConfig:
         shape = ModelConfig(dropout=self.dropout, normalize=setting.normalize)
@@ -99,8 +105,8 @@ class Kept:
 class Trials:
     """The fits of one question, kept in `folder`/NAME.jsonl."""
 
-    def __init__(self, question: Question, zoo: Zoo, budget: Budget, folder: Path):
-        self.question, self.zoo, self.budget = question, zoo, budget
+    def __init__(self, question: Question, zoo: Zoo, budget: Budget, folder: Path, models: Sequence[str] = tuple(FIVE)):
+        self.question, self.zoo, self.budget, self.models = question, zoo, budget, models
         self.kept = Kept(folder / f"{question.name}.jsonl", {"zoo": zoo.fingerprint, "budget": budget.about})
         self._factors: Factors | None = None
         self._kernels: dict[str, np.ndarray] | None = None
@@ -111,9 +117,9 @@ class Trials:
         """
         steps: list[tuple[str, Callable[[], None]]] = []
         for seed in range(self.budget.seeds):
-            steps += [(f"{model}, seed {seed}", partial(self._fit, model, setting, seed)) for model in FIVE for setting in self.budget.grid]
+            steps += [(f"{model}, seed {seed}", partial(self._fit, model, setting, seed)) for model in self.models for setting in self.budget.settings(model)]
             steps.append((f"controls, seed {seed}", partial(self._controls, seed)))
-        steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in FIVE]
+        steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in self.models]
         started, fitted = time.monotonic(), 0
         for i, (words, step) in enumerate(steps):
             if stop():
@@ -248,10 +254,10 @@ class Context:
         """Whether this is the run of seconds that shows how it goes."""
         return self.budget.loras is not None
 
-    def trials(self, question: Question) -> Trials:
+    def trials(self, question: Question, models: Sequence[str] = tuple(FIVE)) -> Trials:
         """The fits of a question, made now as far as they are missing. Raises Stopped, ZooError, TaskError."""
         if question.name not in self.answered:
-            found = Trials(question, Zoo.open(self.samples / question.zoo), self.budget, self.folder)
+            found = Trials(question, Zoo.open(self.samples / question.zoo), self.budget, self.folder, models)
             found.run(self.on_progress, self.stop)
             self.answered[question.name] = found
         return self.answered[question.name]
