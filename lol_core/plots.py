@@ -368,7 +368,7 @@ def across(
     figure = make_subplots(1, len(panels), subplot_titles=panels, horizontal_spacing=0.1)
     for i, (model, rows) in enumerate(table.groupby("model", sort=False)):
         control = str(model).startswith("control")
-        style = {"color": COLORS[i % len(COLORS)], "width": 1.5 if control else 2.5, "dash": "dot" if control else "solid"}
+        style = {"color": (*COLORS, "#666666")[i % (len(COLORS) + 1)], "width": 1.5 if control else 2.5, "dash": "dot" if control else "solid"}
         for k, panel in enumerate(panels):
             part = rows[rows["panel"] == panel].dropna(subset=["mean"]).sort_values("x")
             bars = {"type": "data", "array": part["std"].fillna(0), "thickness": 1.2}

@@ -35,7 +35,7 @@ TIMED = Shape(16, 128, 128, 4)
 
 def run(context: Context) -> Result:
     parts, findings, asked = [], [], []
-    for column, (question, score) in ASKED.items():
+    for column, (question, score) in list(ASKED.items())[: 2 if context.small else None]:
         ours = context.trials(question, ORDER)
         asked.append(ours)
         parts.append(cells(column, summary(ours, score)))
@@ -54,7 +54,7 @@ def run(context: Context) -> Result:
         "TuckerNet's parts were chosen on seeds 0 and 1 with their test LoRAs in sight, so that its scores there are a little flattered; later seeds are not.",
     ]
     table = pd.concat(parts, ignore_index=True)
-    return Result("newer", TITLE, table, findings, notes, chart(table, "sources, accuracy"), settings(asked, context.budget))
+    return Result("newer", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(asked, context.budget))
 
 
 def beats(trials: Trials, column: str, score: str) -> Finding:

@@ -1,0 +1,165 @@
+"""The experiments' plumbing, run small, and the mathematics in them. Scores of small runs mean nothing and are not looked at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lol_core.cli import app
+from lol_core.errors import LoLError
+from lol_core.experiments import NAMES, run
+from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
+from lol_core.experiments.result import Result, blocks, said, verdict, wide, write_report
+from lol_core.experiments.table4 import size_accuracy
+from lol_core.experiments.table5 import LOSS_QUESTION
+from lol_core.experiments.timing import Shape, needs
+from lol_core.experiments.trials import SMALL, Context, Setting, Trials
+from lol_core.models import FIVE, make_model
+from lol_core.symmetry import act, sample_for
+from lol_core.training import Stopped
+from lol_core.zoo import Zoo
+from tests.builders import random_batch
+from tests.conftest import ROOT
+
+SAMPLES = ROOT / "sample_loras"
+CELLS = ["row", "column", "mean", "std", "paper", "paper_std"]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fits are shared by the experiments that ask the same question, as in a full run."""
+    return tmp_path_factory.mktemp("experiments")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_runs_small_and_comes_back_whole(name: str, kept: Path) -> None:
+    result = run(name, Context(SAMPLES, kept / "results" / "fits", SMALL, work=kept / "work"))
+    assert "the scores mean nothing" in result.title and result.findings and result.notes
+    assert list(result.cells.columns) == CELLS and result.cells["mean"].notna().any()
+    assert {finding.holds for finding in result.findings} <= {"holds", "holds, not clearly", "does not hold"}
+    back = Result.read(result.write(kept / "results"))
+    assert (back.title, back.findings, back.notes) == (result.title, result.findings, result.notes)
+    pd.testing.assert_frame_equal(back.cells, result.cells, check_dtype=False, rtol=1e-4)
+    assert json.loads(json.dumps(back.settings)) == back.settings and len(back.figure.data) == len(result.figure.data)
+    assert f"## {result.title}" in write_report(kept).read_text()
+
+
+def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
+    zoo = Zoo.open(SAMPLES / "glosses")
+    budget = replace(SMALL, loras=30)
+    calls = iter(range(100))
+    with pytest.raises(Stopped):
+        Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run(stop=lambda: next(calls) >= 1)
+    file = tmp_path / f"{LOSS_QUESTION.name}.jsonl"
+    first = file.read_text()
+    assert len(first.splitlines()) == 1
+    whole = Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run()
+    assert file.read_text().startswith(first)
+    again = file.read_text()
+    Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run()
+    assert file.read_text() == again, "nothing is fitted twice"
+    elsewhere = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "elsewhere", ("svd", "gl_net")).run()
+    pd.testing.assert_frame_equal(whole.sort_values("model", ignore_index=True), elsewhere.sort_values("model", ignore_index=True))
+    other = Trials(LOSS_QUESTION, zoo, replace(budget, epochs=1), tmp_path)
+    assert other.kept.lines() == [], "fits of another budget are not taken for this one's"
+
+
+def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path)
+    for loss, r2 in ((0.5, 0.9), (0.4, 0.1), (0.6, 0.95)):
+        trials._write("svd", 0, {"r2": r2}, {"learning_rate": loss, "normalize": False}, loss)
+    assert trials.table()["r2"].tolist() == [0.1]
+
+
+def test_models_are_searched_over_what_makes_a_difference_to_them() -> None:
+    budget = replace(SMALL, grid=tuple(Setting(rate, normalize) for rate in (1e-3, 1e-2) for normalize in (False, True)))
+    assert [len(budget.settings(name)) for name in ("gl_net", "tucker", "w2t", "dsire")] == [4, 2, 2, 1]
+
+
+@pytest.mark.parametrize("p", [0.5, 0.8, 0.95, 1.0])
+def test_equation_38_is_how_often_the_sum_is_right(p: float) -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.dirichlet(np.ones(6))
+    size = rng.choice(6, 200_000, p=sizes)
+    present = np.arange(5)[None] < size[:, None]
+    right = rng.random(present.shape) < p
+    summed = np.where(right, present, ~present).sum(1)
+    assert size_accuracy(p, sizes) == pytest.approx((summed == size).mean(), abs=0.005)
+
+
+def test_product_kernels_are_inner_products_of_updates_and_do_not_see_the_gauge() -> None:
+    batch, others = random_batch(count=5), random_batch(count=3, seed=50)
+    found = kernels(batch, others)
+    products = torch.stack([torch.cat([(U[i] @ V[i].mT).flatten() for U, V in zip(b.U, b.V, strict=True)]) for b in (batch, others) for i in range(len(b))])
+    gram = (products @ products[:5].T).numpy()
+    np.testing.assert_allclose(found["updates"], gram / np.diag(gram[:5]).mean(), rtol=1e-9)
+    for name, matrix in kernels(act(sample_for(batch, "gl", 50.0), batch)).items():
+        np.testing.assert_allclose(matrix, found[name][:5], rtol=1e-6, atol=1e-9)
+
+
+def test_kernel_ridge_finds_a_linear_function_of_the_update() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 6))
+    y = X @ rng.normal(size=(6, 2))
+    known, validation, asked = np.split(np.arange(80), [50, 65])
+    values, picked = kernel_ridge({"updates": X @ X.T, "nothing": np.eye(80)}, known, validation, asked, y)
+    assert picked["kernel"] == "updates" and min(np.corrcoef(values[:, k], y[asked, k])[0, 1] for k in range(2)) > 0.99
+    p = as_probabilities(np.array([[1.4, -0.2, 0.3]]), exclusive=True)
+    assert p.sum() == pytest.approx(1) and p.argmax() == 0 and (p > 0).all()
+
+
+def test_verdicts_and_numbers_are_said_plainly() -> None:
+    assert [verdict(*pair) for pair in ((1.0, 0.4), (1.0, 0.6), (-1.0, 0.1), (1.0, float("inf")))] == [
+        "holds", "holds, not clearly", "does not hold", "holds, not clearly",
+    ]  # fmt: skip
+    assert said(0.1234, 0.004) == "0.123 ± 0.004" and said(2e-7, float("nan")) == "2e-07" and said(float("nan"), 0.1) == "–"
+    cells = pd.DataFrame(
+        [("a", "x: one", 0.5, 0.1, 0.4, 0.1), ("b", "x: one", 0.6, 0.1, np.nan, np.nan), ("a", "y: one", 1.0, np.nan, np.nan, np.nan)], columns=CELLS
+    )
+    heads = blocks(cells)
+    assert [head for head, _ in heads] == ["x", "y"] and heads[0][1].loc["b", "one (paper)"] == "–"
+    assert wide(cells).loc["b", "y: one"] == ""
+
+
+def test_memory_is_known_before_anything_is_allocated() -> None:
+    shape = Shape(2, 64, 32, 4)
+    for name in FIVE:
+        assert needs(name, shape).weights == 4 * make_model(name, shape.spec, 1).n_parameters
+    huge = needs("dense", Shape(96, 12288, 12288, 4))
+    assert huge.weights > 1e12 and huge.batch(64, 1e11) == 0 and needs("gl_net", Shape(96, 12288, 12288, 4)).batch(64, 1e11) == 64
+
+
+def test_the_command_writes_what_the_page_reads(tmp_path: Path, kept: Path) -> None:
+    out = tmp_path / "docs"
+    if (kept / "results" / "fits").is_dir():
+        shutil.copytree(kept / "results" / "fits", out / "results" / "fits")
+    result = CliRunner().invoke(app, ["experiment", "table2", "--zoo", str(SAMPLES), "--out", str(out), "--small", "--json"])
+    assert result.exit_code == 0, result.output
+    written = json.loads(result.stdout[result.stdout.index("{") :])
+    assert written["name"] == "table2" and len(written["cells"]) == len(Result.read(out / "results" / "table2").cells)
+    assert (out / "results.md").is_file()
+    assert CliRunner().invoke(app, ["experiment", "table9", "--out", str(out)]).exit_code == 1
+
+
+def test_what_is_not_there_says_which_command_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(LoLError, match="experiment table2"):
+        Result.read(tmp_path / "table2")
+    with pytest.raises(LoLError, match="There are table1"):
+        run("table9", Context(SAMPLES, tmp_path))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "newer"])
+def test_the_committed_results_are_full_runs_on_the_committed_zoos(name: str) -> None:
+    result = Result.read(ROOT / "docs" / "results" / name)
+    assert "small run" not in result.title and f"## {result.title}" in (ROOT / "docs" / "results.md").read_text()
+    for question in result.settings.get("questions", {}).values():
+        zoo = Zoo.open(SAMPLES / question["zoo"])
+        assert question["fingerprint"] == zoo.fingerprint and question["LoRAs"] == len(zoo)
