@@ -15,6 +15,7 @@ from ui.progress import follow
 from ui.state import RESULTS, SAMPLES, session
 
 ICONS = {"holds": ":material/check_circle:", "holds, not clearly": ":material/help:", "does not hold": ":material/cancel:"}
+SAID = {"holds": "hold", "holds, not clearly": "hold, but not clearly", "does not hold": "do not hold"}
 COLOURS = {"holds": "green", "holds, not clearly": "orange", "does not hold": "red"}
 
 frame("Experiments")
@@ -24,7 +25,7 @@ state = session()
 def show(result: Result, key: str) -> None:
     """Findings, figure, tables, notes and settings of one experiment."""
     for finding in result.findings:
-        st.markdown(f"{ICONS[finding.holds]} :{COLOURS[finding.holds]}[**{finding.holds}**] · {finding.paper}  \n:gray[{finding.here}]")
+        st.markdown(f"{ICONS[finding.holds]} :{COLOURS[finding.holds]}[**{finding.holds}**] · {finding.paper}  \n:gray[Here: {finding.here}]")
     figure(result.figure, f"{key}_figure", f"{result.title}. {' '.join(finding.here for finding in result.findings)}", result.cells)
     for i, (heading, table) in enumerate(blocks(result.cells)):
         if heading:
@@ -54,7 +55,7 @@ counts = pd.DataFrame(
     index=pd.Index([titles[name] for name in NAMES], name="experiment"),
 ).astype("Int64")
 with st.expander(
-    f"What holds: {', '.join(f'{counts[word].sum()} {word}' for word in ICONS)}" if found else "Nothing has been run here yet",
+    f"Of the findings {', '.join(f'{counts[word].sum()} {said}' for word, said in SAID.items())}" if found else "Nothing has been run here yet",
     icon=":material/fact_check:",
     key="overview",
 ):
