@@ -95,7 +95,7 @@ def said(mean: float, std: float, digits: int = 3) -> str:
     """ "0.123 ± 0.004"; "2e-07" for what would round to zero; a dash for what is not defined."""
 
     def number(value: float) -> str:
-        return f"{value:.{digits}f}" if value == 0 or abs(value) >= 0.5 * 10**-digits else f"{value:.0e}"
+        return f"{value:.{digits}f}" if abs(value) < 1e-15 or abs(value) >= 0.5 * 10**-digits else f"{value:.0e}"
 
     return "–" if pd.isna(mean) else number(mean) + ("" if pd.isna(std) else f" ± {number(std)}")
 

@@ -142,7 +142,8 @@ class Trials:
         best: dict[tuple[str, int], dict[str, Any]] = {}
         for line in self.kept.lines():
             key = (line["model"], line["seed"])
-            if line["seed"] < self.budget.seeds and (key not in best or line["validation_loss"] < best[key]["validation_loss"]):
+            ours = line["model"].removesuffix(", shuffled labels") in (*self.models, KERNEL, *CONTROLS)
+            if ours and line["seed"] < self.budget.seeds and (key not in best or line["validation_loss"] < best[key]["validation_loss"]):
                 best[key] = line
         return list(best.values())
 
