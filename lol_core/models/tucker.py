@@ -1,6 +1,8 @@
 """TuckerNet: what varies most among the invariants of first and second order of ΔW's direction, read linearly, and an MLP over its sizes. Our own model.
 
-docs/tuckernet.md has the equations, the proof of invariance and what each part buys.
+With D = ΔW / ‖ΔW‖ of a module and Φ, Ψ the leading left and right singular directions of the training LoRAs' D (a Tucker decomposition, HOSVD), its invariants are
+Φᵀ D Ψ, Φᵀ D Dᵀ Φ and Ψᵀ Dᵀ D Ψ. The prediction is linear in those that vary most, plus an MLP of the logarithms of ‖ΔW‖ and of the singular values. All of it is a
+function of ΔW alone, hence the same for (U, V) and (UR, VR⁻ᵀ).
 """
 
 from __future__ import annotations
