@@ -1,8 +1,8 @@
 """TuckerNet: what varies most among the invariants of first and second order of ΔW's direction, read linearly, and an MLP over its sizes. Our own model.
 
-With D = ΔW / ‖ΔW‖ of a module and Φ, Ψ the leading left and right singular directions of the training LoRAs' D (a Tucker decomposition, HOSVD), its invariants are
-Φᵀ D Ψ, Φᵀ D Dᵀ Φ and Ψᵀ Dᵀ D Ψ. The prediction is linear in those that vary most, plus an MLP of the logarithms of ‖ΔW‖ and of the singular values. All of it is a
-function of ΔW alone, hence the same for (U, V) and (UR, VR⁻ᵀ).
+With D = ΔW / ‖ΔW‖ of a module and Φ, Ψ the leading left and right singular directions of the training LoRAs' D (a Tucker decomposition, HOSVD), its
+invariants are Φᵀ D Ψ, Φᵀ D Dᵀ Φ and Ψᵀ Dᵀ D Ψ. The prediction is linear in those that vary most, plus an MLP of the logarithms of ‖ΔW‖ and of the singular
+values. All of it is a function of ΔW alone, hence the same for (U, V) and (UR, VR⁻ᵀ).
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class TuckerNet(LoLModel):
         return torch.ones_like(norm) if self.config.without == "unit norm" else norm
 
     def _invariants(self, g: int, U: Tensor, V: Tensor, R_U: Tensor, R_V: Tensor, values: Tensor) -> Tensor:
-        """Φ D Ψᵀ, Φ D Dᵀ Φᵀ and Ψ Dᵀ D Ψᵀ of D = ΔW / ‖ΔW‖, the symmetric ones by their upper triangles (off the diagonal times √2): (B, L, k)."""
+        """Φᵀ D Ψ, Φᵀ D Dᵀ Φ and Ψᵀ Dᵀ D Ψ of D = ΔW / ‖ΔW‖, the symmetric ones by their upper triangles (off the diagonal times √2): (B, L, k)."""
         scale = self._scale(values)[..., None, None]
         left, right = self.get_buffer(f"left_{g}").mT @ U, self.get_buffer(f"right_{g}").mT @ V
         parts = [] if self.config.without == "first order" else [(left @ right.mT / scale).flatten(2)]
