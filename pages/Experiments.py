@@ -49,10 +49,10 @@ st.markdown(
     f"The tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos. Those zoos are smaller than the paper's and made of other "
     "models, so what can be compared is what was found, not the figures."
 )
-titles = {name: found[name].title if name in found else f"{name[:-1].capitalize()} {name[-1]}" for name in NAMES}
+titles = {name: f"{name[:-1].capitalize()} {name[-1]}" if name[-1].isdigit() else f"{name.capitalize()} models" for name in NAMES}
 counts = pd.DataFrame(
     {word: [sum(finding.holds == word for finding in found[name].findings) if name in found else pd.NA for name in NAMES] for word in ICONS},
-    index=pd.Index([titles[name] for name in NAMES], name="experiment"),
+    index=pd.Index([found[name].title if name in found else titles[name] for name in NAMES], name="experiment"),
 ).astype("Int64")
 with st.expander(
     f"Of the findings {', '.join(f'{counts[word].sum()} {said}' for word, said in SAID.items())}" if found else "Nothing has been run here yet",

@@ -113,7 +113,7 @@ def test_strangers_files(page: Page, address: str, real_loras: Path) -> None:
     expect(page.get_by_role("heading", name="Singular values")).to_be_visible()
 
 
-@pytest.mark.parametrize("name", ["Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images"])
+@pytest.mark.parametrize("name", ["Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images", "Experiments"])
 def test_deep_links(name: str, page: Page, address: str) -> None:
     page.goto(f"{address}/{name}")
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible(timeout=60_000)

@@ -185,6 +185,17 @@ def test_a_broken_file_on_the_lora_page(tmp_path: Path) -> None:
     assert not test.exception and "1 LoRA open, 1 file refused" in text_of(test)
 
 
+def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
+    test = opened("Experiments", None, experiment="Table 1")
+    assert not test.exception and "Table 1: invariance and time" in text_of(test) and "holds" in text_of(test)
+    test.button(key="run_small").click().run()
+    settled(test, 120)
+    job = test.session_state["session"].experiment
+    assert not test.exception and job is not None and job.error is None and "small run" in job.result.title
+    other = opened("Experiments", None, experiment="Figure 4")
+    assert "Figure 4: models of rank 4" in text_of(other) and "Table 1: invariance" not in text_of(other)
+
+
 def run_to_the_end(test: AppTest) -> AppTest:
     for _ in range(200):
         job = test.session_state["session"].job
