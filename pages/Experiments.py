@@ -49,7 +49,7 @@ st.markdown(
     f"The tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos. Those zoos are smaller than the paper's and made of other "
     "models, so what can be compared is what was found, not the figures."
 )
-titles = {name: f"{name[:-1].capitalize()} {name[-1]}" if name[-1].isdigit() else f"{name.capitalize()} models" for name in NAMES}
+titles = {name: f"{name[:-1].capitalize()} {name[-1]}" if name[-1].isdigit() else name.capitalize() for name in NAMES}
 counts = pd.DataFrame(
     {word: [sum(finding.holds == word for finding in found[name].findings) if name in found else pd.NA for name in NAMES] for word in ICONS},
     index=pd.Index([found[name].title if name in found else titles[name] for name in NAMES], name="experiment"),

@@ -10,7 +10,7 @@ from lol_core.errors import LoLError
 from lol_core.experiments.result import Result
 from lol_core.experiments.trials import Context
 
-NAMES = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure5", "newer")
+NAMES = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure5", "newer", "ablation")
 
 
 def run(name: str, context: Context) -> Result:

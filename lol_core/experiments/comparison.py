@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lol_core.experiments.result import environment, mean_and_error
-from lol_core.experiments.trials import CONTROLS, KERNEL, Budget, Trials
+from lol_core.experiments.trials import CONTROLS, KERNEL, Budget, Trials, whole
 from lol_core.models import MODELS
 from lol_core.plots import models_beside_controls
 
@@ -23,13 +23,19 @@ def summary(trials: Trials, score: str) -> pd.DataFrame:
     """Row title → mean and std over seeds of one score: models, the product kernel, controls (shuffled labels: over the models, at seed 0)."""
     table = trials.table()
     rows = {}
-    for name in [*(name for name in MODELS if name in trials.models), KERNEL, *CONTROLS]:
+    for name in [*sorted(trials.models, key=lambda name: list(MODELS).index(whole(name))), KERNEL, *CONTROLS]:
         shuffled = [f"{model}, shuffled labels" for model in trials.models]
         part = table[table["model"].isin(shuffled)] if name == "shuffled labels" else table[table["model"] == name]
         values = part[score].to_numpy(float) if score in part else np.array([])
-        title = MODELS[name].title if name in MODELS else f"control: {name}" if name in CONTROLS else name
-        rows[title] = (values.mean() if len(values) else np.nan, values.std(ddof=1) if len(values) > 1 else np.nan)
+        rows[title_of(name)] = (values.mean() if len(values) else np.nan, values.std(ddof=1) if len(values) > 1 else np.nan)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "std"])
+
+
+def title_of(name: str) -> str:
+    """How a row is called: a model's title, with what is left out of it; the product kernel; a control."""
+    if whole(name) in MODELS:
+        return name.replace(whole(name), MODELS[whole(name)].title, 1)
+    return name if name == KERNEL else f"control: {name}"
 
 
 def cells(column: str, found: pd.DataFrame, papers: Papers | None = None) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import torch
 
 from lol_core.batches import Batch, concatenate, make_batch, shared_spec
 from lol_core.evaluation import Metrics, control_predictions, norm_features, score, structure_features
-from lol_core.experiments.comparison import cells, settings
+from lol_core.experiments.comparison import cells, settings, title_of
 from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION
@@ -67,10 +67,6 @@ def run(context: Context) -> Result:
             parts.append(cells(f"{column}: rank {rank}", found))
     return Result("figure4", TITLE, pd.concat(parts, ignore_index=True), findings(measured), notes(context, zoos), drawn(measured),
                   settings([ours], context.budget) | {"fine-tunes": kept.about["ranks"]})  # fmt: skip
-
-
-def title_of(name: str) -> str:
-    return FIVE[name].title if name in FIVE else name if name == KERNEL else f"control: {name}"
 
 
 def mean_norm(zoo: Zoo) -> float:

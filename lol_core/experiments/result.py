@@ -136,10 +136,17 @@ def draw(figure: go.Figure, path: Path) -> bool:
 
 def write_report(folder: Path) -> Path:
     """results.md beside the folder `results`: every experiment that was run, in order."""
-    parts = [place.read_text() for place in sorted((folder / "results").glob("*/table.md"), key=lambda p: (p.parent.name[:1] != "t", p.parent.name))]
-    pictures = {place.parent.name: f"![{place.parent.name}](results/{place.parent.name}/figure.png)\n" for place in (folder / "results").glob("*/figure.png")}
-    names = sorted((p.parent.name for p in (folder / "results").glob("*/table.md")), key=lambda name: (name[:1] != "t", name))
-    body = [part + ("\n" + pictures[name] if name in pictures else "") for name, part in zip(names, parts, strict=True)]
+
+    def order(name: str) -> tuple[int, str]:
+        """Tables, figures, then what the paper does not have."""
+        return ("tf".find(name[0]) % 3, name)
+
+    names = sorted((place.parent.name for place in (folder / "results").glob("*/table.md")), key=order)
+    body = []
+    for name in names:
+        place = folder / "results" / name
+        picture = f"\n![{name}](results/{name}/figure.png)\n" if (place / "figure.png").is_file() else ""
+        body.append((place / "table.md").read_text() + picture)
     head = (
         f"# Results\n\nThe tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos, beside the paper's own numbers. The paper's zoos "
         "are larger and made of other models, so what can be compared is what was found, not the figures. This page is written by "

@@ -29,6 +29,15 @@ KERNEL = "product kernel"
 CONTROLS = ("constant", "structure only", "norms only", "shuffled labels")
 
 
+WITHOUT = ", without "
+"""In the name of a model, before the part that an ablation leaves out."""
+
+
+def whole(model: str) -> str:
+    """The model of which an ablation's model is a part."""
+    return model.partition(WITHOUT)[0]
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is searched over, for every model alike."""
@@ -58,14 +67,15 @@ class Budget:
 
     def settings(self, model: str) -> tuple[Setting, ...]:
         """The grid, less what makes no difference to a model: normalising where it is free of scale, and everything where nothing is fitted."""
-        if MODELS[model].memorizes:
+        kind = MODELS[whole(model)]
+        if kind.memorizes:
             return self.grid[:1]
-        return tuple(setting for setting in self.grid if not (setting.normalize and MODELS[model].scale_free))
+        return tuple(setting for setting in self.grid if not (setting.normalize and kind.scale_free))
 
     def config(self, model: str, setting: Setting, seed: int) -> TrainingConfig:
-        shape = ModelConfig(dropout=self.dropout, normalize=setting.normalize)
+        shape = ModelConfig(dropout=self.dropout, normalize=setting.normalize, without=model.partition(WITHOUT)[2])
         return TrainingConfig(
-            model=model, model_config=shape, learning_rate=setting.learning_rate, epochs=self.epochs, patience=self.patience, seed=seed
+            model=whole(model), model_config=shape, learning_rate=setting.learning_rate, epochs=self.epochs, patience=self.patience, seed=seed
         )  # fmt: skip
 
 

@@ -1,0 +1,44 @@
+"""What each part of TuckerNet buys: the model without it, tuned and split as the whole is."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lol_core.experiments.comparison import SEARCH, cells, chart, differences, settings, summary
+from lol_core.experiments.newer import ASKED
+from lol_core.experiments.result import Finding, Result, verdict
+from lol_core.experiments.trials import WITHOUT, Context
+from lol_core.models.tucker import PARTS
+
+TITLE = "TuckerNet without each of its parts"
+COLUMNS = ("CLIP score, τ", "attributes, accuracy", "classes, accuracy", "sources, accuracy", "validation loss, R²")
+VARIANTS = ("tucker", *(f"tucker{WITHOUT}{part}" for part in PARTS if part))
+MEANT = {
+    "second order": "the covariances D Dᵀ and Dᵀ D",
+    "first order": "the products Φᵀ D Ψ",
+    "sizes": "‖ΔW‖ and the spectra, and the MLP over them",
+    "unit norm": "the division of ΔW by its norm",
+    "training basis": "bases from the training LoRAs (random ones instead)",
+    "linear reading": "the linear reading of the directions (an MLP over everything instead)",
+}
+
+
+def run(context: Context) -> Result:
+    asked = {column: context.trials(ASKED[column][0], VARIANTS) for column in COLUMNS[: 1 if context.small else None]}
+    table = pd.concat([cells(column, summary(trials, ASKED[column][1])) for column, trials in asked.items()], ignore_index=True)
+    findings = []
+    for part, said in MEANT.items():
+        gaps = {column: differences(trials, ASKED[column][1], "tucker", f"tucker{WITHOUT}{part}") for column, trials in asked.items()}
+        best = max(gaps, key=lambda column: gaps[column][0] / max(gaps[column][1], 1e-9))
+        findings.append(
+            Finding(
+                f"Something is lost without {said}.", verdict(*gaps[best]),
+                f"what the part buys: {'; '.join(f'{column} {gap:+.3f} ± {error:.3f}' for column, (gap, error) in gaps.items())}.",
+            )
+        )  # fmt: skip
+    notes = [
+        SEARCH,
+        "Only the learning rate is searched here: TuckerNet is free of scale. The verdict is of the question on which the part buys most, so that one of five "
+        "may look clear by chance; a minus says that the model is better without.",
+    ]
+    return Result("ablation", TITLE, table, findings, notes, chart(table, COLUMNS[0]), settings(list(asked.values()), context.budget))
