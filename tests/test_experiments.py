@@ -81,7 +81,10 @@ def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
 
 def test_models_are_searched_over_what_makes_a_difference_to_them() -> None:
     budget = replace(SMALL, grid=tuple(Setting(rate, normalize) for rate in (1e-3, 1e-2) for normalize in (False, True)))
-    assert [len(budget.settings(name)) for name in ("gl_net", "tucker", "w2t", "dsire")] == [4, 2, 2, 1]
+    assert [len(budget.settings(name)) for name in ("gl_net", "tucker", "w2t", "dsire")] == [4, 4, 2, 1]
+    weights = {setting.direction_weight for setting in budget.settings("tucker, without sizes")}
+    assert weights == {1.0, 0.1} and not any(setting.normalize for setting in budget.settings("tucker"))
+    assert Setting(1e-3, False).to_dict() == {"learning_rate": 1e-3, "normalize": False}
 
 
 @pytest.mark.parametrize("p", [0.5, 0.8, 0.95, 1.0])

@@ -168,6 +168,15 @@ def test_tuckernet_separates_size_from_direction() -> None:
     assert SMALLEST < 1e-3
 
 
+def test_the_weight_of_directions_leaves_the_sizes_alone() -> None:
+    batch = random_batch(count=6)
+    whole, tenth = (make_model("tucker", batch.spec, 1, ModelConfig(direction_weight=weight)).double() for weight in (1.0, 0.1))
+    sizes = len(batch.spec.modules) * (batch.spec.rank + 1)
+    one, other = whole.described(batch), tenth.described(batch)
+    torch.testing.assert_close(0.1 * one[:, :-sizes], other[:, :-sizes])
+    torch.testing.assert_close(one[:, -sizes:], other[:, -sizes:])
+
+
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(ModelError, match="no part 'head' to leave out"):
         make_model("tucker", random_batch().spec, 1, ModelConfig(without="head"))

@@ -38,7 +38,7 @@ def run(context: Context) -> Result:
         )  # fmt: skip
     notes = [
         SEARCH,
-        "Only the learning rate is searched here: TuckerNet is free of scale. The verdict is of the question on which the part buys most, so that one of five "
-        "may look clear by chance; a minus says that the model is better without.",
+        "For TuckerNet the weight of its directions (1 or 0.1) is searched in place of normalised inputs. The verdict is of the question on which the part "
+        "buys most, so that one of five may look clear by chance; a minus says that the model is better without.",
     ]
     return Result("ablation", TITLE, table, findings, notes, chart(table, COLUMNS[0]), settings(list(asked.values()), context.budget))

@@ -47,8 +47,9 @@ def run(context: Context) -> Result:
         parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, attributes)))
     notes = [
         SEARCH,
-        "Models that divide the size out of their inputs (spectral statistics, W2T, TuckerNet) gain nothing from normalised inputs, so only the learning rate "
-        "was searched for them; DSiRe fits nothing. DSiRe, W2T and MVProbe are written from their descriptions, not from their authors' code.",
+        "Models that divide the size out of their inputs gain nothing from normalised inputs: for spectral statistics and W2T only the learning rate was "
+        "searched, for TuckerNet the weight of its directions (1 or 0.1) instead; DSiRe fits nothing. DSiRe, W2T and MVProbe are written from their "
+        "descriptions, not from their authors' code.",
         f"Times: medians for one LoRA of {TIMED.layers} modules of {TIMED.n} × {TIMED.m} at rank {TIMED.r}, synthetic factors, batches of 16, in one "
         "run. Preprocessing is done once for a LoRA, the forward pass every time.",
         "TuckerNet's parts were chosen on seeds 0 and 1 with their test LoRAs in sight, so that its scores there are a little flattered; later seeds are not.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lol_core.devices import find_device
 from lol_core.errors import TaskError
 from lol_core.evaluation import bootstrap_interval, control_scores, score
 from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
-from lol_core.models import FIVE, MODELS, ModelConfig
+from lol_core.models import FIVE, MODELS, ModelConfig, TuckerNet
 from lol_core.tasks import Task, TaskKind
 from lol_core.training import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
 from lol_core.zoo import Zoo
@@ -29,6 +29,8 @@ KERNEL = "product kernel"
 CONTROLS = ("constant", "structure only", "norms only", "shuffled labels")
 
 
+LOW_WEIGHT = 0.1
+"""The weight of TuckerNet's directions that is tried beside 1."""
 WITHOUT = ", without "
 """In the name of a model, before the part that an ablation leaves out."""
 
@@ -40,10 +42,15 @@ def whole(model: str) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is searched over, for every model alike."""
+    """What is searched over: learning rate and normalised inputs; for TuckerNet, which normalising does not change, the weight of the directions instead."""
 
     learning_rate: float
     normalize: bool
+    direction_weight: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a line of fits: the weight of the directions only where it is not 1."""
+        return {key: value for key, value in asdict(self).items() if key != "direction_weight" or value != 1.0}
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,12 @@ class Budget:
         kind = MODELS[whole(model)]
         if kind.memorizes:
             return self.grid[:1]
+        if kind is TuckerNet:
+            return tuple(replace(setting, normalize=False, direction_weight=LOW_WEIGHT if setting.normalize else 1.0) for setting in self.grid)
         return tuple(setting for setting in self.grid if not (setting.normalize and kind.scale_free))
 
     def config(self, model: str, setting: Setting, seed: int) -> TrainingConfig:
-        shape = ModelConfig(dropout=self.dropout, normalize=setting.normalize, without=model.partition(WITHOUT)[2])
+        shape = ModelConfig(dropout=self.dropout, normalize=setting.normalize, direction_weight=setting.direction_weight, without=model.partition(WITHOUT)[2])
         return TrainingConfig(
             model=whole(model), model_config=shape, learning_rate=setting.learning_rate, epochs=self.epochs, patience=self.patience, seed=seed
         )  # fmt: skip
@@ -158,7 +167,7 @@ class Trials:
         return list(best.values())
 
     def _known(self, model: str, seed: int, setting: Setting | None = None) -> bool:
-        given = None if setting is None else asdict(setting)
+        given = None if setting is None else setting.to_dict()
         return any((line["model"], line["seed"], line["setting"]) == (model, seed, given) for line in self.kept.lines())
 
     def _write(self, model: str, seed: int, scores: Scores, setting: dict[str, Any] | None = None, validation_loss: float = 0.0, **more: Any) -> None:
@@ -200,7 +209,7 @@ class Trials:
         scores = {"train loss": float(fit.task.loss(train, fit.encoded["train"]))}
         scores |= self._tested(fit.task, fit.split["test"], fit.task.decode(test)) | {"test loss": float(fit.task.loss(test, fit.encoded["test"]))}
         more = {"parameters": fit.model.n_parameters, "epochs": len(fit.history)}
-        self._write(model, seed, scores, asdict(setting), fit.best_loss, **more)
+        self._write(model, seed, scores, setting.to_dict(), fit.best_loss, **more)
 
     def _tested(self, task: Task, ids: Sequence[str], predicted: np.ndarray) -> Scores:
         truth = self.zoo.labels.loc[list(ids)]

@@ -25,7 +25,9 @@ class ModelConfig:
     width: hidden width of the head; depth: its hidden layers; dropout: in the head.
     normalize: divide each module's U and V by its training standard deviation (a scalar, so every symmetry is kept). Off, as in the paper: where LoRAs
     differ in size by orders of magnitude, the head's LayerNorm then still sees the size, and with it often the answer.
-    equivariant_width, equivariant_layers, sigma, mean_products: GL-net (section 3.3). without: a part of TuckerNet to leave out, for an ablation.
+    equivariant_width, equivariant_layers, sigma, mean_products: GL-net (section 3.3).
+    direction_weight: TuckerNet, by what its directions are multiplied: less makes their reading slower to fit. without: a part of it to leave out, for an
+    ablation.
     """
 
     width: int = 64
@@ -36,6 +38,7 @@ class ModelConfig:
     equivariant_layers: int = 1
     sigma: str = "relu_sign"
     mean_products: bool = False
+    direction_weight: float = 1.0
     without: str = ""
 
 

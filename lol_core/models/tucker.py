@@ -140,7 +140,7 @@ class TuckerNet(LoLModel):
         for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
             found = self._invariants(g, U, V, *_small(U, V))
             kept = found.gather(2, self.get_buffer(f"chosen_{g}").expand(len(found), -1, -1))
-            parts.append(((kept - self.get_buffer(f"center_{g}")) / self.get_buffer("spread")).flatten(1))
+            parts.append((self.config.direction_weight * (kept - self.get_buffer(f"center_{g}")) / self.get_buffer("spread")).flatten(1))
         if self._sizes:
             parts.append((self._sizes_of(batch) - self.get_buffer("size_mean")) / self.get_buffer("size_std"))
         return torch.cat(parts, 1)
