@@ -195,8 +195,6 @@ class Fit:
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.randperm(len(split["train"]), generator=generator)[:PREPARE_SAMPLE]
         self.model.prepare(factors.batch([split["train"][i] for i in order]), generator)
-        if self.model.memorizes:
-            self.model.memorize(factors.batch(split["train"]), task.answers(encoded["train"]))
         self.model.to(device)
         self._described = self._describe() if self.model.fixed_features else None
         fused = self.model.n_parameters > FUSED_FROM
@@ -207,6 +205,8 @@ class Fit:
 
     def run(self, out: Path | None, settings: dict[str, Any], state: Any, on_progress: OnProgress, stop: ShouldStop) -> bool:
         """Train to the end or to a stop; whether the end was reached."""
+        if self.model.memorizes:
+            self.model.memorize(self.factors.batch(self.split["train"]).to(self.device), self.task.answers(self.encoded["train"]).to(self.device))
         if state is not None:
             self._restore(state[0], state[1], settings)
         started, saved = time.monotonic(), time.monotonic()

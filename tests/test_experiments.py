@@ -72,6 +72,12 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     assert other.kept.lines() == [], "fits of another budget are not taken for this one's"
 
 
+def test_labels_are_shuffled_for_a_model_that_memorises_too(tmp_path: Path) -> None:
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path, ("dsire",))
+    whole, shuffled = (trials._fitted("dsire", SMALL.grid[0], 0, flag).model.get_buffer("answers") for flag in (False, True))
+    assert not torch.equal(whole, shuffled) and torch.equal(whole.sort(0).values, shuffled.sort(0).values)
+
+
 def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
     trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path)
     for loss, r2 in ((0.5, 0.9), (0.4, 0.1), (0.6, 0.95)):
