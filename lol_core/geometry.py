@@ -16,8 +16,14 @@ def singular_values(U: Tensor, V: Tensor) -> Tensor:
 
     O((n + m) r²) (paper, table 1). Q_U and Q_V are orthonormal, so U Vᵀ = Q_U (R_U R_Vᵀ) Q_Vᵀ has the singular values of the small R_U R_Vᵀ.
     """
-    R_U, R_V = (torch.linalg.qr(factor, mode="r").R for factor in (U, V))
+    R_U, R_V = (triangular(factor) for factor in (U, V))
     return torch.linalg.svdvals(R_U @ R_V.mT)
+
+
+def triangular(factor: Tensor) -> Tensor:
+    """R of the QR decomposition: (…, n, r) → (…, min(n, r), r). Q is computed only where a gradient needs it."""
+    needed = torch.is_grad_enabled() and factor.requires_grad
+    return torch.linalg.qr(factor, mode="reduced" if needed else "r").R
 
 
 def spectrum(layer: LoRALayer) -> Tensor:

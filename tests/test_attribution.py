@@ -10,12 +10,12 @@ import pytest
 from lol_core.attribution import contributions
 from lol_core.checkpoint import TrainingConfig
 from lol_core.lora import LoRA
-from lol_core.models import ModelConfig
+from lol_core.models import MODELS, ModelConfig
 from lol_core.training import plan, train
 from lol_core.zoo import Zoo
 
 
-@pytest.mark.parametrize(("model", "target"), [("gl_net", "size"), ("mlp", "size"), ("dense", "positive")])
+@pytest.mark.parametrize(("model", "target"), [*((name, "size") for name in MODELS), ("dense", "positive")])
 def test_contributions_are_how_fast_the_prediction_grows(model: str, target: str, synthetic_zoo: Zoo, tmp_path: Path) -> None:
     config = TrainingConfig(model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=5)
     checkpoint = train(synthetic_zoo, plan(synthetic_zoo, [target], config), config, tmp_path / "run")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lol_core.batches import Batch, WeightSpec
 from lol_core.errors import ModelError
+from lol_core.geometry import triangular
 from lol_core.models.base import LoLModel, ModelConfig
 from lol_core.models.layers import Head
 
@@ -172,7 +173,7 @@ class TuckerNet(LoLModel):
 
 def _small(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """R_U and R_V of the QR of both factors, and the singular values of U Vᵀ, which are those of R_U R_Vᵀ."""
-    R_U, R_V = (torch.linalg.qr(factor, mode="r").R for factor in (U, V))
+    R_U, R_V = (triangular(factor) for factor in (U, V))
     return R_U, R_V, torch.linalg.svdvals(R_U @ R_V.mT)
 
 
