@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from lol_core.checkpoint import Checkpoint, TrainingConfig
-from lol_core.models import ModelConfig
+from lol_core.models import NEWER, ModelConfig
 from lol_core.training import plan, train
 from lol_core.zoo import Zoo
 from tests.builders import write_peft, write_zoo
@@ -183,6 +183,28 @@ def test_a_broken_file_on_the_lora_page(tmp_path: Path) -> None:
     assert not test.exception
     test = opened("LoRA", tmp_path, lora="lora000")
     assert not test.exception and "1 LoRA open, 1 file refused" in text_of(test)
+
+
+@pytest.mark.parametrize("page", ["LoRA", "Map", "Train", "Predictions", "Invariance", "Images"])
+def test_the_newer_models_are_shown_like_the_five(page: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path, 40)
+    trained(tmp_path, *NEWER)
+    test = settled(opened(page, tmp_path))
+    assert not test.exception and not test.error
+    if page == "LoRA":
+        options = test.selectbox(key="coloured_by").options
+        asked = [option for option in options if "contribution" in option]
+        assert len(asked) == len(NEWER)
+        for option in asked:
+            test.selectbox(key="coloured_by").select(option).run()
+            assert not test.exception, option
+    if page == "Map":
+        latents = [option for option in test.selectbox(key="space").options if "Latent" in option]
+        assert len(latents) == len(NEWER)
+        for option in latents:
+            test.selectbox(key="space").select(option).run()
+            test = settled(test)
+            assert not test.exception and not test.error, option
 
 
 def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
