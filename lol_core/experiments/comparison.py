@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from scipy.stats import t as student
 
 from lol_core.experiments.result import environment, mean_and_error
 from lol_core.experiments.trials import CONTROLS, KERNEL, Budget, Trials, whole
@@ -29,6 +30,15 @@ def summary(trials: Trials, score: str) -> pd.DataFrame:
         values = part[score].to_numpy(float) if score in part else np.array([])
         rows[title_of(name)] = (values.mean() if len(values) else np.nan, values.std(ddof=1) if len(values) > 1 else np.nan)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "std"])
+
+
+def intervals(trials: Trials, score: str) -> pd.DataFrame:
+    """As `summary`, with half the width of the 95 % interval of the mean over seeds (Student's t) as its spread; none for shuffled labels."""
+    found = summary(trials, score)
+    seeds = trials.table().groupby("model")["seed"].nunique()
+    counts = pd.Series({title_of(name): count for name, count in seeds.items()}).reindex(found.index)
+    found["std"] *= student.ppf(0.975, counts - 1) / np.sqrt(counts)
+    return found
 
 
 def title_of(name: str) -> str:
@@ -71,8 +81,9 @@ def settings(trials: Sequence[Trials], budget: Budget) -> dict[str, Any]:
     return {"questions": questions, "budget": asdict(budget), "chosen": chosen, "environment": environment()}
 
 
-SEARCH = (
+GRID = (
     "Every model was searched over the same grid (learning rate 3e-4, 1e-3, 3e-3; inputs normalised or not; dropout 0.1 in the head, weight decay 0, at most "
     "60 epochs, the epoch with the lowest validation loss) at every seed, on that seed's own validation LoRAs; a seed is another split (70 / 15 / 15 %) and "
-    "another initialisation. ± is the standard deviation over seeds."
+    "another initialisation."
 )
+SEARCH = f"{GRID} ± is the standard deviation over seeds."

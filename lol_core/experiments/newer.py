@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lol_core.devices import find_device
-from lol_core.experiments.comparison import SEARCH, cells, chart, differences, settings, summary
+from lol_core.experiments.comparison import GRID, cells, chart, differences, intervals, settings
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.table2 import QUESTION as CLIP_QUESTION
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION, CLASSES_QUESTION
@@ -38,7 +38,7 @@ def run(context: Context) -> Result:
     for column, (question, score) in list(ASKED.items())[: 2 if context.small else None]:
         ours = context.trials(question, ORDER)
         asked.append(ours)
-        parts.append(cells(column, summary(ours, score)))
+        parts.append(cells(column, intervals(ours, score)))
         findings.append(beats(ours, column, score))
     attributes = asked[1].table()
     sizes = {line["model"]: float(line["parameters"]) for line in asked[1].chosen() if "parameters" in line}
@@ -46,7 +46,7 @@ def run(context: Context) -> Result:
     for half, values in times(context).items():
         parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, attributes)))
     notes = [
-        SEARCH,
+        f"{GRID} ± is half the width of the 95 % interval of the mean over seeds (Student's t).",
         "Models that divide the size out of their inputs gain nothing from normalised inputs: for spectral statistics and W2T only the learning rate was "
         "searched, for TuckerNet the weight of its directions (1 or 0.1) instead; DSiRe fits nothing. DSiRe, W2T and MVProbe are written from their "
         "descriptions, not from their authors' code.",
@@ -61,11 +61,15 @@ def run(context: Context) -> Result:
 def beats(trials: Trials, column: str, score: str) -> Finding:
     """Whether TuckerNet is above GL-net, and how it stands to the best of the others."""
     gap, error = differences(trials, score, "tucker", "gl_net")
-    means = summary(trials, score)["mean"]
+    found = intervals(trials, score)
+    means = found["mean"]
+    ends = {name: (means[name] - found["std"][name], means[name] + found["std"][name]) for name in ("TuckerNet", "GL-net")}
+    apart = ends["TuckerNet"][0] > ends["GL-net"][1] or ends["GL-net"][0] > ends["TuckerNet"][1]
     others = means[[model.title for name, model in MODELS.items() if name in trials.models and name != "tucker"]]
     return Finding(
         f"TuckerNet is above GL-net: {column}.", verdict(gap, error),
-        f"{means['TuckerNet']:.3f} against {means['GL-net']:.3f} (difference {gap:+.3f} ± {error:.3f}); the best of the others is {others.idxmax()} with "
+        f"{means['TuckerNet']:.3f} against {means['GL-net']:.3f} (difference {gap:+.3f} ± {error:.3f} on the same splits; the intervals "
+        f"{'do not overlap' if apart else 'overlap'}); the best of the others is {others.idxmax()} with "
         f"{others.max():.3f}, the product kernel has {means['product kernel']:.3f}.",
     )  # fmt: skip
 
