@@ -78,6 +78,14 @@ def test_labels_are_shuffled_for_a_model_that_memorises_too(tmp_path: Path) -> N
     assert not torch.equal(whole, shuffled) and torch.equal(whole.sort(0).values, shuffled.sort(0).values)
 
 
+def test_a_question_asked_of_other_models_or_seeds_is_another_question(tmp_path: Path) -> None:
+    context = Context(SAMPLES, tmp_path, replace(SMALL, loras=30))
+    one = context.trials(LOSS_QUESTION, ("svd",))
+    assert context.trials(LOSS_QUESTION, ("svd",)) is one
+    assert context.trials(LOSS_QUESTION, ("dsire",)).models == ("dsire",)
+    assert context.trials(LOSS_QUESTION, ("svd",), 2).table()["seed"].max() == 1
+
+
 def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
     trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path)
     for loss, r2 in ((0.5, 0.9), (0.4, 0.1), (0.6, 0.95)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lol_core.batches import Batch, make_batch, shared_spec
@@ -13,7 +13,7 @@ from lol_core.geometry import singular_values
 from lol_core.models import NEWER, LoLModel, ModelConfig, make_model
 from lol_core.models.mvprobe import Views
 from lol_core.models.spectral import statistics
-from lol_core.models.tucker import PARTS, SMALLEST, TuckerNet, leading_directions
+from lol_core.models.tucker import PARTS, TuckerNet, leading_directions
 from lol_core.models.w2t import triplets
 from lol_core.symmetry import TOLERANCES, act, invariance_error, relative_change, sample_for
 from tests.builders import SHAPES, random_batch, random_lora
@@ -51,7 +51,7 @@ def test_w2t_is_invariant_where_singular_values_differ(ranks: list[int], kappa: 
     for U, V in zip(batch.U, batch.V, strict=True):
         values = triplets(U, V)[1]
         if ((values[..., :-1] - values[..., 1:]) < 1e-3 * values[..., :1]).any():
-            return
+            assume(False)
     assert invariance_error(made("w2t", batch, seed=seed), batch, "gl", kappa, 2, torch.Generator().manual_seed(seed)) <= 1e-9
 
 
@@ -165,7 +165,6 @@ def test_tuckernet_separates_size_from_direction() -> None:
     sizes = len(batch.spec.modules) * (batch.spec.rank + 1)
     torch.testing.assert_close(before[:, :-sizes], after[:, :-sizes])
     assert not torch.allclose(before[:, -sizes:], after[:, -sizes:])
-    assert SMALLEST < 1e-3
 
 
 def test_the_weight_of_directions_leaves_the_sizes_alone() -> None:
@@ -186,5 +185,5 @@ def test_features_computed_once_are_those_of_the_forward_pass() -> None:
     batch = random_batch(SHAPES, 5)
     for name in ("tucker", "spectral"):
         model = made(name, batch)
-        R = sample_for(batch, "gl", 10.0)
+        R = sample_for(batch, "gl", 10.0, torch.Generator().manual_seed(0))
         torch.testing.assert_close(model.head.out(model.head.latent(model.described(batch))), model(act(R, batch)))

@@ -76,7 +76,7 @@ def run(context: Context) -> Result:
         "rank 16 (the paper: Imagenette, 2,046 of rank 32).",
         "Why GL-net is not ahead: ridge regression, linear in the whole of ΔW and without a search of features, does better on the same training LoRAs, so "
         "that the answer is in the weights and GL-net loses some of it, likely because it sees each module through sixteen directions a side and has about 700 "
-        "LoRAs to learn them from (the paper: up to 2,700).",
+        "LoRAs to learn them from.",
     ]
     return Result(
         "table3",

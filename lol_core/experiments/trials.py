@@ -267,17 +267,19 @@ class Context:
     on_progress: OnProgress = lambda progress: None
     stop: ShouldStop = lambda: False
     work: Path = Path("build")
-    answered: dict[str, Trials] = field(default_factory=dict)
+    answered: dict[tuple[Any, ...], Trials] = field(default_factory=dict)
 
     @property
     def small(self) -> bool:
         """Whether this is the run of seconds that shows how it goes."""
         return self.budget.loras is not None
 
-    def trials(self, question: Question, models: Sequence[str] = tuple(FIVE)) -> Trials:
-        """The fits of a question, made now as far as they are missing. Raises Stopped, ZooError, TaskError."""
-        if question.name not in self.answered:
-            found = Trials(question, Zoo.open(self.samples / question.zoo), self.budget, self.folder, models)
+    def trials(self, question: Question, models: Sequence[str] = tuple(FIVE), seeds: int | None = None) -> Trials:
+        """The fits of a question, made now as far as they are missing; seeds: the budget's when None. Raises Stopped, ZooError, TaskError."""
+        budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
+        key = (question.name, tuple(models), budget.seeds)
+        if key not in self.answered:
+            found = Trials(question, Zoo.open(self.samples / question.zoo), budget, self.folder, models)
             found.run(self.on_progress, self.stop)
-            self.answered[question.name] = found
-        return self.answered[question.name]
+            self.answered[key] = found
+        return self.answered[key]

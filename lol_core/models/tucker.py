@@ -114,9 +114,10 @@ class TuckerNet(LoLModel):
         """Bases, the choice of invariants and their scales, all from training LoRAs and without their labels."""
         super().prepare(sample, generator)
         batch = self.normalized(sample)
-        variances = []
+        variances, spectra = [], []
         for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
             R_U, R_V, values = _small(U, V)
+            spectra.append(self._sizes_of(values))
             scale = self._scale(values)[..., None, None]
             for side, factor, other in (("left", U, R_V), ("right", V, R_U)):
                 basis = self.get_buffer(f"{side}_{g}")
@@ -132,18 +133,20 @@ class TuckerNet(LoLModel):
             variances.append(kept.var(0, correction=0).flatten())
         self.get_buffer("spread").copy_(torch.cat(variances).mean().sqrt().clamp(min=1e-12))
         if self._sizes:
-            sizes = self._sizes_of(batch)
+            sizes = torch.cat(spectra, 1)
             self.get_buffer("size_mean").copy_(sizes.mean(0))
             self.get_buffer("size_std").copy_(sizes.std(0, correction=0).clamp(min=1e-6))
 
     def features(self, batch: Batch) -> Tensor:
-        parts = []
+        parts, spectra = [], []
         for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
-            found = self._invariants(g, U, V, *_small(U, V))
+            small = _small(U, V)
+            spectra.append(self._sizes_of(small[2]))
+            found = self._invariants(g, U, V, *small)
             kept = found.gather(2, self.get_buffer(f"chosen_{g}").expand(len(found), -1, -1))
             parts.append((self.config.direction_weight * (kept - self.get_buffer(f"center_{g}")) / self.get_buffer("spread")).flatten(1))
         if self._sizes:
-            parts.append((self._sizes_of(batch) - self.get_buffer("size_mean")) / self.get_buffer("size_std"))
+            parts.append((torch.cat(spectra, 1) - self.get_buffer("size_mean")) / self.get_buffer("size_std"))
         return torch.cat(parts, 1)
 
     def _scale(self, values: Tensor) -> Tensor:
@@ -160,15 +163,12 @@ class TuckerNet(LoLModel):
             parts += [_symmetric(left @ R_V.mT / scale), _symmetric(right @ R_U.mT / scale)]
         return torch.cat(parts, 2)
 
-    def _sizes_of(self, batch: Batch) -> Tensor:
-        """log ‖ΔW‖ and log σ_k / ‖ΔW‖ of every module: (B, L (rank + 1))."""
-        parts = []
-        for U, V in zip(batch.U, batch.V, strict=True):
-            values = _small(U, V)[2][..., : self.spec.rank]
-            norm = values.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-            values = torch.nn.functional.pad(values, (0, self.spec.rank - values.shape[-1]))
-            parts.append(torch.cat([norm.log(), (values / norm).clamp(min=SMALLEST).log()], -1).flatten(1))
-        return torch.cat(parts, 1)
+    def _sizes_of(self, values: Tensor) -> Tensor:
+        """log ‖ΔW‖ and log σ_k / ‖ΔW‖ from the singular values of a group's modules: (B, L, r) → (B, L (rank + 1))."""
+        values = values[..., : self.spec.rank]
+        norm = values.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        values = torch.nn.functional.pad(values, (0, self.spec.rank - values.shape[-1]))
+        return torch.cat([norm.log(), (values / norm).clamp(min=SMALLEST).log()], -1).flatten(1)
 
 
 def _small(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
