@@ -55,7 +55,8 @@ def run(context: Context) -> Result:
         f"Times: medians for one LoRA of {TIMED.layers} modules of {TIMED.n} × {TIMED.m} at rank {TIMED.r}, synthetic factors, batches of 16, in one "
         "run. Preprocessing is done once for a LoRA, the forward pass every time.",
         f"TuckerNet was made with the test scores of seeds 0 to {SEEN - 1} in sight: its parts on seeds 0 and 1, its second weight of directions after a first "
-        f"table of all three. Its scores there are flattered, so the findings are judged on seeds {SEEN} and later, which nobody had looked at.",
+        f"table of all three. Its scores there are flattered, so the findings are judged on seeds {SEEN} and later, which nobody had looked at; they are "
+        "two, so that their standard errors are rough.",
     ]
     table = pd.concat(parts, ignore_index=True)
     return Result("newer", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(asked, context.budget))
