@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from lol_core.errors import LoLError
-from lol_core.experiments import NAMES
+from lol_core.experiments import NAMES, OF_PAPER
 from lol_core.experiments.result import PAPER, Result, blocks
 from ui.figures import figure, take
 from ui.frame import counted, frame, need
@@ -51,11 +51,14 @@ st.markdown(
 )
 titles = {name: f"{name[:-1].capitalize()} {name[-1]}" if name[-1].isdigit() else name.capitalize() for name in NAMES}
 counts = pd.DataFrame(
-    {word: [sum(finding.holds == word for finding in found[name].findings) if name in found else pd.NA for name in NAMES] for word in ICONS},
-    index=pd.Index([found[name].title if name in found else titles[name] for name in NAMES], name="experiment"),
+    {
+        word: [sum(finding.of_paper and finding.holds == word for finding in found[name].findings) if name in found else pd.NA for name in OF_PAPER]
+        for word in ICONS
+    },
+    index=pd.Index([found[name].title if name in found else titles[name] for name in OF_PAPER], name="experiment"),
 ).astype("Int64")
 with st.expander(
-    f"Of the findings {', '.join(f'{counts[word].sum()} {said}' for word, said in SAID.items())}" if found else "Nothing has been run here yet",
+    f"Of the paper's findings {', '.join(f'{counts[word].sum()} {said}' for word, said in SAID.items())}" if found else "Nothing has been run here yet",
     icon=":material/fact_check:",
     key="overview",
 ):

@@ -10,6 +10,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.experiments import OF_PAPER
+from lol_core.experiments.result import Result
 from lol_core.models import NEWER, ModelConfig
 from lol_core.training import plan, train
 from lol_core.zoo import Zoo
@@ -210,6 +212,9 @@ def test_the_newer_models_are_shown_like_the_five(page: str, tmp_path: Path) -> 
 def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
     test = opened("Experiments", None, experiment="Table 1")
     assert not test.exception and "Table 1: invariance and time" in text_of(test) and "holds" in text_of(test)
+    findings = [finding for name in OF_PAPER for finding in Result.read(ROOT / "docs" / "results" / name).findings if finding.of_paper]
+    counts = test.dataframe[0].value
+    assert int(counts.sum().sum()) == len(findings) and "TuckerNet" not in " ".join(counts.index)
     test.button(key="run_small").click().run()
     settled(test, 120)
     job = test.session_state["session"].experiment

@@ -27,6 +27,11 @@ class Finding:
     holds: str
     here: str
 
+    @property
+    def of_paper(self) -> bool:
+        """Whether the paper says so; what it does not ask begins with these words."""
+        return not self.paper.startswith("Not asked in the paper")
+
 
 def verdict(margin: float, error: float) -> str:
     """Whether something that should be positive is: clearly, when it exceeds twice its standard error."""
