@@ -5,7 +5,8 @@ Neighbours and clusters are found in the original space; the picture only shows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,21 +23,33 @@ from lol_core.checkpoint import Checkpoint
 from lol_core.errors import LoRAFormatError, TaskError
 from lol_core.geometry import spectrum
 from lol_core.index import Entry
+from lol_core.lora import LoRA
 from lol_core.zoo import Zoo
 
 Method = Literal["PCA", "UMAP"]
 Kind = Literal["updates", "directions", "spectra", "latent"]
 BLOCK = 20_000_000
 """Numbers formed at a time when products of many LoRAs are computed."""
+LANDMARKS, FEWEST_LANDMARKS = 1500, 50
+"""Up to so many LoRAs of a collection all products with all are computed; with more, the products of all with so many of them."""
+LANDMARK_NUMBERS = 250_000_000
+"""Numbers that the factors of the landmarks may take together: a gigabyte in float32."""
+READ_AT_ONCE = 64
+MANY, FEW_DIRECTIONS = 3000, 30
+"""More LoRAs than this are clustered in fewer dimensions, where that takes seconds."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """LoRAs as vectors. ids: (N,); vectors: (N, d), whose Euclidean distances are the distances of the space; title: what they are."""
+    """LoRAs as vectors. ids: (N,); vectors: (N, d), whose Euclidean distances are the distances of the space; title: what they are.
+
+    share: how much of the LoRAs' squared norm the vectors hold, 1 where they are exact. Where it is less, distances are too small.
+    """
 
     title: str
     ids: tuple[str, ...]
     vectors: np.ndarray
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.vectors):
@@ -49,10 +62,13 @@ class Space:
         return distances.nsmallest(count)
 
     def clusters(self, smallest: int = 5) -> pd.Series:
-        """A cluster number for each LoRA by HDBSCAN, −1 for those in none."""
+        """A cluster number for each LoRA by HDBSCAN, −1 for those in none; of more than `MANY` LoRAs by their first `FEW_DIRECTIONS` principal components."""
         if len(self.ids) < max(2, smallest):
             return pd.Series(-1, index=list(self.ids))
-        return pd.Series(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(self.vectors), index=list(self.ids))
+        vectors = self.vectors
+        if len(self.ids) > MANY and vectors.shape[1] > FEW_DIRECTIONS:
+            vectors = PCA(FEW_DIRECTIONS, random_state=0).fit_transform(vectors)
+        return pd.Series(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(vectors), index=list(self.ids))
 
 
 def gram(batch: Batch, progress: Callable[[int, int], None] | None = None, others: Batch | None = None) -> np.ndarray:
@@ -95,13 +111,32 @@ def from_gram(title: str, ids: Sequence[str], products: np.ndarray, directions: 
     return Space(title, tuple(ids), (basis[:, kept] * np.sqrt(values[kept]))[:, order])
 
 
-def from_spectra(title: str, ids: Sequence[str], spectra: Sequence[Sequence[np.ndarray]], spec: WeightSpec) -> Space:
-    """log(1 + σ) of every module's singular values, padded with zeros to its largest rank."""
+def self_products(batch: Batch) -> np.ndarray:
+    """‖ΔW‖² over all modules, from the factors: (B,) float64."""
+    total = torch.zeros(len(batch), dtype=torch.float64)
+    for U, V in zip(batch.U, batch.V, strict=True):
+        U, V = U.double(), V.double()
+        total += ((U.mT @ U) * (V.mT @ V)).sum((1, 2, 3))
+    return total.numpy()
+
+
+def nystroem(products: np.ndarray) -> np.ndarray:
+    """Vectors X (N, d) from inner products (N, K) with the first K of N: X Xᵀ is exact among these, the others are projected onto their span.
+
+    C. Williams and M. Seeger, "Using the Nyström method to speed up kernel machines", 2001.
+    """
+    values, basis = np.linalg.eigh(products[: products.shape[1]])
+    kept = values > values.max(initial=0.0) * 1e-8
+    return (products @ (basis[:, kept] / np.sqrt(values[kept])))[:, ::-1]
+
+
+def padded_spectra(spectra: Sequence[Sequence[np.ndarray]], spec: WeightSpec) -> np.ndarray:
+    """log(1 + σ) of every module's singular values, padded with zeros to its largest rank: (B, Σ rank)."""
     rows = []
     for values in spectra:
         parts = [np.log1p(sigma[: module.rank]) for sigma, module in zip(values, spec.modules, strict=True)]
         rows.append(np.concatenate([np.pad(part, (0, module.rank - len(part))) for part, module in zip(parts, spec.modules, strict=True)]))
-    return Space(title, tuple(ids), np.stack(rows))
+    return np.stack(rows)
 
 
 def project(space: Space, method: Method = "PCA", dimensions: int = 2, seed: int = 0, neighbours: int = 15, start: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -191,34 +226,72 @@ def space_of(
     checkpoint: Checkpoint | None = None,
     report: Callable[[float, str], None] = lambda done, message: None,
     stop: Callable[[], bool] = lambda: False,
+    landmarks: int = LANDMARKS,
 ) -> Space | None:
-    """Read LoRAs and place them: by their updates, the directions of these, their singular values, or a checkpoint's latent vectors.
+    """Read LoRAs, a block at a time, and place them: by their updates, the directions of these, their singular values, or a checkpoint's latent vectors.
 
-    Files that cannot be read, or do not fit the checkpoint, are left out; None when `stop()` said so on the way.
-    `report` hears the share done, 0 to 1, and a line about it. Raises TaskError when none can be read, or there is no checkpoint for a latent.
+    Updates and directions of more than `landmarks` LoRAs are placed by their products with that many of them (Nyström's method; fewer where they would take
+    over `LANDMARK_NUMBERS` numbers): see `Space.share`. Files that cannot be read, or do not fit the checkpoint, are left out; None when `stop()` said so
+    on the way. `report` hears the share done, 0 to 1, and a line about it. Raises TaskError when none can be read, or there is no checkpoint for a latent.
     """
     if kind == "latent" and checkpoint is None:
         raise TaskError("A latent space needs a checkpoint.")
-    loras, kept = [], []
-    for done, id in enumerate(ids, 1):
-        if stop():
-            return None
-        report(0.6 * done / len(ids), f"Reading weights: {done:,} of {len(ids):,}")
-        try:
-            if checkpoint is not None and checkpoint.spec.misfits(zoo.by_id[id]):
-                continue
-            loras.append(zoo.load(id))
-            kept.append(id)
-        except LoRAFormatError:
-            continue
-    if not loras:
+    ids = [id for id in ids if checkpoint is None or not checkpoint.spec.misfits(zoo.by_id[id])]
+    spec = shared_spec(zoo.by_id[id] for id in ids) if ids else None
+
+    def blocks(wanted: Sequence[str], start: float, end: float) -> Iterator[tuple[list[str], list[LoRA]]]:
+        for first in range(0, len(wanted), READ_AT_ONCE):
+            names, loras = [], []
+            for done, id in enumerate(wanted[first : first + READ_AT_ONCE], first + 1):
+                if stop():
+                    return
+                report(start + (end - start) * done / len(wanted), f"Reading weights: {done:,} of {len(wanted):,}")
+                with suppress(LoRAFormatError):
+                    loras.append(zoo.load(id))
+                    names.append(id)
+            if names:
+                yield names, loras
+
+    kept: list[str] = []
+    parts: list[np.ndarray] = []
+    share = 1.0
+    if spec is None:
+        pass
+    elif kind in ("latent", "spectra"):
+        for names, loras in blocks(ids, 0, 1):
+            kept += names
+            if checkpoint is not None and kind == "latent":
+                parts.append(checkpoint.outputs(loras, embed=True).cpu().numpy())
+            else:
+                parts.append(padded_spectra([[spectrum(lora[module.name]).numpy() for module in spec.modules] for lora in loras], spec))
+    else:
+        size = sum(module.rank * (module.n + module.m) for module in spec.modules)
+        count = min(len(ids), landmarks, max(FEWEST_LANDMARKS, LANDMARK_NUMBERS // size))
+        chosen = list(ids) if count == len(ids) else sorted(np.random.default_rng(0).choice(np.array(ids, object), count, replace=False))
+        read = list(blocks(chosen, 0, 0.6 if count == len(ids) else 0.2))
+        if read and not stop():
+            kept = [name for names, _ in read for name in names]
+            base = make_batch([lora for _, loras in read for lora in loras], spec)
+            begun = 0.6 if count == len(ids) else 0.2
+            among = gram(base, lambda done, total: report(begun + 0.2 * done / total, f"Products of {done:,} of {total:,} LoRAs with all"))
+            if count == len(ids):
+                return None if stop() else from_gram(kind, kept, among, directions=kind == "directions")
+            names_in, others, sizes = set(kept), [among], [np.diag(among)]
+            for names, loras in blocks([id for id in ids if id not in names_in], 0.4, 1):
+                batch = make_batch(loras, spec)
+                kept += names
+                others.append(gram(batch, others=base))
+                sizes.append(self_products(batch))
+            products, squares = np.concatenate(others), np.concatenate(sizes)
+            if kind == "directions":
+                lengths = np.sqrt(np.clip(squares, 1e-30, None))
+                products, squares = products / lengths[:, None] / lengths[: len(among)], np.ones(len(squares))
+            vectors = nystroem(products)
+            share = float(np.square(vectors[len(among) :]).sum() / squares[len(among) :].sum())
+            parts.append(vectors)
+    if stop():
+        return None
+    if not kept:
         raise TaskError("None of these LoRAs can be read, or none fits the model.")
-    if checkpoint is not None and kind == "latent":
-        report(0.8, "Computing latent vectors")
-        return Space(f"latent of {checkpoint.title}", tuple(kept), checkpoint.outputs(loras, embed=True).cpu().numpy())
-    spec = shared_spec(loras)
-    if kind == "spectra":
-        report(0.8, "Computing singular values")
-        return from_spectra("singular values", kept, [[spectrum(lora[module.name]).numpy() for module in spec.modules] for lora in loras], spec)
-    products = gram(make_batch(loras, spec), lambda done, total: report(0.6 + 0.4 * done / total, f"Products of {done:,} of {total:,} LoRAs with all"))
-    return from_gram(kind, kept, products, directions=kind == "directions")
+    titles = {"latent": f"latent of {checkpoint.title}" if checkpoint else "", "spectra": "singular values"}
+    return Space(titles.get(kind, kind), tuple(kept), np.concatenate(parts), share)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from lol_core.errors import LoRAFormatError
@@ -31,6 +30,8 @@ SKETCH = 48
 """Numbers of a sketch."""
 SAME = 1e-2
 """‖ΔW_a − ΔW_b‖ / ‖ΔW_a‖ up to which two LoRAs count as the same function: bfloat16 rounds by about 4e-3."""
+BLOCK = 200
+"""LoRAs whose neighbours are looked up at a time."""
 LOW_RANK_USE = 0.25
 """A LoRA whose modules use on average less than this share of their rank counts as rank-deficient."""
 
@@ -112,14 +113,16 @@ class Surveys:
         missing = [entry for entry in self.zoo.entries if entry.path not in found]
         connection = self._connect()
         try:
+            saved = time.monotonic()
             for done, entry in enumerate(missing, 1):
                 if stop():
                     break
                 found[entry.path] = result = self._read(entry)
                 blobs = [array.astype(np.float32).tobytes() for array in (result.norms, result.effective_ranks, result.sketch)]
                 connection.execute("INSERT OR REPLACE INTO surveys_1 VALUES (?, ?, ?, ?, ?)", (entry.digest, *blobs, result.problem))
-                if done % 50 == 0:
+                if time.monotonic() - saved > 1:  # not after each, which is slow, and not rarely: others wait for the file meanwhile
                     connection.commit()
+                    saved = time.monotonic()
                 if progress:
                     progress(done, len(missing))
             connection.commit()
@@ -208,30 +211,44 @@ def layer_map(values: pd.Series) -> pd.DataFrame:
     return table.pivot_table("value", "row", "block", "sum", sort=False, observed=True)
 
 
-def duplicates(zoo: Zoo, surveys: dict[str, Survey], tolerance: float = SAME) -> pd.DataFrame:
+def duplicates(
+    zoo: Zoo,
+    surveys: dict[str, Survey],
+    tolerance: float = SAME,
+    progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> pd.DataFrame:
     """LoRAs that are the same function, whatever their file, factors, dtype or padded rank: a row for each, with columns group, lora, identical.
 
-    Sketches find the candidates, `geometry.same_function` decides. identical: whether the file's content is that of another member of its group.
+    Equal content is the same function; among different contents sketches find the candidates, and `geometry.same_function` decides.
+    identical: whether the file's content is that of another member of its group. `progress(done, total)` counts contents; when `stop()` says so, the pairs
+    found so far are what is returned.
     """
     ids = [id for id, found in surveys.items() if found.problem is None and found.norm > 0 and id in zoo.by_id]
-    same: list[tuple[int, int]] = []
-    if len(ids) > 1:
-        sketches = np.stack([surveys[id].sketch for id in ids])
-        directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
-        nearest = NearestNeighbors(radius=4 * tolerance).fit(directions).radius_neighbors(return_distance=False)
-        for i, others in enumerate(nearest):
-            for j in others:
-                if i < j and (zoo.by_id[ids[i]].digest == zoo.by_id[ids[j]].digest or same_function(zoo.load(ids[i]), zoo.load(ids[j]), tolerance)):
-                    same.append((i, int(j)))
-    if not same:
+    if len(ids) < 2:
         return pd.DataFrame(columns=["group", "lora", "identical"])
-    pairs = np.array(same)
-    _, component = connected_components(coo_matrix((np.ones(len(pairs)), pairs.T), (len(ids), len(ids))), directed=False)
-    table = pd.DataFrame({"group": component, "lora": ids, "digest": [zoo.by_id[id].digest for id in ids]})
-    table = table[table.groupby("group")["lora"].transform("size") > 1]
+    table = pd.DataFrame({"lora": ids, "digest": [zoo.by_id[id].digest for id in ids]})
+    contents = table.drop_duplicates("digest", ignore_index=True)
+    sketches = np.stack([surveys[id].sketch for id in contents["lora"]])
+    directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
+    neighbours = NearestNeighbors(radius=4 * tolerance).fit(directions)
+    root = np.arange(len(contents))
+    for i, id in enumerate(contents["lora"]):
+        if stop():
+            break
+        if i % BLOCK == 0:
+            block = neighbours.radius_neighbors(directions[i : i + BLOCK], return_distance=False)
+            if progress:
+                progress(i, len(contents))
+        for j in sorted({int(root[j]) for j in block[i % BLOCK] if j < i}):
+            if same_function(zoo.load(contents["lora"][j]), zoo.load(id), tolerance):
+                root[i] = j
+                break
+    table["group"] = table["digest"].map(dict(zip(contents["digest"], root, strict=True)))
+    table = table[table.groupby("group")["lora"].transform("size") > 1].copy()
     table["identical"] = table.duplicated(["group", "digest"], keep=False)
     table["group"] = table["group"].rank(method="dense").astype(int)
-    return table.sort_values(["group", "lora"]).drop(columns="digest").reset_index(drop=True)
+    return table.sort_values(["group", "lora"])[["group", "lora", "identical"]].reset_index(drop=True)
 
 
 def tag_counts(metadata: Mapping[str, Any]) -> pd.Series:

@@ -194,10 +194,6 @@ def turn() -> None:
             R = given(original, {r: typed})
         else:
             R = sample_for(original, group_of(group), 10.0**exponent if sized else 1.0, torch.Generator().manual_seed(draw), layers == "shared")
-    with right:
-        r = int(original.ranks[0, own.groups[0][1][0]])
-        whose = own.modules[own.groups[0][1][0]].name if group != "hand" and layers == "own" else f"every module of rank {r}"
-        figure(plots.matrix(R[0][0, 0, :r, :r].numpy(), f"R of {whose}"), "R", "The matrix R")
     turned = act(R, original)
     dials: list[plots.Dial] = []
     rows: list[dict[str, Any]] = []
@@ -234,6 +230,10 @@ def turn() -> None:
         for i, dial in enumerate(dials):
             words = f"{dial.title}: {dial.before:.5g} before R, {dial.after:.5g} after; it {dial.verdict}"
             st.plotly_chart(plots.needle(dial), key=f"needle_{i}", alt=words, width=156, config={"displayModeBar": False})
+    with right:  # pictures come after the numbers, which should not wait for them
+        r = int(original.ranks[0, own.groups[0][1][0]])
+        whose = own.modules[own.groups[0][1][0]].name if group != "hand" and layers == "own" else f"every module of rank {r}"
+        figure(plots.matrix(R[0][0, 0, :r, :r].numpy(), f"R of {whose}"), "R", "The matrix R")
     st.dataframe(
         table, hide_index=True, key="moves", column_config={"relative change": st.column_config.NumberColumn(format="scientific")} | {
             name: st.column_config.NumberColumn(format="%.6g") for name in ("before R", "after R")

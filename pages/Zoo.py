@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 from PIL import Image
 
-from lol_core.survey import SAME, Survey, duplicates, health
+from lol_core.survey import SAME, Survey, health
 from lol_core.zoo import Zoo, training_runs
 from ui.frame import frame, need, page_link
 from ui.jobs import SurveyJob
@@ -58,27 +58,35 @@ def whole_table(fingerprint: str, labels: str, n_read: int, _zoo: Zoo, _surveys:
     return headers.join(pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW‖", "‖ΔW‖ by module", "rank used", "health"]))
 
 
-@st.cache_data(max_entries=4, show_spinner="Comparing updates …")
-def same_functions(fingerprint: str, n_read: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
-    return duplicates(_zoo, _surveys)
-
-
-def survey_line(zoo: Zoo, read: int) -> None:
-    """Reading the weights: a button, or its progress."""
+def reading(zoo: Zoo, read: int) -> SurveyJob | None:
+    """The job that reads this collection's weights and compares them: begun unasked where that is cheap, None where it has not begun or has all been done."""
     job = state.survey if state.survey is not None and state.survey.zoo is zoo else None
     small = sum(entry.size for entry in zoo.entries) <= READ_UNASKED
-    if job is None and read < len(zoo) and (small or st.button("Read the weights", icon=":material/search_insights:")):
+    if job is None and len(zoo) and zoo.fingerprint not in state.same and (small or read == len(zoo)):
         state.survey = job = SurveyJob(zoo)
         job.start()
+        job.wait(0.3)  # where all was read before, the answer is there at once
+    if job is not None and job.result is not None:
+        state.same[zoo.fingerprint] = job.result
+    return job
+
+
+def survey_line(job: SurveyJob | None, read: int) -> None:
+    """Reading the weights: its progress, or a button."""
     if job is None:
         if read < len(zoo):
+            if st.button("Read the weights", icon=":material/search_insights:"):
+                state.survey = SurveyJob(zoo)
+                state.survey.start()
+                st.rerun()
             st.caption(f"The weights of {len(zoo) - read:,} LoRAs have not been read: norms, health and duplicates need them. Headers are enough for the rest.")
         return
     follow(job, "stop_survey")
     if job.error:
         st.error(job.error)
     elif job.stopping and not job.running and st.button("Read the rest of the weights", icon=":material/search_insights:"):
-        state.survey = None
+        state.survey = SurveyJob(zoo)
+        state.survey.start()
         st.rerun()
 
 
@@ -121,9 +129,10 @@ def gallery(ids: list[str]) -> None:
 known = surveys_of(zoo)
 n_read = len(known)
 table = whole_table(zoo.fingerprint, zoo.labels_digest, n_read, zoo, known) if len(zoo) else pd.DataFrame()
-same = same_functions(zoo.fingerprint, n_read, zoo, known) if len(zoo) else pd.DataFrame()
-n_groups = int(same["group"].nunique()) if len(same) else 0
-loaded, repeated, refused = st.tabs([f"LoRAs ({len(zoo):,})", f"Same function ({n_groups:,})", f"Refused ({len(zoo.refused):,})"])
+job = reading(zoo, n_read)
+same = state.same.get(zoo.fingerprint)
+n_groups = "…" if same is None else f"{same['group'].nunique():,}"
+loaded, repeated, refused = st.tabs([f"LoRAs ({len(zoo):,})", f"Same function ({n_groups})", f"Refused ({len(zoo.refused):,})"])
 with refused:
     if zoo.refused:
         reasons = pd.DataFrame([{"path": e.path, "reason": e.reason, "bytes": e.size} for e in zoo.refused])
@@ -135,14 +144,14 @@ with refused:
     else:
         st.success("Every candidate file was read.")
 with repeated:
-    if len(same):
+    if same is None:
+        st.info("Known when all weights have been read and compared: the tab LoRAs says how far that is.", icon=":material/arrow_back:")
+    elif len(same):
         st.caption(f"LoRAs of one group have the same ΔW within {SAME:.0%}, whatever their files, factors, number types or padded ranks.")
         shown_groups = same.assign(name=same["lora"].map(zoo.names), copy=np.where(same["identical"], "same bytes", "other file, same ΔW"))
         st.dataframe(shown_groups[["group", "name", "copy", "lora"]], hide_index=True, column_config={"lora": "path"})
         st.button("Select these", icon=":material/select_all:", on_click=select, args=(zoo, list(same["lora"])), key="select_same")
         st.download_button("Download as CSV", shown_groups.to_csv(index=False), "same-function.csv", "text/csv", icon=":material/download:", key="same_csv")
-    elif len(known) < len(zoo):
-        st.info(f"Among the {len(known):,} LoRAs whose weights have been read, no two are the same function.", icon=":material/arrow_forward:")
     elif len(zoo):
         st.success(f"No two of the {len(zoo):,} LoRAs are the same function.")
 
@@ -218,5 +227,5 @@ def listing() -> None:
 
 with loaded:
     need(len(zoo), "No LoRA could be read in this folder. The other tab says why; or open another folder in the sidebar.")
-    survey_line(zoo, len(known))
+    survey_line(job, len(known))
     listing()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lol_core.batches import make_batch, shared_spec
-from lol_core.embedding import Method, Space, explain, from_gram, from_spectra, gram, name_clusters, project
+from lol_core.embedding import Method, Space, explain, from_gram, gram, name_clusters, nystroem, padded_spectra, project, self_products, space_of
 from lol_core.errors import TaskError
 from lol_core.geometry import distance, inner_product, spectrum
 from lol_core.symmetry import sample_gl
-from tests.builders import MODULES, random_lora
+from lol_core.zoo import Zoo
+from tests.builders import MODULES, random_lora, write_zoo
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.2, 2))
@@ -39,8 +42,32 @@ def test_the_kernel_is_exact_and_does_not_see_the_factors(seed: int, scale: floa
 def test_spectra_are_a_space() -> None:
     loras = [random_lora(MODULES, i) for i in range(4)] + [random_lora([(n, a, b, 1) for n, a, b, _ in MODULES], 9)]
     spec = shared_spec(loras)
-    space = from_spectra("spectra", "abcde", [[spectrum(lora[m.name]).numpy() for m in spec.modules] for lora in loras], spec)
-    assert space.vectors.shape == (5, sum(module.rank for module in spec.modules))
+    vectors = padded_spectra([[spectrum(lora[m.name]).numpy() for m in spec.modules] for lora in loras], spec)
+    assert vectors.shape == (5, sum(module.rank for module in spec.modules))
+
+
+def test_a_large_collection_is_placed_by_its_products_with_some(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 40)
+    zoo = Zoo.open(tmp_path / "zoo")
+    exact, some = space_of(zoo, zoo.ids, "updates"), space_of(zoo, zoo.ids, "updates", landmarks=25)
+    assert exact is not None and some is not None and exact.share == 1 and 0 < some.share < 1
+    assert sorted(some.ids) == sorted(zoo.ids) and some.vectors.shape == (40, 25)
+    true, seen = pd.DataFrame(exact.vectors, index=list(exact.ids)), pd.DataFrame(some.vectors, index=list(some.ids))
+    landmarks, others = list(some.ids[:25]), list(some.ids[25:])
+    products = seen @ seen.T
+    np.testing.assert_allclose(products.loc[landmarks, :], (true @ true.T).loc[landmarks, some.ids], rtol=1e-3, atol=1e-3 * products.to_numpy().max())
+    assert np.linalg.norm(seen.loc[others]) < np.linalg.norm(true.loc[others]), "a projection is shorter"
+    directions = space_of(zoo, zoo.ids, "directions", landmarks=25)
+    assert directions is not None and np.linalg.norm(directions.vectors[:25], axis=1) == pytest.approx(np.ones(25), rel=1e-4)
+    assert space_of(zoo, zoo.ids, "updates", landmarks=25, stop=lambda: True) is None
+
+
+def test_nystroem_is_exact_where_the_landmarks_span_everything() -> None:
+    X = np.random.default_rng(0).normal(size=(30, 5))
+    found = nystroem(X @ X[:8].T)
+    np.testing.assert_allclose(found @ found.T, X @ X.T, atol=1e-8)
+    batch = make_batch(loras := [random_lora(MODULES, i) for i in range(4)], shared_spec(loras), torch.float64)
+    np.testing.assert_allclose(self_products(batch), np.diag(gram(batch)))
 
 
 @pytest.fixture(scope="module")

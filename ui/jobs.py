@@ -20,7 +20,7 @@ from lol_core.experiments.result import Result
 from lol_core.experiments.trials import SMALL, Context
 from lol_core.generation import Painter, Sampling, Stopped
 from lol_core.index import cache_folder
-from lol_core.survey import Surveys
+from lol_core.survey import Surveys, duplicates
 from lol_core.training import Plan, Progress, train
 from lol_core.training import Stopped as StoppedTraining
 from lol_core.zoo import Zoo
@@ -72,6 +72,9 @@ class Job:
     def stop(self) -> None:
         self._stop.set()
 
+    def wait(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
     @property
     def stopping(self) -> bool:
         return self._stop.is_set()
@@ -120,9 +123,6 @@ class IndexJob(Job):
     @property
     def fraction(self) -> float:
         return self.done / max(1, self.total)
-
-    def wait(self, seconds: float) -> None:
-        self._thread.join(seconds)
 
     def _work(self) -> None:
         def report(done: int, total: int) -> None:
@@ -204,23 +204,34 @@ class FoldsJob(Job):
 
 
 class SurveyJob(Job):
-    """Reads the weights of a collection once. `stop()` ends after the present file; what is read stays."""
+    """Reads the weights of a collection once and finds those that are the same function. `stop()` ends after the present file; what is read stays.
+
+    `result`: see `duplicates`; None until it is known.
+    """
+
+    takes_turns = False
 
     def __init__(self, zoo: Zoo):
         super().__init__()
         self.zoo = zoo
-        self.done, self.total = 0, len(zoo)
+        self.share = 0.0
+        self.result: pd.DataFrame | None = None
 
     @property
     def fraction(self) -> float:
-        return self.done / max(1, self.total)
+        return self.share
 
     def _work(self) -> None:
-        def report(done: int, total: int) -> None:
-            self.done, self.total = done, total
-            self.message = f"Reading weights: {done:,} of {total:,}"
+        def read(done: int, total: int) -> None:
+            self.share, self.message = 0.9 * done / total, f"Reading weights: {done:,} of {total:,}"
 
-        Surveys(self.zoo).complete(report, self._stop.is_set)
+        def compared(done: int, total: int) -> None:
+            self.share, self.message = 0.9 + 0.1 * done / total, f"Comparing updates: {done:,} of {total:,}"
+
+        surveys = Surveys(self.zoo).complete(read, self._stop.is_set)
+        found = duplicates(self.zoo, surveys, progress=compared, stop=self._stop.is_set)
+        if not self.stopping:
+            self.result = found
 
 
 @dataclass(frozen=True)

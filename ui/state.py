@@ -37,7 +37,7 @@ MAX_RECENT = 8
 class Session:
     """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
-    maps: pictures drawn so far; selections, isolated, computed: see ui/selection.py, by collection.
+    same: LoRAs that are the same function, by fingerprint; maps: pictures drawn so far; selections, isolated, computed: see ui/selection.py, by collection.
     picture: the format in which figures are saved; visited: titles of pages seen.
     """
 
@@ -47,6 +47,7 @@ class Session:
     validation: FoldsJob | None = None
     drawing: DrawingJob | None = None
     survey: SurveyJob | None = None
+    same: dict[str, pd.DataFrame] = field(default_factory=dict)
     mapping: MapJob | None = None
     experiment: ExperimentJob | None = None
     indexing: IndexJob | None = None
