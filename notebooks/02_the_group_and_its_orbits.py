@@ -1,0 +1,163 @@
+# %% [markdown]
+# # 2 · The group GL(r), its orbits, and how to break an MLP
+#
+# The rewritings of notebook 1 form a group: all invertible $R$, written $\mathrm{GL}(r)$, acting by $R \star (U, V) = (UR, V R^{-\top})$.
+# All pairs that can be reached from one pair are its **orbit**. A LoRA is an orbit, not a pair, so a sensible model gives one answer on each.
+
+# %%
+import copy
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from lol_core import TrainingConfig, Zoo
+from lol_core.batches import make_batch
+from lol_core.evaluation import score
+from lol_core.symmetry import GROUPS, act, act_on, relative_change, sample, sample_for, sample_gl
+from lol_core.training import plan, train
+
+torch.set_num_threads(1)
+
+# %% [markdown]
+# ## Orbits one can draw
+# Take the smallest LoRA there is: $n = m = r = 1$. Then $u, v$ are two numbers, $R$ is a number $c \neq 0$, and $c \star (u, v) = (cu, v/c)$.
+# The product $uv$ is all that the LoRA does, and the orbits are the hyperbolas $uv = \text{const}$.
+
+# %%
+c = np.exp(np.linspace(-2, 2, 81))
+orbits = go.Figure()
+for product in (0.25, 1.0, 2.25):
+    u, v = np.sqrt(product) * c, np.sqrt(product) / c
+    orbits.add_trace(go.Scatter(x=u, y=v, mode="lines", name=f"uv = {product}"))
+    np.testing.assert_allclose(u * v, product)
+circle = np.linspace(0, np.pi / 2, 40)
+orbits.add_trace(go.Scatter(x=1.4 * np.cos(circle), y=1.4 * np.sin(circle), mode="lines", line={"dash": "dot", "color": "gray"}, name="‖(u, v)‖ = 1.4"))
+orbits.update_layout(title="Each curve is one LoRA", width=520, height=420, xaxis={"range": [0, 3], "title": "u"}, yaxis={"range": [0, 3], "title": "v"})
+orbits
+
+# %% [markdown]
+# An MLP draws its level lines wherever training puts them; nothing makes them follow the hyperbolas. And mind the dotted circle: a rule like "take the pair
+# of unit norm" does not pick one pair from every curve.
+#
+# Orbits run off to infinity, since $c$ may be as large as one likes. So $\mathrm{GL}(r)$ is not compact, averaging a model over it is no way out, and a
+# training set cannot cover it by examples. How far $R$ stretches is told by its condition number $\kappa(R)$, the ratio of its largest to its smallest singular value.
+#
+# ## The subgroups
+# Rotations and reflections $\mathrm{O}(r)$, permutations of the columns, and scalings of the columns are parts of $\mathrm{GL}(r)$. They differ in what they leave alone.
+
+# %%
+zoo = Zoo.open("../sample_loras/glosses")
+layer = zoo.load(zoo.ids[3]).layers[0]
+U, V = layer.folded(torch.float64)
+rows = []
+for group in GROUPS:
+    R = sample(group, layer.rank, 10.0, generator=torch.Generator().manual_seed(0))
+    U2, V2 = act_on(R, U, V)
+    rows.append(
+        {
+            "group": group,
+            "κ(R)": float(torch.linalg.cond(R)),
+            "U": relative_change(U2, U),
+            "‖U‖": abs(float(U2.norm() / U.norm()) - 1),
+            "U Uᵀ": relative_change(U2 @ U2.T, U @ U.T),
+            "U Vᵀ": relative_change(U2 @ V2.T, U @ V.T),
+        }
+    )
+moved = pd.DataFrame(rows).set_index("group")
+moved.style.format("{:.1e}", subset=["U", "‖U‖", "U Uᵀ", "U Vᵀ"]).format("{:.3g}", subset=["κ(R)"])
+
+# %% [markdown]
+# The columns say how much each quantity moves. $\|U\|$ and $U U^\top$ keep still under $\mathrm{O}(r)$ and its permutations and move under the rest;
+# only $U V^\top$ keeps still under everything.
+#
+# ## Breaking an MLP
+# Notebook 1 showed that an MLP on the raw factors learns next to nothing here. So take one that does learn: O-Align, an MLP whose factors are first
+# rotated onto a template (notebook 4). The question is now how many held-out questions the fine-tuned encoder answers. Train on the files as they are,
+# then turn only the test LoRAs.
+
+# %%
+models = {}
+for title, name in {"O-Align": "o_align", "GL-net": "gl_net"}.items():
+    config = TrainingConfig(model=name, seed=0, epochs=40)
+    models[title] = train(zoo, plan(zoo, ["accuracy"], config), config, Path(tempfile.mkdtemp()))
+test = models["GL-net"].split["test"]
+truth = zoo.labels.loc[test]
+batch = make_batch([zoo.load(id) for id in test], models["GL-net"].spec, torch.float64)
+twins = {name: copy.deepcopy(checkpoint.model).double() for name, checkpoint in models.items()}
+
+
+@torch.no_grad()
+def r_squared(name: str, turned) -> float:
+    return score(models[name].task, truth, models[name].task.decode(twins[name](turned)))["r2"]
+
+
+# %% [markdown]
+# Look at what $\kappa$ does to them:
+
+# %%
+kappas = [1, 4, 16, 64, 256, 1024]
+curves = {name: [] for name in models}
+for kappa in kappas:
+    turned = act(sample_for(batch, "gl", float(kappa), torch.Generator().manual_seed(0)), batch)
+    for name in models:
+        curves[name].append(r_squared(name, turned))
+figure = go.Figure([go.Scatter(x=kappas, y=values, name=name, mode="lines+markers") for name, values in curves.items()])
+figure.update_xaxes(title="κ(R) of the test LoRAs' rewriting", type="log").update_yaxes(title="R² on test LoRAs")
+figure.update_layout(title="The same LoRAs, rewritten ever more wildly", height=380)
+figure
+
+# %% [markdown]
+# At $\kappa = 1$, which is $\mathrm{O}(r)$, both are what they were. From there O-Align falls, and GL-net is a flat line: it was trained on the files as they
+# were and has never seen a rewritten LoRA. O-Align falls slowly here, likely since a good part of its answer is the size of the update, which a wild $R$ hides only in part.
+# Whether it falls far is luck of the question; that it may is what the symmetry says.
+#
+# With `ipywidgets` you can turn $\kappa$ yourself (on a page that does not run Python, the curve above has to do).
+
+# %%
+try:
+    from ipywidgets import FloatLogSlider, interact
+
+    @interact(kappa=FloatLogSlider(value=4, base=2, min=0, max=10, step=0.5, description="κ(R)"))
+    def turn(kappa: float) -> None:
+        turned = act(sample_for(batch, "gl", max(kappa, 1.0), torch.Generator().manual_seed(0)), batch)
+        print("   ".join(f"{name}: R² {r_squared(name, turned):.3f}" for name in models))
+
+except ImportError:
+    print("Install ipywidgets for the slider.")
+
+# %%
+assert abs(curves["O-Align"][0] - r_squared("O-Align", batch)) < 0.01
+assert curves["O-Align"][-1] < curves["O-Align"][0] - 0.1
+assert np.ptp(curves["GL-net"]) < 1e-6
+
+# %% [markdown]
+# ## Exercises
+# 1. Check that it is an action: turning by $R$ and then by $S$ is turning by $RS$.
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true}
+g = torch.Generator().manual_seed(5)
+R, S = sample_gl(layer.rank, 5.0, generator=g), sample_gl(layer.rank, 5.0, generator=g)
+twice, once = act_on(S, *act_on(R, U, V)), act_on(R @ S, U, V)
+assert all(torch.allclose(a, b) for a, b in zip(twice, once, strict=True))
+
+# %% [markdown]
+# 2. Two pairs of full rank with the same product lie in one orbit. Given both, find the $R$ that leads from one to the other.
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true}
+U2, V2 = act_on(R, U, V)
+found = torch.linalg.lstsq(U, U2).solution  # U R = U₂ has one solution, for the columns of U are independent
+assert torch.allclose(found, R)
+
+# %% [markdown]
+# 3. Show that no continuous function can be invariant under scalings, keep $\|(u, v)\|$ apart, and be more than a function of $uv$. (Hint: the case
+#    $n = m = r = 1$; what happens to $(c\,u, v/c)$ as $v \to 0$?)
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true}
+# (c u, 0) = c ⋆ (u, 0) for every c, so f(u, 0) does not depend on u ≠ 0, and by continuity it is f(0, 0), as is f(0, v).
+# Off the axes the orbit is uv = const, and f is a function of uv. So pairs with V = 0 or U = 0 cannot be told apart, whatever their norms.
+f = lambda u, v: u * v
+assert f(5.0, 0.0) == f(0.1, 0.0) == f(0.0, 3.0)
