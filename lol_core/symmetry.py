@@ -26,7 +26,7 @@ def promises(symmetry: str, group: Group) -> bool:
 
 
 def sample_orthogonal(r: int, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Q ∈ O(r) from the Haar measure: (*count, r, r)."""
+    """Q ∈ O(r) from the Haar measure: (count …, r, r)."""
     Q, R = torch.linalg.qr(torch.randn(*count, r, r, generator=generator, dtype=dtype))
     return Q * torch.diagonal(R, dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
@@ -34,7 +34,7 @@ def sample_orthogonal(r: int, count: tuple[int, ...] = (), generator: torch.Gene
 def sample_gl(
     r: int, condition: float = 10.0, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """R ∈ GL(r) with condition number κ(R) = `condition` exactly: (*count, r, r).
+    """R ∈ GL(r) with condition number κ(R) = `condition` exactly: (count …, r, r).
 
     R = Q₁ diag(s) Q₂ᵀ with Haar Q₁, Q₂ and singular values s evenly spaced in logarithm from √κ to 1/√κ.
     For r = 1, where κ is always 1, R is ±κ^(u/2) with u uniform in [−1, 1].
@@ -51,7 +51,7 @@ def sample_gl(
 
 
 def sample_permutation(r: int, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Permutation matrices, uniform: (*count, r, r)."""
+    """Permutation matrices, uniform: (count …, r, r)."""
     order = torch.rand(*count, r, generator=generator).argsort(-1)
     return torch.eye(r, dtype=dtype)[order]
 
@@ -59,7 +59,7 @@ def sample_permutation(r: int, count: tuple[int, ...] = (), generator: torch.Gen
 def sample_scaling(
     r: int, condition: float = 10.0, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """Diagonal matrices with random signs, their sizes those of `sample_gl` in random order: (*count, r, r).
+    """Diagonal matrices with random signs, their sizes those of `sample_gl` in random order: (count …, r, r).
 
     Raises ValueError for a condition number below 1.
     """
@@ -75,7 +75,7 @@ def sample_scaling(
 def sample(
     group: Group, r: int, condition: float = 10.0, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """R from a group: (*count, r, r). The condition number counts for GL(r) and scalings; the others have κ = 1."""
+    """R from a group: (count …, r, r). The condition number counts for GL(r) and scalings; the others have κ = 1."""
     if group == "gl":
         return sample_gl(r, condition, count, generator, dtype)
     if group == "scaling":

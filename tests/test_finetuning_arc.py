@@ -22,10 +22,8 @@ RECIPE = replace(ARC, epochs=(1,), batch_sizes=(4,), learning_rate_exponents=(-2
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-@pytest.fixture
-def arc(tmp_path: Path) -> Path:
+def write_arc(folder: Path) -> Path:
     """Questions whose right choice is always the word "yes", in AI2's form."""
-    folder = tmp_path / "arc"
     for level in ("ARC-Easy", "ARC-Challenge"):
         (folder / level).mkdir(parents=True)
         for part, count in (("Train", 24), ("Test", 8)):
@@ -38,6 +36,11 @@ def arc(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def arc(tmp_path: Path) -> Path:
+    return write_arc(tmp_path / "arc")
+
+
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     words = ["<pad>", "<unk>", "A", "B", "C", "D", "E", ".", ":", "Question", "Answer", "yes", "no", "is", "it", "so"]
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -46,14 +49,17 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="<pad>")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_qwen(folder: Path) -> Path:
     """A randomly initialised Qwen2 of two narrow layers."""
-    folder = tmp_path_factory.mktemp("qwen") / "tiny-qwen2"
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(vocab_size=16, **TINY)).save_pretrained(folder)
     tokenizer(16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen(tmp_path_factory.mktemp("qwen") / "tiny-qwen2")
 
 
 def test_questions_and_their_sources(arc: Path) -> None:

@@ -41,6 +41,12 @@ def intervals(trials: Trials, score: str) -> pd.DataFrame:
     return found
 
 
+def interval(values: pd.Series) -> tuple[float, float]:
+    """Mean over seeds, and half the width of its 95 % interval (Student's t; infinite for a single seed)."""
+    mean, error = mean_and_error(values)
+    return mean, float(student.ppf(0.975, len(values) - 1)) * error if len(values) > 1 else float("inf")
+
+
 def title_of(name: str) -> str:
     """How a row is called: a model's title, with what is left out of it; the product kernel; a control."""
     if whole(name) in MODELS:
