@@ -15,6 +15,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_co
 exclude_patterns = ["_build", "results/*/*.md"]
 html_theme = "furo"
 html_title = project
+html_show_copyright = False
 nb_execution_mode = "off"  # they are run by the tests, and kept with what they show
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3

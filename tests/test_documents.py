@@ -22,7 +22,7 @@ from tests.test_finetuning_arc import write_arc, write_qwen
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
-SHORTER = {"train": ["--epochs", "2"], "crossvalidate": ["--epochs", "1"], "experiment": ["--small"], "generate": ["--steps", "2"]}
+SHORTER = {"train": ["--epochs", "2"], "crossvalidate": ["--epochs", "1", "--folds", "2"], "experiment": ["--small"], "generate": ["--steps", "2"]}
 TINY = {"resolution": 64, "steps": [1], "batch_sizes": [1], "sampling_steps": 1, "score_prompts": ["a person"], "attributes": ["Eyeglasses"]}
 
 
@@ -123,7 +123,7 @@ def test_what_a_document_shows_runs(document: Path, workplace: Path, stand_ins: 
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     if document.name == "own_model.md":
         assert "Row norms" in done.stdout
-        ask = "from streamlit.testing.v1 import AppTest; page = AppTest.from_file('pages/Train.py', default_timeout=120).run(); print(page.multiselect)"
+        ask = "from streamlit.testing.v1 import AppTest; page = AppTest.from_file('app.py', default_timeout=120).run().switch_page('pages/Train.py').run(); print(page.multiselect)"
         shown = subprocess.run([sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True)
         assert "Row norms" in shown.stdout, "the sixth model stands in the app's picker"
 
