@@ -9,7 +9,7 @@ import streamlit as st
 from lol_core.checkpoint import Checkpoint
 from lol_core.errors import CheckpointError
 from ui.frame import frame, open_collection, page_link
-from ui.state import SAMPLE_SUBJECTS, SAMPLE_ZOOS, checkpoints, load_checkpoint, recent, session
+from ui.state import SAMPLE_SUBJECTS, SAMPLE_ZOOS, checkpoints, load_checkpoint, of_other_collections, recent, session
 
 zoo = frame("LoL Explorer")
 st.markdown(
@@ -66,19 +66,20 @@ with left:
         for folder, labels in others:
             st.button(folder, on_click=open_collection, args=(folder, labels), icon=":material/history:", type="tertiary", key=f"recent {folder}")
 with right:
-    checkpoint = st.text_input("A trained model (checkpoint folder)", placeholder="path of a folder with checkpoint.json")
-    if checkpoint:
+    elsewhere = of_other_collections(zoo)
+    picked = st.selectbox("A model trained on another collection", list(elsewhere), index=None, placeholder="choose one to use it here") if elsewhere else None
+    typed = st.text_input("A trained model (checkpoint folder)", placeholder="path of a folder with checkpoint.json")
+    for folder in ([str(Path(typed).expanduser())] if typed else []) + ([str(elsewhere[picked])] if picked else []):
         try:
-            opened: Checkpoint = load_checkpoint(Path(checkpoint).expanduser())
+            opened: Checkpoint = load_checkpoint(Path(folder))
         except CheckpointError as error:
             st.error(str(error))
-        else:
-            path = str(Path(checkpoint).expanduser())
-            if path not in session().extra_checkpoints:
-                session().extra_checkpoints.append(path)
-            st.success(f"Opened **{opened.title}**. It is now offered on the pages Predictions and Invariance.")
-            for note in opened.compare(zoo):
-                st.warning(note)
+            continue
+        if folder not in session().extra_checkpoints:
+            session().extra_checkpoints.append(folder)
+        st.success(f"Opened **{opened.title}**. It is now offered on the pages Predictions and Invariance.")
+        for note in opened.compare(zoo):
+            st.warning(note)
 
 models = checkpoints(zoo)
 st.caption(f"Trained models for this collection: {len(models)}." if models else "No model has been trained on this collection yet.")

@@ -161,8 +161,8 @@ def project(space: Space, method: Method = "PCA", dimensions: int = 2, seed: int
 def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
     """Which columns tell the selected LoRAs from the others: column, effect in 0 … 1, p-value, what it says; the largest effect first.
 
-    Numbers: the size of 2 AUC − 1, of the rank-sum test. Texts with at most a quarter as many values as rows: Cramér's V. The p-values are those of one test each,
-    not corrected for the number of columns.
+    Numbers: the size of 2 AUC − 1, of the rank-sum test. Texts with at most a quarter as many values as rows: Cramér's V. The p-values are those of one
+    test each, not corrected for the number of columns.
     """
     inside = labels.index.isin(list(selected))
     rows = []

@@ -153,7 +153,8 @@ def calibration(predicted: pd.Series, true: pd.Series, bins: int = 10) -> pd.Dat
 
 
 def error_slices(errors: pd.Series, labels: pd.DataFrame, smallest: int = 5) -> pd.DataFrame:
-    """Where a model is worst: parts of the LoRAs with one value of one column (numbers: a quarter of their range of ranks), by mean absolute error, largest first.
+    """Where a model is worst: parts of the LoRAs with one value of one column (numbers: a quarter of their range of ranks), the largest mean
+    absolute error first.
 
     Columns: column, value, LoRAs, mean error, ratio (to the mean of all), p (rank-sum test of the part against the rest, not corrected for their number).
     Parts of fewer than `smallest` LoRAs, and the whole, are left out.

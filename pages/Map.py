@@ -103,8 +103,8 @@ def take_selection() -> None:
 
 if space.share < 0.999:
     st.caption(
-        f"So many LoRAs are placed by their products with {len(space.vectors[0]):,} of them, drawn at random. That holds {space.share:.0%} of the others' squared "
-        "norm: distances come out too small where it is little. The page LoRA finds the nearest by exact distances."
+        f"So many LoRAs are placed by their products with {len(space.vectors[0]):,} of them, drawn at random. That holds {space.share:.0%} of the others' "
+        "squared norm: distances come out too small where it is little. The page LoRA finds the nearest by exact distances."
     )
 if len(shown) < len(picture):
     st.caption(f"Showing the {len(shown):,} selected of {len(picture):,}.")

@@ -34,7 +34,7 @@ models = checkpoints(zoo)
 if not models:
     st.info("No model has been trained on this collection yet.", icon=":material/arrow_forward:")
     page_link("pages/Train.py", "Train one", ":material/model_training:")
-    st.caption("Or open a checkpoint folder on the Home page.")
+    st.caption("Or open one that was trained on another collection, on the page Home.")
     st.stop()
 
 

@@ -123,7 +123,8 @@ def test_what_a_document_shows_runs(document: Path, workplace: Path, stand_ins: 
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     if document.name == "own_model.md":
         assert "Row norms" in done.stdout
-        ask = "from streamlit.testing.v1 import AppTest; page = AppTest.from_file('app.py', default_timeout=120).run().switch_page('pages/Train.py').run(); print(page.multiselect)"
+        ask = """from streamlit.testing.v1 import AppTest
+print(AppTest.from_file("app.py", default_timeout=120).run().switch_page("pages/Train.py").run().multiselect)"""
         shown = subprocess.run([sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True)
         assert "Row norms" in shown.stdout, "the sixth model stands in the app's picker"
 

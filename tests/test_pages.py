@@ -377,3 +377,16 @@ def test_a_model_trained_here_can_be_deleted(synthetic_folder: Path) -> None:
     test = opened("Train", synthetic_folder)
     next(button for button in test.button if button.label == "Delete it").click().run()
     assert not test.exception and not list(runs_folder(zoo).glob("*")) and "None yet" in text_of(test)
+
+
+def test_a_model_of_another_collection_is_offered_and_used_here(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "first", 30)
+    trained(tmp_path / "first", "svd")
+    write_zoo(tmp_path / "second", 8)
+    test = opened("Home", tmp_path / "second")
+    picker = next(box for box in test.selectbox if box.label == "A model trained on another collection")
+    assert picker.options == ["MLP + SVD → size (seed 0), trained on first"]
+    picker.select_index(0).run()
+    assert any("now offered" in message.value for message in test.success)
+    test.switch_page("pages/Predictions.py").run()
+    assert not test.exception and "MLP + SVD → size (seed 0)" in str(test.selectbox)

@@ -31,6 +31,7 @@ SAMPLE_SUBJECTS = {
 SAMPLE_ZOOS = {name: SAMPLES / name for name in SAMPLE_SUBJECTS if (SAMPLES / name / "labels.csv").is_file()}
 MAX_OPEN_ZOOS = 4
 MAX_RECENT = 8
+MAX_OFFERED = 20
 
 
 @dataclass
@@ -143,6 +144,19 @@ def _surveys(fingerprint: str, count: int, _zoo: Zoo) -> dict[str, Survey]:
 def surveys_of(zoo: Zoo) -> dict[str, Survey]:
     """id → what has been read of the weights so far, taken from the disk only when there is more of it."""
     return _surveys(zoo.fingerprint, Surveys(zoo).count(), zoo) if len(zoo) else {}
+
+
+def of_other_collections(zoo: Zoo) -> dict[str, Path]:
+    """Title → folder of the latest models trained on other collections, that could be opened here."""
+    found = sorted(runs_folder(zoo).parent.glob("*/*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    titles: dict[str, Path] = {}
+    for folder in [path.parent for path in found if path.parent.parent != runs_folder(zoo)][:MAX_OFFERED]:
+        try:
+            checkpoint = load_checkpoint(folder)
+        except CheckpointError:
+            continue
+        titles.setdefault(f"{checkpoint.title}, trained on {checkpoint.zoo}", folder)
+    return titles
 
 
 def known_base(zoo: Zoo) -> str:
