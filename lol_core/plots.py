@@ -332,9 +332,10 @@ def collection_map(
             marker |= {"color": own, "colorscale": "Viridis", "showscale": True, "colorbar": bar}
         trace = {axis: part[axis] for axis in part.columns}
         hover = "<b>%{text}</b>" + (f"<br>{colours.name}: %{{meta}}" if colours is not None and not numeric else "") + "<extra></extra>"
-        text = [names[id] + (f"<br>{own[id]:.4g}" if numeric else "") for id in part.index]
+        ids = part.index.to_numpy(object)  # arrays of objects are taken as they are, lists are looked through one by one
+        text = np.array([names[id] + f"<br>{value:.4g}" for id, value in zip(ids, own, strict=True)] if numeric else [names[id] for id in ids], object)
         figure.add_trace(
-            kind(**trace, mode="markers", name=str(title), meta=str(title), customdata=list(part.index), text=text, marker=marker, hovertemplate=hover)
+            kind(**trace, mode="markers", name=str(title), meta=str(title), customdata=ids, text=text, marker=marker, hovertemplate=hover)
         )
         if chosen and "z" not in picture:
             figure.data[-1].update(selectedpoints=[k for k, id in enumerate(part.index) if id in chosen], unselected={"marker": {"opacity": 0.2}})

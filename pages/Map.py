@@ -18,6 +18,7 @@ from ui.selection import computed, marked, offer, select, selected, visible
 from ui.state import checkpoints, load_checkpoint, preview_of, session
 
 UPDATES, DIRECTIONS, SPECTRA = "Updates ⟨ΔW₁, ΔW₂⟩", "Directions of updates", "Singular values"
+OFFERED = 1000  # LoRAs in a list to choose from; of more, those that are selected
 SHOWN = 12  # previews of selected LoRAs under the map
 zoo = frame("Map")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
@@ -132,7 +133,7 @@ if dimensions == 3:
 left, right = st.columns(2)
 with left:
     st.subheader("Neighbours")
-    options = [id for id in (chosen or picture.index) if id in picture.index]
+    options = [id for id in (chosen or picture.index[:OFFERED]) if id in picture.index]
     centre = st.selectbox("of", options, format_func=lambda id: zoo.names[id], key="neighbours_of", bind="query-params") if options else None
     if centre:
         near = space.neighbours(centre, 8)
