@@ -334,9 +334,7 @@ def collection_map(
         hover = "<b>%{text}</b>" + (f"<br>{colours.name}: %{{meta}}" if colours is not None and not numeric else "") + "<extra></extra>"
         ids = part.index.to_numpy(object)  # arrays of objects are taken as they are, lists are looked through one by one
         text = np.array([names[id] + f"<br>{value:.4g}" for id, value in zip(ids, own, strict=True)] if numeric else [names[id] for id in ids], object)
-        figure.add_trace(
-            kind(**trace, mode="markers", name=str(title), meta=str(title), customdata=ids, text=text, marker=marker, hovertemplate=hover)
-        )
+        figure.add_trace(kind(**trace, mode="markers", name=str(title), meta=str(title), customdata=ids, text=text, marker=marker, hovertemplate=hover))
         if chosen and "z" not in picture:
             figure.data[-1].update(selectedpoints=[k for k, id in enumerate(part.index) if id in chosen], unselected={"marker": {"opacity": 0.2}})
     if "z" in picture:
