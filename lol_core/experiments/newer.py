@@ -49,7 +49,9 @@ def run(context: Context) -> Result:
     attributes = asked[1].table()
     sizes = {line["model"]: float(line["parameters"]) for line in asked[1].chosen() if "parameters" in line}
     parts.append(cells("parameters (attributes), thousands", constants({name: size / 1000 for name, size in sizes.items()}, attributes)))
-    for half, values in times(context).items():
+    took = times(context)
+    findings.append(frugal(asked, took))
+    for half, values in took.items():
         parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, attributes)))
     notes = [
         f"{GRID} ± is half the width of the 95 % interval of the mean over seeds (Student's t).",
@@ -89,6 +91,22 @@ def beats(trials: Trials, judged: pd.DataFrame, column: str, score: str) -> Find
         f"{means['TuckerNet']:.3f} against {means['GL-net']:.3f}; the best of the others is {others.idxmax()} with {others.max():.3f}, the product kernel has "
         f"{means['product kernel']:.3f}.",
     )  # fmt: skip
+
+
+def frugal(asked: list[Trials], took: dict[str, dict[str, float]]) -> Finding:
+    """Whether TuckerNet has no more parameters than GL-net on any question, and at most twice its forward time."""
+    sizes = pd.DataFrame(
+        [(line["model"], t.question.name, line.get("parameters")) for t in asked for line in t.chosen()], columns=["model", "question", "size"]
+    )
+    table = sizes.dropna().drop_duplicates(["model", "question"]).pivot_table(index="question", columns="model", values="size")
+    share = (table["tucker"] / table["gl_net"]).max()
+    forward, preprocess = took["forward"]["tucker"], took["preprocess"]["tucker"]
+    return Finding(
+        "TuckerNet has no more parameters than GL-net, and at most twice its forward time.",
+        "holds" if share <= 1 and forward <= 2 else "does not hold",
+        f"at most {share:.0%} of its parameters on any question, and {forward:.2f} times its forward time; its preprocessing, once for a LoRA, takes "
+        f"{preprocess:.1f} of GL-net's forward passes.",
+    )
 
 
 def constants(values: dict[str, float], rows: pd.DataFrame) -> pd.DataFrame:
