@@ -157,10 +157,14 @@ class Trials:
         return pd.DataFrame(rows)
 
     def chosen(self) -> list[dict[str, Any]]:
-        """Of every model and seed the fit with the lowest validation loss, and everything that was not searched."""
+        """Of every model and seed whose search is complete the fit with the lowest validation loss, and everything that was not searched."""
         best: dict[tuple[str, int], dict[str, Any]] = {}
-        for line in self.kept.lines():
+        lines = self.kept.lines()
+        tried = {(line["model"], line["seed"], json.dumps(line["setting"])) for line in lines}
+        for line in lines:
             key = (line["model"], line["seed"])
+            if line["model"] in self.models and any((*key, json.dumps(s.to_dict())) not in tried for s in self.budget.settings(line["model"])):
+                continue
             ours = line["model"].removesuffix(", shuffled labels") in (*self.models, KERNEL, *CONTROLS)
             if ours and line["seed"] < self.budget.seeds and (key not in best or line["validation_loss"] < best[key]["validation_loss"]):
                 best[key] = line
