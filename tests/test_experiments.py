@@ -87,9 +87,11 @@ def test_a_question_asked_of_other_models_or_seeds_is_another_question(tmp_path:
 
 
 def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
-    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path)
-    for loss, r2 in ((0.5, 0.9), (0.4, 0.1), (0.6, 0.95)):
-        trials._write("svd", 0, {"r2": r2}, {"learning_rate": loss, "normalize": False}, loss)
+    budget = replace(SMALL, grid=tuple(Setting(rate, False) for rate in (0.1, 0.2, 0.3)))
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path)
+    for setting, loss, r2 in zip(budget.grid, (0.5, 0.4, 0.6), (0.9, 0.1, 0.95), strict=True):
+        assert trials.table().empty, "a search that is not complete does not count"
+        trials._write("svd", 0, {"r2": r2}, setting.to_dict(), loss)
     assert trials.table()["r2"].tolist() == [0.1]
 
 
