@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +11,30 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from PIL import Image
 
 from ui.state import session
 
 
 def figure(shown: go.Figure, key: str, alt: str, data: pd.DataFrame | None = None, **options: Any) -> None:
     """A chart that can be taken along. alt: what it shows, in words; data: its numbers, read from the traces where none are given."""
+    if shown.data and shown.data[0].type == "image":  # as wide as the page and no higher than it is
+        source = shown.data[0].source
+        st.image(source, alt=alt, width="stretch")
+        st.download_button("PNG", lambda: png_of(source), f"{key}.png", "image/png", icon=":material/download:", type="tertiary", key=f"{key}_png")
+        take((lambda: numbers_of(shown)) if data is None else (lambda: data), key)
+        return
     picture = session().picture
     camera = {"format": picture, "filename": re.sub(r"\W+", "-", key), "scale": 2 if picture == "png" else 1}
     st.plotly_chart(shown, key=key, alt=alt, config={"displaylogo": False, "toImageButtonOptions": camera}, **options)
     take((lambda: numbers_of(shown)) if data is None else (lambda: data), key)
+
+
+def png_of(source: str) -> bytes:
+    """A picture's data URI as a PNG file."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def take(table: Callable[[], pd.DataFrame], key: str) -> None:
