@@ -219,13 +219,17 @@ def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     return sorted((tuple(ids) for ids in found.values()), key=len, reverse=True)
 
 
+Report = Callable[[float, str], None]
+Stop = Callable[[], bool]
+
+
 def space_of(
     zoo: Zoo,
     ids: Sequence[str],
     kind: Kind,
     checkpoint: Checkpoint | None = None,
-    report: Callable[[float, str], None] = lambda done, message: None,
-    stop: Callable[[], bool] = lambda: False,
+    report: Report = lambda done, message: None,
+    stop: Stop = lambda: False,
     landmarks: int = LANDMARKS,
 ) -> Space | None:
     """Read LoRAs, a block at a time, and place them: by their updates, the directions of these, their singular values, or a checkpoint's latent vectors.
@@ -237,61 +241,70 @@ def space_of(
     if kind == "latent" and checkpoint is None:
         raise TaskError("A latent space needs a checkpoint.")
     ids = [id for id in ids if checkpoint is None or not checkpoint.spec.misfits(zoo.by_id[id])]
-    spec = shared_spec(zoo.by_id[id] for id in ids) if ids else None
-
-    def blocks(wanted: Sequence[str], start: float, end: float) -> Iterator[tuple[list[str], list[LoRA]]]:
-        for first in range(0, len(wanted), READ_AT_ONCE):
-            names, loras = [], []
-            for done, id in enumerate(wanted[first : first + READ_AT_ONCE], first + 1):
-                if stop():
-                    return
-                report(start + (end - start) * done / len(wanted), f"Reading weights: {done:,} of {len(wanted):,}")
-                with suppress(LoRAFormatError):
-                    loras.append(zoo.load(id))
-                    names.append(id)
-            if names:
-                yield names, loras
-
-    kept: list[str] = []
-    parts: list[np.ndarray] = []
-    share = 1.0
-    if spec is None:
-        pass
-    elif kind in ("latent", "spectra"):
-        for names, loras in blocks(ids, 0, 1):
+    if not ids:
+        raise TaskError("None of these LoRAs fits the model.")
+    spec = shared_spec(zoo.by_id[id] for id in ids)
+    if kind in ("updates", "directions"):
+        found = _by_products(zoo, ids, spec, kind == "directions", report, stop, landmarks)
+    else:
+        kept: list[str] = []
+        parts: list[np.ndarray] = []
+        for names, loras in _blocks(zoo, ids, report, stop):
             kept += names
             if checkpoint is not None and kind == "latent":
                 parts.append(checkpoint.outputs(loras, embed=True).cpu().numpy())
             else:
                 parts.append(padded_spectra([[spectrum(lora[module.name]).numpy() for module in spec.modules] for lora in loras], spec))
-    else:
-        size = sum(module.rank * (module.n + module.m) for module in spec.modules)
-        count = min(len(ids), landmarks, max(FEWEST_LANDMARKS, LANDMARK_NUMBERS // size))
-        chosen = list(ids) if count == len(ids) else sorted(np.random.default_rng(0).choice(np.array(ids, object), count, replace=False))
-        read = list(blocks(chosen, 0, 0.6 if count == len(ids) else 0.2))
-        if read and not stop():
-            kept = [name for names, _ in read for name in names]
-            base = make_batch([lora for _, loras in read for lora in loras], spec)
-            begun = 0.6 if count == len(ids) else 0.2
-            among = gram(base, lambda done, total: report(begun + 0.2 * done / total, f"Products of {done:,} of {total:,} LoRAs with all"))
-            if count == len(ids):
-                return None if stop() else from_gram(kind, kept, among, directions=kind == "directions")
-            names_in, others, sizes = set(kept), [among], [np.diag(among)]
-            for names, loras in blocks([id for id in ids if id not in names_in], 0.4, 1):
-                batch = make_batch(loras, spec)
-                kept += names
-                others.append(gram(batch, others=base))
-                sizes.append(self_products(batch))
-            products, squares = np.concatenate(others), np.concatenate(sizes)
-            if kind == "directions":
-                lengths = np.sqrt(np.clip(squares, 1e-30, None))
-                products, squares = products / lengths[:, None] / lengths[: len(among)], np.ones(len(squares))
-            vectors = nystroem(products)
-            share = float(np.square(vectors[len(among) :]).sum() / squares[len(among) :].sum())
-            parts.append(vectors)
+        title = f"latent of {checkpoint.title}" if checkpoint is not None and kind == "latent" else "singular values"
+        found = Space(title, tuple(kept), np.concatenate(parts)) if kept else None
     if stop():
         return None
-    if not kept:
-        raise TaskError("None of these LoRAs can be read, or none fits the model.")
-    titles = {"latent": f"latent of {checkpoint.title}" if checkpoint else "", "spectra": "singular values"}
-    return Space(titles.get(kind, kind), tuple(kept), np.concatenate(parts), share)
+    if found is None:
+        raise TaskError("None of these LoRAs can be read.")
+    return found
+
+
+def _blocks(zoo: Zoo, ids: Sequence[str], report: Report, stop: Stop) -> Iterator[tuple[list[str], list[LoRA]]]:
+    """Those that can be read, a few at a time, until `stop()`."""
+    for first in range(0, len(ids), READ_AT_ONCE):
+        names, loras = [], []
+        for done, id in enumerate(ids[first : first + READ_AT_ONCE], first + 1):
+            if stop():
+                return
+            report(done / len(ids), f"Reading weights: {done:,} of {len(ids):,}")
+            with suppress(LoRAFormatError):
+                loras.append(zoo.load(id))
+                names.append(id)
+        if names:
+            yield names, loras
+
+
+def _by_products(zoo: Zoo, ids: Sequence[str], spec: WeightSpec, directions: bool, report: Report, stop: Stop, landmarks: int) -> Space | None:
+    """The space of updates or of their directions; by the products with some where there are many. None when none can be read."""
+    title = "directions" if directions else "updates"
+    size = sum(module.rank * (module.n + module.m) for module in spec.modules)
+    count = min(len(ids), landmarks, max(FEWEST_LANDMARKS, LANDMARK_NUMBERS // size))
+    all_of_them = count == len(ids)
+    chosen = ids if all_of_them else sorted(np.random.default_rng(0).choice(np.array(ids, object), count, replace=False))
+    read, half = (0.6, 1.0) if all_of_them else (0.2, 0.4)  # shares of the whole after which these are done
+    blocks = list(_blocks(zoo, chosen, lambda done, message: report(read * done, message), stop))
+    if not blocks:
+        return None
+    kept = [name for names, _ in blocks for name in names]
+    base = make_batch([lora for _, loras in blocks for lora in loras], spec)
+    among = gram(base, lambda done, total: report(read + (half - read) * done / total, f"Products of {done:,} of {total:,} LoRAs"))
+    if all_of_them:
+        return from_gram(title, kept, among, directions)
+    products, squares = [among], [np.diag(among)]
+    rest = sorted(set(ids) - set(chosen))
+    for names, loras in _blocks(zoo, rest, lambda done, message: report(half + (1 - half) * done, message), stop):
+        batch = make_batch(loras, spec)
+        kept += names
+        products.append(gram(batch, others=base))
+        squares.append(self_products(batch))
+    with_base, norms = np.concatenate(products), np.sqrt(np.concatenate(squares).clip(1e-30))
+    if directions:
+        with_base, norms = with_base / norms[:, None] / norms[: len(among)], np.ones(len(norms))
+    vectors, others = nystroem(with_base), slice(len(among), None)
+    share = float(np.square(vectors[others]).sum() / np.square(norms[others]).sum()) if len(vectors) > len(among) else 1.0
+    return Space(title, tuple(kept), vectors, share)
