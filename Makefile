@@ -53,7 +53,7 @@ emojinette: .venv/dev
 	$(BIN)/python -m lol_core finetune zoo --recipe imagenette --settings sample_loras/emojinette/recipe.json --data build/things $(IMAGES) --out sample_loras/emojinette
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache docs/_build docs/notebooks
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
