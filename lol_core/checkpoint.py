@@ -87,7 +87,7 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        return f"{self.model.title} → {', '.join(self.task.targets[:2])}{' …' if len(self.task.targets) > 2 else ''} (seed {self.config.seed})"
+        return title_of(self.config.model, self.task.targets, self.config.seed)
 
     def save(self, folder: Path) -> None:
         """Write the folder. Raises CheckpointError when it cannot be written (a full disk, say); an older checkpoint there stays whole."""
@@ -215,6 +215,11 @@ class Checkpoint:
 
     def _shown(self) -> list[str]:
         return [name for name in next(iter(self.metrics.values()), {}) if "/" not in name]
+
+
+def title_of(model: str, targets: Sequence[str], seed: int) -> str:
+    """What a checkpoint is called: its model, what it predicts, its seed."""
+    return f"{MODELS[model].title} → {', '.join(targets[:2])}{' …' if len(targets) > 2 else ''} (seed {seed})"
 
 
 def read_description(folder: Path) -> dict[str, Any]:

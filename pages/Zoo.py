@@ -144,9 +144,9 @@ with refused:
     else:
         st.success("Every candidate file was read.")
 with repeated:
-    if same is None:
+    if same is None and len(zoo):
         st.info("Known when all weights have been read and compared: the tab LoRAs says how far that is.", icon=":material/arrow_back:")
-    elif len(same):
+    elif same is not None and len(same):
         st.caption(f"LoRAs of one group have the same ΔW within {SAME:.0%}, whatever their files, factors, number types or padded ranks.")
         shown_groups = same.assign(name=same["lora"].map(zoo.names), copy=np.where(same["identical"], "same bytes", "other file, same ΔW"))
         st.dataframe(shown_groups[["group", "name", "copy", "lora"]], hide_index=True, column_config={"lora": "path"})

@@ -38,9 +38,9 @@ def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int 
 @given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
 @settings(max_examples=15)
 def test_what_a_model_promises_holds(name: str, dtype: torch.dtype, ranks: list[int], kappa: float, seed: int) -> None:
-    group: Group | None = {"GL": "gl", "O": "o"}.get(NEWER[name].symmetry)  # type: ignore[assignment]
-    if group is None:
-        return
+    groups: dict[str, Group] = {"GL": "gl", "O": "o"}
+    if (group := groups.get(NEWER[name].symmetry)) is None:
+        return  # it promises nothing
     batch = random_batch(shapes_of(ranks, seed), 3, seed).to(dtype=dtype)
     model = made(name, batch, dtype, seed)
     for function in (model, model.embed):

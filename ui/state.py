@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from lol_core.checkpoint import Checkpoint, read_description
+from lol_core.checkpoint import Checkpoint, read_description, title_of
 from lol_core.errors import CheckpointError
 from lol_core.generation import Painter
 from lol_core.index import cache_folder
@@ -152,10 +152,10 @@ def of_other_collections(zoo: Zoo) -> dict[str, Path]:
     titles: dict[str, Path] = {}
     for folder in [path.parent for path in found if path.parent.parent != runs_folder(zoo)][:MAX_OFFERED]:
         try:
-            checkpoint = load_checkpoint(folder)
+            said = read_description(folder)  # the weights of all of them may be large
         except CheckpointError:
             continue
-        titles.setdefault(f"{checkpoint.title}, trained on {checkpoint.zoo}", folder)
+        titles.setdefault(f"{title_of(said['config']['model'], said['task']['targets'], said['config']['seed'])}, trained on {said['zoo']}", folder)
     return titles
 
 

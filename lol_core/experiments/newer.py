@@ -15,10 +15,9 @@ from lol_core.experiments.table3 import ATTRIBUTES_QUESTION, CLASSES_QUESTION
 from lol_core.experiments.table4 import SIZE_QUESTION
 from lol_core.experiments.table5 import ACCURACY_QUESTION, LOSS_QUESTION, SOURCES_QUESTION
 from lol_core.experiments.timing import Shape, time_model
-from lol_core.experiments.trials import Budget, Context, Question, Trials
+from lol_core.experiments.trials import Context, Question, Trials
 from lol_core.models import FIVE, MODELS, NEWER
 from lol_core.training import Progress
-from lol_core.zoo import Zoo
 
 TITLE = "Newer models and TuckerNet, beside the five"
 ASKED: dict[str, tuple[Question, str]] = {
@@ -43,7 +42,7 @@ def run(context: Context) -> Result:
     parts, findings, asked = [], [], []
     budget = context.budget if context.small else replace(context.budget, seeds=max(SEEDS, context.budget.seeds))
     for column, (question, score) in list(ASKED.items())[: 2 if context.small else None]:
-        ours = asked_of_all(context, question, budget)
+        ours = context.trials(question, ORDER, budget.seeds)
         asked.append(ours)
         parts.append(cells(column, intervals(ours, score)))
         findings.append(beats(ours, unseen(context, question, score), column, score))
@@ -54,11 +53,8 @@ def run(context: Context) -> Result:
     findings.append(frugal(asked, took))
     for half, values in took.items():
         parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, attributes)))
-    of_dense = {column.split(",")[0]: int((ours.table()["model"] == "dense").sum()) for column, ours in zip(ASKED, asked, strict=False)}
-    fewer = [f"{column} {count}" for column, count in of_dense.items() if count < budget.seeds]
     notes = [
-        f"{budget.seeds} seeds" + (f"; of MLP + Dense, a fit of which takes minutes, there are fewer on {', '.join(fewer)}" if fewer else "") + ".",
-        f"{GRID} ± is half the width of the 95 % interval of the mean over seeds (Student's t).",
+        f"{budget.seeds} seeds. {GRID} ± is half the width of the 95 % interval of the mean over seeds (Student's t).",
         "Models that divide the size out of their inputs gain nothing from normalised inputs: for spectral statistics and W2T only the learning rate was "
         "searched, for TuckerNet the weight of its directions (1 or 0.1) instead; DSiRe fits nothing. DSiRe, W2T and MVProbe are written from their "
         "descriptions, not from their authors' code.",
@@ -70,13 +66,6 @@ def run(context: Context) -> Result:
     ]
     table = pd.concat(parts, ignore_index=True)
     return Result("newer", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(asked, budget))
-
-
-def asked_of_all(context: Context, question: Question, budget: Budget) -> Trials:
-    """The fits of all models at `budget.seeds`; of Dense, a fit of which takes minutes, at the seeds of the context's budget and those that are there."""
-    context.trials(question, ORDER[:-1], budget.seeds)
-    context.trials(question, ORDER[-1:])
-    return Trials(question, Zoo.open(context.samples / question.zoo), budget, context.folder, ORDER)
 
 
 def unseen(context: Context, question: Question, score: str) -> pd.DataFrame:
