@@ -1,7 +1,8 @@
 """`python -m benchmarks.pages`: how fast the app is with 10,000 LoRAs, in Debian's Chromium.
 
-The collection is synthetic: nothing in it was fine-tuned. Times are from a click or keystroke until the page has been drawn and its script has ended;
-each is the median of several, and they hold for the machine they were measured on, which the report names.
+The collection is synthetic: nothing in it was fine-tuned. Times are from a click or keystroke until the page has been
+drawn and its script has ended; each is the median of several, and they hold for the machine they were measured on,
+which the report names.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def switch(page: Page, name: str) -> float:
 
 
 def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, object]:
-    found: dict[str, object] = {"LoRAs": count, "cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    found: dict[str, object] = {
+        "LoRAs": count,
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+    }
     with server(cache) as address, chromium() as browser:
         page = browser.new_page()
         page.goto(address)
@@ -58,7 +63,9 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
         expect(page.get_by_text(re.compile("Reading headers"))).to_be_visible(timeout=120_000)
         found["first index: progress is shown after"] = time.perf_counter() - started
         field = page.get_by_role("textbox", name="Labels file")
-        found["first index: a field of the page takes a click after"] = seconds(field.click, lambda: expect(field).to_be_focused())
+        found["first index: a field of the page takes a click after"] = seconds(
+            field.click, lambda: expect(field).to_be_focused()
+        )
         expect(page.get_by_text(f"{count:,} LoRAs open")).to_be_visible(timeout=600_000)
         found["first index: done after"] = time.perf_counter() - started
         reading = page.get_by_text(re.compile("Reading weights"))
@@ -93,9 +100,14 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
         turns = []
         for key in ["ArrowRight", "ArrowLeft"] * 4 * repeats:
             before = metric.inner_text().strip()
-            turns.append(seconds(partial(slider.press, key), partial(page.wait_for_function, CHANGED, arg=before, polling="raf")))
+            turns.append(
+                seconds(partial(slider.press, key), partial(page.wait_for_function, CHANGED, arg=before, polling="raf"))
+            )
             settled(page)
-        found["slider of R to the new numbers, sample zoo"] = {"median": statistics.median(turns), "9 of 10 within": sorted(turns)[int(0.9 * len(turns))]}
+        found["slider of R to the new numbers, sample zoo"] = {
+            "median": statistics.median(turns),
+            "9 of 10 within": sorted(turns)[int(0.9 * len(turns))],
+        }
     return found
 
 
@@ -103,7 +115,9 @@ def main(
     count: int = 10_000,
     repeats: int = 5,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the report.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="A folder for the synthetic collection, made if it is not there and kept.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="A folder for the synthetic collection, made if it is not there and kept.")
+    ] = None,
 ) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = keep or Path(place) / "synthetic"

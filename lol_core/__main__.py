@@ -1,3 +1,3 @@
-from lol_core.cli import app
+from lol_core.cli.commands import app
 
 app(prog_name="python -m lol_core")

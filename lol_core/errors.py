@@ -1,35 +1,23 @@
-"""One family of errors: what is wrong, where, and what to do about it."""
+"""One family of errors, under the name that users import it by."""
 
-from __future__ import annotations
+from lol_core.core.errors import (
+    CheckpointError,
+    DataMissingError,
+    LoLError,
+    LoRAFormatError,
+    ModelError,
+    NotLowRankError,
+    TaskError,
+    ZooError,
+)
 
-
-class LoLError(Exception):
-    """Base of every error this library raises on purpose. The message is a sentence for the person who uses the program."""
-
-
-class LoRAFormatError(LoLError):
-    """A file that cannot be read as a LoRA: broken, truncated, half a LoRA, or another kind of adapter."""
-
-
-class NotLowRankError(LoRAFormatError):
-    """A sound adapter file that holds no low-rank product (OFT, IA3, prompt tuning, …)."""
-
-
-class ZooError(LoLError):
-    """A collection that cannot be opened, or labels that do not fit it."""
-
-
-class TaskError(LoLError):
-    """Labels that cannot be learnt: missing, constant, of the wrong type, or too few."""
-
-
-class ModelError(LoLError):
-    """A LoL model that cannot take its input: rank, geometry, memory."""
-
-
-class CheckpointError(LoLError):
-    """A checkpoint folder that cannot be read, or that another version wrote."""
-
-
-class DataMissingError(LoLError):
-    """Weights or data that a computation needs are not there."""
+__all__ = [
+    "CheckpointError",
+    "DataMissingError",
+    "LoLError",
+    "LoRAFormatError",
+    "ModelError",
+    "NotLowRankError",
+    "TaskError",
+    "ZooError",
+]

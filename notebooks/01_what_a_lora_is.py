@@ -16,11 +16,12 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from lol_core import TrainingConfig, Zoo, plots
-from lol_core.batches import make_batch
-from lol_core.geometry import spectrum
-from lol_core.symmetry import act, relative_change, sample_for, sample_gl
-from lol_core.training import plan, train
+from lol_core import TrainingConfig, Zoo
+from lol_core.core.batch import make_batch
+from lol_core.core.geometry import spectrum
+from lol_core.core.symmetry import act, relative_change, sample_for, sample_gl
+from lol_core.insight import plots
+from lol_core.learning.fit import plan, train
 
 torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/glosses")
@@ -57,8 +58,10 @@ assert torch.allclose(spectrum(layer).double(), sigma[: layer.rank], rtol=1e-4)
 R = sample_gl(layer.rank, condition=10.0, generator=torch.Generator().manual_seed(1))
 other = layer.act(R)
 print("R =\n", R.numpy().round(2))
-print(f"U moved by {relative_change(other.U, layer.U):.0%}, V by {relative_change(other.V, layer.V):.0%}, "
-      f"ΔW by {relative_change(other.delta(torch.float64), delta):.1e}")  # fmt: skip
+print(
+    f"U moved by {relative_change(other.U, layer.U):.0%}, V by {relative_change(other.V, layer.V):.0%}, "
+    f"ΔW by {relative_change(other.delta(torch.float64), delta):.1e}"
+)
 
 
 # %%
@@ -83,7 +86,9 @@ checkpoints = {}
 for model in ("mlp", "gl_net"):
     config = TrainingConfig(model=model, seed=0, epochs=25)
     checkpoints[model] = train(zoo, plan(zoo, ["validation_loss"], config), config, Path(tempfile.mkdtemp()))
-    print(f"{checkpoints[model].model.title}: R² on LoRAs it has not seen {checkpoints[model].metrics['test']['r2']:.3f}")
+    print(
+        f"{checkpoints[model].model.title}: R² on LoRAs it has not seen {checkpoints[model].metrics['test']['r2']:.3f}"
+    )
 
 # %% [markdown]
 # Already on the files as they are the MLP learns next to nothing: 300 examples are few when every one of them is written in a basis of its own.
@@ -101,14 +106,18 @@ for model, checkpoint in checkpoints.items():
     with torch.no_grad():
         predictions[model] = checkpoint.task.decode(checkpoint.model.double()(turned))[:, 0]
     checkpoint.model.float()
-    print(f"{checkpoint.model.title}: from {predictions[model].min():.3f} to {predictions[model].max():.3f}; measured {truth:.3f}")
+    print(
+        f"{checkpoint.model.title}: from {predictions[model].min():.3f} to {predictions[model].max():.3f}; measured {truth:.3f}"
+    )
 
 # %%
 figure = go.Figure()
 for model, values in predictions.items():
     figure.add_trace(go.Box(x=values, name=checkpoints[model].model.title, boxpoints="all", jitter=0.6))
 figure.add_vline(x=truth, line={"dash": "dash", "color": "gray"}, annotation_text="measured")
-figure.update_layout(title="One LoRA, written in a hundred ways", xaxis_title="predicted validation loss", height=300, showlegend=False)
+figure.update_layout(
+    title="One LoRA, written in a hundred ways", xaxis_title="predicted validation loss", height=300, showlegend=False
+)
 figure
 
 # %% [markdown]

@@ -15,10 +15,10 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core import TrainingConfig, Zoo
-from lol_core.batches import make_batch
-from lol_core.evaluation import score
-from lol_core.symmetry import GROUPS, act, act_on, relative_change, sample, sample_for, sample_gl
-from lol_core.training import plan, train
+from lol_core.core.batch import make_batch
+from lol_core.core.symmetry import GROUPS, act, act_on, relative_change, sample, sample_for, sample_gl
+from lol_core.learning.evaluation import score
+from lol_core.learning.fit import plan, train
 
 torch.set_num_threads(1)
 
@@ -35,8 +35,22 @@ for product in (0.25, 1.0, 2.25):
     orbits.add_trace(go.Scatter(x=u, y=v, mode="lines", name=f"uv = {product}"))
     np.testing.assert_allclose(u * v, product)
 circle = np.linspace(0, np.pi / 2, 40)
-orbits.add_trace(go.Scatter(x=1.4 * np.cos(circle), y=1.4 * np.sin(circle), mode="lines", line={"dash": "dot", "color": "gray"}, name="‖(u, v)‖ = 1.4"))
-orbits.update_layout(title="Each curve is one LoRA", width=520, height=420, xaxis={"range": [0, 3], "title": "u"}, yaxis={"range": [0, 3], "title": "v"})
+orbits.add_trace(
+    go.Scatter(
+        x=1.4 * np.cos(circle),
+        y=1.4 * np.sin(circle),
+        mode="lines",
+        line={"dash": "dot", "color": "gray"},
+        name="‖(u, v)‖ = 1.4",
+    )
+)
+orbits.update_layout(
+    title="Each curve is one LoRA",
+    width=520,
+    height=420,
+    xaxis={"range": [0, 3], "title": "u"},
+    yaxis={"range": [0, 3], "title": "v"},
+)
 orbits
 
 # %% [markdown]

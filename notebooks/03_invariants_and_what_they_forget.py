@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core import Zoo
-from lol_core.batches import Batch, make_batch, shared_spec
-from lol_core.models import ModelConfig, make_model
-from lol_core.symmetry import act, relative_change, sample_for
+from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.symmetry import act, relative_change, sample_for
+from lol_core.learning.models import ModelConfig, make_model
 
 torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/glosses")
@@ -34,7 +34,10 @@ U, V = batch.U[0][0, 0], batch.V[0][0, 0]
 # %%
 generator = torch.Generator().manual_seed(0)
 n, m, r = *U.shape[:1], V.shape[0], U.shape[1]
-Phi, Psi = torch.randn(8, n, generator=generator, dtype=torch.float64) / n**0.5, torch.randn(8, m, generator=generator, dtype=torch.float64) / m**0.5
+Phi, Psi = (
+    torch.randn(8, n, generator=generator, dtype=torch.float64) / n**0.5,
+    torch.randn(8, m, generator=generator, dtype=torch.float64) / m**0.5,
+)
 invariants = {
     "U Vᵀ": lambda U, V: U @ V.T,
     "Φ U Vᵀ Ψᵀ": lambda U, V: (Phi @ U) @ (Psi @ V).T,
@@ -52,7 +55,12 @@ changes = {
     "outputs rotated": (Q @ U, V),
     "ΔW doubled": (2 * U, V),
 }
-table = pd.DataFrame({name: {what: relative_change(f(*after), f(U, V)) for what, after in changes.items()} for name, f in invariants.items()})
+table = pd.DataFrame(
+    {
+        name: {what: relative_change(f(*after), f(U, V)) for what, after in changes.items()}
+        for name, f in invariants.items()
+    }
+)
 table.style.format("{:.1e}").map(lambda change: "font-weight: bold" if change > 1e-6 else "opacity: 0.5")
 
 # %% [markdown]
@@ -65,9 +73,16 @@ table.style.format("{:.1e}").map(lambda change: "font-weight: bold" if change > 
 # lesson; nobody fine-tuned a LoRA to be the opposite of another.)
 
 # %%
-both = Batch(spec, tuple(torch.cat([u, -u]).float() for u in batch.U), tuple(torch.cat([v, v]).float() for v in batch.V), batch.ranks.repeat(2, 1))
+both = Batch(
+    spec,
+    tuple(torch.cat([u, -u]).float() for u in batch.U),
+    tuple(torch.cat([v, v]).float() for v in batch.V),
+    batch.ranks.repeat(2, 1),
+)
 sign = torch.cat([torch.ones(len(loras)), torch.zeros(len(loras))])
-order = torch.randperm(len(loras), generator=torch.Generator().manual_seed(0))  # a LoRA and its opposite fall on one side
+order = torch.randperm(
+    len(loras), generator=torch.Generator().manual_seed(0)
+)  # a LoRA and its opposite fall on one side
 known, unseen = (torch.cat([part, part + len(loras)]) for part in (order[:220], order[220:]))
 
 
@@ -89,7 +104,9 @@ def accuracy(name: str, epochs: int = 40) -> float:
 found = {title: accuracy(name) for title, name in {"MLP + SVD": "svd", "GL-net": "gl_net"}.items()}
 figure = go.Figure(go.Bar(x=list(found), y=list(found.values()), text=[f"{value:.2f}" for value in found.values()]))
 figure.add_hline(y=0.5, line={"dash": "dash"}, annotation_text="guessing").update_layout(
-    title="LoRA or its opposite? 98 unseen LoRAs and their opposites", yaxis={"range": [0, 1], "title": "accuracy"}, height=340
+    title="LoRA or its opposite? 98 unseen LoRAs and their opposites",
+    yaxis={"range": [0, 1], "title": "accuracy"},
+    height=340,
 )
 figure
 
@@ -98,7 +115,10 @@ figure
 # paper's table 4 the size of a training set is told better by singular values than by GL-net. What is forgotten is sometimes just noise.)
 
 # %%
-assert table.loc[["R ⋆ (U, V)", "columns permuted", "both negated"]].drop(columns="(U, V), no invariant").to_numpy().max() < 1e-6
+assert (
+    table.loc[["R ⋆ (U, V)", "columns permuted", "both negated"]].drop(columns="(U, V), no invariant").to_numpy().max()
+    < 1e-6
+)
 assert table.loc["ΔW negated", "σ"] < 1e-12 < table.loc["ΔW negated", "U Vᵀ"]
 assert found["MLP + SVD"] == 0.5 and found["GL-net"] > 0.6
 

@@ -10,9 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from lol_core import Zoo, plots
-from lol_core.models.o_align import procrustes
-from lol_core.symmetry import GROUPS, act_on, relative_change, sample, sample_gl
+from lol_core import Zoo
+from lol_core.core.symmetry import GROUPS, act_on, relative_change, sample, sample_gl
+from lol_core.insight import plots
+from lol_core.learning.models.o_align import procrustes
 
 torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/glosses")
@@ -53,8 +54,13 @@ rows = []
 for group in GROUPS:
     R = sample(group, r, 10.0, generator=torch.Generator().manual_seed(2))
     U2, V2 = act_on(R, U, V)
-    rows.append({"R from": group, "raw factors move": relative_change(torch.cat([U2, V2]), torch.cat([U, V])),
-                 "aligned factors move": relative_change(aligned(U2, V2), aligned(U, V))})  # fmt: skip
+    rows.append(
+        {
+            "R from": group,
+            "raw factors move": relative_change(torch.cat([U2, V2]), torch.cat([U, V])),
+            "aligned factors move": relative_change(aligned(U2, V2), aligned(U, V)),
+        }
+    )
 o_align = pd.DataFrame(rows).set_index("R from")
 o_align.style.format("{:.1e}")
 
@@ -106,7 +112,9 @@ steps = torch.linspace(0, 1, 60, dtype=torch.float64)
 path = [(U * (1 - t) + (-U) * t, V * (1 - t) + (-V) * t) for t in steps]
 Qs = [procrustes(*pair, template_U, template_V) for pair in path]
 turns = [float((Qs[k + 1] - Qs[k]).norm()) for k in range(len(Qs) - 1)]
-jump = go.Figure(go.Scatter(x=steps[:-1], y=turns, mode="lines")).update_layout(title="How far Q turns from one step to the next", height=300)
+jump = go.Figure(go.Scatter(x=steps[:-1], y=turns, mode="lines")).update_layout(
+    title="How far Q turns from one step to the next", height=300
+)
 jump.update_xaxes(title="from (U, V) to (−U, −V)").update_yaxes(title="‖Q(t + δ) − Q(t)‖")
 jump
 

@@ -10,9 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from lol_core import plots
-from lol_core.models.layers import EquivariantLinear, EquivariantNonlinearity
-from lol_core.symmetry import GROUPS, Group, act_on, relative_change, sample
+from lol_core.core.symmetry import GROUPS, Group, act_on, relative_change, sample
+from lol_core.insight import plots
+from lol_core.learning.models.layers import EquivariantLinear, EquivariantNonlinearity
 
 torch.set_default_dtype(torch.float64)
 n, m, r = 3, 2, 2
@@ -49,13 +49,18 @@ def equivariant_maps(group: Group, n: int, m: int, n_out: int, m_out: int, r: in
     for _ in range(draws):
         R = sample(group, r, 4.0, generator=g)
         # vec(L ρ) = (I ⊗ ρᵀ) vec L and vec(ρ' L) = (ρ' ⊗ I) vec L, row by row
-        equations.append(torch.kron(torch.eye(rows), rho(R, n, m).T.contiguous()) - torch.kron(rho(R, n_out, m_out), torch.eye(columns)))
+        equations.append(
+            torch.kron(torch.eye(rows), rho(R, n, m).T.contiguous())
+            - torch.kron(rho(R, n_out, m_out), torch.eye(columns))
+        )
     _, values, vectors = torch.linalg.svd(torch.cat(equations))
     return vectors[values < 1e-9].reshape(-1, rows, columns)
 
 
 basis = equivariant_maps("gl", n, m, n_out, m_out, r)
-print(f"{(n_out + m_out) * r} × {(n + m) * r} = {(n_out + m_out) * r * (n + m) * r} entries, {len(basis)} dimensions left")
+print(
+    f"{(n_out + m_out) * r} × {(n + m) * r} = {(n_out + m_out) * r * (n + m) * r} entries, {len(basis)} dimensions left"
+)
 print(f"Φ has n' n = {n_out * n} entries and Ψ has m' m = {m_out * m}: together {n_out * n + m_out * m}")
 
 # %% [markdown]
@@ -93,9 +98,12 @@ expected = {
     "permutation": 2 * (n_out + m_out) * (n + m),  # besides the identity there is the matrix of ones
     "scaling": r * (n_out * n + m_out * m),  # every column is on its own
 }
-counted = pd.DataFrame({"found": {group: len(equivariant_maps(group, n, m, n_out, m_out, r)) for group in GROUPS}, "representation theory": expected}).loc[
-    list(expected)
-]
+counted = pd.DataFrame(
+    {
+        "found": {group: len(equivariant_maps(group, n, m, n_out, m_out, r)) for group in GROUPS},
+        "representation theory": expected,
+    }
+).loc[list(expected)]
 counted
 
 # %%
@@ -112,7 +120,10 @@ bars
 U, V = torch.randn(1, 6, r, generator=g), torch.randn(1, 5, r, generator=g)
 R = sample("gl", r, 10.0, generator=g)
 rows = []
-for name, F in {"σ_GL (6)": EquivariantNonlinearity("sigmoid"), "ReLU on entries": lambda U, V: (U.relu(), V.relu())}.items():
+for name, F in {
+    "σ_GL (6)": EquivariantNonlinearity("sigmoid"),
+    "ReLU on entries": lambda U, V: (U.relu(), V.relu()),
+}.items():
     first = torch.cat([part.flatten() for part in F(*act_on(R, U, V))])
     second = torch.cat([part.flatten() for part in act_on(R, *F(U, V))])
     rows.append({"nonlinearity": name, "‖F(R ⋆ x) − R ⋆ F(x)‖ relative": relative_change(first, second)})
@@ -129,7 +140,9 @@ assert off.iloc[0, 0] < 1e-9 and off.iloc[1, 0] > 0.1
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 for other_r in (1, 3):
-    assert len(equivariant_maps("gl", n, m, n_out, m_out, other_r)) == n_out * n + m_out * m  # the layer knows nothing of the rank: it takes LoRAs of any
+    assert (
+        len(equivariant_maps("gl", n, m, n_out, m_out, other_r)) == n_out * n + m_out * m
+    )  # the layer knows nothing of the rank: it takes LoRAs of any
 
 # %% [markdown]
 # 2. What are the *invariant* linear functions of $(U, V)$, those with $f(R \star x) = f(x)$?

@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from lol_core import Zoo
-from lol_core.batches import make_batch, shared_spec
-from lol_core.evaluation import bootstrap_interval, control_scores, norm_features, score, structure_features
-from lol_core.symmetry import invariance_error
-from lol_core.tasks import make_task
-from lol_core.zoo import split_ids
+from lol_core.collections.zoo import split_ids
+from lol_core.core.batch import make_batch, shared_spec
+from lol_core.core.symmetry import invariance_error
+from lol_core.learning.evaluation import bootstrap_interval, control_scores, norm_features, score, structure_features
+from lol_core.learning.tasks import make_task
 
 torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/glosses")
 loras = [zoo.load(id) for id in zoo.ids]
 spec = shared_spec(loras)
 batch = make_batch(loras, spec)
-print(f"{len(batch)} LoRAs of {len(spec.modules)} modules; U of a group of equal shapes is {tuple(batch.U[0].shape)}: LoRAs, modules, n, r")
+print(
+    f"{len(batch)} LoRAs of {len(spec.modules)} modules; U of a group of equal shapes is {tuple(batch.U[0].shape)}: LoRAs, modules, n, r"
+)
 
 
 # %% [markdown]
@@ -41,9 +43,13 @@ class GLNet(nn.Module):
             self.Psi.append(torch.randn(len(modules), width, m) / m**0.5)
         inputs = len(spec.modules) * width**2
         self.head = nn.Sequential(
-            nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
-            nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs),
-        )  # fmt: skip
+            nn.Linear(inputs, hidden),
+            nn.LayerNorm(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, outputs),
+        )
 
     def equivariant(self, batch):
         """(Φ U, Ψ V) of every module: R passes through."""
@@ -59,8 +65,12 @@ class GLNet(nn.Module):
 
 torch.manual_seed(0)
 model = GLNet(spec, outputs=1)
-print(f"{sum(p.numel() for p in model.parameters()):,} parameters; ΔW of all modules would be {sum(y.n * y.m for y in spec.modules):,} numbers")
-print(f"before it has learnt anything: invariance error {invariance_error(model, batch[torch.arange(8)], 'gl', 100.0):.1e}")
+print(
+    f"{sum(p.numel() for p in model.parameters()):,} parameters; ΔW of all modules would be {sum(y.n * y.m for y in spec.modules):,} numbers"
+)
+print(
+    f"before it has learnt anything: invariance error {invariance_error(model, batch[torch.arange(8)], 'gl', 100.0):.1e}"
+)
 
 # %% [markdown]
 # ## The question, the split, and the loop
@@ -92,7 +102,9 @@ model.load_state_dict(best[1])
 
 curves = pd.DataFrame(history)
 figure = go.Figure([go.Scatter(x=curves["epoch"], y=curves[part], name=part) for part in ("training", "validation")])
-figure.update_layout(title="Squared error, in units of the labels' variance", xaxis_title="epoch", height=320).update_yaxes(type="log")
+figure.update_layout(
+    title="Squared error, in units of the labels' variance", xaxis_title="epoch", height=320
+).update_yaxes(type="log")
 figure
 
 # %% [markdown]
@@ -151,14 +163,16 @@ assert ours["r2"] > controls["shuffled labels"]["r2"] + 0.3
 # 1. Put the nonlinearity of equation (6) and a second equivariant layer between. Does the invariance survive?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
-from lol_core.models.layers import EquivariantNonlinearity
+from lol_core.learning.models.layers import EquivariantNonlinearity
 
 
 class Deeper(GLNet):
     def __init__(self, spec, outputs: int, width: int = 16):
         super().__init__(spec, outputs, width)
         self.sigma = EquivariantNonlinearity("sigmoid")
-        self.second = nn.ParameterList([torch.randn(2, len(modules), width, width) / width**0.5 for _, modules in spec.groups])
+        self.second = nn.ParameterList(
+            [torch.randn(2, len(modules), width, width) / width**0.5 for _, modules in spec.groups]
+        )
 
     def equivariant(self, batch):
         first = [self.sigma(U, V) for U, V in super().equivariant(batch)]
@@ -180,10 +194,12 @@ assert len(spec.groups) > 1 or by_hand == sum(p.numel() for p in model.parameter
 # 3. Is GL-net better than the norms, or was it luck of the split? Count over the bootstrap how often it is.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
-from lol_core.evaluation import control_predictions
+from lol_core.learning.evaluation import control_predictions
 
 known = split["train"] + split["validation"]
-norms = control_predictions(task, zoo.labels, known, split["test"], {"norms only": features["norms only"]}, seed=0)["norms only"][:, 0]
+norms = control_predictions(task, zoo.labels, known, split["test"], {"norms only": features["norms only"]}, seed=0)[
+    "norms only"
+][:, 0]
 y = truth["accuracy"].to_numpy()
 draws = np.random.default_rng(0).integers(0, len(y), (2000, len(y)))
 better = np.mean([np.square(predicted[d, 0] - y[d]).mean() < np.square(norms[d] - y[d]).mean() for d in draws])

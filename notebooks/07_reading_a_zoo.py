@@ -14,9 +14,10 @@ import plotly.graph_objects as go
 import torch
 from PIL import Image
 
-from lol_core import TrainingConfig, Zoo, plots
-from lol_core.embedding import explain, project, space_of
-from lol_core.training import plan, train
+from lol_core import TrainingConfig, Zoo
+from lol_core.insight import plots
+from lol_core.insight.embedding import explain, project, space_of
+from lol_core.learning.fit import plan, train
 
 torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/faces")
@@ -81,7 +82,11 @@ right_answers = (predicted.round() == zoo.labels.loc[test, ATTRIBUTES]).mean()
 commoner = zoo.labels.loc[test, ATTRIBUTES].apply(lambda column: max(column.mean(), 1 - column.mean()))
 leaks = pd.DataFrame({"GL-net": right_answers, "the commoner answer": commoner})
 bars = go.Figure([go.Bar(x=leaks.index, y=leaks[name], name=name) for name in leaks])
-bars.update_layout(title=f"Told from the weights alone, {len(test)} unseen LoRAs", yaxis={"range": [0, 1], "title": "accuracy"}, height=340)
+bars.update_layout(
+    title=f"Told from the weights alone, {len(test)} unseen LoRAs",
+    yaxis={"range": [0, 1], "title": "accuracy"},
+    height=340,
+)
 bars
 
 # %%
@@ -120,5 +125,7 @@ assert comparison["nearest neighbour agrees"].mean() > comparison["chance"].mean
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 half = train(zoo, plan(zoo, ATTRIBUTES, config, ids=ids[:200]), config, Path(tempfile.mkdtemp()))
-print(f"half of the LoRAs: accuracy {half.metrics['test']['accuracy']:.3f} on {len(half.split['test'])} test LoRAs, {accuracy:.3f} with all")
+print(
+    f"half of the LoRAs: accuracy {half.metrics['test']['accuracy']:.3f} on {len(half.split['test'])} test LoRAs, {accuracy:.3f} with all"
+)
 assert half.metrics["test"]["accuracy"] < accuracy + 0.05

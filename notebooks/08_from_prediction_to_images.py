@@ -14,11 +14,14 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from lol_core import TrainingConfig, Zoo, plots
-from lol_core.generation import Painter, Sampling, contact_sheet
-from lol_core.training import plan, train
+from lol_core import TrainingConfig, Zoo
+from lol_core.insight import plots
+from lol_core.insight.generation import Painter, Sampling, contact_sheet
+from lol_core.learning.fit import plan, train
 
-os.environ.update(DIFFUSERS_VERBOSITY="error", TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1")  # nothing is fetched, and little is said about it
+os.environ.update(
+    DIFFUSERS_VERBOSITY="error", TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1"
+)  # nothing is fetched, and little is said about it
 torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/faces")
 zoo.labels["clip_score"].describe()[["count", "mean", "std", "min", "max"]]
@@ -34,7 +37,9 @@ checkpoint = train(zoo, plan(zoo, ["clip_score"], config), config, Path(tempfile
 scores = {"GL-net": checkpoint.metrics["test"], **checkpoint.controls}
 for name, found in scores.items():
     print(f"{name:15s} R² {found['r2']:6.3f}   Kendall τ {found.get('kendall_tau', float('nan')):6.3f}")
-print(f"seed {config.seed}: one split of several; 95 % interval of GL-net's R² {checkpoint.interval[0]:.3f} to {checkpoint.interval[1]:.3f}")
+print(
+    f"seed {config.seed}: one split of several; 95 % interval of GL-net's R² {checkpoint.interval[0]:.3f} to {checkpoint.interval[1]:.3f}"
+)
 
 # %% [markdown]
 # The norms say a good deal of it: a LoRA that has been driven far has spoilt things. On a single split GL-net may or may not be ahead of them; cross-validation
@@ -48,7 +53,9 @@ predicted = checkpoint.predict([zoo.load(id) for id in test])[:, 0]
 measured = zoo.labels.loc[test, "clip_score"].to_numpy()
 order = np.argsort(-predicted)
 figure = go.Figure(go.Scatter(x=predicted, y=measured, mode="markers", text=[zoo.names[id] for id in test]))
-figure.update_layout(title="Held-out LoRAs", xaxis_title="predicted CLIP score", yaxis_title="measured CLIP score", height=400)
+figure.update_layout(
+    title="Held-out LoRAs", xaxis_title="predicted CLIP score", yaxis_title="measured CLIP score", height=400
+)
 figure
 
 # %% [markdown]
@@ -72,7 +79,9 @@ sheet
 
 # %%
 top, bottom = measured[order[:20]].mean(), measured[order[-20:]].mean()
-print(f"measured CLIP score of the 20 ranked highest: {top:.3f}; of the 20 ranked lowest: {bottom:.3f}; all {measured.mean():.3f}")
+print(
+    f"measured CLIP score of the 20 ranked highest: {top:.3f}; of the 20 ranked lowest: {bottom:.3f}; all {measured.mean():.3f}"
+)
 assert checkpoint.metrics["test"]["kendall_tau"] > 0.2
 assert top > bottom + 0.3 * measured.std()
 

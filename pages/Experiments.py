@@ -1,4 +1,6 @@
-"""The paper's tables and figures measured on the sample zoos: beside the paper's numbers, with a verdict on each finding."""
+"""The paper's tables and figures measured on the sample zoos: beside the paper's numbers, with a verdict on each
+finding.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ from ui.jobs import ExperimentJob
 from ui.progress import follow
 from ui.state import RESULTS, SAMPLES, session
 
-ICONS = {"holds": ":material/check_circle:", "holds, not clearly": ":material/help:", "does not hold": ":material/cancel:"}
+ICONS = {
+    "holds": ":material/check_circle:",
+    "holds, not clearly": ":material/help:",
+    "does not hold": ":material/cancel:",
+}
 SAID = {"holds": "hold", "holds, not clearly": "hold, but not clearly", "does not hold": "do not hold"}
 COLOURS = {"holds": "green", "holds, not clearly": "orange", "does not hold": "red"}
 
@@ -25,8 +31,16 @@ state = session()
 def show(result: Result, key: str) -> None:
     """Findings, figure, tables, notes and settings of one experiment."""
     for finding in result.findings:
-        st.markdown(f"{ICONS[finding.holds]} :{COLOURS[finding.holds]}[**{finding.holds}**] · {finding.paper}  \n:gray[Here: {finding.here}]")
-    figure(result.figure, f"{key}_figure", f"{result.title}. {' '.join(finding.here for finding in result.findings)}", result.cells)
+        st.markdown(
+            f"{ICONS[finding.holds]} :{COLOURS[finding.holds]}[**{finding.holds}**] · {finding.paper}  \n:gray[Here:"
+            f" {finding.here}]"
+        )
+    figure(
+        result.figure,
+        f"{key}_figure",
+        f"{result.title}. {' '.join(finding.here for finding in result.findings)}",
+        result.cells,
+    )
     for i, (heading, table) in enumerate(blocks(result.cells)):
         if heading:
             st.markdown(f"**{heading[:1].upper()}{heading[1:]}**")
@@ -46,19 +60,30 @@ for name in NAMES:
         continue
 
 st.markdown(
-    f"The tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos. Those zoos are smaller than the paper's and made of other "
-    "models, so what can be compared is what was found, not the figures."
+    f"The tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos. Those zoos are smaller"
+    " than the paper's and made of other models, so what can be compared is what was found, not the figures."
 )
 titles = {name: f"{name[:-1].capitalize()} {name[-1]}" if name[-1].isdigit() else name.capitalize() for name in NAMES}
 counts = pd.DataFrame(
     {
-        word: [sum(finding.of_paper and finding.holds == word for finding in found[name].findings) if name in found else pd.NA for name in OF_PAPER]
+        word: [
+            (
+                sum(finding.of_paper and finding.holds == word for finding in found[name].findings)
+                if name in found
+                else pd.NA
+            )
+            for name in OF_PAPER
+        ]
         for word in ICONS
     },
     index=pd.Index([found[name].title if name in found else titles[name] for name in OF_PAPER], name="experiment"),
 ).astype("Int64")
 with st.expander(
-    f"Of the paper's findings {', '.join(f'{counts[word].sum()} {said}' for word, said in SAID.items())}" if found else "Nothing has been run here yet",
+    (
+        f"Of the paper's findings {', '.join(f'{counts[word].sum()} {said}' for word, said in SAID.items())}"
+        if found
+        else "Nothing has been run here yet"
+    ),
     icon=":material/fact_check:",
     key="overview",
 ):
@@ -72,9 +97,13 @@ left, right = st.columns([3, 1], vertical_alignment="center")
 left.code(command, language="bash")
 busy = job is not None and job.running
 if right.button(
-    "Run it small", icon=":material/play_arrow:", key="run_small", width="stretch", disabled=busy,
+    "Run it small",
+    icon=":material/play_arrow:",
+    key="run_small",
+    width="stretch",
+    disabled=busy,
     help="A few LoRAs, one seed, two epochs, in seconds: shows how it runs. The command beside it runs it in full.",
-):  # fmt: skip
+):
     state.experiment = job = ExperimentJob(chosen, SAMPLES)
     job.start()
     st.rerun()
@@ -83,12 +112,19 @@ if job is not None:
     if job.error is not None:
         st.error(job.error)
     elif job.result is not None:
-        with st.expander(f"{job.result.title}", icon=":material/science:", expanded=job.name == chosen, key=f"small_{job.name}"):
+        with st.expander(
+            f"{job.result.title}", icon=":material/science:", expanded=job.name == chosen, key=f"small_{job.name}"
+        ):
             show(job.result, "small")
 
-need(chosen in found, f"{titles[chosen]} has not been run in full. Run `{command}` in the program's folder; it takes from minutes to hours and can be stopped.")
+need(
+    chosen in found,
+    f"{titles[chosen]} has not been run in full. Run `{command}` in the program's folder; it takes from minutes to"
+    " hours and can be stopped.",
+)
 st.subheader(found[chosen].title)
 show(found[chosen], chosen)
 st.caption(
-    f"{counted(len(found), 'experiment')} in `docs/results/`, each with its table, its figure and its settings; `docs/results.md` has all of them on one page."
+    f"{counted(len(found), 'experiment')} in `docs/results/`, each with its table, its figure and its settings;"
+    " `docs/results.md` has all of them on one page."
 )

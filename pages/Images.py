@@ -1,4 +1,6 @@
-"""What the LoRAs draw: those with the highest and the lowest score side by side, beside the base model, with the same prompts and seeds."""
+"""What the LoRAs draw: those with the highest and the lowest score side by side, beside the base model, with the
+same prompts and seeds.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ import pandas as pd
 import streamlit as st
 from PIL import Image
 
-from lol_core import plots
-from lol_core.devices import devices, find_device
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import LoLError
-from lol_core.generation import Sampling, contact_sheet
-from lol_core.zoo import Zoo
+from lol_core.insight import plots
+from lol_core.insight.generation import Sampling, contact_sheet
+from lol_core.learning.devices import devices, find_device
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
@@ -34,7 +36,9 @@ state = session()
 
 
 def rankings(zoo: Zoo) -> dict[str, tuple[str, Path | None]]:
-    """What LoRAs can be ranked by: title → (label, checkpoint or None for the measured label itself). CLIP scores first, models before labels."""
+    """What LoRAs can be ranked by: title → (label, checkpoint or None for the measured label itself). CLIP scores
+    first, models before labels.
+    """
     found: dict[str, tuple[str, Path | None]] = {}
     for title, folder in checkpoints(zoo).items():
         try:
@@ -43,14 +47,18 @@ def rankings(zoo: Zoo) -> dict[str, tuple[str, Path | None]]:
             continue
         if model.task.kind == "regression":
             found |= {f"{label} predicted by {title}": (label, folder) for label in model.task.targets}
-    numbers = [c for c in zoo.labels.columns if pd.api.types.is_numeric_dtype(zoo.labels[c]) and zoo.labels[c].nunique() > 2]
+    numbers = [
+        c for c in zoo.labels.columns if pd.api.types.is_numeric_dtype(zoo.labels[c]) and zoo.labels[c].nunique() > 2
+    ]
     found |= {f"{label}, measured": (label, None) for label in numbers}
     return dict(sorted(found.items(), key=lambda item: item[1][0] != "clip_score"))
 
 
 @st.cache_data(max_entries=8, show_spinner="Predicting every LoRA …")
 def predicted(folder: str, modified: float, label: str, fingerprint: str, _zoo: Zoo) -> tuple[pd.Series, list[str]]:
-    """Predictions of a label, and the LoRAs the model was not trained on (all, when it comes from another collection)."""
+    """Predictions of a label, and the LoRAs the model was not trained on (all, when it comes from another
+    collection).
+    """
     model = load_checkpoint(Path(folder))
     table, _ = model.predict_zoo(_zoo)
     held_out = model.split["test"] if model.zoo == _zoo.name else list(table.index)
@@ -59,7 +67,9 @@ def predicted(folder: str, modified: float, label: str, fingerprint: str, _zoo: 
 
 @dataclass(frozen=True)
 class Ranking:
-    """LoRAs by a score, the highest first. label: what is scored, "" when nothing can be; measured: the true values, where the scores are predictions."""
+    """LoRAs by a score, the highest first. label: what is scored, "" when nothing can be; measured: the true
+    values, where the scores are predictions.
+    """
 
     label: str
     scores: pd.Series
@@ -68,14 +78,22 @@ class Ranking:
 
 
 def choose_ranking() -> Ranking:
-    """What the LoRAs are ranked by, as chosen on the page; empty, with what to do about it, where fewer than two have a score."""
+    """What the LoRAs are ranked by, as chosen on the page; empty, with what to do about it, where fewer than two
+    have a score.
+    """
     ranks = rankings(zoo)
     none = Ranking("", pd.Series(dtype=float), pd.Series(dtype=float), False)
     if not ranks:
-        st.info("To rank LoRAs there must be a label with numbers, or a model that predicts one. Any can be drawn without.", icon=":material/arrow_forward:")
+        st.info(
+            "To rank LoRAs there must be a label with numbers, or a model that predicts one. Any can be drawn without.",
+            icon=":material/arrow_forward:",
+        )
         return none
     if not any(folder for _, folder in ranks.values()):
-        st.info("No model that predicts a number has been trained here yet, so the ranking below is by measured labels.", icon=":material/arrow_forward:")
+        st.info(
+            "No model that predicts a number has been trained here yet, so the ranking below is by measured labels.",
+            icon=":material/arrow_forward:",
+        )
         label = "clip_score" if "clip_score" in zoo.labels else next(iter(ranks.values()))[0]
         page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
@@ -84,8 +102,12 @@ def choose_ranking() -> Ranking:
     label, folder = ranks[title]
     scores = measured = zoo.labels[label].dropna() if label in zoo.labels else pd.Series(dtype=float)
     if folder is not None:
-        scores, held_out = predicted(str(folder), (folder / "checkpoint.json").stat().st_mtime, label, zoo.fingerprint, zoo)
-        which = right.segmented_control("Of", ["test", "all"], default="test", key="which", help="test: LoRAs the model did not see in training.")
+        scores, held_out = predicted(
+            str(folder), (folder / "checkpoint.json").stat().st_mtime, label, zoo.fingerprint, zoo
+        )
+        which = right.segmented_control(
+            "Of", ["test", "all"], default="test", key="which", help="test: LoRAs the model did not see in training."
+        )
         scores = scores.loc[held_out] if which != "all" and held_out else scores
     among = set(visible(zoo))
     if len(among) < len(zoo):
@@ -116,22 +138,44 @@ def show_strip(ids: pd.Index) -> None:
 ranking = choose_ranking()
 settings_path = zoo.folder / "recipe.json"
 recipe = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
-with st.expander("Base model, prompts and sampling", icon=":material/tune:", key="image_settings", expanded=not known_base(zoo)):
+with st.expander(
+    "Base model, prompts and sampling", icon=":material/tune:", key="image_settings", expanded=not known_base(zoo)
+):
     a, b = st.columns([3, 1])
     base = a.text_input(
-        "Base model", known_base(zoo), key="base", bind="query-params", placeholder="a diffusers folder, or a hub id",
+        "Base model",
+        known_base(zoo),
+        key="base",
+        bind="query-params",
+        placeholder="a diffusers folder, or a hub id",
         help="The text-to-image model these LoRAs were trained on.",
-    )  # fmt: skip
+    )
     device = b.selectbox("Device", ["auto", *devices()], key="image_device")
-    prompts_text = st.text_area("Prompts, one a line", "\n".join(recipe.get("preview_prompts") or PROMPTS), key="prompts", bind="query-params", height=110)
+    prompts_text = st.text_area(
+        "Prompts, one a line",
+        "\n".join(recipe.get("preview_prompts") or PROMPTS),
+        key="prompts",
+        bind="query-params",
+        height=110,
+    )
     a, b, c = st.columns(3)
     seed = int(a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key="image_seed"))
     steps = int(b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key="sampling_steps"))
-    guidance = float(c.number_input("Guidance", 1.0, 30.0, float(recipe.get("guidance", 7.5)), key="guidance", help="1: none. Stable Diffusion: about 7.5."))
+    guidance = float(
+        c.number_input(
+            "Guidance",
+            1.0,
+            30.0,
+            float(recipe.get("guidance", 7.5)),
+            key="guidance",
+            help="1: none. Stable Diffusion: about 7.5.",
+        )
+    )
 need(
     base,
-    "To draw images, name the base model these LoRAs were trained on, above: a folder in diffusers form on this computer, or a hub id such as "
-    f"`CompVis/stable-diffusion-v1-4`. The files say: {', '.join(sorted({str(e.base_model or e.suggested_base or 'nothing') for e in zoo.entries}))}.",
+    "To draw images, name the base model these LoRAs were trained on, above: a folder in diffusers form on this"
+    " computer, or a hub id such as `CompVis/stable-diffusion-v1-4`. The files say:"
+    f" {', '.join(sorted({str(e.base_model or e.suggested_base or 'nothing') for e in zoo.entries}))}.",
 )
 prompts = tuple(line.strip() for line in prompts_text.splitlines() if line.strip())
 need(prompts, "Write at least one prompt.")
@@ -143,19 +187,43 @@ def take_selection() -> None:
 
 chosen: dict[str, str] = {}
 a, b = st.columns(2)
-strength = b.slider("Strength of the LoRA", 0.0, 2.0, 1.0, 0.05, key="strength", bind="query-params", help="ΔW is multiplied by this. 0 is the base model.")
+strength = b.slider(
+    "Strength of the LoRA",
+    0.0,
+    2.0,
+    1.0,
+    0.05,
+    key="strength",
+    bind="query-params",
+    help="ΔW is multiplied by this. 0 is the base model.",
+)
 if count := len(scores := ranking.scores):
-    place = a.slider("Walk along the ranking", 1, count, 1 + count // 2, key="place", bind="query-params", help="1 is the highest.")
+    place = a.slider(
+        "Walk along the ranking", 1, count, 1 + count // 2, key="place", bind="query-params", help="1 is the highest."
+    )
     measured = ranking.measured.reindex(scores.index)
     table = pd.DataFrame({"name": [zoo.names[id] for id in scores.index], "score": scores, "measured": measured})
     chart = plots.ranking(scores, measured if ranking.is_predicted else None, ranking.label, selected(zoo))
-    figure(chart, "ranking", "Scores in order of rank", table, on_select=take_selection, selection_mode=("points", "box", "lasso"))
+    figure(
+        chart,
+        "ranking",
+        "Scores in order of rank",
+        table,
+        on_select=take_selection,
+        selection_mode=("points", "box", "lasso"),
+    )
     show_strip(scores.index)
     chosen = {"Highest": scores.index[0], f"Rank {place}": scores.index[place - 1], "Lowest": scores.index[-1]}
 also = (st if chosen else a).multiselect(
-    "Also draw" if chosen else "LoRAs to draw", zoo.ids, default=[] if chosen else zoo.ids[:1], format_func=lambda id: zoo.names[id], key="also",
-    bind="query-params", max_selections=MAX_ALSO, placeholder="any LoRA of the collection",
-)  # fmt: skip
+    "Also draw" if chosen else "LoRAs to draw",
+    zoo.ids,
+    default=[] if chosen else zoo.ids[:1],
+    format_func=lambda id: zoo.names[id],
+    key="also",
+    bind="query-params",
+    max_selections=MAX_ALSO,
+    placeholder="any LoRA of the collection",
+)
 chosen |= {zoo.names[id]: id for id in also}
 need(chosen, "Choose a LoRA to draw.")
 columns: dict[str, str | None] = {**chosen, "Base model": None}
@@ -168,7 +236,11 @@ def file_of(id: str | None) -> Path | None:
 
 
 try:
-    missing = [id for id in dict.fromkeys(columns.values()) if not all(brush.is_drawn(file_of(id), p, sampling) for p in prompts)]
+    missing = [
+        id
+        for id in dict.fromkeys(columns.values())
+        if not all(brush.is_drawn(file_of(id), p, sampling) for p in prompts)
+    ]
 except OSError as problem:
     st.error(f"A LoRA file cannot be read any more: {problem}. Press **Look for changes** in the sidebar.")
     st.stop()
@@ -230,7 +302,13 @@ for place_in_page, (name, id) in zip(st.columns(len(columns)), columns.items(), 
 if shown and len(shown) == len(columns):
     buffer = io.BytesIO()
     contact_sheet(rows, shown, prompts).save(buffer, "PNG")
-    st.download_button("Download the grid", buffer.getvalue(), f"{zoo.name}-{ranking.label or 'images'}.png", "image/png", icon=":material/download:")
+    st.download_button(
+        "Download the grid",
+        buffer.getvalue(),
+        f"{zoo.name}-{ranking.label or 'images'}.png",
+        "image/png",
+        icon=":material/download:",
+    )
 with st.container(horizontal=True):
     for name, id in chosen.items():
         page_link("pages/LoRA.py", f"{name}: look inside", ":material/layers:", lora=id)

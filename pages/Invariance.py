@@ -1,4 +1,6 @@
-"""Turn R: the same LoRA with other factors. ΔW stays; which predictions do? Every sentence on the page is computed from what stands on it."""
+"""Turn R: the same LoRA with other factors. ΔW stays; which predictions do? Every sentence on the page is computed from
+what stands on it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,26 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from lol_core import plots
-from lol_core.batches import Batch, WeightSpec, make_batch, shared_spec
+from lol_core.core.batch import Batch, WeightSpec, make_batch, shared_spec
+from lol_core.core.lora import LoRA
+from lol_core.core.symmetry import (
+    GROUPS,
+    TOLERANCES,
+    Group,
+    act,
+    carried,
+    for_spec,
+    given,
+    product_change,
+    promises,
+    relative_change,
+    sample_for,
+)
 from lol_core.errors import LoLError
-from lol_core.lora import LoRA
-from lol_core.models import FIVE, LoLModel, ModelConfig, make_model
-from lol_core.models.gl_net import GLNet
-from lol_core.symmetry import GROUPS, TOLERANCES, Group, act, carried, for_spec, given, product_change, promises, relative_change, sample_for
-from lol_core.tasks import Task
+from lol_core.insight import plots
+from lol_core.learning.models import FIVE, LoLModel, ModelConfig, make_model
+from lol_core.learning.models.gl_net import GLNet
+from lol_core.learning.tasks import Task
 from ui.figures import figure, take
 from ui.frame import frame, need
 from ui.points import walk_points
@@ -40,10 +54,17 @@ saved = checkpoints(zoo)
 top = st.columns([3, 3])
 chosen = top[0].selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key="lora", bind="query-params")
 titles = top[1].multiselect(
-    "Trained models", list(saved), default=list(saved)[:5], key="models_shown", placeholder="none trained yet" if not saved else "choose models"
+    "Trained models",
+    list(saved),
+    default=list(saved)[:5],
+    key="models_shown",
+    placeholder="none trained yet" if not saved else "choose models",
 )
 untrained = st.toggle(
-    "Also show freshly initialised models of all five kinds (untrained: their predictions mean nothing, their symmetry is the same)", not saved, key="untrained"
+    "Also show freshly initialised models of all five kinds (untrained: their predictions mean nothing, their symmetry"
+    " is the same)",
+    not saved,
+    key="untrained",
 )
 
 
@@ -62,7 +83,11 @@ class Shown:
 
     def values(self, batch: Batch) -> torch.Tensor:
         """Predictions in the user's units (B, outputs), in the batch's precision."""
-        twin = self.model if batch.dtype == torch.float32 else in_float64(f"{self.title} {saved.get(self.title)} {zoo.fingerprint} {chosen}", self.model)
+        twin = (
+            self.model
+            if batch.dtype == torch.float32
+            else in_float64(f"{self.title} {saved.get(self.title)} {zoo.fingerprint} {chosen}", self.model)
+        )
         with torch.no_grad():
             outputs = twin(batch)
         return torch.from_numpy(self.task.decode(outputs)) if self.task else outputs.double()
@@ -72,10 +97,16 @@ class Shown:
         return re.sub(r" → .*\((seed \d+)\)", r", \1", self.title).removesuffix(" (untrained)")
 
     def outputs(self) -> list[str]:
-        return ["untrained output"] if self.task is None else [f"p({c})" for c in self.task.classes] or list(self.task.targets)
+        return (
+            ["untrained output"]
+            if self.task is None
+            else [f"p({c})" for c in self.task.classes] or list(self.task.targets)
+        )
 
     def scale(self, output: int, before: float) -> tuple[float, float]:
-        """The ends of its dial: probabilities from 0 to 1, numbers three standard deviations around the training mean, untrained ones around the start."""
+        """The ends of its dial: probabilities from 0 to 1, numbers three standard deviations around the training mean,
+        untrained ones around the start.
+        """
         if self.task is None:
             reach = max(abs(before), 0.1)
             return before - reach, before + reach
@@ -93,7 +124,9 @@ class Shown:
 
 @st.cache_resource(max_entries=4, show_spinner="Making models …")
 def fresh_models(fingerprint: str, digest: str, _spec: WeightSpec, _batch: Batch) -> list[Shown]:
-    """The paper's five kinds with random weights, scaled to this LoRA; Dense only where it fits. GL-net has two equivariant layers, so that σ is seen."""
+    """The paper's five kinds with random weights, scaled to this LoRA; Dense only where it fits. GL-net has two
+    equivariant layers, so that σ is seen.
+    """
     made = []
     for name, kind in FIVE.items():
         with torch.random.fork_rng():
@@ -159,7 +192,10 @@ def edited(r: int) -> torch.Tensor | None:
     typed = st.data_editor(start, key=f"R_{r}", hide_index=True)
     R = torch.tensor(typed.fillna(0).to_numpy(np.float64))
     if torch.linalg.matrix_rank(R) < r:
-        st.error(f"det R = {torch.linalg.det(R).item():.3g}: R has no inverse, so (UR, VR⁻ᵀ) does not exist. Change an entry.")
+        st.error(
+            f"det R = {torch.linalg.det(R).item():.3g}: R has no inverse, so (UR, VR⁻ᵀ) does not exist. Change an"
+            " entry."
+        )
         return None
     return R
 
@@ -170,30 +206,85 @@ def turn() -> None:
     left, right = st.columns([3, 2])
     with left:
         group = st.segmented_control(
-            "R is drawn from", list(TITLES), format_func=lambda g: TITLES[g], default="gl", key="group", bind="query-params", required=True
+            "R is drawn from",
+            list(TITLES),
+            format_func=lambda g: TITLES[g],
+            default="gl",
+            key="group",
+            bind="query-params",
+            required=True,
         )
         sized = group in ("gl", "scaling")
-        exponent = st.slider("κ(R) = 10^x", 0.0, 4.0, 1.0, 0.25, key="kappa", bind="query-params", disabled=not sized, help="The condition number of R.")
+        exponent = st.slider(
+            "κ(R) = 10^x",
+            0.0,
+            4.0,
+            1.0,
+            0.25,
+            key="kappa",
+            bind="query-params",
+            disabled=not sized,
+            help="The condition number of R.",
+        )
         a, b = st.columns(2)
-        layers = a.segmented_control("R is", ["own", "shared"], format_func={"own": "each module's", "shared": "shared"}.__getitem__,
-                                     default="own", key="shared", bind="query-params", required=True, disabled=group == "hand")  # fmt: skip
-        dtype_name = b.segmented_control("Computed in", list(DTYPES), default="float32", key="dtype", bind="query-params", required=True) or "float32"
+        layers = a.segmented_control(
+            "R is",
+            ["own", "shared"],
+            format_func={"own": "each module's", "shared": "shared"}.__getitem__,
+            default="own",
+            key="shared",
+            bind="query-params",
+            required=True,
+            disabled=group == "hand",
+        )
+        dtype_name = (
+            b.segmented_control(
+                "Computed in", list(DTYPES), default="float32", key="dtype", bind="query-params", required=True
+            )
+            or "float32"
+        )
         a, b = st.columns(2, vertical_alignment="bottom")
-        a.button("Draw another R", type="primary", icon=":material/casino:", width="stretch", on_click=next_draw, disabled=group == "hand")
-        draw = int(b.number_input("Draw", 1, 10**6, 1, key="draw", bind="query-params", help="The seed of R: the same number gives the same R."))
+        a.button(
+            "Draw another R",
+            type="primary",
+            icon=":material/casino:",
+            width="stretch",
+            on_click=next_draw,
+            disabled=group == "hand",
+        )
+        draw = int(
+            b.number_input(
+                "Draw",
+                1,
+                10**6,
+                1,
+                key="draw",
+                bind="query-params",
+                help="The seed of R: the same number gives the same R.",
+            )
+        )
         dtype = DTYPES[dtype_name]
         original = start_of(own, dtype_name)
         if group == "hand":
             r = ranks[-1]
             if r > EDITABLE:
-                st.info(f"R is {r} × {r} here: too large to type. Draw it from a group, or choose a LoRA of rank {EDITABLE} or less.")
+                st.info(
+                    f"R is {r} × {r} here: too large to type. Draw it from a group, or choose a LoRA of rank {EDITABLE}"
+                    " or less."
+                )
                 return
             typed = edited(r)
             if typed is None:
                 return
             R = given(original, {r: typed})
         else:
-            R = sample_for(original, group_of(group), 10.0**exponent if sized else 1.0, torch.Generator().manual_seed(draw), layers == "shared")
+            R = sample_for(
+                original,
+                group_of(group),
+                10.0**exponent if sized else 1.0,
+                torch.Generator().manual_seed(draw),
+                layers == "shared",
+            )
     turned = act(R, original)
     dials: list[plots.Dial] = []
     rows: list[dict[str, Any]] = []
@@ -210,37 +301,75 @@ def turn() -> None:
         verdict = shown.verdict(change, group, dtype)
         low, high = shown.scale(output, float(before[output]))
         unit = shown.outputs()[output]
-        dials.append(plots.Dial(shown.short, unit, low, high, float(before[output]), float(after[output]), verdict, change <= TOLERANCES[dtype]))
-        rows.append({"model": shown.title, "promises": PROMISES[shown.model.symmetry], "predicts": unit, "before R": float(before[output]),
-                     "after R": float(after[output]), "relative change": change, "verdict": verdict})  # fmt: skip
+        dials.append(
+            plots.Dial(
+                shown.short,
+                unit,
+                low,
+                high,
+                float(before[output]),
+                float(after[output]),
+                verdict,
+                change <= TOLERANCES[dtype],
+            )
+        )
+        rows.append(
+            {
+                "model": shown.title,
+                "promises": PROMISES[shown.model.symmetry],
+                "predicts": unit,
+                "before R": float(before[output]),
+                "after R": float(after[output]),
+                "relative change": change,
+                "verdict": verdict,
+            }
+        )
     table = pd.DataFrame(rows)
     still = [row["model"] for row in rows if row["relative change"] <= TOLERANCES[dtype]]
-    factors = {side: relative_change(*(torch.cat([t.flatten() for t in getattr(b, side)]) for b in (turned, original))) for side in ("U", "V")}
+    factors = {
+        side: relative_change(*(torch.cat([t.flatten() for t in getattr(b, side)]) for b in (turned, original)))
+        for side in ("U", "V")
+    }
     worst = max(torch.linalg.cond(matrices).max().item() for matrices in R)
     with st.container(horizontal=True, gap="large"):
         st.metric("κ(R)", f"{worst:.4g}")
         st.metric("U moved by", f"{factors['U']:.1%}")
         st.metric("V moved by", f"{factors['V']:.1%}")
         gap = product_change(turned, original)
-        st.metric("ΔW moved by", f"{gap:.1e}", help=f"Relative, over {len(own.modules)} modules; zero up to rounding in {dtype_name}.")
+        st.metric(
+            "ΔW moved by",
+            f"{gap:.1e}",
+            help=f"Relative, over {len(own.modules)} modules; zero up to rounding in {dtype_name}.",
+        )
     st.markdown(
-        f"**{len(rows) - len(still)} of {len(rows)} models** took (UR, VR⁻ᵀ) for another LoRA than (U, V)." + (f" {', '.join(still)} did not." if still else "")
+        f"**{len(rows) - len(still)} of {len(rows)} models** took (UR, VR⁻ᵀ) for another LoRA than (U, V)."
+        + (f" {', '.join(still)} did not." if still else "")
     )
     with st.container(horizontal=True, gap="small"):
         for i, dial in enumerate(dials):
             words = f"{dial.title}: {dial.before:.5g} before R, {dial.after:.5g} after; it {dial.verdict}"
-            st.plotly_chart(plots.needle(dial), key=f"needle_{i}", alt=words, width=156, config={"displayModeBar": False})
+            st.plotly_chart(
+                plots.needle(dial), key=f"needle_{i}", alt=words, width=156, config={"displayModeBar": False}
+            )
     with right:  # pictures come after the numbers, which should not wait for them
         r = int(original.ranks[0, own.groups[0][1][0]])
-        whose = own.modules[own.groups[0][1][0]].name if group != "hand" and layers == "own" else f"every module of rank {r}"
+        whose = (
+            own.modules[own.groups[0][1][0]].name
+            if group != "hand" and layers == "own"
+            else f"every module of rank {r}"
+        )
         figure(plots.matrix(R[0][0, 0, :r, :r].numpy(), f"R of {whose}"), "R", "The matrix R")
     st.dataframe(
-        table, hide_index=True, key="moves", column_config={"relative change": st.column_config.NumberColumn(format="scientific")} | {
-            name: st.column_config.NumberColumn(format="%.6g") for name in ("before R", "after R")
-        },
-    )  # fmt: skip
+        table,
+        hide_index=True,
+        key="moves",
+        column_config={"relative change": st.column_config.NumberColumn(format="scientific")}
+        | {name: st.column_config.NumberColumn(format="%.6g") for name in ("before R", "after R")},
+    )
     take(lambda: table, "needles")
-    module = st.selectbox("The factors of", own.modules, format_func=lambda m: f"{m.name}  ({m.n} × {m.m})", key="module")
+    module = st.selectbox(
+        "The factors of", own.modules, format_func=lambda m: f"{m.name}  ({m.n} × {m.m})", key="module"
+    )
     position = own.modules.index(module)
     g, place = next((g, indices.index(position)) for g, (_, indices) in enumerate(own.groups) if position in indices)
 
@@ -248,9 +377,14 @@ def turn() -> None:
         u, v = batch.U[g][0, place, :WIDTH_LIMIT].double(), batch.V[g][0, place, :WIDTH_LIMIT].double()
         return {"U": u.numpy(), "V": v.numpy(), "ΔW = U Vᵀ": (u @ v.mT).numpy()}
 
-    figure(plots.factor_heatmaps(corner(original), corner(turned)), "heatmaps", "U, V and their product before and after R")
+    figure(
+        plots.factor_heatmaps(corner(original), corner(turned)), "heatmaps", "U, V and their product before and after R"
+    )
     if max(module.n, module.m) > WIDTH_LIMIT:
-        st.caption(f"The first {WIDTH_LIMIT} of {module.n} rows of U and {module.m} of V, and the corner of ΔW they make. Each pair shares one colour scale.")
+        st.caption(
+            f"The first {WIDTH_LIMIT} of {module.n} rows of U and {module.m} of V, and the corner of ΔW they make. Each"
+            " pair shares one colour scale."
+        )
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -279,11 +413,21 @@ def many_draws() -> None:
     """Hundreds of R from each group, and which model keeps still under which."""
     a, b, c = st.columns([2, 2, 2], vertical_alignment="bottom")
     cost = FEWEST * len(GROUPS) * sum(max(shown.model.n_features(), shown.model.spec.parameters) for shown in models)
-    count = a.segmented_control("Draws from each group", [FEWEST, 200, 500], default=FEWEST if cost <= UNASKED else None, key="count")
-    condition = 10.0 ** b.select_slider("κ(R)", [0.0, 1.0, 2.0, 3.0, 4.0], 2.0, format_func=lambda x: f"{10**x:,.0f}", key="many_kappa")
-    dtype_name = c.segmented_control("Computed in", list(DTYPES), default="float32", key="many_dtype", required=True) or "float32"
+    count = a.segmented_control(
+        "Draws from each group", [FEWEST, 200, 500], default=FEWEST if cost <= UNASKED else None, key="count"
+    )
+    condition = 10.0 ** b.select_slider(
+        "κ(R)", [0.0, 1.0, 2.0, 3.0, 4.0], 2.0, format_func=lambda x: f"{10**x:,.0f}", key="many_kappa"
+    )
+    dtype_name = (
+        c.segmented_control("Computed in", list(DTYPES), default="float32", key="many_dtype", required=True)
+        or "float32"
+    )
     if not count:
-        st.caption(f"Choose how many: each of the {len(models)} models will read a LoRA of {lora.parameters:,} parameters so many times.")
+        st.caption(
+            f"Choose how many: each of the {len(models)} models will read a LoRA of {lora.parameters:,} parameters so"
+            " many times."
+        )
         return
     tolerance = TOLERANCES[DTYPES[dtype_name]]
     key = " ".join([zoo.fingerprint, chosen, *(f"{shown.title}@{saved.get(shown.title)}" for shown in models)])
@@ -302,12 +446,25 @@ def many_draws() -> None:
     marks = largest.map(lambda change: f"{'keeps still' if change <= tolerance else 'moves'} ({change:.1e})")
     marks.insert(0, "promises", [PROMISES[shown.model.symmetry] for shown in models])
     st.dataframe(marks, key="groups")
-    broken = [s.title for s in models for g in GROUPS if promises(s.model.symmetry, g) and largest.loc[s.title, TITLES[g]] > tolerance]
+    broken = [
+        s.title
+        for s in models
+        for g in GROUPS
+        if promises(s.model.symmetry, g) and largest.loc[s.title, TITLES[g]] > tolerance
+    ]
     odd = [t for t in largest.index if largest.loc[t, "O(r)"] > tolerance >= largest.loc[t, "permutations"]]
     st.markdown(
         f"Largest change of {count} draws from each group. "
-        + (f"**{', '.join(dict.fromkeys(broken))} broke a promise.** " if broken else f"All {len(models)} models kept what they promise. ")
-        + (f"Moved by O(r) but not by permutations: {', '.join(odd)}." if odd else "None moves under O(r) but not under permutations.")
+        + (
+            f"**{', '.join(dict.fromkeys(broken))} broke a promise.** "
+            if broken
+            else f"All {len(models)} models kept what they promise. "
+        )
+        + (
+            f"Moved by O(r) but not by permutations: {', '.join(odd)}."
+            if odd
+            else "None moves under O(r) but not under permutations."
+        )
     )
 
 
@@ -316,14 +473,28 @@ nets = [shown for shown in models if isinstance(shown.model, GLNet)]
 
 @st.fragment
 def inside() -> None:
-    """R followed through GL-net: it enters with the factors, passes every equivariant layer, and leaves in the products."""
+    """R followed through GL-net: it enters with the factors, passes every equivariant layer, and leaves in the
+    products.
+    """
     a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
     net = a.selectbox("Model", nets, format_func=lambda s: s.title, key="net") if len(nets) > 1 else nets[0]
-    group = b.segmented_control("R from", list(GROUPS), format_func=lambda g: TITLES[g], default="gl", key="inside_group", required=True) or "gl"
-    dtype_name = c.segmented_control("Computed in", list(DTYPES), default="float64", key="inside_dtype", required=True) or "float64"
+    group = (
+        b.segmented_control(
+            "R from", list(GROUPS), format_func=lambda g: TITLES[g], default="gl", key="inside_group", required=True
+        )
+        or "gl"
+    )
+    dtype_name = (
+        c.segmented_control("Computed in", list(DTYPES), default="float64", key="inside_dtype", required=True)
+        or "float64"
+    )
     batch = start_of(net.model.spec, dtype_name)
     R = sample_for(batch, group_of(group), 10.0, torch.Generator().manual_seed(0))
-    twin = net.model if dtype_name == "float32" else in_float64(f"{net.title} {saved.get(net.title)} {zoo.fingerprint} {chosen}", net.model)
+    twin = (
+        net.model
+        if dtype_name == "float32"
+        else in_float64(f"{net.title} {saved.get(net.title)} {zoo.fingerprint} {chosen}", net.model)
+    )
     assert isinstance(twin, GLNet)
     found = carried(lambda x: twin.stages(twin.normalized(x)), batch, R)
     turned = act(R, batch)
@@ -332,24 +503,41 @@ def inside() -> None:
     names = ["U, V", *(stage.name for stage in found), "products Ũ Ṽᵀ", "prediction"]
     moved = [start, *(stage.moved for stage in found), found[-1].product, outcome]
     off = [None, *(stage.off for stage in found), None, None]
-    figure(plots.passage(names, moved, off), "passage", "How far each stage moves, and how far it is from R acting on it",
-           pd.DataFrame({"stage": names, "moved by R": moved, "differs from R ⋆ F(x)": off}))  # fmt: skip
+    figure(
+        plots.passage(names, moved, off),
+        "passage",
+        "How far each stage moves, and how far it is from R acting on it",
+        pd.DataFrame({"stage": names, "moved by R": moved, "differs from R ⋆ F(x)": off}),
+    )
     tolerance = TOLERANCES[DTYPES[dtype_name]]
     carrying = [stage.name for stage in found if stage.off <= tolerance]
     st.markdown(
-        f"R enters with the factors and moves them by {start:.0%}. {len(carrying)} of {len(found)} equivariant stages give R ⋆ F(x) to within "
-        f"{max(stage.off for stage in found):.1e}; in the products R is {'gone' if found[-1].product <= tolerance else 'still there'} "
-        f"({found[-1].product:.1e}), and with it in the prediction ({outcome:.1e})."
+        f"R enters with the factors and moves them by {start:.0%}. {len(carrying)} of {len(found)} equivariant stages"
+        f" give R ⋆ F(x) to within {max(stage.off for stage in found):.1e}; in the products R is"
+        f" {'gone' if found[-1].product <= tolerance else 'still there'} ({found[-1].product:.1e}), and with it in the"
+        f" prediction ({outcome:.1e})."
     )
-    stage = found[[s.name for s in found].index(st.segmented_control("Look at", [s.name for s in found], default=found[0].name, key="stage", required=True))]
+    stage = found[
+        [s.name for s in found].index(
+            st.segmented_control("Look at", [s.name for s in found], default=found[0].name, key="stage", required=True)
+        )
+    ]
     shown = {"F(x)": stage.before, "F(R ⋆ x)": stage.after, "R ⋆ F(x)": stage.expected}
-    figure(plots.matrices({f"Ũ of {name}": s.U[0, 0].double().numpy() for name, s in shown.items()}), "stage_u", "Ũ of the first module at this stage")
+    figure(
+        plots.matrices({f"Ũ of {name}": s.U[0, 0].double().numpy() for name, s in shown.items()}),
+        "stage_u",
+        "Ũ of the first module at this stage",
+    )
     products = {f"Ũ Ṽᵀ of {name}": (s.U[0, 0] @ s.V[0, 0].mT).double().numpy() for name, s in shown.items()}
     figure(plots.matrices(products), "stage_product", "The product of the first module at this stage")
 
 
-PARTS = {"One R": turn, "Many draws from every group": many_draws} | ({"R on its way through GL-net": inside} if nets else {})
-part = st.segmented_control("Show", list(PARTS), default="One R", key="part", bind="query-params", required=True, label_visibility="collapsed")
+PARTS = {"One R": turn, "Many draws from every group": many_draws} | (
+    {"R on its way through GL-net": inside} if nets else {}
+)
+part = st.segmented_control(
+    "Show", list(PARTS), default="One R", key="part", bind="query-params", required=True, label_visibility="collapsed"
+)
 PARTS[part or "One R"]()
 
 walk_points(zoo)

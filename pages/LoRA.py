@@ -11,16 +11,16 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from lol_core import plots
-from lol_core.attribution import contributions
+from lol_core.collections.zoo import Zoo
+from lol_core.core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum, truncate
+from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
-from lol_core.evaluation import HEADLINE, METRIC_TITLES
 from lol_core.formats.writing import forms_of, packed
-from lol_core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum, truncate
-from lol_core.leaderboard import best_control
-from lol_core.lora import LoRA
-from lol_core.survey import SAME, Survey, layer_map, nearest, tag_counts
-from lol_core.zoo import Zoo
+from lol_core.insight import plots
+from lol_core.insight.attribution import contributions
+from lol_core.insight.survey import SAME, Survey, layer_map, nearest, tag_counts
+from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
+from lol_core.learning.leaderboard import best_control
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.points import walk_points
@@ -44,7 +44,10 @@ with st.container(horizontal=True, gap="large"):
     st.metric("Rank", ", ".join(map(str, lora.ranks)))
     st.metric("Parameters", f"{lora.parameters:,}")
     st.metric("Stored as", ", ".join(lora.dtypes))
-st.markdown(f"**Base model** as the file claims: {entry.base_model or '*nothing*'} · as the shapes suggest: {entry.suggested_base or '*nothing known*'}")
+st.markdown(
+    f"**Base model** as the file claims: {entry.base_model or '*nothing*'} · as the shapes suggest:"
+    f" {entry.suggested_base or '*nothing known*'}"
+)
 if known_base(zoo):
     page_link("pages/Images.py", "What it draws", ":material/image:", also=zoo.names[chosen])
 for note in lora.notes:
@@ -96,10 +99,14 @@ effective = [effective_rank(torch.tensor(spectra[layer.name])) for layer in lora
 COLOURINGS: dict[str, list[float]] = {
     "‖ΔW‖": norms,
     "largest singular value": [float(sigma.max(initial=0.0)) for sigma in sigmas],
-    "energy of the largest singular value": [float(sigma.max(initial=0.0) ** 2 / max((sigma**2).sum(), 1e-30)) for sigma in sigmas],
+    "energy of the largest singular value": [
+        float(sigma.max(initial=0.0) ** 2 / max((sigma**2).sum(), 1e-30)) for sigma in sigmas
+    ],
     "effective rank": effective,
 }
-models = {title: folder for title, folder in checkpoints(zoo).items() if not load_checkpoint(folder).spec.misfits(entry)}
+models = {
+    title: folder for title, folder in checkpoints(zoo).items() if not load_checkpoint(folder).spec.misfits(entry)
+}
 st.subheader("The layers of the base model")
 asked = [f"contribution to {title}" for title in models]
 colouring = st.selectbox("Coloured by", [*COLOURINGS, *asked], key="coloured_by", bind="query-params") or "‖ΔW‖"
@@ -111,13 +118,23 @@ else:
     output = st.selectbox("Output", outputs, key="asked_output") if len(outputs) > 1 else outputs[0]
     values, unit, signed = contributions(checkpoint, lora, outputs.index(output)), f"∂ {output} / ∂ scale", True
 table = values.rename(unit).to_frame()
-figure(plots.base_map(layer_map(values), unit, signed), "base_map", f"Map of the base model's modules coloured by {unit}", table)
+figure(
+    plots.base_map(layer_map(values), unit, signed),
+    "base_map",
+    f"Map of the base model's modules coloured by {unit}",
+    table,
+)
 strongest = list(values.abs().sort_values(ascending=False).index[:3])
 st.caption("Most of all: " + ", ".join(f"`{name}` ({values[name]:.3g})" for name in strongest) + ".")
 left, right = st.columns(2)
 with left:
     st.subheader("Size of the update by module")
-    figure(plots.module_norms(lora.names, norms), "norms", "Frobenius norm of each module's update", pd.DataFrame({"module": lora.names, "‖ΔW‖": norms}))
+    figure(
+        plots.module_norms(lora.names, norms),
+        "norms",
+        "Frobenius norm of each module's update",
+        pd.DataFrame({"module": lora.names, "‖ΔW‖": norms}),
+    )
 with right:
     st.subheader("Singular values")
     largest_first = sorted(range(len(norms)), key=lambda i: -norms[i])[:12]
@@ -164,12 +181,29 @@ else:
             with st.container(horizontal=True):
                 for id, path in pictures:
                     st.image(str(path), width=180, caption=zoo.names[id])
-        st.caption("Distance: ‖ΔW − ΔW′‖ / ‖ΔW‖ over all modules." + (f" {len(known):,} of {len(zoo):,} have been read." if len(known) < len(zoo) else ""))
-        st.button("Select these", icon=":material/select_all:", on_click=select, args=(zoo, [chosen, *near.index]), key="select_near")
+        st.caption(
+            "Distance: ‖ΔW − ΔW′‖ / ‖ΔW‖ over all modules."
+            + (f" {len(known):,} of {len(zoo):,} have been read." if len(known) < len(zoo) else "")
+        )
+        st.button(
+            "Select these",
+            icon=":material/select_all:",
+            on_click=select,
+            args=(zoo, [chosen, *near.index]),
+            key="select_near",
+        )
 
 st.subheader("Beside another LoRA")
 others = [id for id in zoo.ids if id != chosen]
-second = st.selectbox("Compare with", others, index=None, format_func=lambda id: zoo.names[id], key="beside", bind="query-params", placeholder="choose one")
+second = st.selectbox(
+    "Compare with",
+    others,
+    index=None,
+    format_func=lambda id: zoo.names[id],
+    key="beside",
+    bind="query-params",
+    placeholder="choose one",
+)
 if second:
     try:
         differences, same = compared(entry.digest, zoo.by_id[second].digest, lora, load_lora(zoo, second))
@@ -181,9 +215,12 @@ if second:
         else:
             gap = float(np.sqrt((differences["‖ΔW₁ − ΔW₂‖"] ** 2).sum()))
             size = float(np.sqrt((differences["‖ΔW₁‖"] ** 2).sum()))
-            cosine = float(differences["⟨ΔW₁, ΔW₂⟩"].sum() / max(size * np.sqrt((differences["‖ΔW₂‖"] ** 2).sum()), 1e-30))
+            cosine = float(
+                differences["⟨ΔW₁, ΔW₂⟩"].sum() / max(size * np.sqrt((differences["‖ΔW₂‖"] ** 2).sum()), 1e-30)
+            )
             st.markdown(
-                f"Over {len(differences)} shared modules: cosine of the updates **{cosine:.4f}**, ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ = **{gap / max(size, 1e-30):.4g}**. "
+                f"Over {len(differences)} shared modules: cosine of the updates **{cosine:.4f}**, ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ ="
+                f" **{gap / max(size, 1e-30):.4g}**. "
                 + ("They are the same function." if same else "They are different functions.")
             )
             chart = plots.module_comparison(differences, zoo.names[chosen], zoo.names[second])
@@ -201,40 +238,68 @@ if models:
             st.caption(f"{title}: {error}")
             continue
         metric = HEADLINE[checkpoint.task.kind]
-        part = next((part for part, ids in checkpoint.split.items() if chosen in ids), "new") if checkpoint.zoo == zoo.name else "new"
+        part = (
+            next((part for part, ids in checkpoint.split.items() if chosen in ids), "new")
+            if checkpoint.zoo == zoo.name
+            else "new"
+        )
         for name in predicted.columns[: 1 if checkpoint.task.kind == "multiclass" else None]:
             true = zoo.labels[name].get(chosen) if name in zoo.labels else None
             about = {"model": title, "label": name, "predicted": predicted[name].iloc[0], "true": true, "part": part}
-            rows.append(about | {f"test {METRIC_TITLES[metric]}": checkpoint.metrics["test"][metric], "best control": best_control(checkpoint)[1]})
+            rows.append(
+                about
+                | {
+                    f"test {METRIC_TITLES[metric]}": checkpoint.metrics["test"][metric],
+                    "best control": best_control(checkpoint)[1],
+                }
+            )
     said = pd.DataFrame(rows)
     for name in ("predicted", "true"):  # numbers and classes in one column
-        said[name] = [f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for value in said[name]]
+        said[name] = [
+            f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for value in said[name]
+        ]
     st.dataframe(said, hide_index=True, key="said")
 
 st.subheader("Resize and save")
 forms = forms_of(lora)
 if not forms:
-    st.caption("Its update is no product of two factors in every module (LoKr), so it cannot be written in another form.")
+    st.caption(
+        "Its update is no product of two factors in every module (LoKr), so it cannot be written in another form."
+    )
 else:
     a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
     largest = rank = max(lora.ranks)
     if largest > 1:
-        rank = a.slider("Rank", 1, largest, largest, key="resize_rank", help="Each module's nearest update of this rank, from its singular values.")
+        rank = a.slider(
+            "Rank",
+            1,
+            largest,
+            largest,
+            key="resize_rank",
+            help="Each module's nearest update of this rank, from its singular values.",
+        )
     form = b.selectbox("Form", forms, key="resize_form", help="The names and files that other programs expect.")
     width = c.selectbox("Numbers", ["float16", "bfloat16", "float32"], key="resize_dtype")
     cut, errors = resized(entry.digest, rank, lora)
     lost = float((np.square(errors) * np.square(norms)).sum() ** 0.5 / max(np.linalg.norm(norms), 1e-30))
     worst = int(np.argmax(errors))
     st.markdown(
-        f"‖ΔW − ΔW′‖ / ‖ΔW‖ = **{lost:.3g}** over all modules" + (f"; at most {errors[worst]:.3g}, in `{lora.names[worst]}`" if lost > 1e-6 else "") + f". "
-        f"{cut.parameters:,} of {lora.parameters:,} parameters."
+        f"‖ΔW − ΔW′‖ / ‖ΔW‖ = **{lost:.3g}** over all modules"
+        + (f"; at most {errors[worst]:.3g}, in `{lora.names[worst]}`" if lost > 1e-6 else "")
+        + f". {cut.parameters:,} of {lora.parameters:,} parameters."
     )
     try:
         file_name, content = written(entry.digest, rank, form, width, f"{Path(zoo.names[chosen]).name}-rank{rank}", cut)
     except LoLError as error:
         st.error(str(error))
     else:
-        st.download_button(f"Download ({len(content) / 1000:,.0f} kB)", content, file_name, icon=":material/download:", key="download_lora")
+        st.download_button(
+            f"Download ({len(content) / 1000:,.0f} kB)",
+            content,
+            file_name,
+            icon=":material/download:",
+            key="download_lora",
+        )
 
 labels = zoo.labels.loc[chosen:chosen].dropna(axis="columns").astype(str).iloc[0].to_dict()
 if labels:
@@ -254,7 +319,10 @@ if len(tags := tag_counts(lora.metadata)):
         st.caption(f"The {len(few)} most frequent of {len(tags):,} tags.")
 said = {key: value for key, value in lora.metadata.items() if value not in (None, "", [], {}, False)}
 if said:
-    rows = [{"key": key, "value": value if isinstance(value, str) else json.dumps(value, default=str)} for key, value in said.items()]
+    rows = [
+        {"key": key, "value": value if isinstance(value, str) else json.dumps(value, default=str)}
+        for key, value in said.items()
+    ]
     st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(420, 38 + 35 * len(rows)))
     with st.expander("Everything, as the file has it", key="everything"):
         st.json(dict(lora.metadata), expanded=1)

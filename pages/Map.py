@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from lol_core import plots
-from lol_core.embedding import Kind, Method, explain, families, name_clusters
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import LoLError
-from lol_core.zoo import Zoo
+from lol_core.insight import plots
+from lol_core.insight.embedding import Kind, Method, explain, families, name_clusters
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import MapJob, MapSettings
@@ -39,16 +39,35 @@ groups = families_of(zoo.fingerprint, zoo)
 models = checkpoints(zoo)
 
 a, b, c, d = st.columns([4, 2, 2, 4])
-space_title = a.selectbox("Space", [UPDATES, DIRECTIONS, SPECTRA, *(f"Latent of {title}" for title in models)], key="space", bind="query-params")
-method = b.segmented_control("Picture", ["PCA", "UMAP"], default="PCA", key="method", bind="query-params", required=True)
+space_title = a.selectbox(
+    "Space",
+    [UPDATES, DIRECTIONS, SPECTRA, *(f"Latent of {title}" for title in models)],
+    key="space",
+    bind="query-params",
+)
+method = b.segmented_control(
+    "Picture", ["PCA", "UMAP"], default="PCA", key="method", bind="query-params", required=True
+)
 dimensions = c.segmented_control("Dimensions", [2, 3], default=2, key="dimensions", bind="query-params", required=True)
 ids = groups[0]
 if len(groups) > 1:
     first = [zoo.by_id[group[0]] for group in groups]
-    titles = [f"{len(g):,} × {e.suggested_base or e.base_model or 'unknown base'}, {e.modules} modules" for g, e in zip(groups, first, strict=True)]
-    family = st.selectbox("LoRAs of the same modules", range(len(groups)), format_func=titles.__getitem__, key="family", help="Only these have distances.")
+    titles = [
+        f"{len(g):,} × {e.suggested_base or e.base_model or 'unknown base'}, {e.modules} modules"
+        for g, e in zip(groups, first, strict=True)
+    ]
+    family = st.selectbox(
+        "LoRAs of the same modules",
+        range(len(groups)),
+        format_func=titles.__getitem__,
+        key="family",
+        help="Only these have distances.",
+    )
     ids = groups[family]
-need(len(ids) > int(dimensions or 2), f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs that adapt the same modules.")
+need(
+    len(ids) > int(dimensions or 2),
+    f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs that adapt the same modules.",
+)
 need(space_title, "Choose a space.")
 with st.expander("Seed and neighbours", icon=":material/tune:", key="map_settings"):
     left, right = st.columns(2)
@@ -89,12 +108,25 @@ if settings not in state.maps:
 space, picture, clusters = state.maps[settings]
 offer(zoo, "map", picture.add_prefix("map "))
 shown = picture.loc[[id for id in visible(zoo) if id in picture.index]]
-columns = {"nothing": None, "cluster": clusters.map(lambda k: "in no cluster" if k < 0 else f"cluster {k + 1}").rename("cluster")}
+columns = {
+    "nothing": None,
+    "cluster": clusters.map(lambda k: "in no cluster" if k < 0 else f"cluster {k + 1}").rename("cluster"),
+}
 columns |= {name: zoo.labels[name] for name in zoo.labels.columns if zoo.labels[name].notna().any()}
-columns |= {"base model": pd.Series({e.path: e.suggested_base or e.base_model or "unknown" for e in zoo.entries}, name="base model")}
+columns |= {
+    "base model": pd.Series(
+        {e.path: e.suggested_base or e.base_model or "unknown" for e in zoo.entries}, name="base model"
+    )
+}
 for source, table in computed(zoo).items():
     columns |= {name: table[name] for name in table.columns if source != "map"}
-colour = d.selectbox("Colour", list(columns), index=min(2, len(columns) - 1) if zoo.labels.shape[1] else 1, key="colour", bind="query-params")
+colour = d.selectbox(
+    "Colour",
+    list(columns),
+    index=min(2, len(columns) - 1) if zoo.labels.shape[1] else 1,
+    key="colour",
+    bind="query-params",
+)
 chosen = selected(zoo)
 
 
@@ -104,21 +136,33 @@ def take_selection() -> None:
 
 if space.share < 0.999:
     st.caption(
-        f"So many LoRAs are placed by their products with {len(space.vectors[0]):,} of them, drawn at random. That holds {space.share:.0%} of the others' "
-        "squared norm: distances come out too small where it is little. The page LoRA finds the nearest by exact distances."
+        f"So many LoRAs are placed by their products with {len(space.vectors[0]):,} of them, drawn at random. That"
+        f" holds {space.share:.0%} of the others' squared norm: distances come out too small where it is little. The"
+        " page LoRA finds the nearest by exact distances."
     )
 if len(shown) < len(picture):
     st.caption(f"Showing the {len(shown):,} selected of {len(picture):,}.")
 left, right, _ = st.columns([2, 2, 4])
 density = left.toggle("Density", key="density", bind="query-params", disabled=dimensions == 3)
-named = right.toggle("Name the clusters", key="named", bind="query-params", disabled=dimensions == 3 or (clusters < 0).all())
+named = right.toggle(
+    "Name the clusters", key="named", bind="query-params", disabled=dimensions == 3 or (clusters < 0).all()
+)
 regions = {}
 if named:
     for k, name in cluster_names(settings, zoo.fingerprint, clusters, zoo).items():
         regions[f"{name} · {(clusters == k).sum()}" if name in regions else name] = list(clusters.index[clusters == k])
 chart = plots.collection_map(shown, zoo.names, columns.get(colour or "nothing"), chosen, density, regions)
-numbers = shown.assign(name=[zoo.names[id] for id in shown.index], cluster=clusters.reindex(shown.index)).rename_axis("lora")
-figure(chart, "map", f"Map of {len(shown)} LoRAs by {space_title}", numbers, on_select=take_selection, selection_mode=("points", "box", "lasso"))
+numbers = shown.assign(name=[zoo.names[id] for id in shown.index], cluster=clusters.reindex(shown.index)).rename_axis(
+    "lora"
+)
+figure(
+    chart,
+    "map",
+    f"Map of {len(shown)} LoRAs by {space_title}",
+    numbers,
+    on_select=take_selection,
+    selection_mode=("points", "box", "lasso"),
+)
 if pictures := [(id, path) for id in chosen[:SHOWN] if (path := preview_of(zoo, id))]:
     with st.container(horizontal=True):
         for id, path in pictures:
@@ -133,30 +177,53 @@ if dimensions == 3:
 left, right = st.columns(2)
 with left:
     st.subheader("Neighbours")
-    options = [id for id in (chosen or picture.index[:OFFERED]) if id in picture.index]
-    centre = st.selectbox("of", options, format_func=lambda id: zoo.names[id], key="neighbours_of", bind="query-params") if options else None
+    options = [id for id in chosen or picture.index[:OFFERED] if id in picture.index]
+    centre = (
+        st.selectbox("of", options, format_func=lambda id: zoo.names[id], key="neighbours_of", bind="query-params")
+        if options
+        else None
+    )
     if centre:
         near = space.neighbours(centre, 8)
-        table = pd.DataFrame({"name": [zoo.names[id] for id in near.index], "distance": near.to_numpy()}, index=near.index)
+        table = pd.DataFrame(
+            {"name": [zoo.names[id] for id in near.index], "distance": near.to_numpy()}, index=near.index
+        )
         if (values := columns.get(colour or "nothing")) is not None:
             table[colour] = values.reindex(near.index).to_numpy()
-        st.dataframe(table, hide_index=True, key="neighbours", column_config={"distance": st.column_config.NumberColumn(format="%.4g")})
+        st.dataframe(
+            table,
+            hide_index=True,
+            key="neighbours",
+            column_config={"distance": st.column_config.NumberColumn(format="%.4g")},
+        )
         st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
         if neighbours_shown := [path for id in [centre, *near.index] if (path := preview_of(zoo, id))]:
             with st.container(horizontal=True):
                 for path in neighbours_shown:
                     st.image(str(path), width=180)
         with st.container(horizontal=True):
-            st.button("Select these", icon=":material/select_all:", on_click=select, args=(zoo, [centre, *near.index]), key="select_neighbours")
+            st.button(
+                "Select these",
+                icon=":material/select_all:",
+                on_click=select,
+                args=(zoo, [centre, *near.index]),
+                key="select_neighbours",
+            )
             page_link("pages/LoRA.py", f"Look at {zoo.names[centre]}", ":material/layers:", lora=zoo.names[centre])
 with right:
     st.subheader("What tells the selection apart")
     inside = [id for id in chosen if id in picture.index]
     if not inside:
-        st.info("Draw a lasso around points, or select LoRAs on any page. Then the columns stand here in which they differ from the others.")
+        st.info(
+            "Draw a lasso around points, or select LoRAs on any page. Then the columns stand here in which they differ"
+            " from the others."
+        )
     else:
         reasons = explain(zoo.labels.loc[list(picture.index)].assign(cluster=columns["cluster"]), inside)
-        bar, number = st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f"), st.column_config.NumberColumn(format="%.2g")
+        bar, number = (
+            st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f"),
+            st.column_config.NumberColumn(format="%.2g"),
+        )
         st.dataframe(reasons.head(12), hide_index=True, key="reasons", column_config={"effect": bar, "p": number})
         st.caption("Effect: |2·AUC − 1| for numbers, Cramér's V for categories. p: of each test alone.")
 walk_points(zoo, list(picture.index))

@@ -1,4 +1,6 @@
-"""What trained models say about every LoRA: beside each other, the truth and the controls; where they err; and of a file dropped here."""
+"""What trained models say about every LoRA: beside each other, the truth and the controls; where they err; and of a
+file dropped here.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,16 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from lol_core import plots
-from lol_core.checkpoint import Checkpoint
+from lol_core.collections.zoo import Zoo, training_runs
+from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
-from lol_core.evaluation import METRIC_TITLES, calibration, confusion, error_slices
 from lol_core.formats import read
-from lol_core.leaderboard import disagreement, verdict
-from lol_core.lora import LoRA
-from lol_core.novelty import Known
-from lol_core.tasks import class_name
-from lol_core.zoo import Zoo, training_runs
+from lol_core.insight import plots
+from lol_core.insight.novelty import Known
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.evaluation import METRIC_TITLES, calibration, confusion, error_slices
+from lol_core.learning.leaderboard import disagreement, verdict
+from lol_core.learning.tasks import class_name
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.points import walk_points
@@ -39,7 +41,9 @@ if not models:
 
 
 @st.cache_data(max_entries=16, show_spinner="Predicting every LoRA …")
-def predictions_of(folder: str, created: str, fingerprint: str, _model: Checkpoint, _zoo: Zoo) -> tuple[pd.DataFrame, dict[str, str]]:
+def predictions_of(
+    folder: str, created: str, fingerprint: str, _model: Checkpoint, _zoo: Zoo
+) -> tuple[pd.DataFrame, dict[str, str]]:
     return _model.predict_zoo(_zoo)
 
 
@@ -49,7 +53,9 @@ def known_to(folder: str, created: str, fingerprint: str, _model: Checkpoint, _z
 
 
 @st.cache_data(max_entries=8, show_spinner="Looking for LoRAs unlike those it was trained on …")
-def strange(folder: str, created: str, fingerprint: str, ids: tuple[str, ...], _known: Known, _zoo: Zoo) -> pd.DataFrame:
+def strange(
+    folder: str, created: str, fingerprint: str, ids: tuple[str, ...], _known: Known, _zoo: Zoo
+) -> pd.DataFrame:
     parts = [_known.strangeness([_zoo.load(id) for id in ids[start : start + 64]]) for start in range(0, len(ids), 64)]
     return pd.concat(parts, ignore_index=True).set_index(pd.Index(ids))
 
@@ -64,7 +70,10 @@ trained_here = [model for model in loaded.values() if model.zoo == zoo.name]
 if len(trained_here) > 1:
     st.subheader("Leaderboard")
     show_leaderboard(trained_here)
-    st.caption("Seeds of one model together; each seed has its own split. Margin: test score less that of the best control on the same splits.")
+    st.caption(
+        "Seeds of one model together; each seed has its own split. Margin: test score less that of the best control on"
+        " the same splits."
+    )
 
 title = st.selectbox("Model", list(models), key="model", bind="query-params")
 need(title, "Choose a model.")
@@ -77,7 +86,9 @@ for note in model.compare(zoo):
     st.warning(note)
 
 predicted, refused = predictions_of(str(models[title]), model.created, zoo.fingerprint, model, zoo)
-need(len(predicted), "This model can read none of these LoRAs: they belong to another base model or hold other modules.")
+need(
+    len(predicted), "This model can read none of these LoRAs: they belong to another base model or hold other modules."
+)
 at_home = zoo.name == model.zoo
 part_of = {id: part for part, ids in model.split.items() for id in ids} if at_home else {}
 parts = pd.Series([part_of.get(id, "new") for id in predicted.index], index=predicted.index, name="part")
@@ -87,14 +98,23 @@ offer(zoo, f"predictions of {title}", predicted.add_prefix("predicted "))
 if at_home:
     st.subheader("Scores")
     shown = [name for name in model.metrics["test"] if "/" not in name]
-    rows = {f"{part}": values for part, values in model.metrics.items()} | {f"test, control: {name}": values for name, values in model.controls.items()}
-    scores = pd.DataFrame({METRIC_TITLES[name]: {part: values.get(name) for part, values in rows.items()} for name in shown})
+    rows = {f"{part}": values for part, values in model.metrics.items()} | {
+        f"test, control: {name}": values for name, values in model.controls.items()
+    }
+    scores = pd.DataFrame(
+        {METRIC_TITLES[name]: {part: values.get(name) for part, values in rows.items()} for name in shown}
+    )
     st.dataframe(scores.style.format("{:.4g}", na_rep="–"), key="scores")
     said = verdict(model)
-    st.markdown(f":material/{'check_circle' if said.startswith('better') else 'warning'}: On the test part it is **{said}**.")
+    st.markdown(
+        f":material/{'check_circle' if said.startswith('better') else 'warning'}: On the test part it is **{said}**."
+    )
     if model.interval:
         n_test = len(model.split["test"])
-        st.caption(f"95 % bootstrap interval of the headline test score over {n_test} LoRAs: {model.interval[0]:.3f} – {model.interval[1]:.3f}.")
+        st.caption(
+            f"95 % bootstrap interval of the headline test score over {n_test} LoRAs: {model.interval[0]:.3f} –"
+            f" {model.interval[1]:.3f}."
+        )
     if len(task.targets) > 1:
         with st.expander("Per label, on the test part", key="per_label"):
             per_label = {t: {METRIC_TITLES[n]: model.metrics["test"][f"{n}/{t}"] for n in shown} for t in task.targets}
@@ -103,7 +123,9 @@ if at_home:
 target = st.selectbox("Label", task.targets, key="label") if len(task.targets) > 1 else task.targets[0]
 known = zoo.labels[target] if target in zoo.labels.columns else pd.Series(index=zoo.ids, dtype=float)
 truth = known.reindex(predicted.index)
-frame_ = pd.DataFrame({"name": [zoo.names[id] for id in predicted.index], "part": parts, "true": truth, "predicted": predicted[target]})
+frame_ = pd.DataFrame(
+    {"name": [zoo.names[id] for id in predicted.index], "part": parts, "true": truth, "predicted": predicted[target]}
+)
 
 
 def wrongness(rows: pd.DataFrame) -> pd.Series:
@@ -124,7 +146,11 @@ if labelled:
 
 st.subheader(f"{target}: predicted against true" if labelled else f"{target}, predicted")
 options = [part for part in ("test", "validation", "train", "new") if (parts == part).any()]
-chosen = st.segmented_control("Show", options, selection_mode="multi", default=options[:1], key="parts") if len(options) > 1 else options
+chosen = (
+    st.segmented_control("Show", options, selection_mode="multi", default=options[:1], key="parts")
+    if len(options) > 1
+    else options
+)
 shown = frame_[frame_["part"].isin(chosen or options) & frame_.index.isin(visible(zoo))]
 compared = shown.dropna(subset=["true"])
 if not len(compared):
@@ -134,60 +160,126 @@ elif task.kind == "multiclass":
     figure(plots.confusion_heatmap(counts), "confusion", "Confusion matrix, true classes in rows", counts)
 else:
     scatter = plots.predicted_against_true(compared, target, selected(zoo))
-    figure(scatter, "scatter", "Predicted against true values", compared, on_select=take_selection, selection_mode=("points", "box", "lasso"))
+    figure(
+        scatter,
+        "scatter",
+        "Predicted against true values",
+        compared,
+        on_select=take_selection,
+        selection_mode=("points", "box", "lasso"),
+    )
 if task.kind != "multiclass":
     ordered = shown[shown["part"] != "train"].sort_values("predicted", ascending=False)
     with st.container(horizontal=True):
         for name, rows in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
             text = f"Select the {len(rows)} {name} predicted"
-            st.button(text, icon=":material/select_all:", on_click=select, args=(zoo, list(rows.index)), key=f"select_{name}")
+            st.button(
+                text, icon=":material/select_all:", on_click=select, args=(zoo, list(rows.index)), key=f"select_{name}"
+            )
 
 if len(compared):
     errors = wrongness(compared)
     residual, calibrated, worst, others = st.tabs(
-        ["Residuals" if task.kind == "regression" else "Confusion", "Calibration", "Where it errs", "Where models disagree"]
+        [
+            "Residuals" if task.kind == "regression" else "Confusion",
+            "Calibration",
+            "Where it errs",
+            "Where models disagree",
+        ]
     )
     with residual:
         if task.kind == "regression":
-            figure(plots.residuals(compared, target), "residuals", "Predicted minus true values", compared.assign(residual=errors))
+            figure(
+                plots.residuals(compared, target),
+                "residuals",
+                "Predicted minus true values",
+                compared.assign(residual=errors),
+            )
         elif task.kind == "binary":
-            counts = pd.crosstab(compared["true"].astype(int).map(["no", "yes"].__getitem__), (compared["predicted"] > 0.5).map({False: "no", True: "yes"}))
-            figure(plots.confusion_heatmap(counts.rename_axis(columns=None)), "confusion", f"{target}, true in rows, predicted in columns", counts)
+            counts = pd.crosstab(
+                compared["true"].astype(int).map(["no", "yes"].__getitem__),
+                (compared["predicted"] > 0.5).map({False: "no", True: "yes"}),
+            )
+            figure(
+                plots.confusion_heatmap(counts.rename_axis(columns=None)),
+                "confusion",
+                f"{target}, true in rows, predicted in columns",
+                counts,
+            )
         else:
             st.caption("The confusion matrix stands above.")
     with calibrated:
         if task.kind == "multiclass":
             chances = predicted.loc[compared.index].iloc[:, 1:]
-            bins = calibration(chances.max(axis=1), (compared["true"].map(class_name) == compared["predicted"]).astype(float))
-            figure(plots.calibration_curve(bins, "the predicted class", True), "calibration", "Share of right classes against the probability given", bins)
+            bins = calibration(
+                chances.max(axis=1), (compared["true"].map(class_name) == compared["predicted"]).astype(float)
+            )
+            figure(
+                plots.calibration_curve(bins, "the predicted class", True),
+                "calibration",
+                "Share of right classes against the probability given",
+                bins,
+            )
         else:
             bins = calibration(compared["predicted"], compared["true"])
-            figure(plots.calibration_curve(bins, target, task.kind == "binary"), "calibration", "Mean truth against mean prediction, in bins", bins)
-        st.caption(f"{len(compared)} LoRAs in {len(bins)} bins of equal number; bars: one standard error of the mean truth.")
+            figure(
+                plots.calibration_curve(bins, target, task.kind == "binary"),
+                "calibration",
+                "Mean truth against mean prediction, in bins",
+                bins,
+            )
+        st.caption(
+            f"{len(compared)} LoRAs in {len(bins)} bins of equal number; bars: one standard error of the mean truth."
+        )
     with worst:
         slices = error_slices(errors, zoo.labels.drop(columns=list(task.targets), errors="ignore"))
         if slices.empty:
             st.info("There is no other label to slice these LoRAs by, or too few of them.")
         else:
             bar = st.column_config.ProgressColumn(min_value=0, max_value=float(slices["ratio"].max()), format="%.2f ×")
-            columns = {"ratio": bar, "p": st.column_config.NumberColumn(format="%.2g"), "mean error": st.column_config.NumberColumn(format="%.4g")}
+            columns = {
+                "ratio": bar,
+                "p": st.column_config.NumberColumn(format="%.2g"),
+                "mean error": st.column_config.NumberColumn(format="%.4g"),
+            }
             st.dataframe(slices.head(15), hide_index=True, key="slices", column_config=columns)
-            st.caption(f"Mean error of all: {errors.abs().mean():.4g}. p: rank-sum test of a part against the rest, not corrected for their number.")
+            st.caption(
+                f"Mean error of all: {errors.abs().mean():.4g}. p: rank-sum test of a part against the rest, not"
+                " corrected for their number."
+            )
     with others:
-        rivals = {name: other for name, other in loaded.items() if target in other.task.targets and other.task.kind == task.kind != "multiclass"}
+        rivals = {
+            name: other
+            for name, other in loaded.items()
+            if target in other.task.targets and other.task.kind == task.kind != "multiclass"
+        }
         if len(rivals) < 2:
-            st.info(f"Train a second model, or a second seed, on {target} to see where they disagree.", icon=":material/arrow_forward:")
+            st.info(
+                f"Train a second model, or a second seed, on {target} to see where they disagree.",
+                icon=":material/arrow_forward:",
+            )
         else:
-            told = {name: predictions_of(str(models[name]), other.created, zoo.fingerprint, other, zoo)[0][target] for name, other in rivals.items()}
+            told = {
+                name: predictions_of(str(models[name]), other.created, zoo.fingerprint, other, zoo)[0][target]
+                for name, other in rivals.items()
+            }
             apart = disagreement(told).reindex(columns=[*told, "spread"])
             apart.insert(0, "true", known.reindex(apart.index))
             apart.insert(0, "name", [zoo.names[id] for id in apart.index])
             st.dataframe(apart.head(50), hide_index=True, key="apart")
-            correlation = float(np.corrcoef(np.stack([told[name].reindex(apart.index).to_numpy(float) for name in list(told)[:2]]))[0, 1])
+            correlation = float(
+                np.corrcoef(np.stack([told[name].reindex(apart.index).to_numpy(float) for name in list(told)[:2]]))[
+                    0, 1
+                ]
+            )
             st.caption(f"Correlation of the first two: {correlation:.3f}.")
             furthest = list(apart.index[:EXTREMES])
             st.button(
-                f"Select the {len(furthest)} they disagree on most", icon=":material/select_all:", on_click=select, args=(zoo, furthest), key="select_apart"
+                f"Select the {len(furthest)} they disagree on most",
+                icon=":material/select_all:",
+                on_click=select,
+                args=(zoo, furthest),
+                key="select_apart",
             )
 
 runs = training_runs(zoo.names)
@@ -200,7 +292,12 @@ if len(runs) and task.kind != "multiclass":
     shown_runs = highest.drop(columns="true").rename(columns={"name": "highest predicted"})
     st.dataframe(shown_runs, key="runs")
     one = st.selectbox("Run", list(highest.index), key="run", bind="query-params")
-    figure(plots.along_run(best[best["run"] == one], f"predicted {target}"), "along_run", f"Predicted {target} along the run", best[best["run"] == one])
+    figure(
+        plots.along_run(best[best["run"] == one], f"predicted {target}"),
+        "along_run",
+        f"Predicted {target} along the run",
+        best[best["run"] == one],
+    )
 
 st.subheader("Every LoRA")
 among = [id for id in visible(zoo) if id in predicted.index]
@@ -226,18 +323,36 @@ if at_home and st.toggle("Mark LoRAs unlike those it was trained on", key="mark_
     else:
         table.insert(2, "outside", marks["outside"].reindex(table.index))
         outside = list(table.index[table["outside"]])
-        st.caption(f"{len(outside)} of {len(table):,} lie farther from the training LoRAs than 99 % of these from each other, in its latent or in their norms.")
+        st.caption(
+            f"{len(outside)} of {len(table):,} lie farther from the training LoRAs than 99 % of these from each other,"
+            " in its latent or in their norms."
+        )
         if outside:
-            st.button("Select those outside", icon=":material/select_all:", on_click=select, args=(zoo, outside), key="select_outside")
+            st.button(
+                "Select those outside",
+                icon=":material/select_all:",
+                on_click=select,
+                args=(zoo, outside),
+                key="select_outside",
+            )
 st.dataframe(table, hide_index=True, height=420, key="table")
-st.download_button("Download as CSV", table.rename_axis("lora").to_csv(), f"predictions-{Path(models[title]).name}.csv", "text/csv", icon=":material/download:")
+st.download_button(
+    "Download as CSV",
+    table.rename_axis("lora").to_csv(),
+    f"predictions-{Path(models[title]).name}.csv",
+    "text/csv",
+    icon=":material/download:",
+)
 if refused:
     with st.expander(f"{len(refused)} LoRAs have no prediction", icon=":material/block:", key="no_prediction"):
         st.dataframe(pd.DataFrame([{"path": id, "reason": reason} for id, reason in refused.items()]), hide_index=True)
 
 st.subheader("A file of yours")
 dropped = st.file_uploader(
-    "Drop a LoRA file; for PEFT its adapter_config.json beside it", accept_multiple_files=True, key="dropped", help="It is read and forgotten, not stored."
+    "Drop a LoRA file; for PEFT its adapter_config.json beside it",
+    accept_multiple_files=True,
+    key="dropped",
+    help="It is read and forgotten, not stored.",
 )
 
 
@@ -253,10 +368,22 @@ def of_dropped(lora: LoRA) -> pd.DataFrame:
             said = other.task.frame(other.predict([lora]), ["dropped"]).iloc[0]
             row |= {"label": other.task.targets[0], "predicted": said.iloc[0], "test score": verdict(other)}
             if other.zoo == zoo.name:
-                mark = known_to(str(models[name]), other.created, zoo.fingerprint, other, zoo).strangeness([lora]).iloc[0]
-                far = "unlike the LoRAs it was trained on: take it as a guess" if mark["outside"] else "like the LoRAs it was trained on"
-                row["remark"] = f"{far} (farther than {mark['latent']:.0%} of them in its latent, {mark['norms']:.0%} in norms)"
-            rows += [row | {"label": label, "predicted": value} for label, value in said.items()] if other.task.kind != "multiclass" else [row]
+                mark = (
+                    known_to(str(models[name]), other.created, zoo.fingerprint, other, zoo).strangeness([lora]).iloc[0]
+                )
+                far = (
+                    "unlike the LoRAs it was trained on: take it as a guess"
+                    if mark["outside"]
+                    else "like the LoRAs it was trained on"
+                )
+                row["remark"] = (
+                    f"{far} (farther than {mark['latent']:.0%} of them in its latent, {mark['norms']:.0%} in norms)"
+                )
+            rows += (
+                [row | {"label": label, "predicted": value} for label, value in said.items()]
+                if other.task.kind != "multiclass"
+                else [row]
+            )
         except LoLError as error:
             rows.append(row | {"remark": str(error)})
     return pd.DataFrame(rows)
@@ -274,8 +401,14 @@ if dropped:
             except LoLError as error:
                 st.error(str(error).replace(f"{place}/", ""), icon=":material/broken_image:")
                 continue
-            st.markdown(f"**{path.name}**: {lora.dialect}, {len(lora.layers)} modules, rank {', '.join(map(str, lora.ranks))}")
-            st.dataframe(of_dropped(lora).astype({"predicted": str}, errors="ignore"), hide_index=True, key=f"dropped_{path.name}")
+            st.markdown(
+                f"**{path.name}**: {lora.dialect}, {len(lora.layers)} modules, rank {', '.join(map(str, lora.ranks))}"
+            )
+            st.dataframe(
+                of_dropped(lora).astype({"predicted": str}, errors="ignore"),
+                hide_index=True,
+                key=f"dropped_{path.name}",
+            )
         if not weights:
             st.warning("There is no weights file among these. Drop the .safetensors file as well.")
 

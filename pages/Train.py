@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from lol_core import plots
-from lol_core.checkpoint import Checkpoint, TrainingConfig
-from lol_core.crossvalidation import RANKED
-from lol_core.devices import devices
 from lol_core.errors import LoLError
-from lol_core.evaluation import HEADLINE, METRIC_TITLES
-from lol_core.leaderboard import CONTROL_TITLES, verdict
-from lol_core.models import MODELS, ModelConfig
-from lol_core.models.layers import NONLINEARITIES
-from lol_core.tasks import guess_kind
-from lol_core.training import Plan, plan
+from lol_core.insight import plots
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.crossvalidation import RANKED
+from lol_core.learning.devices import devices
+from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
+from lol_core.learning.fit import Plan, plan
+from lol_core.learning.leaderboard import CONTROL_TITLES, verdict
+from lol_core.learning.models import MODELS, ModelConfig
+from lol_core.learning.models.layers import NONLINEARITIES
+from lol_core.learning.tasks import guess_kind
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import FoldsJob, Run, TrainingJob
@@ -34,28 +34,55 @@ zoo = frame("Train")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
 need(
     zoo.labels.shape[1],
-    "This collection has no labels, so there is nothing to predict. Put a `labels.csv` beside the files, or name one under *Labels file* in the sidebar: "
-    "one column with file names, and a column for each label.",
+    "This collection has no labels, so there is nothing to predict. Put a `labels.csv` beside the files, or name one"
+    " under *Labels file* in the sidebar: one column with file names, and a column for each label.",
 )
 state = session()
 
 preferred = [column for column in ("validation_loss", "accuracy", "clip_score") if column in zoo.labels.columns]
 left, right = st.columns([3, 2])
 targets = left.multiselect(
-    "Predict", list(zoo.labels.columns), default=preferred[:1] or list(zoo.labels.columns[:1]), key="targets", bind="query-params",
+    "Predict",
+    list(zoo.labels.columns),
+    default=preferred[:1] or list(zoo.labels.columns[:1]),
+    key="targets",
+    bind="query-params",
     help="One or many columns of one kind. Numbers: regression. 0 and 1: yes or no. Text: one of several classes.",
-)  # fmt: skip
-names = right.multiselect("Models", list(MODELS), default=["gl_net"], format_func=lambda name: MODELS[name].title, key="models", bind="query-params")
+)
+names = right.multiselect(
+    "Models",
+    list(MODELS),
+    default=["gl_net"],
+    format_func=lambda name: MODELS[name].title,
+    key="models",
+    bind="query-params",
+)
 if targets:
-    left.caption(", ".join(f"{t}: {guess_kind(zoo.labels[t])}, {zoo.labels[t].notna().sum()} labelled" for t in targets))
+    left.caption(
+        ", ".join(f"{t}: {guess_kind(zoo.labels[t])}, {zoo.labels[t].notna().sum()} labelled" for t in targets)
+    )
 
 with st.expander("Settings", icon=":material/tune:", key="settings"):
     a, b, c, d = st.columns(4)
-    seeds = a.number_input("Seeds", 1, 10, 1, key="seeds", help="Each model is trained once for every seed: another split, another initialisation.")
+    seeds = a.number_input(
+        "Seeds",
+        1,
+        10,
+        1,
+        key="seeds",
+        help="Each model is trained once for every seed: another split, another initialisation.",
+    )
     first_seed = a.number_input("First seed", 0, 10_000, 0, key="first_seed")
     folds = a.number_input("Folds of the cross-validation", 2, 20, 5, key="folds")
     epochs = b.number_input("Epochs, at most", 1, 2000, 60, key="epochs")
-    patience = b.number_input("Patience", 0, 2000, 15, key="patience", help="Stop after so many epochs without a better validation loss; 0: never.")
+    patience = b.number_input(
+        "Patience",
+        0,
+        2000,
+        15,
+        key="patience",
+        help="Stop after so many epochs without a better validation loss; 0: never.",
+    )
     learning_rate = c.number_input("Learning rate", 1e-6, 1.0, 1e-3, format="%g", key="learning_rate")
     weight_decay = c.number_input("Weight decay", 0.0, 10.0, 0.0, format="%g", key="weight_decay")
     batch_size = d.number_input("Batch size", 1, 1024, 32, key="batch_size")
@@ -66,22 +93,49 @@ with st.expander("Settings", icon=":material/tune:", key="settings"):
     equivariant_width = b.number_input("GL-net: equivariant width", 1, 256, 16, key="equivariant_width")
     equivariant_layers = b.number_input("GL-net: equivariant layers", 1, 6, 1, key="equivariant_layers")
     dropout = c.number_input("Dropout in the head", 0.0, 0.9, 0.0, step=0.05, key="dropout")
-    sigma = c.selectbox("GL-net: σ of the nonlinearity", list(NONLINEARITIES), key="sigma", help=f"[Equation (6)]({PAPER}); used between equivariant layers.")
-    group = d.selectbox("Keep together in the split", [None, *zoo.labels.columns], format_func=lambda g: g or "(nothing)", key="group")
-    normalize = d.toggle(
-        "Normalise inputs", False, key="normalize", help=f"Divide each module's U and V by its training standard deviation. [The paper]({PAPER}) does not."
+    sigma = c.selectbox(
+        "GL-net: σ of the nonlinearity",
+        list(NONLINEARITIES),
+        key="sigma",
+        help=f"[Equation (6)]({PAPER}); used between equivariant layers.",
     )
-    mean_products = d.toggle("Mean of products", False, key="mean_products", help=f"GL-net as the paper has it for CLIP scores ([appendix D.1.1]({PAPER})).")
+    group = d.selectbox(
+        "Keep together in the split", [None, *zoo.labels.columns], format_func=lambda g: g or "(nothing)", key="group"
+    )
+    normalize = d.toggle(
+        "Normalise inputs",
+        False,
+        key="normalize",
+        help=f"Divide each module's U and V by its training standard deviation. [The paper]({PAPER}) does not.",
+    )
+    mean_products = d.toggle(
+        "Mean of products",
+        False,
+        key="mean_products",
+        help=f"GL-net as the paper has it for CLIP scores ([appendix D.1.1]({PAPER})).",
+    )
     class_weights = d.toggle("Class weights", False, key="class_weights")
-    shuffled = d.toggle("Shuffled control", False, key="shuffled", help="Also fit each model to permuted labels. Doubles the time.")
+    shuffled = d.toggle(
+        "Shuffled control", False, key="shuffled", help="Also fit each model to permuted labels. Doubles the time."
+    )
 
 
 def make_config(name: str, seed: int) -> TrainingConfig:
     shape = ModelConfig(width, depth, dropout, normalize, equivariant_width, equivariant_layers, sigma, mean_products)
     return TrainingConfig(
-        model=name, model_config=shape, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, patience=patience,
-        class_weights=class_weights, seed=seed, device=device, group_column=group, shuffled_control=shuffled,
-    )  # fmt: skip
+        model=name,
+        model_config=shape,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        patience=patience,
+        class_weights=class_weights,
+        seed=seed,
+        device=device,
+        group_column=group,
+        shuffled_control=shuffled,
+    )
 
 
 def make_run(name: str, seed: int) -> Run:
@@ -122,7 +176,9 @@ def results_table(models: list[Checkpoint]) -> pd.DataFrame:
             row |= {"Kendall τ": test["kendall_tau"], "MSE (normalised)": test["normalized_mse"]}
         else:
             row |= {"AUC": test["auc"], "log loss": test["log_loss"]}
-        rows.append(row | {"epochs": len(model.history), "parameters": model.model.n_parameters, "finished": model.finished})
+        rows.append(
+            row | {"epochs": len(model.history), "parameters": model.model.n_parameters, "finished": model.finished}
+        )
     return pd.DataFrame(rows)
 
 
@@ -138,16 +194,25 @@ except LoLError as problem:
 busy = state.job is not None and state.job.running
 start, stop, cross, _ = st.columns([2, 2, 3, 5])
 if start.button("Train", type="primary", icon=":material/play_arrow:", disabled=busy or not ready, width="stretch"):
-    state.job = TrainingJob(zoo, [make_run(name, seed) for name in names for seed in range(first_seed, first_seed + seeds)])
+    state.job = TrainingJob(
+        zoo, [make_run(name, seed) for name in names for seed in range(first_seed, first_seed + seeds)]
+    )
     state.job.start()
     st.rerun()
 if stop.button("Stop", icon=":material/stop:", disabled=not busy, width="stretch") and state.job is not None:
     state.job.stop()
-words = "Predicts every LoRA by models that have not seen it, and compares with the controls LoRA by LoRA. As long as that many trainings."
+words = (
+    "Predicts every LoRA by models that have not seen it, and compares with the controls LoRA by LoRA. As long as that"
+    " many trainings."
+)
 validating = state.validation is not None and state.validation.running
-pressed = cross.button("Cross-validate", icon=":material/splitscreen:", disabled=validating or not ready, width="stretch", help=words)
+pressed = cross.button(
+    "Cross-validate", icon=":material/splitscreen:", disabled=validating or not ready, width="stretch", help=words
+)
 if pressed:
-    state.validation = FoldsJob(zoo, tuple(targets), {MODELS[name].title: make_config(name, first_seed) for name in names}, int(folds))
+    state.validation = FoldsJob(
+        zoo, tuple(targets), {MODELS[name].title: make_config(name, first_seed) for name in names}, int(folds)
+    )
     state.validation.start()
     st.rerun()
 
@@ -164,17 +229,22 @@ def show_validation(job: FoldsJob) -> None:
         metric = RANKED[found.task.kind]
         rows = {
             title if name == "model" else f"control: {name}": {
-                METRIC_TITLES[key]: f"{mean:.3f} ± {std:.3f}" if np.isfinite(mean) else "–" for key, (mean, std) in values.items() if "/" not in key
+                METRIC_TITLES[key]: f"{mean:.3f} ± {std:.3f}" if np.isfinite(mean) else "–"
+                for key, (mean, std) in values.items()
+                if "/" not in key
             }
             for name, values in validated.scores.items()
         }
-        st.markdown(f"**{title} → {', '.join(job.targets)}**, {len(set(found.fold))} folds, mean ± standard deviation over them")
+        st.markdown(
+            f"**{title} → {', '.join(job.targets)}**, {len(set(found.fold))} folds, mean ± standard deviation over them"
+        )
         st.dataframe(pd.DataFrame(rows).T, key=f"folds {title}")
         for control, (gap, low, high) in validated.differences.items():
             said = "better than" if low > 0 else "worse than" if high < 0 else "not clearly different from"
             st.markdown(
-                f":material/{'check_circle' if low > 0 else 'warning'}: On {len(found.truth)} held-out LoRAs it is **{said} {CONTROL_TITLES[control]}**: "
-                f"{METRIC_TITLES[metric]} {gap:+.3f} (95 % {low:+.3f} to {high:+.3f})."
+                f":material/{'check_circle' if low > 0 else 'warning'}: On {len(found.truth)} held-out LoRAs it is"
+                f" **{said} {CONTROL_TITLES[control]}**: {METRIC_TITLES[metric]} {gap:+.3f} (95 % {low:+.3f} to"
+                f" {high:+.3f})."
             )
 
 
@@ -229,23 +299,39 @@ with together:
 with single:
     st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key="saved")
 with curves:
-    compared = st.multiselect("Compare", [title for title, *_ in kept], default=[title for title, *_ in kept][:3], key="compared")
+    compared = st.multiselect(
+        "Compare", [title for title, *_ in kept], default=[title for title, *_ in kept][:3], key="compared"
+    )
     if histories := {title: model.history for title, _, model in kept if title in compared and model.history}:
-        figure(plots.learning_curves(histories), "kept_curves", "Loss and validation score of kept models against epochs")
+        figure(
+            plots.learning_curves(histories), "kept_curves", "Loss and validation score of kept models against epochs"
+        )
 choice, resume, delete, predictions = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
-picked = choice.selectbox("Model", [title for title, *_ in kept])  # without a key: a new list selects its first, the newest
+picked = choice.selectbox(
+    "Model", [title for title, *_ in kept]
+)  # without a key: a new list selects its first, the newest
 folder, model = next((folder, model) for title, folder, model in kept if title == picked)
 with predictions:
     page_link("pages/Predictions.py", "Look at its predictions", ":material/insights:", model=picked)
 can_resume = not model.finished and not busy
-if resume.button("Resume", disabled=not can_resume, icon=":material/resume:", width="stretch", help="Goes on with a training that was stopped."):
+if resume.button(
+    "Resume",
+    disabled=not can_resume,
+    icon=":material/resume:",
+    width="stretch",
+    help="Goes on with a training that was stopped.",
+):
     planned = Plan(model.task, model.spec, model.split, {}, model.left_out_modules)
-    state.job = TrainingJob(zoo, [Run(f"{model.model.title}, seed {model.config.seed}", planned, model.config, folder, resume=True)])
+    state.job = TrainingJob(
+        zoo, [Run(f"{model.model.title}, seed {model.config.seed}", planned, model.config, folder, resume=True)]
+    )
     state.job.start()
     st.rerun()
 ours = folder.parent == runs_folder(zoo)
 with delete.popover("Remove", icon=":material/delete:", disabled=busy, width="stretch"):
-    st.write("Delete this model from the disk?" if ours else f"Take it off the list? The folder {folder} stays as it is.")
+    st.write(
+        "Delete this model from the disk?" if ours else f"Take it off the list? The folder {folder} stays as it is."
+    )
     if st.button("Delete it" if ours else "Take it off the list", type="primary"):
         if ours:
             shutil.rmtree(folder, ignore_errors=True)

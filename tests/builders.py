@@ -11,14 +11,16 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from lol_core.batches import Batch, make_batch, shared_spec
-from lol_core.lora import LoRA, LoRALayer
+from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.lora import LoRA, LoRALayer
 
 Shape = tuple[str, int, int, int]
 SHAPES: tuple[Shape, ...] = (("a", 7, 5, 3), ("b", 6, 9, 3), ("c", 7, 5, 3))
 
 
-def random_lora(shapes: Sequence[Shape] = SHAPES, seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> LoRA:
+def random_lora(
+    shapes: Sequence[Shape] = SHAPES, seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0
+) -> LoRA:
     """Gaussian factors; shapes: (name, n, m, r)."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -29,12 +31,16 @@ def random_lora(shapes: Sequence[Shape] = SHAPES, seed: int = 0, dtype: torch.dt
     return LoRA(tuple(layers), "synthetic")
 
 
-def random_batch(shapes: Sequence[Shape] = SHAPES, count: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+def random_batch(
+    shapes: Sequence[Shape] = SHAPES, count: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Batch:
     loras = [random_lora(shapes, seed + i) for i in range(count)]
     return make_batch(loras, shared_spec(loras), dtype)
 
 
-def write_peft(folder: Path, lora: LoRA, alpha: float | None = None, dtype: torch.dtype = torch.float32, **config: object) -> None:
+def write_peft(
+    folder: Path, lora: LoRA, alpha: float | None = None, dtype: torch.dtype = torch.float32, **config: object
+) -> None:
     """Write a LoRA as PEFT does."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -43,15 +49,26 @@ def write_peft(folder: Path, lora: LoRA, alpha: float | None = None, dtype: torc
         tensors[f"base_model.model.{layer.name}.lora_B.weight"] = layer.U.to(dtype).contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     rank = lora.layers[0].rank
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank if alpha is None else alpha, "base_model_name_or_path": "synthetic/base"} | config
+    settings = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank if alpha is None else alpha,
+        "base_model_name_or_path": "synthetic/base",
+    } | config
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
-MODULES: tuple[Shape, ...] = (("layer.0.attention.self.key", 8, 6, 2), ("layer.0.attention.self.value", 8, 6, 2), ("layer.1.attention.self.key", 8, 6, 2))
+MODULES: tuple[Shape, ...] = (
+    ("layer.0.attention.self.key", 8, 6, 2),
+    ("layer.0.attention.self.value", 8, 6, 2),
+    ("layer.1.attention.self.key", 8, 6, 2),
+)
 
 
 def write_zoo(folder: Path, count: int = 40, shapes: Sequence[Shape] = MODULES, seed: int = 0) -> pd.DataFrame:
-    """A folder of synthetic PEFT LoRAs whose labels are functions of ΔW: size (log norm), positive (sign of its trace), kind (text), author."""
+    """A folder of synthetic PEFT LoRAs whose labels are functions of ΔW: size (log norm), positive (sign of its trace),
+    kind (text), author.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(count):
@@ -62,7 +79,15 @@ def write_zoo(folder: Path, count: int = 40, shapes: Sequence[Shape] = MODULES, 
         delta = lora.layers[0].delta(torch.float64)
         trace = float(delta.diagonal().sum())
         size = float(np.log(delta.norm()))
-        rows.append({"name": f"lora{i:03d}", "size": size, "positive": int(trace > 0), "kind": "big" if size > 2 else "small", "author": f"author{i % 5}"})
+        rows.append(
+            {
+                "name": f"lora{i:03d}",
+                "size": size,
+                "positive": int(trace > 0),
+                "kind": "big" if size > 2 else "small",
+                "author": f"author{i % 5}",
+            }
+        )
     table = pd.DataFrame(rows)
     table.to_csv(folder / "labels.csv", index=False)
     return table

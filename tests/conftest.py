@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from lol_core.zoo import Zoo
+from lol_core.collections.zoo import Zoo
 from tests.builders import write_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +17,9 @@ SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(2)
-settings.register_profile("here", deadline=None, derandomize=True)  # the same cases everywhere, on machines of any speed
+settings.register_profile(
+    "here", deadline=None, derandomize=True
+)  # the same cases everywhere, on machines of any speed
 settings.load_profile("here")
 
 

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from lol_core.attribution import contributions
-from lol_core.checkpoint import TrainingConfig
-from lol_core.lora import LoRA
-from lol_core.models import MODELS, ModelConfig
-from lol_core.training import plan, train
-from lol_core.zoo import Zoo
+from lol_core.collections.zoo import Zoo
+from lol_core.core.lora import LoRA
+from lol_core.insight.attribution import contributions
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.fit import plan, train
+from lol_core.learning.models import MODELS, ModelConfig
 
 
 @pytest.mark.parametrize(("model", "target"), [*((name, "size") for name in MODELS), ("dense", "positive")])
-def test_contributions_are_how_fast_the_prediction_grows(model: str, target: str, synthetic_zoo: Zoo, tmp_path: Path) -> None:
+def test_contributions_are_how_fast_the_prediction_grows(
+    model: str, target: str, synthetic_zoo: Zoo, tmp_path: Path
+) -> None:
     config = TrainingConfig(model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=5)
     checkpoint = train(synthetic_zoo, plan(synthetic_zoo, [target], config), config, tmp_path / "run")
     lora = synthetic_zoo.load(synthetic_zoo.ids[0])
@@ -30,7 +32,10 @@ def test_contributions_are_how_fast_the_prediction_grows(model: str, target: str
     step = 1e-3
     for k, layer in enumerate(lora.layers):
         ends = []
-        for sign in (1, -1):  # scaling U alone is what the definition scales; MLP reads the factors, the others only see the product
+        for sign in (
+            1,
+            -1,
+        ):  # scaling U alone is what the definition scales; MLP reads the factors, the others only see the product
             layers = tuple(replace(y, U=y.U * (1 + sign * step)) if i == k else y for i, y in enumerate(lora.layers))
             ends.append(predicted(replace(lora, layers=layers)))
         assert found[layer.name] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.1, abs=2e-3)

@@ -13,7 +13,14 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from lol_core.errors import DataMissingError
-from lol_core.finetuning.base_model import LATENT_CHANNELS, BaseSettings, make_tokenizer, pixels, principal_latents, train_base
+from lol_core.finetuning.base_model import (
+    LATENT_CHANNELS,
+    BaseSettings,
+    make_tokenizer,
+    pixels,
+    principal_latents,
+    train_base,
+)
 from lol_core.finetuning.fitting import Advance, fit, silent
 from lol_core.finetuning.pictures import (
     ATTRIBUTES,
@@ -62,9 +69,15 @@ def test_captions_are_true() -> None:
         caption, shown = look.caption(rng), look.attributes
         assert list(shown) == list(ATTRIBUTES)
         for words, attribute, value in (
-            ("smiling", "Smiling", True), ("frowning", "Smiling", False), ("bearded", "Beard", True), ("clean-shaven", "Beard", False),
-            ("glasses", "Eyeglasses", True), (" hat", "Wearing_Hat", True), ("long ", "Long_Hair", True), ("short ", "Long_Hair", False),
-        ):  # fmt: skip
+            ("smiling", "Smiling", True),
+            ("frowning", "Smiling", False),
+            ("bearded", "Beard", True),
+            ("clean-shaven", "Beard", False),
+            ("glasses", "Eyeglasses", True),
+            (" hat", "Wearing_Hat", True),
+            ("long ", "Long_Hair", True),
+            ("short ", "Long_Hair", False),
+        ):
             assert words not in caption or shown[attribute] is value, caption
 
 
@@ -138,7 +151,9 @@ def test_a_fit_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
 
 
 def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
-    """A few steps of everything: the folders open, the same call again changes nothing, a further one starts from the weights and keeps the scorer."""
+    """A few steps of everything: the folders open, the same call again changes nothing, a further one starts from the
+    weights and keeps the scorer.
+    """
     out, clip, work = tmp_path / "small", tmp_path / "clip", tmp_path / "work"
     few = BaseSettings(vae_steps=4, vae_guided_steps=2, vae_batch=2, steps=3, batch=2)
     parts: list[str] = []
@@ -148,7 +163,9 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
         return silent
 
     measured = train_base(out, clip, work, PATH, 90, 1, 2, line, few, ScorerSettings(steps=3, batch=4))
-    assert parts == ["Pictures", "Scorer", "Pictures", "Autoencoder", "Diffusion"] and 0 <= measured["image_to_text"] <= 1
+    assert (
+        parts == ["Pictures", "Scorer", "Pictures", "Autoencoder", "Diffusion"] and 0 <= measured["image_to_text"] <= 1
+    )
     pipeline = StableDiffusionPipeline.from_pretrained(out)
     assert {p.dtype for p in pipeline.unet.parameters()} == {torch.float32} and (out / "samples.png").is_file()
     names = [name for name, _ in pipeline.unet.named_modules()]
@@ -165,7 +182,12 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
     still = replace(few, steps=1, rate=1e-9, vae_steps=1, vae_rate=1e-9)
     train_base(tmp_path / "further", clip, tmp_path / "more", PATH, 90, 1, 2, line, still, start=out)
     assert "Scorer" not in parts and (clip / "model.safetensors").read_bytes() == ruler
-    before, after = (UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict() for folder in (out, tmp_path / "further"))
+    before, after = (
+        UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
+        for folder in (out, tmp_path / "further")
+    )
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-5, rtol=1e-2)
-    assert str(tmp_path) not in (tmp_path / "further" / "unet" / "config.json").read_text(), "no folder of this machine in what is published"
+    assert str(tmp_path) not in (tmp_path / "further" / "unet" / "config.json").read_text(), (
+        "no folder of this machine in what is published"
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lol_core.cli import app
+from lol_core.cli.commands import app
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 
@@ -36,7 +36,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(zoo: Path, out: Path, *more: object, model: str = "gl_net") -> Any:
-    return output("train", "--zoo", zoo, "--target", "size", "--model", model, "--seed", 1, "--out", out, "--epochs", 5, *more)
+    return output(
+        "train", "--zoo", zoo, "--target", "size", "--model", model, "--seed", 1, "--out", out, "--epochs", 5, *more
+    )
 
 
 def test_scan(zoo: Path) -> None:
@@ -44,8 +46,13 @@ def test_scan(zoo: Path) -> None:
     assert len(found["loaded"]) == 40 and [row["path"] for row in found["refused"]] == ["broken.safetensors"]
     first = found["loaded"][0]
     assert first == {
-        "path": "lora000/adapter_model.safetensors", "dialect": "PEFT", "base_model": "synthetic/base", "modules": 3, "ranks": [2], "parameters": 84,
-    }  # fmt: skip
+        "path": "lora000/adapter_model.safetensors",
+        "dialect": "PEFT",
+        "base_model": "synthetic/base",
+        "modules": 3,
+        "ranks": [2],
+        "parameters": 84,
+    }
     assert "reason" in found["refused"][0]
 
 
@@ -54,8 +61,14 @@ def test_probe(zoo: Path) -> None:
     assert found["dialect"] == "PEFT" and len(found["modules"]) == 3
     module = found["modules"][0]
     assert {key: module[key] for key in ("name", "kind", "n", "m", "rank", "alpha", "scale")} == {
-        "name": MODULES[0][0], "kind": "linear", "n": 8, "m": 6, "rank": 2, "alpha": 2.0, "scale": 1.0,
-    }  # fmt: skip
+        "name": MODULES[0][0],
+        "kind": "linear",
+        "n": 8,
+        "m": 6,
+        "rank": 2,
+        "alpha": 2.0,
+        "scale": 1.0,
+    }
 
 
 @pytest.mark.parametrize("model", ["mlp", "o_align", "svd", "dense", "gl_net"])
@@ -67,15 +80,37 @@ def test_train_predict_and_invariance(model: str, zoo: Path, tmp_path: Path) -> 
     predictions = output("predict", "--checkpoint", tmp_path / "run", zoo)
     assert len(predictions["predictions"]) == 40
     alone = output("predict", "--checkpoint", tmp_path / "run", zoo / "lora000")
-    assert next(iter(alone["predictions"].values()))["size"] == pytest.approx(predictions["predictions"]["lora000/adapter_model.safetensors"]["size"], rel=1e-4)
+    assert next(iter(alone["predictions"].values()))["size"] == pytest.approx(
+        predictions["predictions"]["lora000/adapter_model.safetensors"]["size"], rel=1e-4
+    )
     for group, dtype in (("gl", "float32"), ("gl", "float64"), ("o", "float64")):
-        told = output("invariance", "--checkpoint", tmp_path / "run", "--lora", zoo / "lora000", "--group", group, "--condition", 100, "--dtype", dtype)
-        assert told["holds"] == told["promised"] == (model in ("svd", "dense", "gl_net") or (model == "o_align" and group == "o"))
+        told = output(
+            "invariance",
+            "--checkpoint",
+            tmp_path / "run",
+            "--lora",
+            zoo / "lora000",
+            "--group",
+            group,
+            "--condition",
+            100,
+            "--dtype",
+            dtype,
+        )
+        assert (
+            told["holds"]
+            == told["promised"]
+            == (model in ("svd", "dense", "gl_net") or (model == "o_align" and group == "o"))
+        )
         assert told["relative_change"] <= {"float32": 1e-3, "float64": 1e-9}[dtype] or not told["promised"]
 
 
 def test_tables_for_people(zoo: Path, tmp_path: Path) -> None:
-    for arguments in (["scan", zoo], ["probe", zoo / "lora000"], ["train", "--zoo", zoo, "--target", "positive", "--out", tmp_path / "r", "--epochs", 2]):
+    for arguments in (
+        ["scan", zoo],
+        ["probe", zoo / "lora000"],
+        ["train", "--zoo", zoo, "--target", "positive", "--out", tmp_path / "r", "--epochs", 2],
+    ):
         result = run(app, [*map(str, arguments)])
         assert result.exit_code == 0 and "Traceback" not in result.output
     assert "norms only" in result.output
@@ -89,7 +124,10 @@ def test_tables_for_people(zoo: Path, tmp_path: Path) -> None:
         (["scan", "/no/such"], "not a folder"),
         (["probe", "/no/such.safetensors"], "No such file"),
         (["train", "--zoo", "ZOO", "--target", "nothing", "--out", "OUT"], "No label column 'nothing'"),
-        (["train", "--zoo", "ZOO", "--target", "size", "--model", "nobody", "--out", "OUT"], "There is no model 'nobody'"),
+        (
+            ["train", "--zoo", "ZOO", "--target", "size", "--model", "nobody", "--out", "OUT"],
+            "There is no model 'nobody'",
+        ),
         (["train", "--zoo", "ZOO", "--target", "size", "--out", "OUT", "--resume"], "nothing to resume"),
         (["predict", "--checkpoint", "/no/such", "ZOO"], "no checkpoint there"),
     ],
@@ -103,7 +141,9 @@ def test_errors_are_sentences(arguments: list[str], reason: str, zoo: Path, tmp_
 def test_a_misfit_is_explained(zoo: Path, tmp_path: Path) -> None:
     train(zoo, tmp_path / "run")
     write_peft(tmp_path / "alien", random_lora([("x", 3, 4, 1)]))
-    result = run(app, ["predict", "--checkpoint", str(tmp_path / "run"), str(tmp_path / "alien" / "adapter_model.safetensors")])
+    result = run(
+        app, ["predict", "--checkpoint", str(tmp_path / "run"), str(tmp_path / "alien" / "adapter_model.safetensors")]
+    )
     assert result.exit_code == 1 and "does not fit this model: 3 of 3 modules are missing" in result.output
 
 
@@ -134,7 +174,9 @@ def test_ctrl_c_stops_with_everything_saved(zoo: Path, tmp_path: Path) -> None:
         "--patience",
         "0",
     ]
-    process = subprocess.Popen([*command, "--json"], cwd=ROOT, env=os.environ.copy(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--json"], cwd=ROOT, env=os.environ.copy(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     time.sleep(15)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)

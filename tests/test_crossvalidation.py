@@ -5,14 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lol_core.checkpoint import TrainingConfig
-from lol_core.crossvalidation import Folds, crossvalidate
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import TaskError
-from lol_core.models import ModelConfig
-from lol_core.training import Stopped
-from lol_core.zoo import Zoo
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.crossvalidation import Folds, crossvalidate
+from lol_core.learning.fit import Stopped
+from lol_core.learning.models import ModelConfig
 
-CONFIG = TrainingConfig(model="gl_net", model_config=ModelConfig(width=16, equivariant_width=4), epochs=4, batch_size=16)
+CONFIG = TrainingConfig(
+    model="gl_net", model_config=ModelConfig(width=16, equivariant_width=4), epochs=4, batch_size=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,12 @@ def test_the_same_seed_gives_the_same_predictions(found: Folds, synthetic_folder
 
 def test_groups_stay_in_one_fold(synthetic_folder: Path) -> None:
     zoo = Zoo.open(synthetic_folder)
-    grouped = crossvalidate(zoo, ["positive"], TrainingConfig(model="svd", model_config=ModelConfig(width=8), epochs=1, group_column="author"), 3)
+    grouped = crossvalidate(
+        zoo,
+        ["positive"],
+        TrainingConfig(model="svd", model_config=ModelConfig(width=8), epochs=1, group_column="author"),
+        3,
+    )
     folds = zoo.labels["author"].reindex(grouped.truth.index).groupby(grouped.fold).unique()
     assert sum(len(authors) for authors in folds) == zoo.labels["author"].nunique()
 

@@ -1,6 +1,8 @@
-"""Every command and every block of code in the README and the documents is run, in the order in which they stand; and the site builds without a warning.
+"""Every command and every block of code in the README and the documents is run, in the order in which they stand; and
+the site builds without a warning.
 
-What would take minutes is made short by flags (`SHORTER`), and what needs data or models that are not here gets small ones (`STAND_INS`).
+What would take minutes is made short by flags (`SHORTER`), and what needs data or models that are not here gets small
+ones (`STAND_INS`).
 """
 
 from __future__ import annotations
@@ -21,9 +23,26 @@ import pytest
 from tests.test_finetuning_arc import write_arc, write_qwen
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
-SHORTER = {"train": ["--epochs", "2"], "crossvalidate": ["--epochs", "1", "--folds", "2"], "experiment": ["--small"], "generate": ["--steps", "2"]}
-TINY = {"resolution": 64, "steps": [1], "batch_sizes": [1], "sampling_steps": 1, "score_prompts": ["a person"], "attributes": ["Eyeglasses"]}
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "howto").glob("*.md")),
+]
+SHORTER = {
+    "train": ["--epochs", "2"],
+    "crossvalidate": ["--epochs", "1", "--folds", "2"],
+    "experiment": ["--small"],
+    "generate": ["--steps", "2"],
+}
+TINY = {
+    "resolution": 64,
+    "steps": [1],
+    "batch_sizes": [1],
+    "sampling_steps": 1,
+    "score_prompts": ["a person"],
+    "attributes": ["Eyeglasses"],
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +73,17 @@ CODE = [document for document in DOCUMENTS if any(block.language in ("", "python
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a document names → what is here: the small base for Stable Diffusion, drawn people for CelebA, and a Qwen2 that knows sixteen words."""
+    """What a document names → what is here: the small base for Stable Diffusion, drawn people for CelebA, and a Qwen2
+    that knows sixteen words.
+    """
     place = tmp_path_factory.mktemp("stand-ins")
     for part, options in (("people", ["--count", "12", "--workers", "1"]), ("things", [])):
-        subprocess.run([sys.executable, "-m", "lol_core", "finetune", part, "--out", str(place / part), *options], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "lol_core", "finetune", part, "--out", str(place / part), *options],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
     return {
         "CompVis/stable-diffusion-v1-4": "sample_loras/small-diffusion",
         "openai/clip-vit-base-patch16": "sample_loras/small-clip",
@@ -73,7 +99,15 @@ def workplace(tmp_path: Path) -> Path:
     """A copy of what the documents talk about, in which they may write."""
     for name in ("lol_core", "pages", "ui", "docs/results"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("app.py", "requirements.txt", "requirements-notebooks.txt", "requirements-dev.txt", "Makefile", "pyproject.toml", "README.md"):
+    for name in (
+        "app.py",
+        "requirements.txt",
+        "requirements-notebooks.txt",
+        "requirements-dev.txt",
+        "Makefile",
+        "pyproject.toml",
+        "README.md",
+    ):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "sample_loras").symlink_to(ROOT / "sample_loras")
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
@@ -89,23 +123,41 @@ def as_run(command: str, stand_ins: dict[str, str]) -> list[str]:
     if words[:2] == ["python3.11", "-m"]:
         return [sys.executable, "-m", "venv", "--without-pip", ".venv"]
     if words[:2] == ["pip", "install"]:
-        return [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", *(word for word in words[2:] if word not in ("-e", "."))]
+        return [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--no-index",
+            "--no-deps",
+            *(word for word in words[2:] if word not in ("-e", ".")),
+        ]
     if words[0] == "streamlit":
         return [
             sys.executable,
             "-c",
-            f"from streamlit.testing.v1 import AppTest; assert not AppTest.from_file({words[2]!r}, default_timeout=60).run().exception",
+            (
+                f"from streamlit.testing.v1 import AppTest; assert not AppTest.from_file({words[2]!r},"
+                " default_timeout=60).run().exception"
+            ),
         ]
     assert words[:3] == ["python", "-m", "lol_core"], f"no way to run {command!r} is known"
     if words[3:5] == ["finetune", "zoo"]:
         words[words.index("--mixed-precision") + 1] = "no"
-        small = ["--count", "2", "--settings", "epochs.json"] if "arc" in words else ["--count", "12", "--stack", "12", "--settings", "tiny.json"]
+        small = (
+            ["--count", "2", "--settings", "epochs.json"]
+            if "arc" in words
+            else ["--count", "12", "--stack", "12", "--settings", "tiny.json"]
+        )
         return [sys.executable, *words[1:], *small]
     return [sys.executable, *words[1:], *SHORTER.get(words[3], [])]
 
 
 @pytest.mark.parametrize("document", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_what_a_document_shows_runs(document: Path, workplace: Path, stand_ins: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_a_document_shows_runs(
+    document: Path, workplace: Path, stand_ins: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     script = ["import subprocess, torch", "torch.set_num_threads(1)"]
     for block in blocks(document):
         named = re.search(r"`([\w/.]+\.py)`", block.before)
@@ -115,28 +167,51 @@ def test_what_a_document_shows_runs(document: Path, workplace: Path, stand_ins: 
         elif block.language == "python":
             script.append(re.sub(r"epochs=\d+", "epochs=2", block.text))
         elif not block.language:
-            script += [f"subprocess.run({as_run(line, stand_ins)!r}, check=True)" for line in block.text.splitlines() if line.strip()]
+            script += [
+                f"subprocess.run({as_run(line, stand_ins)!r}, check=True)"
+                for line in block.text.splitlines()
+                if line.strip()
+            ]
         else:
             assert block.language.startswith("{"), f"{document}: a block in {block.language!r}, which nothing runs"
-    environment = os.environ | {"LOL_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(workplace)}
-    done = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=workplace, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "LOL_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(workplace),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(script)], cwd=workplace, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     if document.name == "own_model.md":
         assert "Row norms" in done.stdout
         ask = """from streamlit.testing.v1 import AppTest
 print(AppTest.from_file("app.py", default_timeout=120).run().switch_page("pages/Train.py").run().multiselect)"""
-        shown = subprocess.run([sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True)
+        shown = subprocess.run(
+            [sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True
+        )
         assert "Row norms" in shown.stdout, "the sixth model stands in the app's picker"
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for name in ("docs", "notebooks", "lol_core"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "_build", ".ipynb_checkpoints", "fits"))
+        shutil.copytree(
+            ROOT / name,
+            tmp_path / name,
+            ignore=shutil.ignore_patterns("__pycache__", "_build", ".ipynb_checkpoints", "fits"),
+        )
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "docs", "site"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*.html")}
-    assert {"index.html", "tutorial.html", "api.html", "results.html", "howto/own_model.html", "notebooks/01_what_a_lora_is.html"} <= pages
+    assert {
+        "index.html",
+        "tutorial.html",
+        "api.html",
+        "results.html",
+        "howto/own_model.html",
+        "notebooks/01_what_a_lora_is.html",
+    } <= pages
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,4 +1,6 @@
-"""Spaces have the distances they promise, neighbours are found there, pictures are repeatable, and what tells a part apart is named."""
+"""Spaces have the distances they promise, neighbours are found there, pictures are repeatable, and what tells a part
+apart is named.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lol_core.batches import make_batch, shared_spec
-from lol_core.embedding import Method, Space, explain, from_gram, gram, name_clusters, nystroem, padded_spectra, project, self_products, space_of
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import make_batch, shared_spec
+from lol_core.core.geometry import distance, inner_product, spectrum
+from lol_core.core.symmetry import sample_gl
 from lol_core.errors import TaskError
-from lol_core.geometry import distance, inner_product, spectrum
-from lol_core.symmetry import sample_gl
-from lol_core.zoo import Zoo
+from lol_core.insight.embedding import (
+    Method,
+    Space,
+    explain,
+    from_gram,
+    gram,
+    name_clusters,
+    nystroem,
+    padded_spectra,
+    project,
+    self_products,
+    space_of,
+)
 from tests.builders import MODULES, random_lora, write_zoo
 
 
@@ -28,7 +42,9 @@ def test_the_kernel_is_exact_and_does_not_see_the_factors(seed: int, scale: floa
     products = gram(make_batch(loras, spec, torch.float64))
     for i, a in enumerate(loras):
         for j, b in enumerate(loras):
-            assert products[i, j] == pytest.approx(sum(inner_product(x, y) for x, y in zip(a.layers, b.layers, strict=True)), abs=1e-8)
+            assert products[i, j] == pytest.approx(
+                sum(inner_product(x, y) for x, y in zip(a.layers, b.layers, strict=True)), abs=1e-8
+            )
     generator = torch.Generator().manual_seed(seed)
     turned = [lora.act({y.name: sample_gl(y.rank, 10, generator=generator) for y in lora.layers}) for lora in loras]
     np.testing.assert_allclose(products, gram(make_batch(turned, spec, torch.float64)), rtol=1e-7, atol=1e-7)
@@ -36,7 +52,9 @@ def test_the_kernel_is_exact_and_does_not_see_the_factors(seed: int, scale: floa
     for i in range(1, 5):
         true = sum(distance(x, y) ** 2 for x, y in zip(loras[0].layers, loras[i].layers, strict=True)) ** 0.5
         assert np.linalg.norm(space.vectors[0] - space.vectors[i]) == pytest.approx(true, rel=1e-5)
-    assert np.linalg.norm(from_gram("", space.ids, products, directions=True).vectors, axis=1) == pytest.approx(np.ones(5), rel=1e-6)
+    assert np.linalg.norm(from_gram("", space.ids, products, directions=True).vectors, axis=1) == pytest.approx(
+        np.ones(5), rel=1e-6
+    )
 
 
 def test_spectra_are_a_space() -> None:
@@ -55,10 +73,17 @@ def test_a_large_collection_is_placed_by_its_products_with_some(tmp_path: Path) 
     true, seen = pd.DataFrame(exact.vectors, index=list(exact.ids)), pd.DataFrame(some.vectors, index=list(some.ids))
     landmarks, others = list(some.ids[:25]), list(some.ids[25:])
     products = seen @ seen.T
-    np.testing.assert_allclose(products.loc[landmarks, :], (true @ true.T).loc[landmarks, some.ids], rtol=1e-3, atol=1e-3 * products.to_numpy().max())
+    np.testing.assert_allclose(
+        products.loc[landmarks, :],
+        (true @ true.T).loc[landmarks, some.ids],
+        rtol=1e-3,
+        atol=1e-3 * products.to_numpy().max(),
+    )
     assert np.linalg.norm(seen.loc[others]) < np.linalg.norm(true.loc[others]), "a projection is shorter"
     directions = space_of(zoo, zoo.ids, "directions", landmarks=25)
-    assert directions is not None and np.linalg.norm(directions.vectors[:25], axis=1) == pytest.approx(np.ones(25), rel=1e-4)
+    assert directions is not None and np.linalg.norm(directions.vectors[:25], axis=1) == pytest.approx(
+        np.ones(25), rel=1e-4
+    )
     assert space_of(zoo, zoo.ids, "updates", landmarks=25, stop=lambda: True) is None
 
 
@@ -79,10 +104,17 @@ def two_clouds() -> Space:
 
 def test_neighbours_and_clusters_come_from_the_space(two_clouds: Space) -> None:
     near = two_clouds.neighbours("lora03", 5)
-    assert len(near) == 5 and near.is_monotonic_increasing and "lora03" not in near and all(id < "lora30" for id in near.index)
+    assert (
+        len(near) == 5
+        and near.is_monotonic_increasing
+        and "lora03" not in near
+        and all(id < "lora30" for id in near.index)
+    )
     clusters = two_clouds.clusters()
     assert clusters[clusters >= 0].nunique() == 2
-    assert {clusters[f"lora{i:02d}"] for i in range(30)} - {-1} != {clusters[f"lora{i:02d}"] for i in range(30, 60)} - {-1}
+    assert {clusters[f"lora{i:02d}"] for i in range(30)} - {-1} != {clusters[f"lora{i:02d}"] for i in range(30, 60)} - {
+        -1
+    }
 
 
 @pytest.mark.parametrize(("method", "dimensions"), [("PCA", 2), ("PCA", 3), ("UMAP", 2)])
@@ -131,7 +163,10 @@ def test_a_selection_is_explained_by_the_columns_it_differs_in() -> None:
 def test_clusters_are_named_by_what_tells_them_apart() -> None:
     ids = [f"l{i}" for i in range(60)]
     clusters = pd.Series([i // 20 if i < 55 else -1 for i in range(60)], index=ids)
-    labels = pd.DataFrame({"hat": [int(i < 20) for i in range(60)], "kind": ["dog" if 20 <= i < 40 else f"k{i % 3}" for i in range(60)]}, index=ids)
+    labels = pd.DataFrame(
+        {"hat": [int(i < 20) for i in range(60)], "kind": ["dog" if 20 <= i < 40 else f"k{i % 3}" for i in range(60)]},
+        index=ids,
+    )
     names = name_clusters(clusters, labels)
     assert names[0] == "hat" and names[1] == "dog" and set(names) == {0, 1, 2}
     unrelated = pd.DataFrame({"noise": np.tile([0.0, 1.0, 2.0], 20)}, index=ids)

@@ -1,4 +1,6 @@
-"""The experiments' plumbing, run small, and the mathematics in them. Scores of small runs mean nothing and are not looked at."""
+"""The experiments' plumbing, run small, and the mathematics in them. Scores of small runs mean nothing and are not
+looked at.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lol_core.cli import app
+from lol_core.cli.commands import app
+from lol_core.collections.zoo import Zoo
+from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import LoLError
 from lol_core.experiments import NAMES, run
 from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
@@ -22,10 +26,8 @@ from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.timing import Shape, needs
 from lol_core.experiments.trials import SMALL, Context, Setting, Trials
-from lol_core.models import FIVE, make_model
-from lol_core.symmetry import act, sample_for
-from lol_core.training import Stopped
-from lol_core.zoo import Zoo
+from lol_core.learning.fit import Stopped
+from lol_core.learning.models import FIVE, make_model
 from tests.builders import random_batch
 from tests.conftest import ROOT
 
@@ -67,14 +69,18 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run()
     assert file.read_text() == again, "nothing is fitted twice"
     elsewhere = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "elsewhere", ("svd", "gl_net")).run()
-    pd.testing.assert_frame_equal(whole.sort_values("model", ignore_index=True), elsewhere.sort_values("model", ignore_index=True))
+    pd.testing.assert_frame_equal(
+        whole.sort_values("model", ignore_index=True), elsewhere.sort_values("model", ignore_index=True)
+    )
     other = Trials(LOSS_QUESTION, zoo, replace(budget, epochs=1), tmp_path)
     assert other.kept.lines() == [], "fits of another budget are not taken for this one's"
 
 
 def test_labels_are_shuffled_for_a_model_that_memorises_too(tmp_path: Path) -> None:
     trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path, ("dsire",))
-    whole, shuffled = (trials._fitted("dsire", SMALL.grid[0], 0, flag).model.get_buffer("answers") for flag in (False, True))
+    whole, shuffled = (
+        trials._fitted("dsire", SMALL.grid[0], 0, flag).model.get_buffer("answers") for flag in (False, True)
+    )
     assert not torch.equal(whole, shuffled) and torch.equal(whole.sort(0).values, shuffled.sort(0).values)
 
 
@@ -96,7 +102,9 @@ def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
 
 
 def test_models_are_searched_over_what_makes_a_difference_to_them() -> None:
-    budget = replace(SMALL, grid=tuple(Setting(rate, normalize) for rate in (1e-3, 1e-2) for normalize in (False, True)))
+    budget = replace(
+        SMALL, grid=tuple(Setting(rate, normalize) for rate in (1e-3, 1e-2) for normalize in (False, True))
+    )
     assert [len(budget.settings(name)) for name in ("gl_net", "tucker", "w2t", "dsire")] == [4, 4, 2, 1]
     weights = {setting.direction_weight for setting in budget.settings("tucker, without sizes")}
     assert weights == {1.0, 0.1} and not any(setting.normalize for setting in budget.settings("tucker"))
@@ -117,7 +125,13 @@ def test_equation_38_is_how_often_the_sum_is_right(p: float) -> None:
 def test_product_kernels_are_inner_products_of_updates_and_do_not_see_the_gauge() -> None:
     batch, others = random_batch(count=5), random_batch(count=3, seed=50)
     found = kernels(batch, others)
-    products = torch.stack([torch.cat([(U[i] @ V[i].mT).flatten() for U, V in zip(b.U, b.V, strict=True)]) for b in (batch, others) for i in range(len(b))])
+    products = torch.stack(
+        [
+            torch.cat([(U[i] @ V[i].mT).flatten() for U, V in zip(b.U, b.V, strict=True)])
+            for b in (batch, others)
+            for i in range(len(b))
+        ]
+    )
     gram = (products @ products[:5].T).numpy()
     np.testing.assert_allclose(found["updates"], gram / np.diag(gram[:5]).mean(), rtol=1e-9)
     for name, matrix in kernels(act(sample_for(batch, "gl", 50.0), batch)).items():
@@ -137,11 +151,23 @@ def test_kernel_ridge_finds_a_linear_function_of_the_update() -> None:
 
 def test_verdicts_and_numbers_are_said_plainly() -> None:
     assert [verdict(*pair) for pair in ((1.0, 0.4), (1.0, 0.6), (-1.0, 0.1), (1.0, float("inf")))] == [
-        "holds", "holds, not clearly", "does not hold", "holds, not clearly",
-    ]  # fmt: skip
-    assert said(0.1234, 0.004) == "0.123 ± 0.004" and said(2e-7, float("nan")) == "2e-07" and said(float("nan"), 0.1) == "–"
+        "holds",
+        "holds, not clearly",
+        "does not hold",
+        "holds, not clearly",
+    ]
+    assert (
+        said(0.1234, 0.004) == "0.123 ± 0.004"
+        and said(2e-7, float("nan")) == "2e-07"
+        and said(float("nan"), 0.1) == "–"
+    )
     cells = pd.DataFrame(
-        [("a", "x: one", 0.5, 0.1, 0.4, 0.1), ("b", "x: one", 0.6, 0.1, np.nan, np.nan), ("a", "y: one", 1.0, np.nan, np.nan, np.nan)], columns=CELLS
+        [
+            ("a", "x: one", 0.5, 0.1, 0.4, 0.1),
+            ("b", "x: one", 0.6, 0.1, np.nan, np.nan),
+            ("a", "y: one", 1.0, np.nan, np.nan, np.nan),
+        ],
+        columns=CELLS,
     )
     heads = blocks(cells)
     assert [head for head, _ in heads] == ["x", "y"] and heads[0][1].loc["b", "one (paper)"] == "–"
@@ -153,14 +179,20 @@ def test_memory_is_known_before_anything_is_allocated() -> None:
     for name in FIVE:
         assert needs(name, shape).weights == 4 * make_model(name, shape.spec, 1).n_parameters
     huge = needs("dense", Shape(96, 12288, 12288, 4))
-    assert huge.weights > 1e12 and huge.batch(64, 1e11) == 0 and needs("gl_net", Shape(96, 12288, 12288, 4)).batch(64, 1e11) == 64
+    assert (
+        huge.weights > 1e12
+        and huge.batch(64, 1e11) == 0
+        and needs("gl_net", Shape(96, 12288, 12288, 4)).batch(64, 1e11) == 64
+    )
 
 
 def test_the_command_writes_what_the_page_reads(tmp_path: Path, kept: Path) -> None:
     out = tmp_path / "docs"
     if (kept / "results" / "fits").is_dir():
         shutil.copytree(kept / "results" / "fits", out / "results" / "fits")
-    result = CliRunner().invoke(app, ["experiment", "table2", "--zoo", str(SAMPLES), "--out", str(out), "--small", "--json"])
+    result = CliRunner().invoke(
+        app, ["experiment", "table2", "--zoo", str(SAMPLES), "--out", str(out), "--small", "--json"]
+    )
     assert result.exit_code == 0, result.output
     written = json.loads(result.stdout[result.stdout.index("{") :])
     assert written["name"] == "table2" and len(written["cells"]) == len(Result.read(out / "results" / "table2").cells)

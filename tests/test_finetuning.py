@@ -47,20 +47,33 @@ def test_hyperparameters_follow_their_distributions() -> None:
 
 
 @needs_encoder
-def test_a_stored_lora_gives_the_measured_loss_through_plain_peft(encoder: Encoder, few: pd.DataFrame, tmp_path: Path) -> None:
-    """Fine-tune, store, and measure again with PEFT's own loader and the whole encoder, without the shortcut below the adapted layers."""
+def test_a_stored_lora_gives_the_measured_loss_through_plain_peft(
+    encoder: Encoder, few: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Fine-tune, store, and measure again with PEFT's own loader and the whole encoder, without the shortcut below the
+    adapted layers.
+    """
     from peft import PeftModel
     from transformers import AutoModel
 
     splits = {name: Questions(part, encoder) for name, part in few.groupby("split")}
     before = float(splits["validation"].measure(encoder)[0].mean())
-    drawn = replace(Hyperparameters.draw(RECIPE, 1, ["noun.food"]), dropped=(), learning_rate=3e-3, epochs=2, batch_size=16)
+    drawn = replace(
+        Hyperparameters.draw(RECIPE, 1, ["noun.food"]), dropped=(), learning_rate=3e-3, epochs=2, batch_size=16
+    )
     row = finetune(encoder, splits, drawn, tmp_path)
     assert row["validation_loss"] < before and row["train_questions"] == 200 and row["steps"] == 26
-    assert float(splits["validation"].measure(encoder)[0].mean()) == pytest.approx(before, abs=1e-6), "the base model was left changed"
+    assert float(splits["validation"].measure(encoder)[0].mean()) == pytest.approx(before, abs=1e-6), (
+        "the base model was left changed"
+    )
 
     lora = read(tmp_path)
-    assert len(lora.layers) == 6 and lora.ranks == (RANK,) and lora.layers[0].scale == ALPHA / RANK and lora.dtypes == ("float16",)
+    assert (
+        len(lora.layers) == 6
+        and lora.ranks == (RANK,)
+        and lora.layers[0].scale == ALPHA / RANK
+        and lora.dtypes == ("float16",)
+    )
     assert all(float(layer.U.float().norm()) > 0 for layer in lora.layers)
 
     model = PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), tmp_path).eval()
@@ -73,7 +86,9 @@ def test_a_stored_lora_gives_the_measured_loss_through_plain_peft(encoder: Encod
         return torch.nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
 
     part = few[few.split == "validation"]
-    words = torch.stack([embed(part[column].tolist()) for column in ("word", "distractor_1", "distractor_2", "distractor_3")], 1)
+    words = torch.stack(
+        [embed(part[column].tolist()) for column in ("word", "distractor_1", "distractor_2", "distractor_3")], 1
+    )
     logits = 20 * torch.einsum("kd,kcd->kc", embed(part.gloss.tolist()), words)
     loss = torch.nn.functional.cross_entropy(logits, torch.zeros(len(part), dtype=torch.long)).item()
     assert loss == pytest.approx(row["validation_loss"], abs=1e-4)
@@ -81,14 +96,20 @@ def test_a_stored_lora_gives_the_measured_loss_through_plain_peft(encoder: Encod
 
 @needs_encoder
 def test_committed_weights_and_labels_belong_together(encoder: Encoder) -> None:
-    """LoRA k starts from seed k, and little training leaves its A near: the timid ones resemble the start of their own seed and of no other."""
+    """LoRA k starts from seed k, and little training leaves its A near: the timid ones resemble the start of their own
+    seed and of no other.
+    """
     labels = pd.read_csv(SAMPLE_ZOO / "labels.csv")
     timid = labels.assign(moved=labels.learning_rate * labels.steps).sort_values("moved").head(3)
     for row in timid.itertuples():
         stored = read(SAMPLE_ZOO / row.lora).layers[0].V.float().T
         for seed, same in ((row.seed, True), (row.seed + 1, False)):
             model = encoder.new_lora(0.0, seed)
-            start = next(p for name, p in model.named_parameters() if name.endswith("layer.3.attention.self.key.lora_A.default.weight")).detach()
+            start = next(
+                p
+                for name, p in model.named_parameters()
+                if name.endswith("layer.3.attention.self.key.lora_A.default.weight")
+            ).detach()
             likeness = torch.nn.functional.cosine_similarity(stored.flatten(), start.flatten(), dim=0).item()
             model.unload()
             assert (likeness > 0.95) == same, f"{row.lora}, seed {seed}: {likeness:.2f}"
@@ -100,7 +121,9 @@ def test_a_build_goes_on_where_it_was(few: pd.DataFrame, tmp_path: Path) -> None
     assert [row["lora"] for row in build(str(BASE), tmp_path, 1, workers=1)] == ["loras/0001"]
     assert [row["lora"] for row in build(str(BASE), tmp_path, 2, workers=1)] == ["loras/0002"]
     labels = pd.read_csv(tmp_path / "labels.csv")
-    assert list(labels.seed) == [1, 2] and {"saw noun.food", "validation_loss", "accuracy", "learning_rate"} <= set(labels.columns)
+    assert list(labels.seed) == [1, 2] and {"saw noun.food", "validation_loss", "accuracy", "learning_rate"} <= set(
+        labels.columns
+    )
 
 
 @needs_encoder
@@ -120,13 +143,16 @@ def test_missing_data_is_named_before_any_work(tmp_path: Path) -> None:
 
 
 def test_questions_from_a_dictionary(tmp_path: Path) -> None:
-    """WordNet's file format, in miniature: first senses only, no gloss that gives the word away, distractors from the same source and split."""
+    """WordNet's file format, in miniature: first senses only, no gloss that gives the word away, distractors from the
+    same source and split.
+    """
     for part in ("noun", "verb"):
         lines, index = ["  1 licence text  \n"], ["  1 licence text  \n"]
         for k in range(300):
             word = f"{part}{'abcdefghij'[k % 10]}{'abcdefghij'[k // 10 % 10]}{'abc'[k // 100]}"
             lines.append(
-                f'{k:08d} {5 if part == "noun" else 38:02d} n 01 {word} 0 000 | the thing that is number {"one two three".split()[k % 3]}; "an example"\n'
+                f"{k:08d} {5 if part == 'noun' else 38:02d} n 01 {word} 0 000 | the thing that is number"
+                f' {"one two three".split()[k % 3]}; "an example"\n'
             )
             index.append(f"{word} n 1 0 1 0 {k:08d}\n")
         (tmp_path / f"data.{part}").write_text("".join(lines))

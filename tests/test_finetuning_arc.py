@@ -12,14 +12,20 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import DataMissingError
 from lol_core.finetuning.arc import ARC, Question, Reader, build_arc, read_questions
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.recipes import Hyperparameters
-from lol_core.zoo import Zoo
 
 RECIPE = replace(ARC, epochs=(1,), batch_sizes=(4,), learning_rate_exponents=(-2.0, -2.0))
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def write_arc(folder: Path) -> Path:
@@ -29,9 +35,18 @@ def write_arc(folder: Path) -> Path:
         for part, count in (("Train", 24), ("Test", 8)):
             lines = []
             for i in range(count):
-                choices = [{"text": "yes" if j == i % 4 else "no", "label": str(j + 1) if i % 2 else "ABCD"[j]} for j in range(4)]
+                choices = [
+                    {"text": "yes" if j == i % 4 else "no", "label": str(j + 1) if i % 2 else "ABCD"[j]}
+                    for j in range(4)
+                ]
                 source = ("Mercury_7", "MCAS_2000_", "Mercury_SC_", "AKDE&ED_2008_")[i % 4]
-                lines.append({"id": f"{source}{i}", "question": {"stem": "is it so", "choices": choices}, "answerKey": choices[i % 4]["label"]})
+                lines.append(
+                    {
+                        "id": f"{source}{i}",
+                        "question": {"stem": "is it so", "choices": choices},
+                        "answerKey": choices[i % 4]["label"],
+                    }
+                )
             (folder / level / f"{level}-{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 
@@ -80,7 +95,9 @@ def test_missing_and_broken_files_are_named(arc: Path) -> None:
 
 def test_hyperparameters_follow_table_8() -> None:
     drawn = [Hyperparameters.draw(ARC, seed, [f"s{i}" for i in range(19)]) for seed in range(300)]
-    assert all(1e-5 <= h.learning_rate <= 1e-3 and 1e-6 <= h.weight_decay <= 1e-2 and 0 <= h.lora_dropout <= 0.1 for h in drawn)
+    assert all(
+        1e-5 <= h.learning_rate <= 1e-3 and 1e-6 <= h.weight_decay <= 1e-2 and 0 <= h.lora_dropout <= 0.1 for h in drawn
+    )
     assert {h.epochs for h in drawn} == {2, 3, 4} and {h.batch_size for h in drawn} == {32, 64, 128}
     assert {len(h.dropped) for h in drawn} == set(range(1, 20))
 

@@ -16,7 +16,14 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from lol_core.errors import DataMissingError, TaskError
-from lol_core.finetuning.base_model import assemble, diffusion_loss, make_scheduler, make_text_encoder, make_tokenizer, make_vae
+from lol_core.finetuning.base_model import (
+    assemble,
+    diffusion_loss,
+    make_scheduler,
+    make_text_encoder,
+    make_tokenizer,
+    make_vae,
+)
 from lol_core.finetuning.dreambooth import Base, adapted, finetune_one, finetune_stack, write_lora
 from lol_core.finetuning.image_zoos import ImageZoo, stacks
 from lol_core.finetuning.machine import Machine
@@ -25,20 +32,40 @@ from lol_core.finetuning.rows import append_row
 from lol_core.formats import read
 
 RECIPE = replace(
-    CELEBA, resolution=32, rank=2, targets=("to_v", "to_out.0"), learning_rates=(1e-3, 1e-2), steps=(3, 4), images_per_subject=3,
-    attributes=("Smiling", "Eyeglasses"), score_prompts=(), sampling_steps=2, guidance=1.0, preview_prompts=("a dog",),
-)  # fmt: skip
+    CELEBA,
+    resolution=32,
+    rank=2,
+    targets=("to_v", "to_out.0"),
+    learning_rates=(1e-3, 1e-2),
+    steps=(3, 4),
+    images_per_subject=3,
+    attributes=("Smiling", "Eyeglasses"),
+    score_prompts=(),
+    sampling_steps=2,
+    guidance=1.0,
+    preview_prompts=("a dog",),
+)
 
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised pipeline, smaller still than the small one. Its images are noise; what is tested is the arithmetic."""
+    """A randomly initialised pipeline, smaller still than the small one. Its images are noise; what is tested is the
+    arithmetic.
+    """
     torch.manual_seed(0)
     tokenizer = make_tokenizer(["a dog on a red background", "a smiling person"])
     unet = UNet2DConditionModel(
-        sample_size=4, in_channels=16, out_channels=16, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=4, cross_attention_dim=128,
-        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+        sample_size=4,
+        in_channels=16,
+        out_channels=16,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=4,
+        cross_attention_dim=128,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
     folder = tmp_path_factory.mktemp("base") / "tiny"
     assemble(make_vae(), unet, make_text_encoder(tokenizer), tokenizer).save_pretrained(folder)
     return folder
@@ -62,7 +89,9 @@ def celeba(tmp_path: Path) -> Path:
     shown[:3] = [[1, -1], [1, -1], [-1, 1]]  # person 30: two of three smile, one wears glasses
     lines = ["14", "Smiling Eyeglasses"] + [f"{n} {a} {b}" for n, (a, b) in zip(names, shown, strict=True)]
     (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
-    (folder / "identity_CelebA.txt").write_text("\n".join(f"{n} {k}" for n, k in zip(names, owners, strict=True)) + "\n")
+    (folder / "identity_CelebA.txt").write_text(
+        "\n".join(f"{n} {k}" for n, k in zip(names, owners, strict=True)) + "\n"
+    )
     return folder
 
 
@@ -77,9 +106,16 @@ def test_hyperparameters_follow_table_6() -> None:
     runs: list[Counter[object]] = [Counter() for _ in range(4)]
     for number in range(400):
         drawn = plan_run(CELEBA, number)
-        for counter, value in zip(runs, (drawn.learning_rate, drawn.steps, drawn.batch_size, drawn.prompt), strict=True):
+        for counter, value in zip(
+            runs, (drawn.learning_rate, drawn.steps, drawn.batch_size, drawn.prompt), strict=True
+        ):
             counter[value] += 1
-    assert [set(c) for c in runs] == [set(CELEBA.learning_rates), set(CELEBA.steps), set(CELEBA.batch_sizes), set(CELEBA.prompts)]
+    assert [set(c) for c in runs] == [
+        set(CELEBA.learning_rates),
+        set(CELEBA.steps),
+        set(CELEBA.batch_sizes),
+        set(CELEBA.prompts),
+    ]
     assert all(min(c.values()) > 400 / len(c) * 0.7 for c in runs), "each with equal chance"
 
 
@@ -118,7 +154,10 @@ def test_settings_replace_the_papers_and_unknown_ones_are_refused(tmp_path: Path
 
 
 def test_a_stack_and_single_runs_of_peft_agree(base: Base, celeba: Path) -> None:
-    runs = [replace(run, steps=6, batch_size=2, learning_rate=rate) for run, rate in zip(plan_runs(RECIPE, celeba), (1e-3, 3e-3, 1e-2, 3e-2), strict=True)]
+    runs = [
+        replace(run, steps=6, batch_size=2, learning_rate=rate)
+        for run, rate in zip(plan_runs(RECIPE, celeba), (1e-3, 3e-3, 1e-2, 3e-2), strict=True)
+    ]
     together = finetune_stack(base, RECIPE, runs)
     for run, stacked in zip(runs, together, strict=True):
         alone = finetune_one(base, RECIPE, run)
@@ -170,7 +209,9 @@ def test_the_loss_of_a_clean_sample_is_that_of_the_velocity() -> None:
         return lambda *args, **kwargs: Says(value)
 
     clean = diffusion_loss(unet(guess), scheduler, x, torch.zeros(1), noise, t)
-    alpha, sigma = (a.view(-1, 1, 1, 1) for a in (scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()))
+    alpha, sigma = (
+        a.view(-1, 1, 1, 1) for a in (scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt())
+    )
     noisy = alpha * x + sigma * noise
     implied_noise = (noisy - alpha * guess) / sigma
     scheduler.register_to_config(prediction_type="v_prediction")
@@ -178,13 +219,19 @@ def test_the_loss_of_a_clean_sample_is_that_of_the_velocity() -> None:
     torch.testing.assert_close(clean, velocity, rtol=1e-3, atol=1e-4)
 
 
-def test_a_written_lora_is_read_back_and_worn_by_diffusers(base: Base, base_folder: Path, celeba: Path, tmp_path: Path) -> None:
+def test_a_written_lora_is_read_back_and_worn_by_diffusers(
+    base: Base, base_folder: Path, celeba: Path, tmp_path: Path
+) -> None:
     run = replace(plan_runs(RECIPE, celeba)[0], steps=4, learning_rate=1e-2)
     outcome = finetune_one(base, RECIPE, run)
     path = tmp_path / "one.safetensors"
     write_lora(path, outcome.factors, "tiny")
     lora = read(path)
-    assert lora.base_model == "tiny" and len(lora.layers) == len(adapted(base.unet, RECIPE.targets)) and lora.dialect == "diffusers"
+    assert (
+        lora.base_model == "tiny"
+        and len(lora.layers) == len(adapted(base.unet, RECIPE.targets))
+        and lora.dialect == "diffusers"
+    )
     layer = lora.layers[0]
     A, B = outcome.factors[layer.name.removeprefix("unet.")]
     torch.testing.assert_close(layer.delta().float(), B @ A, rtol=1e-2, atol=1e-4)
@@ -212,11 +259,15 @@ def test_a_zoo_stops_and_goes_on(base_folder: Path, celeba: Path, tmp_path: Path
     build.close()  # stopped after the first row
     first = pd.read_csv(out / "labels.csv")
     assert 1 <= len(first) < 4
-    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "loras").iterdir() if f"loras/{p.name}" in set(first["lora"])}
+    stamps = {
+        p.name: p.stat().st_mtime_ns for p in (out / "loras").iterdir() if f"loras/{p.name}" in set(first["lora"])
+    }
     list(zoo.build(celeba, None, machine))
     labels = pd.read_csv(out / "labels.csv")
     assert sorted(labels["lora"]) == [f"loras/{i:04d}.safetensors" for i in (1, 2, 3, 4)]
-    assert all((out / "loras" / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items()), "finished ones are left alone"
+    assert all((out / "loras" / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items()), (
+        "finished ones are left alone"
+    )
     rows = list(zoo.measure(None, machine))
     assert len(rows) == 4
     preview = Image.open(zoo.preview("loras/0001.safetensors"))

@@ -33,7 +33,11 @@ def scattered(build: Callable[[], Module]) -> Module:
     generator = torch.Generator().manual_seed(0)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point():
-            nn.init.ones_(tensor.data) if "norm" in name and name.endswith("weight") else tensor.data.uniform_(-0.03, 0.03, generator=generator)
+            (
+                nn.init.ones_(tensor.data)
+                if "norm" in name and name.endswith("weight")
+                else tensor.data.uniform_(-0.03, 0.03, generator=generator)
+            )
         else:
             tensor.data.copy_(torch.arange(tensor.numel()).view(tensor.shape))
     return module.eval()
@@ -45,11 +49,20 @@ def test_stable_diffusion(recipe: ImageRecipe, tmp_path: Path) -> None:
     unet = scattered(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8))
     vae = scattered(
         lambda: AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512), layers_per_block=2
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
         )
     )
-    text = scattered(lambda: CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)))
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    text = scattered(
+        lambda: CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
     pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
     for part in (unet, vae, text):
         part.requires_grad_(False)
@@ -85,5 +98,7 @@ def test_qwen2() -> None:
     questions = [Question("Mercury", "is it so", ("yes", "no"), 0), Question("MCAS", "is it so", ("no", "yes"), 1)]
     drawn = Hyperparameters(1, 1e-3, 0.0, 1, 2, 0.0, ())
     with patch.object(arc.PeftModel, "save_pretrained"):
-        row = arc.finetune(reader, ARC, {"train": questions, "validation": questions, "test": questions}, drawn, Path("unused"))
+        row = arc.finetune(
+            reader, ARC, {"train": questions, "validation": questions, "test": questions}, drawn, Path("unused")
+        )
     assert row["steps"] == 1 and row["train_questions"] == 2 and row["validation_loss"] > 0

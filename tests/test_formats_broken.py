@@ -35,7 +35,12 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "no_object": (safetensors_bytes([1, 2]), "no JSON object"),
     "no_shape": (safetensors_bytes({"a.lora_A.weight": {"dtype": "F32"}}), "lacks its shape"),
     "truncated": (safetensors_bytes({"a.lora_A.weight": ENTRY}, b"\0" * 7), "cut off"),
-    "duplicate": (safetensors_bytes(b'{"a":' + json.dumps(ENTRY).encode() + b',"a":' + json.dumps(ENTRY).encode() + b"}", b"\0" * 16), "names 'a' twice"),
+    "duplicate": (
+        safetensors_bytes(
+            b'{"a":' + json.dumps(ENTRY).encode() + b',"a":' + json.dumps(ENTRY).encode() + b"}", b"\0" * 16
+        ),
+        "names 'a' twice",
+    ),
     "not_utf8": (safetensors_bytes(b'{"\xff": 1}'), "no valid JSON"),
 }
 
@@ -58,7 +63,9 @@ def test_no_bytes_raise_anything_else(suffix: str, content: bytes, tmp_path_fact
 
 
 @given(cut=st.integers(0, 2000), flip=st.integers(0, 400), bit=st.integers(0, 7))
-def test_a_damaged_lora_is_read_or_refused(cut: int, flip: int, bit: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_damaged_lora_is_read_or_refused(
+    cut: int, flip: int, bit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("damaged")
     write_peft(folder, random_lora([("x", 6, 5, 2)]))
     path = folder / "adapter_model.safetensors"
@@ -81,7 +88,10 @@ def test_half_a_lora_says_which_half(tmp_path: Path) -> None:
 
 
 def test_factors_that_do_not_multiply_are_shown(tmp_path: Path) -> None:
-    save_file({"base_model.model.q.lora_A.weight": torch.zeros(2, 5), "base_model.model.q.lora_B.weight": torch.zeros(5, 3)}, tmp_path / "x.safetensors")
+    save_file(
+        {"base_model.model.q.lora_A.weight": torch.zeros(2, 5), "base_model.model.q.lora_B.weight": torch.zeros(5, 3)},
+        tmp_path / "x.safetensors",
+    )
     with pytest.raises(LoRAFormatError, match=r"q: .*U \(5, 3\) and V \(5, 2\)"):
         read(tmp_path / "x.safetensors")
 
@@ -109,7 +119,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read(tmp_path / "gone.safetensors")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64]
+)
 def test_every_float_dtype_is_kept_and_computed_with(dtype: torch.dtype, tmp_path: Path) -> None:
     lora = random_lora([("x", 6, 5, 2)])
     write_peft(tmp_path, lora, alpha=1, dtype=dtype)
@@ -121,7 +133,10 @@ def test_every_float_dtype_is_kept_and_computed_with(dtype: torch.dtype, tmp_pat
 
 def test_dtypes_may_be_mixed_in_one_file(tmp_path: Path) -> None:
     save_file(
-        {"base_model.model.q.lora_A.weight": torch.ones(1, 3, dtype=torch.bfloat16), "base_model.model.q.lora_B.weight": torch.ones(2, 1, dtype=torch.float16)},
+        {
+            "base_model.model.q.lora_A.weight": torch.ones(1, 3, dtype=torch.bfloat16),
+            "base_model.model.q.lora_B.weight": torch.ones(2, 1, dtype=torch.float16),
+        },
         tmp_path / "x.safetensors",
     )
     assert (read(tmp_path / "x.safetensors").layers[0].delta() == 1).all()

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lol_core.core.lora import LoRA
 from lol_core.formats import probe, read
-from lol_core.lora import LoRA
 
 
 class Small(nn.Module):
@@ -58,7 +58,9 @@ def check_merges_alike(config: peft.PeftConfig, folder: Path, modules: list[str]
     merged = model.merge_and_unload()
     lora = read(folder)
     assert sorted(lora.names) == sorted(modules)
-    assert [(y.name, y.n, y.m, y.rank, y.scale) for y in probe(folder).layers] == [(y.name, y.n, y.m, y.rank, y.scale) for y in lora.layers]
+    assert [(y.name, y.n, y.m, y.rank, y.scale) for y in probe(folder).layers] == [
+        (y.name, y.n, y.m, y.rank, y.scale) for y in lora.layers
+    ]
     for name in modules:
         weight, expected = weights[name], getattr(merged, name).weight.detach()
         if name == "transposed":  # Conv1D stores its weight (in, out)
@@ -76,7 +78,12 @@ ALL = ["linear", "square", "conv", "pointwise", "sound", "transposed", "embed"]
     [
         {"r": 2, "lora_alpha": 6},
         {"r": 4, "lora_alpha": 6, "use_rslora": True},
-        {"r": 2, "lora_alpha": 8, "rank_pattern": {"linear": 3, "co.v": 1}, "alpha_pattern": {"^square": 5, "linear": 1}},
+        {
+            "r": 2,
+            "lora_alpha": 8,
+            "rank_pattern": {"linear": 3, "co.v": 1},
+            "alpha_pattern": {"^square": 5, "linear": 1},
+        },
     ],
     ids=["lora", "rslora", "patterns"],
 )
@@ -90,21 +97,39 @@ def test_peft_lora(options: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_peft_dora(tmp_path: Path) -> None:
     modules = ["linear", "square", "conv", "transposed"]
-    lora = check_merges_alike(peft.LoraConfig(target_modules=modules, r=2, lora_alpha=4, use_dora=True, init_lora_weights=False), tmp_path, modules)
+    lora = check_merges_alike(
+        peft.LoraConfig(target_modules=modules, r=2, lora_alpha=4, use_dora=True, init_lora_weights=False),
+        tmp_path,
+        modules,
+    )
     assert all(layer.magnitude is not None and len(layer.magnitude) == layer.n for layer in lora.layers)
 
 
 @pytest.mark.parametrize("effective", [False, True], ids=["flat", "effective_conv2d"])
 def test_peft_loha(effective: bool, tmp_path: Path) -> None:
     modules = ["linear", "conv"]
-    lora = check_merges_alike(peft.LoHaConfig(target_modules=modules, r=3, alpha=2, use_effective_conv2d=effective, init_weights=False), tmp_path, modules)
+    lora = check_merges_alike(
+        peft.LoHaConfig(target_modules=modules, r=3, alpha=2, use_effective_conv2d=effective, init_weights=False),
+        tmp_path,
+        modules,
+    )
     assert lora["linear"].rank == 9
 
 
-@pytest.mark.parametrize("options", [{"r": 2}, {"r": 2, "decompose_both": True, "decompose_factor": 2}, {"r": 16}, {"r": 2, "use_effective_conv2d": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 2},
+        {"r": 2, "decompose_both": True, "decompose_factor": 2},
+        {"r": 16},
+        {"r": 2, "use_effective_conv2d": True},
+    ],
+)
 def test_peft_lokr(options: dict[str, Any], tmp_path: Path) -> None:
     modules = ["linear", "conv"]
-    lora = check_merges_alike(peft.LoKrConfig(target_modules=modules, alpha=3, init_weights=False, **options), tmp_path, modules)
+    lora = check_merges_alike(
+        peft.LoKrConfig(target_modules=modules, alpha=3, init_weights=False, **options), tmp_path, modules
+    )
     assert all(layer.kind == "kronecker" and layer.rank == 1 for layer in lora.layers)
 
 
@@ -152,7 +177,9 @@ def test_kohya_alpha(alpha: float | None, scale: float, tmp_path: Path) -> None:
     tensors = {"lora_te1_q.lora_down.weight": torch.randn(4, 6), "lora_te1_q.lora_up.weight": torch.randn(5, 4)}
     if alpha is not None:
         tensors["lora_te1_q.alpha"] = torch.tensor(alpha)
-    save_file(tensors, tmp_path / "x.safetensors", metadata={"ss_base_model_version": "sdxl_base_v1-0", "ss_network_dim": "4"})
+    save_file(
+        tensors, tmp_path / "x.safetensors", metadata={"ss_base_model_version": "sdxl_base_v1-0", "ss_network_dim": "4"}
+    )
     lora = read(tmp_path / "x.safetensors")
     assert lora.dialect == "kohya/LyCORIS" and lora.base_model == "sdxl_base_v1-0" and lora.layers[0].scale == scale
     expected = scale * tensors["lora_te1_q.lora_up.weight"] @ tensors["lora_te1_q.lora_down.weight"]
@@ -163,18 +190,27 @@ def test_kohya_alpha(alpha: float | None, scale: float, tmp_path: Path) -> None:
 def test_diffusers_new(tmp_path: Path) -> None:
     """A LoRA written by diffusers' own pipeline, alphas in the header."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-    from diffusers.loaders.lora_base import _pack_dict_with_prefix  # noqa: F401  (a diffusers without it writes no metadata)
     from diffusers.utils import convert_state_dict_to_diffusers
 
     torch.manual_seed(0)
-    blocks: dict[str, Any] = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",), "block_out_channels": (8,)}
-    unet = UNet2DConditionModel(sample_size=8, layers_per_block=1, cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4, **blocks)
+    blocks: dict[str, Any] = {
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "block_out_channels": (8,),
+    }
+    unet = UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4, **blocks
+    )
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"], init_lora_weights=False)
     unet.add_adapter(config)
     state = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(unet))
-    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=state, unet_lora_adapter_metadata=config.to_dict())
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path, unet_lora_layers=state, unet_lora_adapter_metadata=config.to_dict()
+    )
     lora = read(tmp_path / "pytorch_lora_weights.safetensors")
-    assert lora.dialect == "diffusers" and len(lora.layers) == sum(1 for n, _ in unet.named_modules() if n.endswith((".to_q", ".to_v")))
+    assert lora.dialect == "diffusers" and len(lora.layers) == sum(
+        1 for n, _ in unet.named_modules() if n.endswith((".to_q", ".to_v"))
+    )
     for layer in lora.layers:
         module = unet.get_submodule(layer.name.removeprefix("unet."))
         assert layer.scale == 3
@@ -187,18 +223,47 @@ def pair(out: int = 5, into: int = 6, r: int = 2) -> tuple[torch.Tensor, torch.T
 
 KEYED = {  # dialect → (name of down, name of up, module)
     "diffusers": [
-        ("down_blocks.0.attn1.processor.to_q_lora.down.weight", "down_blocks.0.attn1.processor.to_q_lora.up.weight", "down_blocks.0.attn1.to_q"),
-        ("mid.attn2.processor.to_out_lora.down.weight", "mid.attn2.processor.to_out_lora.up.weight", "mid.attn2.to_out.0"),
-        ("text_encoder.l.0.q_proj.lora_linear_layer.down.weight", "text_encoder.l.0.q_proj.lora_linear_layer.up.weight", "text_encoder.l.0.q_proj"),
+        (
+            "down_blocks.0.attn1.processor.to_q_lora.down.weight",
+            "down_blocks.0.attn1.processor.to_q_lora.up.weight",
+            "down_blocks.0.attn1.to_q",
+        ),
+        (
+            "mid.attn2.processor.to_out_lora.down.weight",
+            "mid.attn2.processor.to_out_lora.up.weight",
+            "mid.attn2.to_out.0",
+        ),
+        (
+            "text_encoder.l.0.q_proj.lora_linear_layer.down.weight",
+            "text_encoder.l.0.q_proj.lora_linear_layer.up.weight",
+            "text_encoder.l.0.q_proj",
+        ),
         ("unet.down.to_k.lora.down.weight", "unet.down.to_k.lora.up.weight", "unet.down.to_k"),
         ("transformer.x.proj.lora_A.weight", "transformer.x.proj.lora_B.weight", "transformer.x.proj"),
-        ("diffusion_model.blocks.0.q.lora_A.weight", "diffusion_model.blocks.0.q.lora_B.weight", "diffusion_model.blocks.0.q"),
+        (
+            "diffusion_model.blocks.0.q.lora_A.weight",
+            "diffusion_model.blocks.0.q.lora_B.weight",
+            "diffusion_model.blocks.0.q",
+        ),
     ],
-    "XLabs": [("double_blocks.3.processor.qkv_lora1.down.weight", "double_blocks.3.processor.qkv_lora1.up.weight", "double_blocks.3.processor.qkv_lora1")],
+    "XLabs": [
+        (
+            "double_blocks.3.processor.qkv_lora1.down.weight",
+            "double_blocks.3.processor.qkv_lora1.up.weight",
+            "double_blocks.3.processor.qkv_lora1",
+        )
+    ],
     "SAM": [("w_a_000", "w_b_000", "blocks.0.attn.q"), ("w_a_003", "w_b_003", "blocks.1.attn.v")],
-    "cloneofsimo": [("unet:0:down", "unet:0:up", "unet:0"), ("text_encoder:12:down", "text_encoder:12:up", "text_encoder:12")],
+    "cloneofsimo": [
+        ("unet:0:down", "unet:0:up", "unet:0"),
+        ("text_encoder:12:down", "text_encoder:12:up", "text_encoder:12"),
+    ],
     "kohya/LyCORIS": [
-        ("lora_unet_double_blocks_0_qkv.lora_down.weight", "lora_unet_double_blocks_0_qkv.lora_up.weight", "lora_unet_double_blocks_0_qkv"),
+        (
+            "lora_unet_double_blocks_0_qkv.lora_down.weight",
+            "lora_unet_double_blocks_0_qkv.lora_up.weight",
+            "lora_unet_double_blocks_0_qkv",
+        ),
         ("lora_unet_to_k_lora_down.weight", "lora_unet_to_k_lora_up.weight", "lora_unet_to_k"),
         ("lycoris_blocks_0_q.lora_down.weight", "lycoris_blocks_0_q.lora_up.weight", "lycoris_blocks_0_q"),
     ],
@@ -208,10 +273,14 @@ KEYED = {  # dialect → (name of down, name of up, module)
         ("base_model.model.base_model.model.q.lora_A.weight", "base_model.model.base_model.model.q.lora_B.weight", "q"),
         ("down_blocks.0.to_q.lora_A.weight", "down_blocks.0.to_q.lora_B.weight", "down_blocks.0.to_q"),
     ],
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(("dialect", "keys"), [(d, k) for d, all_keys in KEYED.items() for k in all_keys], ids=lambda v: v if isinstance(v, str) else v[0][:40])
+@pytest.mark.parametrize(
+    ("dialect", "keys"),
+    [(d, k) for d, all_keys in KEYED.items() for k in all_keys],
+    ids=lambda v: v if isinstance(v, str) else v[0][:40],
+)
 def test_key_patterns(dialect: str, keys: tuple[str, str, str], tmp_path: Path) -> None:
     (down, up), (down_key, up_key, module) = pair(), keys
     save_file({down_key: down, up_key: up}, tmp_path / "x.safetensors")
@@ -229,10 +298,14 @@ def test_mlx(suffix: str, tmp_path: Path) -> None:
         np.savez(tmp_path / "adapters.npz", **arrays)
     else:
         save_file(tensors, tmp_path / "adapters.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_parameters": {"rank": 2, "scale": 20.0}, "model": "mlx/base"}))
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"lora_parameters": {"rank": 2, "scale": 20.0}, "model": "mlx/base"})
+    )
     lora = read(tmp_path / f"adapters.{suffix}")
     assert (lora.dialect, lora.base_model, lora.layers[0].rank) == ("MLX", "mlx/base", 2)
-    torch.testing.assert_close(lora.layers[0].delta(), 20 * up @ down)  # y = x W + scale · x lora_a lora_b, weights (out, in)
+    torch.testing.assert_close(
+        lora.layers[0].delta(), 20 * up @ down
+    )  # y = x W + scale · x lora_a lora_b, weights (out, in)
 
 
 def test_cloneofsimo_list(tmp_path: Path) -> None:

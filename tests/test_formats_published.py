@@ -1,4 +1,6 @@
-"""Every published file loads with the module count, rank and scale that its source implies, or is refused with a reason a person understands."""
+"""Every published file loads with the module count, rank and scale that its source implies, or is refused with a reason
+a person understands.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def test_the_corpus_is_whole(real_loras: Path) -> None:
 
 
 def expected_scale(path: Path, rank: int) -> float:
-    """From adapter_config.json read independently of the reader: alpha/r for PEFT, lora_parameters.scale for MLX, else 1."""
+    """From adapter_config.json read independently of the reader: alpha/r for PEFT, lora_parameters.scale for MLX, else
+    1.
+    """
     config_path = path.parent / "adapter_config.json"
     config = json.loads(config_path.read_text()) if config_path.is_file() else {}
     if "lora_parameters" in config:
@@ -81,24 +85,34 @@ def test_a_header_that_lies_about_its_base_is_contradicted_by_the_shapes(real_lo
 
 def test_five_dialects_of_stable_diffusion_share_one_geometry(real_loras: Path) -> None:
     names = [
-        "timohavdk__sd-lora/2100-lora.safetensors", "timohavdk__sd-lora/new.safetensors", "EDiNSL__03-IMVA-GAC/pytorch_lora_weights.bin",
+        "timohavdk__sd-lora/2100-lora.safetensors",
+        "timohavdk__sd-lora/new.safetensors",
+        "EDiNSL__03-IMVA-GAC/pytorch_lora_weights.bin",
         "ziemdavid10__Image_service_generation/output/adapter_model.safetensors",
         "uralpergin__SD-LoRA-Mensa/_history/7fd0518/lora_cafeteria_output/pytorch_lora_weights.bin",
-    ]  # fmt: skip
+    ]
     loras = [probe(real_loras / name) for name in names]
     assert {suggest_base_model(lora) for lora in loras} == {"Stable Diffusion 1.x"}
-    assert {tuple(sorted((y.n, y.m) for y in lora.layers)) for lora in loras} == {tuple(sorted((y.n, y.m) for y in loras[0].layers))}
+    assert {tuple(sorted((y.n, y.m) for y in lora.layers)) for lora in loras} == {
+        tuple(sorted((y.n, y.m) for y in loras[0].layers))
+    }
 
 
 def test_old_merged_linear_is_the_grouped_product_of_its_library(real_loras: Path) -> None:
-    """Old PEFT computes conv1d(lora_A, lora_B, groups=e) and spreads the result over the adapted thirds of the fused projection."""
+    """Old PEFT computes conv1d(lora_A, lora_B, groups=e) and spreads the result over the adapted thirds of the fused
+    projection.
+    """
     path = real_loras / "wujindou__BLOOM-LORA/adapter_model.bin"
     config = json.loads((path.parent / "adapter_config.json").read_text())
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     prefix = "base_model.model.transformer.h.0.self_attention.query_key_value."
     A, B = tensors[prefix + "lora_A.weight"], tensors[prefix + "lora_B.weight"]
     enabled = config["enable_lora"]
-    grouped = torch.nn.functional.conv1d(A.unsqueeze(0), B, groups=sum(enabled)).squeeze(0) * config["lora_alpha"] / config["r"]
+    grouped = (
+        torch.nn.functional.conv1d(A.unsqueeze(0), B, groups=sum(enabled)).squeeze(0)
+        * config["lora_alpha"]
+        / config["r"]
+    )
     expected = torch.zeros(len(enabled), len(B) // sum(enabled), A.shape[1])
     expected[torch.tensor(enabled)] = grouped.reshape(sum(enabled), -1, A.shape[1])
     delta = read(path).layers[0].delta()
@@ -125,7 +139,10 @@ def test_other_families_are_named(tmp_path: Path) -> None:
 
     families = {
         "oft": ({"base_model.model.q.oft_r": torch.zeros(2, 3, 3)}, "OFT"),
-        "oft_lycoris": ({"lora_unet_q.oft_blocks": torch.zeros(2, 3, 3), "lora_unet_q.alpha": torch.tensor(1.0)}, "OFT"),
+        "oft_lycoris": (
+            {"lora_unet_q.oft_blocks": torch.zeros(2, 3, 3), "lora_unet_q.alpha": torch.tensor(1.0)},
+            "OFT",
+        ),
         "ia3": ({"base_model.model.k.ia3_l": torch.zeros(8, 1)}, "IA³"),
         "norm": ({"lycoris_norm.w_norm": torch.zeros(8), "lycoris_norm.b_norm": torch.zeros(8)}, "norm"),
         "full": ({"lora_unet_x.diff": torch.zeros(8, 8)}, "full or norm"),

@@ -9,10 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lol_core.core.geometry import (
+    distance,
+    effective_rank,
+    inner_product,
+    norm,
+    same_function,
+    singular_values,
+    spectrum,
+    truncate,
+)
+from lol_core.core.header import Kind
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.symmetry import sample_gl
 from lol_core.errors import ModelError
-from lol_core.geometry import distance, effective_rank, inner_product, norm, same_function, singular_values, spectrum, truncate
-from lol_core.lora import LoRA, LoRALayer
-from lol_core.symmetry import sample_gl
 from tests.builders import random_lora
 
 sizes = st.integers(1, 9)
@@ -50,7 +60,15 @@ def test_effective_rank_counts_equal_singular_values() -> None:
 
 def test_spectrum_of_a_kronecker_product() -> None:
     first, second = torch.randn(3, 2, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
-    layer = LoRALayer("x", first.reshape(-1, 1), second.reshape(-1, 1), 0.5, kind="kronecker", weight_shape=(12, 10), factor_shapes=((3, 2), (4, 5)))
+    layer = LoRALayer(
+        "x",
+        first.reshape(-1, 1),
+        second.reshape(-1, 1),
+        0.5,
+        kind=Kind.KRONECKER,
+        weight_shape=(12, 10),
+        factor_shapes=((3, 2), (4, 5)),
+    )
     torch.testing.assert_close(layer.delta(torch.float64), 0.5 * torch.kron(first, second))
     expected = torch.linalg.svdvals(layer.delta(torch.float64))
     torch.testing.assert_close(spectrum(layer), expected[: len(spectrum(layer))])
@@ -62,7 +80,12 @@ def test_same_function_sees_through_gauge_dtype_and_padding(seed: int, kappa: fl
     lora = random_lora(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     moved = lora.act({layer.name: sample_gl(3, kappa, generator=generator) for layer in lora.layers})
-    padded = LoRA(tuple(LoRALayer(y.name, torch.nn.functional.pad(y.U, (0, 2)), torch.nn.functional.pad(y.V, (0, 2))) for y in moved.layers))
+    padded = LoRA(
+        tuple(
+            LoRALayer(y.name, torch.nn.functional.pad(y.U, (0, 2)), torch.nn.functional.pad(y.V, (0, 2)))
+            for y in moved.layers
+        )
+    )
     assert same_function(lora, moved)
     assert same_function(lora, padded)
     half = LoRA(tuple(LoRALayer(y.name, y.U.half(), y.V.half()) for y in lora.layers))
@@ -90,6 +113,13 @@ def test_truncation_is_the_best_of_its_rank(n: int, m: int, r: int, k: int, seed
 
 
 def test_a_kronecker_product_is_not_truncated() -> None:
-    layer = LoRALayer("x", torch.randn(4, 1), torch.randn(4, 1), kind="kronecker", weight_shape=(4, 4), factor_shapes=((2, 2), (2, 2)))
+    layer = LoRALayer(
+        "x",
+        torch.randn(4, 1),
+        torch.randn(4, 1),
+        kind=Kind.KRONECKER,
+        weight_shape=(4, 4),
+        factor_shapes=((2, 2), (2, 2)),
+    )
     with pytest.raises(ModelError, match="LoKr"):
         truncate(layer, 1)

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from lol_core.checkpoint import TrainingConfig
+from lol_core.collections.zoo import Zoo
 from lol_core.finetuning.dreambooth import Base, finetune_stack, write_lora
 from lol_core.finetuning.image_zoos import write_strip
 from lol_core.finetuning.recipes import CELEBA, Run
-from lol_core.models import ModelConfig
-from lol_core.training import plan, train
-from lol_core.zoo import Zoo
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.fit import plan, train
+from lol_core.learning.models import ModelConfig
 from tests.conftest import ROOT
 from tests.test_pages import opened, text_of
 from ui.state import runs_folder
@@ -29,10 +29,20 @@ BASE = ROOT / "sample_loras" / "small-diffusion"
 
 @pytest.fixture(scope="module")
 def few_loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty LoRAs of the small diffusion model, each tuned for two steps on a picture of one colour. Their "CLIP scores" are made up."""
+    """Thirty LoRAs of the small diffusion model, each tuned for two steps on a picture of one colour. Their "CLIP
+    scores" are made up.
+    """
     folder = tmp_path_factory.mktemp("zoo") / "few"
     rng = np.random.default_rng(0)
-    recipe = replace(CELEBA, resolution=64, targets=("to_v", "to_out.0"), score_prompts=(), preview_prompts=(), sampling_steps=4, guidance=1.0)
+    recipe = replace(
+        CELEBA,
+        resolution=64,
+        targets=("to_v", "to_out.0"),
+        score_prompts=(),
+        preview_prompts=(),
+        sampling_steps=4,
+        guidance=1.0,
+    )
     runs = []
     for number in range(1, 31):
         picture = folder.parent / "pictures" / f"{number}.png"
@@ -77,7 +87,10 @@ def test_it_draws_the_best_the_worst_and_the_base_by_itself(few_loras: Path) -> 
     test = drawn(opened("Images", few_loras))
     assert not test.exception and not test.error
     text = text_of(test)
-    assert all(f"**{name}**" in text for name in ("Highest", "Lowest", "Base model", "Rank 16")) and "Not drawn yet" not in text
+    assert (
+        all(f"**{name}**" in text for name in ("Highest", "Lowest", "Base model", "Rank 16"))
+        and "Not drawn yet" not in text
+    )
     labels = pd.read_csv(few_loras / "labels.csv").set_index("lora")["clip_score"]
     assert f"measured {labels.max():.4g}" in text and f"measured {labels.min():.4g}" in text
     assert images_of(test) == 9 + 4 * 3, "nine previews along the ranking and three prompts for each of four"
@@ -91,7 +104,11 @@ def test_any_lora_is_drawn_without_a_ranking(few_loras: Path, tmp_path: Path) ->
     test = drawn(opened("Images", tmp_path, prompts="a cat", also="loras/0003"))
     text = text_of(test)
     assert not test.exception and "To rank LoRAs there must be a label" in text
-    assert all(f"**{name}**" in text for name in ("loras/0003", "Base model")) and "**Highest**" not in text and "Not drawn yet" not in text
+    assert (
+        all(f"**{name}**" in text for name in ("loras/0003", "Base model"))
+        and "**Highest**" not in text
+        and "Not drawn yet" not in text
+    )
     assert images_of(test) == 2, "one prompt, with the LoRA and without"
 
 

@@ -1,4 +1,6 @@
-"""The first journey in a real browser: open the app, look, train GL-net, read predictions, turn R, open a folder of strangers' files."""
+"""The first journey in a real browser: open the app, look, train GL-net, read predictions, turn R, open a folder of
+strangers' files.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lol_core.symmetry import sample_gl
+from lol_core.core.symmetry import sample_gl
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import SAMPLE_ZOO
 
@@ -89,7 +91,9 @@ def test_the_first_journey(page: Page, address: str) -> None:
     page.get_by_role("tab", name="Where models disagree").click()
     expect(page.get_by_text("Correlation of the first two")).to_be_visible()
     adapter = SAMPLE_ZOO / "loras" / "0007"
-    page.locator("input[type=file]").set_input_files(sorted(path for path in adapter.iterdir() if path.suffix in (".json", ".safetensors")))
+    page.locator("input[type=file]").set_input_files(
+        sorted(path for path in adapter.iterdir() if path.suffix in (".json", ".safetensors"))
+    )
     expect(page.get_by_text(re.compile("adapter_model.safetensors: PEFT"))).to_be_visible()
 
     go(page, "Invariance")
@@ -97,7 +101,9 @@ def test_the_first_journey(page: Page, address: str) -> None:
     page.get_by_role("button", name="Draw another R").click()
     page.wait_for_url("**draw=2**")
     moved = page.get_by_test_id("stMetric").filter(has_text="U moved by").get_by_test_id("stMetricValue").inner_text()
-    product = page.get_by_test_id("stMetric").filter(has_text="ΔW moved by").get_by_test_id("stMetricValue").inner_text()
+    product = (
+        page.get_by_test_id("stMetric").filter(has_text="ΔW moved by").get_by_test_id("stMetricValue").inner_text()
+    )
     assert float(moved.rstrip("%")) > 10 and float(product) < 1e-5
     page.get_by_role("radio", name="R on its way through GL-net").click()
     expect(page.get_by_text("R enters with the factors")).to_be_visible(timeout=60_000)
@@ -121,7 +127,9 @@ def test_deep_links(name: str, page: Page, address: str) -> None:
     assert page.get_by_test_id("stException").count() == 0
 
 
-def test_a_collection_typed_into_the_sidebar_is_opened_and_kept(page: Page, address: str, synthetic_folder: Path) -> None:
+def test_a_collection_typed_into_the_sidebar_is_opened_and_kept(
+    page: Page, address: str, synthetic_folder: Path
+) -> None:
     page.goto(address)
     settled(page)
     page.get_by_role("textbox", name="Collection").fill(str(synthetic_folder))
@@ -163,7 +171,9 @@ def test_settings_stay_open_and_a_training_stops_and_resumes(page: Page, address
     assert page.get_by_test_id("stException").count() == 0
 
 
-def test_a_lasso_on_the_map_selects_in_the_table_and_is_exported(page: Page, address: str, synthetic_folder: Path) -> None:
+def test_a_lasso_on_the_map_selects_in_the_table_and_is_exported(
+    page: Page, address: str, synthetic_folder: Path
+) -> None:
     page.goto(f"{address}/Map?collection={synthetic_folder}")
     chart = page.get_by_test_id("stPlotlyChart")
     expect(chart).to_be_visible(timeout=60_000)
@@ -230,7 +240,9 @@ def test_two_files_that_are_the_same_function_are_found(page: Page, address: str
     for seed in range(2, 6):
         write_peft(tmp_path / f"other{seed}", random_lora(MODULES, seed))
     write_peft(tmp_path / "first", lora)
-    write_peft(tmp_path / "second", lora.act({y.name: sample_gl(y.rank, 30.0, generator=generator) for y in lora.layers}))
+    write_peft(
+        tmp_path / "second", lora.act({y.name: sample_gl(y.rank, 30.0, generator=generator) for y in lora.layers})
+    )
     page.goto(f"{address}/Zoo?collection={tmp_path}")
     tab = page.get_by_role("tab", name="Same function (1)")
     expect(tab).to_be_visible(timeout=60_000)
@@ -268,7 +280,9 @@ def test_r_is_turned_by_hand(page: Page, address: str, synthetic_folder: Path) -
     expect(page.get_by_text("R has no inverse")).to_be_visible()
 
 
-def test_a_second_visitor_does_not_see_the_first_ones_collection(page: Page, address: str, synthetic_folder: Path) -> None:
+def test_a_second_visitor_does_not_see_the_first_ones_collection(
+    page: Page, address: str, synthetic_folder: Path
+) -> None:
     page.goto(f"{address}/Zoo?collection={synthetic_folder}")
     expect(page.get_by_text("60 LoRAs open")).to_be_visible(timeout=60_000)
     browser = page.context.browser

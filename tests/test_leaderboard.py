@@ -7,27 +7,41 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lol_core.checkpoint import Checkpoint, TrainingConfig
-from lol_core.evaluation import calibration, error_slices
-from lol_core.leaderboard import best_control, disagreement, leaderboard, verdict
-from lol_core.models import ModelConfig
-from lol_core.novelty import Known
-from lol_core.training import plan, train
-from lol_core.zoo import Zoo
+from lol_core.collections.zoo import Zoo
+from lol_core.insight.novelty import Known
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.evaluation import calibration, error_slices
+from lol_core.learning.fit import plan, train
+from lol_core.learning.leaderboard import best_control, disagreement, leaderboard, verdict
+from lol_core.learning.models import ModelConfig
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> tuple[Zoo, Checkpoint]:
     zoo = Zoo.open(synthetic_folder)
-    config = TrainingConfig(model="gl_net", model_config=ModelConfig(width=16, equivariant_width=4), epochs=4, batch_size=16)
+    config = TrainingConfig(
+        model="gl_net", model_config=ModelConfig(width=16, equivariant_width=4), epochs=4, batch_size=16
+    )
     return zoo, train(zoo, plan(zoo, ["size"], config), config, tmp_path_factory.mktemp("run") / "run")
 
 
-def judged(checkpoint: Checkpoint, score: float, controls: dict[str, float], interval: tuple[float, float] | None = None, seed: int = 0) -> Checkpoint:
+def judged(
+    checkpoint: Checkpoint,
+    score: float,
+    controls: dict[str, float],
+    interval: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> Checkpoint:
     """The same model with other scores."""
     metrics = checkpoint.metrics | {"test": checkpoint.metrics["test"] | {"r2": score}}
     named = {name: {"r2": value} for name, value in controls.items()}
-    return dataclasses.replace(checkpoint, metrics=metrics, controls=named, interval=interval, config=dataclasses.replace(checkpoint.config, seed=seed))
+    return dataclasses.replace(
+        checkpoint,
+        metrics=metrics,
+        controls=named,
+        interval=interval,
+        config=dataclasses.replace(checkpoint.config, seed=seed),
+    )
 
 
 def test_the_verdict_is_about_the_best_control_and_the_interval(fitted: tuple[Zoo, Checkpoint]) -> None:
@@ -71,7 +85,9 @@ def test_calibrated_predictions_lie_on_the_diagonal() -> None:
 
 def test_the_slice_where_a_model_fails_comes_first() -> None:
     rng = np.random.default_rng(0)
-    labels = pd.DataFrame({"kind": rng.choice(["x", "y"], 200), "rate": rng.uniform(size=200), "name": [f"n{i}" for i in range(200)]})
+    labels = pd.DataFrame(
+        {"kind": rng.choice(["x", "y"], 200), "rate": rng.uniform(size=200), "name": [f"n{i}" for i in range(200)]}
+    )
     errors = pd.Series(rng.normal(size=200)) + 5 * ((labels["kind"] == "y") & (labels["rate"] > 0.75))
     slices = error_slices(errors, labels)
     assert "name" not in set(slices["column"])

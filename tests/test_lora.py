@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lol_core.core.lora import LoRALayer
+from lol_core.core.symmetry import sample_gl
 from lol_core.errors import LoRAFormatError
-from lol_core.lora import LoRALayer
-from lol_core.symmetry import sample_gl
 from tests.builders import random_lora
 
 
@@ -40,7 +40,9 @@ def test_merging_dora_scales_rows_to_the_magnitude() -> None:
     merged = LoRALayer("x", layer.U, layer.V, magnitude=magnitude).merge(torch.randn(6, 4, dtype=torch.float64))
     torch.testing.assert_close(merged.norm(dim=1), magnitude)
     magnitude = torch.arange(1.0, 5.0, dtype=torch.float64)
-    merged = LoRALayer("x", layer.U, layer.V, magnitude=magnitude, magnitude_axis="m").merge(torch.randn(6, 4, dtype=torch.float64))
+    merged = LoRALayer("x", layer.U, layer.V, magnitude=magnitude, magnitude_axis="m").merge(
+        torch.randn(6, 4, dtype=torch.float64)
+    )
     torch.testing.assert_close(merged.norm(dim=0), magnitude)
 
 

@@ -9,14 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lol_core.batches import Batch, make_batch, shared_spec
+from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_error, sample_orthogonal
 from lol_core.errors import ModelError
-from lol_core.lora import LoRA, LoRALayer
-from lol_core.models import MODELS, LoLModel, ModelConfig, make_model
-from lol_core.models.gl_net import GLNet
-from lol_core.models.layers import NONLINEARITIES, EquivariantLinear, EquivariantNonlinearity, InvariantProducts
-from lol_core.models.o_align import procrustes
-from lol_core.symmetry import TOLERANCES, equivariance_error, invariance_error, sample_orthogonal
+from lol_core.learning.models import MODELS, LoLModel, ModelConfig, make_model
+from lol_core.learning.models.gl_net import GLNet
+from lol_core.learning.models.layers import (
+    NONLINEARITIES,
+    EquivariantLinear,
+    EquivariantNonlinearity,
+    InvariantProducts,
+)
+from lol_core.learning.models.o_align import procrustes
 from tests.builders import SHAPES, random_batch, random_lora
 
 FLOATS = [torch.float32, torch.float64]
@@ -34,7 +39,13 @@ def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int 
 def shapes_of(ranks: list[int], seed: int) -> list[tuple[str, int, int, int]]:
     g = torch.Generator().manual_seed(seed)
     return [
-        (f"m{i}", int(torch.randint(max(2, r), 12, (1,), generator=g)), int(torch.randint(max(2, r), 12, (1,), generator=g)), r) for i, r in enumerate(ranks)
+        (
+            f"m{i}",
+            int(torch.randint(max(2, r), 12, (1,), generator=g)),
+            int(torch.randint(max(2, r), 12, (1,), generator=g)),
+            r,
+        )
+        for i, r in enumerate(ranks)
     ]
 
 
@@ -45,7 +56,12 @@ def shapes_of(ranks: list[int], seed: int) -> list[tuple[str, int, int, int]]:
 def test_gl_invariance_holds(name: str, dtype: torch.dtype, ranks: list[int], kappa: float, seed: int) -> None:
     batch = random_batch(shapes_of(ranks, seed), 3, seed).to(dtype=dtype)
     for group in ("gl", "o"):
-        assert invariance_error(made(name, batch, dtype, seed), batch, group, kappa, 2, torch.Generator().manual_seed(seed)) <= TOLERANCES[dtype]
+        assert (
+            invariance_error(
+                made(name, batch, dtype, seed), batch, group, kappa, 2, torch.Generator().manual_seed(seed)
+            )
+            <= TOLERANCES[dtype]
+        )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -69,7 +85,16 @@ def test_mlp_fails_for_both_groups(dtype: torch.dtype, rank: int, seed: int) -> 
         assert invariance_error(model, batch, group, 10.0, 4, torch.Generator().manual_seed(seed)) > 1e-2
 
 
-@pytest.mark.parametrize("config", [{}, {"mean_products": True}, {"equivariant_layers": 3}, {"equivariant_layers": 2, "sigma": "sigmoid"}, {"normalize": True}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"mean_products": True},
+        {"equivariant_layers": 3},
+        {"equivariant_layers": 2, "sigma": "sigmoid"},
+        {"normalize": True},
+    ],
+)
 def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(config: dict[str, Any]) -> None:
     batch = random_batch()
     model = made("gl_net", batch, **config)
@@ -77,7 +102,8 @@ def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(con
     assert invariance_error(model, batch, "gl", 100.0) <= 1e-9
     assert invariance_error(model.embed, batch, "gl", 100.0) <= 1e-9
 
-    def inner(b: Batch) -> Batch:  # R for the stack of all modules, in the order in which the groups are concatenated
+    # R for the stack of all modules, in the order in which the groups are concatenated
+    def inner(b: Batch) -> Batch:
         last = model.stages(model.normalized(b))[-1]
         sizes = [len(i) for _, i in b.spec.groups]
         return Batch(b.spec, tuple(last.U.split(sizes, 1)), tuple(last.V.split(sizes, 1)), b.ranks)
@@ -177,7 +203,12 @@ def test_svd_sees_neither_sign_nor_direction() -> None:
 
 def test_dora_magnitudes_are_features_of_every_model() -> None:
     def with_magnitude(lora: LoRA, value: float) -> LoRA:
-        return LoRA(tuple(LoRALayer(y.name, y.U, y.V, magnitude=torch.full((y.n,), value, dtype=torch.float64)) for y in lora.layers))
+        return LoRA(
+            tuple(
+                LoRALayer(y.name, y.U, y.V, magnitude=torch.full((y.n,), value, dtype=torch.float64))
+                for y in lora.layers
+            )
+        )
 
     base = [random_lora(seed=i) for i in range(3)]
     one, two = ([with_magnitude(lora, value) for lora in base] for value in (1.0, 2.0))
@@ -191,7 +222,9 @@ def test_dora_magnitudes_are_features_of_every_model() -> None:
 
 
 def test_dense_says_what_memory_it_needs() -> None:
-    huge = shared_spec([LoRA((LoRALayer("x", torch.zeros(200_000, 1, device="meta"), torch.zeros(200_000, 1, device="meta")),))])
+    huge = shared_spec(
+        [LoRA((LoRALayer("x", torch.zeros(200_000, 1, device="meta"), torch.zeros(200_000, 1, device="meta")),))]
+    )
     with pytest.raises(ModelError, match=r"needs about [\d.]+ GB for 40,000,000,000 inputs"):
         make_model("dense", huge, 1)
     assert make_model("gl_net", huge, 1).n_parameters < 10_000_000
@@ -218,7 +251,9 @@ def test_normalising_keeps_every_symmetry_and_gives_unit_entries() -> None:
 
 @pytest.mark.parametrize("scale", [0.25, 4.0, -2.0])
 def test_scale_is_part_of_the_function(scale: float) -> None:
-    """A batch holds s U Vᵀ: what alpha says reaches every model, and a scale moved into the factors is the same LoRA."""
+    """A batch holds s U Vᵀ: what alpha says reaches every model, and a scale moved into the factors is the same
+    LoRA.
+    """
     scaled = random_lora(scale=scale)
     moved = LoRA(tuple(LoRALayer(y.name, scale * y.U, y.V) for y in scaled.layers))
     spec = shared_spec([scaled])
@@ -226,7 +261,9 @@ def test_scale_is_part_of_the_function(scale: float) -> None:
     for (_, indices), U, V in zip(spec.groups, batch.U, batch.V, strict=True):
         for g, i in enumerate(indices):
             torch.testing.assert_close(U[0, g] @ V[0, g].T, scaled[spec.modules[i].name].delta(torch.float64))
-            assert U[0, g].norm() / scaled[spec.modules[i].name].U.norm() == pytest.approx(abs(scale) ** 0.5), "√|s| goes into each factor"
+            assert U[0, g].norm() / scaled[spec.modules[i].name].U.norm() == pytest.approx(abs(scale) ** 0.5), (
+                "√|s| goes into each factor"
+            )
     for name in GL_MODELS:
         model = made(name, batch)
         torch.testing.assert_close(model(batch), model(make_batch([moved], spec, torch.float64)))

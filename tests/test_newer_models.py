@@ -7,21 +7,23 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lol_core.batches import Batch, make_batch, shared_spec
+from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.geometry import singular_values
+from lol_core.core.symmetry import TOLERANCES, Group, act, invariance_error, relative_change, sample_for
 from lol_core.errors import ModelError
-from lol_core.geometry import singular_values
-from lol_core.models import NEWER, LoLModel, ModelConfig, make_model
-from lol_core.models.mvprobe import Views
-from lol_core.models.spectral import statistics
-from lol_core.models.tucker import PARTS, TuckerNet, leading_directions
-from lol_core.models.w2t import triplets
-from lol_core.symmetry import TOLERANCES, Group, act, invariance_error, relative_change, sample_for
+from lol_core.learning.models import NEWER, LoLModel, ModelConfig, make_model
+from lol_core.learning.models.mvprobe import Views
+from lol_core.learning.models.spectral import statistics
+from lol_core.learning.models.tucker import PARTS, TuckerNet, leading_directions
+from lol_core.learning.models.w2t import triplets
 from tests.builders import SHAPES, random_batch, random_lora
 from tests.test_models import FLOATS, shapes_of
 
 
 def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int = 0, without: str = "") -> LoLModel:
-    """A model with random weights everywhere, prepared on the batch; one that memorises knows it, with random answers."""
+    """A model with random weights everywhere, prepared on the batch; one that memorises knows it, with random
+    answers.
+    """
     torch.manual_seed(seed)
     model = make_model(name, batch.spec, 3, ModelConfig(width=16, without=without))
     sample = batch.to(dtype=torch.float32)
@@ -44,7 +46,9 @@ def test_what_a_model_promises_holds(name: str, dtype: torch.dtype, ranks: list[
     batch = random_batch(shapes_of(ranks, seed), 3, seed).to(dtype=dtype)
     model = made(name, batch, dtype, seed)
     for function in (model, model.embed):
-        assert invariance_error(function, batch, group, kappa, 2, torch.Generator().manual_seed(seed)) <= TOLERANCES[dtype]
+        assert (
+            invariance_error(function, batch, group, kappa, 2, torch.Generator().manual_seed(seed)) <= TOLERANCES[dtype]
+        )
 
 
 @given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
@@ -55,7 +59,10 @@ def test_w2t_is_invariant_where_singular_values_differ(ranks: list[int], kappa: 
         values = triplets(U, V)[1]
         if ((values[..., :-1] - values[..., 1:]) < 1e-3 * values[..., :1]).any():
             assume(False)
-    assert invariance_error(made("w2t", batch, seed=seed), batch, "gl", kappa, 2, torch.Generator().manual_seed(seed)) <= 1e-9
+    assert (
+        invariance_error(made("w2t", batch, seed=seed), batch, "gl", kappa, 2, torch.Generator().manual_seed(seed))
+        <= 1e-9
+    )
 
 
 def test_mixed_and_other_ranks_are_read_and_padding_changes_nothing() -> None:
@@ -144,7 +151,9 @@ def test_tuckernet_is_invariant_without_any_of_its_parts_too(without: str) -> No
 
 
 def test_tuckernet_reads_products_in_its_bases() -> None:
-    """With every direction kept, its invariants are Φ D Ψᵀ and the two covariances of D = ΔW / ‖ΔW‖, whose norm is known."""
+    """With every direction kept, its invariants are Φ D Ψᵀ and the two covariances of D = ΔW / ‖ΔW‖, whose norm is
+    known.
+    """
     batch = random_batch(count=6)
     model = made("tucker", batch)
     assert isinstance(model, TuckerNet)
@@ -171,7 +180,9 @@ def test_tuckernet_separates_size_from_direction() -> None:
 
 def test_the_weight_of_directions_leaves_the_sizes_alone() -> None:
     batch = random_batch(count=6)
-    whole, tenth = (make_model("tucker", batch.spec, 1, ModelConfig(direction_weight=weight)).double() for weight in (1.0, 0.1))
+    whole, tenth = (
+        make_model("tucker", batch.spec, 1, ModelConfig(direction_weight=weight)).double() for weight in (1.0, 0.1)
+    )
     sizes = len(batch.spec.modules) * (batch.spec.rank + 1)
     one, other = whole.described(batch), tenth.described(batch)
     torch.testing.assert_close(0.1 * one[:, :-sizes], other[:, :-sizes])

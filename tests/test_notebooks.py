@@ -1,4 +1,6 @@
-"""What holds for all notebooks, whoever writes the next one. That they run is tested by nbmake, which takes every notebook of the folder."""
+"""What holds for all notebooks, whoever writes the next one. That they run is tested by nbmake, which takes every
+notebook of the folder.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,17 @@ def test_scripts_and_notebooks_are_paired() -> None:
 def test_a_notebook_is_its_script_with_light_outputs(path: Path) -> None:
     notebook, script = nbformat.read(path, 4), jupytext.read(path.with_suffix(".py"))
     for ours, theirs in zip(notebook.cells, script.cells, strict=True):
-        assert (ours.cell_type, ours.source) == (theirs.cell_type, theirs.source), f"{path.name} is not what its script says: `make notebooks`"
+        assert (ours.cell_type, ours.source) == (
+            theirs.cell_type,
+            theirs.source,
+        ), f"{path.name} is not what its script says: `make notebooks`"
     assert path.stat().st_size < 1_000_000, "outputs are committed light"
     nbformat.validate(notebook)
     executed = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in executed), "committed with its outputs"
-    assert any("image/png" in output.get("data", {}) for cell in executed for output in cell.outputs), "a picture for pages that do not run Python"
+    assert any("image/png" in output.get("data", {}) for cell in executed for output in cell.outputs), (
+        "a picture for pages that do not run Python"
+    )
     assert not any(output.output_type == "error" for cell in executed for output in cell.outputs)
 
 
@@ -44,11 +51,17 @@ def test_a_notebook_uses_the_library_alone_and_ends_in_assertions(path: Path) ->
             imported |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(str(node.module).split(".")[0])
-    assert imported <= ALLOWED | set(sys.stdlib_module_names), f"{path.name} imports {imported - ALLOWED - set(sys.stdlib_module_names)}"
+    assert imported <= ALLOWED | set(sys.stdlib_module_names), (
+        f"{path.name} imports {imported - ALLOWED - set(sys.stdlib_module_names)}"
+    )
     answers = [cell for cell in code if "hide-cell" in cell.metadata.get("tags", [])]
     lesson = [cell for cell in code if cell not in answers]
     assert "assert" in lesson[-1].source, "the lesson ends in an assertion"
-    assert 2 <= len(answers) <= 3 and all(cell.metadata["jupyter"]["source_hidden"] for cell in answers), "exercises with hidden answers"
+    assert 2 <= len(answers) <= 3 and all(cell.metadata["jupyter"]["source_hidden"] for cell in answers), (
+        "exercises with hidden answers"
+    )
     assert all("assert" in cell.source for cell in answers)
-    questions = [cell.source for cell in cells if cell.cell_type == "markdown" and re.search(r"^\d\. ", cell.source, re.M)]
+    questions = [
+        cell.source for cell in cells if cell.cell_type == "markdown" and re.search(r"^\d\. ", cell.source, re.M)
+    ]
     assert len(questions) >= len(answers)

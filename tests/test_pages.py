@@ -1,4 +1,6 @@
-"""Every page with a full, a small, an unlabelled, a refused-only and an absent collection: no exception, and what it must show."""
+"""Every page with a full, a small, an unlabelled, a refused-only and an absent collection: no exception, and what it
+must show.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.collections.zoo import Zoo
 from lol_core.experiments import OF_PAPER
 from lol_core.experiments.result import Result
-from lol_core.models import NEWER, ModelConfig
-from lol_core.training import plan, train
-from lol_core.zoo import Zoo
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.fit import plan, train
+from lol_core.learning.models import NEWER, ModelConfig
 from tests.builders import write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
 from ui.state import runs_folder
@@ -51,7 +53,10 @@ def settled(test: AppTest, seconds: float = 60) -> AppTest:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         session = test.session_state["session"]
-        if not any(job is not None and job.running for job in (session.survey, session.mapping, session.drawing, session.validation, session.experiment)):
+        if not any(
+            job is not None and job.running
+            for job in (session.survey, session.mapping, session.drawing, session.validation, session.experiment)
+        ):
             return test.run()
         time.sleep(0.2)
         test.run()
@@ -60,14 +65,18 @@ def settled(test: AppTest, seconds: float = 60) -> AppTest:
 
 def text_of(test: AppTest) -> str:
     kinds = (test.title, test.subheader, test.markdown, test.caption, test.info, test.error, test.warning, test.success)
-    return "\n".join(str(element.value) for kind in kinds for element in kind) + "\n".join(f"{m.label}={m.value}" for m in test.metric)
+    return "\n".join(str(element.value) for kind in kinds for element in kind) + "\n".join(
+        f"{m.label}={m.value}" for m in test.metric
+    )
 
 
 def trained(folder: Path, *models: str, targets: tuple[str, ...] = ("size",)) -> Zoo:
     """Models in the place where the app keeps those of a collection."""
     zoo = Zoo.open(folder)
     for model in models:
-        config = TrainingConfig(model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=3, batch_size=16)
+        config = TrainingConfig(
+            model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=3, batch_size=16
+        )
         train(zoo, plan(zoo, targets, config), config, runs_folder(zoo) / f"{model}-{'-'.join(targets)}")
     return zoo
 
@@ -212,7 +221,12 @@ def test_the_newer_models_are_shown_like_the_five(page: str, tmp_path: Path) -> 
 def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
     test = opened("Experiments", None, experiment="Table 1")
     assert not test.exception and "Table 1: invariance and time" in text_of(test) and "holds" in text_of(test)
-    findings = [finding for name in OF_PAPER for finding in Result.read(ROOT / "docs" / "results" / name).findings if finding.of_paper]
+    findings = [
+        finding
+        for name in OF_PAPER
+        for finding in Result.read(ROOT / "docs" / "results" / name).findings
+        if finding.of_paper
+    ]
     counts = test.dataframe[0].value
     assert int(counts.sum().sum()) == len(findings) and "TuckerNet" not in " ".join(counts.index)
     test.button(key="run_small").click().run()
@@ -338,7 +352,11 @@ def test_which_model_keeps_still_under_which_group(synthetic_folder: Path) -> No
     assert rows == {"MLP + O-Align": [False, True, True, False], "GL-net": [True] * 4}
     assert "kept what they promise" in text_of(test)
     test = opened("Invariance", synthetic_folder, part="R on its way through GL-net")
-    assert not test.exception and "R enters with the factors" in text_of(test) and "in the products R is gone" in text_of(test)
+    assert (
+        not test.exception
+        and "R enters with the factors" in text_of(test)
+        and "in the products R is gone" in text_of(test)
+    )
 
 
 def test_a_model_is_cross_validated_on_the_page(synthetic_folder: Path) -> None:
@@ -351,7 +369,9 @@ def test_a_model_is_cross_validated_on_the_page(synthetic_folder: Path) -> None:
     assert not test.exception
     table = next(frame.value for frame in test.dataframe if "control: norms only" in frame.value.index)
     assert table.index[0] == "GL-net" and "±" in table.loc["GL-net", "Kendall τ"]
-    assert "On 60 held-out LoRAs it is **worse than the norms of the updates**" in text_of(test), "the label is a norm, and two epochs are too few"
+    assert "On 60 held-out LoRAs it is **worse than the norms of the updates**" in text_of(test), (
+        "the label is a norm, and two epochs are too few"
+    )
 
 
 def test_two_visitors_do_not_see_each_other(synthetic_folder: Path, tmp_path: Path) -> None:

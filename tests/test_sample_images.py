@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lol_core.collections.zoo import Zoo
+from lol_core.core.geometry import norm
 from lol_core.errors import LoRAFormatError
 from lol_core.finetuning.pictures import CLASSES, Drawings, any_picture
 from lol_core.finetuning.scorer import SCORE_WEIGHT, Scorer, retrieval
-from lol_core.generation import Painter, Sampling, Stopped, contact_sheet
-from lol_core.geometry import norm
-from lol_core.zoo import Zoo
+from lol_core.insight.generation import Painter, Sampling, Stopped, contact_sheet
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
@@ -82,7 +82,12 @@ def test_every_subset_of_the_ten_classes_is_there_once(emojinette: Zoo) -> None:
 def test_labels_of_faces_were_drawn_and_measured(faces: Zoo) -> None:
     recipe, labels = json.loads((FACES / "recipe.json").read_text()), faces.labels
     assert len(faces) >= 1000
-    for column, values in (("learning_rate", "learning_rates"), ("steps", "steps"), ("batch_size", "batch_sizes"), ("prompt", "prompts")):
+    for column, values in (
+        ("learning_rate", "learning_rates"),
+        ("steps", "steps"),
+        ("batch_size", "batch_sizes"),
+        ("prompt", "prompts"),
+    ):
         assert set(labels[column]) == set(recipe[values])
     for attribute in recipe["attributes"]:
         assert 0.15 < labels[attribute].mean() < 0.85, f"{attribute} says something"
@@ -109,12 +114,18 @@ def test_a_lora_changes_the_images_and_zero_strength_is_the_base(painter: Painte
         assert np.abs(np.asarray(a, int) - np.asarray(b, int)).mean() > 2
         assert np.abs(np.asarray(a, int) - np.asarray(c, int)).max() <= 1
     again = painter.draw(None, prompts, SAMPLING, keep=False)
-    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(plain, again, strict=True)), "after a LoRA the base is itself again"
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(plain, again, strict=True)), (
+        "after a LoRA the base is itself again"
+    )
 
 
 def test_a_lora_loads_with_diffusers(painter: Painter, zoo: Zoo) -> None:
     pipeline, path = painter.pipeline, zoo.folder / zoo.ids[0]
-    x, t, text = torch.randn(1, pipeline.unet.config.in_channels, 8, 8), torch.tensor([500]), torch.randn(1, 7, pipeline.unet.config.cross_attention_dim)
+    x, t, text = (
+        torch.randn(1, pipeline.unet.config.in_channels, 8, 8),
+        torch.tensor([500]),
+        torch.randn(1, 7, pipeline.unet.config.cross_attention_dim),
+    )
     with torch.no_grad():
         plain = pipeline.unet(x, t, text).sample
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name)

@@ -7,8 +7,8 @@ import json
 import pandas as pd
 import pytest
 
-from lol_core.geometry import norm
-from lol_core.zoo import Zoo
+from lol_core.collections.zoo import Zoo
+from lol_core.core.geometry import norm
 from tests.conftest import SAMPLE_ZOO
 
 

@@ -1,4 +1,6 @@
-"""One selection on every page: made in one place, seen in the others, kept by the URL, saved, isolated and exported. And the pages that make it."""
+"""One selection on every page: made in one place, seen in the others, kept by the URL, saved, isolated and exported.
+And the pages that make it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from lol_core.zoo import Zoo
+from lol_core.collections.zoo import Zoo
 from tests.builders import write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of, trained
 
@@ -141,8 +143,14 @@ def test_collections_opened_before_are_offered_and_open_ones_switched(synthetic_
     while (job := test.session_state["session"].indexing) is not None:
         job.wait(60)
         test.run()
-    assert any(str(synthetic_folder) == button.label for button in test.button), "the earlier one stands under Opened before"
+    assert any(str(synthetic_folder) == button.label for button in test.button), (
+        "the earlier one stands under Opened before"
+    )
     switch = next(box for box in test.sidebar.selectbox if box.label == "Open collections")
     assert switch.options == ["synthetic (60)", "other (3)"]
     switch.set_value(0).run()
-    assert not test.exception and "collection" in test.query_params and "60 LoRAs open" in "".join(str(c.value) for c in test.caption)
+    assert (
+        not test.exception
+        and "collection" in test.query_params
+        and "60 LoRAs open" in "".join(str(c.value) for c in test.caption)
+    )

@@ -2,78 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import ROOT
-
-ORDER = [
-    "errors",
-    "lora",
-    "formats",
-    "index",
-    "zoo",
-    "batches",
-    "symmetry",
-    "geometry",
-    "survey",
-    "models",
-    "tasks",
-    "devices",
-    "evaluation",
-    "checkpoint",
-    "attribution",
-    "leaderboard",
-    "novelty",
-    "embedding",
-    "training",
-    "crossvalidation",
-    "plots",
-    "generation",
-    "finetuning",
-    "experiments",
-    "console",
-    "cli_finetune",
-    "cli",
-]
-"""Nothing imports from its right; geometry stands beside symmetry and needs only a LoRA."""
 
 SOURCES = sorted((ROOT / "lol_core").rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_library_never_imports_streamlit_or_the_pages(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & {"streamlit", "ui", "pages", "tests"}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_data_flows_one_way(path: Path) -> None:
-    room = path.relative_to(ROOT / "lol_core").parts[0].removesuffix(".py")
-    if room in ("__init__", "__main__"):
-        return
-    needed = {name.split(".")[1] for name in imports(path) if name.startswith("lol_core.")}
-    assert all(ORDER.index(other) <= ORDER.index(room) for other in needed if other in ORDER), f"{room} imports {needed}"
+def test_data_flows_one_way_through_the_rooms() -> None:
+    """The contracts in pyproject.toml: the order of rooms, no streamlit in the library, nothing but torch in core."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_importing_the_library_does_nothing_and_needs_no_streamlit() -> None:
     code = (
-        "import sys, torch; before = torch.get_num_threads(); import lol_core, lol_core.training, lol_core.cli; "
-        "assert 'streamlit' not in sys.modules; assert torch.get_num_threads() == before"
+        "import sys, torch; before = torch.get_num_threads(); import lol_core, lol_core.learning.fit,"
+        " lol_core.cli.commands; assert 'streamlit' not in sys.modules; assert torch.get_num_threads() == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

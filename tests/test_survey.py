@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lol_core.geometry import distance, norm
-from lol_core.lora import LoRA
-from lol_core.survey import SKETCH, Surveys, duplicates, health, layer_map, nearest, sketch, survey, tag_counts
-from lol_core.symmetry import sample_gl
-from lol_core.zoo import Zoo
+from lol_core.collections.zoo import Zoo
+from lol_core.core.geometry import distance, norm
+from lol_core.core.lora import LoRA
+from lol_core.core.symmetry import sample_gl
+from lol_core.insight.survey import SKETCH, Surveys, duplicates, health, layer_map, nearest, sketch, survey, tag_counts
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 
@@ -29,7 +29,10 @@ def turned(lora: LoRA, seed: int, condition: float = 20.0) -> LoRA:
 
 def padded(lora: LoRA) -> LoRA:
     """The same function at twice the rank."""
-    layers = [replace(y, U=torch.cat([y.U, torch.zeros_like(y.U)], 1), V=torch.cat([y.V, torch.randn_like(y.V)], 1)) for y in lora.layers]
+    layers = [
+        replace(y, U=torch.cat([y.U, torch.zeros_like(y.U)], 1), V=torch.cat([y.V, torch.randn_like(y.V)], 1))
+        for y in lora.layers
+    ]
     return replace(lora, layers=tuple(layers))
 
 
@@ -57,7 +60,9 @@ def test_sketches_are_as_far_apart_as_the_updates() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight different LoRAs; copies of lora0: bytes, other factors, other rank, half precision; one that differs a little."""
+    """Eight different LoRAs; copies of lora0: bytes, other factors, other rank, half precision; one that differs a
+    little.
+    """
     folder = tmp_path / "zoo"
     loras = [random_lora(MODULES, seed) for seed in range(8)]
     for i, lora in enumerate(loras):
@@ -120,14 +125,24 @@ def test_the_nearest_are_those_of_the_exact_distance(tmp_path: Path) -> None:
     first = zoo.ids[0]
     own = zoo.load(first)
     near = nearest(zoo, surveys, first, count=5)
-    exact = {id: math.sqrt(sum(distance(layer, zoo.load(id)[layer.name]) ** 2 for layer in own.layers)) / surveys[first].norm for id in zoo.ids if id != first}
+    exact = {
+        id: math.sqrt(sum(distance(layer, zoo.load(id)[layer.name]) ** 2 for layer in own.layers)) / surveys[first].norm
+        for id in zoo.ids
+        if id != first
+    }
     assert list(near.index) == sorted(exact, key=exact.__getitem__)[:5]
     assert near["distance"].to_dict() == pytest.approx({id: exact[id] for id in near.index}, rel=1e-4)
     assert near["cosine"].between(-1, 1).all() and first not in near.index
 
 
 def test_modules_form_a_map_of_blocks_and_projections() -> None:
-    names = ["down.0.attn.1.attn1.to_out.0", "down.0.attn.1.attn1.to_v", "down.0.attn.2.attn1.to_v", "down.0.attn.2.ff.net.0.proj", "proj_in"]
+    names = [
+        "down.0.attn.1.attn1.to_out.0",
+        "down.0.attn.1.attn1.to_v",
+        "down.0.attn.2.attn1.to_v",
+        "down.0.attn.2.ff.net.0.proj",
+        "proj_in",
+    ]
     table = layer_map(pd.Series(range(1, 6), index=names))
     assert table.loc["attn1.to_out.0", "down.0.attn.1"] == 1 and table.loc["attn1.to_v", "down.0.attn.2"] == 3
     assert table.loc["ff.net.0.proj", "down.0.attn.2"] == 4 and table.loc["proj_in", ""] == 5
@@ -137,4 +152,8 @@ def test_modules_form_a_map_of_blocks_and_projections() -> None:
 def test_tags_are_summed_over_folders_and_nonsense_is_no_tag() -> None:
     counts = tag_counts({"ss_tag_frequency": json.dumps({"a": {"hat": 2, "dog": 5}, "b": {"hat ": 4, "bad": "x"}})})
     assert counts.to_dict() == {"hat": 6, "dog": 5} and list(counts.index) == ["hat", "dog"]
-    assert tag_counts({}).empty and tag_counts({"ss_tag_frequency": "no json"}).empty and tag_counts({"ss_tag_frequency": [1]}).empty
+    assert (
+        tag_counts({}).empty
+        and tag_counts({"ss_tag_frequency": "no json"}).empty
+        and tag_counts({"ss_tag_frequency": [1]}).empty
+    )

@@ -5,10 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lol_core.batches import Batch, make_batch, shared_spec
-from lol_core.models import ModelConfig, make_model
-from lol_core.models.gl_net import GLNet
-from lol_core.symmetry import (
+from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.symmetry import (
     GROUPS,
     Group,
     Stage,
@@ -22,14 +20,18 @@ from lol_core.symmetry import (
     sample_permutation,
     sample_scaling,
 )
-from lol_core.symmetry import given as given_matrices
+from lol_core.core.symmetry import given as given_matrices
+from lol_core.learning.models import ModelConfig, make_model
+from lol_core.learning.models.gl_net import GLNet
 from tests.builders import random_batch, random_lora
 
 
 @given(r=st.integers(2, 8), condition=st.floats(1, 1e4), seed=st.integers(0, 1000))
 def test_sampled_matrices_have_the_condition_number_asked_for(r: int, condition: float, seed: int) -> None:
     R = sample_gl(r, condition, (3,), torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(torch.linalg.cond(R), torch.full((3,), condition, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        torch.linalg.cond(R), torch.full((3,), condition, dtype=torch.float64), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_gl1_is_not_trivial() -> None:
@@ -82,11 +84,16 @@ def test_permutations_hold_a_single_one_in_every_row_and_column(r: int, seed: in
 def test_scalings_are_diagonal_with_the_condition_number_asked_for(r: int, condition: float, seed: int) -> None:
     R = sample_scaling(r, condition, (3,), torch.Generator().manual_seed(seed))
     assert (R - torch.diag_embed(torch.diagonal(R, dim1=-2, dim2=-1)) == 0).all()
-    torch.testing.assert_close(torch.linalg.cond(R), torch.full((3,), condition, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        torch.linalg.cond(R), torch.full((3,), condition, dtype=torch.float64), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_permutations_of_three_are_all_drawn_and_scalings_have_both_signs() -> None:
-    assert len({tuple(R.argmax(-1).tolist()) for R in sample_permutation(3, (300,), torch.Generator().manual_seed(0))}) == 6
+    assert (
+        len({tuple(R.argmax(-1).tolist()) for R in sample_permutation(3, (300,), torch.Generator().manual_seed(0))})
+        == 6
+    )
     diagonal = torch.diagonal(sample_scaling(3, 9.0, (300,), torch.Generator().manual_seed(0)), dim1=-2, dim2=-1)
     assert (diagonal < 0).any(0).all() and (diagonal > 0).any(0).all() and len(diagonal[:, 0].abs().unique()) == 3
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lol_core.errors import TaskError
-from lol_core.evaluation import HEADLINE, bootstrap_interval, confusion, control_scores, headline, score
-from lol_core.tasks import Task, TaskKind, guess_kind, make_task
+from lol_core.learning.evaluation import HEADLINE, bootstrap_interval, confusion, control_scores, headline, score
+from lol_core.learning.tasks import Task, TaskKind, guess_kind, make_task
 
 
 @pytest.fixture
@@ -33,7 +33,9 @@ def labels() -> pd.DataFrame:
 
 def test_kinds_are_found(labels: pd.DataFrame) -> None:
     kinds = {column: guess_kind(labels[column]) for column in labels}
-    assert kinds["loss"] == "regression" and kinds["smile"] == kinds["hat"] == "binary" and kinds["style"] == "multiclass"
+    assert (
+        kinds["loss"] == "regression" and kinds["smile"] == kinds["hat"] == "binary" and kinds["style"] == "multiclass"
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,9 @@ def test_kinds_are_found(labels: pd.DataFrame) -> None:
         (["loss"], "multiclass", None),
     ],
 )
-def test_labels_that_cannot_be_learnt(labels: pd.DataFrame, targets: list[str], kind: TaskKind | None, reason: str | None) -> None:
+def test_labels_that_cannot_be_learnt(
+    labels: pd.DataFrame, targets: list[str], kind: TaskKind | None, reason: str | None
+) -> None:
     if reason is None:
         assert make_task(labels, targets, kind)[0].kind == "multiclass"
         return
@@ -86,7 +90,9 @@ def test_regression_is_normalised_inside_and_reported_in_its_units(labels: pd.Da
     metrics = score(task, labels, task.decode(encoded))
     assert metrics["r2"] == pytest.approx(1, abs=1e-6) and metrics["kendall_tau"] == pytest.approx(1, abs=1e-3)
     mean = score(task, labels, np.tile(labels[["loss", "accuracy"]].mean(), (40, 1)))
-    assert mean["normalized_mse"] == pytest.approx(1) and mean["r2"] == pytest.approx(0) and np.isnan(mean["kendall_tau"])
+    assert (
+        mean["normalized_mse"] == pytest.approx(1) and mean["r2"] == pytest.approx(0) and np.isnan(mean["kendall_tau"])
+    )
     assert mean["mse/loss"] == pytest.approx(labels["loss"].var(ddof=0))
 
 
@@ -154,4 +160,7 @@ def test_controls_see_what_they_are_given_and_no_more(labels: pd.DataFrame) -> N
     assert scores["structure only"]["r2"] <= 0.01 and scores["constant"]["r2"] <= 0
     for targets in (["smile"], ["style"]):
         kind = make_task(labels, targets)[0].fitted(labels)
-        assert set(control_scores(kind, labels, split, {"structure only": tell_nothing}, 0)) == {"constant", "structure only"}
+        assert set(control_scores(kind, labels, split, {"structure only": tell_nothing}, 0)) == {
+            "constant",
+            "structure only",
+        }

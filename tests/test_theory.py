@@ -6,14 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lol_core.symmetry import sample_gl
+from lol_core.core.symmetry import sample_gl
 from tests.builders import random_lora
 
 
-@given(n=st.integers(3, 8), m=st.integers(3, 8), r=st.integers(1, 3), kappa=st.floats(1, 50), seed=st.integers(0, 10_000))
+@given(
+    n=st.integers(3, 8), m=st.integers(3, 8), r=st.integers(1, 3), kappa=st.floats(1, 50), seed=st.integers(0, 10_000)
+)
 @settings(max_examples=40)
 def test_lemma_3_equal_products_mean_one_orbit(n: int, m: int, r: int, kappa: float, seed: int) -> None:
-    """Full-rank (U, V) and (U′, V′) have the same product exactly when (U′, V′) = (UR, VR⁻ᵀ) for some R, which is then U⁺U′."""
+    """Full-rank (U, V) and (U′, V′) have the same product exactly when (U′, V′) = (UR, VR⁻ᵀ) for some R, which is then
+    U⁺U′.
+    """
     layer = random_lora([("x", n, m, r)], seed).layers[0]
     moved = layer.act(sample_gl(r, kappa, generator=torch.Generator().manual_seed(seed)))
     R = torch.linalg.lstsq(layer.U, moved.U).solution
@@ -34,22 +38,33 @@ def representation(R: list[torch.Tensor], n: list[int], m: list[int]) -> torch.T
 
 
 @given(
-    n=st.lists(st.integers(1, 2), min_size=2, max_size=2), m=st.lists(st.integers(1, 2), min_size=2, max_size=2),
-    n_out=st.lists(st.integers(1, 2), min_size=2, max_size=2), m_out=st.lists(st.integers(1, 2), min_size=2, max_size=2),
-    r=st.integers(2, 3), seed=st.integers(0, 1000),
-)  # fmt: skip
+    n=st.lists(st.integers(1, 2), min_size=2, max_size=2),
+    m=st.lists(st.integers(1, 2), min_size=2, max_size=2),
+    n_out=st.lists(st.integers(1, 2), min_size=2, max_size=2),
+    m_out=st.lists(st.integers(1, 2), min_size=2, max_size=2),
+    r=st.integers(2, 3),
+    seed=st.integers(0, 1000),
+)
 @settings(max_examples=10)
-def test_proposition_1_dimension_of_the_equivariant_maps(n: list[int], m: list[int], n_out: list[int], m_out: list[int], r: int, seed: int) -> None:
-    """The space of linear maps T with T ρ(R) = ρ̃(R) T for all R has dimension Σ nᵢn′ᵢ + Σ mᵢm′ᵢ (equation 15): no more than equation (4) gives."""
+def test_proposition_1_dimension_of_the_equivariant_maps(
+    n: list[int], m: list[int], n_out: list[int], m_out: list[int], r: int, seed: int
+) -> None:
+    """The space of linear maps T with T ρ(R) = ρ̃(R) T for all R has dimension Σ nᵢn′ᵢ + Σ mᵢm′ᵢ (equation 15): no more
+    than equation (4) gives.
+    """
     g = torch.Generator().manual_seed(seed)
     constraints = []
     for draw in range(4):
-        # scaled, because for r = 2 and |det R| = 1 throughout, R and R⁻ᵀ are the same representation and more maps commute with them
+        # scaled, because for r = 2 and |det R| = 1 throughout, R and R⁻ᵀ are the same representation and more maps
+        # commute with them
         R = [(draw + 1) ** 0.5 * sample_gl(r, 5.0, generator=g) for _ in range(2)]
         into, outof = representation(R, n, m), representation(R, n_out, m_out)
         constraints.append(
-            torch.kron(torch.eye(len(outof), dtype=torch.float64), into.T.contiguous()) - torch.kron(outof, torch.eye(len(into), dtype=torch.float64))
+            torch.kron(torch.eye(len(outof), dtype=torch.float64), into.T.contiguous())
+            - torch.kron(outof, torch.eye(len(into), dtype=torch.float64))
         )
     values = torch.linalg.svdvals(torch.cat(constraints))
     nullity = int((values < 1e-8 * values[0]).sum())
-    assert nullity == sum(a * b for a, b in zip(n, n_out, strict=True)) + sum(a * b for a, b in zip(m, m_out, strict=True))
+    assert nullity == sum(a * b for a, b in zip(n, n_out, strict=True)) + sum(
+        a * b for a, b in zip(m, m_out, strict=True)
+    )

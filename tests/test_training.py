@@ -11,18 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lol_core.checkpoint import Checkpoint, TrainingConfig
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import CheckpointError, LoRAFormatError, ModelError, TaskError
-from lol_core.models import MODELS, ModelConfig
-from lol_core.training import Factors, Progress, Stopped, plan, train
-from lol_core.zoo import Zoo
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.fit import Factors, Progress, Stopped, plan, train
+from lol_core.learning.models import MODELS, ModelConfig
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 SMALL = ModelConfig(width=16, equivariant_width=4, dropout=0.1)
 QUICK = TrainingConfig(model_config=SMALL, epochs=6, batch_size=8, patience=0, device="cpu")
 
 
-def fit(zoo: Zoo, out: Path, config: TrainingConfig = QUICK, targets: tuple[str, ...] = ("size",), **options: Any) -> Checkpoint:
+def fit(
+    zoo: Zoo, out: Path, config: TrainingConfig = QUICK, targets: tuple[str, ...] = ("size",), **options: Any
+) -> Checkpoint:
     return train(zoo, plan(zoo, targets, config), config, out, **options)
 
 
@@ -33,7 +35,9 @@ def stop_after(batches: int) -> object:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("targets", [("size",), ("positive",), ("kind",)])
-def test_every_model_learns_every_kind_of_task(model: str, targets: tuple[str, ...], synthetic_zoo: Zoo, tmp_path: Path) -> None:
+def test_every_model_learns_every_kind_of_task(
+    model: str, targets: tuple[str, ...], synthetic_zoo: Zoo, tmp_path: Path
+) -> None:
     checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model=model), targets)
     memorizes = MODELS[model].memorizes
     assert checkpoint.finished and len(checkpoint.history) == (1 if memorizes else 6)
@@ -96,7 +100,9 @@ def test_a_stop_while_reading_trains_nothing(synthetic_zoo: Zoo, tmp_path: Path)
 
 
 def test_early_stopping_keeps_the_best_epoch(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model="mlp", epochs=200, patience=4, learning_rate=1e-2))
+    checkpoint = fit(
+        synthetic_zoo, tmp_path / "run", replace(QUICK, model="mlp", epochs=200, patience=4, learning_rate=1e-2)
+    )
     losses = [row["validation_loss"] for row in checkpoint.history]
     assert len(losses) < 200 and len(losses) == int(np.argmin(losses)) + 1 + 4
     encoded = checkpoint.task.encode(synthetic_zoo.labels.loc[checkpoint.split["validation"]])
@@ -134,7 +140,12 @@ def test_a_checkpoint_comes_back_whole(synthetic_zoo: Zoo, tmp_path: Path) -> No
         assert np.array_equal(back.predict(loras), checkpoint.predict(loras))
         for name in ("task", "config", "split", "metrics", "history", "fingerprint", "interval", "spec", "created"):
             assert getattr(back, name) == getattr(checkpoint, name)
-        assert sorted(p.name for p in (tmp_path / model).iterdir()) == ["README.md", "checkpoint.json", "model.safetensors", "state.safetensors"]
+        assert sorted(p.name for p in (tmp_path / model).iterdir()) == [
+            "README.md",
+            "checkpoint.json",
+            "model.safetensors",
+            "state.safetensors",
+        ]
         assert "control: norms only" in (tmp_path / model / "README.md").read_text()
 
 
@@ -173,14 +184,16 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(synthetic_zoo: Zoo, tmp_p
         fit(synthetic_zoo, tmp_path / "file" / "run")
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint(
+    synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = fit(synthetic_zoo, tmp_path / "run")
     before = (tmp_path / "run" / "checkpoint.json").read_bytes()
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lol_core.checkpoint.save_file", full)
+    monkeypatch.setattr("lol_core.learning.checkpoint.save_file", full)
     with pytest.raises(CheckpointError, match=r"No space left.*Free some disk space"):
         checkpoint.save(tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint.json").read_bytes() == before and not list(tmp_path.glob("*.writing"))
@@ -248,9 +261,11 @@ def test_a_folder_that_vanishes_while_it_is_open(tmp_path: Path) -> None:
         zoo.load(zoo.ids[0])
 
 
-def test_a_zoo_larger_than_the_memory_is_read_batch_by_batch(synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zoo_larger_than_the_memory_is_read_batch_by_batch(
+    synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_memory = fit(synthetic_zoo, tmp_path / "memory")
-    monkeypatch.setattr("lol_core.training.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("lol_core.learning.fit.MEMORY_SHARE", 0.0)
     planned = plan(synthetic_zoo, ["size"], QUICK)
     assert Factors(synthetic_zoo, planned.spec, planned.ids, lambda done, total: None, lambda: False).kept is None
     assert fit(synthetic_zoo, tmp_path / "disk").history == in_memory.history
@@ -276,7 +291,9 @@ def test_class_weights_and_many_targets(synthetic_zoo: Zoo, tmp_path: Path) -> N
     checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, class_weights=True), ("positive", "second"))
     assert len(checkpoint.task.class_weights) == 2 and checkpoint.task.class_weights[1] > 2
     assert {"accuracy/positive", "auc/second"} <= set(checkpoint.metrics["test"])
-    frame = checkpoint.task.frame(checkpoint.predict([synthetic_zoo.load(synthetic_zoo.ids[0])]), [synthetic_zoo.ids[0]])
+    frame = checkpoint.task.frame(
+        checkpoint.predict([synthetic_zoo.load(synthetic_zoo.ids[0])]), [synthetic_zoo.ids[0]]
+    )
     assert list(frame.columns) == ["positive", "second"] and frame.iloc[0].between(0, 1).all()
 
 
@@ -292,8 +309,8 @@ def test_states_are_safetensors_only(synthetic_zoo: Zoo, tmp_path: Path) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 def test_training_prediction_and_invariance_on_cuda(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    from lol_core.batches import make_batch
-    from lol_core.symmetry import TOLERANCES, invariance_error
+    from lol_core.core.batch import make_batch
+    from lol_core.core.symmetry import TOLERANCES, invariance_error
 
     for model in MODELS:
         for mixed in (False, True):

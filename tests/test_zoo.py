@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lol_core.checkpoint import TrainingConfig
+from lol_core.collections.index import Index, describe
+from lol_core.collections.zoo import Zoo, short_name, split_ids, training_runs
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
-from lol_core.index import Index, describe
-from lol_core.training import plan
-from lol_core.zoo import Zoo, short_name, split_ids, training_runs
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.fit import plan
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 
@@ -43,7 +43,7 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path: Path, monkeypatch
         opened.append(path)
         return describe(folder, path, size, mtime)
 
-    monkeypatch.setattr("lol_core.index.describe", counting)
+    monkeypatch.setattr("lol_core.collections.index.describe", counting)
     first = Zoo.open(tmp_path)
     assert len(opened) == 6
     opened.clear()
@@ -60,11 +60,11 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path: Path, monkeypatch
 
 def test_a_changed_alpha_counts_as_a_change(tmp_path: Path) -> None:
     write_peft(tmp_path / "a", random_lora(MODULES), alpha=2)
-    assert Zoo.open(tmp_path).entries[0].layers[0][6] == 1.0
+    assert Zoo.open(tmp_path).entries[0].scales[0] == 1.0
     config = tmp_path / "a" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 8}))
     os.utime(config, (2e9, 2e9))
-    assert Zoo.open(tmp_path).entries[0].layers[0][6] == 4.0
+    assert Zoo.open(tmp_path).entries[0].scales[0] == 4.0
 
 
 def test_the_fingerprint_belongs_to_the_content_not_to_the_place(tmp_path: Path) -> None:
@@ -101,10 +101,16 @@ def test_labels_are_joined_by_whatever_names_the_files(naming: str, tmp_path: Pa
         (tmp_path / "x" / f"l{i}" / "adapter_model.safetensors").rename(tmp_path / "x" / f"file{i}.safetensors")
         shutil.rmtree(tmp_path / "x" / f"l{i}")
     names = {
-        "name": "file{}", "folder/name": "x/file{}", "path": "x/file{}.safetensors", "stem": "file{}", "name.safetensors": "file{}.safetensors",
+        "name": "file{}",
+        "folder/name": "x/file{}",
+        "path": "x/file{}.safetensors",
+        "stem": "file{}",
+        "name.safetensors": "file{}.safetensors",
         "./path": "./x/file{}.safetensors",
-    }[naming]  # fmt: skip
-    pd.DataFrame({"value": [0.5, 1.5, 2.5], "who": [names.format(i) for i in (2, 0, 9)]}).to_csv(tmp_path / "labels.csv", index=False)
+    }[naming]
+    pd.DataFrame({"value": [0.5, 1.5, 2.5], "who": [names.format(i) for i in (2, 0, 9)]}).to_csv(
+        tmp_path / "labels.csv", index=False
+    )
     zoo = Zoo.open(tmp_path)
     assert zoo.join_column == "who" and zoo.unjoined_labels == (names.format(9),)
     assert zoo.labels.loc["x/file2.safetensors", "value"] == 0.5
@@ -188,8 +194,10 @@ def test_names_are_short_where_they_can_be(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "a" / "adapter_model.safetensors", tmp_path / "a.safetensors")
     write_peft(tmp_path / "b", random_lora(MODULES))
     assert Zoo.open(tmp_path).names == {
-        "a.safetensors": "a.safetensors", "a/adapter_model.safetensors": "a/adapter_model.safetensors", "b/adapter_model.safetensors": "b",
-    }  # fmt: skip
+        "a.safetensors": "a.safetensors",
+        "a/adapter_model.safetensors": "a/adapter_model.safetensors",
+        "b/adapter_model.safetensors": "b",
+    }
 
 
 def test_a_labels_table_that_does_not_fit_costs_the_labels_only(tmp_path: Path) -> None:
@@ -218,5 +226,10 @@ def test_checkpoints_of_one_run_are_known_by_their_names() -> None:
         "v2",
     ]
     table = training_runs({name: name for name in [*names, "alone-000005"]})
-    assert {run: list(part["step"]) for run, part in table.groupby("run")} == {"style": [10, 20], "run": [500, 1000], "cat": [50, 200], "mlx": [100, 200]}
+    assert {run: list(part["step"]) for run, part in table.groupby("run")} == {
+        "style": [10, 20],
+        "run": [500, 1000],
+        "cat": [50, 200],
+        "mlx": [100, 200],
+    }
     assert training_runs({}).empty

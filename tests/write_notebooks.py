@@ -1,4 +1,6 @@
-"""`make notebooks`: run the scripts of `notebooks/` as notebooks and keep what they show, each Plotly figure also as a picture, for pages that only show."""
+"""`make notebooks`: run the scripts of `notebooks/` as notebooks and keep what they show, each Plotly figure also as a
+picture, for pages that only show.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PLOTLY, PICTURE = "application/vnd.plotly.v1+json", "image/png"
-HEADER = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "jupytext": {"formats": "ipynb,py:percent"}}
+HEADER = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "jupytext": {"formats": "ipynb,py:percent"},
+}
 
 
 def write(script: Path) -> None:
@@ -24,14 +29,23 @@ def write(script: Path) -> None:
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"] if cell.cell_type == "code" else []
+        cell["outputs"] = (
+            [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+            if cell.cell_type == "code"
+            else []
+        )
         if cell.cell_type != "code":
             del cell["outputs"]
             continue
         for output in cell.outputs:
             if shown := output.get("data", {}).get(PLOTLY):
                 figure = go.Figure(shown["data"], shown["layout"])
-                output.data = {PLOTLY: shown, PICTURE: base64.b64encode(figure.to_image("png", width=760, height=figure.layout.height or 420)).decode()}
+                output.data = {
+                    PLOTLY: shown,
+                    PICTURE: (
+                        base64.b64encode(figure.to_image("png", width=760, height=figure.layout.height or 420)).decode()
+                    ),
+                }
     notebook.metadata.pop("widgets", None)
     jupytext.write(notebook, script.with_suffix(".ipynb"))
 

@@ -17,11 +17,21 @@ from ui.state import session
 
 
 def figure(shown: go.Figure, key: str, alt: str, data: pd.DataFrame | None = None, **options: Any) -> None:
-    """A chart that can be taken along. alt: what it shows, in words; data: its numbers, read from the traces where none are given."""
+    """A chart that can be taken along. alt: what it shows, in words; data: its numbers, read from the traces where none
+    are given.
+    """
     if shown.data and shown.data[0].type == "image":  # as wide as the page and no higher than it is
         source = shown.data[0].source
         st.image(source, alt=alt, width="stretch")
-        st.download_button("PNG", lambda: png_of(source), f"{key}.png", "image/png", icon=":material/download:", type="tertiary", key=f"{key}_png")
+        st.download_button(
+            "PNG",
+            lambda: png_of(source),
+            f"{key}.png",
+            "image/png",
+            icon=":material/download:",
+            type="tertiary",
+            key=f"{key}_png",
+        )
         take((lambda: numbers_of(shown)) if data is None else (lambda: data), key)
         return
     picture = session().picture
@@ -46,9 +56,15 @@ def take(table: Callable[[], pd.DataFrame], key: str) -> None:
 
     name = re.sub(r"\W+", "-", key)
     st.download_button(
-        "Data", text, f"{name}.csv", "text/csv", icon=":material/download:", type="tertiary", key=f"{key}_csv",
+        "Data",
+        text,
+        f"{name}.csv",
+        "text/csv",
+        icon=":material/download:",
+        type="tertiary",
+        key=f"{key}_csv",
         help="The numbers of this figure as CSV. The camera in its toolbar saves the picture.",
-    )  # fmt: skip
+    )
 
 
 def numbers_of(shown: go.Figure) -> pd.DataFrame:
@@ -60,6 +76,10 @@ def numbers_of(shown: go.Figure) -> pd.DataFrame:
             cells = pd.DataFrame(trace.z).rename_axis("row").reset_index().melt("row", var_name="column")
             parts.append(cells.assign(trace=name))
         else:
-            columns = {axis: list(trace[axis]) for axis in ("x", "y", "z", "customdata") if axis in trace and trace[axis] is not None}
+            columns = {
+                axis: list(trace[axis])
+                for axis in ("x", "y", "z", "customdata")
+                if axis in trace and trace[axis] is not None
+            }
             parts.append(pd.DataFrame(columns).assign(trace=name))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

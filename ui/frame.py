@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import LoLError, ZooError
-from lol_core.zoo import Zoo
 from ui.jobs import IndexJob
 from ui.progress import follow
 from ui.selection import panel, restore
@@ -32,11 +32,23 @@ def frame(title: str) -> Zoo:
         st.markdown("### LoL Explorer\nLearning on LoRAs")
         navigation = st.container()
         st.divider()
-        folder = url_field("collection", "Collection", "Any folder of LoRAs on this computer. It is only ever read.", "the sample zoo")
-        labels = url_field("labels", "Labels file", "A CSV or Parquet table: one column names the files, the others are labels.", "labels.csv in the folder")
+        folder = url_field(
+            "collection", "Collection", "Any folder of LoRAs on this computer. It is only ever read.", "the sample zoo"
+        )
+        labels = url_field(
+            "labels",
+            "Labels file",
+            "A CSV or Parquet table: one column names the files, the others are labels.",
+            "labels.csv in the folder",
+        )
         rescan = st.button("Look for changes", icon=":material/refresh:", width="stretch")
         formats = ["svg", "png"]
-        session().picture = st.segmented_control("Figures save as", formats, default=session().picture, format_func=str.upper, key="picture") or "svg"
+        session().picture = (
+            st.segmented_control(
+                "Figures save as", formats, default=session().picture, format_func=str.upper, key="picture"
+            )
+            or "svg"
+        )
     with navigation:
         for path, label, icon in PAGES:
             page_link(path, label, icon)
@@ -45,7 +57,10 @@ def frame(title: str) -> Zoo:
         zoo = open_zoo(folder or str(SAMPLE_ZOO), labels, rescan)
     except LoLError as error:
         st.error(str(error), icon=":material/folder_off:")
-        st.info("Type the path of a folder of LoRAs under **Collection** in the sidebar, or empty the field for the sample zoo.")
+        st.info(
+            "Type the path of a folder of LoRAs under **Collection** in the sidebar, or empty the field for the sample"
+            " zoo."
+        )
         st.stop()
     restore(zoo)
     session().visited.add(title)
@@ -53,7 +68,10 @@ def frame(title: str) -> Zoo:
         switcher(zoo)
         if zoo.labels_problem:
             st.warning(zoo.labels_problem)
-        st.caption(f"{counted(len(zoo), 'LoRA')} open, {counted(len(zoo.refused), 'file')} refused, {counted(zoo.labels.shape[1], 'label column')}.")
+        st.caption(
+            f"{counted(len(zoo), 'LoRA')} open, {counted(len(zoo.refused), 'file')} refused,"
+            f" {counted(zoo.labels.shape[1], 'label column')}."
+        )
         panel(zoo)
         if (job := session().job) is not None and job.running:
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
@@ -67,7 +85,13 @@ def switcher(zoo: Zoo) -> None:
         return
     names = [f"{other.name} ({len(other):,})" for other in session().zoos.values()]
     present = next(i for i, other in enumerate(session().zoos.values()) if other is zoo)
-    chosen = st.selectbox("Open collections", range(len(opened)), index=present, format_func=names.__getitem__, key=f"switch_{len(opened)}_{present}")
+    chosen = st.selectbox(
+        "Open collections",
+        range(len(opened)),
+        index=present,
+        format_func=names.__getitem__,
+        key=f"switch_{len(opened)}_{present}",
+    )
     if chosen != present:
         open_collection(*opened[chosen])
         st.rerun()
@@ -106,11 +130,18 @@ def set_url(name: str, value: str) -> None:
 
 def page_link(page: str, label: str, icon: str, **params: str) -> None:
     """A link to a page that takes the open collection along, which a plain `st.page_link` would drop from the URL."""
-    st.page_link(page, label=label, icon=icon, width="stretch", query_params={key: value for key, value in session().url.items() if value} | params)
+    st.page_link(
+        page,
+        label=label,
+        icon=icon,
+        width="stretch",
+        query_params={key: value for key, value in session().url.items() if value} | params,
+    )
 
 
 def open_zoo(folder: str, labels: str, rescan: bool = False) -> Zoo:
-    """The collection. Where this session has not opened it yet its headers are read beside the page, which ends here with the progress until they are.
+    """The collection. Where this session has not opened it yet its headers are read beside the page, which ends here
+    with the progress until they are.
 
     Raises ZooError.
     """
@@ -126,7 +157,10 @@ def open_zoo(folder: str, labels: str, rescan: bool = False) -> Zoo:
         job.start()
         job.wait(PATIENCE)
     if job.running:
-        st.caption(f"Opening {folder}. Other pages and collections can be looked at meanwhile; what has been read is not read again.")
+        st.caption(
+            f"Opening {folder}. Other pages and collections can be looked at meanwhile; what has been read is not read"
+            " again."
+        )
         follow(job, "stop_index")
         st.stop()
     state.indexing = None

@@ -1,4 +1,6 @@
-"""Long work beside the page: a thread that never touches streamlit, watched by a fragment. One job at a time in the whole server."""
+"""Long work beside the page: a thread that never touches streamlit, watched by a fragment. One job at a time in the
+whole server.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from lol_core.checkpoint import Checkpoint, TrainingConfig
-from lol_core.crossvalidation import Folds, crossvalidate
-from lol_core.embedding import Kind, Method, Space, project, space_of
+from lol_core.collections.index import cache_folder
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import LoLError
 from lol_core.experiments import run as run_experiment
 from lol_core.experiments.result import Result
 from lol_core.experiments.trials import SMALL, Context
-from lol_core.generation import Painter, Sampling, Stopped
-from lol_core.index import cache_folder
-from lol_core.survey import Surveys, duplicates
-from lol_core.training import Plan, Progress, train
-from lol_core.training import Stopped as StoppedTraining
-from lol_core.zoo import Zoo
+from lol_core.insight.embedding import Kind, Method, Space, project, space_of
+from lol_core.insight.generation import Painter, Sampling, Stopped
+from lol_core.insight.survey import Surveys, duplicates
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.crossvalidation import Folds, crossvalidate
+from lol_core.learning.fit import Plan, Progress, train
+from lol_core.learning.fit import Stopped as StoppedTraining
 
 ONE_AT_A_TIME = threading.Semaphore(1)
 
@@ -55,7 +57,9 @@ def told(error: Exception) -> str:
 
 
 class Job:
-    """A thread that can be asked to stop, how far it is, and what went wrong. Jobs of all sessions take turns, but for those that are light."""
+    """A thread that can be asked to stop, how far it is, and what went wrong. Jobs of all sessions take turns, but
+    for those that are light.
+    """
 
     takes_turns = True
 
@@ -110,7 +114,9 @@ class Job:
 
 
 class IndexJob(Job):
-    """Reads the headers of a folder. `stop()` ends after the present file; what was read is not read again. `result`: the collection."""
+    """Reads the headers of a folder. `stop()` ends after the present file; what was read is not read again.
+    `result`: the collection.
+    """
 
     takes_turns = False
 
@@ -138,7 +144,9 @@ class IndexJob(Job):
 
 
 class TrainingJob(Job):
-    """Trains runs one after the other. `stop()` ends the present one at its last finished epoch, saved, and skips the rest."""
+    """Trains runs one after the other. `stop()` ends the present one at its last finished epoch, saved, and skips
+    the rest.
+    """
 
     def __init__(self, zoo: Zoo, runs: list[Run]):
         super().__init__()
@@ -168,7 +176,9 @@ class TrainingJob(Job):
 
 @dataclass(frozen=True)
 class Validated:
-    """A cross-validation, its scores (see `Folds.scores`), and how much better it ranks than each control: (difference, low, high)."""
+    """A cross-validation, its scores (see `Folds.scores`), and how much better it ranks than each control:
+    (difference, low, high).
+    """
 
     folds: Folds
     scores: dict[str, dict[str, tuple[float, float]]]
@@ -176,7 +186,9 @@ class Validated:
 
 
 class FoldsJob(Job):
-    """Cross-validates models one after the other. `stop()` ends the present one and drops it; `found`: title → its validation."""
+    """Cross-validates models one after the other. `stop()` ends the present one and drops it; `found`: title → its
+    validation.
+    """
 
     def __init__(self, zoo: Zoo, targets: tuple[str, ...], configs: dict[str, TrainingConfig], folds: int):
         super().__init__()
@@ -204,7 +216,8 @@ class FoldsJob(Job):
 
 
 class SurveyJob(Job):
-    """Reads the weights of a collection once and finds those that are the same function. `stop()` ends after the present file; what is read stays.
+    """Reads the weights of a collection once and finds those that are the same function. `stop()` ends after the
+    present file; what is read stays.
 
     `result`: see `duplicates`; None until it is known.
     """
@@ -248,8 +261,15 @@ class MapSettings:
     ids: tuple[str, ...]
 
     def like(self, other: MapSettings) -> bool:
-        """Whether a map with these settings can be the start of the other, so that points stay about where they were."""
-        return (self.space, self.model, self.method, self.dimensions) == (other.space, other.model, other.method, other.dimensions)
+        """Whether a map with these settings can be the start of the other, so that points stay about where they
+        were.
+        """
+        return (self.space, self.model, self.method, self.dimensions) == (
+            other.space,
+            other.model,
+            other.method,
+            other.dimensions,
+        )
 
 
 Drawn = tuple[Space, pd.DataFrame, pd.Series]
@@ -276,7 +296,14 @@ class MapJob(Job):
         if space is None:
             return
         self.message, self.share = f"Drawing {len(space.ids):,} LoRAs by {self.settings.method}", 0.8
-        picture = project(space, self.settings.method, self.settings.dimensions, self.settings.seed, self.settings.neighbours, self.first)
+        picture = project(
+            space,
+            self.settings.method,
+            self.settings.dimensions,
+            self.settings.seed,
+            self.settings.neighbours,
+            self.first,
+        )
         self.message, self.share = "Finding clusters", 0.95
         self.result = space, picture, space.clusters()
 
@@ -290,7 +317,9 @@ class Sheet:
 
 
 class DrawingJob(Job):
-    """Draws sheets one after the other into the painter's cache. `stop()` ends between two sampling steps; what is finished stays."""
+    """Draws sheets one after the other into the painter's cache. `stop()` ends between two sampling steps; what is
+    finished stays.
+    """
 
     def __init__(self, open_painter: Callable[[], Painter], sheets: list[Sheet], sampling: Sampling):
         super().__init__()
@@ -316,7 +345,9 @@ class DrawingJob(Job):
 
 
 class ExperimentJob(Job):
-    """Runs one of the paper's tables or figures small. `stop()` ends after the present fit, which stays. `result`: what came out; its scores mean nothing."""
+    """Runs one of the paper's tables or figures small. `stop()` ends after the present fit, which stays. `result`:
+    what came out; its scores mean nothing.
+    """
 
     def __init__(self, name: str, samples: Path):
         super().__init__()
@@ -334,6 +365,8 @@ class ExperimentJob(Job):
 
         place = cache_folder() / "experiments"
         try:
-            self.result = run_experiment(self.name, Context(self.samples, place / "fits", SMALL, report, self._stop.is_set, place))
+            self.result = run_experiment(
+                self.name, Context(self.samples, place / "fits", SMALL, report, self._stop.is_set, place)
+            )
         except StoppedTraining:
             return

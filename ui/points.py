@@ -11,7 +11,7 @@ import streamlit as st
 from PIL import Image
 from streamlit.components.v2 import component
 
-from lol_core.zoo import Zoo
+from lol_core.collections.zoo import Zoo
 from ui.state import preview_of
 
 MAX_PREVIEWS = 2000
@@ -33,7 +33,8 @@ def _thumbnails(fingerprint: str, ids: tuple[str, ...], _zoo: Zoo) -> dict[str, 
 
 
 def walk_points(zoo: Zoo, ids: Sequence[str] = ()) -> None:
-    """Put at the end of a page: charts take the keyboard focus and arrow keys walk along their points; `ids` show their preview there and under the mouse.
+    """Put at the end of a page: charts take the keyboard focus and arrow keys walk along their points; `ids` show their
+    preview there and under the mouse.
 
     Of more than two thousand LoRAs no previews are sent.
     """

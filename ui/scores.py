@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from lol_core.checkpoint import Checkpoint
-from lol_core.leaderboard import leaderboard
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.leaderboard import leaderboard
 
 
 def show_leaderboard(models: Sequence[Checkpoint]) -> None:
     """Models with their seeds together, beside their controls; the best first."""
-    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")}
+    numbers = {
+        name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")
+    }
     st.dataframe(leaderboard(models), hide_index=True, key="leaderboard", column_config=numbers)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from lol_core.index import cache_folder
-from lol_core.zoo import Zoo
+from lol_core.collections.index import cache_folder
+from lol_core.collections.zoo import Zoo
 from ui.state import session
 
 
@@ -24,7 +24,9 @@ def _collection(zoo: Zoo) -> str:
 
 
 def select(zoo: Zoo, ids: Iterable[str]) -> None:
-    """Make these LoRAs the selection. It is written beside the indexes, so that its short name in the URL opens it again."""
+    """Make these LoRAs the selection. It is written beside the indexes, so that its short name in the URL opens it
+    again.
+    """
     wanted = set(ids)
     chosen = [id for id in zoo.ids if id in wanted]
     session().selections[_collection(zoo)] = tuple(chosen)
@@ -54,7 +56,11 @@ def _show(zoo: Zoo) -> None:
 def marked(zoo: Zoo, chart: str) -> None:
     """Points marked in a chart (its key; `customdata` holds ids) become the selection; marking nothing leaves it."""
     points = st.session_state[chart].selection.points
-    ids = [point["customdata"][0] if isinstance(point["customdata"], list) else point["customdata"] for point in points if "customdata" in point]
+    ids = [
+        point["customdata"][0] if isinstance(point["customdata"], list) else point["customdata"]
+        for point in points
+        if "customdata" in point
+    ]
     if ids:
         select(zoo, ids)
 
@@ -125,7 +131,14 @@ def panel(zoo: Zoo) -> None:
         return
     st.markdown(f"**{len(chosen):,} of {len(zoo):,} selected**")
     if slices:
-        name = st.selectbox("Saved slices", list(slices), index=None, placeholder="Open a saved slice", label_visibility="collapsed", key="slice")
+        name = st.selectbox(
+            "Saved slices",
+            list(slices),
+            index=None,
+            placeholder="Open a saved slice",
+            label_visibility="collapsed",
+            key="slice",
+        )
         if name and st.session_state.get("slice_opened") != name:
             select(zoo, slices[name])
             st.session_state["slice_opened"] = name
@@ -135,7 +148,9 @@ def panel(zoo: Zoo) -> None:
     with st.container(horizontal=True):
         st.button("Clear", icon=":material/close:", on_click=select, args=(zoo, ()), key="selection_clear")
         others = [id for id in zoo.ids if id not in set(chosen)]
-        st.button("Invert", icon=":material/invert_colors:", on_click=select, args=(zoo, others), key="selection_invert")
+        st.button(
+            "Invert", icon=":material/invert_colors:", on_click=select, args=(zoo, others), key="selection_invert"
+        )
     session().isolated = st.toggle("Show only these", value=session().isolated, key="selection_isolated")
     with st.popover("Save or export", icon=":material/download:", width="stretch"):
         name = st.text_input("Name of the slice", key="slice_name", placeholder="e.g. smiling, low score")
@@ -143,8 +158,12 @@ def panel(zoo: Zoo) -> None:
             save_slice(zoo, name)
             st.rerun()
         table = exported(zoo)
-        st.caption(f"Export: {len(chosen):,} rows with {', '.join(table.columns[:6])}{' …' if len(table.columns) > 6 else ''}")
+        st.caption(
+            f"Export: {len(chosen):,} rows with {', '.join(table.columns[:6])}{' …' if len(table.columns) > 6 else ''}"
+        )
         # encoded when asked for, outside the session: so from the table, not from the selection
         st.download_button("CSV", lambda: table.to_csv(), f"{zoo.name}-selection.csv", "text/csv", key="selection_csv")
         parquet = f"{zoo.name}-selection.parquet"
-        st.download_button("Parquet", lambda: table.to_parquet(), parquet, "application/octet-stream", key="selection_parquet")
+        st.download_button(
+            "Parquet", lambda: table.to_parquet(), parquet, "application/octet-stream", key="selection_parquet"
+        )

@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from lol_core.checkpoint import Checkpoint, read_description, title_of
+from lol_core.collections.index import cache_folder
+from lol_core.collections.zoo import Zoo
+from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
-from lol_core.generation import Painter
-from lol_core.index import cache_folder
-from lol_core.lora import LoRA
-from lol_core.survey import Survey, Surveys
-from lol_core.zoo import Zoo
+from lol_core.insight.generation import Painter
+from lol_core.insight.survey import Survey, Surveys
+from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
 from ui.jobs import DrawingJob, Drawn, ExperimentJob, FoldsJob, IndexJob, MapJob, MapSettings, SurveyJob, TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,8 +38,8 @@ MAX_OFFERED = 20
 class Session:
     """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
-    same: LoRAs that are the same function, by fingerprint; maps: pictures drawn so far; selections, isolated, computed: see ui/selection.py, by collection.
-    picture: the format in which figures are saved; visited: titles of pages seen.
+    same: LoRAs that are the same function, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
+    see ui/selection.py, by collection. picture: the format in which figures are saved; visited: titles of pages seen.
     """
 
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
@@ -75,7 +75,9 @@ def preview_of(zoo: Zoo, id: str) -> Path | None:
 
 
 def recent() -> list[tuple[str, str]]:
-    """(folder, labels file) of the collections opened by path, the latest first, as far as their folders are still there."""
+    """(folder, labels file) of the collections opened by path, the latest first, as far as their folders are still
+    there.
+    """
     try:
         found = json.loads((cache_folder() / "recent.json").read_text())
         return [(str(folder), str(labels)) for folder, labels in found if Path(folder).is_dir()]
@@ -91,7 +93,9 @@ def remember(folder: str, labels: str) -> None:
 
 
 def runs_folder(zoo: Zoo) -> Path:
-    """Where models trained on a zoo are kept: in the user's cache, never in the collection; by the folder, so that they stay when its files change."""
+    """Where models trained on a zoo are kept: in the user's cache, never in the collection; by the folder, so that they
+    stay when its files change.
+    """
     return cache_folder() / "runs" / f"{zoo.name}-{hashlib.sha256(str(zoo.folder).encode()).hexdigest()[:16]}"
 
 
@@ -155,12 +159,18 @@ def of_other_collections(zoo: Zoo) -> dict[str, Path]:
             said = read_description(folder)  # the weights of all of them may be large
         except CheckpointError:
             continue
-        titles.setdefault(f"{title_of(said['config']['model'], said['task']['targets'], said['config']['seed'])}, trained on {said['zoo']}", folder)
+        titles.setdefault(
+            f"{title_of(said['config']['model'], said['task']['targets'], said['config']['seed'])}, trained on"
+            f" {said['zoo']}",
+            folder,
+        )
     return titles
 
 
 def known_base(zoo: Zoo) -> str:
-    """The folder of the base model that this collection's files name, when it comes with the repository; empty when it does not."""
+    """The folder of the base model that this collection's files name, when it comes with the repository; empty when it
+    does not.
+    """
     named = {entry.base_model for entry in zoo.entries}
     if len(named) == 1 and (name := named.pop()):
         folder = SAMPLES / Path(name).name

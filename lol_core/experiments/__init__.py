@@ -1,4 +1,6 @@
-"""The paper's tables and figures on the sample zoos, one file each: `run(context)` gives a `Result`, `TITLE` says what it is."""
+"""The paper's tables and figures on the sample zoos, one file each: `run(context)` gives a `Result`, `TITLE` says what
+it is.
+"""
 
 from __future__ import annotations
 

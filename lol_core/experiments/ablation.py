@@ -8,7 +8,7 @@ from lol_core.experiments.comparison import SEARCH, cells, chart, differences, s
 from lol_core.experiments.newer import ASKED
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.trials import WITHOUT, Context
-from lol_core.models.tucker import PARTS
+from lol_core.learning.models.tucker import PARTS
 
 TITLE = "TuckerNet without each of its parts"
 COLUMNS = ("CLIP score, τ", "attributes, accuracy", "classes, accuracy", "sources, accuracy", "validation loss, R²")
@@ -25,20 +25,38 @@ MEANT = {
 
 def run(context: Context) -> Result:
     asked = {column: context.trials(ASKED[column][0], VARIANTS) for column in COLUMNS[: 1 if context.small else None]}
-    table = pd.concat([cells(column, summary(trials, ASKED[column][1])) for column, trials in asked.items()], ignore_index=True)
+    table = pd.concat(
+        [cells(column, summary(trials, ASKED[column][1])) for column, trials in asked.items()], ignore_index=True
+    )
     findings = []
     for part, said in MEANT.items():
-        gaps = {column: differences(trials, ASKED[column][1], "tucker", f"tucker{WITHOUT}{part}") for column, trials in asked.items()}
+        gaps = {
+            column: differences(trials, ASKED[column][1], "tucker", f"tucker{WITHOUT}{part}")
+            for column, trials in asked.items()
+        }
         best = max(gaps, key=lambda column: gaps[column][0] / max(gaps[column][1], 1e-9))
         findings.append(
             Finding(
-                f"Something is lost without {said}.", verdict(*gaps[best]),
-                f"what the part buys: {'; '.join(f'{column} {gap:+.3f} ± {error:.3f}' for column, (gap, error) in gaps.items())}.",
+                f"Something is lost without {said}.",
+                verdict(*gaps[best]),
+                "what the part buys:"
+                f" {'; '.join(f'{column} {gap:+.3f} ± {error:.3f}' for column, (gap, error) in gaps.items())}.",
             )
-        )  # fmt: skip
+        )
     notes = [
         SEARCH,
-        "For TuckerNet the weight of its directions (1 or 0.1) is searched in place of normalised inputs. The verdict is of the question on which the part "
-        "buys most, so that one of five may look clear by chance; a minus says that the model is better without.",
+        (
+            "For TuckerNet the weight of its directions (1 or 0.1) is searched in place of normalised inputs. The"
+            " verdict is of the question on which the part buys most, so that one of five may look clear by chance; a"
+            " minus says that the model is better without."
+        ),
     ]
-    return Result("ablation", TITLE, table, findings, notes, chart(table, COLUMNS[0]), settings(list(asked.values()), context.budget))
+    return Result(
+        "ablation",
+        TITLE,
+        table,
+        findings,
+        notes,
+        chart(table, COLUMNS[0]),
+        settings(list(asked.values()), context.budget),
+    )

@@ -13,27 +13,34 @@ from scipy.stats import t as student
 
 from lol_core.experiments.result import environment, mean_and_error
 from lol_core.experiments.trials import CONTROLS, KERNEL, Budget, Trials, whole
-from lol_core.models import MODELS
-from lol_core.plots import models_beside_controls
+from lol_core.insight.plots import models_beside_controls
+from lol_core.learning.models import MODELS
 
 Papers = Mapping[str, tuple[float, float]]
 """Model → the paper's mean and standard deviation."""
 
 
 def summary(trials: Trials, score: str) -> pd.DataFrame:
-    """Row title → mean and std over seeds of one score: models, the product kernel, controls (shuffled labels: over the models, at seed 0)."""
+    """Row title → mean and std over seeds of one score: models, the product kernel, controls (shuffled labels: over the
+    models, at seed 0).
+    """
     table = trials.table()
     rows = {}
     for name in [*sorted(trials.models, key=lambda name: list(MODELS).index(whole(name))), KERNEL, *CONTROLS]:
         shuffled = [f"{model}, shuffled labels" for model in trials.models]
         part = table[table["model"].isin(shuffled)] if name == "shuffled labels" else table[table["model"] == name]
         values = part[score].to_numpy(float) if score in part else np.array([])
-        rows[title_of(name)] = (values.mean() if len(values) else np.nan, values.std(ddof=1) if len(values) > 1 else np.nan)
+        rows[title_of(name)] = (
+            values.mean() if len(values) else np.nan,
+            values.std(ddof=1) if len(values) > 1 else np.nan,
+        )
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "std"])
 
 
 def intervals(trials: Trials, score: str) -> pd.DataFrame:
-    """As `summary`, with half the width of the 95 % interval of the mean over seeds (Student's t) as its spread; none for shuffled labels."""
+    """As `summary`, with half the width of the 95 % interval of the mean over seeds (Student's t) as its spread; none
+    for shuffled labels.
+    """
     found = summary(trials, score)
     seeds = trials.table().groupby("model")["seed"].nunique()
     counts = pd.Series({title_of(name): count for name, count in seeds.items()}).reindex(found.index)
@@ -79,17 +86,31 @@ def chart(table: pd.DataFrame, column: str) -> go.Figure:
 def settings(trials: Sequence[Trials], budget: Budget) -> dict[str, Any]:
     """The exact settings: questions, budget, what was chosen for each model and seed, and the software."""
     chosen = {
-        t.question.name: [{key: line.get(key) for key in ("model", "seed", "setting", "picked", "epochs", "parameters") if line.get(key) is not None}
-                          for line in t.chosen()]
+        t.question.name: [
+            {
+                key: line.get(key)
+                for key in ("model", "seed", "setting", "picked", "epochs", "parameters")
+                if line.get(key) is not None
+            }
+            for line in t.chosen()
+        ]
         for t in trials
-    }  # fmt: skip
-    questions = {t.question.name: {"zoo": t.zoo.name, "fingerprint": t.zoo.fingerprint, "LoRAs": len(t.zoo), "targets": t.question.targets} for t in trials}
+    }
+    questions = {
+        t.question.name: {
+            "zoo": t.zoo.name,
+            "fingerprint": t.zoo.fingerprint,
+            "LoRAs": len(t.zoo),
+            "targets": t.question.targets,
+        }
+        for t in trials
+    }
     return {"questions": questions, "budget": asdict(budget), "chosen": chosen, "environment": environment()}
 
 
 GRID = (
-    "Every model was searched over the same grid (learning rate 3e-4, 1e-3, 3e-3; inputs normalised or not; dropout 0.1 in the head, weight decay 0, at most "
-    "60 epochs, the epoch with the lowest validation loss) at every seed, on that seed's own validation LoRAs; a seed is another split (70 / 15 / 15 %) and "
-    "another initialisation."
+    "Every model was searched over the same grid (learning rate 3e-4, 1e-3, 3e-3; inputs normalised or not; dropout 0.1"
+    " in the head, weight decay 0, at most 60 epochs, the epoch with the lowest validation loss) at every seed, on that"
+    " seed's own validation LoRAs; a seed is another split (70 / 15 / 15 %) and another initialisation."
 )
 SEARCH = f"{GRID} ± is the standard deviation over seeds."

@@ -1,4 +1,6 @@
-"""Figure 3: what the LoRAs draw that GL-net predicts best and worst, and how those at both ends were really measured."""
+"""Figure 3: what the LoRAs draw that GL-net predicts best and worst, and how those at both ends were really
+measured.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from lol_core.evaluation import control_predictions
 from lol_core.experiments.comparison import cells, settings
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
 from lol_core.experiments.table2 import QUESTION
 from lol_core.experiments.trials import KERNEL, Context, Kept, Trials
 from lol_core.finetuning.recipes import CELEBA
-from lol_core.generation import Painter, Sampling, contact_sheet
-from lol_core.generation import Stopped as StoppedDrawing
-from lol_core.models import FIVE
-from lol_core.plots import sheet
-from lol_core.training import Progress, Stopped, control_features
+from lol_core.insight.generation import Painter, Sampling, contact_sheet
+from lol_core.insight.generation import Stopped as StoppedDrawing
+from lol_core.insight.plots import sheet
+from lol_core.learning.evaluation import control_predictions
+from lol_core.learning.fit import Progress, Stopped, control_features
+from lol_core.learning.models import FIVE
 
 TITLE = "Figure 3: the LoRAs predicted best and worst"
 GL_NET, NORMS, CHANCE = FIVE["gl_net"].title, "control: norms only", "control: all test LoRAs"
@@ -55,25 +57,46 @@ def run(context: Context) -> Result:
     ends_said = found[found["row"] == GL_NET][["highest", "lowest"]].mean()
     findings = [
         Finding(
-            "LoRAs that GL-net predicts a high CLIP score for draw what was asked; those it predicts a low one for do not.", verdict(*mean_and_error(gap)),
-            f"the {ENDS} held-out LoRAs it ranks highest were measured at {ends_said['highest']:.3f}, the {ENDS} lowest at {ends_said['lowest']:.3f} "
-            f"(difference {gap.mean():+.3f}, standard error {mean_and_error(gap)[1]:.3f}).",
+            "LoRAs that GL-net predicts a high CLIP score for draw what was asked; those it predicts a low one for do"
+            " not.",
+            verdict(*mean_and_error(gap)),
+            f"the {ENDS} held-out LoRAs it ranks highest were measured at {ends_said['highest']:.3f}, the {ENDS} lowest"
+            f" at {ends_said['lowest']:.3f} (difference {gap.mean():+.3f}, standard error"
+            f" {mean_and_error(gap)[1]:.3f}).",
         ),
         Finding(
-            "Not asked in the paper: does it tell the ends apart better than the norms of the updates?", verdict(*mean_and_error(over)),
+            "Not asked in the paper: does it tell the ends apart better than the norms of the updates?",
+            verdict(*mean_and_error(over)),
             f"its difference exceeds that of the norms by {over.mean():+.3f} ± {mean_and_error(over)[1]:.3f}.",
         ),
-    ]  # fmt: skip
-    notes = [
-        f"The sheet: LoRAs of the test part of seed 0, three of the highest and three of the lowest predictions, the base model between them; prompts "
-        f"{', '.join(repr(prompt) for prompt in PROMPTS)}, one seed for all, {DRAWING_STEPS} steps. Nothing was drawn for the ranking itself.",
-        f"The table: mean measured CLIP score of the {ENDS} test LoRAs at each end of a ranking, mean ± standard deviation over seeds (other splits). The "
-        "paper shows images and no such numbers.",
     ]
-    return Result("figure3", TITLE, pd.concat(parts, ignore_index=True), findings, notes, picture, settings([ours], context.budget) | {"shown": columns})
+    notes = [
+        (
+            "The sheet: LoRAs of the test part of seed 0, three of the highest and three of the lowest predictions,"
+            f" the base model between them; prompts {', '.join(repr(prompt) for prompt in PROMPTS)}, one seed for all,"
+            f" {DRAWING_STEPS} steps. Nothing was drawn for the ranking itself."
+        ),
+        (
+            f"The table: mean measured CLIP score of the {ENDS} test LoRAs at each end of a ranking, mean ± standard"
+            " deviation over seeds (other splits). The paper shows images and no such numbers."
+        ),
+    ]
+    return Result(
+        "figure3",
+        TITLE,
+        pd.concat(parts, ignore_index=True),
+        findings,
+        notes,
+        picture,
+        settings([ours], context.budget) | {"shown": columns},
+    )
 
 
-NAMES = {"highest": f"measured, {ENDS} ranked highest", "lowest": f"measured, {ENDS} ranked lowest", "difference": "difference"}
+NAMES = {
+    "highest": f"measured, {ENDS} ranked highest",
+    "lowest": f"measured, {ENDS} ranked lowest",
+    "difference": "difference",
+}
 
 
 def rankings(trials: Trials, seed: int) -> dict[str, dict[str, float]]:
@@ -89,11 +112,16 @@ def rankings(trials: Trials, seed: int) -> dict[str, dict[str, float]]:
     y = fit.task.encode(labels.loc[known + test]).double().numpy()
     values, _ = kernel_ridge(kernels(fit.factors.batch(known + test)), train, validation, asked, y)
     found[KERNEL] = fit.task.decode(torch.from_numpy(values))
-    return {name: pd.Series(values[:, 0], index=test).sort_values(ascending=False).to_dict() for name, values in found.items()}
+    return {
+        name: pd.Series(values[:, 0], index=test).sort_values(ascending=False).to_dict()
+        for name, values in found.items()
+    }
 
 
 def ends(ranked: dict[str, dict[str, float]], scores: pd.Series) -> pd.DataFrame:
-    """For each ranking the mean measured score of its ends, and the mean of all as what a ranking by chance would give."""
+    """For each ranking the mean measured score of its ends, and the mean of all as what a ranking by chance would
+    give.
+    """
     rows = []
     for name, predicted in ranked.items():
         order = list(predicted)

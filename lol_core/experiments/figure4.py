@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from lol_core.batches import Batch, concatenate, make_batch, shared_spec
-from lol_core.evaluation import Metrics, control_predictions, norm_features, score, structure_features
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import Batch, concatenate, make_batch, shared_spec
 from lol_core.experiments.comparison import cells, settings, title_of
 from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
@@ -22,10 +22,10 @@ from lol_core.finetuning.image_zoos import ImageZoo
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people
 from lol_core.finetuning.recipes import CELEBA
-from lol_core.models import FIVE
-from lol_core.plots import across
-from lol_core.training import Fit, Progress, Stopped
-from lol_core.zoo import Zoo
+from lol_core.insight.plots import across
+from lol_core.learning.evaluation import Metrics, control_predictions, norm_features, score, structure_features
+from lol_core.learning.fit import Fit, Progress, Stopped
+from lol_core.learning.models import FIVE
 
 TITLE = "Figure 4: models of rank 4 on LoRAs of other ranks"
 RANKS = (1, 2, 4, 8, 16, 32)
@@ -40,9 +40,16 @@ MACHINE = Machine(workers=2, stack=16)
 def run(context: Context) -> Result:
     ours = context.trials(ATTRIBUTES_QUESTION)
     zoos = dict(fine_tunes(context))
-    kept = Kept(context.folder / "figure4.jsonl", ours.kept.about | {"ranks": {str(rank): zoo.fingerprint for rank, zoo in zoos.items()}})
+    kept = Kept(
+        context.folder / "figure4.jsonl",
+        ours.kept.about | {"ranks": {str(rank): zoo.fingerprint for rank, zoo in zoos.items()}},
+    )
     for seed in range(context.budget.seeds):
-        steps = [*((name, False) for name in ANY_RANK), *((name, True) for name in ANY_RANK if seed == 0), ("controls", False)]
+        steps = [
+            *((name, False) for name in ANY_RANK),
+            *((name, True) for name in ANY_RANK if seed == 0),
+            ("controls", False),
+        ]
         for name, shuffled in steps:
             if any((line["name"], line["seed"], line["shuffled"]) == (name, seed, shuffled) for line in kept.lines()):
                 continue
@@ -50,12 +57,19 @@ def run(context: Context) -> Result:
                 raise Stopped("Stopped. What was measured is kept; the same command goes on.")
             words = f"{name}{' on shuffled labels' if shuffled else ''}, seed {seed}: asked about every rank"
             context.on_progress(Progress(words, seed / context.budget.seeds))
-            found = controls(ours, zoos, seed) if name == "controls" else {name: asked(ours.refit(name, seed, shuffled), zoos)}
+            found = (
+                controls(ours, zoos, seed)
+                if name == "controls"
+                else {name: asked(ours.refit(name, seed, shuffled), zoos)}
+            )
             kept.add(name=name, seed=seed, shuffled=shuffled, scores=found)
     rows = [
         {"model": "shuffled labels" if line["shuffled"] else name, "seed": line["seed"], "rank": int(rank)} | scores
-        for line in kept.lines() if line["seed"] < context.budget.seeds for name, by_rank in line["scores"].items() for rank, scores in by_rank.items()
-    ]  # fmt: skip
+        for line in kept.lines()
+        if line["seed"] < context.budget.seeds
+        for name, by_rank in line["scores"].items()
+        for rank, scores in by_rank.items()
+    ]
     measured = pd.DataFrame(rows)
     order = [*ANY_RANK, KERNEL, *CONTROLS]
     parts = []
@@ -65,8 +79,15 @@ def run(context: Context) -> Result:
             found = pd.DataFrame({"mean": by_model.mean(), "std": by_model.std(ddof=1)}).reindex(order)
             found.index = pd.Index([title_of(name) for name in order])
             parts.append(cells(f"{column}: rank {rank}", found))
-    return Result("figure4", TITLE, pd.concat(parts, ignore_index=True), findings(measured), notes(context, zoos), drawn(measured),
-                  settings([ours], context.budget) | {"fine-tunes": kept.about["ranks"]})  # fmt: skip
+    return Result(
+        "figure4",
+        TITLE,
+        pd.concat(parts, ignore_index=True),
+        findings(measured),
+        notes(context, zoos),
+        drawn(measured),
+        settings([ours], context.budget) | {"fine-tunes": kept.about["ranks"]},
+    )
 
 
 def mean_norm(zoo: Zoo) -> float:
@@ -78,15 +99,25 @@ def mean_norm(zoo: Zoo) -> float:
 def notes(context: Context, zoos: dict[int, Zoo]) -> list[str]:
     sizes = {rank: mean_norm(zoo) for rank, zoo in zoos.items()}
     return [
-        "Likely why accuracy falls at high ranks: with alpha equal to the rank and the same learning rates, LoRAs of higher rank move farther from the base. "
-        f"Their mean ‖ΔW‖ is {', '.join(f'{size:.1f} at rank {rank}' for rank, size in sizes.items())}. It is not the size as such that misleads: the "
-        "product kernel on directions, which does not see it, falls too, so that such a long training leaves other directions. Where the size changes little, "
-        "from rank 1 to 8, neither does the accuracy.",
-        "Each model is the one of table 3: trained on the attributes of Faces (rank 4), with the settings chosen there at each seed. The LoRAs asked about are "
-        f"fine-tunes of {2 if context.small else PEOPLE} people who are not in Faces, each at all six ranks from the same pictures and hyperparameters, by "
-        "the recipe of Faces with another rank (alpha equal to the rank). They are made by this command and not committed. MLP + SVD keeps the four largest "
-        "singular values.",
-        "The paper's figure has no numbers to stand beside these. Loss is the binary cross-entropy, averaged over attributes.",
+        (
+            "Likely why accuracy falls at high ranks: with alpha equal to the rank and the same learning rates, LoRAs"
+            " of higher rank move farther from the base. Their mean ‖ΔW‖ is"
+            f" {', '.join(f'{size:.1f} at rank {rank}' for rank, size in sizes.items())}. It is not the size as such"
+            " that misleads: the product kernel on directions, which does not see it, falls too, so that such a long"
+            " training leaves other directions. Where the size changes little, from rank 1 to 8, neither does the"
+            " accuracy."
+        ),
+        (
+            "Each model is the one of table 3: trained on the attributes of Faces (rank 4), with the settings chosen"
+            f" there at each seed. The LoRAs asked about are fine-tunes of {2 if context.small else PEOPLE} people who"
+            " are not in Faces, each at all six ranks from the same pictures and hyperparameters, by the recipe of"
+            " Faces with another rank (alpha equal to the rank). They are made by this command and not committed. MLP"
+            " + SVD keeps the four largest singular values."
+        ),
+        (
+            "The paper's figure has no numbers to stand beside these. Loss is the binary cross-entropy, averaged over"
+            " attributes."
+        ),
     ]
 
 
@@ -100,14 +131,20 @@ def fine_tunes(context: Context) -> Iterator[tuple[int, Zoo]]:
         recipe = replace(recipe, steps=(2,), batch_sizes=(1,))
     folder = context.work / f"ranks-{count}"
     if not (folder / "people" / "identity_CelebA.txt").exists():
-        write_people(folder / "people", count, machine.workers, partial(said, context, "Drawing people"), first=known + 1)
+        write_people(
+            folder / "people", count, machine.workers, partial(said, context, "Drawing people"), first=known + 1
+        )
     for rank in ranks:
         zoo = ImageZoo(folder / f"rank-{rank}", replace(recipe, rank=rank), str(context.samples / "small-diffusion"))
-        for _ in zoo.build(folder / "people", count, machine, partial(said, context, f"Fine-tuning at rank {rank}"), known):
+        for _ in zoo.build(
+            folder / "people", count, machine, partial(said, context, f"Fine-tuning at rank {rank}"), known
+        ):
             if context.stop():
                 raise Stopped("Stopped. The fine-tunes made so far are kept; the same command goes on.")
         table = pd.read_csv(zoo.labels).sort_values("lora")
-        table.to_csv(zoo.labels, index=False)  # the order in which two processes finished is chance, and the fingerprint reads it
+        table.to_csv(
+            zoo.labels, index=False
+        )  # the order in which two processes finished is chance, and the fingerprint reads it
         yield rank, Zoo.open(zoo.folder)
 
 
@@ -131,7 +168,9 @@ def asked(fit: Fit, zoos: dict[int, Zoo]) -> dict[int, Metrics]:
 
 
 def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[int, Metrics]]:
-    """Name → rank → scores, of what was fitted to the same LoRAs of Faces: a constant, structure, norms, and the product kernel."""
+    """Name → rank → scores, of what was fitted to the same LoRAs of Faces: a constant, structure, norms, and the
+    product kernel.
+    """
     fit = trials.prepared("gl_net", trials.budget.grid[0], seed)
     faces, known = trials.zoo, fit.split["train"] + fit.split["validation"]
     own = fit.factors.batch(known)
@@ -141,9 +180,13 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
     for rank, zoo in zoos.items():
         batch = batch_of(zoo, fit)
         ids = [*known, *(f"held out {id}" for id in zoo.ids)]
-        both = pd.concat([faces.labels.loc[known, list(fit.task.targets)], zoo.labels[list(fit.task.targets)]]).set_axis(ids)
+        both = pd.concat(
+            [faces.labels.loc[known, list(fit.task.targets)], zoo.labels[list(fit.task.targets)]]
+        ).set_axis(ids)
         features = {
-            "structure only": pd.DataFrame(structure_features([*(faces.by_id[id] for id in known), *(zoo.by_id[id] for id in zoo.ids)]), index=ids),
+            "structure only": pd.DataFrame(
+                structure_features([*(faces.by_id[id] for id in known), *(zoo.by_id[id] for id in zoo.ids)]), index=ids
+            ),
             "norms only": pd.DataFrame(norm_features(concatenate([own, batch])), index=ids),
         }
         predicted = control_predictions(fit.task, both, known, ids[len(known) :], features, seed)
@@ -158,7 +201,11 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
 
 def drawn(measured: pd.DataFrame) -> go.Figure:
     panels = {"accuracy": "accuracy", "log_loss": "test loss"}
-    long = measured.melt(["model", "seed", "rank"], list(panels), "panel").groupby(["model", "panel", "rank"], sort=False)["value"].agg(["mean", "std"])
+    long = (
+        measured.melt(["model", "seed", "rank"], list(panels), "panel")
+        .groupby(["model", "panel", "rank"], sort=False)["value"]
+        .agg(["mean", "std"])
+    )
     long = long.reset_index().replace({"panel": panels})
     long["model"] = long["model"].map(title_of)
     return across(long.rename(columns={"rank": "x"}), "rank of the LoRAs asked about")
@@ -182,20 +229,28 @@ def findings(measured: pd.DataFrame) -> list[Finding]:
     said = {name: FIVE[name].title for name in ANY_RANK}
     return [
         Finding(
-            "MLP + Dense and GL-net generalise to ranks they have not seen.", "holds" if max(both.values()) <= LOSS_OF_ACCURACY else "does not hold",
-            "; ".join(f"{said[name]}: accuracy {accuracy.loc[name, KNOWN].mean():.3f} at rank {KNOWN}, less {value:+.3f} at the worst of ranks "
-                      f"{', '.join(map(str, unseen))}" for name, value in both.items()) + ".",
+            "MLP + Dense and GL-net generalise to ranks they have not seen.",
+            "holds" if max(both.values()) <= LOSS_OF_ACCURACY else "does not hold",
+            "; ".join(
+                f"{said[name]}: accuracy {accuracy.loc[name, KNOWN].mean():.3f} at rank {KNOWN}, less {value:+.3f} at"
+                f" the worst of ranks {', '.join(map(str, unseen))}"
+                for name, value in both.items()
+            )
+            + ".",
         ),
         Finding(
-            "They do less well at rank 1.", weakest(verdict(*mean_and_error(gap)) for gap in first.values()),
+            "They do less well at rank 1.",
+            weakest(verdict(*mean_and_error(gap)) for gap in first.values()),
             "; ".join(f"{said[name]}: {-gap.mean():+.3f} at rank 1" for name, gap in first.items()) + ".",
         ),
         Finding(
-            "MLP + SVD does not generalise as well.", verdict(*mean_and_error(worse)),
-            f"its loss rises by {rise('svd').mean():+.3f} at unseen ranks, GL-net's by {rise('gl_net').mean():+.3f}; but at rank {KNOWN} it is at "
-            f"{accuracy.loc['svd', KNOWN].mean():.3f}, a constant at {accuracy.loc['constant', KNOWN].mean():.3f}.",
+            "MLP + SVD does not generalise as well.",
+            verdict(*mean_and_error(worse)),
+            f"its loss rises by {rise('svd').mean():+.3f} at unseen ranks, GL-net's by {rise('gl_net').mean():+.3f};"
+            f" but at rank {KNOWN} it is at {accuracy.loc['svd', KNOWN].mean():.3f}, a constant at"
+            f" {accuracy.loc['constant', KNOWN].mean():.3f}.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def weakest(verdicts: Iterable[str]) -> str:

@@ -8,21 +8,29 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lol_core.devices import find_device
 from lol_core.experiments.result import Finding, Result, environment
 from lol_core.experiments.timing import MEMORY_SHARE, Shape, free_memory, needs, time_model
 from lol_core.experiments.trials import Context
-from lol_core.models import FIVE
-from lol_core.plots import across
-from lol_core.training import Progress, Stopped
+from lol_core.insight.plots import across
+from lol_core.learning.devices import find_device
+from lol_core.learning.fit import Progress, Stopped
+from lol_core.learning.models import FIVE
 
 TITLE = "Figure 5: time over the GPT-3 family"
 RANK = 4
 FAMILY = {
-    "125M": (12, 768), "350M": (24, 1024), "760M": (24, 1536), "1.3B": (24, 2048),
-    "2.7B": (32, 2560), "6.7B": (32, 4096), "13B": (40, 5120), "175B": (96, 12288),
-}  # fmt: skip
-"""Layers and width of the eight sizes (Brown et al., 2020, table 2.1; the 13B model's width is printed there as 5140, which its heads do not divide)."""
+    "125M": (12, 768),
+    "350M": (24, 1024),
+    "760M": (24, 1536),
+    "1.3B": (24, 2048),
+    "2.7B": (32, 2560),
+    "6.7B": (32, 4096),
+    "13B": (40, 5120),
+    "175B": (96, 12288),
+}
+"""Layers and width of the eight sizes (Brown et al., 2020, table 2.1; the 13B model's width is printed there as
+5140, which its heads do not divide).
+"""
 PARAMETERS = dict(zip(FAMILY, (125e6, 350e6, 760e6, 1.3e9, 2.7e9, 6.7e9, 13e9, 175e9), strict=True))
 PREPROCESSED, PASSED, LARGEST_BATCH = 64, 512, 64
 UNIT = ("gl_net", "125M")
@@ -47,38 +55,75 @@ def run(context: Context) -> Result:
             need, free = needs(model, shape(size)), free_memory(device)
             batch = need.batch(2 if context.small else LARGEST_BATCH, free)
             if batch == 0:
-                refused.append(f"{FIVE[model].title} at {size} ({(need.weights + need.each) / 1e9:,.0f} GB of {MEMORY_SHARE * free / 1e9:,.0f} GB)")
+                refused.append(
+                    f"{FIVE[model].title} at {size} ({(need.weights + need.each) / 1e9:,.0f} GB of"
+                    f" {MEMORY_SHARE * free / 1e9:,.0f} GB)"
+                )
                 continue
             found[model, size] = time_model(model, shape(size), batch, device, 0.01 if context.small else 0.3)
     gpu = device.type == "cuda"
     unit = 1.0 if gpu else found[UNIT].forward * PASSED
     seconds = pd.DataFrame(
-        [(model, size, half, getattr(times, name) * count / unit, times.batch)
-         for (model, size), times in found.items() for half, name, count in halves_of()],
+        [
+            (model, size, half, getattr(times, name) * count / unit, times.batch)
+            for (model, size), times in found.items()
+            for half, name, count in halves_of()
+        ],
         columns=["model", "size", "half", "time", "batch"],
-    )  # fmt: skip
+    )
     rows = [
-        (f"{size}: {half}", FIVE[model].title, *(seconds.query("model == @model and size == @size and half == @half")["time"].tolist() or [np.nan]))
-        for half, _, _ in halves_of() for size in sizes for model in FIVE
-    ]  # fmt: skip
+        (
+            f"{size}: {half}",
+            FIVE[model].title,
+            *(seconds.query("model == @model and size == @size and half == @half")["time"].tolist() or [np.nan]),
+        )
+        for half, _, _ in halves_of()
+        for size in sizes
+        for model in FIVE
+    ]
     table = pd.DataFrame(rows, columns=["row", "column", "mean"]).assign(std=np.nan, paper=np.nan, paper_std=np.nan)
     ours = f"{FIVE[UNIT[0]].title}'s forward time at {UNIT[1]}"
-    where = f"seconds on {torch.cuda.get_device_name(device)}" if gpu else f"multiples of {ours}, on this CPU, in one run"
+    where = (
+        f"seconds on {torch.cuda.get_device_name(device)}" if gpu else f"multiples of {ours}, on this CPU, in one run"
+    )
     batches = seconds.groupby("model", sort=False)["batch"].min()
+    smaller = ", ".join(
+        f"{FIVE[model].title} down to {batch}" for model, batch in batches.items() if batch < batches.max()
+    )
     notes = [
-        f"Times are {where}: medians of an untrained model on synthetic factors of rank {RANK}, one square attention matrix a layer, scaled from a batch to "
-        f"{PREPROCESSED} inputs for preprocessing and {PASSED} for the forward pass. Batches hold {LARGEST_BATCH} inputs or as many as fit "
-        f"({', '.join(f'{FIVE[model].title} down to {batch}' for model, batch in batches.items() if batch < batches.max()) or 'here always all'}).",
-        f"Refused beforehand, since float32 weights and one input would take more than {MEMORY_SHARE:.0%} of the free memory: {'; '.join(refused) or 'none'}.",
-        "The paper's figure has no numbers to stand beside these; it was measured on a GPU, where small models leave most of the device idle, so that larger "
-        "ones barely take longer.",
+        (
+            f"Times are {where}: medians of an untrained model on synthetic factors of rank {RANK}, one square"
+            " attention matrix a layer, scaled from a batch to "
+            f"{PREPROCESSED} inputs for preprocessing and {PASSED} for the forward pass. Batches hold {LARGEST_BATCH}"
+            " inputs or as many as fit "
+            f"({smaller or 'here always all'})."
+        ),
+        (
+            f"Refused beforehand, since float32 weights and one input would take more than {MEMORY_SHARE:.0%} of the"
+            f" free memory: {'; '.join(refused) or 'none'}."
+        ),
+        (
+            "The paper's figure has no numbers to stand beside these; it was measured on a GPU, where small models"
+            " leave most of the device idle, so that larger ones barely take longer."
+        ),
     ]
-    drawn = seconds.assign(x=seconds["size"].map(PARAMETERS), mean=seconds["time"], std=np.nan, model=seconds["model"].map(lambda name: FIVE[name].title))
+    drawn = seconds.assign(
+        x=seconds["size"].map(PARAMETERS),
+        mean=seconds["time"],
+        std=np.nan,
+        model=seconds["model"].map(lambda name: FIVE[name].title),
+    )
     drawn = drawn.rename(columns={"half": "panel"})
     units = dict.fromkeys(drawn["panel"], "seconds" if gpu else f"× {ours}")
     ticks = {PARAMETERS[size]: size for size in FAMILY}
     figure = across(drawn, "parameters of the base model", units, log_y=True, ticks=ticks)
-    about: dict[str, Any] = {"family": FAMILY, "rank": RANK, "device": str(device), "refused": refused, "environment": environment()}
+    about: dict[str, Any] = {
+        "family": FAMILY,
+        "rank": RANK,
+        "device": str(device),
+        "refused": refused,
+        "environment": environment(),
+    }
     each = {(model, size): times.preprocess for (model, size), times in found.items()}
     return Result("figure5", TITLE, table, findings(seconds, sizes, refused, max(each.values())), notes, figure, about)
 
@@ -90,7 +135,9 @@ def halves_of() -> tuple[tuple[str, str, int], ...]:
 
 def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowest: float) -> list[Finding]:
     """slowest: seconds of the slowest preprocessing of one input."""
-    forward = seconds[seconds["half"] == f"forward {PASSED}"].pivot_table(index="model", columns="size", values="time")[sizes]
+    forward = seconds[seconds["half"] == f"forward {PASSED}"].pivot_table(index="model", columns="size", values="time")[
+        sizes
+    ]
     others = [name for name in FIVE if name != "dense"]
     growth = forward.loc[others, sizes[-1]] / forward.loc[others, sizes[0]]
     factors = pd.Series({name: shape(sizes[-1]).spec.parameters / shape(sizes[0]).spec.parameters for name in others})
@@ -98,16 +145,24 @@ def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowes
     only_dense = all(text.startswith("MLP + Dense") for text in refused)
     return [
         Finding(
-            "MLP + Dense runs out of memory for the largest models, the others do not.", held[bool(refused) and only_dense],
+            "MLP + Dense runs out of memory for the largest models, the others do not.",
+            held[bool(refused) and only_dense],
             f"refused: {f'{len(refused)} sizes of MLP + Dense' if only_dense else '; '.join(refused)}.",
         ),
         Finding(
-            f"Forward passes of the others barely take longer from {sizes[0]} to {sizes[-1]}.", held[bool(growth.max() <= BARELY)],
+            f"Forward passes of the others barely take longer from {sizes[0]} to {sizes[-1]}.",
+            held[bool(growth.max() <= BARELY)],
             "; ".join(f"{FIVE[name].title} {value:.1f} times" for name, value in growth.items())
-            + f" as long, for factors {factors.iloc[0]:.0f} times as large. On a CPU every multiplication counts; a GPU hides them.",
+            + f" as long, for factors {factors.iloc[0]:.0f} times as large. On a CPU every multiplication counts; a GPU"
+            " hides them.",
         ),
         Finding(
-            "Preprocessing stays below a second for each input.", held[slowest < 1],
-            "so does the slowest here, of all models and sizes that fit." if slowest < 1 else f"the slowest takes {slowest:.1f} times that.",
+            "Preprocessing stays below a second for each input.",
+            held[slowest < 1],
+            (
+                "so does the slowest here, of all models and sizes that fit."
+                if slowest < 1
+                else f"the slowest takes {slowest:.1f} times that."
+            ),
         ),
-    ]  # fmt: skip
+    ]

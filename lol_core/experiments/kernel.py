@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from sklearn.kernel_ridge import KernelRidge
 
-from lol_core.batches import Batch
-from lol_core.embedding import gram
-from lol_core.evaluation import norm_features
+from lol_core.core.batch import Batch
+from lol_core.insight.embedding import gram
+from lol_core.learning.evaluation import norm_features
 
 ALPHAS = tuple(10.0**k for k in range(-4, 3))
 EDGE = 0.02
@@ -24,16 +24,26 @@ def kernels(batch: Batch, others: Batch | None = None) -> dict[str, np.ndarray]:
     """
     unit = directions(batch)
     found = {"updates": gram(batch), "directions": gram(unit)}
-    below = {} if others is None else {"updates": gram(others, others=batch), "directions": gram(directions(others), others=unit)}
+    below = (
+        {}
+        if others is None
+        else {"updates": gram(others, others=batch), "directions": gram(directions(others), others=unit)}
+    )
     sizes = {name: np.diag(matrix).mean() for name, matrix in found.items()}
-    return {name: np.concatenate([matrix, *([below[name]] if below else [])]) / sizes[name] for name, matrix in found.items()}
+    return {
+        name: np.concatenate([matrix, *([below[name]] if below else [])]) / sizes[name]
+        for name, matrix in found.items()
+    }
 
 
 def directions(batch: Batch) -> Batch:
     """Every module's ΔW divided by its Frobenius norm."""
     norms = torch.from_numpy(norm_features(batch)).exp()
     place = {i: k for k, i in enumerate(i for _, indices in batch.spec.groups for i in indices)}
-    scales = [norms[:, [place[i] for i in indices], None, None].to(U) for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True)]
+    scales = [
+        norms[:, [place[i] for i in indices], None, None].to(U)
+        for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True)
+    ]
     return replace(batch, U=tuple(U / scale for U, scale in zip(batch.U, scales, strict=True)))
 
 
@@ -57,6 +67,8 @@ def kernel_ridge(
 
 
 def as_probabilities(values: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Ridge scores of 0/1 labels as probabilities; `exclusive`: of classes of which one is right, so that each row sums to 1."""
+    """Ridge scores of 0/1 labels as probabilities; `exclusive`: of classes of which one is right, so that each row sums
+    to 1.
+    """
     cut = values.clip(EDGE, 1 - EDGE)
     return cut / cut.sum(1, keepdims=True) if exclusive else cut

@@ -1,4 +1,6 @@
-"""Every model on every question: the paper's five, those published since, and TuckerNet, tuned with the same budget on the same splits."""
+"""Every model on every question: the paper's five, those published since, and TuckerNet, tuned with the same budget on
+the same splits.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from lol_core.devices import find_device
 from lol_core.experiments.comparison import GRID, cells, chart, interval, intervals, settings
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
 from lol_core.experiments.table2 import QUESTION as CLIP_QUESTION
@@ -16,8 +17,9 @@ from lol_core.experiments.table4 import SIZE_QUESTION
 from lol_core.experiments.table5 import ACCURACY_QUESTION, LOSS_QUESTION, SOURCES_QUESTION
 from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context, Question, Trials
-from lol_core.models import FIVE, MODELS, NEWER
-from lol_core.training import Progress
+from lol_core.learning.devices import find_device
+from lol_core.learning.fit import Progress
+from lol_core.learning.models import FIVE, MODELS, NEWER
 
 TITLE = "Newer models and TuckerNet, beside the five"
 ASKED: dict[str, tuple[Question, str]] = {
@@ -48,28 +50,44 @@ def run(context: Context) -> Result:
         findings.append(beats(ours, unseen(context, question, score), column, score))
     attributes = asked[1].table()
     sizes = {line["model"]: float(line["parameters"]) for line in asked[1].chosen() if "parameters" in line}
-    parts.append(cells("parameters (attributes), thousands", constants({name: size / 1000 for name, size in sizes.items()}, attributes)))
+    parts.append(
+        cells(
+            "parameters (attributes), thousands",
+            constants({name: size / 1000 for name, size in sizes.items()}, attributes),
+        )
+    )
     took = times(context)
     findings.append(frugal(asked, took))
     for half, values in took.items():
         parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, attributes)))
     notes = [
         f"{budget.seeds} seeds. {GRID} ± is half the width of the 95 % interval of the mean over seeds (Student's t).",
-        "Models that divide the size out of their inputs gain nothing from normalised inputs: for spectral statistics and W2T only the learning rate was "
-        "searched, for TuckerNet the weight of its directions (1 or 0.1) instead; DSiRe fits nothing. DSiRe, W2T and MVProbe are written from their "
-        "descriptions, not from their authors' code.",
-        f"Times: medians for one LoRA of {TIMED.layers} modules of {TIMED.n} × {TIMED.m} at rank {TIMED.r}, synthetic factors, batches of 16, in one "
-        "run. Preprocessing is done once for a LoRA, the forward pass every time.",
-        f"TuckerNet was made with the test scores of seeds 0 to {SEEN - 1} in sight: its parts on seeds 0 and 1, its second weight of directions after a first "
-        f"table of all three. Its scores in the table are flattered by that, so the findings are judged on seeds {SEEN} to {SEEN + UNSEEN - 1}, for which it "
-        "was changed no more.",
+        (
+            "Models that divide the size out of their inputs gain nothing from normalised inputs: for spectral"
+            " statistics and W2T only the learning rate was searched, for TuckerNet the weight of its directions (1 or"
+            " 0.1) instead; DSiRe fits nothing. DSiRe, W2T and MVProbe are written from their descriptions, not from"
+            " their authors' code."
+        ),
+        (
+            f"Times: medians for one LoRA of {TIMED.layers} modules of {TIMED.n} × {TIMED.m} at rank {TIMED.r},"
+            " synthetic factors, batches of 16, in one run. Preprocessing is done once for a LoRA, the forward pass"
+            " every time."
+        ),
+        (
+            f"TuckerNet was made with the test scores of seeds 0 to {SEEN - 1} in sight: its parts on seeds 0 and 1,"
+            " its second weight of directions after a first table of all three. Its scores in the table are flattered"
+            f" by that, so the findings are judged on seeds {SEEN} to {SEEN + UNSEEN - 1}, for which it was changed no"
+            " more."
+        ),
     ]
     table = pd.concat(parts, ignore_index=True)
     return Result("newer", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(asked, budget))
 
 
 def unseen(context: Context, question: Question, score: str) -> pd.DataFrame:
-    """Scores at each of the seeds that were not looked at while TuckerNet was made (in a small run, at the seeds there are): columns tucker, gl_net."""
+    """Scores at each of the seeds that were not looked at while TuckerNet was made (in a small run, at the seeds there
+    are): columns tucker, gl_net.
+    """
     both = context.trials(question, ("tucker", "gl_net"), None if context.small else SEEN + UNSEEN)
     table = both.table().pivot_table(index="seed", columns="model", values=score)[["tucker", "gl_net"]]
     return table if context.small else table[table.index >= SEEN]
@@ -85,27 +103,34 @@ def beats(trials: Trials, judged: pd.DataFrame, column: str, score: str) -> Find
     means = found["mean"]
     others = means[[model.title for name, model in MODELS.items() if name in trials.models and name != "tucker"]]
     return Finding(
-        f"TuckerNet is above GL-net: {column}.", verdict(gap, error),
-        f"at unseen seeds {ours:.3f} ± {half:.3f} against {theirs:.3f} ± {other_half:.3f} (95 % intervals, which {'do not overlap' if apart else 'overlap'}); "
-        f"on the same splits the difference is {gap:+.3f}, standard error {error:.3f} ({', '.join(f'{value:+.3f}' for value in gaps)}). In the table "
-        f"{means['TuckerNet']:.3f} against {means['GL-net']:.3f}; the best of the others is {others.idxmax()} with {others.max():.3f}, the product kernel has "
-        f"{means['product kernel']:.3f}.",
-    )  # fmt: skip
+        f"TuckerNet is above GL-net: {column}.",
+        verdict(gap, error),
+        f"at unseen seeds {ours:.3f} ± {half:.3f} against {theirs:.3f} ± {other_half:.3f} (95 % intervals, which"
+        f" {'do not overlap' if apart else 'overlap'}); on the same splits the difference is {gap:+.3f}, standard error"
+        f" {error:.3f} ({', '.join(f'{value:+.3f}' for value in gaps)}). In the table {means['TuckerNet']:.3f} against"
+        f" {means['GL-net']:.3f}; the best of the others is {others.idxmax()} with {others.max():.3f}, the product"
+        f" kernel has {means['product kernel']:.3f}.",
+    )
 
 
 def frugal(asked: list[Trials], took: dict[str, dict[str, float]]) -> Finding:
     """Whether TuckerNet has no more parameters than GL-net on any question, and at most twice its forward time."""
     sizes = pd.DataFrame(
-        [(line["model"], t.question.name, line.get("parameters")) for t in asked for line in t.chosen()], columns=["model", "question", "size"]
+        [(line["model"], t.question.name, line.get("parameters")) for t in asked for line in t.chosen()],
+        columns=["model", "question", "size"],
     )
-    table = sizes.dropna().drop_duplicates(["model", "question"]).pivot_table(index="question", columns="model", values="size")
+    table = (
+        sizes.dropna()
+        .drop_duplicates(["model", "question"])
+        .pivot_table(index="question", columns="model", values="size")
+    )
     share = (table["tucker"] / table["gl_net"]).max()
     forward, preprocess = took["forward"]["tucker"], took["preprocess"]["tucker"]
     return Finding(
         "TuckerNet has no more parameters than GL-net, and at most twice its forward time.",
         "holds" if share <= 1 and forward <= 2 else "does not hold",
-        f"at most {share:.0%} of its parameters on any question, and {forward:.2f} times its forward time; its preprocessing, once for a LoRA, takes "
-        f"{preprocess:.1f} of GL-net's forward passes.",
+        f"at most {share:.0%} of its parameters on any question, and {forward:.2f} times its forward time; its"
+        f" preprocessing, once for a LoRA, takes {preprocess:.1f} of GL-net's forward passes.",
     )
 
 
@@ -116,11 +141,15 @@ def constants(values: dict[str, float], rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def times(context: Context) -> dict[str, dict[str, float]]:
-    """ "preprocess" and "forward" → model → time for one LoRA in units of GL-net's forward pass. DSiRe's search depends on how many LoRAs it knows."""
+    """ "preprocess" and "forward" → model → time for one LoRA in units of GL-net's forward pass. DSiRe's search depends
+    on how many LoRAs it knows.
+    """
     device, found = find_device("cpu"), {}
     for name in MODELS:
         if not MODELS[name].memorizes:
             context.on_progress(Progress(f"Timing {MODELS[name].title}", 1.0))
             found[name] = time_model(name, TIMED, 2 if context.small else 16, device, 0.01 if context.small else 0.5)
     unit = found["gl_net"].forward
-    return {half: {name: getattr(time, half) / unit for name, time in found.items()} for half in ("preprocess", "forward")}
+    return {
+        half: {name: getattr(time, half) / unit for name, time in found.items()} for half in ("preprocess", "forward")
+    }

@@ -1,4 +1,6 @@
-"""What an experiment leaves: a table beside the paper's, findings with their verdicts, a figure and its exact settings."""
+"""What an experiment leaves: a table beside the paper's, findings with their verdicts, a figure and its exact
+settings.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PACKAGES = ("torch", "numpy", "scikit-learn", "pandas")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something the paper found, and whether it is so here. holds: "holds", "holds, not clearly" or "does not hold"; here: the numbers that say so."""
+    """Something the paper found, and whether it is so here. holds: "holds", "holds, not clearly" or "does not
+    hold"; here: the numbers that say so.
+    """
 
     paper: str
     holds: str
@@ -47,8 +51,9 @@ def mean_and_error(values: pd.Series) -> tuple[float, float]:
 class Result:
     """One experiment's outcome.
 
-    cells: a row for each number: row, column, mean, std (NaN for a single value), paper, paper_std (NaN where the paper has none), in the order in which
-    they are shown. notes: what differs from the paper's experiment, a sentence each.
+    cells: a row for each number: row, column, mean, std (NaN for a single value), paper, paper_std (NaN where the
+    paper has none), in the order in which they are shown. notes: what differs from the paper's experiment, a
+    sentence each.
     """
 
     name: str
@@ -60,12 +65,19 @@ class Result:
     settings: dict[str, Any]
 
     def write(self, folder: Path) -> Path:
-        """Write table.csv, table.md, figure.json, settings.json and, where a browser is found to draw it, figure.png. Returns the folder made."""
+        """Write table.csv, table.md, figure.json, settings.json and, where a browser is found to draw it,
+        figure.png. Returns the folder made.
+        """
         place = folder / self.name
         place.mkdir(parents=True, exist_ok=True)
         self.cells.to_csv(place / "table.csv", index=False, float_format="%.6g")
         (place / "figure.json").write_text(str(self.figure.to_json()))
-        about = {"title": self.title, "notes": self.notes, "findings": [asdict(finding) for finding in self.findings], "settings": self.settings}
+        about = {
+            "title": self.title,
+            "notes": self.notes,
+            "findings": [asdict(finding) for finding in self.findings],
+            "settings": self.settings,
+        }
         (place / "settings.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         (place / "table.md").write_text(self.markdown())
         draw(self.figure, place / "figure.png")
@@ -78,9 +90,19 @@ class Result:
             about = json.loads((place / "settings.json").read_text())
             figure = go.Figure(json.loads((place / "figure.json").read_text()))
             cells = pd.read_csv(place / "table.csv")
-            return cls(place.name, about["title"], cells, [Finding(**kept) for kept in about["findings"]], about["notes"], figure, about["settings"])
+            return cls(
+                place.name,
+                about["title"],
+                cells,
+                [Finding(**kept) for kept in about["findings"]],
+                about["notes"],
+                figure,
+                about["settings"],
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LoLError(f"{place}: no readable result there ({error}). Run `python -m lol_core experiment {place.name}`.") from error
+            raise LoLError(
+                f"{place}: no readable result there ({error}). Run `python -m lol_core experiment {place.name}`."
+            ) from error
 
     def markdown(self) -> str:
         lines = [f"## {self.title}", ""]
@@ -93,7 +115,9 @@ class Result:
 
 def environment() -> dict[str, Any]:
     """What besides the seed decides the last digits."""
-    return {"python": platform.python_version(), "threads": torch.get_num_threads(), "machine": platform.machine()} | {p: version(p) for p in PACKAGES}
+    return {"python": platform.python_version(), "threads": torch.get_num_threads(), "machine": platform.machine()} | {
+        p: version(p) for p in PACKAGES
+    }
 
 
 def said(mean: float, std: float, digits: int = 3) -> str:
@@ -106,12 +130,19 @@ def said(mean: float, std: float, digits: int = 3) -> str:
 
 
 def wide(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells as people read them: a row for each row, and for each column what was measured and, where there is one, the paper's number."""
+    """The cells as people read them: a row for each row, and for each column what was measured and, where there is
+    one, the paper's number.
+    """
     table = pd.DataFrame(index=pd.Index(cells["row"].unique(), name=""))
     for column, part in cells.groupby("column", sort=False):
         found = part.set_index("row")
-        table[column] = [said(mean, std) for mean, std in zip(found["mean"], found["std"], strict=True)] if len(found) == len(table) else pd.Series(
-            {row: said(cell["mean"], cell["std"]) for row, cell in found.iterrows()}).reindex(table.index).fillna("")  # fmt: skip
+        table[column] = (
+            [said(mean, std) for mean, std in zip(found["mean"], found["std"], strict=True)]
+            if len(found) == len(table)
+            else pd.Series({row: said(cell["mean"], cell["std"]) for row, cell in found.iterrows()})
+            .reindex(table.index)
+            .fillna("")
+        )
         if found["paper"].notna().any():
             papers = {row: said(cell["paper"], cell["paper_std"]) for row, cell in found.iterrows()}
             table[f"{column} (paper)"] = pd.Series(papers).reindex(table.index).fillna("–")
@@ -119,15 +150,29 @@ def wide(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def blocks(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The tables that the cells make, as `wide`: one for all columns that begin with the same words and a colon, under those words."""
+    """The tables that the cells make, as `wide`: one for all columns that begin with the same words and a colon,
+    under those words.
+    """
     heads = cells["column"].str.extract(r"^(?:(.*?): )?(.*)$").fillna("")
-    return [(str(head), wide(part.assign(column=heads.loc[part.index, 1]))) for head, part in cells.groupby(heads[0], sort=False)]
+    return [
+        (str(head), wide(part.assign(column=heads.loc[part.index, 1])))
+        for head, part in cells.groupby(heads[0], sort=False)
+    ]
 
 
 def markdown_table(table: pd.DataFrame) -> str:
     head = "| | " + " | ".join(table.columns) + " |"
     rule = "|" + "---|" * (table.shape[1] + 1)
-    return "\n".join([head, rule, *(f"| {row} | " + " | ".join(values) + " |" for row, values in zip(table.index, table.to_numpy(), strict=True))])
+    return "\n".join(
+        [
+            head,
+            rule,
+            *(
+                f"| {row} | " + " | ".join(values) + " |"
+                for row, values in zip(table.index, table.to_numpy(), strict=True)
+            ),
+        ]
+    )
 
 
 def draw(figure: go.Figure, path: Path) -> bool:
@@ -153,9 +198,10 @@ def write_report(folder: Path) -> Path:
         picture = f"\n![{name}](results/{name}/figure.png)\n" if (place / "figure.png").is_file() else ""
         body.append((place / "table.md").read_text() + picture)
     head = (
-        f"# Results\n\nThe tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos, beside the paper's own numbers. The paper's zoos "
-        "are larger and made of other models, so what can be compared is what was found, not the figures. This page is written by "
-        "`python -m lol_core experiment`; each folder in `results/` has the numbers and the settings.\n\n"
+        f"# Results\n\nThe tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos, beside"
+        " the paper's own numbers. The paper's zoos are larger and made of other models, so what can be compared is"
+        " what was found, not the figures. This page is written by `python -m lol_core experiment`; each folder in"
+        " `results/` has the numbers and the settings.\n\n"
     )
     path = folder / "results.md"
     path.write_text(head + "\n".join(body))

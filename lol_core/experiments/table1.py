@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lol_core.batches import Batch, make_batch, shared_spec
-from lol_core.devices import find_device
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.symmetry import TOLERANCES, Group, invariance_error, relative_change
 from lol_core.experiments.result import Finding, Result, environment
 from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context
-from lol_core.models import FIVE, ModelConfig, make_model
-from lol_core.plots import errors_of_models
-from lol_core.symmetry import TOLERANCES, Group, invariance_error, relative_change
-from lol_core.training import Progress, Stopped
-from lol_core.zoo import Zoo
+from lol_core.insight.plots import errors_of_models
+from lol_core.learning.devices import find_device
+from lol_core.learning.fit import Progress, Stopped
+from lol_core.learning.models import FIVE, ModelConfig, make_model
 
 TITLE = "Table 1: invariance and time of the five models"
 CONDITION = 100.0
@@ -33,7 +33,9 @@ ERRORS: dict[str, tuple[Group, torch.dtype]] = {
 SIGN = "U → −U"
 PREPROCESS = {"mlp": (1, 1, 1), "o_align": (1, 1, 2), "svd": (1, 1, 2), "dense": (1, 1, 1), "gl_net": (1, 1, 1)}
 FORWARD = {"mlp": (1, 1, 1), "o_align": (1, 1, 1), "svd": (1, 1, 1), "dense": (1, 1, 0), "gl_net": (1, 1, 1)}
-"""The stated exponents of n, m and r; those of sums such as O((m + n) r) where the term of the one that grows dominates."""
+"""The stated exponents of n, m and r; those of sums such as O((m + n) r) where the term of the one that grows
+dominates.
+"""
 SLACK = 0.25
 """By how much a measured exponent may exceed the stated one."""
 SWEEPS = {
@@ -54,29 +56,68 @@ def run(context: Context) -> Result:
         context.on_progress(Progress(f"{FIVE[model].title}: invariance and time", i / len(FIVE)))
         found = pd.DataFrame([movements(model, batch, seed) for seed in range(budget.seeds)])
         title = FIVE[model].title
-        parts += [(title, f"moved by: {column}", found[column].mean(), found[column].std(ddof=1) if len(found) > 1 else np.nan, np.nan) for column in found]
+        parts += [
+            (
+                title,
+                f"moved by: {column}",
+                found[column].mean(),
+                found[column].std(ddof=1) if len(found) > 1 else np.nan,
+                np.nan,
+            )
+            for column in found
+        ]
         slopes = exponents(model, small=context.small)
         for half, stated in (("preprocess", PREPROCESS), ("forward", FORWARD)):
-            parts += [(title, f"{half}: exponent of {k}", slopes[half, k], np.nan, stated[model][j]) for j, k in enumerate(SWEEPS)]
-    order = [*(f"moved by: {column}" for column in (*ERRORS, SIGN)), *(f"{half}: exponent of {k}" for half in ("preprocess", "forward") for k in SWEEPS)]
+            parts += [
+                (title, f"{half}: exponent of {k}", slopes[half, k], np.nan, stated[model][j])
+                for j, k in enumerate(SWEEPS)
+            ]
+    order = [
+        *(f"moved by: {column}" for column in (*ERRORS, SIGN)),
+        *(f"{half}: exponent of {k}" for half in ("preprocess", "forward") for k in SWEEPS),
+    ]
     table = pd.DataFrame(parts, columns=["row", "column", "mean", "std", "paper"]).assign(paper_std=np.nan)
     table = table.sort_values("column", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
-    shown = table.assign(column=table["column"].str.removeprefix("moved by: ")).pivot_table(index="row", columns="column", values="mean", sort=False)
+    shown = table.assign(column=table["column"].str.removeprefix("moved by: ")).pivot_table(
+        index="row", columns="column", values="mean", sort=False
+    )
     notes = [
-        f"Invariance: largest relative change of the latent vector over 8 draws of R with condition number {CONDITION:g} for each of {LORAS} LoRAs of Faces, "
-        f"untrained models, {budget.seeds} initialisations (mean ± standard deviation). {SIGN} is another LoRA, −ΔW: a model that does not move at all cannot "
-        "tell the two apart.",
-        "Time: exponents fitted to medians over one LoRA module of synthetic factors, n and m from 2,048 to 16,384 (the other 64, r = 4), r from 8 to 64 "
-        "(n = m = 1,024), batches of 4. The paper's columns are the exponents of its O(·); they bound the measured ones from above. Small matrices cost more "
-        "than their operations, so measured exponents lie below where the work is little. GL-net and MLP read the factors as they are: their "
-        "preprocessing is a copy.",
+        (
+            "Invariance: largest relative change of the latent vector over 8 draws of R with condition number"
+            f" {CONDITION:g} for each of {LORAS} LoRAs of Faces, untrained models, {budget.seeds} initialisations (mean"
+            f" ± standard deviation). {SIGN} is another LoRA, −ΔW: a model that does not move at all cannot tell the"
+            " two apart."
+        ),
+        (
+            "Time: exponents fitted to medians over one LoRA module of synthetic factors, n and m from 2,048 to 16,384"
+            " (the other 64, r = 4), r from 8 to 64 (n = m = 1,024), batches of 4. The paper's columns are the"
+            " exponents of its O(·); they bound the measured ones from above. Small matrices cost more than their"
+            " operations, so measured exponents lie below where the work is little. GL-net and MLP read the factors as"
+            " they are: their preprocessing is a copy."
+        ),
     ]
-    about = {"condition": CONDITION, "LoRAs": LORAS, "seeds": budget.seeds, "zoo": zoo.fingerprint, "environment": environment()}
-    return Result("table1", TITLE, table, findings(shown), notes, errors_of_models(shown[[*ERRORS, SIGN]], TOLERANCES[torch.float32]), about)
+    about = {
+        "condition": CONDITION,
+        "LoRAs": LORAS,
+        "seeds": budget.seeds,
+        "zoo": zoo.fingerprint,
+        "environment": environment(),
+    }
+    return Result(
+        "table1",
+        TITLE,
+        table,
+        findings(shown),
+        notes,
+        errors_of_models(shown[[*ERRORS, SIGN]], TOLERANCES[torch.float32]),
+        about,
+    )
 
 
 def movements(model: str, batch: Batch, seed: int) -> dict[str, float]:
-    """How far the latent vector of an untrained model moves, relatively, under each group, and when U changes its sign."""
+    """How far the latent vector of an untrained model moves, relatively, under each group, and when U changes its
+    sign.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         built = make_model(model, batch.spec, 1, ModelConfig()).double().eval()
@@ -85,7 +126,9 @@ def movements(model: str, batch: Batch, seed: int) -> dict[str, float]:
     with torch.no_grad():
         for name, (group, dtype) in ERRORS.items():
             own = built.to(dtype)
-            found[name] = invariance_error(own.embed, batch.to(dtype=dtype), group, CONDITION, generator=torch.Generator().manual_seed(seed))
+            found[name] = invariance_error(
+                own.embed, batch.to(dtype=dtype), group, CONDITION, generator=torch.Generator().manual_seed(seed)
+            )
         built = built.double()
         negative = Batch(batch.spec, tuple(-U for U in batch.U), batch.V, batch.ranks)
         found[SIGN] = relative_change(built.embed(negative), built.embed(batch))
@@ -125,21 +168,28 @@ def findings(shown: pd.DataFrame) -> list[Finding]:
     held = {True: "holds", False: "does not hold"}
     return [
         Finding(
-            "Theorem 1: MLP + Dense, MLP + SVD and GL-net are GL-invariant.", held[invariant <= tolerance and exact <= TOLERANCES[torch.float64]],
+            "Theorem 1: MLP + Dense, MLP + SVD and GL-net are GL-invariant.",
+            held[invariant <= tolerance and exact <= TOLERANCES[torch.float64]],
             f"they move by at most {invariant:.1e} in float32 and {exact:.1e} in float64, which is rounding.",
         ),
         Finding(
-            "Theorem 1: MLP + O-Align is O-invariant but not GL-invariant.", held[align <= tolerance and turned > FAR * tolerance],
+            "Theorem 1: MLP + O-Align is O-invariant but not GL-invariant.",
+            held[align <= tolerance and turned > FAR * tolerance],
             f"it moves by {align:.1e} under O(r), by {turned:.2g} under GL(r).",
         ),
         Finding("Theorem 1: MLP is neither.", held[plain > FAR * tolerance], f"it moves by {plain:.2g} and more."),
         Finding(
             "MLP + SVD is not expressive: it cannot tell ΔW from −ΔW. The others can.",
-            held[value("svd", SIGN) <= tolerance and min(value(model, SIGN) for model in FIVE if model != "svd") > FAR * tolerance],
-            f"{SIGN} moves it by {value('svd', SIGN):.1e}, each of the others by {min(value(m, SIGN) for m in FIVE if m != 'svd'):.2g} or more.",
+            held[
+                value("svd", SIGN) <= tolerance
+                and min(value(model, SIGN) for model in FIVE if model != "svd") > FAR * tolerance
+            ],
+            f"{SIGN} moves it by {value('svd', SIGN):.1e}, each of the others by"
+            f" {min(value(m, SIGN) for m in FIVE if m != 'svd'):.2g} or more.",
         ),
         Finding(
-            "Times grow no faster than stated.", held[excess[worst] <= SLACK],
+            "Times grow no faster than stated.",
+            held[excess[worst] <= SLACK],
             f"the largest excess of a fitted exponent over the stated one is {excess[worst]:+.2f} ({worst}).",
         ),
-    ]  # fmt: skip
+    ]

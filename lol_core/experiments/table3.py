@@ -8,7 +8,7 @@ import pandas as pd
 from lol_core.experiments.comparison import SEARCH, Papers, best_rival, cells, chart, differences, settings, summary
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.trials import Context, Question
-from lol_core.models import FIVE
+from lol_core.learning.models import FIVE
 
 TITLE = "Table 3: attributes on Faces, class presence on Emojinette"
 CLASSES = ("cassette", "church", "dog", "fish", "fuel pump", "golf flag", "horn", "parachute", "saw", "truck")
@@ -20,19 +20,59 @@ def sum_of_classes(truth: pd.DataFrame, predicted: np.ndarray) -> dict[str, floa
     return {"sum of classes": float(((predicted > 0.5).sum(1) == present).mean())}
 
 
-ATTRIBUTES_QUESTION = Question("faces-attributes", "faces", ("Eyeglasses", "Wearing_Hat", "Smiling", "Beard", "Long_Hair"))
-CLASSES_QUESTION = Question("emojinette-classes", "emojinette", tuple(f"has {name}" for name in CLASSES), extra=sum_of_classes)
+ATTRIBUTES_QUESTION = Question(
+    "faces-attributes", "faces", ("Eyeglasses", "Wearing_Hat", "Smiling", "Beard", "Long_Hair")
+)
+CLASSES_QUESTION = Question(
+    "emojinette-classes", "emojinette", tuple(f"has {name}" for name in CLASSES), extra=sum_of_classes
+)
 QUESTIONS = (ATTRIBUTES_QUESTION, CLASSES_QUESTION)
 PAPERS: dict[str, dict[str, Papers]] = {
     "attributes": {
-        "train loss": {"mlp": (0.551, 0.0), "o_align": (0.074, 0.022), "svd": (0.490, 0.015), "dense": (0.131, 0.018), "gl_net": (0.064, 0.008)},
-        "test loss": {"mlp": (0.554, 0.0), "o_align": (0.333, 0.008), "svd": (0.509, 0.013), "dense": (0.267, 0.007), "gl_net": (0.232, 0.007)},
-        "accuracy": {"mlp": (0.724, 0.0), "o_align": (0.872, 0.005), "svd": (0.773, 0.013), "dense": (0.891, 0.004), "gl_net": (0.913, 0.001)},
+        "train loss": {
+            "mlp": (0.551, 0.0),
+            "o_align": (0.074, 0.022),
+            "svd": (0.490, 0.015),
+            "dense": (0.131, 0.018),
+            "gl_net": (0.064, 0.008),
+        },
+        "test loss": {
+            "mlp": (0.554, 0.0),
+            "o_align": (0.333, 0.008),
+            "svd": (0.509, 0.013),
+            "dense": (0.267, 0.007),
+            "gl_net": (0.232, 0.007),
+        },
+        "accuracy": {
+            "mlp": (0.724, 0.0),
+            "o_align": (0.872, 0.005),
+            "svd": (0.773, 0.013),
+            "dense": (0.891, 0.004),
+            "gl_net": (0.913, 0.001),
+        },
     },
     "classes": {
-        "train loss": {"mlp": (0.582, 0.004), "o_align": (0.002, 0.001), "svd": (0.581, 0.013), "dense": (0.019, 0.001), "gl_net": (0.019, 0.0)},
-        "test loss": {"mlp": (0.709, 0.004), "o_align": (0.278, 0.008), "svd": (0.638, 0.013), "dense": (0.264, 0.011), "gl_net": (0.244, 0.005)},
-        "accuracy": {"mlp": (0.496, 0.013), "o_align": (0.878, 0.003), "svd": (0.656, 0.006), "dense": (0.889, 0.006), "gl_net": (0.904, 0.003)},
+        "train loss": {
+            "mlp": (0.582, 0.004),
+            "o_align": (0.002, 0.001),
+            "svd": (0.581, 0.013),
+            "dense": (0.019, 0.001),
+            "gl_net": (0.019, 0.0),
+        },
+        "test loss": {
+            "mlp": (0.709, 0.004),
+            "o_align": (0.278, 0.008),
+            "svd": (0.638, 0.013),
+            "dense": (0.264, 0.011),
+            "gl_net": (0.244, 0.005),
+        },
+        "accuracy": {
+            "mlp": (0.496, 0.013),
+            "o_align": (0.878, 0.003),
+            "svd": (0.656, 0.006),
+            "dense": (0.889, 0.006),
+            "gl_net": (0.904, 0.003),
+        },
     },
 }
 
@@ -48,35 +88,45 @@ def run(context: Context) -> Result:
         gap, error = differences(ours, "accuracy", "gl_net", rival)
         findings.append(
             Finding(
-                f"GL-net predicts {name} best of the five.", verdict(gap, error),
-                f"accuracy {accuracy['GL-net']:.3f}; the best of the others is {FIVE[rival].title} with {accuracy[FIVE[rival].title]:.3f} "
-                f"(difference {gap:+.3f} ± {error:.3f}).",
+                f"GL-net predicts {name} best of the five.",
+                verdict(gap, error),
+                f"accuracy {accuracy['GL-net']:.3f}; the best of the others is {FIVE[rival].title} with"
+                f" {accuracy[FIVE[rival].title]:.3f} (difference {gap:+.3f} ± {error:.3f}).",
             )
-        )  # fmt: skip
+        )
         below = min(accuracy[FIVE[model].title] for model in ("o_align", "dense", "gl_net"))
         poor = max(accuracy["MLP"], accuracy["MLP + SVD"])
         findings.append(
             Finding(
-                f"MLP and MLP + SVD have trouble with {name}, and only they.", "holds" if poor < below else "does not hold",
+                f"MLP and MLP + SVD have trouble with {name}, and only they.",
+                "holds" if poor < below else "does not hold",
                 f"MLP {accuracy['MLP']:.3f}, SVD {accuracy['MLP + SVD']:.3f}; the least of the others {below:.3f}; "
                 f"a constant {accuracy['control: constant']:.3f}.",
             )
-        )  # fmt: skip
+        )
         kernel, kernel_error = differences(ours, "accuracy", "gl_net", "product kernel")
         findings.append(
             Finding(
-                f"Not asked in the paper: does GL-net predict {name} better than ridge regression on the product kernel?", verdict(kernel, kernel_error),
-                f"difference in accuracy {kernel:+.3f} ± {kernel_error:.3f}; the norms of the updates reach {accuracy['control: norms only']:.3f}.",
+                f"Not asked in the paper: does GL-net predict {name} better than ridge regression on the product"
+                " kernel?",
+                verdict(kernel, kernel_error),
+                f"difference in accuracy {kernel:+.3f} ± {kernel_error:.3f}; the norms of the updates reach"
+                f" {accuracy['control: norms only']:.3f}.",
             )
-        )  # fmt: skip
+        )
     table = pd.concat(parts, ignore_index=True)
     notes = [
         SEARCH,
-        "Faces: five drawn attributes of 1,000 persons (the paper: five attributes of CelebA, 3,900 persons). Emojinette: ten drawn classes, 1,023 LoRAs of "
-        "rank 16 (the paper: Imagenette, 2,046 of rank 32).",
-        "Why GL-net is not ahead: ridge regression, linear in the whole of ΔW and without a search of features, does better on the same training LoRAs, so "
-        "that the answer is in the weights and GL-net loses some of it, likely because it sees each module through sixteen directions a side and has about 700 "
-        "LoRAs to learn them from.",
+        (
+            "Faces: five drawn attributes of 1,000 persons (the paper: five attributes of CelebA, 3,900 persons)."
+            " Emojinette: ten drawn classes, 1,023 LoRAs of rank 16 (the paper: Imagenette, 2,046 of rank 32)."
+        ),
+        (
+            "Why GL-net is not ahead: ridge regression, linear in the whole of ΔW and without a search of features,"
+            " does better on the same training LoRAs, so that the answer is in the weights and GL-net loses some of it,"
+            " likely because it sees each module through sixteen directions a side and has about 700 LoRAs to learn"
+            " them from."
+        ),
     ]
     return Result(
         "table3",

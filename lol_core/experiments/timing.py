@@ -1,4 +1,6 @@
-"""Preprocessing and forward passes of the five models, timed side by side on synthetic factors of any shape. Nothing here was fine-tuned."""
+"""Preprocessing and forward passes of the five models, timed side by side on synthetic factors of any shape. Nothing
+here was fine-tuned.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from lol_core.batches import Batch, ModuleSpec, WeightSpec
-from lol_core.models import GLNet, LoLModel, ModelConfig, MVProbe, make_model
+from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.header import ModuleHeader
+from lol_core.learning.models import GLNet, LoLModel, ModelConfig, MVProbe, make_model
 
 MEMORY_SHARE = 0.7
 COPIES = 3
@@ -30,7 +33,7 @@ class Shape:
 
     @property
     def spec(self) -> WeightSpec:
-        return WeightSpec(tuple(ModuleSpec(f"layer {i}", self.n, self.m, self.r) for i in range(self.layers)))
+        return WeightSpec(tuple(ModuleHeader(f"layer {i}", self.n, self.m, self.r) for i in range(self.layers)))
 
     def factors(self, count: int, device: torch.device) -> Batch:
         """Random factors, for timing only: they are no LoRAs."""
@@ -75,14 +78,20 @@ def free_memory(device: torch.device) -> float:
 
 
 def halves(model: LoLModel) -> tuple[Callable[[Batch], Any], Callable[[Any], Tensor]]:
-    """What is done once for a LoRA, and what is done at every pass. GL-net and MVProbe read the factors as they are; the others make features first."""
+    """What is done once for a LoRA, and what is done at every pass. GL-net and MVProbe read the factors as they are;
+    the others make features first.
+    """
     if isinstance(model, GLNet | MVProbe):
         return model.normalized, lambda batch: model.head.out(model.head.latent(model.features(batch)))
-    return lambda batch: model.features(model.normalized(batch)), lambda features: model.head.out(model.head.latent(features))
+    return lambda batch: model.features(model.normalized(batch)), lambda features: model.head.out(
+        model.head.latent(features)
+    )
 
 
 @torch.no_grad()
-def time_model(model: str, shape: Shape, batch: int, device: torch.device, at_least: float = 0.3, config: ModelConfig | None = None) -> Times:
+def time_model(
+    model: str, shape: Shape, batch: int, device: torch.device, at_least: float = 0.3, config: ModelConfig | None = None
+) -> Times:
     """Median times of an untrained model on a batch of synthetic factors, each measured for `at_least` seconds."""
     with torch.device("meta"):
         built = make_model(model, shape.spec, 1, config)

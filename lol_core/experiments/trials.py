@@ -1,4 +1,6 @@
-"""Models tuned and tested on one question about a zoo, with its controls: every fit is a line of a file, so that a stopped experiment goes on."""
+"""Models tuned and tested on one question about a zoo, with its controls: every fit is a line of a file, so that a
+stopped experiment goes on.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lol_core.checkpoint import TrainingConfig
-from lol_core.devices import find_device
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import TaskError
-from lol_core.evaluation import bootstrap_interval, control_scores, score
 from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
-from lol_core.models import FIVE, MODELS, ModelConfig, TuckerNet
-from lol_core.tasks import Task, TaskKind
-from lol_core.training import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
-from lol_core.zoo import Zoo
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.devices import find_device
+from lol_core.learning.evaluation import bootstrap_interval, control_scores, score
+from lol_core.learning.fit import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
+from lol_core.learning.models import FIVE, MODELS, ModelConfig, TuckerNet
+from lol_core.learning.tasks import Task, TaskKind
 
 Scores = dict[str, float]
 KERNEL = "product kernel"
@@ -42,7 +44,9 @@ def whole(model: str) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is searched over: learning rate and normalised inputs; for TuckerNet, which normalising does not change, the weight of the directions instead."""
+    """What is searched over: learning rate and normalised inputs; for TuckerNet, which normalising does not change,
+    the weight of the directions instead.
+    """
 
     learning_rate: float
     normalize: bool
@@ -55,13 +59,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is spent: seeds (each another split and initialisation), the grid every model is searched over at every seed, epochs, patience.
+    """How much is spent: seeds (each another split and initialisation), the grid every model is searched over at
+    every seed, epochs, patience.
 
     loras: at most so many of a zoo, all when None.
     """
 
     seeds: int = 3
-    grid: tuple[Setting, ...] = tuple(Setting(rate, normalize) for rate in (3e-4, 1e-3, 3e-3) for normalize in (False, True))
+    grid: tuple[Setting, ...] = tuple(
+        Setting(rate, normalize) for rate in (3e-4, 1e-3, 3e-3) for normalize in (False, True)
+    )
     dropout: float = 0.1
     epochs: int = 60
     patience: int = 10
@@ -73,19 +80,34 @@ class Budget:
         return {key: value for key, value in asdict(self).items() if key not in ("seeds", "grid")}
 
     def settings(self, model: str) -> tuple[Setting, ...]:
-        """The grid, less what makes no difference to a model: normalising where it is free of scale, and everything where nothing is fitted."""
+        """The grid, less what makes no difference to a model: normalising where it is free of scale, and everything
+        where nothing is fitted.
+        """
         kind = MODELS[whole(model)]
         if kind.memorizes:
             return self.grid[:1]
         if kind is TuckerNet:
-            return tuple(replace(setting, normalize=False, direction_weight=LOW_WEIGHT if setting.normalize else 1.0) for setting in self.grid)
+            return tuple(
+                replace(setting, normalize=False, direction_weight=LOW_WEIGHT if setting.normalize else 1.0)
+                for setting in self.grid
+            )
         return tuple(setting for setting in self.grid if not (setting.normalize and kind.scale_free))
 
     def config(self, model: str, setting: Setting, seed: int) -> TrainingConfig:
-        shape = ModelConfig(dropout=self.dropout, normalize=setting.normalize, direction_weight=setting.direction_weight, without=model.partition(WITHOUT)[2])
+        shape = ModelConfig(
+            dropout=self.dropout,
+            normalize=setting.normalize,
+            direction_weight=setting.direction_weight,
+            without=model.partition(WITHOUT)[2],
+        )
         return TrainingConfig(
-            model=whole(model), model_config=shape, learning_rate=setting.learning_rate, epochs=self.epochs, patience=self.patience, seed=seed
-        )  # fmt: skip
+            model=whole(model),
+            model_config=shape,
+            learning_rate=setting.learning_rate,
+            epochs=self.epochs,
+            patience=self.patience,
+            seed=seed,
+        )
 
 
 SMALL = Budget(seeds=1, grid=(Setting(1e-3, False),), epochs=2, patience=2, loras=60)
@@ -94,7 +116,9 @@ SMALL = Budget(seeds=1, grid=(Setting(1e-3, False),), epochs=2, patience=2, lora
 
 @dataclass(frozen=True)
 class Question:
-    """What is predicted about which sample zoo. extra: further test scores from the true labels and the predictions as `Task.decode` gives them."""
+    """What is predicted about which sample zoo. extra: further test scores from the true labels and the predictions
+    as `Task.decode` gives them.
+    """
 
     name: str
     zoo: str
@@ -104,7 +128,9 @@ class Question:
 
 
 class Kept:
-    """Lines of a JSON Lines file that were found under the conditions `about`; those found under others are left aside."""
+    """Lines of a JSON Lines file that were found under the conditions `about`; those found under others are left
+    aside.
+    """
 
     def __init__(self, path: Path, about: dict[str, Any]):
         self.path, self.about = path, json.loads(json.dumps(about))
@@ -131,19 +157,27 @@ class Trials:
         self._kernels: dict[str, np.ndarray] | None = None
 
     def run(self, on_progress: OnProgress = lambda progress: None, stop: ShouldStop = lambda: False) -> pd.DataFrame:
-        """Make what is missing; returns a row for each model (its best setting on validation data at that seed), kernel and control at each seed: columns
-        model, seed, and its scores. Raises Stopped.
+        """Make what is missing; returns a row for each model (its best setting on validation data at that seed),
+        kernel and control at each seed: columns model, seed, and its scores. Raises Stopped.
         """
         steps: list[tuple[str, Callable[[], None]]] = []
         for seed in range(self.budget.seeds):
-            steps += [(f"{model}, seed {seed}", partial(self._fit, model, setting, seed)) for model in self.models for setting in self.budget.settings(model)]
+            steps += [
+                (f"{model}, seed {seed}", partial(self._fit, model, setting, seed))
+                for model in self.models
+                for setting in self.budget.settings(model)
+            ]
             steps.append((f"controls, seed {seed}", partial(self._controls, seed)))
         steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in self.models]
         started, fitted = time.monotonic(), 0
         for i, (words, step) in enumerate(steps):
             if stop():
                 raise Stopped("Stopped. What was fitted is kept; the same command goes on.")
-            pace = f", about {(time.monotonic() - started) / fitted * (len(steps) - i) / 60:.0f} min left" if fitted else ""
+            pace = (
+                f", about {(time.monotonic() - started) / fitted * (len(steps) - i) / 60:.0f} min left"
+                if fitted
+                else ""
+            )
             on_progress(Progress(f"{self.question.name}: {words}{pace}", i / len(steps)))
             before = len(self.kept.lines())
             step()
@@ -157,16 +191,24 @@ class Trials:
         return pd.DataFrame(rows)
 
     def chosen(self) -> list[dict[str, Any]]:
-        """Of every model and seed whose search is complete the fit with the lowest validation loss, and everything that was not searched."""
+        """Of every model and seed whose search is complete the fit with the lowest validation loss, and everything
+        that was not searched.
+        """
         best: dict[tuple[str, int], dict[str, Any]] = {}
         lines = self.kept.lines()
         tried = {(line["model"], line["seed"], json.dumps(line["setting"])) for line in lines}
         for line in lines:
             key = (line["model"], line["seed"])
-            if line["model"] in self.models and any((*key, json.dumps(s.to_dict())) not in tried for s in self.budget.settings(line["model"])):
+            if line["model"] in self.models and any(
+                (*key, json.dumps(s.to_dict())) not in tried for s in self.budget.settings(line["model"])
+            ):
                 continue
             ours = line["model"].removesuffix(", shuffled labels") in (*self.models, KERNEL, *CONTROLS)
-            if ours and line["seed"] < self.budget.seeds and (key not in best or line["validation_loss"] < best[key]["validation_loss"]):
+            if (
+                ours
+                and line["seed"] < self.budget.seeds
+                and (key not in best or line["validation_loss"] < best[key]["validation_loss"])
+            ):
                 best[key] = line
         return list(best.values())
 
@@ -174,7 +216,15 @@ class Trials:
         given = None if setting is None else setting.to_dict()
         return any((line["model"], line["seed"], line["setting"]) == (model, seed, given) for line in self.kept.lines())
 
-    def _write(self, model: str, seed: int, scores: Scores, setting: dict[str, Any] | None = None, validation_loss: float = 0.0, **more: Any) -> None:
+    def _write(
+        self,
+        model: str,
+        seed: int,
+        scores: Scores,
+        setting: dict[str, Any] | None = None,
+        validation_loss: float = 0.0,
+        **more: Any,
+    ) -> None:
         self.kept.add(model=model, seed=seed, setting=setting, validation_loss=validation_loss, scores=scores, **more)
 
     def _plan(self, model: str, setting: Setting, seed: int) -> tuple[Plan, TrainingConfig]:
@@ -211,7 +261,9 @@ class Trials:
         fit = self._fitted(model, setting, seed)
         train, test = fit.outputs(fit.split["train"]), fit.outputs(fit.split["test"])
         scores = {"train loss": float(fit.task.loss(train, fit.encoded["train"]))}
-        scores |= self._tested(fit.task, fit.split["test"], fit.task.decode(test)) | {"test loss": float(fit.task.loss(test, fit.encoded["test"]))}
+        scores |= self._tested(fit.task, fit.split["test"], fit.task.decode(test)) | {
+            "test loss": float(fit.task.loss(test, fit.encoded["test"]))
+        }
         more = {"parameters": fit.model.n_parameters, "epochs": len(fit.history)}
         self._write(model, seed, scores, setting.to_dict(), fit.best_loss, **more)
 
@@ -219,7 +271,9 @@ class Trials:
         truth = self.zoo.labels.loc[list(ids)]
         scores = {name: value for name, value in score(task, truth, predicted).items() if "/" not in name}
         low, high = bootstrap_interval(task, truth, predicted, 0)
-        return scores | {"low": low, "high": high} | (self.question.extra(truth, predicted) if self.question.extra else {})
+        return (
+            scores | {"low": low, "high": high} | (self.question.extra(truth, predicted) if self.question.extra else {})
+        )
 
     def _controls(self, seed: int) -> None:
         """Constant, structure and norms; and the product kernel, at one seed's split."""
@@ -229,7 +283,9 @@ class Trials:
         split = fit.split
         assert self._factors is not None
         ids = [id for part in split.values() for id in part]
-        found = control_scores(fit.task, self.zoo.labels.loc[ids], split, control_features(self.zoo, self._factors, ids), seed)
+        found = control_scores(
+            fit.task, self.zoo.labels.loc[ids], split, control_features(self.zoo, self._factors, ids), seed
+        )
         for name, scores in found.items():
             if not self._known(name, seed):
                 self._write(name, seed, {key: value for key, value in scores.items() if "/" not in key})
@@ -239,7 +295,11 @@ class Trials:
         place = self._factors.place
         parts = {part: np.array([place[id] for id in members]) for part, members in split.items()}
         encoded = fit.task.encode(self.zoo.labels.loc[everyone])
-        y = torch.nn.functional.one_hot(encoded, len(fit.task.classes)).double() if fit.task.kind == "multiclass" else encoded.double()
+        y = (
+            torch.nn.functional.one_hot(encoded, len(fit.task.classes)).double()
+            if fit.task.kind == "multiclass"
+            else encoded.double()
+        )
         values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y.numpy())
         if fit.task.kind == "regression":
             predicted = fit.task.decode(torch.from_numpy(values))
@@ -256,14 +316,18 @@ class Trials:
         self._write(name, 0, self._tested(fit.task, fit.split["test"], fit.task.decode(fit.outputs(fit.split["test"]))))
 
     def refit(self, model: str, seed: int, shuffled: bool = False) -> Fit:
-        """The chosen setting of a model at a seed, fitted anew, its best weights loaded. shuffled: to permuted training and validation labels."""
+        """The chosen setting of a model at a seed, fitted anew, its best weights loaded. shuffled: to permuted
+        training and validation labels.
+        """
         setting = next(line["setting"] for line in self.chosen() if line["model"] == model and line["seed"] == seed)
         return self._fitted(model, Setting(**setting), seed, shuffled)
 
 
 @dataclass
 class Context:
-    """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept; work: where LoRAs made for an experiment go."""
+    """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept; work:
+    where LoRAs made for an experiment go.
+    """
 
     samples: Path
     folder: Path
@@ -279,7 +343,9 @@ class Context:
         return self.budget.loras is not None
 
     def trials(self, question: Question, models: Sequence[str] = tuple(FIVE), seeds: int | None = None) -> Trials:
-        """The fits of a question, made now as far as they are missing; seeds: the budget's when None. Raises Stopped, ZooError, TaskError."""
+        """The fits of a question, made now as far as they are missing; seeds: the budget's when None. Raises
+        Stopped, ZooError, TaskError.
+        """
         budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
         key = (question.name, tuple(models), budget.seeds)
         if key not in self.answered:

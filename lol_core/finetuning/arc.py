@@ -1,4 +1,6 @@
-"""The paper's language zoo (appendix D.2, Qwen2-ARC-LoRA): a causal language model fine-tuned on ARC with some of the sources of questions left out."""
+"""The paper's language zoo (appendix D.2, Qwen2-ARC-LoRA): a causal language model fine-tuned on ARC with some of the
+sources of questions left out.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class Question:
 
 
 def read_questions(data: Path, part: str) -> list[Question]:
-    """The easy and the challenge questions of a part, Train or Test. The source is the name that a question's id begins with.
+    """The easy and the challenge questions of a part, Train or Test. The source is the name that a question's id begins
+    with.
 
     Raises:
         DataMissingError: a file is missing, or a line of it is no ARC question.
@@ -72,7 +75,8 @@ def read_questions(data: Path, part: str) -> list[Question]:
                 )
             except (ValueError, KeyError, TypeError) as error:
                 raise DataMissingError(
-                    f"{path}, line {number}: no ARC question ({error!r}). Expected id, question.stem, question.choices, answerKey."
+                    f"{path}, line {number}: no ARC question ({error!r}). Expected id, question.stem, question.choices,"
+                    " answerKey."
                 ) from error
     return questions
 
@@ -86,16 +90,22 @@ class Reader:
             self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device).eval()
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise DataMissingError(f"{base}: no causal language model there ({reason}). The paper's is Qwen/Qwen2-1.5B.") from error
+            raise DataMissingError(
+                f"{base}: no causal language model there ({reason}). The paper's is Qwen/Qwen2-1.5B."
+            ) from error
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         self.tokenizer.padding_side = "left"
-        self.letters = torch.tensor([self.tokenizer(f" {letter}", add_special_tokens=False).input_ids[-1] for letter in "ABCDE"], device=device)
+        self.letters = torch.tensor(
+            [self.tokenizer(f" {letter}", add_special_tokens=False).input_ids[-1] for letter in "ABCDE"], device=device
+        )
         self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
         self.device = device
 
     def losses(self, model: Any, questions: list[Question]) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the right letter among the choices' letters, and whether it is the likeliest; both (k,)."""
-        tokens = self.tokenizer([q.prompt for q in questions], padding=True, truncation=True, max_length=512, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(
+            [q.prompt for q in questions], padding=True, truncation=True, max_length=512, return_tensors="pt"
+        ).to(self.device)
         with self.accelerator.autocast():
             logits = model(**tokens).logits[:, -1, self.letters].float()
         offered = torch.tensor([[i < len(q.choices) for i in range(5)] for q in questions], device=self.device)
@@ -110,11 +120,19 @@ class Reader:
         return torch.cat([p[0] for p in parts]).mean().item(), torch.cat([p[1] for p in parts]).float().mean().item()
 
 
-def finetune(reader: Reader, recipe: LanguageRecipe, splits: dict[str, list[Question]], drawn: Hyperparameters, folder: Path) -> dict[str, Any]:
+def finetune(
+    reader: Reader, recipe: LanguageRecipe, splits: dict[str, list[Question]], drawn: Hyperparameters, folder: Path
+) -> dict[str, Any]:
     """One LoRA: trained, stored as a PEFT folder, measured. Returns its row of labels."""
     kept = [q for q in splits["train"] if q.source not in drawn.dropped]
     torch.manual_seed(drawn.seed)
-    config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, lora_dropout=drawn.lora_dropout, target_modules=list(recipe.targets), task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        lora_dropout=drawn.lora_dropout,
+        target_modules=list(recipe.targets),
+        task_type="CAUSAL_LM",
+    )
     model: PeftModel = get_peft_model(reader.model, config)
     try:
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -140,7 +158,13 @@ def finetune(reader: Reader, recipe: LanguageRecipe, splits: dict[str, list[Ques
         reader.model = model.unload()
         reader.model.requires_grad_(False)
     sources = sorted({q.source for q in splits["train"]})
-    row = {"validation_loss": validation_loss, "accuracy": accuracy, "final_train_loss": total / len(kept), "train_questions": len(kept), "steps": steps}
+    row = {
+        "validation_loss": validation_loss,
+        "accuracy": accuracy,
+        "final_train_loss": total / len(kept),
+        "train_questions": len(kept),
+        "steps": steps,
+    }
     row |= {key: value for key, value in asdict(drawn).items() if key != "dropped"}
     return row | {f"saw {source}": int(source not in drawn.dropped) for source in sources}
 
@@ -148,7 +172,9 @@ def finetune(reader: Reader, recipe: LanguageRecipe, splits: dict[str, list[Ques
 _worker: dict[str, Any] = {}
 
 
-def _start(recipe: LanguageRecipe, base: str, splits: dict[str, list[Question]], machine: Machine, places: Queue[str]) -> None:
+def _start(
+    recipe: LanguageRecipe, base: str, splits: dict[str, list[Question]], machine: Machine, places: Queue[str]
+) -> None:
     torch.set_num_threads(machine.threads)
     _worker.update(recipe=recipe, splits=splits, reader=Reader(base, places.get(), machine.mixed_precision))
 
@@ -159,13 +185,25 @@ def _finetune(out: Path, drawn: Hyperparameters) -> dict[str, Any]:
 
 
 def build_arc(
-    recipe: LanguageRecipe, base: str, data: Path, out: Path, count: int | None, machine: Machine, progress: Progress | None = None
+    recipe: LanguageRecipe,
+    base: str,
+    data: Path,
+    out: Path,
+    count: int | None,
+    machine: Machine,
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Fine-tune LoRAs 1 … count (2,000 by default), those already in `out`/labels.csv left alone; yields each new row of labels as it is written."""
+    """Fine-tune LoRAs 1 … count (2,000 by default), those already in `out`/labels.csv left alone; yields each new row
+    of labels as it is written.
+    """
     train, test = read_questions(data, "Train"), read_questions(data, "Test")
     order = np.random.default_rng(0).permutation(len(train))
     n_validation = max(1, round(VALIDATION_SHARE * len(train)))
-    splits = {"validation": [train[i] for i in order[:n_validation]], "train": [train[i] for i in order[n_validation:]], "test": test}
+    splits = {
+        "validation": [train[i] for i in order[:n_validation]],
+        "train": [train[i] for i in order[n_validation:]],
+        "test": test,
+    }
     droppable = sorted({q.source for q in splits["train"]} - {KEPT})
     if not droppable or not any(q.source == KEPT for q in splits["train"]):
         raise DataMissingError(f"{data}: the questions must come from {KEPT} and at least one more source.")

@@ -1,7 +1,8 @@
 """A small latent diffusion model in the form of Stable Diffusion, trained from nothing on drawn pictures.
 
-The folder it makes is an ordinary diffusers `StableDiffusionPipeline`: tokenizer, CLIP text encoder, U-Net with to_q, to_k, to_v, to_out.0,
-variational autoencoder (64 × 64 pixels → 8 × 8 × 16), scheduler. It learns to predict the clean latents from noisy ones.
+The folder it makes is an ordinary diffusers `StableDiffusionPipeline`: tokenizer, CLIP text encoder, U-Net with to_q,
+to_k, to_v, to_out.0, variational autoencoder (64 × 64 pixels → 8 × 8 × 16), scheduler. It learns to predict the clean
+latents from noisy ones.
 """
 
 from __future__ import annotations
@@ -24,20 +25,26 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from lol_core.finetuning.fitting import Advance, fit, silent, threads
 from lol_core.finetuning.pictures import SIDE, PictureMaker, any_picture, draw_many, familiar_picture
 from lol_core.finetuning.scorer import Scorer, ScorerSettings, make_processor, retrieval, train_scorer
-from lol_core.generation import Painter, Sampling, contact_sheet
+from lol_core.insight.generation import Painter, Sampling, contact_sheet
 
 MAX_TOKENS = 28
 REDUCED = 8
 """Pixels of a side that become one latent."""
 LATENT_CHANNELS = 16
 CAPTION_DROPOUT = 0.1
-"""Share of captions replaced by the empty one, so that the model can also be run without a prompt (classifier-free guidance)."""
+"""Share of captions replaced by the empty one, so that the model can also be run without a prompt (classifier-free
+guidance).
+"""
 LEAST_SIGMA = 0.2
 SAMPLE_PROMPTS = (
-    "a dog in a park", "a church on a red background", "two cats in the snow", "a truck in a city",
-    "a smiling person with a yellow hat on the beach", "a frowning bearded person with no hair on a blue background",
+    "a dog in a park",
+    "a church on a red background",
+    "two cats in the snow",
+    "a truck in a city",
+    "a smiling person with a yellow hat on the beach",
+    "a frowning bearded person with no hair on a blue background",
     "a portrait of a smiling clean-shaven person with long red hair and glasses at night",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,26 @@ class BaseSettings:
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """CLIP's tokenizer with a byte-pair vocabulary of its own: every string can be written in it, the captions' words in one token each."""
+    """CLIP's tokenizer with a byte-pair vocabulary of its own: every string can be written in it, the captions' words
+    in one token each.
+    """
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     trained.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     trained.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=1600, special_tokens=["<|startoftext|>", "<|endoftext|>"], initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=1600,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     trained.train_from_iterator([*captions, "skd sks photo of"], trainer)
     model = json.loads(trained.to_str())["model"]
@@ -105,17 +122,32 @@ def make_unet() -> UNet2DConditionModel:
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=MAX_TOKENS,
-        projection_dim=128, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return CLIPTextModel(config)
 
 
 def make_scheduler() -> DDIMScheduler:
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, prediction_type="sample",
-        timestep_spacing="trailing", steps_offset=1, rescale_betas_zero_snr=True,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="sample",
+        timestep_spacing="trailing",
+        steps_offset=1,
+        rescale_betas_zero_snr=True,
+    )
 
 
 def pixels(images: np.ndarray) -> Tensor:
@@ -124,9 +156,11 @@ def pixels(images: np.ndarray) -> Tensor:
 
 
 def principal_latents(images: np.ndarray) -> Callable[[Tensor], Tensor]:
-    """The linear code that the autoencoder starts from: principal components of 8 × 8 patches, (k, 3, 64, 64) → (k, LATENT_CHANNELS, 8, 8).
+    """The linear code that the autoencoder starts from: principal components of 8 × 8 patches, (k, 3, 64, 64) → (k,
+    LATENT_CHANNELS, 8, 8).
 
-    Each component is divided by the square root of its deviation, which evens them out by half, and all by their common deviation.
+    Each component is divided by the square root of its deviation, which evens them out by half, and all by their common
+    deviation.
     """
     patches = torch.nn.functional.pixel_unshuffle(pixels(images), REDUCED).permute(0, 2, 3, 1).flatten(0, 2)
     mean = patches.mean(0)
@@ -141,11 +175,14 @@ def principal_latents(images: np.ndarray) -> Callable[[Tensor], Tensor]:
     return code
 
 
-def train_vae(images: np.ndarray, folder: Path, settings: BaseSettings, advance: Advance = silent, start: Path | None = None) -> AutoencoderKL:
+def train_vae(
+    images: np.ndarray, folder: Path, settings: BaseSettings, advance: Advance = silent, start: Path | None = None
+) -> AutoencoderKL:
     """The autoencoder, by errors of pixels and of their differences to the neighbours, and a little KL divergence.
 
-    An autoencoder with so narrow a middle hardly starts to learn by itself. So in the first steps its halves learn apart: the encoder to
-    write the principal components of patches, the decoder to read them. One that goes on from the pipeline folder `start` needs no such help.
+    An autoencoder with so narrow a middle hardly starts to learn by itself. So in the first steps its halves learn
+    apart: the encoder to write the principal components of patches, the decoder to read them. One that goes on from the
+    pipeline folder `start` needs no such help.
     """
     torch.manual_seed(settings.seed)
     vae = AutoencoderKL.from_pretrained(start, subfolder="vae", torch_dtype=torch.float32) if start else make_vae()
@@ -165,7 +202,9 @@ def train_vae(images: np.ndarray, folder: Path, settings: BaseSettings, advance:
         if step < guided_steps:
             target = code(x)
             noise = 0.1 * torch.randn(target.shape, generator=generator)
-            return (posterior.mean - target).square().mean() + distance(vae.decode(target + noise).sample, x) + divergence
+            return (
+                (posterior.mean - target).square().mean() + distance(vae.decode(target + noise).sample, x) + divergence
+            )
         return distance(vae.decode(posterior.sample(generator)).sample, x) + divergence
 
     fit(folder, vae, loss_of, settings.vae_steps, settings.vae_rate, settings.seed, advance)
@@ -178,15 +217,27 @@ def train_vae(images: np.ndarray, folder: Path, settings: BaseSettings, advance:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
     """Scaled latents (k, c, h, w) of pictures, the means of their distributions."""
-    return torch.cat([vae.encode(pixels(part)).latent_dist.mean * vae.config.scaling_factor for part in np.array_split(images, max(1, len(images) // 64))])
+    return torch.cat(
+        [
+            vae.encode(pixels(part)).latent_dist.mean * vae.config.scaling_factor
+            for part in np.array_split(images, max(1, len(images) // 64))
+        ]
+    )
 
 
 def diffusion_loss(
-    unet: nn.Module, scheduler: Any, latents: Tensor, text: Tensor, noise: Tensor, timesteps: Tensor, cross_attention_kwargs: dict[str, Any] | None = None
+    unet: nn.Module,
+    scheduler: Any,
+    latents: Tensor,
+    text: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    cross_attention_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
     """Squared error (k,) of each example's prediction, for schedulers that predict noise, velocity or the clean sample.
 
-    The error of a clean sample is divided by the noise's variance, floored at LEAST_SIGMA²: so weighted it equals the error of the velocity.
+    The error of a clean sample is divided by the noise's variance, floored at LEAST_SIGMA²: so weighted it equals the
+    error of the velocity.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     prediction = unet(noisy, timesteps, text, cross_attention_kwargs=cross_attention_kwargs).sample
@@ -204,9 +255,17 @@ def diffusion_loss(
 
 
 def train_diffusion(
-    latents: Tensor, captions: list[str], tokenizer: CLIPTokenizer, folder: Path, settings: BaseSettings, advance: Advance = silent, start: Path | None = None
+    latents: Tensor,
+    captions: list[str],
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    settings: BaseSettings,
+    advance: Advance = silent,
+    start: Path | None = None,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """The U-Net and its text encoder, together, on scaled latents; from nothing, or from the weights in the pipeline folder `start`."""
+    """The U-Net and its text encoder, together, on scaled latents; from nothing, or from the weights in the pipeline
+    folder `start`.
+    """
     torch.manual_seed(settings.seed)
     scheduler = make_scheduler()
     if start:
@@ -231,8 +290,12 @@ def train_diffusion(
     return both["unet"], both["text"]
 
 
-def assemble(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, make_scheduler(), None, None, requires_safety_checker=False)
+def assemble(
+    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, make_scheduler(), None, None, requires_safety_checker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -250,10 +313,12 @@ def train_base(
     scorer_settings: ScorerSettings | None = None,
     start: Path | None = None,
 ) -> dict[str, float]:
-    """The whole way from drawings to the two model folders, in half precision; returns the scorer's retrieval accuracy on the last thousand pictures.
+    """The whole way from drawings to the two model folders, in half precision; returns the scorer's retrieval accuracy
+    on the last thousand pictures.
 
-    Everything half-done lies in `work`; the same call goes on from there. `line(part)` gives the Advance that each part reports to. With `start`,
-    the pipeline folder of an earlier base, its weights are trained further. A scorer that is already there is kept: scores compare only under one.
+    Everything half-done lies in `work`; the same call goes on from there. `line(part)` gives the Advance that each part
+    reports to. With `start`, the pipeline folder of an earlier base, its weights are trained further. A scorer that is
+    already there is kept: scores compare only under one.
     """
     settings, scorer_settings = settings or BaseSettings(), scorer_settings or ScorerSettings()
     with threads(n_threads):
@@ -261,14 +326,20 @@ def train_base(
         n_train = len(told) - min(1000, len(told) // 10)
         tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer") if start else make_tokenizer(told)
         if not (scorer_out / "config.json").is_file():
-            clip = train_scorer(shown[:n_train], told[:n_train], tokenizer, work / "clip_run", scorer_settings, line("Scorer"))
+            clip = train_scorer(
+                shown[:n_train], told[:n_train], tokenizer, work / "clip_run", scorer_settings, line("Scorer")
+            )
             make_processor(tokenizer).save_pretrained(scorer_out)
             shutil.copy(work / "clip_run" / "curve.csv", scorer_out / "curve.csv")
             clip.half().save_pretrained(scorer_out)
         measured = retrieval(Scorer(scorer_out), [Image.fromarray(x) for x in shown[n_train:]], told[n_train:])
         images, captions = draw_once(work, "familiar", familiar_picture, drawings, n_pictures, workers, line)
-        vae = train_vae(np.concatenate([shown[:n_train], images]), work / "vae_run", settings, line("Autoencoder"), start)
-        unet, text = train_diffusion(encode(vae, images), captions, tokenizer, work / "unet_run", settings, line("Diffusion"), start)
+        vae = train_vae(
+            np.concatenate([shown[:n_train], images]), work / "vae_run", settings, line("Autoencoder"), start
+        )
+        unet, text = train_diffusion(
+            encode(vae, images), captions, tokenizer, work / "unet_run", settings, line("Diffusion"), start
+        )
     publish(assemble(vae, unet, text, tokenizer), work, out)
     return measured
 
@@ -286,7 +357,9 @@ def publish(pipeline: StableDiffusionPipeline, work: Path, out: Path) -> None:
     painter = Painter(out, cache=work / "samples")
     columns = [painter.draw(None, SAMPLE_PROMPTS, Sampling(seed=seed, steps=10, guidance=3.0)) for seed in range(4)]
     rows = list(zip(*columns, strict=True))
-    contact_sheet(rows, [f"seed {seed}" for seed in range(4)], SAMPLE_PROMPTS, cell=128).save(out / "samples.png", optimize=True)
+    contact_sheet(rows, [f"seed {seed}" for seed in range(4)], SAMPLE_PROMPTS, cell=128).save(
+        out / "samples.png", optimize=True
+    )
 
 
 def draw_once(

@@ -1,6 +1,8 @@
-"""DreamBooth fine-tuning of a diffusers text-to-image model with LoRA: one at a time by PEFT and accelerate, or many stacked over one frozen base.
+"""DreamBooth fine-tuning of a diffusers text-to-image model with LoRA: one at a time by PEFT and accelerate, or
+many stacked over one frozen base.
 
-Both ways start from the same factors, draw the same pictures, noise and time steps, and take the same AdamW steps, so they agree up to rounding.
+Both ways start from the same factors, draw the same pictures, noise and time steps, and take the same AdamW steps,
+so they agree up to rounding.
 """
 
 from __future__ import annotations
@@ -28,11 +30,18 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 def open_base(source: str | Path, device: str = "cpu") -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline from a folder or the hub, in full precision, frozen. Raises DataMissingError when it is not there."""
+    """A Stable Diffusion pipeline from a folder or the hub, in full precision, frozen. Raises DataMissingError when
+    it is not there.
+    """
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(str(source), dtype=torch.float32, safety_checker=None, requires_safety_checker=False)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            str(source), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        )
     except (OSError, ValueError) as error:
-        raise DataMissingError(f"{source}: no Stable Diffusion pipeline there ({str(error).splitlines()[0]}). Pass a diffusers folder or a hub id.") from error
+        raise DataMissingError(
+            f"{source}: no Stable Diffusion pipeline there ({str(error).splitlines()[0]}). Pass a diffusers folder or a"
+            " hub id."
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
@@ -41,7 +50,9 @@ def open_base(source: str | Path, device: str = "cpu") -> StableDiffusionPipelin
 
 @dataclass
 class Subject:
-    """What a run trains on: scaled latents (k, c, h, w) of its pictures and the hidden states (1, t, d) of its prompt."""
+    """What a run trains on: scaled latents (k, c, h, w) of its pictures and the hidden states (1, t, d) of its
+    prompt.
+    """
 
     latents: Tensor
     text: Tensor
@@ -63,7 +74,9 @@ class Base:
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(8)]) * vae.config.scaling_factor
         if run.prompt not in self._texts:
             tokenizer = self.pipeline.tokenizer
-            ids = tokenizer([run.prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device)
+            ids = tokenizer([run.prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
+                self.device
+            )
             self._texts[run.prompt] = self.pipeline.text_encoder(ids).last_hidden_state
         return Subject(latents, self._texts[run.prompt])
 
@@ -81,8 +94,14 @@ class Base:
 
 
 def adapted(unet: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers whose names end in one of the targets, in the model's order. Raises TaskError when there is none."""
-    found = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear) and name.endswith(tuple("." + t for t in targets))}
+    """The linear layers whose names end in one of the targets, in the model's order. Raises TaskError when there is
+    none.
+    """
+    found = {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(tuple("." + t for t in targets))
+    }
     if not found:
         raise TaskError(f"No linear layer of the base model ends in {', '.join(targets)}.")
     return found
@@ -109,7 +128,13 @@ class Draws:
 
     @classmethod
     def of(cls, run: Run, subject: Subject, n_timesteps: int) -> Draws:
-        return cls(torch.Generator().manual_seed(run.number), len(subject.latents), run.batch_size, subject.latents.shape[1:], n_timesteps)
+        return cls(
+            torch.Generator().manual_seed(run.number),
+            len(subject.latents),
+            run.batch_size,
+            subject.latents.shape[1:],
+            n_timesteps,
+        )
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         index = torch.randint(self.n_images, (self.batch_size,), generator=self.generator)
@@ -139,14 +164,23 @@ def finetune_one(base: Base, recipe: ImageRecipe, run: Run, mixed_precision: str
                 weights[name][0].copy_(A)
                 weights[name][1].copy_(B)
         parameters = [weight for pair in weights.values() for weight in pair]
-        optimizer = accelerator.prepare(torch.optim.AdamW(parameters, lr=run.learning_rate, weight_decay=recipe.weight_decay))
+        optimizer = accelerator.prepare(
+            torch.optim.AdamW(parameters, lr=run.learning_rate, weight_decay=recipe.weight_decay)
+        )
         draws = Draws.of(run, subject, base.scheduler.config.num_train_timesteps)
         losses = []
         for _ in range(run.steps):
             index, timesteps, noise = draws.next()
             text = subject.text.expand(run.batch_size, -1, -1)
             with accelerator.autocast():
-                loss = diffusion_loss(base.unet, base.scheduler, subject.latents[index], text, noise.to(base.device), timesteps.to(base.device)).mean()
+                loss = diffusion_loss(
+                    base.unet,
+                    base.scheduler,
+                    subject.latents[index],
+                    text,
+                    noise.to(base.device),
+                    timesteps.to(base.device),
+                ).mean()
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
@@ -163,7 +197,9 @@ def _peft_weights(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 class StackedLinear(nn.Module):
-    """A frozen linear layer with K LoRAs, each seeing its own consecutive part of the batch: x (K·b, t, in) → (K·b, t, out)."""
+    """A frozen linear layer with K LoRAs, each seeing its own consecutive part of the batch: x (K·b, t, in) → (K·b,
+    t, out).
+    """
 
     def __init__(self, linear: nn.Linear, A: list[Tensor], B: list[Tensor]):
         super().__init__()
@@ -178,19 +214,31 @@ class StackedLinear(nn.Module):
 
 
 def finetune_stack(base: Base, recipe: ImageRecipe, runs: Sequence[Run]) -> list[Outcome]:
-    """Many LoRAs at once over the frozen base. They must agree in batch size and number of steps; everything else may differ."""
+    """Many LoRAs at once over the frozen base. They must agree in batch size and number of steps; everything else
+    may differ.
+    """
     if len({(run.batch_size, run.steps) for run in runs}) != 1:
         raise TaskError("Runs that are trained in one stack must have the same batch size and number of steps.")
     subjects = [base.subject(run, recipe.resolution) for run in runs]
     starts = [base.fresh_factors(recipe, run.number) for run in runs]
     linears = adapted(base.unet, recipe.targets)
-    stacked = {name: StackedLinear(linear, [s[name][0] for s in starts], [s[name][1] for s in starts]) for name, linear in linears.items()}
+    stacked = {
+        name: StackedLinear(linear, [s[name][0] for s in starts], [s[name][1] for s in starts])
+        for name, linear in linears.items()
+    }
     groups = [
-        {"params": [p for layer in stacked.values() for p in (layer.A[k], layer.B[k])], "lr": run.learning_rate, "weight_decay": recipe.weight_decay}
+        {
+            "params": [p for layer in stacked.values() for p in (layer.A[k], layer.B[k])],
+            "lr": run.learning_rate,
+            "weight_decay": recipe.weight_decay,
+        }
         for k, run in enumerate(runs)
     ]
     optimizer = torch.optim.AdamW(groups, foreach=True)
-    draws = [Draws.of(run, subject, base.scheduler.config.num_train_timesteps) for run, subject in zip(runs, subjects, strict=True)]
+    draws = [
+        Draws.of(run, subject, base.scheduler.config.num_train_timesteps)
+        for run, subject in zip(runs, subjects, strict=True)
+    ]
     text = torch.cat([subject.text.expand(runs[0].batch_size, -1, -1) for subject in subjects])
     losses = []
     try:
@@ -198,9 +246,15 @@ def finetune_stack(base: Base, recipe: ImageRecipe, runs: Sequence[Run]) -> list
             base.unet.set_submodule(name, layer)
         for _ in range(runs[0].steps):
             drawn = [d.next() for d in draws]
-            latents = torch.cat([subject.latents[index] for subject, (index, _, _) in zip(subjects, drawn, strict=True)])
-            timesteps, noise = (torch.cat(parts).to(base.device) for parts in ([d[1] for d in drawn], [d[2] for d in drawn]))
-            each = diffusion_loss(base.unet, base.scheduler, latents, text, noise, timesteps).view(len(runs), -1).mean(1)
+            latents = torch.cat(
+                [subject.latents[index] for subject, (index, _, _) in zip(subjects, drawn, strict=True)]
+            )
+            timesteps, noise = (
+                torch.cat(parts).to(base.device) for parts in ([d[1] for d in drawn], [d[2] for d in drawn])
+            )
+            each = (
+                diffusion_loss(base.unet, base.scheduler, latents, text, noise, timesteps).view(len(runs), -1).mean(1)
+            )
             optimizer.zero_grad()
             each.sum().backward()
             optimizer.step()
@@ -210,7 +264,11 @@ def finetune_stack(base: Base, recipe: ImageRecipe, runs: Sequence[Run]) -> list
             base.unet.set_submodule(name, linear)
     every = torch.stack(losses)
     return [
-        Outcome(run, {name: (layer.A[k].detach(), layer.B[k].detach()) for name, layer in stacked.items()}, _tail_mean(every[:, k].tolist()))
+        Outcome(
+            run,
+            {name: (layer.A[k].detach(), layer.B[k].detach()) for name, layer in stacked.items()},
+            _tail_mean(every[:, k].tolist()),
+        )
         for k, run in enumerate(runs)
     ]
 
@@ -221,7 +279,9 @@ def _tail_mean(losses: list[float]) -> float:
 
 
 def write_lora(path: Path, factors: Factors, base_name: str) -> None:
-    """A diffusers LoRA file in half precision; without a stated alpha its scale is 1. Raises TaskError when training diverged."""
+    """A diffusers LoRA file in half precision; without a stated alpha its scale is 1. Raises TaskError when
+    training diverged.
+    """
     tensors = {}
     for name, pair in factors.items():
         for letter, factor in zip("AB", pair, strict=True):

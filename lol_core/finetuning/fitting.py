@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lol_core.checkpoint import load_state, save_state
+from lol_core.learning.checkpoint import load_state, save_state
 
 Advance = Callable[[float, str], None]
 """Hears the share of the work that is done, 0 to 1, and a line about it."""
@@ -32,10 +32,11 @@ def fit(
     advance: Advance = silent,
     saved_every: int = 200,
 ) -> nn.Module:
-    """Minimise a loss with AdamW, a warm-up and a cosine to zero, and leave in the model the running average of its weights.
+    """Minimise a loss with AdamW, a warm-up and a cosine to zero, and leave in the model the running average of its
+    weights.
 
-    `loss_of(generator, step)` draws its batch from that generator, which depends on the seed and the step alone: a run that was stopped goes
-    on exactly. The state is kept in `folder`, the mean loss of each fifty steps in its curve.csv.
+    `loss_of(generator, step)` draws its batch from that generator, which depends on the seed and the step alone: a run
+    that was stopped goes on exactly. The state is kept in `folder`, the mean loss of each fifty steps in its curve.csv.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for name, _ in model.named_parameters()]

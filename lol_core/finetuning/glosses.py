@@ -1,7 +1,8 @@
 """The sample language zoo: MiniLM fine-tuned with PEFT on random subsets of named sources.
 
-A miniature of the paper's Qwen2-ARC-LoRA (appendix D.2, table 8): rank 4 on the key and value projections, a random number s of the sources dropped,
-the largest source never, hyperparameters drawn at random. Each finished LoRA is a PEFT folder and a row of labels.csv; a stopped build goes on where it was.
+A miniature of the paper's Qwen2-ARC-LoRA (appendix D.2, table 8): rank 4 on the key and value projections, a random
+number s of the sources dropped, the largest source never, hyperparameters drawn at random. Each finished LoRA is a PEFT
+folder and a row of labels.csv; a stopped build goes on where it was.
 """
 
 from __future__ import annotations
@@ -37,13 +38,21 @@ LOGIT_SCALE = 20.0
 MAX_TOKENS = 24
 
 
-RECIPE = LanguageRecipe(name="glosses", learning_rate_exponents=(-4.3, -2.3), batch_sizes=(8, 16, 32), rank=RANK, targets=ADAPTED_PROJECTIONS)
+RECIPE = LanguageRecipe(
+    name="glosses",
+    learning_rate_exponents=(-4.3, -2.3),
+    batch_sizes=(8, 16, 32),
+    rank=RANK,
+    targets=ADAPTED_PROJECTIONS,
+)
 """Table 8 with rates and batch sizes rescaled to this base."""
 
 
 @dataclass
 class Texts:
-    """Hidden states of k texts below the adapted layers (which no LoRA changes), and their attention mask. hidden: (k, t, d), mask: (k, t)."""
+    """Hidden states of k texts below the adapted layers (which no LoRA changes), and their attention mask. hidden: (k,
+    t, d), mask: (k, t).
+    """
 
     hidden: Tensor
     mask: Tensor
@@ -62,7 +71,9 @@ class Encoder:
             self.tokenizer = AutoTokenizer.from_pretrained(base)
             self.model = AutoModel.from_pretrained(base, attn_implementation="eager").eval()
         except OSError as error:
-            raise DataMissingError(f"{base}: no encoder there ({error}). Pass the folder or hub id of {HUB_ID}.") from error
+            raise DataMissingError(
+                f"{base}: no encoder there ({error}). Pass the folder or hub id of {HUB_ID}."
+            ) from error
 
     @torch.no_grad()
     def lower(self, texts: list[str]) -> Texts:
@@ -128,18 +139,27 @@ class Questions:
         words = encoder.embed(self.words)
         glosses = torch.cat([encoder.embed(self.glosses.take(part)) for part in order.split(128)])[order.argsort()]
         logits = LOGIT_SCALE * torch.einsum("kd,kcd->kc", glosses, words[self.choices])
-        return torch.nn.functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none"), logits.argmax(1) == 0
+        return (
+            torch.nn.functional.cross_entropy(
+                logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none"
+            ),
+            logits.argmax(1) == 0,
+        )
 
 
 def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparameters, folder: Path) -> dict[str, Any]:
-    """Fine-tune one LoRA, store it in half precision as a PEFT folder, measure the stored weights and return its row of labels."""
+    """Fine-tune one LoRA, store it in half precision as a PEFT folder, measure the stored weights and return its row of
+    labels.
+    """
     train = splits["train"]
     kept = torch.from_numpy(np.flatnonzero(~np.isin(train.source, drawn.dropped)))
     lora = encoder.new_lora(drawn.lora_dropout, drawn.seed)
     try:
         parameters = [p for p in lora.parameters() if p.requires_grad]
         for module in lora.modules():
-            if isinstance(module, torch.nn.ModuleDict):  # only the LoRA dropout is in training mode; the base's own dropout stays off
+            if isinstance(
+                module, torch.nn.ModuleDict
+            ):  # only the LoRA dropout is in training mode; the base's own dropout stays off
                 module.train()
         n_steps = drawn.epochs * -(-len(kept) // drawn.batch_size)
         optimizer = torch.optim.AdamW(parameters, lr=drawn.learning_rate, weight_decay=drawn.weight_decay)
@@ -185,7 +205,9 @@ _worker: dict[str, Any] = {}
 def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, places: Queue[str]) -> None:
     torch.set_num_threads(threads)
     encoder = Encoder(base)
-    _worker.update(encoder=encoder, out=out, splits={name: Questions(part, encoder) for name, part in questions.groupby("split")})
+    _worker.update(
+        encoder=encoder, out=out, splits={name: Questions(part, encoder) for name, part in questions.groupby("split")}
+    )
 
 
 def _build_one(drawn: Hyperparameters) -> dict[str, Any]:
@@ -197,13 +219,18 @@ def _build_one(drawn: Hyperparameters) -> dict[str, Any]:
     return row | {f"saw {source}": int(source not in dropped) for source in sources}
 
 
-def build(base: str, out: Path, count: int, workers: int = 2, threads: int = 1, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
-    """Fine-tune LoRAs 1 … count into `out`, those already in its labels.csv left alone; yields each new row of labels as it is written.
+def build(
+    base: str, out: Path, count: int, workers: int = 2, threads: int = 1, progress: Progress | None = None
+) -> Iterator[dict[str, Any]]:
+    """Fine-tune LoRAs 1 … count into `out`, those already in its labels.csv left alone; yields each new row of labels
+    as it is written.
 
     Needs `out`/questions.csv (see `write_questions`). `progress(done, count)` is called after each.
     """
     if not (out / "questions.csv").is_file():
-        raise DataMissingError(f"{out / 'questions.csv'}: not found. Make it first with `python -m lol_core finetune questions`.")
+        raise DataMissingError(
+            f"{out / 'questions.csv'}: not found. Make it first with `python -m lol_core finetune questions`."
+        )
     questions = pd.read_csv(out / "questions.csv")
     labels = out / "labels.csv"
     done = set(pd.read_csv(labels).seed) if labels.is_file() else set()
@@ -211,7 +238,9 @@ def build(base: str, out: Path, count: int, workers: int = 2, threads: int = 1, 
     droppable = sorted(set(questions.source) - {always_kept})
     todo = [(Hyperparameters.draw(RECIPE, seed, droppable),) for seed in range(1, count + 1) if seed not in done]
     finished = count - len(todo)
-    for row in spread(Machine(workers, threads=threads), _start_worker, (base, questions, out, threads), _build_one, todo):
+    for row in spread(
+        Machine(workers, threads=threads), _start_worker, (base, questions, out, threads), _build_one, todo
+    ):
         append_row(labels, row)
         finished += 1
         if progress:
@@ -234,6 +263,10 @@ def write_questions(base: str, wordnet: Path, out: Path, seed: int = 0) -> pd.Da
     measured = {}
     for split, part in questions.groupby("split"):
         loss, correct = Questions(part, encoder).measure(encoder)
-        measured[split] = {"loss": float(loss.mean()), "accuracy": float(correct.float().mean()), "questions": len(part)}
+        measured[split] = {
+            "loss": float(loss.mean()),
+            "accuracy": float(correct.float().mean()),
+            "questions": len(part),
+        }
     (out / "base.json").write_text(json.dumps({"base_model": HUB_ID, "measured": measured}, indent=2))
     return questions

@@ -1,4 +1,6 @@
-"""Making a zoo of image LoRAs from a recipe: fine-tune, measure, draw previews. A build that is stopped goes on where it was."""
+"""Making a zoo of image LoRAs from a recipe: fine-tune, measure, draw previews. A build that is stopped goes on where
+it was.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,14 @@ from lol_core.finetuning.machine import Machine, Progress, spread
 from lol_core.finetuning.recipes import ImageRecipe, Run, plan_runs
 from lol_core.finetuning.rows import append_row
 from lol_core.finetuning.scorer import Scorer
-from lol_core.generation import Painter, Sampling
+from lol_core.insight.generation import Painter, Sampling
 
 
 @dataclass
 class ImageZoo:
-    """A zoo folder in the making: loras/NNNN.safetensors, previews/NNNN.webp, labels.csv, clip_scores.csv, failures.csv, recipe.json."""
+    """A zoo folder in the making: loras/NNNN.safetensors, previews/NNNN.webp, labels.csv, clip_scores.csv,
+    failures.csv, recipe.json.
+    """
 
     folder: Path
     recipe: ImageRecipe
@@ -40,18 +44,26 @@ class ImageZoo:
     def clip_scores(self) -> Path:
         return self.folder / "clip_scores.csv"
 
-    def build(self, data: Path, count: int | None, machine: Machine, progress: Progress | None = None, after: int = 0) -> Generator[dict[str, Any], None, None]:
-        """Fine-tune runs after + 1 … after + count, those already in labels.csv or failures.csv left alone; yields each new row of labels once
-        it is written.
+    def build(
+        self, data: Path, count: int | None, machine: Machine, progress: Progress | None = None, after: int = 0
+    ) -> Generator[dict[str, Any], None, None]:
+        """Fine-tune runs after + 1 … after + count, those already in labels.csv or failures.csv left alone; yields each
+        new row of labels once it is written.
         """
         runs = plan_runs(self.recipe, data, count, after)
         self._settle_recipe()
         failures = self.folder / "failures.csv"
-        done = {Path(name).stem for path in (self.labels, failures) if path.is_file() for name in pd.read_csv(path)["lora"]}
+        done = {
+            Path(name).stem for path in (self.labels, failures) if path.is_file() for name in pd.read_csv(path)["lora"]
+        }
         todo = [run for run in runs if run.name not in done]
         finished = len(runs) - len(todo)
         for rows in spread(
-            machine, _start_finetuning, (self.recipe, self.base, machine), _finetune_stack, [(self.folder, stack) for stack in stacks(todo, machine.stack)]
+            machine,
+            _start_finetuning,
+            (self.recipe, self.base, machine),
+            _finetune_stack,
+            [(self.folder, stack) for stack in stacks(todo, machine.stack)],
         ):
             for row in rows:
                 if "reason" in row:
@@ -63,8 +75,11 @@ class ImageZoo:
             if progress:
                 progress(finished, len(runs))
 
-    def measure(self, scorer: str | None, machine: Machine, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
-        """Draw previews and, where the recipe has prompts for it, CLIP scores of every LoRA of labels.csv that has none; then put them into labels.csv.
+    def measure(
+        self, scorer: str | None, machine: Machine, progress: Progress | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Draw previews and, where the recipe has prompts for it, CLIP scores of every LoRA of labels.csv that has
+        none; then put them into labels.csv.
 
         Raises DataMissingError when there is nothing to measure, or nothing to score with.
         """
@@ -100,14 +115,18 @@ class ImageZoo:
         path = self.folder / "recipe.json"
         if path.is_file():
             if self.recipe.with_settings(path) != self.recipe:
-                raise TaskError(f"{path} differs from the recipe asked for. Choose another folder, or go on with --settings {path}.")
+                raise TaskError(
+                    f"{path} differs from the recipe asked for. Choose another folder, or go on with --settings {path}."
+                )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.recipe.write(path)
 
 
 def stacks(runs: Sequence[Run], size: int) -> list[list[Run]]:
-    """Runs gathered by batch size and number of steps into stacks of at most `size`, in the order of their first numbers."""
+    """Runs gathered by batch size and number of steps into stacks of at most `size`, in the order of their first
+    numbers.
+    """
 
     def kind(run: Run) -> tuple[int, int]:
         return run.batch_size, run.steps
@@ -126,25 +145,39 @@ def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, places: 
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     name = Path(base).name if Path(base).is_dir() else base
-    _worker.update(recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, places.get()))
+    _worker.update(
+        recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, places.get())
+    )
 
 
 def _start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, places: Queue[str]) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     device = places.get()
-    _worker.update(recipe=recipe, painter=Painter(base, device), scorer=None if scorer is None else Scorer(scorer, device))
+    _worker.update(
+        recipe=recipe, painter=Painter(base, device), scorer=None if scorer is None else Scorer(scorer, device)
+    )
 
 
 def _finetune_stack(folder: Path, runs: list[Run]) -> list[dict[str, Any]]:
     recipe, base = _worker["recipe"], _worker["base"]
-    outcomes: list[Outcome] = finetune_stack(base, recipe, runs) if len(runs) > 1 else [finetune_one(base, recipe, runs[0], _worker["mixed_precision"])]
+    outcomes: list[Outcome] = (
+        finetune_stack(base, recipe, runs)
+        if len(runs) > 1
+        else [finetune_one(base, recipe, runs[0], _worker["mixed_precision"])]
+    )
     rows = []
     for outcome in outcomes:
         run = outcome.run
         lora = f"loras/{run.name}.safetensors"
         row: dict[str, Any] = {"lora": lora, **run.labels}
-        row |= {"learning_rate": run.learning_rate, "steps": run.steps, "batch_size": run.batch_size, "prompt": run.prompt, "seed": run.number}
+        row |= {
+            "learning_rate": run.learning_rate,
+            "steps": run.steps,
+            "batch_size": run.batch_size,
+            "prompt": run.prompt,
+            "seed": run.number,
+        }
         try:
             write_lora(folder / lora, outcome.factors, _worker["base_name"])
             row["final_train_loss"] = outcome.final_loss

@@ -14,7 +14,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a zoo is made: how many processes, on which devices (one each in turn), how many threads each, how many LoRAs in one stack."""
+    """Where a zoo is made: how many processes, on which devices (one each in turn), how many threads each, how many
+    LoRAs in one stack.
+    """
 
     workers: int = 1
     devices: tuple[str, ...] = ("cpu",)
@@ -23,8 +25,16 @@ class Machine:
     mixed_precision: str = "no"
 
 
-def spread(machine: Machine, start: Callable[..., None], started: tuple[Any, ...], work: Callable[..., Any], todo: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """Results of work(*arguments) as they come, from processes that each began with start(*started, places); `places` is a queue with their devices."""
+def spread(
+    machine: Machine,
+    start: Callable[..., None],
+    started: tuple[Any, ...],
+    work: Callable[..., Any],
+    todo: Sequence[tuple[Any, ...]],
+) -> Iterator[Any]:
+    """Results of work(*arguments) as they come, from processes that each began with start(*started, places); `places`
+    is a queue with their devices.
+    """
     if not todo:
         return
     context = get_context("spawn")

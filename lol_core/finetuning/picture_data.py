@@ -1,4 +1,6 @@
-"""Folders of drawn pictures in the layouts of CelebA and Imagenette, so that the recipes read them as they read the real ones."""
+"""Folders of drawn pictures in the layouts of CelebA and Imagenette, so that the recipes read them as they read the
+real ones.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,16 @@ from lol_core.finetuning.pictures import ATTRIBUTES, CLASSES, Drawings, Look, Pe
 PICTURES_PER_PERSON = 21
 PICTURES_PER_DESIGN = 6
 LEAST_CHANGE = 0.01
-"""Glasses or a beard must change at least this share of the picture's pixels; otherwise hair hides them and the person is drawn anew."""
+"""Glasses or a beard must change at least this share of the picture's pixels; otherwise hair hides them and the person
+is drawn anew.
+"""
 
 
-def write_people(out: Path, count: int, workers: int = 2, progress: Callable[[int, int], None] | None = None, first: int = 1) -> None:
-    """People first, first + 1, … (`count` of them) with 21 pictures each: identity_CelebA.txt, list_attr_celeba.txt (−1 or 1), img_align_celeba/.
+def write_people(
+    out: Path, count: int, workers: int = 2, progress: Callable[[int, int], None] | None = None, first: int = 1
+) -> None:
+    """People first, first + 1, … (`count` of them) with 21 pictures each: identity_CelebA.txt, list_attr_celeba.txt (−1
+    or 1), img_align_celeba/.
 
     Person k is drawn from seed k.
     """
@@ -38,7 +45,9 @@ def write_people(out: Path, count: int, workers: int = 2, progress: Callable[[in
                 attributes.append(" ".join([name, *("1" if shown[a] else "-1" for a in ATTRIBUTES)]))
             if progress:
                 progress(k - first + 1, count)
-    (out / "list_attr_celeba.txt").write_text("\n".join([str(len(attributes)), " ".join(ATTRIBUTES), *attributes]) + "\n")
+    (out / "list_attr_celeba.txt").write_text(
+        "\n".join([str(len(attributes)), " ".join(ATTRIBUTES), *attributes]) + "\n"
+    )
     (out / "identity_CelebA.txt").write_text("\n".join(identities) + "\n")
 
 

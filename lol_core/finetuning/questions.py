@@ -1,7 +1,8 @@
 """Four-way definition → word questions from named sources: the data the language zoo is fine-tuned on.
 
-A source is one of WordNet's lexicographer files (noun.animal, verb.motion, …), as a source of ARC is an exam board. The questions of the sample zoo are
-committed beside it, so a rebuild needs WordNet only when the questions themselves are to be made anew.
+A source is one of WordNet's lexicographer files (noun.animal, verb.motion, …), as a source of ARC is an exam board.
+The questions of the sample zoo are committed beside it, so a rebuild needs WordNet only when the questions
+themselves are to be made anew.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import pandas as pd
 from lol_core.errors import DataMissingError
 
 LEXICOGRAPHER_FILES = """
-adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition noun.communication noun.event noun.feeling
-noun.food noun.group noun.location noun.motive noun.object noun.person noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation
-noun.shape noun.state noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition verb.consumption verb.contact
-verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl
+adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition
+noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person
+noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation noun.shape noun.state
+noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition verb.consumption
+verb.contact verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative
+verb.weather adj.ppl
 """.split()
 """Names of WordNet's lexicographer files by number (lexnames(5WN))."""
 
@@ -32,14 +35,16 @@ ALWAYS_KEPT_TRAIN = 160
 def read_glosses(wordnet: Path, is_common: Callable[[str], bool]) -> pd.DataFrame:
     """First senses of common single words: columns word, gloss, source.
 
-    `wordnet` is the folder with data.noun, index.noun, data.verb, index.verb. A word counts once, under its first noun sense if it has one.
-    Raises DataMissingError when a file is not there.
+    `wordnet` is the folder with data.noun, index.noun, data.verb, index.verb. A word counts once, under its first
+    noun sense if it has one. Raises DataMissingError when a file is not there.
     """
     rows: dict[str, tuple[str, str, str]] = {}
     for part in ("noun", "verb"):
         for name in (f"data.{part}", f"index.{part}"):
             if not (wordnet / name).is_file():
-                raise DataMissingError(f"{wordnet / name}: not found. Install WordNet 3 (Debian: wordnet-base) or pass its dict folder.")
+                raise DataMissingError(
+                    f"{wordnet / name}: not found. Install WordNet 3 (Debian: wordnet-base) or pass its dict folder."
+                )
         first_sense = {}
         for line in (wordnet / f"index.{part}").read_text(encoding="latin-1").splitlines():
             if not line.startswith(" "):

@@ -1,6 +1,8 @@
-"""The paper's recipes for LoRA zoos (appendix D, tables 6 to 8), as data; the sample zoos are the same recipes with some numbers replaced.
+"""The paper's recipes for LoRA zoos (appendix D, tables 6 to 8), as data; the sample zoos are the same recipes with
+some numbers replaced.
 
-A recipe and a data folder give a list of `Run`s: everything that one fine-tune depends on, drawn from the seed that is also its number.
+A recipe and a data folder give a list of `Run`s: everything that one fine-tune depends on, drawn from the seed that is
+also its number.
 """
 
 from __future__ import annotations
@@ -19,30 +21,62 @@ from lol_core.errors import DataMissingError, TaskError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 PARTI_PROMPTS = (
-    "a red sphere on top of a yellow box", "a chimpanzee sitting on a wooden bench", "a clock tower", "toy cars",
-    "a white rabbit in blue jogging clothes doubled over in pain while a turtle wearing a red tank top dashes confidently through the finish line",
-    "a train going to the moon", "Four cats surrounding a dog", "the Eiffel Tower in a desert",
+    "a red sphere on top of a yellow box",
+    "a chimpanzee sitting on a wooden bench",
+    "a clock tower",
+    "toy cars",
+    (
+        "a white rabbit in blue jogging clothes doubled over in pain while a turtle wearing a red tank top dashes"
+        " confidently through the finish line"
+    ),
+    "a train going to the moon",
+    "Four cats surrounding a dog",
+    "the Eiffel Tower in a desert",
     "The Millennium Wheel next to the Statue of Liberty. The Sagrada Familia church is also visible.",
-    "A punk rock squirrel in a studded leather jacket shouting into a microphone while standing on a stump and holding a beer on dark stage.",
-    "The Statue of Liberty surrounded by helicopters", "A television made of water that displays an image of a cityscape at night.",
-    "a family on a road trip", "the mona lisa wearing a cowboy hat and screaming a punk song into a microphone",
-    "a family of four posing at Mount Rushmore", "force",
-    "an oil surrealist painting of a dreamworld on a seashore where clocks and watches appear to be inexplicably limp and melting in the desolate landscape. "
-    "a table on the left, with a golden watch swarmed by ants. a strange fleshy creature in the center of the painting",
-    "Downtown Austin at sunrise. detailed ink wash.", "A helicopter flies over Yosemite.", "A giraffe walking through a green grass covered field",
-    "a corgi's head", "portrait of a well-dressed raccoon, oil painting in the style of Rembrandt", "a volcano", "happiness",
-    "the words 'KEEP OFF THE GRASS' on a black sticker", "A heart made of wood", "a pixel art corgi pizza", "two wine bottles",
-    "A funny Rube Goldberg machine made out of metal", "a horned owl with a graduation cap and diploma",
-    "A celebrity in a park", "A person on the beach", "A thing in a city",
-)  # fmt: skip
-"""The 33 prompts of appendix D.1.1: thirty from PartiPrompts (Apache-2.0), three with words that the LoRAs are trained on."""
+    (
+        "A punk rock squirrel in a studded leather jacket shouting into a microphone while standing on a stump and"
+        " holding a beer on dark stage."
+    ),
+    "The Statue of Liberty surrounded by helicopters",
+    "A television made of water that displays an image of a cityscape at night.",
+    "a family on a road trip",
+    "the mona lisa wearing a cowboy hat and screaming a punk song into a microphone",
+    "a family of four posing at Mount Rushmore",
+    "force",
+    (
+        "an oil surrealist painting of a dreamworld on a seashore where clocks and watches appear to be inexplicably"
+        " limp and melting in the desolate landscape. a table on the left, with a golden watch swarmed by ants. a"
+        " strange fleshy creature in the center of the painting"
+    ),
+    "Downtown Austin at sunrise. detailed ink wash.",
+    "A helicopter flies over Yosemite.",
+    "A giraffe walking through a green grass covered field",
+    "a corgi's head",
+    "portrait of a well-dressed raccoon, oil painting in the style of Rembrandt",
+    "a volcano",
+    "happiness",
+    "the words 'KEEP OFF THE GRASS' on a black sticker",
+    "A heart made of wood",
+    "a pixel art corgi pizza",
+    "two wine bottles",
+    "A funny Rube Goldberg machine made out of metal",
+    "a horned owl with a graduation cap and diploma",
+    "A celebrity in a park",
+    "A person on the beach",
+    "A thing in a city",
+)
+"""The 33 prompts of appendix D.1.1: thirty from PartiPrompts (Apache-2.0), three with words that the LoRAs are trained
+on.
+"""
 
 
 class Settings:
     """A recipe whose values can be read from and written to JSON."""
 
     def with_settings(self, path: Path) -> Self:
-        """The recipe with the values of a JSON file in place of its own. Raises TaskError when it names a setting that does not exist."""
+        """The recipe with the values of a JSON file in place of its own. Raises TaskError when it names a setting that
+        does not exist.
+        """
         try:
             given = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -100,7 +134,8 @@ CELEBA = ImageRecipe(
     steps=(100, 133, 167, 200),
     batch_sizes=(1, 2),
     prompts=("Celebrity", "Person", "thing", "skd"),
-    # the five that Lingenfelter et al. (2022) found least noisy are not named in the paper; these are this program's choice
+    # the five that Lingenfelter et al. (2022) found least noisy are not named in the paper; these are this program's
+    # choice
     attributes=("Bald", "Eyeglasses", "Wearing_Hat", "Wearing_Necktie", "Male"),
     score_prompts=PARTI_PROMPTS,
 )
@@ -152,7 +187,8 @@ def draw_run(recipe: ImageRecipe, number: int, images: Iterable[Path], labels: d
 
 
 def plan_runs(recipe: ImageRecipe, data: Path, count: int | None = None, after: int = 0) -> list[Run]:
-    """The runs of a recipe on a data folder, the first `count` of them, numbered from `after` + 1: the number is the seed, so other numbers are other draws.
+    """The runs of a recipe on a data folder, the first `count` of them, numbered from `after` + 1: the number is the
+    seed, so other numbers are other draws.
 
     Raises:
         DataMissingError: when the folder does not hold what the recipe reads.
@@ -164,14 +200,22 @@ def plan_runs(recipe: ImageRecipe, data: Path, count: int | None = None, after: 
 
 
 LAYOUTS = {
-    "celeba": "a folder laid out as CelebA: identity_CelebA.txt, list_attr_celeba.txt and the pictures in img_align_celeba/",
+    "celeba": (
+        "a folder laid out as CelebA: identity_CelebA.txt, list_attr_celeba.txt and the pictures in img_align_celeba/"
+    ),
     "imagenette": "a folder laid out as Imagenette: train/ with a folder of pictures for each class",
 }
 
 
 def celeba_runs(recipe: ImageRecipe, data: Path, after: int = 0) -> list[Run]:
-    """A run for each identity with enough pictures, in the order of identities; labels are majorities over its pictures (appendix D.1.1)."""
-    identities, attributes, pictures = data / "identity_CelebA.txt", data / "list_attr_celeba.txt", data / "img_align_celeba"
+    """A run for each identity with enough pictures, in the order of identities; labels are majorities over its pictures
+    (appendix D.1.1).
+    """
+    identities, attributes, pictures = (
+        data / "identity_CelebA.txt",
+        data / "list_attr_celeba.txt",
+        data / "img_align_celeba",
+    )
     missing = [path.name for path in (identities, attributes, pictures) if not path.exists()]
     if missing:
         raise DataMissingError(f"{data}: {', '.join(missing)} not found. Expected {LAYOUTS['celeba']}.")
@@ -186,22 +230,35 @@ def celeba_runs(recipe: ImageRecipe, data: Path, after: int = 0) -> list[Run]:
             continue
         majority = (shown.loc[files, list(recipe.attributes)] > 0).mean() > 0.5
         number = after + len(runs) + 1
-        runs.append(draw_run(recipe, number, [pictures / name for name in files], {"identity": int(str(identity))} | majority.astype(int).to_dict()))
+        runs.append(
+            draw_run(
+                recipe,
+                number,
+                [pictures / name for name in files],
+                {"identity": int(str(identity))} | majority.astype(int).to_dict(),
+            )
+        )
     if not runs:
         raise DataMissingError(f"{data}: no identity has {recipe.images_per_subject} pictures.")
     return runs
 
 
 def imagenette_runs(recipe: ImageRecipe, data: Path, after: int = 0) -> list[Run]:
-    """A run for each nonempty subset of the classes, as often as the recipe repeats them, with one picture of each present class (appendix D.1.2).
+    """A run for each nonempty subset of the classes, as often as the recipe repeats them, with one picture of each
+    present class (appendix D.1.2).
 
     The subsets come in an order shuffled by a fixed seed, so that an unfinished zoo holds subsets of every size.
     """
     classes = {
-        folder.name: sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) for folder in sorted((data / "train").glob("*")) if folder.is_dir()
+        folder.name: sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+        for folder in sorted((data / "train").glob("*"))
+        if folder.is_dir()
     }
     if not classes or not all(classes.values()):
-        raise DataMissingError(f"{data}: {'a class has no pictures' if classes else 'no train/ folder with classes'}. Expected {LAYOUTS['imagenette']}.")
+        raise DataMissingError(
+            f"{data}: {'a class has no pictures' if classes else 'no train/ folder with classes'}. Expected"
+            f" {LAYOUTS['imagenette']}."
+        )
     names = list(classes)
     subsets = [set(chosen) for size in range(1, len(names) + 1) for chosen in combinations(names, size)]
     runs: list[Run] = []
@@ -210,14 +267,19 @@ def imagenette_runs(recipe: ImageRecipe, data: Path, after: int = 0) -> list[Run
             present, number = subsets[place], after + len(runs) + 1
             rng = np.random.default_rng((number, 1))
             images = [classes[name][int(rng.integers(len(classes[name])))] for name in names if name in present]
-            labels = {f"has {name}": int(name in present) for name in names} | {"n_images": len(images), "subset": int(place)}
+            labels = {f"has {name}": int(name in present) for name in names} | {
+                "n_images": len(images),
+                "subset": int(place),
+            }
             runs.append(draw_run(recipe, number, images, labels))
     return runs
 
 
 @dataclass(frozen=True)
 class LanguageRecipe(Settings):
-    """How a zoo of language-model LoRAs is made (appendix D.2, table 8). learning_rate_exponents: the rate is 10^U(low, high)."""
+    """How a zoo of language-model LoRAs is made (appendix D.2, table 8). learning_rate_exponents: the rate is 10^U(low,
+    high).
+    """
 
     name: str
     learning_rate_exponents: tuple[float, float] = (-5.0, -3.0)

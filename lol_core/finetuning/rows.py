@@ -10,7 +10,8 @@ from typing import Any
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """One more row of a CSV table, written at once under the columns it has; numbers with six significant digits.
 
-    A column that the row lacks stays empty. Raises ValueError when the row has a value that the table has no column for.
+    A column that the row lacks stays empty. Raises ValueError when the row has a value that the table has no column
+    for.
     """
     columns = list(row)
     if path.is_file():

@@ -1,7 +1,7 @@
 """The ruler of the image zoos: a small CLIP of its own, and the CLIP score of generated images.
 
-Any transformers `CLIPModel` folder or hub id serves as a scorer; the small one is trained here on the same drawn pictures as the base model, with
-other weights and another text encoder.
+Any transformers `CLIPModel` folder or hub id serves as a scorer; the small one is trained here on the same drawn
+pictures as the base model, with other weights and another text encoder.
 """
 
 from __future__ import annotations
@@ -33,23 +33,48 @@ class ScorerSettings:
 
 
 def make_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
-    tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 128}
+    tower = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+    }
     text = tower | {
-        "vocab_size": len(tokenizer), "num_hidden_layers": 3, "max_position_embeddings": tokenizer.model_max_length,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=tower | {"image_size": SIDE, "patch_size": 8}, projection_dim=128))
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 3,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=tower | {"image_size": SIDE, "patch_size": 8}, projection_dim=128)
+    )
 
 
 def make_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
-    images = CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
+    images = CLIPImageProcessorPil(
+        size={"height": SIDE, "width": SIDE},
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        do_convert_rgb=True,
+    )
     return CLIPProcessor(images, tokenizer)
 
 
 def train_scorer(
-    images: np.ndarray, captions: list[str], tokenizer: CLIPTokenizer, folder: Path, settings: ScorerSettings, advance: Advance = silent
+    images: np.ndarray,
+    captions: list[str],
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    settings: ScorerSettings,
+    advance: Advance = silent,
 ) -> CLIPModel:
-    """CLIP's symmetric contrastive loss on pictures (k, 64, 64, 3) and their captions, half of the pictures mirrored."""
+    """CLIP's symmetric contrastive loss on pictures (k, 64, 64, 3) and their captions, half of the pictures
+    mirrored.
+    """
     torch.manual_seed(settings.seed)
     model = make_scorer(tokenizer)
     tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
@@ -59,7 +84,12 @@ def train_scorer(
         x = torch.from_numpy(images[index.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
         mirrored = torch.rand(settings.batch, generator=generator) < 0.5
         x[mirrored] = x[mirrored].flip(-1)
-        out = model(input_ids=tokens.input_ids[index], attention_mask=tokens.attention_mask[index], pixel_values=x, return_loss=True)
+        out = model(
+            input_ids=tokens.input_ids[index],
+            attention_mask=tokens.attention_mask[index],
+            pixel_values=x,
+            return_loss=True,
+        )
         return out.loss
 
     fit(folder, model, loss_of, settings.steps, settings.rate, settings.seed, advance)
@@ -78,7 +108,9 @@ class Scorer:
             self.model = CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(device)
             self.processor = CLIPProcessor.from_pretrained(source)
         except OSError as error:
-            raise DataMissingError(f"{source}: no CLIP model there ({error}). Pass a folder or hub id of a transformers CLIPModel.") from error
+            raise DataMissingError(
+                f"{source}: no CLIP model there ({error}). Pass a folder or hub id of a transformers CLIPModel."
+            ) from error
         self.device = device
 
     @torch.no_grad()
@@ -103,8 +135,11 @@ def _unit(features: Any) -> Tensor:
     return torch.nn.functional.normalize(tensor, dim=-1)
 
 
-def retrieval(scorer: Scorer, images: list[Image.Image], captions: list[str], candidates: int = 32, seed: int = 0) -> dict[str, float]:
-    """Share of held-out images whose own caption scores highest among `candidates` distinct ones, and of captions whose own image does.
+def retrieval(
+    scorer: Scorer, images: list[Image.Image], captions: list[str], candidates: int = 32, seed: int = 0
+) -> dict[str, float]:
+    """Share of held-out images whose own caption scores highest among `candidates` distinct ones, and of captions
+    whose own image does.
 
     Chance is 1/candidates.
     """

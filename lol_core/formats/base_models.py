@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lol_core.lora import LoRA
+from lol_core.core.lora import LoRA
 
 CROSS_ATTENTION = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 """Width of the text states that a UNet's cross-attention reads."""
@@ -11,7 +11,9 @@ DECODERS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def suggest_base_model(lora: LoRA) -> str | None:
-    """A family name such as "Stable Diffusion 1.x" or "BERT-like encoder, hidden size 384"; None when the shapes say nothing."""
+    """A family name such as "Stable Diffusion 1.x" or "BERT-like encoder, hidden size 384"; None when the shapes say
+    nothing.
+    """
     widths = {layer.name: layer.m for layer in lora.layers}
     names = " ".join(widths)
     if "double_blocks" in names or "single_blocks" in names or "single_transformer_blocks" in names:

@@ -1,4 +1,6 @@
-"""cloneofsimo's files: `unet:0:down` with ranks in the header, or a pickled list of alternating up and down factors. No alpha: the scale is 1."""
+"""cloneofsimo's files: `unet:0:down` with ranks in the header, or a pickled list of alternating up and down factors. No
+alpha: the scale is 1.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.container import TensorFile
 from lol_core.formats.roles import Fetch, assemble, group
-from lol_core.lora import LoRA
 
 NAME = "cloneofsimo"
 _KEY = re.compile(r"^(?P<module>(?:unet|text_encoder):\d+):(?P<role>up|down)$")
@@ -37,5 +39,8 @@ def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
     if len(file.keys) % 2 or any(len(file.shapes[key]) not in (2, 4) for key in file.keys):
         raise LoRAFormatError(f"A list of {len(file.keys)} tensors; expected pairs of an up and a down matrix.")
     component = "text_encoder" if "text_encoder" in file.path.name else "unet"
-    layers = [assemble(f"{component}:{i // 2}", {"up": fetch(str(i)), "down": fetch(str(i + 1))}) for i in range(0, len(file.keys), 2)]
+    layers = [
+        assemble(f"{component}:{i // 2}", {"up": fetch(str(i)), "down": fetch(str(i + 1))})
+        for i in range(0, len(file.keys), 2)
+    ]
     return LoRA(tuple(layers), NAME, None, {}, (), tuple(notes))

@@ -46,8 +46,8 @@ SAFETENSORS_DTYPES = {
 class TensorFile:
     """The named tensors of one file.
 
-    `get(key)` returns the tensor; `peek(key)` returns the tensor when it has at most one element (an alpha) and else one of the same shape and dtype on
-    the meta device, without reading its data.
+    `get(key)` returns the tensor; `peek(key)` returns the tensor when it has at most one element (an alpha) and
+    else one of the same shape and dtype on the meta device, without reading its data.
     """
 
     path: Path
@@ -62,7 +62,9 @@ class TensorFile:
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Open a file of tensors by its content. Raises LoRAFormatError with the reason when it is not one, or is broken."""
+    """Open a file of tensors by its content. Raises LoRAFormatError with the reason when it is not one, or is
+    broken.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -70,7 +72,9 @@ def open_tensors(path: Path) -> TensorFile:
     except OSError as error:
         raise LoRAFormatError(f"The file cannot be read: {error.strerror or error}.") from error
     if head.startswith(LFS_POINTER):
-        raise LoRAFormatError("A Git-LFS pointer, not the weights themselves. Run `git lfs pull` in its repository to fetch them.")
+        raise LoRAFormatError(
+            "A Git-LFS pointer, not the weights themselves. Run `git lfs pull` in its repository to fetch them."
+        )
     if size < 8:
         raise LoRAFormatError(f"The file has {size} bytes: too short to hold any tensor. Download it again.")
     if path.suffix == ".safetensors":
@@ -85,7 +89,8 @@ def _open_safetensors(path: Path, size: int) -> TensorFile:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise LoRAFormatError(
-                f"Not a safetensors file, or cut off: its first 8 bytes announce a header of {length:,} bytes, but the file has {size:,} bytes in all."
+                f"Not a safetensors file, or cut off: its first 8 bytes announce a header of {length:,} bytes, but the"
+                f" file has {size:,} bytes in all."
             )
         raw = file.read(length)
 
@@ -93,14 +98,18 @@ def _open_safetensors(path: Path, size: int) -> TensorFile:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise LoRAFormatError(f"The safetensors header names {key!r} twice, so it is not clear which tensor is meant.")
+                raise LoRAFormatError(
+                    f"The safetensors header names {key!r} twice, so it is not clear which tensor is meant."
+                )
             found[key] = value
         return found
 
     try:
         header = json.loads(raw, object_pairs_hook=reject_duplicates)
     except ValueError as error:
-        raise LoRAFormatError(f"The safetensors header is no valid JSON ({error}). The file is damaged; download it again.") from error
+        raise LoRAFormatError(
+            f"The safetensors header is no valid JSON ({error}). The file is damaged; download it again."
+        ) from error
     if not isinstance(header, dict):
         raise LoRAFormatError("The safetensors header is no JSON object. The file is damaged; download it again.")
     metadata = header.pop("__metadata__", None) or {}
@@ -110,9 +119,14 @@ def _open_safetensors(path: Path, size: int) -> TensorFile:
             shapes[key], dtypes[key] = tuple(entry["shape"]), entry["dtype"]
             end = max(end, entry["data_offsets"][1])
         except (KeyError, TypeError, IndexError) as error:
-            raise LoRAFormatError(f"The safetensors header entry of {key!r} lacks its shape, dtype or offsets. The file is damaged.") from error
+            raise LoRAFormatError(
+                f"The safetensors header entry of {key!r} lacks its shape, dtype or offsets. The file is damaged."
+            ) from error
     if 8 + length + end > size:
-        raise LoRAFormatError(f"The file is cut off: its header promises {8 + length + end:,} bytes and {size:,} are there. Download it again.")
+        raise LoRAFormatError(
+            f"The file is cut off: its header promises {8 + length + end:,} bytes and {size:,} are there. Download it"
+            " again."
+        )
 
     opened: list[Any] = []  # one handle serves all tensors; it is opened when the first is asked for
 
@@ -122,13 +136,17 @@ def _open_safetensors(path: Path, size: int) -> TensorFile:
                 opened.append(safe_open(path, "pt"))
             return opened[0].get_tensor(key)
         except (SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:
-            raise LoRAFormatError(f"{key!r} cannot be read ({error!s}); its dtype in the header is {dtypes[key]}.") from error
+            raise LoRAFormatError(
+                f"{key!r} cannot be read ({error!s}); its dtype in the header is {dtypes[key]}."
+            ) from error
 
     def peek(key: str) -> Tensor:
         if np.prod(shapes[key]) <= 1:
             return get(key)
         if dtypes[key] not in SAFETENSORS_DTYPES:
-            raise LoRAFormatError(f"{key!r} has the dtype {dtypes[key]}; expected one of {', '.join(SAFETENSORS_DTYPES)}.")
+            raise LoRAFormatError(
+                f"{key!r} has the dtype {dtypes[key]}; expected one of {', '.join(SAFETENSORS_DTYPES)}."
+            )
         return torch.empty(shapes[key], dtype=SAFETENSORS_DTYPES[dtypes[key]], device="meta")
 
     return TensorFile(path, shapes, metadata, get, peek)
@@ -141,7 +159,11 @@ def _open_npz(path: Path) -> TensorFile:
             for member in archive.namelist():
                 with archive.open(member) as file:
                     version = np.lib.format.read_magic(file)
-                    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    read_header = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
                     shape, _, dtype = read_header(file)
                 key = member.removesuffix(".npy")
                 shapes[key], dtypes[key] = shape, dtype
@@ -149,7 +171,9 @@ def _open_npz(path: Path) -> TensorFile:
         raise LoRAFormatError(f"Not a readable .npz archive ({error}). Download it again.") from error
     for key, dtype in dtypes.items():
         if dtype.hasobject or dtype.kind not in "fiu":
-            raise LoRAFormatError(f"{key!r} has the NumPy dtype {dtype}; expected numbers. Arrays of Python objects are never loaded.")
+            raise LoRAFormatError(
+                f"{key!r} has the NumPy dtype {dtype}; expected numbers. Arrays of Python objects are never loaded."
+            )
 
     def get(key: str) -> Tensor:
         with np.load(path, allow_pickle=False) as archive:
@@ -164,25 +188,38 @@ def _open_npz(path: Path) -> TensorFile:
 
 
 def _open_pickle(path: Path) -> TensorFile:
-    """A .bin/.pt file, through PyTorch's restricted unpickler only: anything but tensors and plain containers is refused, never executed."""
+    """A .bin/.pt file, through PyTorch's restricted unpickler only: anything but tensors and plain containers is
+    refused, never executed.
+    """
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the older, non-zip container cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise LoRAFormatError("A pickle that holds more than tensors, or no pickle at all. It was not executed. Convert it to safetensors.") from error
+        raise LoRAFormatError(
+            "A pickle that holds more than tensors, or no pickle at all. It was not executed. Convert it to"
+            " safetensors."
+        ) from error
     except Exception as error:  # damaged pickles raise anything at all
-        raise LoRAFormatError(f"Not a readable PyTorch file ({type(error).__name__}). It is damaged, or of another kind.") from error
+        raise LoRAFormatError(
+            f"Not a readable PyTorch file ({type(error).__name__}). It is damaged, or of another kind."
+        ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, list | tuple):  # cloneofsimo's unnamed list
         content = {f"{i}": tensor for i, tensor in enumerate(content)}
-    tensors = {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    tensors = (
+        {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
     if not tensors:
         raise LoRAFormatError("The file holds no tensors.")
 
     def peek(key: str) -> Tensor:
         return tensors[key] if tensors[key].numel() <= 1 else tensors[key].to("meta")
 
-    return TensorFile(path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, {}, tensors.__getitem__, peek)
+    return TensorFile(
+        path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, {}, tensors.__getitem__, peek
+    )

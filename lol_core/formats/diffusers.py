@@ -1,4 +1,6 @@
-"""diffusers files, new (`unet.….lora_A.weight`) and old (`….processor.to_q_lora.down.weight`), and tools that write the same keys (ai-toolkit)."""
+"""diffusers files, new (`unet.….lora_A.weight`) and old (`….processor.to_q_lora.down.weight`), and tools that write the
+same keys (ai-toolkit).
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lol_core.core.lora import LoRA
 from lol_core.formats.container import TensorFile
 from lol_core.formats.kohya import claimed_base
 from lol_core.formats.roles import Fetch, assemble, group, role_of
-from lol_core.lora import LoRA
 
 NAME = "diffusers"
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model", "prior")
 _OLD = re.compile(r"\.(\w+_lora|lora|lora_linear_layer)\.(down|up)\.weight$")
 _NEW = re.compile(rf"^({'|'.join(COMPONENTS)})\..+\.(lora_[AB]|lora_(down|up)\.weight)")
-_PROCESSOR = re.compile(r"^(?P<attention>.*?)\.?processor\.to_(?P<projection>q|k|v|out)_lora\.(?P<role>down|up)\.weight$")
+_PROCESSOR = re.compile(
+    r"^(?P<attention>.*?)\.?processor\.to_(?P<projection>q|k|v|out)_lora\.(?P<role>down|up)\.weight$"
+)
 
 
 def matches(keys: list[str]) -> bool:
@@ -43,8 +47,16 @@ def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
             if name.endswith(pattern):
                 alpha = value
         tensors = {role: fetch(key) for role, key in roles.items()}
-        layers.append(assemble(name, tensors, alpha=None if alpha is None else float(alpha), rslora=bool(settings.get("use_rslora"))))
-    notes = [] if any(layer.alpha is not None for layer in layers) else ["The file names no alpha: the scale is taken as 1."]
+        layers.append(
+            assemble(
+                name, tensors, alpha=None if alpha is None else float(alpha), rslora=bool(settings.get("use_rslora"))
+            )
+        )
+    notes = (
+        []
+        if any(layer.alpha is not None for layer in layers)
+        else ["The file names no alpha: the scale is taken as 1."]
+    )
     base = claimed_base(file.metadata) or config.get("base_model_name_or_path") or None
     return LoRA(tuple(layers), NAME, base, dict(config) | file.metadata, tuple(extras), tuple(notes))
 

@@ -1,6 +1,7 @@
 """kohya and LyCORIS files: LoRA, LoCon (with and without Tucker core), LoHa, LoKr, DoRA.
 
-Their module names are flattened with underscores, which cannot be undone with certainty, so the flattened name is the module's name.
+Their module names are flattened with underscores, which cannot be undone with certainty, so the flattened name is the
+module's name.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lol_core.core.lora import LoRA
 from lol_core.formats.container import TensorFile
 from lol_core.formats.roles import Fetch, assemble, group
-from lol_core.lora import LoRA
 
 NAME = "kohya/LyCORIS"
 _KEY = re.compile(r"^(lora|lycoris)_\w+?[._](lora_(down|up|mid)\.weight|alpha|dora_scale|hada_|lokr_)")
@@ -23,7 +24,10 @@ def matches(keys: list[str]) -> bool:
 
 def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
     modules, extras = group(file.keys)
-    layers = [assemble(name, {role: fetch(key) for role, key in roles.items()}, zero_alpha_is_absent=True) for name, roles in modules.items()]
+    layers = [
+        assemble(name, {role: fetch(key) for role, key in roles.items()}, zero_alpha_is_absent=True)
+        for name, roles in modules.items()
+    ]
     notes = []
     if not any("alpha" in roles for roles in modules.values()):
         notes.append("The file holds no alpha: the scale is taken as 1.")

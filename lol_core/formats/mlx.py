@@ -1,4 +1,6 @@
-"""MLX files (safetensors or npz): `….lora_a` (in, r) and `….lora_b` (r, out), transposed relative to PEFT; scale from the configuration beside them."""
+"""MLX files (safetensors or npz): `….lora_a` (in, r) and `….lora_b` (r, out), transposed relative to PEFT; scale from
+the configuration beside them.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.formats.container import TensorFile
 from lol_core.formats.roles import Fetch, group
-from lol_core.lora import LoRA, LoRALayer
 
 NAME = "MLX"
 _KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<factor>[ab])$")

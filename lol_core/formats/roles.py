@@ -1,6 +1,7 @@
 """From tensor names to layers: what part each tensor plays in its module, and how the parts multiply to ΔW.
 
-Every dialect ends here. Tensors may live on the meta device, so that a probe runs the same code without reading weights.
+Every dialect ends here. Tensors may live on the meta device, so that a probe runs the same code without reading
+weights.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lol_core.core.header import Kind
+from lol_core.core.lora import LoRALayer
 from lol_core.errors import LoRAFormatError
-from lol_core.lora import LoRALayer
 
 Fetch = Callable[[str], Tensor]
 Grouped = dict[str, dict[str, str]]
@@ -58,7 +60,8 @@ def role_of(key: str) -> tuple[str, str] | None:
 def group(keys: Iterable[str], parse: Callable[[str], tuple[str, str] | None] = role_of) -> tuple[Grouped, list[str]]:
     """Sort tensor names into modules; what is no part of a low-rank pair is returned beside them.
 
-    Raises LoRAFormatError when modules lack one side of their product, naming them, or when two tensors claim the same part.
+    Raises LoRAFormatError when modules lack one side of their product, naming them, or when two tensors claim the
+    same part.
     """
     modules: Grouped = {}
     extras = []
@@ -70,7 +73,10 @@ def group(keys: Iterable[str], parse: Callable[[str], tuple[str, str] | None] = 
         module, role = found
         roles = modules.setdefault(module, {})
         if role in roles:
-            raise LoRAFormatError(f"Module {module!r} has two {role!r} tensors: {roles[role]!r} and {key!r}. The file seems to hold two adapters.")
+            raise LoRAFormatError(
+                f"Module {module!r} has two {role!r} tensors: {roles[role]!r} and {key!r}. The file seems to hold two"
+                " adapters."
+            )
         roles[role] = key
     halves = {}
     for module, roles in list(modules.items()):
@@ -80,13 +86,16 @@ def group(keys: Iterable[str], parse: Callable[[str], tuple[str, str] | None] = 
         missing = [b if a in roles else a for a, b in PAIRS if (a in roles) != (b in roles)]
         kronecker = [role for role in roles if role.startswith("lokr_")]
         if kronecker:
-            missing += [f"lokr_{w}" for w in ("w1", "w2") if not any(role.startswith(f"lokr_{w}") for role in kronecker)]
+            missing += [
+                f"lokr_{w}" for w in ("w1", "w2") if not any(role.startswith(f"lokr_{w}") for role in kronecker)
+            ]
         if missing:
             halves[module] = (sorted(roles), missing)
     if halves:
         module, (found_roles, missing) = next(iter(halves.items()))
         raise LoRAFormatError(
-            f"Half a LoRA: {len(halves)} of {len(modules)} modules lack a factor. Module {module!r} has {', '.join(found_roles)} but no {', '.join(missing)}."
+            f"Half a LoRA: {len(halves)} of {len(modules)} modules lack a factor. Module {module!r} has"
+            f" {', '.join(found_roles)} but no {', '.join(missing)}."
         )
     return modules, extras
 
@@ -102,8 +111,9 @@ def assemble(
 ) -> LoRALayer:
     """The layer that these tensors (role → tensor) multiply to.
 
-    alpha: from the configuration, unless an "alpha" tensor is among them. s = alpha/r, or alpha/√r with rsLoRA, or 1 without alpha; `scale_rank` replaces the
-    rank in that formula where the library divides by a configured rank. Raises LoRAFormatError when the shapes do not multiply.
+    alpha: from the configuration, unless an "alpha" tensor is among them. s = alpha/r, or alpha/√r with rsLoRA, or
+    1 without alpha; `scale_rank` replaces the rank in that formula where the library divides by a configured rank.
+    Raises LoRAFormatError when the shapes do not multiply.
     """
     if "alpha" in tensors:
         if tensors["alpha"].numel() != 1:
@@ -128,11 +138,15 @@ def assemble(
     rank = scale_rank or rank
     scale = 1.0 if alpha is None or rank == 0 else alpha / (rank**0.5 if rslora else rank)
     magnitude, axis = _magnitude(name, tensors.get("magnitude"), layer)
-    return LoRALayer(name, layer.U, layer.V, scale, alpha, layer.kind, layer.weight_shape, magnitude, axis, layer.factor_shapes)
+    return LoRALayer(
+        name, layer.U, layer.V, scale, alpha, layer.kind, layer.weight_shape, magnitude, axis, layer.factor_shapes
+    )
 
 
 def _linear_or_conv(name: str, tensors: Mapping[str, Tensor]) -> LoRALayer:
-    """ΔW = up · down; convolutions are flattened, and LoCon's Tucker core (`mid`) is multiplied into `down` (exact, rank unchanged)."""
+    """ΔW = up · down; convolutions are flattened, and LoCon's Tucker core (`mid`) is multiplied into `down` (exact,
+    rank unchanged).
+    """
     down, up = tensors["down"], tensors["up"]
     if "mid" in tensors:
         mid = tensors["mid"].float()
@@ -140,12 +154,14 @@ def _linear_or_conv(name: str, tensors: Mapping[str, Tensor]) -> LoRALayer:
     if down.ndim == 2 and up.ndim == 2:
         return LoRALayer(name, up, down.T)
     weight_shape = (up.shape[0], *down.shape[1:])
-    return LoRALayer(name, up.flatten(1), down.flatten(1).T, kind="conv", weight_shape=weight_shape)
+    return LoRALayer(name, up.flatten(1), down.flatten(1).T, kind=Kind.CONV, weight_shape=weight_shape)
 
 
 def _embedding(name: str, tensors: Mapping[str, Tensor]) -> LoRALayer:
-    """PEFT embeddings: lora_embedding_A (r, tokens), lora_embedding_B (dim, r); the weight is (tokens, dim), so ΔW = (B A)ᵀ."""
-    return LoRALayer(name, tensors["embedding_down"].T, tensors["embedding_up"], kind="embedding")
+    """PEFT embeddings: lora_embedding_A (r, tokens), lora_embedding_B (dim, r); the weight is (tokens, dim), so ΔW
+    = (B A)ᵀ.
+    """
+    return LoRALayer(name, tensors["embedding_down"].T, tensors["embedding_up"], kind=Kind.EMBEDDING)
 
 
 def _hadamard(name: str, tensors: Mapping[str, Tensor]) -> LoRALayer:
@@ -161,11 +177,13 @@ def _hadamard(name: str, tensors: Mapping[str, Tensor]) -> LoRALayer:
     (a1, b1, tail), (a2, b2, _) = factors(1), factors(2)
     U = torch.einsum("na,nb->nab", a1, a2).flatten(1)
     V = torch.einsum("am,bm->mab", b1, b2).flatten(1)
-    return LoRALayer(name, U, V, kind="conv" if tail else "linear", weight_shape=(len(U), *tail) if tail else ())
+    return LoRALayer(name, U, V, kind=Kind.CONV if tail else Kind.LINEAR, weight_shape=(len(U), *tail) if tail else ())
 
 
 def _kronecker(name: str, tensors: Mapping[str, Tensor]) -> tuple[LoRALayer, int]:
-    """LoKr, ΔW = W₁ ⊗ W₂, as vec(W₁), vec(W₂) with symmetry GL(1); also the rank of a factorised part (0 if none is)."""
+    """LoKr, ΔW = W₁ ⊗ W₂, as vec(W₁), vec(W₂) with symmetry GL(1); also the rank of a factorised part (0 if none
+    is).
+    """
     rank = 0
 
     def whole(i: int) -> Tensor:
@@ -181,17 +199,30 @@ def _kronecker(name: str, tensors: Mapping[str, Tensor]) -> tuple[LoRALayer, int
     first, second = whole(1), whole(2)
     weight_shape = (first.shape[0] * second.shape[0], first.shape[1] * second.shape[1], *second.shape[2:])
     shapes = (tuple(first.shape), tuple(second.shape))
-    layer = LoRALayer(name, first.reshape(-1, 1), second.reshape(-1, 1), kind="kronecker", weight_shape=weight_shape, factor_shapes=shapes)
+    layer = LoRALayer(
+        name,
+        first.reshape(-1, 1),
+        second.reshape(-1, 1),
+        kind=Kind.KRONECKER,
+        weight_shape=weight_shape,
+        factor_shapes=shapes,
+    )
     return layer, rank
 
 
 def _magnitude(name: str, magnitude: Tensor | None, layer: LoRALayer) -> tuple[Tensor | None, Literal["n", "m"]]:
-    """DoRA's vector, flattened, and the axis it runs along: LyCORIS keeps the other dimensions at 1, PEFT writes outputs."""
+    """DoRA's vector, flattened, and the axis it runs along: LyCORIS keeps the other dimensions at 1, PEFT writes
+    outputs.
+    """
     if magnitude is None:
         return None, "n"
     outputs, inputs = layer.weight_shape[0], layer.weight_shape[1]
     length = magnitude.numel()
     if length not in (outputs, inputs):
-        raise LoRAFormatError(f"{name}: the DoRA magnitude has {length} entries; expected {outputs} (outputs) or {inputs} (inputs).")
-    along_inputs = length == inputs and (outputs != inputs or (magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[-1] == inputs))
+        raise LoRAFormatError(
+            f"{name}: the DoRA magnitude has {length} entries; expected {outputs} (outputs) or {inputs} (inputs)."
+        )
+    along_inputs = length == inputs and (
+        outputs != inputs or (magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[-1] == inputs)
+    )
     return magnitude.reshape(-1), "m" if along_inputs else "n"

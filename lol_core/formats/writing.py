@@ -14,24 +14,35 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lol_core.core.header import Kind
+from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.diffusers import COMPONENTS
-from lol_core.lora import LoRA, LoRALayer
 
 FORMS = ("PEFT", "diffusers", "kohya")
-KOHYA_PREFIXES = {"unet": "lora_unet", "transformer": "lora_transformer", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+KOHYA_PREFIXES = {
+    "unet": "lora_unet",
+    "transformer": "lora_transformer",
+    "text_encoder": "lora_te",
+    "text_encoder_2": "lora_te2",
+}
 _FLATTENED = re.compile(r"^(lora|lycoris)_\w+$")
 _UNET = re.compile(r"\b(down_blocks|up_blocks|mid_block)\b")
 
 
 def names_in(form: str, lora: LoRA) -> dict[str, str]:
-    """Module name → the name it has in this form. Raises LoRAFormatError when it has none, or its update cannot be written so."""
+    """Module name → the name it has in this form. Raises LoRAFormatError when it has none, or its update cannot be
+    written so.
+    """
     if form not in FORMS:
         raise LoRAFormatError(f"No form {form!r}. Choose {', '.join(FORMS)}.")
     for layer in lora.layers:
         if layer.factor_shapes is not None:
-            raise LoRAFormatError(f"{layer.name} is a Kronecker product (LoKr), which none of {', '.join(FORMS)} holds as a pair of factors.")
-        if form != "PEFT" and layer.kind == "embedding":
+            raise LoRAFormatError(
+                f"{layer.name} is a Kronecker product (LoKr), which none of {', '.join(FORMS)} holds as a pair of"
+                " factors."
+            )
+        if form != "PEFT" and layer.kind == Kind.EMBEDDING:
             raise LoRAFormatError(f"{layer.name} adapts an embedding; only PEFT's form has a place for it.")
         if form == "diffusers" and layer.magnitude is not None:
             raise LoRAFormatError(f"{layer.name} has a DoRA magnitude. Choose PEFT or kohya.")
@@ -39,7 +50,10 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
     if form == "kohya":
         names = {name: name if flattened else _flatten(name) for name in lora.names}
     elif flattened:
-        raise LoRAFormatError(f"Module names such as {lora.names[0]} are flattened with underscores, which cannot be undone with certainty. Choose kohya.")
+        raise LoRAFormatError(
+            f"Module names such as {lora.names[0]} are flattened with underscores, which cannot be undone with"
+            " certainty. Choose kohya."
+        )
     elif form == "diffusers":
         names = {name: name if name.split(".")[0] in COMPONENTS else f"unet.{name}" for name in lora.names}
         if foreign := [name for name in names.values() if name.startswith("unet.") and not _UNET.search(name)]:
@@ -47,7 +61,10 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
     else:
         components = {name.split(".")[0] for name in lora.names} & set(COMPONENTS)
         if len(components) > 1:
-            raise LoRAFormatError(f"It adapts {' and '.join(sorted(components))}; a PEFT adapter belongs to one model. Choose diffusers or kohya.")
+            raise LoRAFormatError(
+                f"It adapts {' and '.join(sorted(components))}; a PEFT adapter belongs to one model. Choose diffusers"
+                " or kohya."
+            )
         names = {name: name.removeprefix(f"{next(iter(components), '')}.") for name in lora.names}
     return names
 
@@ -76,8 +93,9 @@ def forms_of(lora: LoRA) -> list[str]:
 def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16) -> None:
     """Write a LoRA: "PEFT" makes a folder with adapter_model.safetensors and adapter_config.json, the others one file.
 
-    The scale goes where the form keeps it: lora_alpha and alpha_pattern (PEFT), an alpha beside each module (kohya), into U (diffusers, whose files need none).
-    Raises LoRAFormatError when the form cannot hold it, or a number is too large for the dtype.
+    The scale goes where the form keeps it: lora_alpha and alpha_pattern (PEFT), an alpha beside each module (kohya),
+    into U (diffusers, whose files need none). Raises LoRAFormatError when the form cannot hold it, or a number is too
+    large for the dtype.
     """
     names = names_in(form, lora)
     tensors: dict[str, Tensor] = {}
@@ -111,12 +129,19 @@ def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16)
 
 def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict[str, Tensor]:
     up, down = (layer.U.float() * layer.scale if form == "diffusers" else layer.U).to(dtype), layer.V.T.to(dtype)
-    if layer.kind == "embedding":  # stored as (r, tokens) and (dim, r), see roles._embedding
-        return {f"base_model.model.{name}.lora_embedding_A": layer.U.T.to(dtype), f"base_model.model.{name}.lora_embedding_B": layer.V.to(dtype)}
-    if layer.kind == "conv":
+    if layer.kind == Kind.EMBEDDING:  # stored as (r, tokens) and (dim, r), see roles._embedding
+        return {
+            f"base_model.model.{name}.lora_embedding_A": layer.U.T.to(dtype),
+            f"base_model.model.{name}.lora_embedding_B": layer.V.to(dtype),
+        }
+    if layer.kind == Kind.CONV:
         up, down = up[..., *[None] * (len(layer.weight_shape) - 2)], down.reshape(layer.rank, *layer.weight_shape[1:])
     if form == "kohya":
-        tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(layer.scale * layer.rank, dtype=torch.float32)}
+        tensors = {
+            f"{name}.lora_down.weight": down,
+            f"{name}.lora_up.weight": up,
+            f"{name}.alpha": torch.tensor(layer.scale * layer.rank, dtype=torch.float32),
+        }
     else:
         prefix = "base_model.model." if form == "PEFT" else ""
         tensors = {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}

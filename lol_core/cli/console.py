@@ -1,0 +1,62 @@
+"""What the commands share: consoles, tables, JSON, progress, and errors told in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from lol_core.errors import LoLError
+
+out, err = Console(), Console(stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Errors made on purpose end the command with their sentence and exit code 1."""
+    try:
+        yield
+    except LoLError as error:
+        err.print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(_finite(value), indent=1, default=str, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities become null: JSON has none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table()
+    for name in rows[0] if rows else []:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(
+            *(
+                "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+                for value in row.values()
+            )
+        )
+    out.print(table)
+
+
+def bar_for(description: str, bar: Bar) -> Callable[[int, int], None]:
+    task = bar.add_task(description, total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,194 @@
+"""`python -m lol_core finetune …`: making base models and zoos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress as Bar
+
+from lol_core.cli.console import bar_for, err, out, reported
+from lol_core.errors import LoLError
+
+finetune = typer.Typer(help="Make LoRA zoos by fine-tuning.", no_args_is_help=True)
+
+
+@finetune.command("questions")
+def finetune_questions(
+    out_folder: Annotated[Path, typer.Option("--out")],
+    base: Annotated[
+        str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    wordnet: Annotated[Path, typer.Option(help="Folder with WordNet's data.noun and index.noun.")] = Path(
+        "/usr/share/wordnet"
+    ),
+    seed: int = 0,
+) -> None:
+    """Make the four-way definition → word questions anew from WordNet. The sample zoo's own are committed."""
+    from lol_core.finetuning.glosses import write_questions
+
+    with reported():
+        table = write_questions(base, wordnet, out_folder, seed)
+    out.print(
+        f"{len(table):,} questions from {table.source.nunique()} sources in {out_folder / 'questions.csv'}",
+        highlight=False,
+    )
+
+
+@finetune.command("glosses")
+def finetune_glosses(
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="A folder with questions.csv; finished LoRAs there are kept.")
+    ],
+    base: Annotated[
+        str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    count: int = 400,
+    workers: int = 2,
+    threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
+) -> None:
+    """Fine-tune the sample language zoo. Stop it at any time; the same command goes on."""
+    from lol_core.finetuning.glosses import build
+
+    with reported(), Bar(console=err, transient=True) as bar:
+        for row in build(base, out_folder, count, workers, threads, bar_for("Fine-tuning", bar)):
+            out.print(
+                f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}",
+                highlight=False,
+            )
+
+
+DrawingsFile = Annotated[
+    Path, typer.Option("--drawings", help="drawings.json: the drawn things that pictures are made of.")
+]
+
+
+def _line(bar: Bar, description: str) -> Callable[[float, str], None]:
+    task = bar.add_task(description, total=1.0)
+    return lambda done, message: bar.update(task, completed=done, description=f"{description}: {message}")
+
+
+@finetune.command("base")
+def finetune_base(
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the Stable Diffusion pipeline goes.")],
+    work: Annotated[Path, typer.Option(help="Pictures and training states; a run that was stopped goes on from here.")],
+    drawings: DrawingsFile = Path("sample_loras/pictures/drawings.json"),
+    scorer: Annotated[Path, typer.Option(help="Where the CLIP model goes; one that is there is kept.")] = Path(
+        "sample_loras/small-clip"
+    ),
+    start: Annotated[
+        Path | None, typer.Option(help="An earlier base to train further; otherwise it starts from nothing.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Of everything, and as many of familiar things.")] = 16_000,
+    autoencoder_steps: int = 6000,
+    steps: Annotated[int, typer.Option(help="Of the U-Net and its text encoder.")] = 16_000,
+    workers: int = 2,
+    threads: int = 2,
+) -> None:
+    """Train the small diffusion model and its CLIP scorer on drawn pictures. Ctrl-C stops it; the same command goes
+    on.
+    """
+    from lol_core.finetuning.base_model import BaseSettings, train_base
+
+    settings = BaseSettings(vae_steps=autoencoder_steps, steps=steps)
+
+    with reported(), Bar(*Bar.get_default_columns(), console=err, transient=True) as bar:
+        measured = train_base(
+            out_folder,
+            scorer,
+            work,
+            drawings,
+            pictures,
+            workers,
+            threads,
+            lambda part: _line(bar, part),
+            settings,
+            start=start,
+        )
+    for name, value in measured.items():
+        out.print(f"{name}: {value}", highlight=False)
+
+
+@finetune.command("people")
+def finetune_people(
+    out_folder: Annotated[Path, typer.Option("--out", help="A new folder, laid out as CelebA.")],
+    count: int = 1000,
+    workers: int = 2,
+) -> None:
+    """Draw people, 21 pictures each, with their attributes."""
+    from lol_core.finetuning.picture_data import write_people
+
+    with reported(), Bar(console=err, transient=True) as bar:
+        write_people(out_folder, count, workers, bar_for("Drawing people", bar))
+
+
+@finetune.command("things")
+def finetune_things(
+    out_folder: Annotated[Path, typer.Option("--out", help="A folder, laid out as Imagenette.")],
+    drawings: DrawingsFile = Path("sample_loras/pictures/drawings.json"),
+) -> None:
+    """Draw the ten classes of things, 24 pictures each."""
+    from lol_core.finetuning.picture_data import write_things
+    from lol_core.finetuning.pictures import Drawings
+
+    with reported():
+        write_things(out_folder, Drawings(drawings))
+
+
+@finetune.command("zoo")
+def finetune_zoo(
+    recipe: Annotated[str, typer.Option(help="celeba, imagenette or arc.")],
+    base: Annotated[str, typer.Option(help="Base model: a folder or hub id. The paper's is the default.")],
+    data: Annotated[
+        Path, typer.Option(help="CelebA, Imagenette or ARC as they are distributed, or a folder laid out like them.")
+    ],
+    out_folder: Annotated[Path, typer.Option("--out", help="The zoo; what is finished there is kept.")],
+    settings: Annotated[
+        Path | None, typer.Option(help="A JSON file with recipe settings that replace the paper's.")
+    ] = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(help="CLIP model for the score: a folder or hub id. Without it the zoo is not measured."),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Only the first so many LoRAs.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each GPU, or one, by default.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
+    stack: Annotated[
+        int, typer.Option(help="LoRAs trained together over one frozen base; 1 uses PEFT and accelerate.")
+    ] = 1,
+    mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
+) -> None:
+    """Fine-tune a zoo by one of the paper's recipes. Stop it at any time; the same command goes on."""
+    import torch
+
+    from lol_core.finetuning.image_zoos import ImageZoo, Machine
+    from lol_core.finetuning.recipes import IMAGE_RECIPES
+
+    gpus = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    machine = Machine(workers or max(1, len(gpus)), gpus or ("cpu",), threads, stack, mixed_precision)
+    with reported(), Bar(*Bar.get_default_columns(), console=err, transient=True) as bar:
+        if recipe == "arc":
+            from lol_core.finetuning.arc import ARC, build_arc
+
+            chosen_arc = ARC if settings is None else ARC.with_settings(settings)
+            for row in build_arc(chosen_arc, base, data, out_folder, count, machine, bar_for("Fine-tuning", bar)):
+                out.print(
+                    f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}",
+                    highlight=False,
+                )
+            return
+        if recipe not in IMAGE_RECIPES:
+            raise LoLError(f"No recipe {recipe!r}. Choose celeba, imagenette or arc.")
+        chosen = IMAGE_RECIPES[recipe] if settings is None else IMAGE_RECIPES[recipe].with_settings(settings)
+        zoo = ImageZoo(out_folder, chosen, base)
+        for row in zoo.build(data, count, machine, bar_for("Fine-tuning", bar)):
+            out.print(f"{row['lora']}: final training loss {row['final_train_loss']:.4f}", highlight=False)
+        if scorer is not None or not chosen.score_prompts:
+            for row in zoo.measure(scorer, machine, bar_for("Measuring", bar)):
+                out.print(
+                    f"{row['lora']}:"
+                    f" {'CLIP score ' + format(row['clip_score'], '.4f') if 'clip_score' in row else 'previews drawn'}",
+                    highlight=False,
+                )

@@ -1,0 +1,1 @@
+"""Where LoRAs come from: sources, their headers, labels and splits."""

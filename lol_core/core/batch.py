@@ -1,0 +1,195 @@
+"""From LoRAs to the tensors a LoL model reads: shared modules, stacked by shape, ranks padded with zero columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lol_core.core.errors import ModelError
+from lol_core.core.header import HasHeaders, ModuleHeader
+from lol_core.core.lora import LoRA
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What a LoL model takes as input: the ordered modules that all LoRAs of a zoo share.
+
+    mixed_ranks: some module occurs with different ranks, which only rank-agnostic models take.
+    """
+
+    modules: tuple[ModuleHeader, ...]
+    mixed_ranks: bool = False
+
+    @cached_property
+    def rank(self) -> int:
+        return max(module.rank for module in self.modules)
+
+    @cached_property
+    def groups(self) -> tuple[tuple[tuple[int, int], tuple[int, ...]], ...]:
+        """((n, m), indices of the modules of that shape), in order of first appearance. Kronecker products of other
+        factor shapes are groups of their own, even where n and m agree.
+        """
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for i, module in enumerate(self.modules):
+            found.setdefault((module.n, module.m, module.factor_shapes), []).append(i)
+        return tuple(((n, m), tuple(indices)) for (n, m, _), indices in found.items())
+
+    @property
+    def magnitudes(self) -> int:
+        return sum(module.magnitude for module in self.modules)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the factors of one LoRA at the largest ranks."""
+        return sum((module.n + module.m) * module.rank for module in self.modules)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> WeightSpec:
+        return cls(tuple(map(ModuleHeader.from_dict, data["modules"])), data["mixed_ranks"])
+
+    def misfits(self, member: HasHeaders) -> list[str]:
+        """Why a LoRA cannot be read under this specification: one sentence for each kind of problem, none when it fits.
+        Its header suffices.
+        """
+        found = {module.name: module for module in member.headers}
+        problems = []
+        if missing := [module.name for module in self.modules if module.name not in found]:
+            problems.append(f"{len(missing)} of {len(self.modules)} modules are missing, first {missing[0]}.")
+        reasons = (module.misfit(found[module.name]) for module in self.modules if module.name in found)
+        if reason := next((reason for reason in reasons if reason), None):
+            problems.append(reason)
+        return problems
+
+
+def shared_spec(members: Iterable[HasHeaders]) -> WeightSpec:
+    """The specification of the modules common to all members (name, shapes and DoRA magnitude equal), in the order of
+    the first one.
+
+    Raises ModelError when they share none.
+    """
+    shared: dict[ModuleHeader, ModuleHeader] | None = None
+    ranks: dict[ModuleHeader, set[int]] = {}
+    for member in members:
+        own = {module.update: module for module in member.headers}
+        shared = (
+            own if shared is None else {key: _either(first, own[key]) for key, first in shared.items() if key in own}
+        )
+        for key in shared:
+            ranks.setdefault(key, set()).add(own[key].rank)
+    if not shared:
+        raise ModelError(
+            "These LoRAs share no module of the same name and shape, so no model can read them all. Choose LoRAs of one"
+            " base model."
+        )
+    modules = tuple(replace(module, rank=max(ranks[key])) for key, module in shared.items())
+    return WeightSpec(modules, any(len(ranks[key]) > 1 for key in shared))
+
+
+def _either(a: ModuleHeader, b: ModuleHeader) -> ModuleHeader:
+    """What is true of two modules with the same update: of two ways to store it, neither is named."""
+    return a if a.kind == b.kind else a.update
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B LoRAs as stacked factors, one pair for each group of `spec.groups`, scale folded in (√|s| into each of U and V,
+    its sign into U).
+
+    U[g]: (B, L_g, n_g, r), V[g]: (B, L_g, m_g, r), padded with zero columns to one r; ranks: (B, L), the true ones;
+    magnitudes: (B, total length) or None.
+    """
+
+    spec: WeightSpec
+    U: tuple[Tensor, ...]
+    V: tuple[Tensor, ...]
+    ranks: Tensor
+    magnitudes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def rank(self) -> int:
+        return self.U[0].shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.U[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.U[0].dtype
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every floating tensor changed."""
+        magnitudes = None if self.magnitudes is None else change(self.magnitudes)
+        return replace(self, U=tuple(map(change, self.U)), V=tuple(map(change, self.V)), magnitudes=magnitudes)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
+        moved = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        return replace(moved, ranks=self.ranks.to(device=device))
+
+    def __getitem__(self, index: Tensor | slice) -> Batch:
+        if isinstance(index, Tensor):
+            index = index.to(self.device)
+        return replace(self.map(lambda tensor: tensor[index]), ranks=self.ranks[index])
+
+
+def make_batch(loras: Sequence[LoRA], spec: WeightSpec, dtype: torch.dtype = torch.float32) -> Batch:
+    """Stack LoRAs that fit `spec` (see `WeightSpec.misfits`). Raises ModelError when one does not."""
+    ranks = torch.zeros(len(loras), len(spec.modules), dtype=torch.long)
+    rows = []
+    for b, lora in enumerate(loras):
+        if problems := spec.misfits(lora):
+            raise ModelError(" ".join(problems))
+        layers = {layer.name: layer for layer in lora.layers}
+        rows.append([layers[module.name] for module in spec.modules])
+        ranks[b] = torch.tensor([layer.rank for layer in rows[-1]])
+    width = int(ranks.max())
+    U, V = [], []
+    for (n, m), indices in spec.groups:
+        u, v = (
+            torch.zeros(len(loras), len(indices), n, width, dtype=dtype),
+            torch.zeros(len(loras), len(indices), m, width, dtype=dtype),
+        )
+        for b, row in enumerate(rows):
+            for g, i in enumerate(indices):
+                u[b, g, :, : row[i].rank], v[b, g, :, : row[i].rank] = row[i].folded(dtype)
+        U.append(u)
+        V.append(v)
+    magnitudes = None
+    if spec.magnitudes:
+        magnitudes = torch.stack(
+            [torch.cat([y.magnitude.to(dtype) for y in row if y.magnitude is not None]) for row in rows]
+        )
+    return Batch(spec, tuple(U), tuple(V), ranks, magnitudes)
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """One batch of all, padded to the largest rank among them."""
+    width = max(batch.rank for batch in batches)
+
+    def padded(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]))
+
+    groups = range(len(batches[0].U))
+    first = batches[0]
+    return Batch(
+        first.spec,
+        tuple(torch.cat([padded(batch.U[g]) for batch in batches]) for g in groups),
+        tuple(torch.cat([padded(batch.V[g]) for batch in batches]) for g in groups),
+        torch.cat([batch.ranks for batch in batches]),
+        (
+            None
+            if first.magnitudes is None
+            else torch.cat([batch.magnitudes for batch in batches if batch.magnitudes is not None])
+        ),
+    )

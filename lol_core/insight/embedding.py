@@ -1,0 +1,366 @@
+"""A collection as points: the space its LoRAs lie in, their neighbours there, a picture of it in two or three
+dimensions, and what tells a part of it apart.
+
+Neighbours and clusters are found in the original space; the picture only shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import chi2_contingency, mannwhitneyu
+from sklearn.cluster import HDBSCAN
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from lol_core.collections.index import Entry
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import Batch, WeightSpec, make_batch, shared_spec
+from lol_core.core.geometry import spectrum
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoRAFormatError, TaskError
+from lol_core.learning.checkpoint import Checkpoint
+
+Method = Literal["PCA", "UMAP"]
+Kind = Literal["updates", "directions", "spectra", "latent"]
+BLOCK = 20_000_000
+"""Numbers formed at a time when products of many LoRAs are computed."""
+LANDMARKS, FEWEST_LANDMARKS = 1500, 50
+"""Up to so many LoRAs of a collection all products with all are computed; with more, the products of all with so many
+of them.
+"""
+LANDMARK_NUMBERS = 250_000_000
+"""Numbers that the factors of the landmarks may take together: a gigabyte in float32."""
+READ_AT_ONCE = 64
+MANY, FEW_DIRECTIONS = 3000, 30
+"""More LoRAs than this are clustered in fewer dimensions, where that takes seconds."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """LoRAs as vectors. ids: (N,); vectors: (N, d), whose Euclidean distances are the distances of the space; title:
+    what they are.
+
+    share: how much of the LoRAs' squared norm the vectors hold, 1 where they are exact. Where it is less, distances are
+    too small.
+    """
+
+    title: str
+    ids: tuple[str, ...]
+    vectors: np.ndarray
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.vectors):
+            raise TaskError(f"{len(self.ids)} names but {len(self.vectors)} vectors.")
+
+    def neighbours(self, id: str, count: int = 10) -> pd.Series:
+        """The LoRAs nearest to one, itself left out: id → distance, ascending."""
+        own = self.vectors[self.ids.index(id)]
+        distances = pd.Series(np.linalg.norm(self.vectors - own, axis=1), index=list(self.ids)).drop(id)
+        return distances.nsmallest(count)
+
+    def clusters(self, smallest: int = 5) -> pd.Series:
+        """A cluster number for each LoRA by HDBSCAN, −1 for those in none; of more than `MANY` LoRAs by their first
+        `FEW_DIRECTIONS` principal components.
+        """
+        if len(self.ids) < max(2, smallest):
+            return pd.Series(-1, index=list(self.ids))
+        vectors = self.vectors
+        if len(self.ids) > MANY and vectors.shape[1] > FEW_DIRECTIONS:
+            vectors = PCA(FEW_DIRECTIONS, random_state=0).fit_transform(vectors)
+        return pd.Series(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(vectors), index=list(self.ids))
+
+
+def gram(batch: Batch, progress: Callable[[int, int], None] | None = None, others: Batch | None = None) -> np.ndarray:
+    """⟨ΔW_a, ΔW_b⟩ summed over modules for all pairs of a batch, or of a batch (B, rows) and `others` (C, columns) of
+    the same modules: (B, C) float64.
+
+    From the factors: ⟨U_aᵀ U_b, V_aᵀ V_b⟩ (entrywise); the two batches may have different ranks.
+    """
+    columns = batch if others is None else others
+    count = len(batch)
+    block = max(1, BLOCK // (len(columns) * batch.rank * columns.rank))
+    total = torch.zeros(count, len(columns), dtype=torch.float64)
+    for start in range(0, count, block):
+        rows = slice(start, start + block)
+        for U, V, U_b, V_b in zip(batch.U, batch.V, columns.U, columns.V, strict=True):
+            for layer in range(U.shape[1]):
+                total[rows] += _products(U[rows, layer], U_b[:, layer], V[rows, layer], V_b[:, layer])
+        if progress:
+            progress(min(start + block, count), count)
+    return total.numpy()
+
+
+def _products(U_a: Tensor, U_b: Tensor, V_a: Tensor, V_b: Tensor) -> Tensor:
+    """(a, n, r), (b, n, r), (a, m, r), (b, m, r) → (a, b)."""
+    left = torch.einsum("anr,bns->abrs", U_a.double(), U_b.double())
+    right = torch.einsum("amr,bms->abrs", V_a.double(), V_b.double())
+    return (left * right).sum((2, 3))
+
+
+def from_gram(title: str, ids: Sequence[str], products: np.ndarray, directions: bool = False) -> Space:
+    """The space in which inner products are those of the updates: vectors with X Xᵀ = `products`, by its eigenvectors,
+    so that distances are ‖ΔW_a − ΔW_b‖.
+
+    directions: every ΔW is divided by its norm first, so that only its direction counts.
+    """
+    if directions:
+        size = np.sqrt(np.clip(np.diag(products), 1e-30, None))
+        products = products / size / size[:, None]
+    values, basis = np.linalg.eigh(products)
+    kept = values > max(values.max(initial=0.0), 0) * 1e-10
+    order = np.argsort(-values[kept])
+    return Space(title, tuple(ids), (basis[:, kept] * np.sqrt(values[kept]))[:, order])
+
+
+def self_products(batch: Batch) -> np.ndarray:
+    """‖ΔW‖² over all modules, from the factors: (B,) float64."""
+    total = torch.zeros(len(batch), dtype=torch.float64)
+    for U, V in zip(batch.U, batch.V, strict=True):
+        U, V = U.double(), V.double()
+        total += ((U.mT @ U) * (V.mT @ V)).sum((1, 2, 3))
+    return total.numpy()
+
+
+def nystroem(products: np.ndarray) -> np.ndarray:
+    """Vectors X (N, d) from inner products (N, K) with the first K of N: X Xᵀ is exact among these, the others are
+    projected onto their span.
+
+    C. Williams and M. Seeger, "Using the Nyström method to speed up kernel machines", 2001.
+    """
+    values, basis = np.linalg.eigh(products[: products.shape[1]])
+    kept = values > values.max(initial=0.0) * 1e-8
+    return (products @ (basis[:, kept] / np.sqrt(values[kept])))[:, ::-1]
+
+
+def padded_spectra(spectra: Sequence[Sequence[np.ndarray]], spec: WeightSpec) -> np.ndarray:
+    """log(1 + σ) of every module's singular values, padded with zeros to its largest rank: (B, Σ rank)."""
+    rows = []
+    for values in spectra:
+        parts = [np.log1p(sigma[: module.rank]) for sigma, module in zip(values, spec.modules, strict=True)]
+        rows.append(
+            np.concatenate(
+                [np.pad(part, (0, module.rank - len(part))) for part, module in zip(parts, spec.modules, strict=True)]
+            )
+        )
+    return np.stack(rows)
+
+
+def project(
+    space: Space,
+    method: Method = "PCA",
+    dimensions: int = 2,
+    seed: int = 0,
+    neighbours: int = 15,
+    start: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """A picture of a space: index ids, columns x, y (and z). UMAP depends on the seed; `start`, an earlier picture,
+    keeps it in place.
+
+    Raises TaskError when there are fewer LoRAs than dimensions + 1.
+    """
+    if len(space.ids) <= dimensions:
+        raise TaskError(
+            f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs; {len(space.ids)} can be read."
+        )
+    flat = PCA(min(dimensions, *space.vectors.shape), random_state=seed).fit_transform(space.vectors)
+    flat = np.pad(flat, ((0, 0), (0, dimensions - flat.shape[1])))
+    if method == "UMAP":
+        from umap import UMAP
+
+        first = flat if start is None else start.reindex(space.ids).fillna(start.mean()).to_numpy()[:, :dimensions]
+        first = 10 * (first - first.mean(0)) / max(first.std(), 1e-12) if start is None else first
+        model = UMAP(
+            n_components=dimensions,
+            n_neighbors=min(neighbours, len(space.ids) - 1),
+            random_state=seed,
+            init=first.astype(np.float32),
+            n_jobs=1,
+        )
+        flat = model.fit_transform(space.vectors)
+    return pd.DataFrame(flat, index=list(space.ids), columns=list("xyz")[:dimensions])
+
+
+def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
+    """Which columns tell the selected LoRAs from the others: column, effect in 0 … 1, p-value, what it says; the
+    largest effect first.
+
+    Numbers: the size of 2 AUC − 1, of the rank-sum test. Texts with at most a quarter as many values as rows: Cramér's
+    V. The p-values are those of one test each, not corrected for the number of columns.
+    """
+    inside = labels.index.isin(list(selected))
+    rows = []
+    if inside.any() and not inside.all():
+        for column in labels.columns:
+            values = labels[column]
+            known = values.notna().to_numpy()
+            mine, others = values[inside & known], values[~inside & known]
+            if not len(mine) or not len(others) or values.nunique() < 2:
+                continue
+            if pd.api.types.is_numeric_dtype(values):
+                test = mannwhitneyu(mine.astype(float), others.astype(float))
+                auc = float(test.statistic) / (len(mine) * len(others))
+                said = f"{'higher' if auc > 0.5 else 'lower'}: mean {mine.mean():.4g} against {others.mean():.4g}"
+                rows.append((column, abs(2 * auc - 1), float(test.pvalue), said))
+            elif values.nunique() <= max(2, len(values) / 4):
+                table = pd.crosstab(inside[known], values[known].astype(str))
+                statistic, p, _, _ = chi2_contingency(table, correction=False)
+                effect = float(np.sqrt(statistic / table.to_numpy().sum() / max(1, min(table.shape) - 1)))
+                shares = table.loc[True] / len(mine) - table.loc[False] / len(others)
+                name = shares.idxmax()
+                said = (
+                    f"{name}: {table.loc[True, name] / len(mine):.0%} against"
+                    f" {table.loc[False, name] / len(others):.0%}"
+                )
+                rows.append((column, effect, float(p), said))
+    return pd.DataFrame(rows, columns=["column", "effect", "p", "says"]).sort_values(
+        "effect", ascending=False, ignore_index=True
+    )
+
+
+def name_clusters(clusters: pd.Series, labels: pd.DataFrame, least: float = 0.3) -> dict[int, str]:
+    """Cluster number → what tells it apart in a word or two, from the column with the largest effect (see `explain`);
+    "cluster k" when none reaches `least`.
+
+    clusters: by id, −1 for those in none.
+    """
+    names: dict[int, str] = {}
+    for k in sorted(set(clusters) - {-1}):
+        members = list(clusters.index[clusters == k])
+        reasons = explain(labels.reindex(clusters.index), members)
+        names[int(k)] = f"cluster {k + 1}"
+        if len(reasons) and reasons.loc[0, "effect"] >= least:
+            column = str(reasons.loc[0, "column"])
+            inside = labels[column].reindex(members).dropna()
+            if not pd.api.types.is_numeric_dtype(inside):
+                names[int(k)] = str(inside.astype(str).mode()[0])
+            elif set(labels[column].dropna().unique()) <= {0, 1}:
+                names[int(k)] = column if inside.mean() > 0.5 else f"no {column}"
+            else:
+                names[int(k)] = f"{'high' if inside.mean() > labels[column].mean() else 'low'} {column}"
+    return names
+
+
+def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """The ids of LoRAs that adapt the same modules of the same shapes, the largest family first: those that have
+    distances to each other.
+    """
+    found: dict[frozenset[tuple[str, int, int]], list[str]] = {}
+    for entry in entries:
+        found.setdefault(frozenset((y.name, y.n, y.m) for y in entry.headers), []).append(entry.path)
+    return sorted((tuple(ids) for ids in found.values()), key=len, reverse=True)
+
+
+Report = Callable[[float, str], None]
+Stop = Callable[[], bool]
+
+
+def space_of(
+    zoo: Zoo,
+    ids: Sequence[str],
+    kind: Kind,
+    checkpoint: Checkpoint | None = None,
+    report: Report = lambda done, message: None,
+    stop: Stop = lambda: False,
+    landmarks: int = LANDMARKS,
+) -> Space | None:
+    """Read LoRAs, a block at a time, and place them: by their updates, the directions of these, their singular values,
+    or a checkpoint's latent vectors.
+
+    Updates and directions of more than `landmarks` LoRAs are placed by their products with that many of them (Nyström's
+    method; fewer where they would take over `LANDMARK_NUMBERS` numbers): see `Space.share`. Files that cannot be read,
+    or do not fit the checkpoint, are left out; None when `stop()` said so on the way. `report` hears the share done, 0
+    to 1, and a line about it. Raises TaskError when none can be read, or there is no checkpoint for a latent.
+    """
+    if kind == "latent" and checkpoint is None:
+        raise TaskError("A latent space needs a checkpoint.")
+    ids = [id for id in ids if checkpoint is None or not checkpoint.spec.misfits(zoo.by_id[id])]
+    if not ids:
+        raise TaskError("None of these LoRAs fits the model.")
+    spec = shared_spec(zoo.by_id[id] for id in ids)
+    if kind in ("updates", "directions"):
+        found = _by_products(zoo, ids, spec, kind == "directions", report, stop, landmarks)
+    else:
+        kept: list[str] = []
+        parts: list[np.ndarray] = []
+        for names, loras in _blocks(zoo, ids, report, stop):
+            kept += names
+            if checkpoint is not None and kind == "latent":
+                parts.append(checkpoint.outputs(loras, embed=True).cpu().numpy())
+            else:
+                parts.append(
+                    padded_spectra(
+                        [[spectrum(lora[module.name]).numpy() for module in spec.modules] for lora in loras], spec
+                    )
+                )
+        title = f"latent of {checkpoint.title}" if checkpoint is not None and kind == "latent" else "singular values"
+        found = Space(title, tuple(kept), np.concatenate(parts)) if kept else None
+    if stop():
+        return None
+    if found is None:
+        raise TaskError("None of these LoRAs can be read.")
+    return found
+
+
+def _blocks(zoo: Zoo, ids: Sequence[str], report: Report, stop: Stop) -> Iterator[tuple[list[str], list[LoRA]]]:
+    """Those that can be read, a few at a time, until `stop()`."""
+    for first in range(0, len(ids), READ_AT_ONCE):
+        names, loras = [], []
+        for done, id in enumerate(ids[first : first + READ_AT_ONCE], first + 1):
+            if stop():
+                return
+            report(done / len(ids), f"Reading weights: {done:,} of {len(ids):,}")
+            with suppress(LoRAFormatError):
+                loras.append(zoo.load(id))
+                names.append(id)
+        if names:
+            yield names, loras
+
+
+def _by_products(
+    zoo: Zoo, ids: Sequence[str], spec: WeightSpec, directions: bool, report: Report, stop: Stop, landmarks: int
+) -> Space | None:
+    """The space of updates or of their directions; by the products with some where there are many. None when none can
+    be read.
+    """
+    title = "directions" if directions else "updates"
+    size = sum(module.rank * (module.n + module.m) for module in spec.modules)
+    count = min(len(ids), landmarks, max(FEWEST_LANDMARKS, LANDMARK_NUMBERS // size))
+    all_of_them = count == len(ids)
+    chosen = (
+        ids if all_of_them else sorted(np.random.default_rng(0).choice(np.array(ids, object), count, replace=False))
+    )
+    read, half = (0.6, 1.0) if all_of_them else (0.2, 0.4)  # shares of the whole after which these are done
+    blocks = list(_blocks(zoo, chosen, lambda done, message: report(read * done, message), stop))
+    if not blocks:
+        return None
+    kept = [name for names, _ in blocks for name in names]
+    base = make_batch([lora for _, loras in blocks for lora in loras], spec)
+    among = gram(
+        base,
+        lambda done, total: report(read + (half - read) * done / total, f"Products of {done:,} of {total:,} LoRAs"),
+    )
+    if all_of_them:
+        return from_gram(title, kept, among, directions)
+    products, squares = [among], [np.diag(among)]
+    rest = sorted(set(ids) - set(chosen))
+    for names, loras in _blocks(zoo, rest, lambda done, message: report(half + (1 - half) * done, message), stop):
+        batch = make_batch(loras, spec)
+        kept += names
+        products.append(gram(batch, others=base))
+        squares.append(self_products(batch))
+    with_base, norms = np.concatenate(products), np.sqrt(np.concatenate(squares).clip(1e-30))
+    if directions:
+        with_base, norms = with_base / norms[:, None] / norms[: len(among)], np.ones(len(norms))
+    vectors, others = nystroem(with_base), slice(len(among), None)
+    share = (
+        float(np.square(vectors[others]).sum() / np.square(norms[others]).sum()) if len(vectors) > len(among) else 1.0
+    )
+    return Space(title, tuple(kept), vectors, share)

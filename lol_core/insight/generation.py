@@ -1,0 +1,174 @@
+"""Images from LoRAs through diffusers: the base with and without a LoRA, at any strength, kept on disk once drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from lol_core.collections.index import cache_folder, content_digest
+from lol_core.errors import DataMissingError, LoRAFormatError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an image is drawn. guidance 1 means none; the same seed gives every prompt and every LoRA the same initial
+    noise.
+    """
+
+    seed: int = 42
+    steps: int = 20
+    guidance: float = 1.0
+    strength: float = 1.0
+
+
+class Stopped(Exception):
+    """Drawing was stopped; what was finished is kept."""
+
+
+class Painter:
+    """A text-to-image base model that draws with and without LoRAs.
+
+    base: a diffusers folder or hub id, opened at the first image that is not in `cache` (the user's cache folder by
+    default), where finished images are found again by base, LoRA file, prompt and sampling.
+    """
+
+    def __init__(self, base: str | Path, device: str = "cpu", cache: Path | None = None):
+        self.base, self.device = str(base), device
+        self.cache = cache or cache_folder() / "images"
+        self._pipeline: Any = None
+        self._worn: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline. Raises DataMissingError when there is no such base."""
+        if self._pipeline is None:
+            from diffusers import DiffusionPipeline
+
+            folder = Path(self.base).expanduser()
+            dtype = torch.float16 if self.device.startswith("cuda") else torch.float32
+            try:
+                pipeline = DiffusionPipeline.from_pretrained(str(folder if folder.is_dir() else self.base), dtype=dtype)
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise DataMissingError(
+                    f"{self.base}: no diffusers pipeline there ({reason}). Give a local folder or a hub id."
+                ) from error
+            pipeline.set_progress_bar_config(disable=True)
+            self._pipeline = pipeline.to(self.device)
+        return self._pipeline
+
+    @torch.no_grad()
+    def draw(
+        self,
+        lora: Path | None,
+        prompts: Sequence[str],
+        sampling: Sampling = Sampling(),
+        stop: Callable[[], bool] = lambda: False,
+        keep: bool = True,
+    ) -> list[Image.Image]:
+        """One image for each prompt, by the base alone when `lora` is None. With `keep` finished images are taken from
+        and put into the cache.
+
+        Raises Stopped, DataMissingError, and LoRAFormatError when diffusers cannot apply the file to this base.
+        """
+        paths = [self.cache / f"{self._key(lora, prompt, sampling)}.png" for prompt in prompts]
+        wanted = [i for i, path in enumerate(paths) if not (keep and path.is_file())]
+        if wanted:
+            with self._lock:
+                self._wear(lora, sampling.strength)
+                drawn = self._sample([prompts[i] for i in wanted], sampling, stop)
+            if not keep:
+                return drawn
+            self.cache.mkdir(parents=True, exist_ok=True)
+            for i, image in zip(wanted, drawn, strict=True):
+                image.save(paths[i].with_suffix(".writing"), format="PNG")
+                paths[i].with_suffix(".writing").replace(paths[i])
+        return [Image.open(path).convert("RGB") for path in paths]
+
+    def is_drawn(self, lora: Path | None, prompt: str, sampling: Sampling) -> bool:
+        return (self.cache / f"{self._key(lora, prompt, sampling)}.png").is_file()
+
+    def _sample(self, prompts: list[str], sampling: Sampling, stop: Callable[[], bool]) -> list[Image.Image]:
+        def watch(
+            pipeline: object, step: int, timestep: int, values: dict[str, torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
+            if stop():
+                raise Stopped
+            return values
+
+        generators = [torch.Generator("cpu").manual_seed(sampling.seed) for _ in prompts]
+        return self.pipeline(
+            prompts,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=generators,
+            callback_on_step_end=watch,
+        ).images
+
+    def _wear(self, lora: Path | None, strength: float) -> None:
+        wanted = () if lora is None else _identity(lora)
+        if wanted != self._worn:
+            if self._worn:
+                self.pipeline.unload_lora_weights()
+                self._worn = ()
+            if lora is not None:
+                folder, name = (lora, None) if lora.is_dir() else (lora.parent, lora.name)
+                try:
+                    self.pipeline.load_lora_weights(
+                        str(folder), weight_name=name, adapter_name="worn", local_files_only=True
+                    )
+                    self.pipeline.set_adapters(["worn"])  # fails when no key of the file belongs to this model
+                except (ValueError, RuntimeError, KeyError, OSError) as error:
+                    self.pipeline.unload_lora_weights()
+                    raise LoRAFormatError(
+                        f"{lora}: does not fit {self.base} ({str(error).splitlines()[0]}). Choose the base it was"
+                        " trained on."
+                    ) from error
+                self._worn = wanted
+        if self._worn:
+            self.pipeline.set_adapters(["worn"], [strength])
+
+    def _key(self, lora: Path | None, prompt: str, sampling: Sampling) -> str:
+        weights = () if lora is None else _identity(lora)
+        base = Path(self.base) / "model_index.json"
+        stamp = f"{Path(self.base).resolve()} {base.stat().st_mtime_ns}" if base.is_file() else self.base
+        strength = 0.0 if lora is None else sampling.strength
+        return hashlib.sha256(
+            repr((stamp, weights, prompt, sampling.seed, sampling.steps, sampling.guidance, strength)).encode()
+        ).hexdigest()[:32]
+
+
+def _identity(lora: Path) -> tuple[str, ...]:
+    """What tells a LoRA from every other: the digests of its file, or of a PEFT folder's weights and settings."""
+    files = sorted([*lora.glob("*.safetensors"), *lora.glob("adapter_config.json")]) if lora.is_dir() else [lora]
+    return tuple(content_digest(file, file.stat().st_size) for file in files)
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], prompts: Sequence[str], cell: int = 192
+) -> Image.Image:
+    """One picture of all: a row for each prompt, a column for each LoRA, with their names. Images are scaled to `cell`
+    pixels.
+    """
+    font = ImageFont.load_default(15)
+    heads = max((title.count("\n") + 1 for title in columns), default=1) * 20 + 8
+    gap, caption = 10, 24
+    width = len(columns) * (cell + gap) + gap
+    sheet = Image.new("RGB", (width, heads + len(rows) * (cell + caption + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, title in enumerate(columns):
+        pen.multiline_text((gap + x * (cell + gap), 4), title, "black", font)
+    for y, (images, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        top = heads + y * (cell + caption + gap)
+        pen.text((gap, top), prompt, "#555555", font)
+        for x, image in enumerate(images):
+            sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (gap + x * (cell + gap), top + caption))
+    return sheet

@@ -1,0 +1,81 @@
+"""Whether a LoRA is like those that a model was trained on. Where it is not, the model's prediction is a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import make_batch
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoLError, TaskError
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.evaluation import norm_features
+
+NEIGHBOURS = 5
+OUTSIDE = 0.99
+"""A LoRA is outside when it is farther from the training LoRAs than this share of them are from each other."""
+
+
+def _views(checkpoint: Checkpoint, loras: Sequence[LoRA]) -> tuple[np.ndarray, np.ndarray]:
+    """Latent vectors (B, width) and log norms of the updates (B, L)."""
+    batches = [make_batch(loras[i : i + 64], checkpoint.spec) for i in range(0, len(loras), 64)]
+    return checkpoint.outputs(loras, embed=True).cpu().numpy(), np.concatenate(
+        [norm_features(batch) for batch in batches]
+    )
+
+
+@dataclass(frozen=True)
+class Known:
+    """The training LoRAs of a model in two views: its own latent vectors, and the norms of the updates by module, which
+    a latent may hide.
+    """
+
+    checkpoint: Checkpoint
+    views: tuple[NearestNeighbors, NearestNeighbors]
+    scales: tuple[StandardScaler, StandardScaler]
+    distances: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, zoo: Zoo) -> Known:
+        """Reads the training LoRAs of a checkpoint from its zoo. Raises TaskError when fewer than twice the neighbours
+        are there.
+        """
+        loras = []
+        for id in checkpoint.split["train"]:
+            try:
+                if id in zoo.by_id and not checkpoint.spec.misfits(zoo.by_id[id]):
+                    loras.append(zoo.load(id))
+            except LoLError:
+                continue
+        if len(loras) < 2 * NEIGHBOURS:
+            raise TaskError(
+                f"Of the LoRAs the model was trained on {len(loras)} are here; at least {2 * NEIGHBOURS} are needed to"
+                " know what is usual."
+            )
+        scales, views, distances = [], [], []
+        for values in _views(checkpoint, loras):
+            scales.append(StandardScaler().fit(values))
+            views.append(NearestNeighbors(n_neighbors=NEIGHBOURS).fit(scales[-1].transform(values)))
+            distances.append(np.sort(views[-1].kneighbors()[0].mean(1)))
+        return cls(checkpoint, (views[0], views[1]), (scales[0], scales[1]), (distances[0], distances[1]))
+
+    def strangeness(self, loras: Sequence[LoRA]) -> pd.DataFrame:
+        """For each LoRA the share of training LoRAs that are nearer to their five neighbours than it is to its own:
+        columns "latent" and "norms", and "outside", whether one of them exceeds 0.99. A training LoRA finds itself
+        among its neighbours, so it looks a little more usual than it is.
+        """
+        found = {}
+        for name, values, scale, view, known in zip(
+            ("latent", "norms"), _views(self.checkpoint, loras), self.scales, self.views, self.distances, strict=True
+        ):
+            distance = view.kneighbors(scale.transform(values))[0].mean(1)
+            found[name] = np.searchsorted(known, distance) / len(known)
+        table = pd.DataFrame(found)
+        table["outside"] = (table > OUTSIDE).any(axis=1)
+        return table

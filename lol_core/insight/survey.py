@@ -1,0 +1,302 @@
+"""What the weights of every LoRA of a collection say in few numbers, read once and kept beside the index: norms,
+effective ranks, a sketch of ΔW.
+
+With it come the health of a file and the LoRAs that are the same function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from lol_core.collections.index import Entry, Index
+from lol_core.collections.zoo import Zoo
+from lol_core.core.geometry import effective_rank, inner_product, same_function, spectrum
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoRAFormatError
+
+SKETCH = 48
+"""Numbers of a sketch."""
+SAME = 1e-2
+"""‖ΔW_a − ΔW_b‖ / ‖ΔW_a‖ up to which two LoRAs count as the same function: bfloat16 rounds by about 4e-3."""
+BLOCK = 200
+"""LoRAs whose neighbours are looked up at a time."""
+LOW_RANK_USE = 0.25
+"""A LoRA whose modules use on average less than this share of their rank counts as rank-deficient."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One LoRA's weights. norms: ‖ΔW‖ of each module; effective_ranks: of each module; sketch: (SKETCH,); problem:
+    why it could not be read, else None.
+
+    The order of modules is that of the entry's layers.
+    """
+
+    norms: np.ndarray
+    effective_ranks: np.ndarray
+    sketch: np.ndarray
+    problem: str | None = None
+
+    @property
+    def norm(self) -> float:
+        """‖ΔW‖ over all modules."""
+        return float(np.linalg.norm(self.norms))
+
+
+def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
+    """A random linear image of all ΔW, (size,): s_j = Σ_modules gᵀ ΔW h with fixed Gaussian g and h, drawn from the
+    module's name and shape.
+
+    It depends on ΔW alone, not on the factors; the mean of s_j² is ‖ΔW‖², and as the map is linear ‖s_a − s_b‖ /
+    √size estimates ‖ΔW_a − ΔW_b‖.
+    """
+    total = torch.zeros(size, dtype=torch.float64)
+    for layer in lora.layers:
+        U, V = layer.folded(torch.float64)
+        generator = torch.Generator().manual_seed(
+            int.from_bytes(hashlib.sha256(f"{layer.name} {layer.n} {layer.m}".encode()).digest()[:6])
+        )
+        g, h = (torch.randn(len(factor), size, generator=generator, dtype=torch.float32).double() for factor in (U, V))
+        total += ((U.T @ g) * (V.T @ h)).sum(0)
+    return total.numpy()
+
+
+def survey(lora: LoRA) -> Survey:
+    """Survey one LoRA, read with its weights. O((n + m) r²) a module."""
+    spectra = [spectrum(layer) for layer in lora.layers]
+    return Survey(
+        norms=np.array([float(values.norm()) for values in spectra], np.float32),
+        effective_ranks=np.array([effective_rank(values) for values in spectra], np.float32),
+        sketch=sketch(lora).astype(np.float32),
+    )
+
+
+class Surveys:
+    """The surveys of a collection, by content, in the SQLite file of its index: what was read once is not read
+    again.
+    """
+
+    def __init__(self, zoo: Zoo, cache: Path | None = None):
+        self.zoo = zoo
+        self.path = Index(zoo.folder, cache).path
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=30)
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS surveys_1 (digest PRIMARY KEY, norms, effective_ranks, sketch, problem)"
+        )
+        return connection
+
+    def count(self) -> int:
+        """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
+        connection = self._connect()
+        try:
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_1").fetchone()[0])
+        finally:
+            connection.close()
+
+    def known(self) -> dict[str, Survey]:
+        """id → survey of the LoRAs read so far."""
+        connection = self._connect()
+        try:
+            rows = {
+                row[0]: row[1:]
+                for row in connection.execute("SELECT digest, norms, effective_ranks, sketch, problem FROM surveys_1")
+            }
+        finally:
+            connection.close()
+        return {e.path: _from_row(rows[e.digest]) for e in self.zoo.entries if e.digest in rows}
+
+    def complete(
+        self, progress: Callable[[int, int], None] | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Survey]:
+        """Read what has not been read; `progress(done, total)`. When `stop()` says so it ends with what it has,
+        which is kept.
+        """
+        found = self.known()
+        missing = [entry for entry in self.zoo.entries if entry.path not in found]
+        connection = self._connect()
+        try:
+            saved = time.monotonic()
+            for done, entry in enumerate(missing, 1):
+                if stop():
+                    break
+                found[entry.path] = result = self._read(entry)
+                blobs = [
+                    array.astype(np.float32).tobytes()
+                    for array in (result.norms, result.effective_ranks, result.sketch)
+                ]
+                connection.execute(
+                    "INSERT OR REPLACE INTO surveys_1 VALUES (?, ?, ?, ?, ?)", (entry.digest, *blobs, result.problem)
+                )
+                if (
+                    time.monotonic() - saved > 1
+                ):  # not after each, which is slow, and not rarely: others wait for the file meanwhile
+                    connection.commit()
+                    saved = time.monotonic()
+                if progress:
+                    progress(done, len(missing))
+            connection.commit()
+        finally:
+            connection.close()
+        return found
+
+    def _read(self, entry: Entry) -> Survey:
+        try:
+            return survey(self.zoo.load(entry.path))
+        except LoRAFormatError as error:
+            nothing = np.zeros(0, np.float32)
+            return Survey(nothing, nothing, nothing, str(error))
+
+
+def _from_row(row: tuple[bytes, bytes, bytes, str | None]) -> Survey:
+    norms, effective_ranks, drawn = (np.frombuffer(blob, np.float32) for blob in row[:3])
+    return Survey(norms, effective_ranks, drawn, row[3])
+
+
+def health(entry: Entry, found: Survey | None) -> list[str]:
+    """What is wrong or odd about a LoRA, one sentence each, from its header and, where it has been read, its
+    weights.
+    """
+    marks = contradictions(entry)
+    if found is None:
+        return marks
+    if found.problem is not None:
+        return [found.problem.split(": ", 1)[-1], *marks]
+    zero = found.norms == 0
+    if zero.all():
+        return ["ΔW is zero in every module: it was never trained.", *marks]
+    if zero.any():
+        marks.append(f"ΔW is zero in {zero.sum()} of {len(zero)} modules: half-trained.")
+    ranks = np.array([module.rank for module in entry.headers])
+    large = ~zero & (ranks >= 4)
+    if large.any() and (use := float((found.effective_ranks[large] / ranks[large]).mean())) < LOW_RANK_USE:
+        marks.append(f"Rank-deficient: its modules use {use:.0%} of their rank on average (effective rank).")
+    return marks
+
+
+def contradictions(entry: Entry) -> list[str]:
+    """Where the header's claims and the shapes of the tensors disagree."""
+    claims, marks = entry.metadata or {}, []
+    claimed_rank = claims.get("ss_network_dim", claims.get("r"))
+    try:
+        rank = int(float(claimed_rank)) if claimed_rank is not None else None
+    except (TypeError, ValueError):
+        rank = None
+    if rank is not None and entry.ranks and rank not in entry.ranks and not claims.get("rank_pattern"):
+        marks.append(f"The header claims rank {rank}; the factors have {', '.join(map(str, entry.ranks))}.")
+    return marks
+
+
+def nearest(zoo: Zoo, surveys: dict[str, Survey], id: str, count: int = 8, candidates: int = 40) -> pd.DataFrame:
+    """The LoRAs whose updates are nearest to one: index ids; columns distance, ‖ΔW − ΔW′‖ / ‖ΔW‖, and cosine,
+    ascending by distance.
+
+    Sketches choose the candidates; the numbers are exact, over the modules of both (a module that only one has
+    counts as zero in the other).
+    """
+    own = surveys[id]
+    others = [
+        other
+        for other, found in surveys.items()
+        if other != id and found.problem is None and found.norm > 0 and other in zoo.by_id
+    ]
+    if own.problem is not None or own.norm == 0 or not others:
+        return pd.DataFrame(columns=["distance", "cosine"])
+    gaps = np.linalg.norm(np.stack([surveys[other].sketch for other in others]) - own.sketch, axis=1)
+    lora = zoo.load(id)
+    rows = {}
+    for i in np.argsort(gaps)[:candidates]:
+        other = zoo.load(others[i])
+        product = 0.0
+        for layer in lora.layers:
+            if layer.name in other.names and (other[layer.name].n, other[layer.name].m) == (layer.n, layer.m):
+                product += inner_product(layer, other[layer.name])
+        a, b = own.norm, surveys[others[i]].norm
+        rows[others[i]] = (max(a**2 + b**2 - 2 * product, 0.0) ** 0.5 / a, product / (a * b))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["distance", "cosine"]).nsmallest(count, "distance")
+
+
+def layer_map(values: pd.Series) -> pd.DataFrame:
+    """Values of modules, by name, as a map of the base model: a row for each kind of projection, a column for each
+    block, in the file's order.
+
+    The block is the name up to its last number that is followed by something (encoder.layer.3), the projection is
+    the rest (attention.self.key); the numbers of diffusers' to_out.0 and ff.net.2 belong to the projection.
+    """
+    parts = [re.match(r"(?:(.*(?<!net)(?<!to_out)[._]\d+)[._])?(.+)$", str(name)) for name in values.index]
+    blocks = [(part[1] or "") if part else "" for part in parts]
+    rows = [part[2] if part else str(name) for part, name in zip(parts, values.index, strict=True)]
+    table = pd.DataFrame({"row": rows, "block": blocks, "value": values.to_numpy()})
+    return table.pivot_table("value", "row", "block", "sum", sort=False, observed=True)
+
+
+def duplicates(
+    zoo: Zoo,
+    surveys: dict[str, Survey],
+    tolerance: float = SAME,
+    progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> pd.DataFrame:
+    """LoRAs that are the same function, whatever their file, factors, dtype or padded rank: a row for each, with
+    columns group, lora, identical.
+
+    Equal content is the same function; among different contents sketches find the candidates, and
+    `geometry.same_function` decides. identical: whether the file's content is that of another member of its group.
+    `progress(done, total)` counts contents; when `stop()` says so, the pairs found so far are what is returned.
+    """
+    ids = [id for id, found in surveys.items() if found.problem is None and found.norm > 0 and id in zoo.by_id]
+    if len(ids) < 2:
+        return pd.DataFrame(columns=["group", "lora", "identical"])
+    table = pd.DataFrame({"lora": ids, "digest": [zoo.by_id[id].digest for id in ids]})
+    contents = table.drop_duplicates("digest", ignore_index=True)
+    sketches = np.stack([surveys[id].sketch for id in contents["lora"]])
+    directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
+    neighbours = NearestNeighbors(radius=4 * tolerance).fit(directions)
+    root = np.arange(len(contents))
+    for i, id in enumerate(contents["lora"]):
+        if stop():
+            break
+        if i % BLOCK == 0:
+            block = neighbours.radius_neighbors(directions[i : i + BLOCK], return_distance=False)
+            if progress:
+                progress(i, len(contents))
+        for j in sorted({int(root[j]) for j in block[i % BLOCK] if j < i}):
+            if same_function(zoo.load(contents["lora"][j]), zoo.load(id), tolerance):
+                root[i] = j
+                break
+    table["group"] = table["digest"].map(dict(zip(contents["digest"], root, strict=True)))
+    table = table[table.groupby("group")["lora"].transform("size") > 1].copy()
+    table["identical"] = table.duplicated(["group", "digest"], keep=False)
+    table["group"] = table["group"].rank(method="dense").astype(int)
+    return table.sort_values(["group", "lora"])[["group", "lora", "identical"]].reset_index(drop=True)
+
+
+def tag_counts(metadata: Mapping[str, Any]) -> pd.Series:
+    """How often each tag stands in the captions a kohya LoRA was trained on (`ss_tag_frequency`, summed over its
+    folders), the most frequent first.
+    """
+    said = metadata.get("ss_tag_frequency")
+    try:
+        folders = json.loads(said) if isinstance(said, str) else said
+    except ValueError:
+        folders = None
+    counts: dict[str, int] = {}
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if isinstance(count, int):
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    return pd.Series(counts, dtype=int, name="count").sort_values(ascending=False, kind="stable")

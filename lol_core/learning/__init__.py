@@ -1,0 +1,1 @@
+"""LoL models: tasks, fitting, checkpoints, evaluation beside controls."""

@@ -1,0 +1,337 @@
+"""A trained LoL model as a folder: model.safetensors, checkpoint.json, a model card, and while it trains
+state.safetensors to go on from. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import WeightSpec, make_batch
+from lol_core.core.lora import LoRA
+from lol_core.errors import CheckpointError, LoLError
+from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
+from lol_core.learning.models import MODELS, LoLModel, ModelConfig, make_model
+from lol_core.learning.tasks import Task
+
+FORMAT = 1
+FILES = ("model.safetensors", "checkpoint.json", "README.md")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is fitted. Defaults follow the authors' code (AdamW, lr 1e-3, weight decay 0) except early stopping,
+    which they do not use.
+
+    patience: epochs without a better validation loss before stopping, 0 for never. group_column: a label whose groups
+    stay on one side of the split. mixed_precision: bfloat16 in the head on CUDA; features stay in float32.
+    shuffled_control: also fit the same model to permuted training labels.
+    """
+
+    model: str = "gl_net"
+    model_config: ModelConfig = field(default_factory=ModelConfig)
+    epochs: int = 60
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    patience: int = 15
+    class_weights: bool = False
+    seed: int = 0
+    device: str = "auto"
+    mixed_precision: bool = True
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    group_column: str | None = None
+    shuffled_control: bool = False
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
+        return cls(
+            **{**data, "model_config": ModelConfig(**data["model_config"]), "fractions": tuple(data["fractions"])}
+        )
+
+
+@dataclass
+class Checkpoint:
+    """A LoL model with everything needed to use and to judge it.
+
+    metrics: part → metric → value for "train", "validation", "test"; interval: 95 % bootstrap of the headline metric on
+    the test part; controls: name → test metrics; history: one dict per epoch; left_out: LoRA → why it took no part.
+    """
+
+    model: LoLModel
+    task: Task
+    config: TrainingConfig
+    split: dict[str, list[str]]
+    zoo: str = ""
+    fingerprint: str = ""
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    controls: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    left_out_modules: tuple[str, ...] = ()
+    finished: bool = True
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def spec(self) -> WeightSpec:
+        return self.model.spec
+
+    @property
+    def title(self) -> str:
+        return title_of(self.config.model, self.task.targets, self.config.seed)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder. Raises CheckpointError when it cannot be written (a full disk, say); an older checkpoint
+        there stays whole.
+        """
+        description = {
+            "format": FORMAT,
+            "created": self.created,
+            "finished": self.finished,
+            "zoo": self.zoo,
+            "fingerprint": self.fingerprint,
+            "config": asdict(self.config),
+            "task": self.task.to_dict(),
+            "spec": self.spec.to_dict(),
+            "split": self.split,
+            "metrics": self.metrics,
+            "interval": self.interval,
+            "controls": self.controls,
+            "history": self.history,
+            "left_out": self.left_out,
+            "left_out_modules": self.left_out_modules,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+        new = folder.with_name(folder.name + ".writing")
+        try:
+            new.mkdir(parents=True, exist_ok=True)
+            save_file(_contiguous(self.model.state_dict()), new / "model.safetensors")
+            (new / "checkpoint.json").write_text(json.dumps(description, indent=1, default=_number), encoding="utf-8")
+            (new / "README.md").write_text(self.card(), encoding="utf-8")
+            folder.mkdir(exist_ok=True)
+            for name in FILES:
+                (new / name).replace(folder / name)
+            new.rmdir()
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(new, ignore_errors=True)
+            raise CheckpointError(
+                f"{folder}: the checkpoint cannot be written ({error}). Free some disk space or choose another folder."
+            ) from error
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Checkpoint:
+        """Read a checkpoint folder. Raises CheckpointError naming what is missing, damaged, or of another version."""
+        folder = Path(folder).expanduser()
+        description = read_description(folder)
+        try:
+            config, task = TrainingConfig.from_dict(description["config"]), Task.from_dict(description["task"])
+            model = make_model(
+                config.model, WeightSpec.from_dict(description["spec"]), task.outputs, config.model_config
+            )
+            names = ["split", "zoo", "fingerprint", "metrics", "controls", "history", "left_out", "finished", "created"]
+            interval = description["interval"]
+            known = cls(
+                model,
+                task,
+                config,
+                **{name: description[name] for name in names},
+                left_out_modules=tuple(description["left_out_modules"]),
+            )
+            known.interval = tuple(interval) if interval else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder / 'checkpoint.json'}: an entry is missing or malformed ({error!r}). Train the model again."
+            ) from error
+        try:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder / 'model.safetensors'}: cannot be read ({error}). The checkpoint is incomplete."
+            ) from error
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{folder / 'model.safetensors'}: its weights do not fit the model that checkpoint.json describes."
+                f" {error}"
+            ) from error
+        model.eval()
+        return known
+
+    @torch.no_grad()
+    def outputs(self, loras: Sequence[LoRA], embed: bool = False, batch_size: int = 64) -> Tensor:
+        """Raw outputs (B, outputs), or latents (B, width) with `embed`. Raises ModelError when a LoRA does not fit."""
+        self.model.eval()
+        device = self.model.device
+        parts = []
+        for start in range(0, len(loras), batch_size):
+            batch = make_batch(loras[start : start + batch_size], self.spec).to(device)
+            parts.append(self.model.embed(batch) if embed else self.model(batch))
+        return torch.cat(parts)
+
+    def predict(self, loras: Sequence[LoRA]) -> np.ndarray:
+        """Predictions in the user's terms, as `Task.decode` gives them."""
+        return self.task.decode(self.outputs(loras))
+
+    def predict_zoo(self, zoo: Zoo, ids: Sequence[str] | None = None) -> tuple[pd.DataFrame, dict[str, str]]:
+        """Predictions for a zoo's LoRAs, and for those it cannot read the reason: a missing module, another shape, a
+        rank it does not take, a broken file.
+        """
+        predictions, refused = [], {}
+        for id in zoo.ids if ids is None else ids:
+            try:
+                if problems := self.spec.misfits(zoo.by_id[id]):
+                    refused[id] = " ".join(problems)
+                    continue
+                predictions.append((id, self.predict([zoo.load(id)])[0]))
+            except LoLError as error:
+                refused[id] = str(error)
+        width = self.task.outputs
+        values = np.stack([values for _, values in predictions]) if predictions else np.zeros((0, width))
+        return self.task.frame(values, [id for id, _ in predictions]), refused
+
+    def compare(self, zoo: Zoo) -> list[str]:
+        """What differs between a zoo and the one the model was trained on, as sentences; empty when it is the same."""
+        notes = []
+        if zoo.fingerprint != self.fingerprint:
+            change = (
+                f"{zoo.name} has changed since"
+                if zoo.name == self.zoo
+                else f"This is not the collection it was trained on ({self.zoo})"
+            )
+            notes.append(f"{change}: its scores were measured on what it was trained on, not here.")
+        misfits = {entry.path: problems for entry in zoo.entries if (problems := self.spec.misfits(entry))}
+        if misfits:
+            path, problems = next(iter(misfits.items()))
+            notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
+        return notes
+
+    def card(self) -> str:
+        """The model card."""
+        headline = HEADLINE[self.task.kind]
+        lines = [
+            f"# {self.title}",
+            "",
+            (
+                f"A LoL model that predicts {', '.join(self.task.targets)} ({self.task.kind}) from the weights of a"
+                f" LoRA. Symmetry: {self.model.symmetry}."
+            ),
+            "",
+            f"- Trained on `{self.zoo}` (fingerprint {self.fingerprint}): "
+            + ", ".join(f"{len(ids)} {part}" for part, ids in self.split.items())
+            + f" LoRAs, seed {self.config.seed}"
+            + (f", grouped by {self.config.group_column}." if self.config.group_column else "."),
+            (
+                f"- Input: {len(self.spec.modules)} modules, rank {self.spec.rank}; {self.model.n_parameters:,}"
+                " parameters."
+            ),
+            f"- {len(self.left_out)} LoRAs and {len(self.left_out_modules)} modules were left out.",
+            "" if self.finished else "- **Training was stopped before its end.**",
+            "",
+            "| part | " + " | ".join(METRIC_TITLES.get(name, name) for name in self._shown()) + " |",
+            "|---|" + "---|" * len(self._shown()),
+        ]
+        rows = list(self.metrics.items()) + [
+            (f"test, control: {name}", values) for name, values in self.controls.items()
+        ]
+        lines += [
+            f"| {part} | " + " | ".join(f"{values.get(name, float('nan')):.4g}" for name in self._shown()) + " |"
+            for part, values in rows
+        ]
+        if self.interval:
+            lines += [
+                "",
+                (
+                    f"95 % bootstrap interval of the test {METRIC_TITLES[headline]}: {self.interval[0]:.3f} to"
+                    f" {self.interval[1]:.3f}."
+                ),
+            ]
+        return "\n".join(lines) + "\n"
+
+    def _shown(self) -> list[str]:
+        return [name for name in next(iter(self.metrics.values()), {}) if "/" not in name]
+
+
+def title_of(model: str, targets: Sequence[str], seed: int) -> str:
+    """What a checkpoint is called: its model, what it predicts, its seed."""
+    return f"{MODELS[model].title} → {', '.join(targets[:2])}{' …' if len(targets) > 2 else ''} (seed {seed})"
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """checkpoint.json of a folder. Raises CheckpointError when the folder holds none, or one of another version."""
+    path = folder / "checkpoint.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: no checkpoint there (no readable checkpoint.json). Choose a folder that training wrote."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: no valid JSON ({error}). The checkpoint is damaged; train the model again."
+        ) from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        raise CheckpointError(
+            f"{path}: written in checkpoint format {found}; this version reads format {FORMAT}. Train the model again,"
+            " or use the version that wrote it."
+        )
+    if description.get("config", {}).get("model") not in MODELS:
+        raise CheckpointError(
+            f"{path}: names the model {description.get('config', {}).get('model')!r}; known are {', '.join(MODELS)}."
+        )
+    return description
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+
+
+def save_state(folder: Path, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
+    """What training needs to go on: tensors and a small JSON in their header, written whole or not at all."""
+    path = folder / "state.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            _contiguous(tensors),
+            path.with_suffix(".writing"),
+            metadata={"progress": json.dumps(progress, default=_number)},
+        )
+        path.with_suffix(".writing").replace(path)
+    except (OSError, SafetensorError) as error:
+        path.with_suffix(".writing").unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({error}). Free some disk space or choose another folder."
+        ) from error
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The state in a folder, or None when there is none. Raises CheckpointError when it is damaged."""
+    path = folder / "state.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a file handle, not a dict)
+            return tensors, json.loads(file.metadata()["progress"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}). Delete it to start again.") from error

@@ -1,0 +1,141 @@
+"""Cross-validation: every LoRA is predicted once by a model that has not seen it, and so are its controls; then both
+are compared LoRA by LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+from sklearn.model_selection import GroupKFold, KFold
+
+from lol_core.collections.zoo import Zoo
+from lol_core.errors import TaskError
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.devices import find_device
+from lol_core.learning.evaluation import Metrics, control_predictions, headline, score
+from lol_core.learning.fit import Factors, Fit, OnProgress, Progress, ShouldStop, Stopped, control_features, plan
+from lol_core.learning.tasks import Task
+
+RANKED = {"regression": "kendall_tau", "binary": "accuracy", "multiclass": "accuracy"}
+"""The metric that is compared."""
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Out-of-fold predictions. truth: labels by LoRA; predicted: name ("model", "constant", …) → as `Task.decode` gives
+    them, in the order of truth; fold: (N,) the number of the fold in which each LoRA was held out.
+    """
+
+    task: Task
+    truth: pd.DataFrame
+    predicted: dict[str, np.ndarray]
+    fold: np.ndarray
+
+    def scores(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """name → metric → mean and standard deviation over the folds."""
+        found = {}
+        for name, values in self.predicted.items():
+            each = pd.DataFrame(
+                [score(self.task, self.truth[self.fold == k], values[self.fold == k]) for k in np.unique(self.fold)]
+            )
+            found[name] = {
+                metric: (float(each[metric].mean()), float(each[metric].std(ddof=1))) for metric in each.columns
+            }
+        return found
+
+    def pooled(self) -> dict[str, Metrics]:
+        """name → metrics over all LoRAs at once."""
+        return {name: score(self.task, self.truth, values) for name, values in self.predicted.items()}
+
+    def difference(self, other: str, draws: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+        """How much better the model ranks (Kendall τ; accuracy for the other tasks) than a control: over all LoRAs, and
+        the 95 % interval of a bootstrap over LoRAs, the same draw for both.
+        """
+        rng = np.random.default_rng(seed)
+        ours, theirs = self.predicted["model"], self.predicted[other]
+        everyone = np.arange(len(self.truth))
+        values = [
+            self._ranked(ours, index) - self._ranked(theirs, index)
+            for index in rng.integers(0, len(everyone), (draws, len(everyone)))
+        ]
+        low, high = np.nanquantile(values, [0.025, 0.975])
+        return self._ranked(ours, everyone) - self._ranked(theirs, everyone), float(low), float(high)
+
+    def _ranked(self, predicted: np.ndarray, index: np.ndarray) -> float:
+        if self.task.kind != "regression":
+            return headline(self.task, self.truth.iloc[index], predicted[index])
+        y = self.truth.iloc[index].to_numpy(np.float64)
+        # a constant ranks nothing: τ is 0
+        return float(np.mean([np.nan_to_num(kendalltau(y[:, i], predicted[index, i])[0]) for i in range(y.shape[1])]))
+
+
+def crossvalidate(
+    zoo: Zoo,
+    targets: Sequence[str],
+    config: TrainingConfig,
+    folds: int = 5,
+    on_progress: OnProgress = lambda progress: None,
+    stop: ShouldStop = lambda: False,
+) -> Folds:
+    """Fit the model of `config` once for each fold, and the controls beside it. Of the LoRAs not held out, a part of
+    the size that `config.fractions` gives validation beside training chooses the epoch; the controls are fitted to all
+    of them. LoRAs of one group (`config.group_column`) are in one fold.
+
+    Raises TaskError or ModelError as `plan` does, TaskError for fewer than two folds, and Stopped.
+    """
+    whole = plan(zoo, targets, config)
+    if folds < 2:
+        raise TaskError(f"Cross-validation needs at least two folds; found {folds}.")
+    factors = Factors(
+        zoo,
+        whole.spec,
+        whole.ids,
+        lambda done, total: on_progress(Progress(f"Reading LoRA {done} of {total}", 0.1 * done / total)),
+        stop,
+    )
+    ids = [id for id in whole.ids if id in factors.place]
+    groups = (
+        None if config.group_column is None else zoo.labels.loc[ids, config.group_column].fillna("(none)").astype(str)
+    )
+    kinds = KFold if groups is None else GroupKFold
+    labels, features = zoo.labels.loc[ids], control_features(zoo, factors, ids)
+    fold = np.zeros(len(ids), int)
+    predicted: dict[str, np.ndarray] = {}
+    try:
+        parts = list(kinds(folds, shuffle=True, random_state=config.seed).split(ids, groups=groups))
+    except ValueError as error:
+        raise TaskError(f"{len(ids)} LoRAs cannot be divided into {folds} folds: {error}") from error
+    for k, (known, held_out) in enumerate(parts):
+        order = np.random.default_rng((config.seed, k)).permutation(known)
+        share = config.fractions[1] / (config.fractions[0] + config.fractions[1])
+        cut = max(1, round(share * len(order)))
+        split = {
+            name: [ids[i] for i in index]
+            for name, index in (("train", order[cut:]), ("validation", order[:cut]), ("test", held_out))
+        }
+        task = whole.task.fitted(labels.loc[split["train"]], config.class_weights)
+        encoded = {part: task.encode(labels.loc[members]) for part, members in split.items()}
+        fit = Fit(
+            factors, split, encoded, task, whole.spec, replace(config, seed=config.seed + k), find_device(config.device)
+        )
+
+        def show(progress: Progress, k: int = k) -> None:
+            on_progress(
+                Progress(f"Fold {k + 1} of {folds}: {progress.message}", 0.1 + 0.9 * (k + progress.fraction) / folds)
+            )
+
+        if not fit.run(None, {}, None, show, stop):
+            raise Stopped("Stopped before all folds were fitted.")
+        fit.model.load_state_dict(fit.best)
+        found = {"model": task.decode(fit.outputs(split["test"]))}
+        found |= control_predictions(
+            task, labels, split["train"] + split["validation"], split["test"], features, config.seed
+        )
+        fold[held_out] = k
+        for name, values in found.items():
+            predicted.setdefault(name, np.zeros((len(ids), values.shape[1])))[held_out] = values
+    return Folds(whole.task.fitted(labels), labels[list(targets)], predicted, fold)

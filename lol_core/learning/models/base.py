@@ -1,0 +1,174 @@
+"""What all LoL models share: their input, their promise, their head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from lol_core.core.batch import Batch, WeightSpec
+from lol_core.errors import ModelError
+from lol_core.learning.models.layers import Head
+
+Symmetry = Literal["none", "O", "GL"]
+BYTES_PER_PARAMETER = 16
+"""float32 weight, gradient and two Adam moments."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Choices that shape a LoL model. Widths and depths as in the authors' experiments; some apply to GL-net only.
+
+    width: hidden width of the head; depth: its hidden layers; dropout: in the head.
+    normalize: divide each module's U and V by its training standard deviation (a scalar, so every symmetry is
+    kept). Off, as in the paper: where LoRAs differ in size by orders of magnitude, the head's LayerNorm then still
+    sees the size, and with it often the answer. equivariant_width, equivariant_layers, sigma, mean_products: GL-net
+    (section 3.3).
+    direction_weight: TuckerNet, by what its directions are multiplied: less makes their reading slower to fit.
+    without: a part of it to leave out, for an ablation.
+    """
+
+    width: int = 64
+    depth: int = 2
+    dropout: float = 0.0
+    normalize: bool = False
+    equivariant_width: int = 16
+    equivariant_layers: int = 1
+    sigma: str = "relu_sign"
+    mean_products: bool = False
+    direction_weight: float = 1.0
+    without: str = ""
+
+
+class LoLModel(nn.Module):
+    """A model of LoRAs: `forward(batch)` → (B, outputs), `embed(batch)` → (B, width), both invariant under the
+    group that `symmetry` names.
+
+    Subclasses give `features(U, V)` → (B, k) of the (normalised) factors; DoRA magnitudes are appended to them
+    (appendix E).
+    """
+
+    title: ClassVar[str]
+    symmetry: ClassVar[Symmetry]
+    any_rank: ClassVar[bool]
+    linear: ClassVar[bool] = False
+    """Whether the features go to the outputs without a hidden layer."""
+    fixed_features: ClassVar[bool] = False
+    """Whether the features hold nothing that is learnt and take longer than the head, so that training computes
+    them once.
+    """
+    scale_free: ClassVar[bool] = False
+    """Whether multiplying all LoRAs' U or V of a module by one number changes nothing that the model could not
+    undo, so that `normalize` has no effect.
+    """
+    memorizes: ClassVar[bool] = False
+    """Whether it keeps its training LoRAs (`memorize`) instead of being fitted."""
+
+    def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
+        super().__init__()
+        if not self.any_rank and spec.mixed_ranks:
+            raise ModelError(
+                f"{self.title} takes LoRAs of one rank, and these have several. Choose SVD, Dense or GL-net, or filter"
+                " by rank."
+            )
+        self.spec, self.config = spec, config
+        features = self.n_features() + spec.magnitudes
+        self.check_memory(features * config.width * BYTES_PER_PARAMETER)
+        self.head: Any = self.make_head(features, outputs)
+        for g, (_, indices) in enumerate(spec.groups):
+            self.register_buffer(f"u_scale_{g}", torch.ones(len(indices), 1, 1))
+            self.register_buffer(f"v_scale_{g}", torch.ones(len(indices), 1, 1))
+
+    def make_head(self, features: int, outputs: int) -> nn.Module:
+        """A module with `latent` and `out`."""
+        return Head(features, outputs, self.config.width, 0 if self.linear else self.config.depth, self.config.dropout)
+
+    def n_features(self) -> int:
+        """Length of what `features` returns."""
+        raise NotImplementedError
+
+    def features(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def check_memory(self, needed: int) -> None:
+        """Raises ModelError when the first layer with its gradient and optimizer state would not fit into the free
+        memory. On the meta device nothing is allocated, so that everything fits.
+        """
+        if torch.get_default_device().type == "meta":
+            return
+        free = psutil.virtual_memory().available
+        if needed > 0.8 * free:
+            raise ModelError(
+                f"{self.title} needs about {needed / 1e9:.1f} GB for {self.n_features():,} inputs at width"
+                f" {self.config.width}, and {free / 1e9:.1f} GB are free. Choose GL-net or SVD, a smaller width, or"
+                " fewer modules."
+            )
+
+    @torch.no_grad()
+    def prepare(self, sample: Batch, generator: torch.Generator) -> None:
+        """Set what is taken from the training set before fitting: the scales of the inputs, and O-Align's
+        templates. `sample`: training LoRAs.
+        """
+        if not self.config.normalize:
+            return
+        for g in range(len(self.spec.groups)):
+            for side, factors in (("u", sample.U[g]), ("v", sample.V[g])):
+                true = (sample.ranks[:, self.spec.groups[g][1]].sum(0) * factors.shape[2]).clamp(min=1)
+                std = (factors.square().sum((0, 2, 3)) / true).sqrt()
+                self.get_buffer(f"{side}_scale_{g}").copy_(
+                    torch.where(std > 0, 1 / std, torch.ones_like(std))[:, None, None]
+                )
+
+    def memorize(self, batch: Batch, answers: Tensor) -> None:
+        """Keep the training LoRAs. answers: (B, outputs) outputs that decode to their labels (`Task.answers`)."""
+        raise NotImplementedError
+
+    def normalized(self, batch: Batch) -> Batch:
+        U = tuple(u * self.get_buffer(f"u_scale_{g}") for g, u in enumerate(batch.U))
+        V = tuple(v * self.get_buffer(f"v_scale_{g}") for g, v in enumerate(batch.V))
+        return Batch(batch.spec, U, V, batch.ranks, batch.magnitudes)
+
+    def check_input(self, batch: Batch) -> None:
+        """Raises ModelError when the batch holds ranks this model cannot take."""
+        expected = [module.rank for module in self.spec.modules]
+        if not self.any_rank and (batch.ranks != torch.tensor(expected, device=batch.ranks.device)).any():
+            raise ModelError(
+                f"{self.title} was made for rank {self.spec.rank} and takes no other; found ranks"
+                f" {sorted(set(batch.ranks.flatten().tolist()))}."
+            )
+
+    def described(self, batch: Batch) -> Tensor:
+        """What the head reads of each LoRA: its features, and its DoRA magnitudes where it has them."""
+        self.check_input(batch)
+        features = self.features(self.normalized(batch))
+        return features if batch.magnitudes is None else torch.cat([features, batch.magnitudes], 1)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The latent vector of each LoRA: (B, width)."""
+        return self.head.latent(self.described(batch))
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.head.out(self.embed(batch))
+
+    @property
+    def device(self) -> torch.device:
+        return self.get_buffer("u_scale_0").device
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def flat_factors(batch: Batch) -> Tensor:
+    """All entries of all factors of each LoRA: (B, Σ (n + m) r). Columns that are padding in every module are left
+    out.
+    """
+    parts = []
+    for (_, indices), U, V in zip(batch.spec.groups, batch.U, batch.V, strict=True):
+        for g, i in enumerate(indices):
+            rank = batch.spec.modules[i].rank
+            parts += [U[:, g, :, :rank].flatten(1), V[:, g, :, :rank].flatten(1)]
+    return torch.cat(parts, 1)

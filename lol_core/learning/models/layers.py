@@ -1,0 +1,96 @@
+"""The parts of GL-net: equivariant linear maps, the equivariant nonlinearity, the invariant head; and the MLP every LoL
+model ends in.
+
+Factors are stacked: U (B, L, n, r), V (B, L, m, r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def relu_sign(x: Tensor) -> Tensor:
+    """ReLU(sign(x)), the paper's default σ: 1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu_sign": relu_sign,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+
+
+class EquivariantLinear(nn.Module):
+    """F(U, V) = (Φ U, Ψ V) for L modules of one shape (equation 4): every GL-equivariant linear map is of this form
+    (proposition 1).
+
+    Φ: (L, n', n), Ψ: (L, m', m).
+    """
+
+    def __init__(self, modules: int, n: int, m: int, n_out: int, m_out: int):
+        super().__init__()
+        self.Phi = nn.Parameter(torch.empty(modules, n_out, n).uniform_(-1, 1) * n**-0.5)
+        self.Psi = nn.Parameter(torch.empty(modules, m_out, m).uniform_(-1, 1) * m**-0.5)
+
+    def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        return self.Phi @ U, self.Psi @ V
+
+    def extra_repr(self) -> str:
+        (modules, n_out, n), (_, m_out, m) = self.Phi.shape, self.Psi.shape
+        return f"{modules} × (({n}, r), ({m}, r)) → (({n_out}, r), ({m_out}, r))"
+
+
+class EquivariantNonlinearity(nn.Module):
+    """σ_GL of equation (6): row i of U is scaled by σ of the i-th row sum of U Vᵀ, row i of V by σ of the i-th column
+    sum.
+
+    The sums are U (Vᵀ 1) and V (Uᵀ 1), so U Vᵀ is never formed.
+    """
+
+    def __init__(self, sigma: str | Callable[[Tensor], Tensor] = "relu_sign"):
+        super().__init__()
+        self.sigma = NONLINEARITIES[sigma] if isinstance(sigma, str) else sigma
+
+    def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        row_sums = U @ V.sum(-2).unsqueeze(-1)
+        column_sums = V @ U.sum(-2).unsqueeze(-1)
+        return self.sigma(row_sums) * U, self.sigma(column_sums) * V
+
+
+class InvariantProducts(nn.Module):
+    """cat[U₁V₁ᵀ, …, U_L V_Lᵀ] flattened to (B, L·n·m); with `mean`, the mean of each product instead, (B, L) (section
+    3.3.3, appendix D.1.1).
+    """
+
+    def __init__(self, mean: bool = False):
+        super().__init__()
+        self.mean = mean
+
+    def forward(self, U: Tensor, V: Tensor) -> Tensor:
+        if self.mean:
+            return (U.sum(-2) * V.sum(-2)).sum(-1) / (U.shape[-2] * V.shape[-2])
+        return (U @ V.mT).flatten(1)
+
+
+class Head(nn.Module):
+    """The MLP on top: Linear, LayerNorm, ReLU, `depth − 1` further Linear–ReLU, then Linear to the outputs. `latent`:
+    the last hidden layer (B, width).
+
+    With depth 0 the outputs are linear in the features, which are then the latent.
+    """
+
+    def __init__(self, features: int, outputs: int, width: int, depth: int, dropout: float):
+        super().__init__()
+        if depth == 0:
+            self.latent, self.out = nn.Sequential(), nn.Sequential(nn.Dropout(dropout), nn.Linear(features, outputs))
+            return
+        layers: list[nn.Module] = [nn.Linear(features, width), nn.LayerNorm(width), nn.ReLU()]
+        for _ in range(depth - 1):
+            layers += [nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU()]
+        self.latent = nn.Sequential(*layers)
+        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, outputs))

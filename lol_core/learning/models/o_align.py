@@ -1,0 +1,51 @@
+"""MLP + O-Align: the factors rotated onto templates before an MLP (section 3.2, equation 3). Invariant under O(r), not
+under GL(r).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lol_core.core.batch import Batch, WeightSpec
+from lol_core.learning.models.base import LoLModel, ModelConfig, flat_factors
+
+
+def procrustes(U: Tensor, V: Tensor, template_U: Tensor, template_V: Tensor) -> Tensor:
+    """Q ∈ O(r) that minimises ‖UQ − 𝐔‖² + ‖VQ − 𝐕‖² (equation 3): A Bᵀ from the SVD of the r × r matrix Uᵀ𝐔 + Vᵀ𝐕 = A Σ
+    Bᵀ. (…, r, r).
+    """
+    A, _, Bh = torch.linalg.svd(U.mT @ template_U + V.mT @ template_V)
+    return A @ Bh
+
+
+class OAlign(LoLModel):
+    title = "MLP + O-Align"
+    symmetry = "O"
+    any_rank = False
+
+    def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
+        super().__init__(spec, outputs, config)
+        for g, ((n, m), indices) in enumerate(spec.groups):
+            self.register_buffer(f"template_U_{g}", torch.zeros(len(indices), n, spec.rank))
+            self.register_buffer(f"template_V_{g}", torch.zeros(len(indices), m, spec.rank))
+
+    def n_features(self) -> int:
+        return self.spec.parameters
+
+    @torch.no_grad()
+    def prepare(self, sample: Batch, generator: torch.Generator) -> None:
+        """The templates are the factors of one training LoRA chosen at random, as in the paper's experiments."""
+        super().prepare(sample, generator)
+        chosen = self.normalized(sample[torch.randint(len(sample), (1,), generator=generator)])
+        for g in range(len(self.spec.groups)):
+            self.get_buffer(f"template_U_{g}").copy_(chosen.U[g][0])
+            self.get_buffer(f"template_V_{g}").copy_(chosen.V[g][0])
+
+    def features(self, batch: Batch) -> Tensor:
+        aligned_U, aligned_V = [], []
+        for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
+            Q = procrustes(U, V, self.get_buffer(f"template_U_{g}"), self.get_buffer(f"template_V_{g}"))
+            aligned_U.append(U @ Q)
+            aligned_V.append(V @ Q)
+        return flat_factors(Batch(batch.spec, tuple(aligned_U), tuple(aligned_V), batch.ranks))

@@ -1,0 +1,207 @@
+"""TuckerNet: what varies most among the invariants of first and second order of ΔW's direction, read linearly, and an
+MLP over its sizes. Our own model.
+
+With D = ΔW / ‖ΔW‖ of a module and Φ, Ψ the leading left and right singular directions of the training LoRAs' D (a
+Tucker decomposition, HOSVD), its invariants are Φᵀ D Ψ, Φᵀ D Dᵀ Φ and Ψᵀ Dᵀ D Ψ. The prediction is linear in those that
+vary most, plus an MLP of the logarithms of ‖ΔW‖ and of the singular values. All of it is a function of ΔW alone, hence
+the same for (U, V) and (UR, VR⁻ᵀ).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.geometry import triangular
+from lol_core.errors import ModelError
+from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.layers import Head
+
+BASIS = 48
+"""Directions kept on each side of a module."""
+KEPT = 512
+"""Invariants of a module that the linear part reads: those that vary most over the training LoRAs."""
+INPUT_DROPOUT = 0.5
+SMALLEST = 1e-4
+"""Singular values below this share of ‖ΔW‖ count as this share: what is smaller is rounding, or the padding of a
+smaller rank.
+"""
+PARTS = ("", "second order", "first order", "sizes", "unit norm", "training basis", "linear reading")
+"""What `ModelConfig.without` may name: the parts that an ablation leaves out."""
+
+
+def leading_directions(columns: Tensor, count: int) -> Tensor:
+    """The `count` leading left singular vectors of each matrix, by the smaller of its two Gram matrices: (L, n, N) →
+    (L, n, count).
+
+    Directions beyond the rank are zero.
+    """
+    n, N = columns.shape[-2:]
+    wide = n <= N
+    values, vectors = torch.linalg.eigh(columns @ columns.mT if wide else columns.mT @ columns)
+    values, vectors = values[..., -count:].flip(-1), vectors[..., -count:].flip(-1)
+    present = values > 1e-12 * values[..., :1]
+    if not wide:
+        vectors = columns @ vectors / values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()[..., None, :]
+    vectors = torch.where(present[..., None, :], vectors, torch.zeros_like(vectors))
+    return torch.nn.functional.pad(vectors, (0, count - vectors.shape[-1]))
+
+
+class SeparateHead(nn.Module):
+    """Linear in everything, plus an MLP of the sizes alone. `latent`: the linear part's value for each output, then the
+    MLP's last hidden layer.
+    """
+
+    def __init__(self, directions: int, sizes: int, outputs: int, config: ModelConfig):
+        super().__init__()
+        self.sizes, self.outputs = sizes, outputs
+        self.drop = nn.Dropout(INPUT_DROPOUT)
+        self.linear = nn.Linear(directions + sizes, outputs)
+        nn.init.zeros_(self.linear.weight)
+        self.of_sizes = Head(sizes, outputs, config.width // 2, config.depth, config.dropout) if sizes else None
+        if self.of_sizes is not None:
+            last = self.of_sizes.out[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+
+    def latent(self, features: Tensor) -> Tensor:
+        linear = self.linear(self.drop(features))
+        return (
+            linear
+            if self.of_sizes is None
+            else torch.cat([linear, self.of_sizes.latent(features[:, -self.sizes :])], 1)
+        )
+
+    def out(self, latent: Tensor) -> Tensor:
+        linear = latent[:, : self.outputs]
+        return linear if self.of_sizes is None else linear + self.of_sizes.out(latent[:, self.outputs :])
+
+
+class TuckerNet(LoLModel):
+    title = "TuckerNet"
+    symmetry = "GL"
+    any_rank = True
+    fixed_features = True
+    scale_free = True
+
+    def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
+        if config.without not in PARTS:
+            raise ModelError(
+                f"TuckerNet has no part {config.without!r} to leave out. Choose one of"
+                f" {', '.join(map(repr, PARTS[1:]))}."
+            )
+        super().__init__(spec, outputs, config)
+        for g, ((n, m), indices) in enumerate(spec.groups):
+            for side, size in (("left", n), ("right", m)):
+                self.register_buffer(f"{side}_{g}", torch.eye(size, self._width(size)).repeat(len(indices), 1, 1))
+            self.register_buffer(f"chosen_{g}", torch.arange(self._kept(n, m)).repeat(len(indices), 1))
+            self.register_buffer(f"center_{g}", torch.zeros(len(indices), self._kept(n, m)))
+        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("size_mean", torch.zeros(self._sizes))
+        self.register_buffer("size_std", torch.ones(self._sizes))
+
+    def make_head(self, features: int, outputs: int) -> nn.Module:
+        if self.config.without == "linear reading":
+            return Head(features, outputs, self.config.width // 2, self.config.depth, self.config.dropout)
+        directions = self.n_features() - self._sizes
+        return SeparateHead(directions, features - directions, outputs, self.config)
+
+    def n_features(self) -> int:
+        return sum(len(indices) * self._kept(n, m) for (n, m), indices in self.spec.groups) + self._sizes
+
+    @property
+    def _sizes(self) -> int:
+        return 0 if self.config.without == "sizes" else len(self.spec.modules) * (self.spec.rank + 1)
+
+    @staticmethod
+    def _width(size: int) -> int:
+        return min(BASIS, size)
+
+    def _kept(self, n: int, m: int) -> int:
+        a, b = self._width(n), self._width(m)
+        first, second = a * b, (a * (a + 1) + b * (b + 1)) // 2
+        return min(KEPT, {"first order": second, "second order": first}.get(self.config.without, first + second))
+
+    @torch.no_grad()
+    def prepare(self, sample: Batch, generator: torch.Generator) -> None:
+        """Bases, the choice of invariants and their scales, all from training LoRAs and without their labels."""
+        super().prepare(sample, generator)
+        batch = self.normalized(sample)
+        variances, spectra = [], []
+        for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
+            R_U, R_V, values = _small(U, V)
+            spectra.append(self._sizes_of(values))
+            scale = self._scale(values)[..., None, None]
+            for side, factor, other in (("left", U, R_V), ("right", V, R_U)):
+                basis = self.get_buffer(f"{side}_{g}")
+                columns = (factor @ other.mT / scale).permute(1, 2, 0, 3).flatten(2).double()
+                if self.config.without == "training basis":
+                    columns = torch.randn(columns.shape, generator=generator, dtype=columns.dtype)
+                basis.copy_(leading_directions(columns, basis.shape[-1]))
+            found = self._invariants(g, U, V, R_U, R_V, values)
+            chosen = self.get_buffer(f"chosen_{g}")
+            chosen.copy_(found.var(0, correction=0).topk(chosen.shape[1], dim=1).indices.sort(1).values)
+            kept = found.gather(2, chosen.expand(len(found), -1, -1))
+            self.get_buffer(f"center_{g}").copy_(kept.mean(0))
+            variances.append(kept.var(0, correction=0).flatten())
+        self.get_buffer("spread").copy_(torch.cat(variances).mean().sqrt().clamp(min=1e-12))
+        if self._sizes:
+            sizes = torch.cat(spectra, 1)
+            self.get_buffer("size_mean").copy_(sizes.mean(0))
+            self.get_buffer("size_std").copy_(sizes.std(0, correction=0).clamp(min=1e-6))
+
+    def features(self, batch: Batch) -> Tensor:
+        parts, spectra = [], []
+        for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
+            small = _small(U, V)
+            spectra.append(self._sizes_of(small[2]))
+            found = self._invariants(g, U, V, *small)
+            kept = found.gather(2, self.get_buffer(f"chosen_{g}").expand(len(found), -1, -1))
+            parts.append(
+                (
+                    self.config.direction_weight * (kept - self.get_buffer(f"center_{g}")) / self.get_buffer("spread")
+                ).flatten(1)
+            )
+        if self._sizes:
+            parts.append((torch.cat(spectra, 1) - self.get_buffer("size_mean")) / self.get_buffer("size_std"))
+        return torch.cat(parts, 1)
+
+    def _scale(self, values: Tensor) -> Tensor:
+        """‖ΔW‖ of each module, by which it is divided: (B, L)."""
+        norm = values.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+        return torch.ones_like(norm) if self.config.without == "unit norm" else norm
+
+    def _invariants(self, g: int, U: Tensor, V: Tensor, R_U: Tensor, R_V: Tensor, values: Tensor) -> Tensor:
+        """Φᵀ D Ψ, Φᵀ D Dᵀ Φ and Ψᵀ Dᵀ D Ψ of D = ΔW / ‖ΔW‖, the symmetric ones by their upper triangles (off the
+        diagonal times √2): (B, L, k).
+        """
+        scale = self._scale(values)[..., None, None]
+        left, right = self.get_buffer(f"left_{g}").mT @ U, self.get_buffer(f"right_{g}").mT @ V
+        parts = [] if self.config.without == "first order" else [(left @ right.mT / scale).flatten(2)]
+        if self.config.without != "second order":
+            parts += [_symmetric(left @ R_V.mT / scale), _symmetric(right @ R_U.mT / scale)]
+        return torch.cat(parts, 2)
+
+    def _sizes_of(self, values: Tensor) -> Tensor:
+        """log ‖ΔW‖ and log σ_k / ‖ΔW‖ from the singular values of a group's modules: (B, L, r) → (B, L (rank + 1))."""
+        values = values[..., : self.spec.rank]
+        norm = values.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        values = torch.nn.functional.pad(values, (0, self.spec.rank - values.shape[-1]))
+        return torch.cat([norm.log(), (values / norm).clamp(min=SMALLEST).log()], -1).flatten(1)
+
+
+def _small(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """R_U and R_V of the QR of both factors, and the singular values of U Vᵀ, which are those of R_U R_Vᵀ."""
+    R_U, R_V = (triangular(factor) for factor in (U, V))
+    return R_U, R_V, torch.linalg.svdvals(R_U @ R_V.mT)
+
+
+def _symmetric(half: Tensor) -> Tensor:
+    """The upper triangle of H Hᵀ for H (…, w, r): (…, w (w + 1) / 2), off the diagonal times √2, so that norms are
+    kept.
+    """
+    width = half.shape[-2]
+    i, j = torch.triu_indices(width, width, device=half.device)
+    weight = torch.where(i == j, 1.0, 2**0.5).to(half)
+    return (half @ half.mT)[..., i, j] * weight
