@@ -15,9 +15,10 @@ test: .venv/dev
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu
 
-check: .venv/dev  ## lint, format and types
+check: .venv/dev  ## lint, format, the order of rooms and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: .venv/dev

@@ -276,11 +276,15 @@ watch()
 
 def heading(title: str, id: str | None) -> str:
     """Its name and scores, always in as many lines, so that the images of all columns stand side by side."""
+
+    def number(of: pd.Series) -> str:
+        return f"{of[id]:.4g}" if id is not None and id in of.index else "–"
+
     lines = ["without any LoRA" if id is None else zoo.names[id]]
     if ranking.is_predicted:
-        lines.append(f"predicted {ranking.scores[id]:.4g}" if id in ranking.scores.index else "predicted –")
+        lines.append(f"predicted {number(ranking.scores)}")
     if len(ranking.measured):
-        lines.append(f"measured {ranking.measured[id]:.4g}" if id in ranking.measured.index else "measured –")
+        lines.append(f"measured {number(ranking.measured)}")
     return "\n".join(lines)
 
 

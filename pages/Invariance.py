@@ -450,7 +450,7 @@ def many_draws() -> None:
         s.title
         for s in models
         for g in GROUPS
-        if promises(s.model.symmetry, g) and largest.loc[s.title, TITLES[g]] > tolerance
+        if promises(s.model.symmetry, g) and largest[TITLES[g]][s.title] > tolerance
     ]
     odd = [t for t in largest.index if largest.loc[t, "O(r)"] > tolerance >= largest.loc[t, "permutations"]]
     st.markdown(

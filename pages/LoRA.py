@@ -317,11 +317,11 @@ if len(tags := tag_counts(lora.metadata)):
     )
     if len(tags) > len(few):
         st.caption(f"The {len(few)} most frequent of {len(tags):,} tags.")
-said = {key: value for key, value in lora.metadata.items() if value not in (None, "", [], {}, False)}
-if said:
+metadata = {key: value for key, value in lora.metadata.items() if value not in (None, "", [], {}, False)}
+if metadata:
     rows = [
         {"key": key, "value": value if isinstance(value, str) else json.dumps(value, default=str)}
-        for key, value in said.items()
+        for key, value in metadata.items()
     ]
     st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(420, 38 + 35 * len(rows)))
     with st.expander("Everything, as the file has it", key="everything"):

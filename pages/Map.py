@@ -145,7 +145,7 @@ if len(shown) < len(picture):
 left, right, _ = st.columns([2, 2, 4])
 density = left.toggle("Density", key="density", bind="query-params", disabled=dimensions == 3)
 named = right.toggle(
-    "Name the clusters", key="named", bind="query-params", disabled=dimensions == 3 or (clusters < 0).all()
+    "Name the clusters", key="named", bind="query-params", disabled=dimensions == 3 or bool((clusters < 0).all())
 )
 regions = {}
 if named:

@@ -97,12 +97,12 @@ offer(zoo, f"predictions of {title}", predicted.add_prefix("predicted "))
 
 if at_home:
     st.subheader("Scores")
-    shown = [name for name in model.metrics["test"] if "/" not in name]
+    names = [name for name in model.metrics["test"] if "/" not in name]
     rows = {f"{part}": values for part, values in model.metrics.items()} | {
         f"test, control: {name}": values for name, values in model.controls.items()
     }
     scores = pd.DataFrame(
-        {METRIC_TITLES[name]: {part: values.get(name) for part, values in rows.items()} for name in shown}
+        {METRIC_TITLES[name]: {part: values.get(name) for part, values in rows.items()} for name in names}
     )
     st.dataframe(scores.style.format("{:.4g}", na_rep="–"), key="scores")
     said = verdict(model)
@@ -117,7 +117,7 @@ if at_home:
         )
     if len(task.targets) > 1:
         with st.expander("Per label, on the test part", key="per_label"):
-            per_label = {t: {METRIC_TITLES[n]: model.metrics["test"][f"{n}/{t}"] for n in shown} for t in task.targets}
+            per_label = {t: {METRIC_TITLES[n]: model.metrics["test"][f"{n}/{t}"] for n in names} for t in task.targets}
             st.dataframe(pd.DataFrame(per_label).T.style.format("{:.4g}", na_rep="–"))
 
 target = st.selectbox("Label", task.targets, key="label") if len(task.targets) > 1 else task.targets[0]
@@ -171,10 +171,10 @@ else:
 if task.kind != "multiclass":
     ordered = shown[shown["part"] != "train"].sort_values("predicted", ascending=False)
     with st.container(horizontal=True):
-        for name, rows in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
-            text = f"Select the {len(rows)} {name} predicted"
+        for name, most in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
+            text = f"Select the {len(most)} {name} predicted"
             st.button(
-                text, icon=":material/select_all:", on_click=select, args=(zoo, list(rows.index)), key=f"select_{name}"
+                text, icon=":material/select_all:", on_click=select, args=(zoo, list(most.index)), key=f"select_{name}"
             )
 
 if len(compared):

@@ -56,7 +56,7 @@ def test_a_stored_lora_gives_the_measured_loss_through_plain_peft(
     from peft import PeftModel
     from transformers import AutoModel
 
-    splits = {name: Questions(part, encoder) for name, part in few.groupby("split")}
+    splits = {str(name): Questions(part, encoder) for name, part in few.groupby("split")}
     before = float(splits["validation"].measure(encoder)[0].mean())
     drawn = replace(
         Hyperparameters.draw(RECIPE, 1, ["noun.food"]), dropped=(), learning_rate=3e-3, epochs=2, batch_size=16
@@ -101,9 +101,9 @@ def test_committed_weights_and_labels_belong_together(encoder: Encoder) -> None:
     """
     labels = pd.read_csv(SAMPLE_ZOO / "labels.csv")
     timid = labels.assign(moved=labels.learning_rate * labels.steps).sort_values("moved").head(3)
-    for row in timid.itertuples():
-        stored = read(SAMPLE_ZOO / row.lora).layers[0].V.float().T
-        for seed, same in ((row.seed, True), (row.seed + 1, False)):
+    for name_of_lora, own in zip(timid["lora"], timid["seed"], strict=True):
+        stored = read(SAMPLE_ZOO / name_of_lora).layers[0].V.float().T
+        for seed, same in ((own, True), (own + 1, False)):
             model = encoder.new_lora(0.0, seed)
             start = next(
                 p
@@ -112,7 +112,7 @@ def test_committed_weights_and_labels_belong_together(encoder: Encoder) -> None:
             ).detach()
             likeness = torch.nn.functional.cosine_similarity(stored.flatten(), start.flatten(), dim=0).item()
             model.unload()
-            assert (likeness > 0.95) == same, f"{row.lora}, seed {seed}: {likeness:.2f}"
+            assert (likeness > 0.95) == same, f"{name_of_lora}, seed {seed}: {likeness:.2f}"
 
 
 @needs_encoder
@@ -162,8 +162,8 @@ def test_questions_from_a_dictionary(tmp_path: Path) -> None:
     assert not glosses.gloss.str.contains(";").any()
     rng = np.random.default_rng(0)
     questions = make_questions(glosses, lambda words: rng.normal(size=(len(words), 4)), seed=0)
-    for _, part in questions.groupby(["source", "split"]):
-        words = set(part.word)
+    for _, alike in questions.groupby(["source", "split"]):
+        words = set(alike.word)
         for column in ("distractor_1", "distractor_2", "distractor_3"):
-            assert set(part[column]) <= words and (part[column] != part.word).all()
+            assert set(alike[column]) <= words and (alike[column] != alike.word).all()
     assert not set(questions[questions.split == "train"].word) & set(questions[questions.split != "train"].word)

@@ -91,7 +91,7 @@ def test_the_slice_where_a_model_fails_comes_first() -> None:
     errors = pd.Series(rng.normal(size=200)) + 5 * ((labels["kind"] == "y") & (labels["rate"] > 0.75))
     slices = error_slices(errors, labels)
     assert "name" not in set(slices["column"])
-    assert slices.loc[0, "column"] == "rate" and slices.loc[0, "p"] < 1e-3 and slices.loc[0, "ratio"] > 1.5
+    assert slices["column"].iloc[0] == "rate" and slices["p"].iloc[0] < 1e-3 and slices["ratio"].iloc[0] > 1.5
     assert set(slices["column"]) == {"kind", "rate"} and len(slices[slices["column"] == "rate"]) == 4
 
 

@@ -308,7 +308,7 @@ def test_invariance_holds_for_gl_net_and_moves_the_mlp(synthetic_folder: Path) -
 
     def verdicts() -> dict[str, str]:
         table = next(frame.value for frame in test.dataframe if "verdict" in frame.value.columns)
-        return {row.model.split(" →")[0]: row.verdict for row in table.itertuples()}
+        return {model.split(" →")[0]: verdict for model, verdict in zip(table["model"], table["verdict"], strict=True)}
 
     assert verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "moves, as it may", "GL-net": "holds"}
     next(button for button in test.button if button.label == "Draw another R").click().run()
@@ -368,7 +368,7 @@ def test_a_model_is_cross_validated_on_the_page(synthetic_folder: Path) -> None:
     test = settled(test)
     assert not test.exception
     table = next(frame.value for frame in test.dataframe if "control: norms only" in frame.value.index)
-    assert table.index[0] == "GL-net" and "±" in table.loc["GL-net", "Kendall τ"]
+    assert table.index[0] == "GL-net" and "±" in table["Kendall τ"]["GL-net"]
     assert "On 60 held-out LoRAs it is **worse than the norms of the updates**" in text_of(test), (
         "the label is a norm, and two epochs are too few"
     )

@@ -49,7 +49,7 @@ def test_labels_were_measured(zoo: Zoo) -> None:
     assert labels["accuracy"].between(0.25, 1).all() and (labels["accuracy"] * 1000 % 1 < 1e-6).mean() > 0.5
     assert labels["validation_loss"].min() < base["validation"]["loss"] * 0.8, "fine-tuning improves on the base"
     assert labels["validation_loss"].std() > 0.05
-    saw = labels[[column for column in labels if column.startswith("saw ")]]
+    saw = labels.filter(regex="^saw ")
     assert saw.shape[1] == 20 and (saw.sum(axis=1) == labels["n_sources"]).all()
     always = saw.columns[(saw == 1).all()]
     assert list(always) == ["saw noun.person"], "one source is never dropped"

@@ -43,7 +43,7 @@ def intervals(trials: Trials, score: str) -> pd.DataFrame:
     """
     found = summary(trials, score)
     seeds = trials.table().groupby("model")["seed"].nunique()
-    counts = pd.Series({title_of(name): count for name, count in seeds.items()}).reindex(found.index)
+    counts = seeds.rename(index=title_of).reindex(found.index).to_numpy(float)
     found["std"] *= student.ppf(0.975, counts - 1) / np.sqrt(counts)
     return found
 

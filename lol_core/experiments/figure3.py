@@ -113,7 +113,7 @@ def rankings(trials: Trials, seed: int) -> dict[str, dict[str, float]]:
     values, _ = kernel_ridge(kernels(fit.factors.batch(known + test)), train, validation, asked, y)
     found[KERNEL] = fit.task.decode(torch.from_numpy(values))
     return {
-        name: pd.Series(values[:, 0], index=test).sort_values(ascending=False).to_dict()
+        name: dict(sorted(zip(test, values[:, 0].tolist(), strict=True), key=lambda pair: pair[1], reverse=True))
         for name, values in found.items()
     }
 
@@ -146,6 +146,6 @@ def draw(context: Context, trials: Trials, columns: list[str | None], predicted:
             drawn.append(painter.draw(path, prompts, sampling, context.stop, keep=False))
         except StoppedDrawing as error:
             raise Stopped("Stopped. The rankings are kept; the same command goes on.") from error
-        measured = None if id is None else trials.zoo.labels.loc[id, "clip_score"]
+        measured = None if id is None else trials.zoo.labels["clip_score"][id]
         titles.append("base model\n" if id is None else f"predicted {predicted[id]:.2f}\nmeasured {measured:.2f}")
     return sheet(contact_sheet(list(zip(*drawn, strict=True)), titles, prompts, cell=160))

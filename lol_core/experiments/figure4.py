@@ -76,9 +76,9 @@ def run(context: Context) -> Result:
     for column, metric in (("accuracy", "accuracy"), ("test loss", "log_loss")):
         for rank in zoos:
             by_model = measured[measured["rank"] == rank].groupby("model")[metric]
-            found = pd.DataFrame({"mean": by_model.mean(), "std": by_model.std(ddof=1)}).reindex(order)
-            found.index = pd.Index([title_of(name) for name in order])
-            parts.append(cells(f"{column}: rank {rank}", found))
+            row = pd.DataFrame({"mean": by_model.mean(), "std": by_model.std(ddof=1)}).reindex(order)
+            row.index = pd.Index([title_of(name) for name in order])
+            parts.append(cells(f"{column}: rank {rank}", row))
     return Result(
         "figure4",
         TITLE,
@@ -214,14 +214,14 @@ def drawn(measured: pd.DataFrame) -> go.Figure:
 def findings(measured: pd.DataFrame) -> list[Finding]:
     accuracy = measured.pivot_table(index=["model", "seed"], columns="rank", values="accuracy")
     loss = measured.pivot_table(index=["model", "seed"], columns="rank", values="log_loss")
-    unseen = [rank for rank in accuracy if rank not in (1, KNOWN)]
+    unseen = [rank for rank in map(int, accuracy.columns) if rank not in (1, KNOWN)]
 
     def fall(model: str, ranks: list[int]) -> pd.Series:
         """By seed: accuracy at the known rank, less the worst at others."""
-        return accuracy.loc[model, KNOWN] - accuracy.loc[model, ranks].min(axis=1)
+        return accuracy[KNOWN][model] - accuracy[ranks].min(axis=1)[model]
 
     def rise(model: str) -> pd.Series:
-        return loss.loc[model, unseen].mean(axis=1) - loss.loc[model, KNOWN]
+        return loss[unseen].mean(axis=1)[model] - loss[KNOWN][model]
 
     both = {name: fall(name, unseen).mean() for name in ("dense", "gl_net")}
     first = {name: fall(name, [1]) for name in ("dense", "gl_net")}
@@ -232,7 +232,7 @@ def findings(measured: pd.DataFrame) -> list[Finding]:
             "MLP + Dense and GL-net generalise to ranks they have not seen.",
             "holds" if max(both.values()) <= LOSS_OF_ACCURACY else "does not hold",
             "; ".join(
-                f"{said[name]}: accuracy {accuracy.loc[name, KNOWN].mean():.3f} at rank {KNOWN}, less {value:+.3f} at"
+                f"{said[name]}: accuracy {accuracy[KNOWN][name].mean():.3f} at rank {KNOWN}, less {value:+.3f} at"
                 f" the worst of ranks {', '.join(map(str, unseen))}"
                 for name, value in both.items()
             )
@@ -247,8 +247,8 @@ def findings(measured: pd.DataFrame) -> list[Finding]:
             "MLP + SVD does not generalise as well.",
             verdict(*mean_and_error(worse)),
             f"its loss rises by {rise('svd').mean():+.3f} at unseen ranks, GL-net's by {rise('gl_net').mean():+.3f};"
-            f" but at rank {KNOWN} it is at {accuracy.loc['svd', KNOWN].mean():.3f}, a constant at"
-            f" {accuracy.loc['constant', KNOWN].mean():.3f}.",
+            f" but at rank {KNOWN} it is at {accuracy[KNOWN]['svd'].mean():.3f}, a constant at"
+            f" {accuracy[KNOWN]['constant'].mean():.3f}.",
         ),
     ]
 

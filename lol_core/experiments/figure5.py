@@ -88,7 +88,7 @@ def run(context: Context) -> Result:
     )
     batches = seconds.groupby("model", sort=False)["batch"].min()
     smaller = ", ".join(
-        f"{FIVE[model].title} down to {batch}" for model, batch in batches.items() if batch < batches.max()
+        f"{FIVE[str(model)].title} down to {batch}" for model, batch in batches.items() if batch < batches.max()
     )
     notes = [
         (
@@ -152,7 +152,7 @@ def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowes
         Finding(
             f"Forward passes of the others barely take longer from {sizes[0]} to {sizes[-1]}.",
             held[bool(growth.max() <= BARELY)],
-            "; ".join(f"{FIVE[name].title} {value:.1f} times" for name, value in growth.items())
+            "; ".join(f"{FIVE[str(name)].title} {value:.1f} times" for name, value in growth.items())
             + f" as long, for factors {factors.iloc[0]:.0f} times as large. On a CPU every multiplication counts; a GPU"
             " hides them.",
         ),

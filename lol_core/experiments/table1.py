@@ -153,7 +153,7 @@ def findings(shown: pd.DataFrame) -> list[Finding]:
     tolerance, title = TOLERANCES[torch.float32], {name: model.title for name, model in FIVE.items()}
 
     def value(model: str, column: str) -> float:
-        return float(shown.loc[title[model], column])
+        return float(shown[column][title[model]])
 
     invariant = max(value(model, "GL(r), float32") for model in ("svd", "dense", "gl_net"))
     exact = max(value(model, "GL(r), float64") for model in ("svd", "dense", "gl_net"))

@@ -235,7 +235,7 @@ def celeba_runs(recipe: ImageRecipe, data: Path, after: int = 0) -> list[Run]:
                 recipe,
                 number,
                 [pictures / name for name in files],
-                {"identity": int(str(identity))} | majority.astype(int).to_dict(),
+                {"identity": int(str(identity))} | {str(name): int(most) for name, most in majority.items()},
             )
         )
     if not runs:

@@ -213,12 +213,9 @@ def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
                 table = pd.crosstab(inside[known], values[known].astype(str))
                 statistic, p, _, _ = chi2_contingency(table, correction=False)
                 effect = float(np.sqrt(statistic / table.to_numpy().sum() / max(1, min(table.shape) - 1)))
-                shares = table.loc[True] / len(mine) - table.loc[False] / len(others)
-                name = shares.idxmax()
-                said = (
-                    f"{name}: {table.loc[True, name] / len(mine):.0%} against"
-                    f" {table.loc[False, name] / len(others):.0%}"
-                )
+                ours, theirs = table.loc[True] / len(mine), table.loc[False] / len(others)
+                name = str((ours - theirs).idxmax())
+                said = f"{name}: {ours[name]:.0%} against {theirs[name]:.0%}"
                 rows.append((column, effect, float(p), said))
     return pd.DataFrame(rows, columns=["column", "effect", "p", "says"]).sort_values(
         "effect", ascending=False, ignore_index=True
@@ -236,7 +233,7 @@ def name_clusters(clusters: pd.Series, labels: pd.DataFrame, least: float = 0.3)
         members = list(clusters.index[clusters == k])
         reasons = explain(labels.reindex(clusters.index), members)
         names[int(k)] = f"cluster {k + 1}"
-        if len(reasons) and reasons.loc[0, "effect"] >= least:
+        if len(reasons) and reasons["effect"].iloc[0] >= least:
             column = str(reasons.loc[0, "column"])
             inside = labels[column].reindex(members).dropna()
             if not pd.api.types.is_numeric_dtype(inside):

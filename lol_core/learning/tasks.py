@@ -190,7 +190,7 @@ def make_task(labels: pd.DataFrame, targets: Sequence[str], kind: TaskKind | Non
     chosen = labels[targets]
     usable = chosen.notna().all(axis=1)
     if kind != "multiclass":
-        usable &= np.isfinite(chosen.astype(float)).all(axis=1)
+        usable &= np.isfinite(chosen.to_numpy(float)).all(axis=1)
     ids = list(labels.index[usable])
     if len(ids) < MIN_LABELLED:
         raise TaskError(
