@@ -9,9 +9,10 @@ import streamlit as st
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import Checkpoint
 from ui.frame import frame, open_collection, page_link
+from ui.keys import key
 from ui.state import SAMPLE_SUBJECTS, SAMPLE_ZOOS, checkpoints, load_checkpoint, of_other_collections, recent, session
 
-zoo = frame("LoL Explorer")
+zoo = frame("Home", "LoL Explorer")
 st.markdown(
     "A LoRA is a fine-tune of a model, stored as pairs of thin matrices with ΔW = U Vᵀ. This program reads those"
     " weights and learns to predict things about the fine-tune: how good it is, what it was trained on. (U, V) and (UR,"
@@ -109,7 +110,7 @@ with left:
                 args=(folder, labels),
                 icon=":material/history:",
                 type="tertiary",
-                key=f"recent {folder}",
+                key=key(f"recent {folder}"),
             )
 with right:
     elsewhere = of_other_collections(zoo)

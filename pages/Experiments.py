@@ -13,6 +13,7 @@ from lol_core.experiments.result import PAPER, Result, blocks
 from ui.figures import figure, take
 from ui.frame import counted, frame, need
 from ui.jobs import ExperimentJob
+from ui.keys import key
 from ui.progress import follow
 from ui.state import RESULTS, SAMPLES, session
 
@@ -28,7 +29,7 @@ frame("Experiments")
 state = session()
 
 
-def show(result: Result, key: str) -> None:
+def show(result: Result, name: str) -> None:
     """Findings, figure, tables, notes and settings of one experiment."""
     for finding in result.findings:
         st.markdown(
@@ -37,18 +38,18 @@ def show(result: Result, key: str) -> None:
         )
     figure(
         result.figure,
-        f"{key}_figure",
+        f"{name}_figure",
         f"{result.title}. {' '.join(finding.here for finding in result.findings)}",
         result.cells,
     )
     for i, (heading, table) in enumerate(blocks(result.cells)):
         if heading:
             st.markdown(f"**{heading[:1].upper()}{heading[1:]}**")
-        st.dataframe(table, key=f"{key}_table_{i}")
-    take(lambda: result.cells, f"{key}_table")
+        st.dataframe(table, key=key(f"{name}_table_{i}"))
+    take(lambda: result.cells, f"{name}_table")
     for note in result.notes:
         st.caption(note)
-    with st.expander("Settings", icon=":material/tune:", key=f"{key}_settings"):
+    with st.expander("Settings", icon=":material/tune:", key=key(f"{name}_settings")):
         st.json(result.settings, expanded=1)
 
 
@@ -85,11 +86,13 @@ with st.expander(
         else "Nothing has been run here yet"
     ),
     icon=":material/fact_check:",
-    key="overview",
+    key=key("overview"),
 ):
-    st.dataframe(counts, key="findings")
+    st.dataframe(counts, key=key("findings"))
 
-chosen = st.selectbox("Table or figure", NAMES, format_func=titles.__getitem__, key="experiment", bind="query-params")
+chosen = st.selectbox(
+    "Table or figure", NAMES, format_func=titles.__getitem__, key=key("experiment"), bind="query-params"
+)
 command = f"python -m lol_core experiment {chosen} --out docs"
 job = state.experiment
 
@@ -99,7 +102,7 @@ busy = job is not None and job.running
 if right.button(
     "Run it small",
     icon=":material/play_arrow:",
-    key="run_small",
+    key=key("run_small"),
     width="stretch",
     disabled=busy,
     help="A few LoRAs, one seed, two epochs, in seconds: shows how it runs. The command beside it runs it in full.",
@@ -113,7 +116,7 @@ if job is not None:
         st.error(job.error)
     elif job.result is not None:
         with st.expander(
-            f"{job.result.title}", icon=":material/science:", expanded=job.name == chosen, key=f"small_{job.name}"
+            f"{job.result.title}", icon=":material/science:", expanded=job.name == chosen, key=key(f"small_{job.name}")
         ):
             show(job.result, "small")
 

@@ -22,6 +22,7 @@ from lol_core.learning.devices import devices, find_device
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
+from ui.keys import key
 from ui.points import walk_points
 from ui.progress import show
 from ui.selection import marked, selected, visible
@@ -97,7 +98,7 @@ def choose_ranking() -> Ranking:
         label = "clip_score" if "clip_score" in zoo.labels else next(iter(ranks.values()))[0]
         page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
-    title = left.selectbox("Rank by", list(ranks), key="rank_by", bind="query-params")
+    title = left.selectbox("Rank by", list(ranks), key=key("rank_by"), bind="query-params")
     need(title, "Choose what to rank by.")
     label, folder = ranks[title]
     scores = measured = zoo.labels[label].dropna() if label in zoo.labels else pd.Series(dtype=float)
@@ -106,7 +107,11 @@ def choose_ranking() -> Ranking:
             str(folder), (folder / "checkpoint.json").stat().st_mtime, label, zoo.fingerprint, zoo
         )
         which = right.segmented_control(
-            "Of", ["test", "all"], default="test", key="which", help="test: LoRAs the model did not see in training."
+            "Of",
+            ["test", "all"],
+            default="test",
+            key=key("which"),
+            help="test: LoRAs the model did not see in training.",
         )
         scores = scores.loc[held_out] if which != "all" and held_out else scores
     among = set(visible(zoo))
@@ -139,35 +144,37 @@ ranking = choose_ranking()
 settings_path = zoo.folder / "recipe.json"
 recipe = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
 with st.expander(
-    "Base model, prompts and sampling", icon=":material/tune:", key="image_settings", expanded=not known_base(zoo)
+    "Base model, prompts and sampling", icon=":material/tune:", key=key("image_settings"), expanded=not known_base(zoo)
 ):
     a, b = st.columns([3, 1])
     base = a.text_input(
         "Base model",
         known_base(zoo),
-        key="base",
+        key=key("base"),
         bind="query-params",
         placeholder="a diffusers folder, or a hub id",
         help="The text-to-image model these LoRAs were trained on.",
     )
-    device = b.selectbox("Device", ["auto", *devices()], key="image_device")
+    device = b.selectbox("Device", ["auto", *devices()], key=key("image_device"))
     prompts_text = st.text_area(
         "Prompts, one a line",
         "\n".join(recipe.get("preview_prompts") or PROMPTS),
-        key="prompts",
+        key=key("prompts"),
         bind="query-params",
         height=110,
     )
     a, b, c = st.columns(3)
-    seed = int(a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key="image_seed"))
-    steps = int(b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key="sampling_steps"))
+    seed = int(a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key=key("image_seed")))
+    steps = int(
+        b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key=key("sampling_steps"))
+    )
     guidance = float(
         c.number_input(
             "Guidance",
             1.0,
             30.0,
             float(recipe.get("guidance", 7.5)),
-            key="guidance",
+            key=key("guidance"),
             help="1: none. Stable Diffusion: about 7.5.",
         )
     )
@@ -193,13 +200,19 @@ strength = b.slider(
     2.0,
     1.0,
     0.05,
-    key="strength",
+    key=key("strength"),
     bind="query-params",
     help="ΔW is multiplied by this. 0 is the base model.",
 )
 if count := len(scores := ranking.scores):
     place = a.slider(
-        "Walk along the ranking", 1, count, 1 + count // 2, key="place", bind="query-params", help="1 is the highest."
+        "Walk along the ranking",
+        1,
+        count,
+        1 + count // 2,
+        key=key("place"),
+        bind="query-params",
+        help="1 is the highest.",
     )
     measured = ranking.measured.reindex(scores.index)
     table = pd.DataFrame({"name": [zoo.names[id] for id in scores.index], "score": scores, "measured": measured})
@@ -219,7 +232,7 @@ also = (st if chosen else a).multiselect(
     zoo.ids,
     default=[] if chosen else zoo.ids[:1],
     format_func=lambda id: zoo.names[id],
-    key="also",
+    key=key("also"),
     bind="query-params",
     max_selections=MAX_ALSO,
     placeholder="any LoRA of the collection",

@@ -36,6 +36,7 @@ from lol_core.learning.models.gl_net import GLNet
 from lol_core.learning.tasks import Task
 from ui.figures import figure, take
 from ui.frame import frame, need
+from ui.keys import key
 from ui.points import walk_points
 from ui.state import checkpoints, load_checkpoint, load_lora
 
@@ -52,19 +53,19 @@ zoo = frame("Invariance")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
 saved = checkpoints(zoo)
 top = st.columns([3, 3])
-chosen = top[0].selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key="lora", bind="query-params")
+chosen = top[0].selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key=key("lora"), bind="query-params")
 titles = top[1].multiselect(
     "Trained models",
     list(saved),
     default=list(saved)[:5],
-    key="models_shown",
+    key=key("models_shown"),
     placeholder="none trained yet" if not saved else "choose models",
 )
 untrained = st.toggle(
     "Also show freshly initialised models of all five kinds (untrained: their predictions mean nothing, their symmetry"
     " is the same)",
     not saved,
-    key="untrained",
+    key=key("untrained"),
 )
 
 
@@ -183,13 +184,13 @@ ranks = sorted(set(lora.ranks))
 
 
 def next_draw() -> None:
-    st.session_state["draw"] = st.session_state["draw"] + 1
+    st.session_state[key("draw")] += 1
 
 
 def edited(r: int) -> torch.Tensor | None:
     """The r × r matrix typed into the page, None while it has no inverse."""
     start = pd.DataFrame(np.eye(r), columns=[f"column {j + 1}" for j in range(r)])
-    typed = st.data_editor(start, key=f"R_{r}", hide_index=True)
+    typed = st.data_editor(start, key=key(f"R_{r}"), hide_index=True)
     R = torch.tensor(typed.fillna(0).to_numpy(np.float64))
     if torch.linalg.matrix_rank(R) < r:
         st.error(
@@ -210,7 +211,7 @@ def turn() -> None:
             list(TITLES),
             format_func=lambda g: TITLES[g],
             default="gl",
-            key="group",
+            key=key("group"),
             bind="query-params",
             required=True,
         )
@@ -221,7 +222,7 @@ def turn() -> None:
             4.0,
             1.0,
             0.25,
-            key="kappa",
+            key=key("kappa"),
             bind="query-params",
             disabled=not sized,
             help="The condition number of R.",
@@ -232,14 +233,14 @@ def turn() -> None:
             ["own", "shared"],
             format_func={"own": "each module's", "shared": "shared"}.__getitem__,
             default="own",
-            key="shared",
+            key=key("shared"),
             bind="query-params",
             required=True,
             disabled=group == "hand",
         )
         dtype_name = (
             b.segmented_control(
-                "Computed in", list(DTYPES), default="float32", key="dtype", bind="query-params", required=True
+                "Computed in", list(DTYPES), default="float32", key=key("dtype"), bind="query-params", required=True
             )
             or "float32"
         )
@@ -258,7 +259,7 @@ def turn() -> None:
                 1,
                 10**6,
                 1,
-                key="draw",
+                key=key("draw"),
                 bind="query-params",
                 help="The seed of R: the same number gives the same R.",
             )
@@ -349,7 +350,7 @@ def turn() -> None:
         for i, dial in enumerate(dials):
             words = f"{dial.title}: {dial.before:.5g} before R, {dial.after:.5g} after; it {dial.verdict}"
             st.plotly_chart(
-                plots.needle(dial), key=f"needle_{i}", alt=words, width=156, config={"displayModeBar": False}
+                plots.needle(dial), key=key(f"needle_{i}"), alt=words, width=156, config={"displayModeBar": False}
             )
     with right:  # pictures come after the numbers, which should not wait for them
         r = int(original.ranks[0, own.groups[0][1][0]])
@@ -362,13 +363,13 @@ def turn() -> None:
     st.dataframe(
         table,
         hide_index=True,
-        key="moves",
+        key=key("moves"),
         column_config={"relative change": st.column_config.NumberColumn(format="scientific")}
         | {name: st.column_config.NumberColumn(format="%.6g") for name in ("before R", "after R")},
     )
     take(lambda: table, "needles")
     module = st.selectbox(
-        "The factors of", own.modules, format_func=lambda m: f"{m.name}  ({m.n} × {m.m})", key="module"
+        "The factors of", own.modules, format_func=lambda m: f"{m.name}  ({m.n} × {m.m})", key=key("module")
     )
     position = own.modules.index(module)
     g, place = next((g, indices.index(position)) for g, (_, indices) in enumerate(own.groups) if position in indices)
@@ -414,13 +415,13 @@ def many_draws() -> None:
     a, b, c = st.columns([2, 2, 2], vertical_alignment="bottom")
     cost = FEWEST * len(GROUPS) * sum(max(shown.model.n_features(), shown.model.spec.parameters) for shown in models)
     count = a.segmented_control(
-        "Draws from each group", [FEWEST, 200, 500], default=FEWEST if cost <= UNASKED else None, key="count"
+        "Draws from each group", [FEWEST, 200, 500], default=FEWEST if cost <= UNASKED else None, key=key("count")
     )
     condition = 10.0 ** b.select_slider(
-        "κ(R)", [0.0, 1.0, 2.0, 3.0, 4.0], 2.0, format_func=lambda x: f"{10**x:,.0f}", key="many_kappa"
+        "κ(R)", [0.0, 1.0, 2.0, 3.0, 4.0], 2.0, format_func=lambda x: f"{10**x:,.0f}", key=key("many_kappa")
     )
     dtype_name = (
-        c.segmented_control("Computed in", list(DTYPES), default="float32", key="many_dtype", required=True)
+        c.segmented_control("Computed in", list(DTYPES), default="float32", key=key("many_dtype"), required=True)
         or "float32"
     )
     if not count:
@@ -430,9 +431,9 @@ def many_draws() -> None:
         )
         return
     tolerance = TOLERANCES[DTYPES[dtype_name]]
-    key = " ".join([zoo.fingerprint, chosen, *(f"{shown.title}@{saved.get(shown.title)}" for shown in models)])
+    identity = " ".join([zoo.fingerprint, chosen, *(f"{shown.title}@{saved.get(shown.title)}" for shown in models)])
     try:
-        changes = changes_of(key, count, condition, dtype_name, models)
+        changes = changes_of(identity, count, condition, dtype_name, models)
     except LoLError as error:
         st.error(str(error))
         return
@@ -445,7 +446,7 @@ def many_draws() -> None:
     largest = changes.pivot_table("change", "model", "group", "max", sort=False)[[TITLES[g] for g in GROUPS]]
     marks = largest.map(lambda change: f"{'keeps still' if change <= tolerance else 'moves'} ({change:.1e})")
     marks.insert(0, "promises", [PROMISES[shown.model.symmetry] for shown in models])
-    st.dataframe(marks, key="groups")
+    st.dataframe(marks, key=key("groups"))
     broken = [
         s.title
         for s in models
@@ -477,15 +478,20 @@ def inside() -> None:
     products.
     """
     a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
-    net = a.selectbox("Model", nets, format_func=lambda s: s.title, key="net") if len(nets) > 1 else nets[0]
+    net = a.selectbox("Model", nets, format_func=lambda s: s.title, key=key("net")) if len(nets) > 1 else nets[0]
     group = (
         b.segmented_control(
-            "R from", list(GROUPS), format_func=lambda g: TITLES[g], default="gl", key="inside_group", required=True
+            "R from",
+            list(GROUPS),
+            format_func=lambda g: TITLES[g],
+            default="gl",
+            key=key("inside_group"),
+            required=True,
         )
         or "gl"
     )
     dtype_name = (
-        c.segmented_control("Computed in", list(DTYPES), default="float64", key="inside_dtype", required=True)
+        c.segmented_control("Computed in", list(DTYPES), default="float64", key=key("inside_dtype"), required=True)
         or "float64"
     )
     batch = start_of(net.model.spec, dtype_name)
@@ -519,7 +525,9 @@ def inside() -> None:
     )
     stage = found[
         [s.name for s in found].index(
-            st.segmented_control("Look at", [s.name for s in found], default=found[0].name, key="stage", required=True)
+            st.segmented_control(
+                "Look at", [s.name for s in found], default=found[0].name, key=key("stage"), required=True
+            )
         )
     ]
     shown = {"F(x)": stage.before, "F(R ⋆ x)": stage.after, "R ⋆ F(x)": stage.expected}
@@ -536,7 +544,13 @@ PARTS = {"One R": turn, "Many draws from every group": many_draws} | (
     {"R on its way through GL-net": inside} if nets else {}
 )
 part = st.segmented_control(
-    "Show", list(PARTS), default="One R", key="part", bind="query-params", required=True, label_visibility="collapsed"
+    "Show",
+    list(PARTS),
+    default="One R",
+    key=key("part"),
+    bind="query-params",
+    required=True,
+    label_visibility="collapsed",
 )
 PARTS[part or "One R"]()
 

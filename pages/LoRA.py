@@ -23,13 +23,14 @@ from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
 from lol_core.learning.leaderboard import best_control
 from ui.figures import figure
 from ui.frame import frame, need, page_link
+from ui.keys import key
 from ui.points import walk_points
 from ui.selection import select
 from ui.state import checkpoints, known_base, load_checkpoint, load_lora, preview_of, surveys_of
 
 zoo = frame("LoRA")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
-chosen = st.selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key="lora", bind="query-params")
+chosen = st.selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key=key("lora"), bind="query-params")
 need(chosen, "Choose a LoRA.")
 entry = zoo.by_id[chosen]
 try:
@@ -109,13 +110,13 @@ models = {
 }
 st.subheader("The layers of the base model")
 asked = [f"contribution to {title}" for title in models]
-colouring = st.selectbox("Coloured by", [*COLOURINGS, *asked], key="coloured_by", bind="query-params") or "‖ΔW‖"
+colouring = st.selectbox("Coloured by", [*COLOURINGS, *asked], key=key("coloured_by"), bind="query-params") or "‖ΔW‖"
 if colouring in COLOURINGS:
     values, unit, signed = pd.Series(COLOURINGS[colouring], index=lora.names), colouring, False
 else:
     checkpoint = load_checkpoint(models[colouring.removeprefix("contribution to ")])
     outputs = list(checkpoint.task.classes or checkpoint.task.targets)
-    output = st.selectbox("Output", outputs, key="asked_output") if len(outputs) > 1 else outputs[0]
+    output = st.selectbox("Output", outputs, key=key("asked_output")) if len(outputs) > 1 else outputs[0]
     values, unit, signed = contributions(checkpoint, lora, outputs.index(output)), f"∂ {output} / ∂ scale", True
 table = values.rename(unit).to_frame()
 figure(
@@ -176,7 +177,7 @@ else:
     else:
         shown = near.assign(name=[zoo.names[id] for id in near.index])[["name", "distance", "cosine"]].join(zoo.labels)
         numbers = {name: st.column_config.NumberColumn(format="%.4g") for name in ("distance", "cosine")}
-        st.dataframe(shown, hide_index=True, key="near", column_config=numbers)
+        st.dataframe(shown, hide_index=True, key=key("near"), column_config=numbers)
         if pictures := [(id, path) for id in [chosen, *near.index] if (path := preview_of(zoo, id))]:
             with st.container(horizontal=True):
                 for id, path in pictures:
@@ -190,7 +191,7 @@ else:
             icon=":material/select_all:",
             on_click=select,
             args=(zoo, [chosen, *near.index]),
-            key="select_near",
+            key=key("select_near"),
         )
 
 st.subheader("Beside another LoRA")
@@ -200,7 +201,7 @@ second = st.selectbox(
     others,
     index=None,
     format_func=lambda id: zoo.names[id],
-    key="beside",
+    key=key("beside"),
     bind="query-params",
     placeholder="choose one",
 )
@@ -225,7 +226,7 @@ if second:
             )
             chart = plots.module_comparison(differences, zoo.names[chosen], zoo.names[second])
             figure(chart, "comparison", "Norms and cosines of both, module by module", differences)
-            st.dataframe(differences, key="differences", height=min(320, 38 + 35 * len(differences)))
+            st.dataframe(differences, key=key("differences"), height=min(320, 38 + 35 * len(differences)))
 
 if models:
     st.subheader("What models say")
@@ -258,7 +259,7 @@ if models:
         said[name] = [
             f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for value in said[name]
         ]
-    st.dataframe(said, hide_index=True, key="said")
+    st.dataframe(said, hide_index=True, key=key("said"))
 
 st.subheader("Resize and save")
 forms = forms_of(lora)
@@ -275,11 +276,11 @@ else:
             1,
             largest,
             largest,
-            key="resize_rank",
+            key=key("resize_rank"),
             help="Each module's nearest update of this rank, from its singular values.",
         )
-    form = b.selectbox("Form", forms, key="resize_form", help="The names and files that other programs expect.")
-    width = c.selectbox("Numbers", ["float16", "bfloat16", "float32"], key="resize_dtype")
+    form = b.selectbox("Form", forms, key=key("resize_form"), help="The names and files that other programs expect.")
+    width = c.selectbox("Numbers", ["float16", "bfloat16", "float32"], key=key("resize_dtype"))
     cut, errors = resized(entry.digest, rank, lora)
     lost = float((np.square(errors) * np.square(norms)).sum() ** 0.5 / max(np.linalg.norm(norms), 1e-30))
     worst = int(np.argmax(errors))
@@ -298,7 +299,7 @@ else:
             content,
             file_name,
             icon=":material/download:",
-            key="download_lora",
+            key=key("download_lora"),
         )
 
 labels = zoo.labels.loc[chosen:chosen].dropna(axis="columns").astype(str).iloc[0].to_dict()
@@ -324,12 +325,12 @@ if metadata:
         for key, value in metadata.items()
     ]
     st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(420, 38 + 35 * len(rows)))
-    with st.expander("Everything, as the file has it", key="everything"):
+    with st.expander("Everything, as the file has it", key=key("everything")):
         st.json(dict(lora.metadata), expanded=1)
 else:
     st.caption("The file says nothing about itself.")
 if lora.extras:
-    with st.expander(f"{len(lora.extras)} tensors in the file are no part of a low-rank pair", key="extras"):
+    with st.expander(f"{len(lora.extras)} tensors in the file are no part of a low-rank pair", key=key("extras")):
         st.dataframe(pd.DataFrame({"tensor": lora.extras}), hide_index=True)
 
 walk_points(zoo)

@@ -12,6 +12,7 @@ from lol_core.insight.embedding import Kind, Method, explain, families, name_clu
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import MapJob, MapSettings
+from ui.keys import key
 from ui.points import walk_points
 from ui.progress import follow
 from ui.selection import computed, marked, offer, select, selected, visible
@@ -42,13 +43,15 @@ a, b, c, d = st.columns([4, 2, 2, 4])
 space_title = a.selectbox(
     "Space",
     [UPDATES, DIRECTIONS, SPECTRA, *(f"Latent of {title}" for title in models)],
-    key="space",
+    key=key("space"),
     bind="query-params",
 )
 method = b.segmented_control(
-    "Picture", ["PCA", "UMAP"], default="PCA", key="method", bind="query-params", required=True
+    "Picture", ["PCA", "UMAP"], default="PCA", key=key("method"), bind="query-params", required=True
 )
-dimensions = c.segmented_control("Dimensions", [2, 3], default=2, key="dimensions", bind="query-params", required=True)
+dimensions = c.segmented_control(
+    "Dimensions", [2, 3], default=2, key=key("dimensions"), bind="query-params", required=True
+)
 ids = groups[0]
 if len(groups) > 1:
     first = [zoo.by_id[group[0]] for group in groups]
@@ -60,7 +63,7 @@ if len(groups) > 1:
         "LoRAs of the same modules",
         range(len(groups)),
         format_func=titles.__getitem__,
-        key="family",
+        key=key("family"),
         help="Only these have distances.",
     )
     ids = groups[family]
@@ -69,10 +72,12 @@ need(
     f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs that adapt the same modules.",
 )
 need(space_title, "Choose a space.")
-with st.expander("Seed and neighbours", icon=":material/tune:", key="map_settings"):
+with st.expander("Seed and neighbours", icon=":material/tune:", key=key("map_settings")):
     left, right = st.columns(2)
-    seed = int(left.number_input("Seed", 0, 2**31 - 1, 0, key="map_seed", bind="query-params"))
-    neighbours = int(right.number_input("Neighbours (UMAP)", 2, 200, 15, key="map_neighbours", bind="query-params"))
+    seed = int(left.number_input("Seed", 0, 2**31 - 1, 0, key=key("map_seed"), bind="query-params"))
+    neighbours = int(
+        right.number_input("Neighbours (UMAP)", 2, 200, 15, key=key("map_neighbours"), bind="query-params")
+    )
 KINDS: dict[str, Kind] = {UPDATES: "updates", DIRECTIONS: "directions", SPECTRA: "spectra"}
 kind = KINDS.get(space_title, "latent")
 folder = models[space_title.removeprefix("Latent of ")] if kind == "latent" else None
@@ -124,7 +129,7 @@ colour = d.selectbox(
     "Colour",
     list(columns),
     index=min(2, len(columns) - 1) if zoo.labels.shape[1] else 1,
-    key="colour",
+    key=key("colour"),
     bind="query-params",
 )
 chosen = selected(zoo)
@@ -143,9 +148,9 @@ if space.share < 0.999:
 if len(shown) < len(picture):
     st.caption(f"Showing the {len(shown):,} selected of {len(picture):,}.")
 left, right, _ = st.columns([2, 2, 4])
-density = left.toggle("Density", key="density", bind="query-params", disabled=dimensions == 3)
+density = left.toggle("Density", key=key("density"), bind="query-params", disabled=dimensions == 3)
 named = right.toggle(
-    "Name the clusters", key="named", bind="query-params", disabled=dimensions == 3 or bool((clusters < 0).all())
+    "Name the clusters", key=key("named"), bind="query-params", disabled=dimensions == 3 or bool((clusters < 0).all())
 )
 regions = {}
 if named:
@@ -179,7 +184,7 @@ with left:
     st.subheader("Neighbours")
     options = [id for id in chosen or picture.index[:OFFERED] if id in picture.index]
     centre = (
-        st.selectbox("of", options, format_func=lambda id: zoo.names[id], key="neighbours_of", bind="query-params")
+        st.selectbox("of", options, format_func=lambda id: zoo.names[id], key=key("neighbours_of"), bind="query-params")
         if options
         else None
     )
@@ -193,7 +198,7 @@ with left:
         st.dataframe(
             table,
             hide_index=True,
-            key="neighbours",
+            key=key("neighbours"),
             column_config={"distance": st.column_config.NumberColumn(format="%.4g")},
         )
         st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
@@ -207,7 +212,7 @@ with left:
                 icon=":material/select_all:",
                 on_click=select,
                 args=(zoo, [centre, *near.index]),
-                key="select_neighbours",
+                key=key("select_neighbours"),
             )
             page_link("pages/LoRA.py", f"Look at {zoo.names[centre]}", ":material/layers:", lora=zoo.names[centre])
 with right:
@@ -224,6 +229,6 @@ with right:
             st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f"),
             st.column_config.NumberColumn(format="%.2g"),
         )
-        st.dataframe(reasons.head(12), hide_index=True, key="reasons", column_config={"effect": bar, "p": number})
+        st.dataframe(reasons.head(12), hide_index=True, key=key("reasons"), column_config={"effect": bar, "p": number})
         st.caption("Effect: |2·AUC − 1| for numbers, Cramér's V for categories. p: of each test alone.")
 walk_points(zoo, list(picture.index))

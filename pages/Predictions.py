@@ -24,6 +24,7 @@ from lol_core.learning.leaderboard import disagreement, verdict
 from lol_core.learning.tasks import class_name
 from ui.figures import figure
 from ui.frame import frame, need, page_link
+from ui.keys import key
 from ui.points import walk_points
 from ui.scores import show_leaderboard
 from ui.selection import marked, offer, select, selected, visible
@@ -75,7 +76,7 @@ if len(trained_here) > 1:
         " the same splits."
     )
 
-title = st.selectbox("Model", list(models), key="model", bind="query-params")
+title = st.selectbox("Model", list(models), key=key("model"), bind="query-params")
 need(title, "Choose a model.")
 try:
     model = load_checkpoint(models[title])
@@ -104,7 +105,7 @@ if at_home:
     scores = pd.DataFrame(
         {METRIC_TITLES[name]: {part: values.get(name) for part, values in rows.items()} for name in names}
     )
-    st.dataframe(scores.style.format("{:.4g}", na_rep="–"), key="scores")
+    st.dataframe(scores.style.format("{:.4g}", na_rep="–"), key=key("scores"))
     said = verdict(model)
     st.markdown(
         f":material/{'check_circle' if said.startswith('better') else 'warning'}: On the test part it is **{said}**."
@@ -116,11 +117,11 @@ if at_home:
             f" {model.interval[1]:.3f}."
         )
     if len(task.targets) > 1:
-        with st.expander("Per label, on the test part", key="per_label"):
+        with st.expander("Per label, on the test part", key=key("per_label")):
             per_label = {t: {METRIC_TITLES[n]: model.metrics["test"][f"{n}/{t}"] for n in names} for t in task.targets}
             st.dataframe(pd.DataFrame(per_label).T.style.format("{:.4g}", na_rep="–"))
 
-target = st.selectbox("Label", task.targets, key="label") if len(task.targets) > 1 else task.targets[0]
+target = st.selectbox("Label", task.targets, key=key("label")) if len(task.targets) > 1 else task.targets[0]
 known = zoo.labels[target] if target in zoo.labels.columns else pd.Series(index=zoo.ids, dtype=float)
 truth = known.reindex(predicted.index)
 frame_ = pd.DataFrame(
@@ -147,7 +148,7 @@ if labelled:
 st.subheader(f"{target}: predicted against true" if labelled else f"{target}, predicted")
 options = [part for part in ("test", "validation", "train", "new") if (parts == part).any()]
 chosen = (
-    st.segmented_control("Show", options, selection_mode="multi", default=options[:1], key="parts")
+    st.segmented_control("Show", options, selection_mode="multi", default=options[:1], key=key("parts"))
     if len(options) > 1
     else options
 )
@@ -174,7 +175,11 @@ if task.kind != "multiclass":
         for name, most in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
             text = f"Select the {len(most)} {name} predicted"
             st.button(
-                text, icon=":material/select_all:", on_click=select, args=(zoo, list(most.index)), key=f"select_{name}"
+                text,
+                icon=":material/select_all:",
+                on_click=select,
+                args=(zoo, list(most.index)),
+                key=key(f"select_{name}"),
             )
 
 if len(compared):
@@ -242,7 +247,7 @@ if len(compared):
                 "p": st.column_config.NumberColumn(format="%.2g"),
                 "mean error": st.column_config.NumberColumn(format="%.4g"),
             }
-            st.dataframe(slices.head(15), hide_index=True, key="slices", column_config=columns)
+            st.dataframe(slices.head(15), hide_index=True, key=key("slices"), column_config=columns)
             st.caption(
                 f"Mean error of all: {errors.abs().mean():.4g}. p: rank-sum test of a part against the rest, not"
                 " corrected for their number."
@@ -266,7 +271,7 @@ if len(compared):
             apart = disagreement(told).reindex(columns=[*told, "spread"])
             apart.insert(0, "true", known.reindex(apart.index))
             apart.insert(0, "name", [zoo.names[id] for id in apart.index])
-            st.dataframe(apart.head(50), hide_index=True, key="apart")
+            st.dataframe(apart.head(50), hide_index=True, key=key("apart"))
             correlation = float(
                 np.corrcoef(np.stack([told[name].reindex(apart.index).to_numpy(float) for name in list(told)[:2]]))[
                     0, 1
@@ -279,7 +284,7 @@ if len(compared):
                 icon=":material/select_all:",
                 on_click=select,
                 args=(zoo, furthest),
-                key="select_apart",
+                key=key("select_apart"),
             )
 
 runs = training_runs(zoo.names)
@@ -290,8 +295,8 @@ if len(runs) and task.kind != "multiclass":
     highest = best.loc[best.groupby("run", sort=False)["predicted"].idxmax()].set_index("run")
     highest.insert(0, "checkpoints", best.groupby("run").size())
     shown_runs = highest.drop(columns="true").rename(columns={"name": "highest predicted"})
-    st.dataframe(shown_runs, key="runs")
-    one = st.selectbox("Run", list(highest.index), key="run", bind="query-params")
+    st.dataframe(shown_runs, key=key("runs"))
+    one = st.selectbox("Run", list(highest.index), key=key("run"), bind="query-params")
     figure(
         plots.along_run(best[best["run"] == one], f"predicted {target}"),
         "along_run",
@@ -314,7 +319,7 @@ else:
             table.insert(2 + 2 * i, f"{name} (true)", zoo.labels[name].reindex(table.index))
     if task.kind == "regression" and labelled:
         table["error"] = predicted[target] - truth.astype(float)
-if at_home and st.toggle("Mark LoRAs unlike those it was trained on", key="mark_strange"):
+if at_home and st.toggle("Mark LoRAs unlike those it was trained on", key=key("mark_strange")):
     try:
         known_loras = known_to(str(models[title]), model.created, zoo.fingerprint, model, zoo)
         marks = strange(str(models[title]), model.created, zoo.fingerprint, tuple(predicted.index), known_loras, zoo)
@@ -333,9 +338,9 @@ if at_home and st.toggle("Mark LoRAs unlike those it was trained on", key="mark_
                 icon=":material/select_all:",
                 on_click=select,
                 args=(zoo, outside),
-                key="select_outside",
+                key=key("select_outside"),
             )
-st.dataframe(table, hide_index=True, height=420, key="table")
+st.dataframe(table, hide_index=True, height=420, key=key("table"))
 st.download_button(
     "Download as CSV",
     table.rename_axis("lora").to_csv(),
@@ -344,14 +349,14 @@ st.download_button(
     icon=":material/download:",
 )
 if refused:
-    with st.expander(f"{len(refused)} LoRAs have no prediction", icon=":material/block:", key="no_prediction"):
+    with st.expander(f"{len(refused)} LoRAs have no prediction", icon=":material/block:", key=key("no_prediction")):
         st.dataframe(pd.DataFrame([{"path": id, "reason": reason} for id, reason in refused.items()]), hide_index=True)
 
 st.subheader("A file of yours")
 dropped = st.file_uploader(
     "Drop a LoRA file; for PEFT its adapter_config.json beside it",
     accept_multiple_files=True,
-    key="dropped",
+    key=key("dropped"),
     help="It is read and forgotten, not stored.",
 )
 
@@ -407,7 +412,7 @@ if dropped:
             st.dataframe(
                 of_dropped(lora).astype({"predicted": str}, errors="ignore"),
                 hide_index=True,
-                key=f"dropped_{path.name}",
+                key=key(f"dropped_{path.name}"),
             )
         if not weights:
             st.warning("There is no weights file among these. Drop the .safetensors file as well.")

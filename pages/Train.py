@@ -24,6 +24,7 @@ from lol_core.learning.tasks import guess_kind
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import FoldsJob, Run, TrainingJob
+from ui.keys import key
 from ui.points import walk_points
 from ui.progress import follow, show
 from ui.scores import show_leaderboard
@@ -45,7 +46,7 @@ targets = left.multiselect(
     "Predict",
     list(zoo.labels.columns),
     default=preferred[:1] or list(zoo.labels.columns[:1]),
-    key="targets",
+    key=key("targets"),
     bind="query-params",
     help="One or many columns of one kind. Numbers: regression. 0 and 1: yes or no. Text: one of several classes.",
 )
@@ -54,7 +55,7 @@ names = right.multiselect(
     list(MODELS),
     default=["gl_net"],
     format_func=lambda name: MODELS[name].title,
-    key="models",
+    key=key("models"),
     bind="query-params",
 )
 if targets:
@@ -62,61 +63,64 @@ if targets:
         ", ".join(f"{t}: {guess_kind(zoo.labels[t])}, {zoo.labels[t].notna().sum()} labelled" for t in targets)
     )
 
-with st.expander("Settings", icon=":material/tune:", key="settings"):
+with st.expander("Settings", icon=":material/tune:", key=key("settings")):
     a, b, c, d = st.columns(4)
     seeds = a.number_input(
         "Seeds",
         1,
         10,
         1,
-        key="seeds",
+        key=key("seeds"),
         help="Each model is trained once for every seed: another split, another initialisation.",
     )
-    first_seed = a.number_input("First seed", 0, 10_000, 0, key="first_seed")
-    folds = a.number_input("Folds of the cross-validation", 2, 20, 5, key="folds")
-    epochs = b.number_input("Epochs, at most", 1, 2000, 60, key="epochs")
+    first_seed = a.number_input("First seed", 0, 10_000, 0, key=key("first_seed"))
+    folds = a.number_input("Folds of the cross-validation", 2, 20, 5, key=key("folds"))
+    epochs = b.number_input("Epochs, at most", 1, 2000, 60, key=key("epochs"))
     patience = b.number_input(
         "Patience",
         0,
         2000,
         15,
-        key="patience",
+        key=key("patience"),
         help="Stop after so many epochs without a better validation loss; 0: never.",
     )
-    learning_rate = c.number_input("Learning rate", 1e-6, 1.0, 1e-3, format="%g", key="learning_rate")
-    weight_decay = c.number_input("Weight decay", 0.0, 10.0, 0.0, format="%g", key="weight_decay")
-    batch_size = d.number_input("Batch size", 1, 1024, 32, key="batch_size")
-    device = d.selectbox("Device", ["auto", *devices()], key="device")
+    learning_rate = c.number_input("Learning rate", 1e-6, 1.0, 1e-3, format="%g", key=key("learning_rate"))
+    weight_decay = c.number_input("Weight decay", 0.0, 10.0, 0.0, format="%g", key=key("weight_decay"))
+    batch_size = d.number_input("Batch size", 1, 1024, 32, key=key("batch_size"))
+    device = d.selectbox("Device", ["auto", *devices()], key=key("device"))
     a, b, c, d = st.columns(4)
-    width = a.number_input("Width of the head", 4, 1024, 64, key="width")
-    depth = a.number_input("Hidden layers of the head", 1, 8, 2, key="depth")
-    equivariant_width = b.number_input("GL-net: equivariant width", 1, 256, 16, key="equivariant_width")
-    equivariant_layers = b.number_input("GL-net: equivariant layers", 1, 6, 1, key="equivariant_layers")
-    dropout = c.number_input("Dropout in the head", 0.0, 0.9, 0.0, step=0.05, key="dropout")
+    width = a.number_input("Width of the head", 4, 1024, 64, key=key("width"))
+    depth = a.number_input("Hidden layers of the head", 1, 8, 2, key=key("depth"))
+    equivariant_width = b.number_input("GL-net: equivariant width", 1, 256, 16, key=key("equivariant_width"))
+    equivariant_layers = b.number_input("GL-net: equivariant layers", 1, 6, 1, key=key("equivariant_layers"))
+    dropout = c.number_input("Dropout in the head", 0.0, 0.9, 0.0, step=0.05, key=key("dropout"))
     sigma = c.selectbox(
         "GL-net: σ of the nonlinearity",
         list(NONLINEARITIES),
-        key="sigma",
+        key=key("sigma"),
         help=f"[Equation (6)]({PAPER}); used between equivariant layers.",
     )
     group = d.selectbox(
-        "Keep together in the split", [None, *zoo.labels.columns], format_func=lambda g: g or "(nothing)", key="group"
+        "Keep together in the split",
+        [None, *zoo.labels.columns],
+        format_func=lambda g: g or "(nothing)",
+        key=key("group"),
     )
     normalize = d.toggle(
         "Normalise inputs",
         False,
-        key="normalize",
+        key=key("normalize"),
         help=f"Divide each module's U and V by its training standard deviation. [The paper]({PAPER}) does not.",
     )
     mean_products = d.toggle(
         "Mean of products",
         False,
-        key="mean_products",
+        key=key("mean_products"),
         help=f"GL-net as the paper has it for CLIP scores ([appendix D.1.1]({PAPER})).",
     )
-    class_weights = d.toggle("Class weights", False, key="class_weights")
+    class_weights = d.toggle("Class weights", False, key=key("class_weights"))
     shuffled = d.toggle(
-        "Shuffled control", False, key="shuffled", help="Also fit each model to permuted labels. Doubles the time."
+        "Shuffled control", False, key=key("shuffled"), help="Also fit each model to permuted labels. Doubles the time."
     )
 
 
@@ -238,7 +242,7 @@ def show_validation(job: FoldsJob) -> None:
         st.markdown(
             f"**{title} → {', '.join(job.targets)}**, {len(set(found.fold))} folds, mean ± standard deviation over them"
         )
-        st.dataframe(pd.DataFrame(rows).T, key=f"folds {title}")
+        st.dataframe(pd.DataFrame(rows).T, key=key(f"folds {title}"))
         for control, (gap, low, high) in validated.differences.items():
             said = "better than" if low > 0 else "worse than" if high < 0 else "not clearly different from"
             st.markdown(
@@ -271,7 +275,7 @@ def watch() -> None:
             st.caption(f"{run.title}: {run.progress.message}")
     done = [run.checkpoint for run in job.runs if run.checkpoint is not None]
     if done:
-        st.dataframe(results_table(done), hide_index=True, key="results")
+        st.dataframe(results_table(done), hide_index=True, key=key("results"))
         for model in done:
             said = verdict(model)
             mark = "check_circle" if said.startswith("better") else "warning"
@@ -297,10 +301,10 @@ together, single, curves = st.tabs(["Seeds together", "Every model", "Curves"])
 with together:
     show_leaderboard([model for *_, model in kept if model.zoo == zoo.name])
 with single:
-    st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key="saved")
+    st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key=key("saved"))
 with curves:
     compared = st.multiselect(
-        "Compare", [title for title, *_ in kept], default=[title for title, *_ in kept][:3], key="compared"
+        "Compare", [title for title, *_ in kept], default=[title for title, *_ in kept][:3], key=key("compared")
     )
     if histories := {title: model.history for title, _, model in kept if title in compared and model.history}:
         figure(

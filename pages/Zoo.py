@@ -16,6 +16,7 @@ from lol_core.collections.zoo import Zoo, training_runs
 from lol_core.insight.survey import SAME, Survey, health
 from ui.frame import frame, need, page_link
 from ui.jobs import SurveyJob
+from ui.keys import key
 from ui.progress import follow
 from ui.selection import computed, select, visible
 from ui.state import preview_of, session, surveys_of
@@ -32,7 +33,7 @@ if zoo.unjoined_labels:
     with st.expander(
         f"{len(zoo.unjoined_labels)} rows of the labels table belong to no readable file",
         icon=":material/link_off:",
-        key="unjoined",
+        key=key("unjoined"),
     ):
         st.dataframe(pd.DataFrame({zoo.join_column or "name": zoo.unjoined_labels}), hide_index=True)
 if len(zoo) and zoo.labels.shape[1] and (unlabelled := int(zoo.labels.isna().all(axis=1).sum())):
@@ -122,7 +123,7 @@ def more_filters(table: pd.DataFrame) -> np.ndarray:
     by = st.multiselect(
         "Filter by",
         list(pool.columns),
-        key="by",
+        key=key("by"),
         bind="query-params",
         placeholder="a label, the size, the norm, a prediction",
     )
@@ -131,11 +132,11 @@ def more_filters(table: pd.DataFrame) -> np.ndarray:
         values = pool[column]
         if pd.api.types.is_numeric_dtype(values) and values.nunique() > 6:
             low, high = float(values.min()), float(values.max())
-            chosen = place.slider(column, low, high, (low, high), key=f"range {column}", format="%.4g")
+            chosen = place.slider(column, low, high, (low, high), key=key(f"range {column}"), format="%.4g")
             keep &= values.between(*chosen).to_numpy() if chosen != (low, high) else True
         else:
             said = values.astype(str).where(values.notna(), "unknown")
-            picked = place.multiselect(column, sorted(said.unique()), key=f"values {column}")
+            picked = place.multiselect(column, sorted(said.unique()), key=key(f"values {column}"))
             keep &= said.isin(picked).to_numpy() if picked else True
     return keep
 
@@ -143,7 +144,7 @@ def more_filters(table: pd.DataFrame) -> np.ndarray:
 def gallery(ids: list[str]) -> None:
     """Previews, a page at a time, each linked to its LoRA."""
     pages = -(-len(ids) // GALLERY_PAGE)
-    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key="gallery_page") if pages > 1 else 1
+    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key("gallery_page")) if pages > 1 else 1
     with st.container(horizontal=True):
         for id in ids[(page - 1) * GALLERY_PAGE : page * GALLERY_PAGE]:
             with st.container(width=132, border=True):
@@ -201,7 +202,7 @@ with repeated:
             icon=":material/select_all:",
             on_click=select,
             args=(zoo, list(same["lora"])),
-            key="select_same",
+            key=key("select_same"),
         )
         st.download_button(
             "Download as CSV",
@@ -209,7 +210,7 @@ with repeated:
             "same-function.csv",
             "text/csv",
             icon=":material/download:",
-            key="same_csv",
+            key=key("same_csv"),
         )
     elif len(zoo):
         st.success(f"No two of the {len(zoo):,} LoRAs are the same function.")
@@ -221,22 +222,24 @@ def listing() -> None:
     search, dialect, base, rank = st.columns([3, 2, 3, 2])
     text = search.text_input(
         "Search",
-        key="q",
+        key=key("q"),
         bind="query-params",
         placeholder="name, path, trigger word, metadata; or /regex/",
         live="100ms",
     )
     dialects = dialect.multiselect(
-        "Dialect", sorted(table["dialect"].dropna().unique()), key="dialect", bind="query-params"
+        "Dialect", sorted(table["dialect"].dropna().unique()), key=key("dialect"), bind="query-params"
     )
     bases = base.multiselect(
         "Base model",
         sorted(table["suggested base"].dropna().unique()),
-        key="base",
+        key=key("base"),
         bind="query-params",
         help="As the shapes suggest.",
     )
-    ranks = rank.multiselect("Rank", sorted({r for e in zoo.entries for r in e.ranks}), key="rank", bind="query-params")
+    ranks = rank.multiselect(
+        "Rank", sorted({r for e in zoo.entries for r in e.ranks}), key=key("rank"), bind="query-params"
+    )
     among = set(visible(zoo))
     keep = pd.Series([id in among for id in zoo.ids] if len(among) < len(zoo) else True, index=table.index)
     if text:
@@ -258,7 +261,7 @@ def listing() -> None:
     views = ["Table", "Gallery"] if any(preview_of(zoo, id) for id in zoo.ids[:20]) else ["Table"]
     view = (
         a.segmented_control(
-            "View", views, default="Table", key="view", bind="query-params", label_visibility="collapsed"
+            "View", views, default="Table", key=key("view"), bind="query-params", label_visibility="collapsed"
         )
         if len(views) > 1
         else "Table"
@@ -266,7 +269,7 @@ def listing() -> None:
     ailing = int(table["health"].notna().sum())
     if ailing and b.toggle(
         f"Only unwell ({ailing:,})",
-        key="unwell",
+        key=key("unwell"),
         bind="query-params",
         help="LoRAs with something wrong or odd about them.",
     ):
@@ -284,7 +287,7 @@ def listing() -> None:
         height=560,
         on_select="rerun",
         selection_mode="multi-row",
-        key="zoo_table",
+        key=key("zoo_table"),
         column_order=[
             *first,
             *(name for name in shown.columns if name not in {*first, "health", "‖ΔW‖", "‖ΔW‖ by module", "rank used"}),
@@ -304,12 +307,12 @@ def listing() -> None:
     with actions[1], st.container(horizontal=True):
         taken = (
             list(shown.index)
-            if st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", key="select_shown")
+            if st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", key=key("select_shown"))
             else []
         )
         if rows:
             chosen = [shown.index[row] for row in rows]
-            if st.button(f"Select the {len(chosen):,} ticked", icon=":material/check_box:", key="select_ticked"):
+            if st.button(f"Select the {len(chosen):,} ticked", icon=":material/check_box:", key=key("select_ticked")):
                 taken = chosen
             page_link(
                 "pages/LoRA.py", f"Look at {zoo.names[chosen[0]]}", ":material/layers:", lora=zoo.names[chosen[0]]

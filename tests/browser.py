@@ -28,19 +28,20 @@ FLAGS = [
 
 
 @contextmanager
-def server(cache: Path) -> Iterator[str]:
-    """The app on a free port of this machine; yields its address."""
+def server(cache: Path, log: Path = Path(os.devnull)) -> Iterator[str]:
+    """The app on a free port of this machine; yields its address. log: what it prints is written there."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"LOL_CACHE_DIR": str(cache)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"LOL_CACHE_DIR": str(cache)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):

@@ -94,7 +94,7 @@ def test_it_draws_the_best_the_worst_and_the_base_by_itself(few_loras: Path) -> 
     labels = pd.read_csv(few_loras / "labels.csv").set_index("lora")["clip_score"]
     assert f"measured {labels.max():.4g}" in text and f"measured {labels.min():.4g}" in text
     assert images_of(test) == 9 + 4 * 3, "nine previews along the ranking and three prompts for each of four"
-    test.slider(key="place").set_value(30).run()
+    test.slider(key="images.place").set_value(30).run()
     assert "**Rank 30**" in text_of(test)
     assert test.session_state["session"].drawing.running is False, "the lowest is drawn already"
 
@@ -119,7 +119,7 @@ def test_a_model_ranks_the_loras_it_was_not_trained_on(few_loras: Path) -> None:
     test = drawn(opened("Images", few_loras))
     text = text_of(test)
     assert not test.exception and "predicted" in text and "measured" in text
-    assert test.slider(key="place").max == len(checkpoint.split["test"])
+    assert test.slider(key="images.place").max == len(checkpoint.split["test"])
 
 
 def test_stop_leaves_what_is_drawn_and_draw_goes_on(few_loras: Path) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from PIL import Image
 from lol_core.core.symmetry import sample_gl
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import SAMPLE_ZOO
+from ui.frame import PAGES as LINKS
+from ui.state import SAMPLE_ZOOS
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -23,13 +26,20 @@ from playwright.sync_api import Browser, Page, expect  # noqa: E402  (only after
 
 from tests.browser import CHROMIUM, chromium, server, settled  # noqa: E402  (it imports playwright too)
 
+PAGES = [label for _, label, _ in LINKS]
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here")]
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with server(tmp_path_factory.mktemp("cache")) as found:
-        yield found
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server prints."""
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[str]:
+    with server(tmp_path_factory.mktemp("cache"), log) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +119,34 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_text("R enters with the factors")).to_be_visible(timeout=60_000)
 
 
+def every_pair(pages: Sequence[str]) -> list[str]:
+    """A walk in which every page is visited after every other."""
+    walk = []
+    for i, first in enumerate(pages[:-1]):
+        walk.append(first)
+        for other in pages[i + 1 :]:
+            walk += [other, first]
+    return walk
+
+
+def test_the_walk_takes_every_page_directly_after_every_other() -> None:
+    assert {(a, b) for a in PAGES for b in PAGES if a != b} <= set(pairwise(every_pair(PAGES)))
+
+
+@pytest.mark.parametrize("zoo", SAMPLE_ZOOS)
+def test_every_page_after_every_other_in_one_session(zoo: str, page: Page, address: str, log: Path) -> None:
+    """Directly after it on the first zoo; on the others, where pages take the same ways, at some time after it."""
+    walk = every_pair(PAGES) if zoo == next(iter(SAMPLE_ZOOS)) else [*PAGES, *PAGES[-2::-1]]
+    page.goto(f"{address}?collection={SAMPLE_ZOOS[zoo]}")
+    settled(page)
+    for before, name in pairwise(walk):
+        page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click()
+        expect(page).to_have_title(f"{name} · LoL Explorer", timeout=60_000)
+        page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=60_000)
+        assert page.get_by_test_id("stException").count() == 0, f"{name} after {before}"
+    assert "Traceback" not in log.read_text()
+
+
 def test_strangers_files(page: Page, address: str, real_loras: Path) -> None:
     page.goto(f"{address}/Zoo?collection={real_loras}")
     expect(page.get_by_text("63 LoRAs open, 12 files refused")).to_be_visible(timeout=60_000)
@@ -119,7 +157,7 @@ def test_strangers_files(page: Page, address: str, real_loras: Path) -> None:
     expect(page.get_by_role("heading", name="Singular values")).to_be_visible()
 
 
-@pytest.mark.parametrize("name", ["Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images", "Experiments"])
+@pytest.mark.parametrize("name", PAGES[1:])
 def test_deep_links(name: str, page: Page, address: str) -> None:
     page.goto(f"{address}/{name}")
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible(timeout=60_000)
@@ -250,7 +288,7 @@ def test_two_files_that_are_the_same_function_are_found(page: Page, address: str
     tab.click()
     page.get_by_role("button", name="Select these").click()
     expect(page.get_by_text("2 of 6 selected")).to_be_visible()
-    page.goto(f"{address}/LoRA?collection={tmp_path}&lora=first&beside=second")
+    page.goto(f"{address}/LoRA?collection={tmp_path}&lora.lora=first&lora.beside=second")
     expect(page.get_by_text("They are the same function.")).to_be_visible(timeout=60_000)
 
 

@@ -35,12 +35,14 @@ PAGES = {
 
 
 def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
-    """A page as a deep link opens it."""
+    """A page as a deep link opens it. params: values of its widgets by their names there, or the selection."""
     test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     if page != "Home":
         test.switch_page(PAGES[page])
-    for key, value in (({"collection": str(folder)} if folder else {}) | params).items():
-        test.query_params[key] = value
+    if folder:
+        test.query_params["collection"] = str(folder)
+    for name, value in params.items():
+        test.query_params[name if name == "selected" else f"{page.lower()}.{name}"] = value
     test.run()
     while (job := test.session_state["session"].indexing) is not None:
         job.wait(60)
@@ -170,17 +172,17 @@ def test_a_folder_that_vanishes_while_it_is_open(page: str, tmp_path: Path) -> N
 def test_the_zoo_page_filters(synthetic_folder: Path) -> None:
     test = settled(opened("Zoo", synthetic_folder, q="lora01"))
     assert "10 of 60 LoRAs" in text_of(test)
-    test.text_input(key="q").set_value("nothing like it").run()
+    test.text_input(key="zoo.q").set_value("nothing like it").run()
     assert "No LoRA matches" in text_of(test) and not test.exception
-    test.text_input(key="q").set_value("").run()
+    test.text_input(key="zoo.q").set_value("").run()
     for key, value in (("rank", 2), ("dialect", "PEFT")):
-        test.multiselect(key=key).set_value([value]).run()
+        test.multiselect(key=f"zoo.{key}").set_value([value]).run()
         assert "60 of 60 LoRAs" in text_of(test) and not test.exception
 
 
 def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:
     test = opened("LoRA", synthetic_folder, lora="lora007")
-    assert test.selectbox(key="lora").value == "lora007/adapter_model.safetensors" and not test.exception
+    assert test.selectbox(key="lora.lora").value == "lora007/adapter_model.safetensors" and not test.exception
     layers = next(frame.value for frame in test.dataframe if "effective rank" in frame.value.columns)
     assert len(layers) == 3 and (layers["effective rank"] <= 2).all()
 
@@ -203,17 +205,17 @@ def test_the_newer_models_are_shown_like_the_five(page: str, tmp_path: Path) -> 
     test = settled(opened(page, tmp_path))
     assert not test.exception and not test.error
     if page == "LoRA":
-        options = test.selectbox(key="coloured_by").options
+        options = test.selectbox(key="lora.coloured_by").options
         asked = [option for option in options if "contribution" in option]
         assert len(asked) == len(NEWER)
         for option in asked:
-            test.selectbox(key="coloured_by").select(option).run()
+            test.selectbox(key="lora.coloured_by").select(option).run()
             assert not test.exception, option
     if page == "Map":
-        latents = [option for option in test.selectbox(key="space").options if "Latent" in option]
+        latents = [option for option in test.selectbox(key="map.space").options if "Latent" in option]
         assert len(latents) == len(NEWER)
         for option in latents:
-            test.selectbox(key="space").select(option).run()
+            test.selectbox(key="map.space").select(option).run()
             test = settled(test)
             assert not test.exception and not test.error, option
 
@@ -229,7 +231,7 @@ def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> 
     ]
     counts = test.dataframe[0].value
     assert int(counts.sum().sum()) == len(findings) and "TuckerNet" not in " ".join(counts.index)
-    test.button(key="run_small").click().run()
+    test.button(key="experiments.run_small").click().run()
     settled(test, 120)
     job = test.session_state["session"].experiment
     assert not test.exception and job is not None and job.error is None and "small run" in job.result.title
@@ -248,9 +250,9 @@ def run_to_the_end(test: AppTest) -> AppTest:
 
 def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:
     test = opened("Train", synthetic_folder)
-    test.multiselect(key="targets").set_value(["size"]).run()
-    test.number_input(key="epochs").set_value(2000).run()
-    test.number_input(key="patience").set_value(0).run()
+    test.multiselect(key="train.targets").set_value(["size"]).run()
+    test.number_input(key="train.epochs").set_value(2000).run()
+    test.number_input(key="train.patience").set_value(0).run()
     next(button for button in test.button if button.label == "Train").click().run()
     assert not test.exception
     while not test.session_state["session"].job.runs[0].progress.history:
@@ -271,10 +273,10 @@ def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:
 
 def test_a_target_that_cannot_be_learnt_is_a_sentence(synthetic_folder: Path) -> None:
     test = opened("Train", synthetic_folder)
-    test.multiselect(key="targets").set_value(["size", "kind"]).run()
+    test.multiselect(key="train.targets").set_value(["size", "kind"]).run()
     assert "different kinds" in test.error[0].value and not test.exception
     assert next(button for button in test.button if button.label == "Train").disabled
-    test.multiselect(key="targets").set_value([]).run()
+    test.multiselect(key="train.targets").set_value([]).run()
     assert "at least one target" in text_of(test) and not test.exception
 
 
@@ -312,9 +314,9 @@ def test_invariance_holds_for_gl_net_and_moves_the_mlp(synthetic_folder: Path) -
 
     assert verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "moves, as it may", "GL-net": "holds"}
     next(button for button in test.button if button.label == "Draw another R").click().run()
-    assert test.session_state["draw"] == 2
-    test.session_state["group"] = "o"
-    test.session_state["dtype"] = "float64"
+    assert test.session_state["invariance.draw"] == 2
+    test.session_state["invariance.group"] = "o"
+    test.session_state["invariance.dtype"] = "float64"
     test.run()
     assert not test.exception and verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "holds", "GL-net": "holds"}
 
@@ -361,9 +363,9 @@ def test_which_model_keeps_still_under_which_group(synthetic_folder: Path) -> No
 
 def test_a_model_is_cross_validated_on_the_page(synthetic_folder: Path) -> None:
     test = opened("Train", synthetic_folder)
-    next(widget for widget in test.multiselect if widget.key == "targets").set_value(["size"]).run()
+    next(widget for widget in test.multiselect if widget.key == "train.targets").set_value(["size"]).run()
     for key, value in (("epochs", 2), ("folds", 3)):
-        next(widget for widget in test.number_input if widget.key == key).set_value(value).run()
+        next(widget for widget in test.number_input if widget.key == f"train.{key}").set_value(value).run()
     next(button for button in test.button if button.label == "Cross-validate").click().run()
     test = settled(test)
     assert not test.exception

@@ -22,7 +22,7 @@ def press(test: AppTest, key: str) -> AppTest:
 
 def test_a_selection_follows_to_every_page_and_comes_back_by_the_url(synthetic_folder: Path) -> None:
     test = settled(opened("Zoo", synthetic_folder, q="/lora00[0-4]/"))
-    press(test, "select_shown")
+    press(test, "zoo.select_shown")
     assert "5 of 60 selected" in text_of(test)
     token = test.query_params["selected"]
     token = token[0] if isinstance(token, list) else token
@@ -35,19 +35,19 @@ def test_a_selection_follows_to_every_page_and_comes_back_by_the_url(synthetic_f
 
 def test_invert_isolate_save_and_clear(synthetic_folder: Path) -> None:
     test = settled(opened("Zoo", synthetic_folder, q="lora003"))
-    press(test, "select_shown")
-    press(test, "selection_invert")
+    press(test, "zoo.select_shown")
+    press(test, "frame.invert")
     assert "59 of 60 selected" in text_of(test)
-    press(test, "selection_invert")
-    test.text_input(key="q").set_value("").run()
+    press(test, "frame.invert")
+    test.text_input(key="zoo.q").set_value("").run()
     assert "60 of 60 LoRAs" in text_of(test)
-    test.toggle(key="selection_isolated").set_value(True).run()
+    test.toggle(key="frame.isolated").set_value(True).run()
     assert "1 of 60 LoRAs" in text_of(test)
-    test.text_input(key="slice_name").set_value("the fourth").run()
-    press(test, "slice_save")
-    press(test, "selection_clear")
+    test.text_input(key="frame.slice_name").set_value("the fourth").run()
+    press(test, "frame.slice_save")
+    press(test, "frame.clear")
     assert "0 of 60 selected" in text_of(test), "the saved slice is still offered"
-    test.selectbox(key="slice").set_value("the fourth").run()
+    test.selectbox(key="frame.slice").set_value("the fourth").run()
     assert "1 of 60 selected" in text_of(test)
 
 
@@ -58,7 +58,7 @@ def test_duplicates_and_the_unwell_are_found_on_the_zoo_page(synthetic_folder: P
     test = settled(opened("Zoo", folder))
     assert not test.exception
     assert "Same function (1)" in [tab.label for tab in test.tabs]
-    press(test, "select_same")
+    press(test, "zoo.select_same")
     assert "2 of 61 selected" in text_of(test)
 
 
@@ -75,7 +75,7 @@ def test_the_map_is_drawn_in_every_space(space: str, synthetic_folder: Path) -> 
     test = settled(opened("Map", synthetic_folder, space=space))
     assert not test.exception and not test.error
     assert "distance in" in text_of(test) and len(test.get("plotly_chart")) == 1
-    press(test, "select_neighbours")
+    press(test, "map.select_neighbours")
     assert "9 of 60 selected" in text_of(test)
     assert any("says" in frame.value.columns for frame in test.dataframe), "what tells them apart"
 
@@ -92,7 +92,7 @@ def test_a_map_by_umap_is_the_same_again(synthetic_folder: Path) -> None:
 def test_what_is_exported_has_labels_predictions_and_places(synthetic_folder: Path) -> None:
     trained(synthetic_folder, "gl_net")
     test = opened("Predictions", synthetic_folder)
-    press(test, "select_highest")
+    press(test, "predictions.select_highest")
     test.switch_page("pages/Map.py").run()
     test = settled(test)
     caption = next(c.value for c in test.caption if str(c.value).startswith("Export"))
@@ -107,8 +107,8 @@ def test_what_is_exported_has_labels_predictions_and_places(synthetic_folder: Pa
 def test_a_lora_is_resized_and_saved_in_other_forms(synthetic_folder: Path) -> None:
     before = Zoo.open(synthetic_folder).fingerprint
     test = opened("LoRA", synthetic_folder, lora="lora000")
-    assert "‖ΔW − ΔW′‖ / ‖ΔW‖ = **0**" in text_of(test) and test.selectbox(key="resize_form").options == ["PEFT"]
-    test.slider(key="resize_rank").set_value(1).run()
+    assert "‖ΔW − ΔW′‖ / ‖ΔW‖ = **0**" in text_of(test) and test.selectbox(key="lora.resize_form").options == ["PEFT"]
+    test.slider(key="lora.resize_rank").set_value(1).run()
     assert not test.exception and "at most" in text_of(test)
     assert Zoo.open(synthetic_folder).fingerprint == before, "nothing was written into the collection"
 
@@ -122,14 +122,14 @@ def test_the_table_is_filtered_by_labels_numbers_and_predictions(synthetic_folde
     def shown() -> int:
         return next(int(c.value.split()[0]) for c in test.caption if "of 60 LoRAs" in str(c.value))
 
-    by = next(widget for widget in test.multiselect if widget.key == "by")
+    by = next(widget for widget in test.multiselect if widget.key == "zoo.by")
     assert {"kind", "size (kB)", "size", "‖ΔW‖", "predicted size"} <= set(by.options)
     by.set_value(["kind", "predicted size"]).run()
     labels = Zoo.open(synthetic_folder).labels
-    next(widget for widget in test.multiselect if widget.key == "values kind").set_value(["big"]).run()
+    next(widget for widget in test.multiselect if widget.key == "zoo.values kind").set_value(["big"]).run()
     big = int((labels["kind"] == "big").sum())
     assert shown() == big
-    slider = next(widget for widget in test.slider if widget.key == "range predicted size")
+    slider = next(widget for widget in test.slider if widget.key == "zoo.range predicted size")
     middle = (slider.min + slider.max) / 2
     slider.set_range(middle, slider.max).run()
     assert not test.exception and 0 < shown() < big

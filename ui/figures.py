@@ -13,10 +13,11 @@ import plotly.graph_objects as go
 import streamlit as st
 from PIL import Image
 
+from ui.keys import key
 from ui.state import session
 
 
-def figure(shown: go.Figure, key: str, alt: str, data: pd.DataFrame | None = None, **options: Any) -> None:
+def figure(shown: go.Figure, name: str, alt: str, data: pd.DataFrame | None = None, **options: Any) -> None:
     """A chart that can be taken along. alt: what it shows, in words; data: its numbers, read from the traces where none
     are given.
     """
@@ -26,18 +27,20 @@ def figure(shown: go.Figure, key: str, alt: str, data: pd.DataFrame | None = Non
         st.download_button(
             "PNG",
             lambda: png_of(source),
-            f"{key}.png",
+            f"{name}.png",
             "image/png",
             icon=":material/download:",
             type="tertiary",
-            key=f"{key}_png",
+            key=key(f"{name}_png"),
         )
-        take((lambda: numbers_of(shown)) if data is None else (lambda: data), key)
+        take((lambda: numbers_of(shown)) if data is None else (lambda: data), name)
         return
     picture = session().picture
-    camera = {"format": picture, "filename": re.sub(r"\W+", "-", key), "scale": 2 if picture == "png" else 1}
-    st.plotly_chart(shown, key=key, alt=alt, config={"displaylogo": False, "toImageButtonOptions": camera}, **options)
-    take((lambda: numbers_of(shown)) if data is None else (lambda: data), key)
+    camera = {"format": picture, "filename": re.sub(r"\W+", "-", name), "scale": 2 if picture == "png" else 1}
+    st.plotly_chart(
+        shown, key=key(name), alt=alt, config={"displaylogo": False, "toImageButtonOptions": camera}, **options
+    )
+    take((lambda: numbers_of(shown)) if data is None else (lambda: data), name)
 
 
 def png_of(source: str) -> bytes:
@@ -47,22 +50,21 @@ def png_of(source: str) -> bytes:
     return buffer.getvalue()
 
 
-def take(table: Callable[[], pd.DataFrame], key: str) -> None:
+def take(table: Callable[[], pd.DataFrame], name: str) -> None:
     """A quiet button for the numbers of a figure, made when they are asked for."""
 
     def text() -> str:
         numbers = table()
         return str(numbers.to_csv(index=not isinstance(numbers.index, pd.RangeIndex)))
 
-    name = re.sub(r"\W+", "-", key)
     st.download_button(
         "Data",
         text,
-        f"{name}.csv",
+        re.sub(r"\W+", "-", name) + ".csv",
         "text/csv",
         icon=":material/download:",
         type="tertiary",
-        key=f"{key}_csv",
+        key=key(f"{name}_csv"),
         help="The numbers of this figure as CSV. The camera in its toolbar saves the picture.",
     )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import LoLError, ZooError
 from ui.jobs import IndexJob
+from ui.keys import FRAME, key
 from ui.progress import follow
 from ui.selection import panel, restore
 from ui.state import MAX_OPEN_ZOOS, SAMPLE_ZOO, SAMPLE_ZOOS, remember, session
@@ -25,9 +28,13 @@ PAGES = (
 )
 
 
-def frame(title: str) -> Zoo:
-    """Draw the frame and return the open collection. Ends the page, with what to do, when there is none to show."""
-    st.set_page_config(page_title=f"{title} · LoL Explorer", page_icon=":material/hub:", layout="wide")
+def frame(page: str, title: str = "") -> Zoo:
+    """Draw the frame and return the open collection. Ends the page, with what to do, when there is none to show.
+
+    page: its name, which the keys of its widgets carry; title: what stands above it, the name by default.
+    """
+    st.set_page_config(page_title=f"{page} · LoL Explorer", page_icon=":material/hub:", layout="wide")
+    session().page = page
     with st.sidebar:
         st.markdown("### LoL Explorer\nLearning on LoRAs")
         navigation = st.container()
@@ -45,14 +52,14 @@ def frame(title: str) -> Zoo:
         formats = ["svg", "png"]
         session().picture = (
             st.segmented_control(
-                "Figures save as", formats, default=session().picture, format_func=str.upper, key="picture"
+                "Figures save as", formats, default=session().picture, format_func=str.upper, key=key("picture", FRAME)
             )
             or "svg"
         )
     with navigation:
         for path, label, icon in PAGES:
             page_link(path, label, icon)
-    st.title(title)
+    st.title(title or page)
     try:
         zoo = open_zoo(folder or str(SAMPLE_ZOO), labels, rescan)
     except LoLError as error:
@@ -63,7 +70,7 @@ def frame(title: str) -> Zoo:
         )
         st.stop()
     restore(zoo)
-    session().visited.add(title)
+    session().visited.add(page)
     with st.sidebar:
         switcher(zoo)
         if zoo.labels_problem:
@@ -90,7 +97,7 @@ def switcher(zoo: Zoo) -> None:
         range(len(opened)),
         index=present,
         format_func=names.__getitem__,
-        key=f"switch_{len(opened)}_{present}",
+        key=key(f"switch_{len(opened)}_{present}", FRAME),
     )
     if chosen != present:
         open_collection(*opened[chosen])
@@ -129,13 +136,17 @@ def set_url(name: str, value: str) -> None:
 
 
 def page_link(page: str, label: str, icon: str, **params: str) -> None:
-    """A link to a page that takes the open collection along, which a plain `st.page_link` would drop from the URL."""
+    """A link to a page that takes the open collection along, which a plain `st.page_link` would drop from the URL.
+
+    params: values of the page's widgets, by their names there.
+    """
     st.page_link(
         page,
         label=label,
         icon=icon,
         width="stretch",
-        query_params={key: value for key, value in session().url.items() if value} | params,
+        query_params={name: value for name, value in session().url.items() if value}
+        | {key(name, Path(page).stem): value for name, value in params.items()},
     )
 
 

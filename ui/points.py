@@ -12,6 +12,7 @@ from PIL import Image
 from streamlit.components.v2 import component
 
 from lol_core.collections.zoo import Zoo
+from ui.keys import key
 from ui.state import preview_of
 
 MAX_PREVIEWS = 2000
@@ -39,4 +40,4 @@ def walk_points(zoo: Zoo, ids: Sequence[str] = ()) -> None:
     Of more than two thousand LoRAs no previews are sent.
     """
     previews = _thumbnails(zoo.fingerprint, tuple(ids), zoo) if len(ids) <= MAX_PREVIEWS else {}
-    _points(data={"previews": previews}, key="points")
+    _points(data={"previews": previews}, key=key("points"))

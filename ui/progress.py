@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from ui.jobs import Job
+from ui.keys import key
 
 
 def show(job: Job) -> None:
@@ -14,7 +15,7 @@ def show(job: Job) -> None:
     st.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else job.message + left)
 
 
-def follow(job: Job, key: str) -> None:
+def follow(job: Job, name: str) -> None:
     """How far a job is, the time left and a stop button, until it ends; then the page runs again."""
     busy = job.running
 
@@ -24,7 +25,7 @@ def follow(job: Job, key: str) -> None:
             left, right = st.columns([6, 1], vertical_alignment="center")
             with left:
                 show(job)
-            if right.button("Stop", icon=":material/stop:", key=key):
+            if right.button("Stop", icon=":material/stop:", key=key(name)):
                 job.stop()
         elif busy:
             st.rerun(scope="app")

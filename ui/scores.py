@@ -8,6 +8,7 @@ import streamlit as st
 
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.leaderboard import leaderboard
+from ui.keys import key
 
 
 def show_leaderboard(models: Sequence[Checkpoint]) -> None:
@@ -15,4 +16,4 @@ def show_leaderboard(models: Sequence[Checkpoint]) -> None:
     numbers = {
         name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")
     }
-    st.dataframe(leaderboard(models), hide_index=True, key="leaderboard", column_config=numbers)
+    st.dataframe(leaderboard(models), hide_index=True, key=key("leaderboard"), column_config=numbers)

@@ -12,6 +12,7 @@ import streamlit as st
 
 from lol_core.collections.index import cache_folder
 from lol_core.collections.zoo import Zoo
+from ui.keys import FRAME, key
 from ui.state import session
 
 
@@ -54,8 +55,8 @@ def _show(zoo: Zoo) -> None:
 
 
 def marked(zoo: Zoo, chart: str) -> None:
-    """Points marked in a chart (its key; `customdata` holds ids) become the selection; marking nothing leaves it."""
-    points = st.session_state[chart].selection.points
+    """Points marked in a chart of the page (`customdata` holds ids) become the selection; marking nothing leaves it."""
+    points = st.session_state[key(chart)].selection.points
     ids = [
         point["customdata"][0] if isinstance(point["customdata"], list) else point["customdata"]
         for point in points
@@ -137,24 +138,24 @@ def panel(zoo: Zoo) -> None:
             index=None,
             placeholder="Open a saved slice",
             label_visibility="collapsed",
-            key="slice",
+            key=key("slice", FRAME),
         )
-        if name and st.session_state.get("slice_opened") != name:
+        if name and session().opened_slice != name:
             select(zoo, slices[name])
-            st.session_state["slice_opened"] = name
+            session().opened_slice = name
             st.rerun()
     if not chosen:
         return
     with st.container(horizontal=True):
-        st.button("Clear", icon=":material/close:", on_click=select, args=(zoo, ()), key="selection_clear")
+        st.button("Clear", icon=":material/close:", on_click=select, args=(zoo, ()), key=key("clear", FRAME))
         others = [id for id in zoo.ids if id not in set(chosen)]
         st.button(
-            "Invert", icon=":material/invert_colors:", on_click=select, args=(zoo, others), key="selection_invert"
+            "Invert", icon=":material/invert_colors:", on_click=select, args=(zoo, others), key=key("invert", FRAME)
         )
-    session().isolated = st.toggle("Show only these", value=session().isolated, key="selection_isolated")
+    session().isolated = st.toggle("Show only these", value=session().isolated, key=key("isolated", FRAME))
     with st.popover("Save or export", icon=":material/download:", width="stretch"):
-        name = st.text_input("Name of the slice", key="slice_name", placeholder="e.g. smiling, low score")
-        if st.button("Save as slice", disabled=not name, key="slice_save"):
+        name = st.text_input("Name of the slice", key=key("slice_name", FRAME), placeholder="e.g. smiling, low score")
+        if st.button("Save as slice", disabled=not name, key=key("slice_save", FRAME)):
             save_slice(zoo, name)
             st.rerun()
         table = exported(zoo)
@@ -162,8 +163,10 @@ def panel(zoo: Zoo) -> None:
             f"Export: {len(chosen):,} rows with {', '.join(table.columns[:6])}{' …' if len(table.columns) > 6 else ''}"
         )
         # encoded when asked for, outside the session: so from the table, not from the selection
-        st.download_button("CSV", lambda: table.to_csv(), f"{zoo.name}-selection.csv", "text/csv", key="selection_csv")
+        st.download_button(
+            "CSV", lambda: table.to_csv(), f"{zoo.name}-selection.csv", "text/csv", key=key("csv", FRAME)
+        )
         parquet = f"{zoo.name}-selection.parquet"
         st.download_button(
-            "Parquet", lambda: table.to_parquet(), parquet, "application/octet-stream", key="selection_parquet"
+            "Parquet", lambda: table.to_parquet(), parquet, "application/octet-stream", key=key("parquet", FRAME)
         )

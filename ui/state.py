@@ -39,7 +39,8 @@ class Session:
     """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
     same: LoRAs that are the same function, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
-    see ui/selection.py, by collection. picture: the format in which figures are saved; visited: titles of pages seen.
+    see ui/selection.py, by collection. picture: the format in which figures are saved; page: the present one;
+    visited: pages seen; opened_slice: the saved slice taken up last.
     """
 
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
@@ -56,7 +57,9 @@ class Session:
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: bool = False
     computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
+    opened_slice: str | None = None
     picture: str = "svg"
+    page: str = "Home"
     visited: set[str] = field(default_factory=set)
     url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": ""})
 
