@@ -31,6 +31,7 @@ from lol_core.core.symmetry import (
 )
 from lol_core.errors import LoLError
 from lol_core.insight import plots
+from lol_core.learning.memory import check_memory
 from lol_core.learning.models import FIVE, LoLModel, ModelConfig, make_model
 from lol_core.learning.models.gl_net import GLNet
 from lol_core.learning.tasks import Task
@@ -133,7 +134,9 @@ def fresh_models(fingerprint: str, digest: str, _spec: WeightSpec, _batch: Batch
         with torch.random.fork_rng():
             torch.manual_seed(0)
             try:
-                model = make_model(name, _spec, 1, ModelConfig(width=32, equivariant_layers=2))
+                config = ModelConfig(width=32, equivariant_layers=2)
+                check_memory(name, _spec, 1, config, torch.device("cpu"), fitted=False)
+                model = make_model(name, _spec, 1, config)
             except LoLError:
                 continue
         model.prepare(_batch, torch.Generator().manual_seed(0))

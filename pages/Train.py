@@ -325,7 +325,7 @@ if resume.button(
     width="stretch",
     help="Goes on with a training that was stopped.",
 ):
-    planned = Plan(model.task, model.spec, model.split, {}, model.left_out_modules)
+    planned = Plan.of(model)
     state.job = TrainingJob(
         zoo, [Run(f"{model.model.title}, seed {model.config.seed}", planned, model.config, folder, resume=True)]
     )

@@ -13,6 +13,7 @@ from lol_core.core.batch import Batch, make_batch, shared_spec
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_error, sample_orthogonal
 from lol_core.errors import ModelError
+from lol_core.learning.memory import check_memory, memory_needed
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, make_model
 from lol_core.learning.models.gl_net import GLNet
 from lol_core.learning.models.layers import (
@@ -175,7 +176,7 @@ def test_mixed_ranks_go_to_the_models_that_take_them() -> None:
     for name in GL_MODELS:
         model = made(name, batch)
         alone = torch.cat([model(make_batch([lora], spec, torch.float64)) for lora in loras])
-        torch.testing.assert_close(alone, model(batch)), "padding changed the prediction"
+        torch.testing.assert_close(alone, model(batch), msg="padding changed the prediction")
         assert invariance_error(model, batch, "gl", 50.0) <= 1e-9
     for name in ("mlp", "o_align"):
         with pytest.raises(ModelError, match="takes LoRAs of one rank"):
@@ -225,9 +226,11 @@ def test_dense_says_what_memory_it_needs() -> None:
     huge = shared_spec(
         [LoRA((LoRALayer("x", torch.zeros(200_000, 1, device="meta"), torch.zeros(200_000, 1, device="meta")),))]
     )
-    with pytest.raises(ModelError, match=r"needs about [\d.]+ GB for 40,000,000,000 inputs"):
-        make_model("dense", huge, 1)
-    assert make_model("gl_net", huge, 1).n_parameters < 10_000_000
+    config, cpu = ModelConfig(), torch.device("cpu")
+    assert memory_needed("dense", huge, 1, config) > 32 * 64 * 200_000**2
+    with pytest.raises(ModelError, match=r"Dense of 1 modules at width 64 needs about [\d.e+]+ GB"):
+        check_memory("dense", huge, 1, config, cpu)
+    check_memory("gl_net", huge, 1, config, cpu)
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:

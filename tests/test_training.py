@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import CheckpointError, LoRAFormatError, ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.fit import Factors, Progress, Stopped, plan, train
-from lol_core.learning.models import MODELS, ModelConfig
+from lol_core.learning.fit import Factors, Plan, Progress, Stopped, plan, train
+from lol_core.learning.memory import memory_needed
+from lol_core.learning.models import MODELS, ModelConfig, make_model
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 SMALL = ModelConfig(width=16, equivariant_width=4, dropout=0.1)
@@ -26,6 +30,10 @@ def fit(
     zoo: Zoo, out: Path, config: TrainingConfig = QUICK, targets: tuple[str, ...] = ("size",), **options: Any
 ) -> Checkpoint:
     return train(zoo, plan(zoo, targets, config), config, out, **options)
+
+
+def weights_of(folder: Path) -> Path:
+    return next(folder.glob("model-*.safetensors"))
 
 
 def stop_after(batches: int) -> object:
@@ -57,7 +65,7 @@ def test_singular_values_learn_what_is_a_function_of_the_update(synthetic_zoo: Z
 
 def test_the_same_seed_gives_the_same_model_and_another_does_not(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     runs = [fit(synthetic_zoo, tmp_path / str(i), replace(QUICK, seed=seed)) for i, seed in enumerate((1, 1, 2))]
-    weights = [load_file(tmp_path / str(i) / "model.safetensors") for i in range(3)]
+    weights = [load_file(weights_of(tmp_path / str(i))) for i in range(3)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert runs[0].history == runs[1].history != runs[2].history
     assert runs[0].split == runs[1].split != runs[2].split
@@ -71,7 +79,7 @@ def test_stop_and_resume_end_like_an_uninterrupted_run(batches: int, synthetic_z
     assert "stopped before its end" in (tmp_path / "parts" / "README.md").read_text()
     resumed = fit(synthetic_zoo, tmp_path / "parts", resume=True)
     assert resumed.finished and resumed.history == whole.history and resumed.metrics == whole.metrics
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    a, b = (load_file(weights_of(tmp_path / name)) for name in ("whole", "parts"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -143,7 +151,7 @@ def test_a_checkpoint_comes_back_whole(synthetic_zoo: Zoo, tmp_path: Path) -> No
         assert sorted(p.name for p in (tmp_path / model).iterdir()) == [
             "README.md",
             "checkpoint.json",
-            "model.safetensors",
+            weights_of(tmp_path / model).name,
             "state.safetensors",
         ]
         assert "control: norms only" in (tmp_path / model / "README.md").read_text()
@@ -169,7 +177,7 @@ def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     (damaged("json") / "checkpoint.json").write_text("{")
     with pytest.raises(CheckpointError, match="no valid JSON"):
         Checkpoint.load(tmp_path / "json")
-    (damaged("weights") / "model.safetensors").write_bytes(b"x" * 100)
+    weights_of(damaged("weights")).write_bytes(b"x" * 100)
     with pytest.raises(CheckpointError, match="incomplete"):
         Checkpoint.load(tmp_path / "weights")
     spec = json.loads((tmp_path / "good" / "checkpoint.json").read_text())["spec"]
@@ -197,6 +205,59 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     with pytest.raises(CheckpointError, match=r"No space left.*Free some disk space"):
         checkpoint.save(tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint.json").read_bytes() == before and not list(tmp_path.glob("*.writing"))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from lol_core.learning.checkpoint import Checkpoint
+
+folder, step = Path(sys.argv[1]), 0
+other = Checkpoint.load(sys.argv[2])
+STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+while True:
+    step += 1
+    if (child := os.fork()) == 0:
+        left = step
+
+        def killed(event, arguments):
+            global left
+            if event in STEPS and str(folder) in str(arguments):
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+
+        sys.addaudithook(killed)
+        other.save(folder)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+    found = Checkpoint.load(folder)
+    same = [bool((a == b).all()) for a, b in zip(found.model.parameters(), other.model.parameters())]
+    card = folder / "README.md"
+    print(found.config.seed, all(same), not card.exists() or card.read_text() == found.card())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_any_step_leaves_a_whole_checkpoint(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    """The first checkpoint (seed 1) is replaced by the second (seed 2), in a process that ends at each of its steps on
+    the disk.
+    """
+    for seed in (1, 2):
+        fit(synthetic_zoo, tmp_path / str(seed), replace(QUICK, seed=seed, epochs=1))
+    folders = [str(tmp_path / "1"), str(tmp_path / "2")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *folders], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    states = done.stdout.splitlines()
+    assert len(states) > 4 and set(states) == {"1 False True", "2 True True"}, states
+    assert Checkpoint.load(tmp_path / "1").config.seed == 2
+    assert sorted(path.suffix for path in (tmp_path / "1").iterdir()) == [
+        ".json",
+        ".md",
+        ".safetensors",
+        ".safetensors",
+    ]
 
 
 def test_another_zoo_gets_predictions_where_it_can(synthetic_zoo: Zoo, tmp_path: Path) -> None:
@@ -269,6 +330,40 @@ def test_a_zoo_larger_than_the_memory_is_read_batch_by_batch(
     planned = plan(synthetic_zoo, ["size"], QUICK)
     assert Factors(synthetic_zoo, planned.spec, planned.ids, lambda done, total: None, lambda: False).kept is None
     assert fit(synthetic_zoo, tmp_path / "disk").history == in_memory.history
+
+
+def test_a_model_that_would_not_fit_into_memory_is_refused_before_the_work(
+    synthetic_zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(QUICK, model="dense")
+    needed = memory_needed("dense", plan(synthetic_zoo, ["size"], config).spec, 1, SMALL)
+    monkeypatch.setattr("lol_core.learning.memory.free_memory", lambda device: 1.2 * needed)
+    with pytest.raises(ModelError, match=r"needs about [\d.e-]+ GB of memory to be trained"):
+        plan(synthetic_zoo, ["size"], config)
+    assert plan(synthetic_zoo, ["size"], replace(config, model="svd"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_memory_that_is_needed_is_that_of_all_copies_fitting_keeps(model: str, synthetic_zoo: Zoo) -> None:
+    config = replace(QUICK, model=model)
+    planned = plan(synthetic_zoo, ["size"], config)
+    built = make_model(model, planned.spec, 1, SMALL)
+    weights = 4 * built.n_parameters
+    buffers = sum(buffer.numel() * 4 for buffer in built.buffers())
+    needed = memory_needed(model, planned.spec, 1, SMALL)
+    assert needed == 8 * weights + 3 * buffers
+    assert memory_needed(model, planned.spec, 1, SMALL, fitted=False) == weights + buffers
+
+
+def test_resuming_keeps_why_loras_were_left_out(tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path / "zoo", 24)
+    labels.loc[3, "size"] = float("nan")
+    labels.to_csv(tmp_path / "zoo" / "labels.csv", index=False)
+    zoo = Zoo.open(tmp_path / "zoo")
+    stopped = fit(zoo, tmp_path / "run", stop=stop_after(32))
+    assert not stopped.finished and list(stopped.left_out) == ["lora003/adapter_model.safetensors"]
+    resumed = train(zoo, Plan.of(Checkpoint.load(tmp_path / "run")), QUICK, tmp_path / "run", resume=True)
+    assert resumed.finished and resumed.left_out == stopped.left_out
 
 
 def test_a_diverging_training_says_what_to_try(synthetic_zoo: Zoo, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
@@ -70,11 +69,6 @@ def needs(model: str, shape: Shape) -> Needs:
         sketch = make_model(model, shape.spec, 1)
     factors = shape.spec.parameters
     return Needs(4 * sketch.n_parameters, 4 * COPIES * max(factors, sketch.n_features()))
-
-
-def free_memory(device: torch.device) -> float:
-    """Free bytes of a device."""
-    return float(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def halves(model: LoLModel) -> tuple[Callable[[Batch], Any], Callable[[Any], Tensor]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -24,12 +24,15 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import WeightSpec, make_batch
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError, LoLError
+from lol_core.learning.durable import replace_file
 from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
+from lol_core.learning.memory import check_memory
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, make_model
 from lol_core.learning.tasks import Task
 
 FORMAT = 1
-FILES = ("model.safetensors", "checkpoint.json", "README.md")
+DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
+"""Files of a checkpoint's folder. WEIGHTS is what checkpoints written before descriptions named their weights hold."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,9 @@ class Checkpoint:
         return title_of(self.config.model, self.task.targets, self.config.seed)
 
     def save(self, folder: Path) -> None:
-        """Write the folder. Raises CheckpointError when it cannot be written (a full disk, say); an older checkpoint
-        there stays whole.
+        """Write the folder, whole or not at all: weights under a name of their own come first, and a checkpoint.json
+        that names them takes the place of the old one in one step. Raises CheckpointError when it cannot be written (a
+        full disk, say); an older checkpoint there stays whole.
         """
         description = {
             "format": FORMAT,
@@ -117,18 +121,17 @@ class Checkpoint:
             "left_out_modules": self.left_out_modules,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-        new = folder.with_name(folder.name + ".writing")
+        weights = folder / f"model-{secrets.token_hex(4)}.safetensors"
+        text = json.dumps(description | {"weights": weights.name}, indent=1, default=_number)
         try:
-            new.mkdir(parents=True, exist_ok=True)
-            save_file(_contiguous(self.model.state_dict()), new / "model.safetensors")
-            (new / "checkpoint.json").write_text(json.dumps(description, indent=1, default=_number), encoding="utf-8")
-            (new / "README.md").write_text(self.card(), encoding="utf-8")
-            folder.mkdir(exist_ok=True)
-            for name in FILES:
-                (new / name).replace(folder / name)
-            new.rmdir()
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(weights, lambda new: save_file(_contiguous(self.model.state_dict()), new))
+            (folder / CARD).unlink(missing_ok=True)  # no card rather than that of other weights
+            replace_file(folder / DESCRIPTION, lambda new: new.write_text(text, encoding="utf-8"))
+            replace_file(folder / CARD, lambda new: new.write_text(self.card(), encoding="utf-8"))
+            for old in set(folder.glob("model*.safetensors*")) - {weights}:
+                old.unlink()
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
                 f"{folder}: the checkpoint cannot be written ({error}). Free some disk space or choose another folder."
             ) from error
@@ -140,9 +143,9 @@ class Checkpoint:
         description = read_description(folder)
         try:
             config, task = TrainingConfig.from_dict(description["config"]), Task.from_dict(description["task"])
-            model = make_model(
-                config.model, WeightSpec.from_dict(description["spec"]), task.outputs, config.model_config
-            )
+            spec = WeightSpec.from_dict(description["spec"])
+            check_memory(config.model, spec, task.outputs, config.model_config, torch.device("cpu"), fitted=False)
+            model = make_model(config.model, spec, task.outputs, config.model_config)
             names = ["split", "zoo", "fingerprint", "metrics", "controls", "history", "left_out", "finished", "created"]
             interval = description["interval"]
             known = cls(
@@ -157,16 +160,14 @@ class Checkpoint:
             raise CheckpointError(
                 f"{folder / 'checkpoint.json'}: an entry is missing or malformed ({error!r}). Train the model again."
             ) from error
+        weights = folder / Path(description.get("weights", WEIGHTS)).name
         try:
-            model.load_state_dict(load_file(folder / "model.safetensors"))
+            model.load_state_dict(load_file(weights))
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{folder / 'model.safetensors'}: cannot be read ({error}). The checkpoint is incomplete."
-            ) from error
+            raise CheckpointError(f"{weights}: cannot be read ({error}). The checkpoint is incomplete.") from error
         except RuntimeError as error:
             raise CheckpointError(
-                f"{folder / 'model.safetensors'}: its weights do not fit the model that checkpoint.json describes."
-                f" {error}"
+                f"{weights}: its weights do not fit the model that {DESCRIPTION} describes. {error}"
             ) from error
         model.eval()
         return known
@@ -272,7 +273,7 @@ def title_of(model: str, targets: Sequence[str], seed: int) -> str:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """checkpoint.json of a folder. Raises CheckpointError when the folder holds none, or one of another version."""
-    path = folder / "checkpoint.json"
+    path = folder / DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -309,16 +310,11 @@ def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save_state(folder: Path, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
     """What training needs to go on: tensors and a small JSON in their header, written whole or not at all."""
     path = folder / "state.safetensors"
+    metadata = {"progress": json.dumps(progress, default=_number)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            _contiguous(tensors),
-            path.with_suffix(".writing"),
-            metadata={"progress": json.dumps(progress, default=_number)},
-        )
-        path.with_suffix(".writing").replace(path)
+        replace_file(path, lambda new: save_file(_contiguous(tensors), new, metadata=metadata))
     except (OSError, SafetensorError) as error:
-        path.with_suffix(".writing").unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: cannot be written ({error}). Free some disk space or choose another folder."
         ) from error

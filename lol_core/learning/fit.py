@@ -29,6 +29,7 @@ from lol_core.learning.evaluation import (
     score,
     structure_features,
 )
+from lol_core.learning.memory import check_memory
 from lol_core.learning.models import LoLModel, make_model
 from lol_core.learning.tasks import Task, TaskKind, make_task
 
@@ -76,6 +77,11 @@ class Plan:
     def ids(self) -> list[str]:
         return [id for part in self.split.values() for id in part]
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Plan:
+        """What a checkpoint was trained by, to go on with it."""
+        return cls(checkpoint.task, checkpoint.spec, checkpoint.split, checkpoint.left_out, checkpoint.left_out_modules)
+
 
 def plan(
     zoo: Zoo,
@@ -113,9 +119,7 @@ def plan(
         groups = list(zoo.labels.loc[usable, config.group_column].fillna("(none)"))
     split = split_ids(usable, config.fractions, config.seed, groups)
     task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
-    find_device(config.device)
-    with torch.device("meta"):  # all the checks of making it, and none of the memory
-        make_model(config.model, spec, task.outputs, config.model_config)
+    check_memory(config.model, spec, task.outputs, config.model_config, find_device(config.device))
     return Plan(task, spec, split, left_out, left_out_modules)
 
 

@@ -47,8 +47,8 @@ MODELS = FIVE | NEWER
 
 
 def make_model(name: str, spec: WeightSpec, outputs: int, config: ModelConfig | None = None) -> LoLModel:
-    """Build a LoL model. Raises ModelError when the name is unknown, the ranks do not suit it, or it would not fit into
-    memory.
+    """Build a LoL model. Raises ModelError when the name is unknown or the ranks do not suit it. What memory it takes
+    says `learning.memory.memory_needed`.
     """
     if name not in MODELS:
         raise ModelError(f"There is no model {name!r}. Choose one of {', '.join(MODELS)}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +13,6 @@ from lol_core.errors import ModelError
 from lol_core.learning.models.layers import Head
 
 Symmetry = Literal["none", "O", "GL"]
-BYTES_PER_PARAMETER = 16
-"""float32 weight, gradient and two Adam moments."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,6 @@ class LoLModel(nn.Module):
             )
         self.spec, self.config = spec, config
         features = self.n_features() + spec.magnitudes
-        self.check_memory(features * config.width * BYTES_PER_PARAMETER)
         self.head: Any = self.make_head(features, outputs)
         for g, (_, indices) in enumerate(spec.groups):
             self.register_buffer(f"u_scale_{g}", torch.ones(len(indices), 1, 1))
@@ -92,20 +88,6 @@ class LoLModel(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:
         raise NotImplementedError
-
-    def check_memory(self, needed: int) -> None:
-        """Raises ModelError when the first layer with its gradient and optimizer state would not fit into the free
-        memory. On the meta device nothing is allocated, so that everything fits.
-        """
-        if torch.get_default_device().type == "meta":
-            return
-        free = psutil.virtual_memory().available
-        if needed > 0.8 * free:
-            raise ModelError(
-                f"{self.title} needs about {needed / 1e9:.1f} GB for {self.n_features():,} inputs at width"
-                f" {self.config.width}, and {free / 1e9:.1f} GB are free. Choose GL-net or SVD, a smaller width, or"
-                " fewer modules."
-            )
 
     @torch.no_grad()
     def prepare(self, sample: Batch, generator: torch.Generator) -> None:

@@ -1,0 +1,34 @@
+"""Files that are replaced whole or not at all, also when the machine stops in between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` a new file, bring it to the disk, and put it in the place of `path` in one step. Raises OSError, and what
+    `write` raises; the old file is then still there.
+    """
+    new = path.with_name(path.name + ".writing")
+    try:
+        write(new)
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can (Windows cannot, and does not need to)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
