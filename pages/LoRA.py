@@ -20,7 +20,7 @@ from lol_core.insight import plots
 from lol_core.insight.attribution import contributions
 from lol_core.insight.survey import SAME, Survey, layer_map, nearest, tag_counts
 from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
-from lol_core.learning.leaderboard import best_control
+from lol_core.learning.leaderboard import verdict
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.keys import key
@@ -251,7 +251,7 @@ if models:
                 about
                 | {
                     f"test {METRIC_TITLES[metric]}": checkpoint.metrics["test"][metric],
-                    "best control": best_control(checkpoint)[1],
+                    "verdict": verdict(checkpoint).sentence,
                 }
             )
     said = pd.DataFrame(rows)

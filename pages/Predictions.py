@@ -20,7 +20,7 @@ from lol_core.insight import plots
 from lol_core.insight.novelty import Known
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.evaluation import METRIC_TITLES, calibration, confusion, error_slices
-from lol_core.learning.leaderboard import disagreement, verdict
+from lol_core.learning.leaderboard import disagreement, verdict, verdicts
 from lol_core.learning.tasks import class_name
 from ui.figures import figure
 from ui.frame import frame, need, page_link
@@ -106,10 +106,9 @@ if at_home:
         {METRIC_TITLES[name]: {part: values.get(name) for part, values in rows.items()} for name in names}
     )
     st.dataframe(scores.style.format("{:.4g}", na_rep="–"), key=key("scores"))
-    said = verdict(model)
-    st.markdown(
-        f":material/{'check_circle' if said.startswith('better') else 'warning'}: On the test part it is **{said}**."
-    )
+    for given in verdicts(model):
+        mark = "check_circle" if given.better else "warning"
+        st.markdown(f":material/{mark}: On the test part it is **{given.sentence}**. {given.evidence}.")
     if model.interval:
         n_test = len(model.split["test"])
         st.caption(
@@ -371,7 +370,7 @@ def of_dropped(lora: LoRA) -> pd.DataFrame:
                 rows.append(row | {"remark": " ".join(problems)})
                 continue
             said = other.task.frame(other.predict([lora]), ["dropped"]).iloc[0]
-            row |= {"label": other.task.targets[0], "predicted": said.iloc[0], "test score": verdict(other)}
+            row |= {"label": other.task.targets[0], "predicted": said.iloc[0], "test score": verdict(other).sentence}
             if other.zoo == zoo.name:
                 mark = (
                     known_to(str(models[name]), other.created, zoo.fingerprint, other, zoo).strangeness([lora]).iloc[0]

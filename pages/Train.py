@@ -17,10 +17,11 @@ from lol_core.learning.crossvalidation import RANKED
 from lol_core.learning.devices import devices
 from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
 from lol_core.learning.fit import Plan, plan
-from lol_core.learning.leaderboard import CONTROL_TITLES, verdict
+from lol_core.learning.leaderboard import verdict, verdicts
 from lol_core.learning.models import MODELS, ModelConfig
 from lol_core.learning.models.layers import NONLINEARITIES
 from lol_core.learning.tasks import guess_kind
+from lol_core.learning.verdict import judge
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import FoldsJob, Run, TrainingJob
@@ -171,7 +172,7 @@ def results_table(models: list[Checkpoint]) -> pd.DataFrame:
             "targets": ", ".join(model.task.targets),
             "metric": METRIC_TITLES[name],
             "test": test[name],
-            "verdict": verdict(model),
+            "verdict": verdict(model).sentence,
         }
         row["95 % interval"] = f"{model.interval[0]:.3f} – {model.interval[1]:.3f}" if model.interval else ""
         row["training"] = model.metrics["train"][name]
@@ -243,13 +244,13 @@ def show_validation(job: FoldsJob) -> None:
             f"**{title} → {', '.join(job.targets)}**, {len(set(found.fold))} folds, mean ± standard deviation over them"
         )
         st.dataframe(pd.DataFrame(rows).T, key=key(f"folds {title}"))
-        for control, (gap, low, high) in validated.differences.items():
-            said = "better than" if low > 0 else "worse than" if high < 0 else "not clearly different from"
-            st.markdown(
-                f":material/{'check_circle' if low > 0 else 'warning'}: On {len(found.truth)} held-out LoRAs it is"
-                f" **{said} {CONTROL_TITLES[control]}**: {METRIC_TITLES[metric]} {gap:+.3f} (95 % {low:+.3f} to"
-                f" {high:+.3f})."
-            )
+        given = judge(metric, validated.differences)
+        st.markdown(
+            f":material/{'check_circle' if given.better else 'warning'}: On {len(found.truth)} held-out LoRAs it is"
+            f" **{given.sentence}**."
+        )
+        for control, gap in validated.differences.items():
+            st.caption(judge(metric, {control: gap}).evidence)
 
 
 if state.validation is not None and state.validation.zoo is zoo:
@@ -277,9 +278,11 @@ def watch() -> None:
     if done:
         st.dataframe(results_table(done), hide_index=True, key=key("results"))
         for model in done:
-            said = verdict(model)
-            mark = "check_circle" if said.startswith("better") else "warning"
-            st.markdown(f":material/{mark}: {model.title} is **{said}** on its {len(model.split['test'])} test LoRAs.")
+            for given in verdicts(model):
+                st.markdown(
+                    f":material/{'check_circle' if given.better else 'warning'}: {model.title} is **{given.sentence}**"
+                    f" on its {len(model.split['test'])} test LoRAs. {given.evidence}."
+                )
         for model in done:
             for id, reason in list(model.left_out.items())[:3]:
                 st.caption(f"{model.model.title}: left out {id}: {reason}")

@@ -11,6 +11,7 @@ from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
 from lol_core.learning.fit import Stopped
 from lol_core.learning.models import ModelConfig
+from lol_core.learning.verdict import Difference
 
 CONFIG = TrainingConfig(
     model="gl_net", model_config=ModelConfig(width=16, equivariant_width=4), epochs=4, batch_size=16
@@ -36,9 +37,9 @@ def test_the_model_beats_a_constant_and_norms_cannot_be_told_from_themselves(fou
     scores = found.scores()
     assert scores["norms only"]["kendall_tau"][0] > 0.5, "the label is a norm"
     ours = Folds(found.task, found.truth, found.predicted | {"model": found.predicted["norms only"]}, found.fold)
-    difference, low, high = ours.difference("constant", draws=100)
-    assert difference > 0.5 and low > 0.3 and low < difference < high
-    assert ours.difference("norms only", draws=20) == (0.0, 0.0, 0.0)
+    gap = ours.difference("constant", draws=100)
+    assert gap.value > 0.5 and gap.low > 0.3 and gap.low < gap.value < gap.high
+    assert ours.difference("norms only", draws=20) == Difference(0.0, 0.0, 0.0)
 
 
 def test_the_same_seed_gives_the_same_predictions(found: Folds, synthetic_folder: Path) -> None:

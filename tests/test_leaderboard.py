@@ -12,8 +12,9 @@ from lol_core.insight.novelty import Known
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.evaluation import calibration, error_slices
 from lol_core.learning.fit import plan, train
-from lol_core.learning.leaderboard import best_control, disagreement, leaderboard, verdict
+from lol_core.learning.leaderboard import disagreement, leaderboard, verdict, verdicts
 from lol_core.learning.models import ModelConfig
+from lol_core.learning.verdict import Difference, Outcome, judge, over_seeds
 
 
 @pytest.fixture(scope="module")
@@ -25,34 +26,44 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> 
     return zoo, train(zoo, plan(zoo, ["size"], config), config, tmp_path_factory.mktemp("run") / "run")
 
 
-def judged(
-    checkpoint: Checkpoint,
-    score: float,
-    controls: dict[str, float],
-    interval: tuple[float, float] | None = None,
-    seed: int = 0,
-) -> Checkpoint:
-    """The same model with other scores."""
+def judged(checkpoint: Checkpoint, score: float, controls: dict[str, float], seed: int = 0) -> Checkpoint:
+    """The same model with other scores, as a checkpoint written before differences were measured has them."""
     metrics = checkpoint.metrics | {"test": checkpoint.metrics["test"] | {"r2": score}}
     named = {name: {"r2": value} for name, value in controls.items()}
-    return dataclasses.replace(
-        checkpoint,
-        metrics=metrics,
-        controls=named,
-        interval=interval,
-        config=dataclasses.replace(checkpoint.config, seed=seed),
-    )
+    config = dataclasses.replace(checkpoint.config, seed=seed)
+    return dataclasses.replace(checkpoint, metrics=metrics, controls=named, differences={}, config=config)
 
 
-def test_the_verdict_is_about_the_best_control_and_the_interval(fitted: tuple[Zoo, Checkpoint]) -> None:
+def test_a_model_is_better_only_when_it_surely_exceeds_every_control() -> None:
+    sure, unsure, below = Difference(0.3, 0.1, 0.5), Difference(0.2, -0.1, 0.5), Difference(-0.2, -0.3, -0.1)
+    assert judge("r2", {"constant": sure}).sentence == "better than every control in R²"
+    mixed = judge("r2", {"constant": sure, "norms only": unsure})
+    assert mixed.outcome is Outcome.NOT_CLEAR and not mixed.better
+    assert mixed.sentence == "not clearly better than the norms of the updates in R²"
+    assert "+0.200 (95 % -0.100 to +0.500)" in mixed.evidence
+    worse = judge("kendall_tau", {"constant": sure, "norms only": unsure, "structure only": below})
+    assert worse.sentence == "worse than file metadata in Kendall τ"
+    assert judge("r2", {}).sentence.startswith("not compared") and judge("r2", {}).evidence == ""
+
+
+def test_differences_are_measured_with_the_model_and_kept_with_it(
+    fitted: tuple[Zoo, Checkpoint], tmp_path: Path
+) -> None:
     model = fitted[1]
-    controls = {"constant": 0.0, "structure only": 0.3, "norms only": 0.2}
-    assert best_control(judged(model, 0.5, controls)) == ("structure only", 0.3)
-    assert verdict(judged(model, 0.25, controls, (0.1, 0.4))) == "no better than file metadata"
-    assert verdict(judged(model, 0.5, controls, (0.2, 0.7))) == "not clearly better than file metadata"
-    assert verdict(judged(model, 0.5, controls, (0.4, 0.7))) == "better than every control"
-    assert verdict(judged(model, 0.5, {})).startswith("not compared")
-    assert verdict(judged(model, float("nan"), controls)) == "no better than file metadata"
+    assert set(model.differences) == set(model.controls)
+    for name, gaps in model.differences.items():
+        assert set(gaps) == {"r2", "kendall_tau"} and gaps["r2"].low <= gaps["r2"].value <= gaps["r2"].high
+        assert gaps["r2"].value == pytest.approx(model.metrics["test"]["r2"] - model.controls[name]["r2"])
+    model.save(tmp_path / "run")
+    assert Checkpoint.load(tmp_path / "run").differences == model.differences
+    assert [given.metric for given in verdicts(model)] == ["r2", "kendall_tau"]
+
+
+def test_without_an_interval_nothing_is_clear(fitted: tuple[Zoo, Checkpoint]) -> None:
+    old = judged(fitted[1], 0.9, {"constant": 0.0, "norms only": 0.2})
+    assert verdict(old).outcome is Outcome.NOT_CLEAR and "no interval" in verdict(old).evidence
+    assert verdict(judged(fitted[1], 0.9, {})).outcome is Outcome.NOT_COMPARED
+    assert verdict(judged(fitted[1], float("nan"), {"constant": 0.0})).outcome is Outcome.NOT_CLEAR
 
 
 def test_seeds_stand_together_and_the_best_comes_first(fitted: tuple[Zoo, Checkpoint]) -> None:
@@ -61,10 +72,22 @@ def test_seeds_stand_together_and_the_best_comes_first(fitted: tuple[Zoo, Checkp
     board = leaderboard(good)
     assert len(board) == 1 and board.loc[0, "seeds"] == 3
     assert board.loc[0, "test"] == pytest.approx(0.75) and board.loc[0, "± std"] == pytest.approx(0.05)
-    assert board.loc[0, "margin"] == pytest.approx(0.45) and board.loc[0, "verdict"] == "better than every control"
+    assert (
+        board.loc[0, "margin"] == pytest.approx(0.45) and board.loc[0, "verdict"] == "better than every control in R²"
+    )
     wide = [judged(model, score, {"norms only": 0.3}, seed=seed) for seed, score in enumerate((0.0, 0.9, 0.2))]
-    assert leaderboard(wide).loc[0, "verdict"] == "not clearly better than the norms of the updates"
+    assert leaderboard(wide).loc[0, "verdict"] == "not clearly better than the norms of the updates in R²"
     assert leaderboard([]).empty
+
+
+def test_overlapping_splits_are_not_taken_for_independent_ones() -> None:
+    """Nadeau and Bengio's variance, computed by hand: s² (1/J + n_test/n_train), Student's t with two degrees of
+    freedom.
+    """
+    gap = over_seeds([0.1, 0.2, 0.3], test_share=0.25)
+    half = 4.302653 * 0.1 * (1 / 3 + 0.25) ** 0.5
+    assert (gap.low, gap.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
+    assert np.isnan(over_seeds([0.1], 0.25).low)
 
 
 def test_disagreement_is_the_spread_over_the_models_that_read_a_lora() -> None:

@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from lol_core.errors import TaskError
-from lol_core.learning.evaluation import HEADLINE, bootstrap_interval, confusion, control_scores, headline, score
+from lol_core.learning.bootstrap import resampled_score
+from lol_core.learning.evaluation import (
+    JUDGED,
+    bootstrap_interval,
+    confusion,
+    control_scores,
+    paired_differences,
+    score,
+)
 from lol_core.learning.tasks import Task, TaskKind, guess_kind, make_task
+from lol_core.learning.verdict import Outcome, judge
 
 
 @pytest.fixture
@@ -141,12 +150,43 @@ def test_the_bootstrap_interval_holds_the_score(labels: pd.DataFrame) -> None:
     assert low < score(task, labels, noisy)["r2"] < high < 1
 
 
-def test_the_resampledheadline_is_the_scored_one(labels: pd.DataFrame) -> None:
+@pytest.mark.parametrize("largest", [0, 2000])
+def test_a_resampled_score_is_that_of_the_drawn_loras(
+    labels: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    monkeypatch.setattr("lol_core.learning.bootstrap.LARGEST_PAIRED", largest)
+    labels = labels.assign(loss=labels["loss"].round(1))  # with ties
     rng = np.random.default_rng(1)
+    drawn = rng.integers(0, 40, (5, 40))
+    counts = np.stack([np.bincount(row, minlength=40) for row in drawn]).astype(float)
     for targets, width in ((["loss", "accuracy"], 2), (["smile", "hat"], 2), (["style"], 3)):
         task = make_task(labels, targets)[0].fitted(labels)
-        predicted = rng.uniform(0, 1, (40, width))
-        assert headline(task, labels, predicted) == pytest.approx(score(task, labels, predicted)[HEADLINE[task.kind]])
+        predicted = rng.uniform(0, 1, (40, width)).round(1)
+        for metric in JUDGED[task.kind]:
+            expected = [score(task, labels.iloc[row], predicted[row])[metric] for row in drawn]
+            np.testing.assert_allclose(resampled_score(task, metric, labels, predicted)(counts), expected, rtol=1e-9)
+
+
+def test_a_difference_is_weighed_on_the_same_loras(labels: pd.DataFrame) -> None:
+    """Two predictions with large errors in common differ surely by little: unpaired intervals would overlap."""
+    task = make_task(labels, ["loss"])[0].fitted(labels)
+    rng = np.random.default_rng(1)
+    common = labels[["loss"]].to_numpy() + rng.normal(0, 0.3, (40, 1))
+    worse = common + 0.1 * np.sign(common - labels[["loss"]].to_numpy())
+    gap = paired_differences(task, labels, common, {"worse": worse}, 0)["worse"]["r2"]
+    intervals = [bootstrap_interval(task, labels, predicted, 0) for predicted in (common, worse)]
+    assert gap.low > 0 and intervals[0][0] < intervals[1][1]
+    assert gap.value == pytest.approx(score(task, labels, common)["r2"] - score(task, labels, worse)["r2"])
+
+
+def test_a_better_score_in_one_metric_is_not_a_better_score_in_another(labels: pd.DataFrame) -> None:
+    """A control that ranks perfectly in the wrong units has no R², and yet no model exceeds it in Kendall's τ."""
+    task = make_task(labels, ["loss"])[0].fitted(labels)
+    truth = labels[["loss"]].to_numpy()
+    noisy = truth + np.random.default_rng(1).normal(0, 0.2, (40, 1))
+    gaps = paired_differences(task, labels, noisy, {"ranks": 100 * truth}, 0)["ranks"]
+    assert judge("r2", {"ranks": gaps["r2"]}).better
+    assert judge("kendall_tau", {"ranks": gaps["kendall_tau"]}).outcome is Outcome.WORSE
 
 
 def test_controls_see_what_they_are_given_and_no_more(labels: pd.DataFrame) -> None:

@@ -26,6 +26,7 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
 from lol_core.learning.fit import Plan, Progress, train
 from lol_core.learning.fit import Stopped as StoppedTraining
+from lol_core.learning.verdict import Difference
 
 ONE_AT_A_TIME = threading.Semaphore(1)
 
@@ -176,13 +177,11 @@ class TrainingJob(Job):
 
 @dataclass(frozen=True)
 class Validated:
-    """A cross-validation, its scores (see `Folds.scores`), and how much better it ranks than each control:
-    (difference, low, high).
-    """
+    """A cross-validation, its scores (see `Folds.scores`), and how much better it ranks than each control."""
 
     folds: Folds
     scores: dict[str, dict[str, tuple[float, float]]]
-    differences: dict[str, tuple[float, float, float]]
+    differences: dict[str, Difference]
 
 
 class FoldsJob(Job):

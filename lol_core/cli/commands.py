@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -32,6 +32,7 @@ from lol_core.learning.devices import find_device
 from lol_core.learning.evaluation import METRIC_TITLES
 from lol_core.learning.fit import Progress, plan
 from lol_core.learning.fit import train as train_model
+from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.models import MODELS, ModelConfig
 
 app = typer.Typer(
@@ -210,6 +211,7 @@ def train(
         "train": checkpoint.metrics["train"],
         "interval": checkpoint.interval,
         "controls": checkpoint.controls,
+        "verdicts": [asdict(given) for given in verdicts(checkpoint)],
         "left_out": checkpoint.left_out,
         "left_out_modules": list(checkpoint.left_out_modules),
     }
@@ -223,6 +225,8 @@ def train(
         print_table(
             [{"": part} | {METRIC_TITLES[name]: values[name] for name in names} for part, values in scores.items()]
         )
+        for given in verdicts(checkpoint):
+            out.print(f"It is {given.sentence}. {given.evidence}", highlight=False, soft_wrap=True)
         out.print(f"{checkpoint.title}: saved in {out_folder}", highlight=False)
     if interrupted:
         err.print("Stopped before the end. Go on with the same command and --resume.")
@@ -271,9 +275,7 @@ def crossvalidate(
         )
     scores, controls = found.scores(), [name for name in found.predicted if name != "model"]
     metric = RANKED[found.task.kind]
-    differences = {
-        name: dict(zip(("difference", "low", "high"), found.difference(name), strict=True)) for name in controls
-    }
+    differences = {name: found.difference(name) for name in controls}
     if as_json:
         print_json(
             {
@@ -285,7 +287,7 @@ def crossvalidate(
                 "mean and std over folds": scores,
                 "pooled": found.pooled(),
                 "compared by": metric,
-                "model less control": differences,
+                "model less control": {name: asdict(gap) for name, gap in differences.items()},
             }
         )
         return
@@ -298,9 +300,9 @@ def crossvalidate(
     )
     for name, gap in differences.items():
         line = (
-            f"{METRIC_TITLES[metric]} over all {len(found.truth)} LoRAs, {model} less {name}: {gap['difference']:+.3f}"
+            f"{METRIC_TITLES[metric]} over all {len(found.truth)} LoRAs, {model} less {name}: {gap.value:+.3f}"
+            f" (95 % {gap.low:+.3f} to {gap.high:+.3f})"
         )
-        line += f" (95 % {gap['low']:+.3f} to {gap['high']:+.3f})"
         out.print(line, highlight=False, soft_wrap=True)
 
 

@@ -29,6 +29,7 @@ from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
 from lol_core.learning.memory import check_memory
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, make_model
 from lol_core.learning.tasks import Task
+from lol_core.learning.verdict import Difference
 
 FORMAT = 1
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
@@ -72,7 +73,8 @@ class Checkpoint:
     """A LoL model with everything needed to use and to judge it.
 
     metrics: part → metric → value for "train", "validation", "test"; interval: 95 % bootstrap of the headline metric on
-    the test part; controls: name → test metrics; history: one dict per epoch; left_out: LoRA → why it took no part.
+    the test part; controls: name → test metrics; differences: control → metric → by how much the model exceeds it on
+    the test part; history: one dict per epoch; left_out: LoRA → why it took no part.
     """
 
     model: LoLModel
@@ -84,6 +86,7 @@ class Checkpoint:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
+    differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     left_out_modules: tuple[str, ...] = ()
@@ -116,6 +119,9 @@ class Checkpoint:
             "metrics": self.metrics,
             "interval": self.interval,
             "controls": self.controls,
+            "differences": {
+                name: {metric: asdict(gap) for metric, gap in gaps.items()} for name, gaps in self.differences.items()
+            },
             "history": self.history,
             "left_out": self.left_out,
             "left_out_modules": self.left_out_modules,
@@ -156,6 +162,10 @@ class Checkpoint:
                 left_out_modules=tuple(description["left_out_modules"]),
             )
             known.interval = tuple(interval) if interval else None
+            known.differences = {
+                name: {metric: Difference(**gap) for metric, gap in gaps.items()}
+                for name, gaps in description.get("differences", {}).items()
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder / 'checkpoint.json'}: an entry is missing or malformed ({error!r}). Train the model again."

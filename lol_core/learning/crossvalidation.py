@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau
 from sklearn.model_selection import GroupKFold, KFold
 
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import TaskError
+from lol_core.learning.bootstrap import difference, resampled_score
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import find_device
-from lol_core.learning.evaluation import Metrics, control_predictions, headline, score
+from lol_core.learning.evaluation import Metrics, control_predictions, score
 from lol_core.learning.fit import Factors, Fit, OnProgress, Progress, ShouldStop, Stopped, control_features, plan
 from lol_core.learning.tasks import Task
+from lol_core.learning.verdict import Difference
 
 RANKED = {"regression": "kendall_tau", "binary": "accuracy", "multiclass": "accuracy"}
 """The metric that is compared."""
@@ -51,26 +52,15 @@ class Folds:
         """name → metrics over all LoRAs at once."""
         return {name: score(self.task, self.truth, values) for name, values in self.predicted.items()}
 
-    def difference(self, other: str, draws: int = 1000, seed: int = 0) -> tuple[float, float, float]:
-        """How much better the model ranks (Kendall τ; accuracy for the other tasks) than a control: over all LoRAs, and
-        the 95 % interval of a bootstrap over LoRAs, the same draw for both.
+    def difference(self, other: str, draws: int = 1000, seed: int = 0) -> Difference:
+        """How much better the model ranks (Kendall τ; accuracy for the other tasks) than a control: over all LoRAs, by
+        a paired bootstrap over them.
         """
-        rng = np.random.default_rng(seed)
-        ours, theirs = self.predicted["model"], self.predicted[other]
-        everyone = np.arange(len(self.truth))
-        values = [
-            self._ranked(ours, index) - self._ranked(theirs, index)
-            for index in rng.integers(0, len(everyone), (draws, len(everyone)))
-        ]
-        low, high = np.nanquantile(values, [0.025, 0.975])
-        return self._ranked(ours, everyone) - self._ranked(theirs, everyone), float(low), float(high)
-
-    def _ranked(self, predicted: np.ndarray, index: np.ndarray) -> float:
-        if self.task.kind != "regression":
-            return headline(self.task, self.truth.iloc[index], predicted[index])
-        y = self.truth.iloc[index].to_numpy(np.float64)
-        # a constant ranks nothing: τ is 0
-        return float(np.mean([np.nan_to_num(kendalltau(y[:, i], predicted[index, i])[0]) for i in range(y.shape[1])]))
+        metric = RANKED[self.task.kind]
+        ours, theirs = (
+            resampled_score(self.task, metric, self.truth, self.predicted[name]) for name in ("model", other)
+        )
+        return difference(ours, theirs, len(self.truth), seed=seed, draws=draws)
 
 
 def crossvalidate(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import mannwhitneyu
+from scipy.stats import kendalltau, mannwhitneyu, spearmanr
 from sklearn import metrics as sk
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -18,24 +18,35 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from lol_core.collections.index import Entry
 from lol_core.core.batch import Batch
 from lol_core.core.geometry import singular_values
+from lol_core.learning.bootstrap import difference, interval, resampled_score
 from lol_core.learning.tasks import Task, class_name
+from lol_core.learning.verdict import METRIC_TITLES, Difference
+
+__all__ = [
+    "HEADLINE",
+    "JUDGED",
+    "METRIC_TITLES",
+    "Metrics",
+    "bootstrap_interval",
+    "calibration",
+    "confusion",
+    "control_predictions",
+    "control_scores",
+    "error_slices",
+    "norm_features",
+    "paired_differences",
+    "quick_score",
+    "score",
+    "structure_features",
+]
 
 Metrics = dict[str, float]
 HEADLINE = {"regression": "r2", "binary": "accuracy", "multiclass": "accuracy"}
 """The metric a score is judged by first."""
+JUDGED = {"regression": ("r2", "kendall_tau"), "binary": ("accuracy",), "multiclass": ("accuracy",)}
+"""The metrics by which a model is compared with its controls."""
 TREES = 100
 """Trees of the random forests that the controls fit."""
-METRIC_TITLES = {
-    "mse": "MSE",
-    "normalized_mse": "MSE (normalised)",
-    "r2": "R²",
-    "kendall_tau": "Kendall τ",
-    "spearman": "Spearman ρ",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "auc": "AUC",
-    "log_loss": "log loss",
-}
 
 
 def score(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> Metrics:
@@ -62,20 +73,14 @@ def score(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> Metrics:
 
 
 def _score_numbers(y: np.ndarray, p: np.ndarray, std: float) -> Metrics:
-    from torchmetrics.functional import (  # takes seconds to import, so only where it is needed
-        kendall_rank_corrcoef,
-        spearman_corrcoef,
-    )
-
     mse = float(sk.mean_squared_error(y, p))
-    ranks = torch.tensor(p), torch.tensor(y)
     varied = np.ptp(p) > 0 and np.ptp(y) > 0
     return {
         "mse": mse,
         "normalized_mse": mse / std**2,
         "r2": float(sk.r2_score(y, p)),
-        "kendall_tau": float(kendall_rank_corrcoef(*ranks)) if varied else math.nan,
-        "spearman": float(spearman_corrcoef(*ranks)) if varied else math.nan,
+        "kendall_tau": float(kendalltau(p, y).statistic) if varied else math.nan,
+        "spearman": float(spearmanr(p, y).statistic) if varied else math.nan,
     }
 
 
@@ -122,25 +127,23 @@ def bootstrap_interval(
     task: Task, truth: pd.DataFrame, predicted: np.ndarray, seed: int, draws: int = 500, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile interval of the headline metric over resampled test LoRAs."""
-    rng = np.random.default_rng(seed)
-    values = [
-        headline(task, truth.iloc[index], predicted[index])
-        for index in rng.integers(0, len(truth), (draws, len(truth)))
-    ]
-    tail = (1 - level) / 2
-    return float(np.nanquantile(values, tail)), float(np.nanquantile(values, 1 - tail))
+    value = resampled_score(task, HEADLINE[task.kind], truth, predicted)
+    return interval(value, len(truth), seed=seed, draws=draws, level=level)
 
 
-def headline(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> float:
-    """The headline metric alone, as `score` gives it: cheap enough to resample."""
-    if task.kind == "multiclass":
-        labels = np.array(task.classes)[predicted.argmax(1)]
-        return float((truth[task.targets[0]].map(class_name).to_numpy() == labels).mean())
-    y = truth[list(task.targets)].to_numpy(np.float64)
-    if task.kind == "binary":
-        return float(((predicted > 0.5) == (y > 0.5)).mean())
-    spread = np.square(y - y.mean(0)).sum(0)
-    return float((1 - np.square(y - predicted).sum(0) / np.where(spread > 0, spread, np.nan)).mean())
+def paired_differences(
+    task: Task, truth: pd.DataFrame, predicted: np.ndarray, controls: Mapping[str, np.ndarray], seed: int
+) -> dict[str, dict[str, Difference]]:
+    """Control → metric of JUDGED → by how much predictions exceed the control's, by a paired bootstrap over the LoRAs
+    of `truth`.
+    """
+    found: dict[str, dict[str, Difference]] = {name: {} for name in controls}
+    for metric in JUDGED[task.kind]:
+        ours = resampled_score(task, metric, truth, predicted)
+        for name, values in controls.items():
+            theirs = resampled_score(task, metric, truth, values)
+            found[name][metric] = difference(ours, theirs, len(truth), seed=seed)
+    return found
 
 
 def quick_score(task: Task, outputs: torch.Tensor, encoded: torch.Tensor) -> float:

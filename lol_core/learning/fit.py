@@ -23,8 +23,9 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig, load_state,
 from lol_core.learning.devices import find_device
 from lol_core.learning.evaluation import (
     bootstrap_interval,
-    control_scores,
+    control_predictions,
     norm_features,
+    paired_differences,
     quick_score,
     score,
     structure_features,
@@ -203,7 +204,6 @@ def train(
     settings = {"config": asdict(replace(config, epochs=0, device="")), "fingerprint": zoo.fingerprint}
     fit = Fit(factors, split, encoded, task, plan.spec, config, device)
     finished = fit.run(out, settings, state, on_progress, stop)
-    on_progress(Progress("Measuring", 0.97, tuple(fit.history)))
     checkpoint = Checkpoint(
         fit.best_model(),
         task,
@@ -216,10 +216,12 @@ def train(
         left_out_modules=plan.left_out_modules,
         finished=finished,
     )
-    measure(checkpoint, zoo, factors)
+    shuffled = None
     if config.shuffled_control and finished:
-        on_progress(Progress("Fitting the shuffled-label control", 0.98, tuple(fit.history)))
-        checkpoint.controls["shuffled labels"] = shuffled_control(fit, zoo, stop)
+        on_progress(Progress("Fitting the shuffled-label control", 0.97, tuple(fit.history)))
+        shuffled = shuffled_control(fit, stop)
+    on_progress(Progress("Measuring", 0.98, tuple(fit.history)))
+    measure(checkpoint, zoo, factors, shuffled)
     checkpoint.save(out)
     on_progress(Progress("Done" if finished else "Stopped", 1.0, tuple(fit.history)))
     return checkpoint
@@ -428,18 +430,25 @@ def _copied(state: Any) -> Any:
     return [_copied(value) for value in state] if isinstance(state, list) else state
 
 
-def measure(checkpoint: Checkpoint, zoo: Zoo, factors: Factors) -> None:
-    """Fill in metrics of all parts, the interval of the test score, and the controls."""
-    task, split, seed = checkpoint.task, checkpoint.split, checkpoint.config.seed
+def measure(checkpoint: Checkpoint, zoo: Zoo, factors: Factors, shuffled: np.ndarray | None = None) -> None:
+    """Fill in metrics of all parts, the interval of the test score, the controls, and by how much the model exceeds
+    them. shuffled: what the same model fitted to shuffled labels predicts of the test part.
+    """
+    task, split, seed, labels = checkpoint.task, checkpoint.split, checkpoint.config.seed, zoo.labels
+    predicted = {}
     with torch.no_grad():
         for part, ids in split.items():
             outputs = torch.cat([checkpoint.model(factors.batch(ids[i : i + 64])) for i in range(0, len(ids), 64)])
-            predicted = task.decode(outputs)
-            checkpoint.metrics[part] = score(task, zoo.labels.loc[ids], predicted)
-            if part == "test":
-                checkpoint.interval = bootstrap_interval(task, zoo.labels.loc[ids], predicted, seed)
-    ids = [id for part in split.values() for id in part]
-    checkpoint.controls = control_scores(task, zoo.labels.loc[ids], split, control_features(zoo, factors, ids), seed)
+            predicted[part] = task.decode(outputs)
+            checkpoint.metrics[part] = score(task, labels.loc[ids], predicted[part])
+    truth, ours = labels.loc[split["test"]], predicted["test"]
+    known, ids = split["train"] + split["validation"], [id for part in split.values() for id in part]
+    controls = control_predictions(
+        task, labels.loc[ids], known, split["test"], control_features(zoo, factors, ids), seed
+    ) | ({} if shuffled is None else {"shuffled labels": shuffled})
+    checkpoint.interval = bootstrap_interval(task, truth, ours, seed)
+    checkpoint.controls = {name: score(task, truth, values) for name, values in controls.items()}
+    checkpoint.differences = paired_differences(task, truth, ours, controls, seed)
 
 
 def control_features(zoo: Zoo, factors: Factors, ids: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -451,8 +460,10 @@ def control_features(zoo: Zoo, factors: Factors, ids: Sequence[str]) -> dict[str
     }
 
 
-def shuffled_control(fit: Fit, zoo: Zoo, stop: ShouldStop) -> dict[str, float]:
-    """Test scores of the same model fitted to training and validation labels that were permuted among their LoRAs."""
+def shuffled_control(fit: Fit, stop: ShouldStop) -> np.ndarray:
+    """What the same model predicts of the test part, fitted to training and validation labels that were permuted among
+    their LoRAs.
+    """
     generator = torch.Generator().manual_seed(fit.config.seed + 1)
     encoded = dict(fit.encoded)
     for part in ("train", "validation"):
@@ -460,5 +471,4 @@ def shuffled_control(fit: Fit, zoo: Zoo, stop: ShouldStop) -> dict[str, float]:
     control = Fit(fit.factors, fit.split, encoded, fit.task, fit.spec, fit.config, fit.device)
     control.run(None, {}, None, lambda progress: None, stop)
     control.model.load_state_dict(control.best)
-    ids = fit.split["test"]
-    return score(fit.task, zoo.labels.loc[ids], fit.task.decode(control.outputs(ids)))
+    return fit.task.decode(control.outputs(fit.split["test"]))

@@ -10,50 +10,49 @@ import numpy as np
 import pandas as pd
 
 from lol_core.learning.checkpoint import Checkpoint
-from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
-
-CONTROL_TITLES = {
-    "constant": "a constant",
-    "structure only": "file metadata",
-    "norms only": "the norms of the updates",
-    "shuffled labels": "the same model on shuffled labels",
-}
+from lol_core.learning.evaluation import HEADLINE, JUDGED
+from lol_core.learning.verdict import CONTROL_TITLES, METRIC_TITLES, Difference, Verdict, judge, over_seeds
 
 
-def best_control(checkpoint: Checkpoint) -> tuple[str, float]:
-    """The control with the best test score in the headline metric: its name and score; ("", NaN) without controls."""
-    name = HEADLINE[checkpoint.task.kind]
-    scores = {
-        control: values[name]
-        for control, values in checkpoint.controls.items()
-        if np.isfinite(values.get(name, np.nan))
-    }
-    return max(scores.items(), key=lambda item: item[1]) if scores else ("", float("nan"))
-
-
-def verdict(checkpoint: Checkpoint) -> str:
-    """What the controls say of a test score, in plain words: better than every control, not clearly so (the
-    interval reaches one), or no better.
+def differences(checkpoint: Checkpoint, metric: str) -> dict[str, Difference]:
+    """Control → by how much the model exceeds it on its test part. Of a checkpoint written before differences were
+    measured, without an interval.
     """
-    control, other = best_control(checkpoint)
-    score = checkpoint.metrics["test"][HEADLINE[checkpoint.task.kind]]
-    if not control:
-        return "not compared: it has no controls"
-    against = CONTROL_TITLES.get(control, control)
-    if not np.isfinite(score) or score <= other:
-        return f"no better than {against}"
-    if checkpoint.interval is None or checkpoint.interval[0] <= other:
-        return f"not clearly better than {against}"
-    return "better than every control"
+    measured = {name: gaps[metric] for name, gaps in checkpoint.differences.items() if metric in gaps}
+    score = checkpoint.metrics["test"].get(metric, np.nan)
+    plain = {
+        name: Difference(score - values[metric], np.nan, np.nan)
+        for name, values in checkpoint.controls.items()
+        if np.isfinite(values.get(metric, np.nan))
+    }
+    return plain | measured
+
+
+def verdict(checkpoint: Checkpoint, metric: str | None = None) -> Verdict:
+    """What the controls say of a test score; of the headline metric when None."""
+    metric = metric or HEADLINE[checkpoint.task.kind]
+    return judge(metric, differences(checkpoint, metric))
+
+
+def verdicts(checkpoint: Checkpoint) -> tuple[Verdict, ...]:
+    """A verdict for each metric that models of this task are judged by, the headline first."""
+    return tuple(verdict(checkpoint, metric) for metric in JUDGED[checkpoint.task.kind])
+
+
+def verdict_over_seeds(checkpoints: Sequence[Checkpoint], metric: str) -> Verdict:
+    """The verdict on the mean over seeds, by controls that all of them have; see `over_seeds`."""
+    each = [differences(checkpoint, metric) for checkpoint in checkpoints]
+    share = float(np.mean([len(c.split["test"]) / len(c.split["train"]) for c in checkpoints]))
+    common = [name for name in each[0] if all(name in gaps for gaps in each)]
+    return judge(metric, {name: over_seeds([gaps[name].value for gaps in each], share) for name in common})
 
 
 def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     """A row for each model and targets, its seeds together: mean and standard deviation of the headline test
-    metric, and its best control over the same seeds.
+    metric, and the control that is hardest to beat over the same seeds.
 
-    Columns: predicts, model, seeds, metric, test, ± std (NaN for one seed), verdict, best control, its score,
-    margin, parameters; the best first within the same targets. Over several seeds a margin within two standard
-    deviations of its mean is not clear.
+    Columns: predicts, model, seeds, metric, test, ± std (NaN for one seed), verdict, best control, its score, margin
+    and its 95 % interval, parameters; the best first within the same targets.
     """
     groups: dict[tuple[tuple[str, ...], str, str], list[Checkpoint]] = {}
     for checkpoint in checkpoints:
@@ -64,12 +63,8 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     for (targets, kind, title), members in groups.items():
         name = HEADLINE[kind]
         scores = np.array([member.metrics["test"][name] for member in members])
-        controls = pd.DataFrame(
-            [{c: values.get(name, np.nan) for c, values in member.controls.items()} for member in members]
-        )
-        means = controls.mean()
-        control = str(means.idxmax()) if means.notna().any() else ""
-        margins = scores - controls[control].to_numpy() if control else np.full(len(scores), np.nan)
+        judged = verdict(members[0]) if len(members) == 1 else verdict_over_seeds(members, name)
+        control = [member.controls[judged.control].get(name, np.nan) for member in members] if judged.control else []
         rows.append(
             {
                 "predicts": ", ".join(targets),
@@ -78,10 +73,11 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
                 "metric": METRIC_TITLES[name],
                 "test": scores.mean(),
                 "± std": scores.std(ddof=1) if len(scores) > 1 else np.nan,
-                "verdict": verdict(members[0]) if len(members) == 1 else _over_seeds(margins, control),
-                "best control": CONTROL_TITLES.get(control, control),
-                "control score": means[control] if control else np.nan,
-                "margin": margins.mean(),
+                "verdict": judged.sentence,
+                "best control": CONTROL_TITLES.get(judged.control, judged.control),
+                "control score": np.mean(control) if control else np.nan,
+                "margin": judged.difference.value if judged.difference else np.nan,
+                "margin, 95 %": interval_of(judged.difference),
                 "parameters": members[0].model.n_parameters,
             }
         )
@@ -96,6 +92,7 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
         "best control",
         "control score",
         "margin",
+        "margin, 95 %",
         "parameters",
     ]
     return pd.DataFrame(rows, columns=columns).sort_values(
@@ -103,14 +100,8 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     )
 
 
-def _over_seeds(margins: np.ndarray, control: str) -> str:
-    against = CONTROL_TITLES.get(control, control)
-    if not control:
-        return "not compared: it has no controls"
-    if not np.isfinite(margins).all() or margins.mean() <= 0:
-        return f"no better than {against}"
-    error = margins.std(ddof=1) / len(margins) ** 0.5
-    return "better than every control" if margins.mean() > 2 * error else f"not clearly better than {against}"
+def interval_of(gap: Difference | None) -> str:
+    return "" if gap is None or np.isnan(gap.low) else f"{gap.low:+.3f} to {gap.high:+.3f}"
 
 
 def disagreement(predictions: Mapping[str, pd.Series]) -> pd.DataFrame:

@@ -1,0 +1,105 @@
+"""How sure a score or a difference of scores is: percentile intervals over resampled LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap, kendalltau
+
+from lol_core.learning.tasks import Task, class_name
+from lol_core.learning.verdict import LEVEL, Difference
+
+LARGEST_PAIRED = 2000
+"""LoRAs up to which all their pairs are kept as a matrix."""
+
+Resampled = Callable[[np.ndarray], np.ndarray]
+"""How often each LoRA was drawn, (draws, B), → a score for each draw (draws,)."""
+
+
+def resampled_score(task: Task, metric: str, truth: pd.DataFrame, predicted: np.ndarray) -> Resampled:
+    """The metric "r2", "kendall_tau" or "accuracy" as a function of how often each LoRA counts, averaged over targets.
+    0 where it is not defined: a constant ranks nothing, and nothing is explained of one.
+    """
+    if task.kind == "multiclass":
+        classes = np.array(task.classes)[predicted.argmax(1)]
+        return _mean_of((truth[task.targets[0]].map(class_name).to_numpy() == classes)[:, None])
+    y = truth[list(task.targets)].to_numpy(np.float64)
+    if metric == "accuracy":
+        return _mean_of((predicted > 0.5) == (y > 0.5))
+    if metric == "r2":
+        return _explained(y, predicted)
+    columns = [_concordance(y[:, i], predicted[:, i]) for i in range(y.shape[1])]
+    return lambda counts: np.mean([column(counts) for column in columns], axis=0)
+
+
+def interval(score: Resampled, count: int, *, seed: int, draws: int, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval of a score over resamples of `count` LoRAs; NaN for fewer than two."""
+    if count < 2:
+        return float("nan"), float("nan")
+
+    def statistic(index: np.ndarray, axis: int) -> np.ndarray:
+        rows = index.reshape(-1, count)  # one draw in each
+        cells = rows + count * np.arange(len(rows))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape)
+        return score(counts.astype(np.float64)).reshape(index.shape[:-1])
+
+    found = bootstrap(
+        (np.arange(count),),
+        statistic,
+        vectorized=True,
+        method="percentile",
+        n_resamples=draws,
+        confidence_level=level,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def difference(ours: Resampled, theirs: Resampled, count: int, *, seed: int, draws: int = 1000) -> Difference:
+    """One score less another with its interval, both over the same resamples (a paired bootstrap)."""
+
+    def gap(counts: np.ndarray) -> np.ndarray:
+        return ours(counts) - theirs(counts)
+
+    return Difference(float(gap(np.ones((1, count)))[0]), *interval(gap, count, seed=seed, draws=draws))
+
+
+def _mean_of(correct: np.ndarray) -> Resampled:
+    share = correct.mean(1)
+    return lambda counts: counts @ share / counts.sum(1)
+
+
+def _explained(y: np.ndarray, predicted: np.ndarray) -> Resampled:
+    """R² of each target, averaged."""
+    y, error = y - y.mean(0), np.square(y - predicted)
+
+    def score(counts: np.ndarray) -> np.ndarray:
+        spread = counts @ np.square(y) - np.square(counts @ y) / counts.sum(1, keepdims=True)
+        there = spread > 1e-12 * np.square(y).sum(0)
+        return np.where(there, 1 - counts @ error / np.where(there, spread, 1), 0.0).mean(1)
+
+    return score
+
+
+def _concordance(y: np.ndarray, predicted: np.ndarray) -> Resampled:
+    """Kendall's τ-b of one target. Of few LoRAs by sums over their pairs, all draws at once."""
+    if len(y) > LARGEST_PAIRED:
+        rows = np.arange(len(y))
+
+        def one(count: np.ndarray) -> float:
+            index = np.repeat(rows, count.astype(int))
+            return float(np.nan_to_num(kendalltau(y[index], predicted[index]).statistic))
+
+        return lambda counts: np.array([one(count) for count in counts])
+    by_truth, by_model = (np.sign(values[:, None] - values[None]) for values in (y, predicted))
+
+    def pairs(matrix: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return ((counts @ matrix) * counts).sum(1)
+
+    def score(counts: np.ndarray) -> np.ndarray:
+        untied = pairs(np.abs(by_truth), counts) * pairs(np.abs(by_model), counts)
+        return np.where(untied > 0, pairs(by_truth * by_model, counts) / np.sqrt(np.where(untied > 0, untied, 1)), 0.0)
+
+    return score
