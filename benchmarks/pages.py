@@ -43,7 +43,7 @@ def switch(page: Page, name: str) -> float:
 
     def done() -> None:
         expect(heading).to_be_visible(timeout=120_000)
-        settled(page, 120_000)
+        settled(page)
 
     return seconds(lambda: page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click(), done)
 
@@ -72,12 +72,12 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
         expect(reading.first).to_be_visible(timeout=60_000)
         expect(reading).to_have_count(0, timeout=900_000)
         found["weights read after"] = time.perf_counter() - started
-        settled(page, 600_000)
+        settled(page)
         started = time.perf_counter()
         page.get_by_test_id("stSidebar").get_by_role("link", name="Map", exact=True).click()
         expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible(timeout=600_000)
         found["first map (PCA of the updates) drawn after"] = time.perf_counter() - started
-        settled(page, 120_000)
+        settled(page)
         times: dict[str, list[float]] = {name: [] for name in PAGES}
         for round in range(repeats + 1):
             for name in PAGES:
@@ -94,7 +94,7 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
             keys.append(seconds(partial(search.fill, text), partial(expect(caption).to_be_visible, timeout=60_000)))
         found["filter keystroke to redraw, median"] = statistics.median(keys)
         page.goto(f"{address}/Invariance")
-        settled(page, 120_000)
+        settled(page)
         metric = page.get_by_test_id("stMetric").filter(has_text="κ(R)").get_by_test_id("stMetricValue")
         slider = page.get_by_role("slider").first
         turns = []

@@ -6,14 +6,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
@@ -25,6 +25,8 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
+MILLISECONDS = 1000 * PATIENCE
+expect.set_options(timeout=MILLISECONDS)
 
 
 @contextmanager
@@ -43,17 +45,20 @@ def server(cache: Path, log: Path = Path(os.devnull)) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     address = f"http://127.0.0.1:{port}"
+
+    def healthy() -> bool:
+        assert process.poll() is None, "the server has ended"
+        try:
+            return urlopen(f"{address}/_stcore/health", timeout=PATIENCE).status == 200
+        except OSError:
+            return False
+
     try:
-        for _ in range(300):
-            try:
-                urlopen(f"{address}/_stcore/health", timeout=1)
-                break
-            except (URLError, OSError):
-                time.sleep(0.2)
+        until(healthy, f"the server at {address}")
         yield address
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 @contextmanager
@@ -64,8 +69,8 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def settled(page: Page, timeout: float = 60_000) -> Page:
+def settled(page: Page) -> Page:
     """Wait until the script of the page has run and nothing is drawn as a skeleton any more."""
-    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=timeout)
-    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')", timeout=timeout)
+    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=MILLISECONDS)
+    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')", timeout=MILLISECONDS)
     return page

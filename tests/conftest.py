@@ -4,6 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test is one thread here and in what it starts; tests run side by side
+
 import pytest
 import torch
 from hypothesis import settings
@@ -15,11 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL_LORAS = ROOT.parent / "shared" / "real_loras"
 SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(2)
-settings.register_profile(
-    "here", deadline=None, derandomize=True
-)  # the same cases everywhere, on machines of any speed
+torch.set_num_threads(1)
+# the same cases everywhere, on machines of any speed
+settings.register_profile("here", deadline=None, derandomize=True)
 settings.load_profile("here")
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 from lol_core.cli.commands import app
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
+from tests.waiting import PATIENCE
 
 run = CliRunner().invoke
 
@@ -175,10 +175,19 @@ def test_ctrl_c_stops_with_everything_saved(zoo: Path, tmp_path: Path) -> None:
         "0",
     ]
     process = subprocess.Popen(
-        [*command, "--json"], cwd=ROOT, env=os.environ.copy(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--json"],
+        cwd=ROOT,
+        env=os.environ | {"TTY_COMPATIBLE": "1"},  # the bar is drawn although nobody looks
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    time.sleep(15)
+    shown = ""
+    while "Epoch 2" not in shown:
+        character = process.stderr.read(1) if process.stderr else ""
+        assert character, f"the training ended by itself: {shown[-1000:]}"
+        shown += character
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     report = json.loads(stdout)
     assert process.returncode == 0 and not report["finished"] and report["epochs"] > 0 and "--resume" in stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from lol_core.learning.fit import plan, train
 from lol_core.learning.models import ModelConfig
 from tests.conftest import ROOT
 from tests.test_pages import opened, text_of
+from tests.waiting import until
 from ui.state import runs_folder
 
 BASE = ROOT / "sample_loras" / "small-diffusion"
@@ -62,12 +62,10 @@ def images_of(test: AppTest) -> int:
     return len(test.get("image"))
 
 
-def drawn(test: AppTest, seconds: float = 90) -> AppTest:
+def drawn(test: AppTest) -> AppTest:
     """Run until nothing is being drawn."""
-    end = time.monotonic() + seconds
-    while (job := test.session_state["session"].drawing) is not None and job.running:
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    job = test.session_state["session"].drawing
+    until(lambda: job is None or not job.running, "the end of the drawing")
     return test.run()
 
 

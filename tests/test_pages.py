@@ -19,6 +19,7 @@ from lol_core.learning.fit import plan, train
 from lol_core.learning.models import NEWER, ModelConfig
 from tests.builders import write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
+from tests.waiting import PATIENCE, until
 from ui.state import runs_folder
 
 PAGES = {
@@ -36,7 +37,7 @@ PAGES = {
 
 def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
     """A page as a deep link opens it. params: values of its widgets by their names there, or the selection."""
-    test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE)
     if page != "Home":
         test.switch_page(PAGES[page])
     if folder:
@@ -45,14 +46,14 @@ def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
         test.query_params[name if name == "selected" else f"{page.lower()}.{name}"] = value
     test.run()
     while (job := test.session_state["session"].indexing) is not None:
-        job.wait(60)
+        job.wait(PATIENCE)
         test.run()
     return test
 
 
-def settled(test: AppTest, seconds: float = 60) -> AppTest:
+def settled(test: AppTest) -> AppTest:
     """Rerun until the background work of the page has ended and shown itself."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         session = test.session_state["session"]
         if not any(
@@ -232,7 +233,7 @@ def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> 
     counts = test.dataframe[0].value
     assert int(counts.sum().sum()) == len(findings) and "TuckerNet" not in " ".join(counts.index)
     test.button(key="experiments.run_small").click().run()
-    settled(test, 120)
+    settled(test)
     job = test.session_state["session"].experiment
     assert not test.exception and job is not None and job.error is None and "small run" in job.result.title
     other = opened("Experiments", None, experiment="Figure 4")
@@ -240,12 +241,9 @@ def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> 
 
 
 def run_to_the_end(test: AppTest) -> AppTest:
-    for _ in range(200):
-        job = test.session_state["session"].job
-        if job is not None and not job.running:
-            return test.run()
-        time.sleep(0.1)
-    raise AssertionError("the training did not end")
+    job = test.session_state["session"].job
+    until(lambda: not job.running, "the end of the training")
+    return test.run()
 
 
 def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:
@@ -255,16 +253,16 @@ def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:
     test.number_input(key="train.patience").set_value(0).run()
     next(button for button in test.button if button.label == "Train").click().run()
     assert not test.exception
-    while not test.session_state["session"].job.runs[0].progress.history:
-        time.sleep(0.05)
+    job = test.session_state["session"].job
+    until(lambda: job.runs[0].progress.history, "the first epoch")
     next(button for button in test.button if button.label == "Stop").click().run()
     run_to_the_end(test)
     job = test.session_state["session"].job
     assert job.runs[0].error is None and not job.runs[0].checkpoint.finished
     reached = len(job.runs[0].checkpoint.history)
     next(button for button in test.button if button.label == "Resume").click().run()
-    while len(test.session_state["session"].job.runs[0].progress.history) <= reached:
-        time.sleep(0.05)
+    job = test.session_state["session"].job
+    until(lambda: len(job.runs[0].progress.history) > reached, "an epoch more")
     next(button for button in test.button if button.label == "Stop").click().run()
     run_to_the_end(test)
     assert len(test.session_state["session"].job.runs[0].checkpoint.history) > reached

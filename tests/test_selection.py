@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from lol_core.collections.zoo import Zoo
 from tests.builders import write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of, trained
+from tests.waiting import PATIENCE
 
 
 def press(test: AppTest, key: str) -> AppTest:
@@ -83,7 +84,7 @@ def test_the_map_is_drawn_in_every_space(space: str, synthetic_folder: Path) -> 
 def test_a_map_by_umap_is_the_same_again(synthetic_folder: Path) -> None:
     pictures = []
     for _ in range(2):
-        test = settled(opened("Map", synthetic_folder, method="UMAP"), 120)
+        test = settled(opened("Map", synthetic_folder, method="UMAP"))
         assert not test.exception
         pictures.append(next(iter(test.session_state["session"].maps.values()))[1])
     pd.testing.assert_frame_equal(*pictures)
@@ -141,7 +142,7 @@ def test_collections_opened_before_are_offered_and_open_ones_switched(synthetic_
     test.query_params["collection"] = str(tmp_path / "other")
     test.run()
     while (job := test.session_state["session"].indexing) is not None:
-        job.wait(60)
+        job.wait(PATIENCE)
         test.run()
     assert any(str(synthetic_folder) == button.label for button in test.button), (
         "the earlier one stands under Opened before"
