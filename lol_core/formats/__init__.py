@@ -12,14 +12,14 @@ import torch
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, NotLowRankError
-from lol_core.formats import cloneofsimo, diffusers, kohya, mlx, peft, sam, xlabs
+from lol_core.formats import cloneofsimo, diffusers, kohya, mlx, nunchaku, peft, sam, xlabs
 from lol_core.formats.base_models import suggest_base_model
 from lol_core.formats.container import SUFFIXES, TensorFile, open_tensors
 from lol_core.formats.roles import Fetch
 
 __all__ = ["DIALECTS", "SUFFIXES", "probe", "read", "suggest_base_model"]
 
-DIALECTS = (sam, mlx, cloneofsimo, xlabs, kohya, diffusers, peft)
+DIALECTS = tuple(module.DIALECT for module in (sam, cloneofsimo, nunchaku, mlx, xlabs, diffusers, kohya, peft))
 """Tried in this order; the first that recognises the keys reads the file."""
 
 OTHER_FAMILIES = (

@@ -5,42 +5,66 @@ alpha: the scale is 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.container import TensorFile
-from lol_core.formats.roles import Fetch, assemble, group
+from lol_core.formats.names import Part, Role
+from lol_core.formats.reading import Config, Dialect
+from lol_core.formats.roles import Fetch
 
-NAME = "cloneofsimo"
 _KEY = re.compile(r"^(?P<module>(?:unet|text_encoder):\d+):(?P<role>up|down)$")
+_PLACE = re.compile(r"^\d+$", re.ASCII)
+
+
+def is_list(keys: list[str]) -> bool:
+    """Whether the tensors have no names but their places."""
+    return bool(keys) and keys == [str(i) for i in range(len(keys))]
 
 
 def matches(keys: list[str]) -> bool:
-    return any(_KEY.match(key) for key in keys) or _is_list(keys)
+    return any(_KEY.match(key) for key in keys) or is_list(keys)
 
 
-def _is_list(keys: list[str]) -> bool:
-    return keys == [str(i) for i in range(len(keys))]
+def parse(key: str) -> Part | None:
+    if match := _KEY.match(key):
+        return Part(match["module"], match["module"], Role(match["role"]))
+    if _PLACE.match(key):
+        place, is_down = divmod(int(key), 2)
+        return Part(key, f"unet:{place}", Role.DOWN if is_down else Role.UP)
+    return None
 
 
-def parse(key: str) -> tuple[str, str] | None:
-    found = _KEY.match(key)
-    return (found["module"], found["role"]) if found else None
+def notes(config: Config) -> list[str]:
+    return ["Modules are numbered, not named, in this dialect."]
 
 
-def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
-    notes = ["Modules are numbered, not named, in this dialect. It has no alpha: the scale is 1."]
-    if not _is_list(file.keys):
-        modules, extras = group(file.keys, parse)
-        layers = [assemble(name, {role: fetch(key) for role, key in roles.items()}) for name, roles in modules.items()]
-        return LoRA(tuple(layers), NAME, None, dict(file.metadata), tuple(extras), tuple(notes))
-    if len(file.keys) % 2 or any(len(file.shapes[key]) not in (2, 4) for key in file.keys):
-        raise LoRAFormatError(f"A list of {len(file.keys)} tensors; expected pairs of an up and a down matrix.")
-    component = "text_encoder" if "text_encoder" in file.path.name else "unet"
-    layers = [
-        assemble(f"{component}:{i // 2}", {"up": fetch(str(i)), "down": fetch(str(i + 1))})
-        for i in range(0, len(file.keys), 2)
-    ]
-    return LoRA(tuple(layers), NAME, None, {}, (), tuple(notes))
+@dataclass(frozen=True, kw_only=True)
+class _Numbered(Dialect):
+    def read(self, file: TensorFile, fetch: Fetch, config: Config) -> LoRA:
+        if not is_list(file.keys):
+            return super().read(file, fetch, config)
+        if len(file.keys) % 2 or any(len(file.shapes[key]) not in (2, 4) for key in file.keys):
+            raise LoRAFormatError(f"A list of {len(file.keys)} tensors; expected pairs of an up and a down matrix.")
+        lora = super().read(file, fetch, config)
+        if all(layer.rank >= min(layer.n, layer.m) for layer in lora.layers):
+            raise LoRAFormatError(
+                f"A list of {len(file.keys)} matrices whose products have no low rank (e.g. {lora.layers[0].rank} of"
+                f" {lora.layers[0].n} × {lora.layers[0].m}): no LoRA."
+            )
+        if "text_encoder" not in file.path.name:
+            return lora
+        return replace(lora, layers=tuple(replace(y, name=y.name.replace("unet", "text_encoder")) for y in lora.layers))
+
+
+DIALECT = _Numbered(
+    name="cloneofsimo",
+    example="unet:3:down",
+    scale="1",
+    source="cloneofsimo/lora",
+    matches=matches,
+    parse=parse,
+    unit_scale=True,
+    notes=notes,
+)

@@ -1,42 +1,28 @@
-"""kohya and LyCORIS files: LoRA, LoCon (with and without Tucker core), LoHa, LoKr, DoRA.
+"""kohya and LyCORIS files: LoRA, LoCon (with and without Tucker core), LoHa, LoKr, DoRA, and every tool that writes
+`lora_down`, `lora_up` and `alpha`.
 
-Their module names are flattened with underscores, which cannot be undone with certainty, so the flattened name is the
-module's name.
+Flattened module names cannot be undone with certainty, so the flattened name is the module's name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from lol_core.core.lora import LoRA
-from lol_core.formats.container import TensorFile
-from lol_core.formats.roles import Fetch, assemble, group
+from lol_core.formats.reading import Dialect
 
-NAME = "kohya/LyCORIS"
-_KEY = re.compile(r"^(lora|lycoris)_\w+?[._](lora_(down|up|mid)\.weight|alpha|dora_scale|hada_|lokr_)")
+_FLAT = re.compile(r"^(?:\w*_)?(?:lora|lycoris)_\w+?[._](?:lora_|alpha$|dora_scale$|hada_|lokr_)")
+_DOWN = re.compile(r"[._]lora_(?:down|mid|up)(?:\.[^.]+)?\.weight$")
 
 
 def matches(keys: list[str]) -> bool:
-    return any(_KEY.match(key) for key in keys)
+    return any(_FLAT.match(key) or _DOWN.search(key) for key in keys)
 
 
-def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
-    modules, extras = group(file.keys)
-    layers = [
-        assemble(name, {role: fetch(key) for role, key in roles.items()}, zero_alpha_is_absent=True)
-        for name, roles in modules.items()
-    ]
-    notes = []
-    if not any("alpha" in roles for roles in modules.values()):
-        notes.append("The file holds no alpha: the scale is taken as 1.")
-    return LoRA(tuple(layers), NAME, claimed_base(file.metadata), dict(file.metadata), tuple(extras), tuple(notes))
-
-
-def claimed_base(metadata: Mapping[str, str]) -> str | None:
-    """The base model a header names: kohya's keys first, then modelspec's."""
-    for key in ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture", "base_model"):
-        if metadata.get(key) and metadata[key] != "None":
-            return str(metadata[key])
-    return None
+DIALECT = Dialect(
+    name="kohya/LyCORIS",
+    example="lora_unet_MODULE.lora_down.weight",
+    scale="alpha/r with the `.alpha` beside the factors; alpha 0 or none: 1",
+    source="kohya-ss/sd-scripts, musubi-tuner, LyCORIS, OneTrainer, ComfyUI",
+    matches=matches,
+    zero_alpha_is_rank=True,
+)

@@ -1,40 +1,55 @@
-"""MLX files (safetensors or npz): `….lora_a` (in, r) and `….lora_b` (r, out), transposed relative to PEFT; scale from
-the configuration beside them.
+"""MLX files (safetensors or npz): `….lora_a` (in, r) and `….lora_b` (r, out), transposed relative to PEFT, with the
+scale itself in the configuration; mlx-vlm's `….A`, `….B` as well.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.formats.container import TensorFile
-from lol_core.formats.roles import Fetch, group
+from lol_core.formats.names import Part, Role, bare, role_of
+from lol_core.formats.reading import Config, Dialect, Tensors
 
-NAME = "MLX"
-_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<factor>[ab])$")
+_OWN = re.compile(r"^(?P<module>.+)\.(?P<letter>A|B|m)$")
+_ROLES = {"A": Role.TRANSPOSED_DOWN, "B": Role.TRANSPOSED_UP, "m": Role.MAGNITUDE}
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|embed_in|wte|wpe|shared|embeddings?)$")
 
 
 def matches(keys: list[str]) -> bool:
-    return any(_KEY.match(key) for key in keys)
+    bare_factors = [key for key in keys if key.endswith((".lora_a", ".lora_b"))]
+    return bool(bare_factors) or (bool(keys) and all(key.endswith((".A", ".B")) for key in keys))
 
 
-def parse(key: str) -> tuple[str, str] | None:
-    found = _KEY.match(key)
-    return (found["module"], "down" if found["factor"] == "a" else "up") if found else None
+def parse(key: str) -> Part | None:
+    part = role_of(key)
+    if part is None and (own := _OWN.match(key)):
+        return Part(own["module"], bare(own["module"]), _ROLES[own["letter"]])
+    return part
 
 
-def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
-    modules, extras = group(file.keys, parse)
-    settings = config.get("lora_parameters") or {}
-    scale, notes = settings.get("scale"), []
-    if scale is None:
-        scale = 1.0
-        notes.append("No scale in an adapter_config.json beside the file: the scale is taken as 1.")
-    layers = []
-    for name, roles in modules.items():
-        down, up = fetch(roles["down"]), fetch(roles["up"])
-        layers.append(LoRALayer(name, up.T, down, float(scale)))
-    base = config.get("model") or config.get("base_model_name_or_path") or None
-    return LoRA(tuple(layers), NAME, base, dict(config) | file.metadata, tuple(extras), tuple(notes))
+def prepare(name: str, tensors: Tensors, config: Config) -> Tensors:
+    """An embedding's weight is (tokens, dimensions) and its update lora_a · lora_b, as PEFT's (B A)ᵀ."""
+    if not _EMBEDDING.search(name) or Role.DOWN not in tensors or tensors[Role.DOWN].ndim != 2:
+        return tensors
+    rest = {role: tensor for role, tensor in tensors.items() if role not in (Role.DOWN, Role.UP)}
+    return {**rest, Role.EMBEDDING_DOWN: tensors[Role.DOWN], Role.EMBEDDING_UP: tensors[Role.UP]}
+
+
+def notes(config: Config) -> list[str]:
+    settings = config.get("lora_parameters")
+    if isinstance(settings, dict) and "scale" in settings and settings.get("alpha") not in (None, settings.get("rank")):
+        return [
+            "mlx-lm of today takes the configuration's scale itself; its first versions multiplied it by alpha/rank."
+        ]
+    return []
+
+
+DIALECT = Dialect(
+    name="MLX",
+    example="MODULE.lora_a",
+    scale="lora_parameters.scale of adapter_config.json (mlx-vlm: alpha), undivided",
+    source="mlx-lm, mlx-examples, mlx-vlm",
+    matches=matches,
+    parse=parse,
+    prepare=prepare,
+    notes=notes,
+)

@@ -1,93 +1,128 @@
-"""PEFT adapters: LoRA, rsLoRA, DoRA, LoHa, LoKr, embeddings and the old MergedLinear, with `adapter_config.json` where
-there is one.
+"""PEFT adapters and everything with the same words, whatever the prefix: LoRA, rsLoRA, DoRA, AdaLoRA, LoHa, LoKr,
+embeddings, grouped products, with `adapter_config.json` where there is one.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
-
 import torch
+from torch import Tensor
 
-from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoRAFormatError
-from lol_core.formats.container import TensorFile
-from lol_core.formats.roles import Fetch, assemble, group, role_of
+from lol_core.formats.grouping import FACTORS
+from lol_core.formats.names import Role, role_of
+from lol_core.formats.reading import Config, Dialect, Tensors
+from lol_core.formats.scale import number
 
-NAME = "PEFT"
-_PREFIX = re.compile(r"^(?:base_model\.model\.)+")
-_FACTOR = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|hada_w[12]_[ab]|lokr_w[12](_[ab])?)\b")
+RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+"""Initialisations that take something out of the base weights, or replace them."""
 
 
 def matches(keys: list[str]) -> bool:
-    return any(_FACTOR.search(key) for key in keys)
+    return any((part := role_of(key)) is not None and part.role in FACTORS for key in keys)
 
 
-def parse(key: str) -> tuple[str, str] | None:
-    found = role_of(_PREFIX.sub("", key))
-    return found if found and found[1] != "alpha" else None
+def prepare(name: str, tensors: Tensors, config: Config) -> Tensors:
+    """The variants that a configuration turns on, and products in groups, as one pair of factors."""
+    down, up = tensors.get(Role.DOWN), tensors.get(Role.UP)
+    if down is None or up is None or 0 in up.shape:
+        return tensors
+    if config.get("use_bdlora"):
+        down, up = _block_diagonal(name, down, up, config["use_bdlora"])
+    elif config.get("use_qalora"):
+        down = _unpooled(down, config)
+    elif down.ndim == 2 and (up.ndim == 2 or (up.ndim == 3 and up.shape[2] == 1)) and down.shape[0] != up.shape[1]:
+        rank = torch.tensor(up.shape[1])
+        tensors, up = {**tensors, Role.RANK: rank}, _merged_linear(name, down, up.flatten(1), config)
+    elif up.ndim > 2 and up.ndim == down.ndim and down.shape[0] != up.shape[1]:
+        up = _grouped_convolution(down, up)
+    return {**tensors, Role.DOWN: down, Role.UP: up}
 
 
-def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
-    modules, extras = group(file.keys, parse)
-    notes = []
-    if not config:
-        notes.append("No adapter_config.json beside the file: alpha is unknown, so the scale is taken as 1.")
-    adapter_type = str(config.get("peft_type", "LORA"))
-    layers = []
-    for name, roles in modules.items():
-        tensors = {role: fetch(key) for role, key in roles.items()}
-        alpha = _configured(config.get("alpha_pattern"), name, config.get("lora_alpha", config.get("alpha")))
-        if "up" in tensors and tensors["up"].ndim == 3 and tensors["down"].ndim == 2:
-            layers.append(_merged_linear(name, tensors["down"], tensors["up"], alpha, config))
-            continue
-        scale_rank = None
-        if adapter_type in ("LOHA", "LOKR"):
-            rank = _configured(config.get("rank_pattern"), name, config.get("r"))
-            scale_rank = int(rank) if rank else None
-        layers.append(
-            assemble(name, tensors, alpha=alpha, rslora=bool(config.get("use_rslora")), scale_rank=scale_rank)
-        )
-    base = config.get("base_model_name_or_path") or None
-    return LoRA(tuple(layers), NAME, base, dict(config) | file.metadata, tuple(extras), tuple(notes))
-
-
-def _configured(pattern: Any, name: str, default: Any) -> float | None:
-    """The value of a rank or alpha pattern for a module: the first key k such that `(.*\\.)?(k)$` matches its name, as
-    PEFT reads it.
+def _merged_linear(name: str, down: Tensor, up: Tensor, config: Config) -> Tensor:
+    """The up factor of a MergedLinear (loralib, old PEFT, AdapterHub): one projection holds several parts, of which e
+    are adapted by a pair each. down: (e·r, in), up: (rows of the adapted parts, r) → (all rows, e·r), block-diagonal.
     """
-    for key, value in (pattern or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", name):
-                return float(value)
-        except re.error as error:
-            raise LoRAFormatError(
-                f"adapter_config.json: the pattern {key!r} is no regular expression ({error})."
-            ) from error
-    return None if default is None else float(default)
-
-
-def _merged_linear(
-    name: str, down: torch.Tensor, up: torch.Tensor, alpha: float | None, config: Mapping[str, Any]
-) -> LoRALayer:
-    """The old MergedLinear: one projection holds several, of which `enable_lora` adapts e with a factor pair of their
-    own (a grouped product).
-
-    down: (e·r, in), up: (out of the adapted ones, r, 1). Its ΔW is block-diagonal in these factors, with zero rows for
-    what is not adapted.
-    """
-    enabled = [bool(x) for x in config.get("enable_lora") or [True] * (down.shape[0] // up.shape[1])]
-    groups, rank = sum(enabled), up.shape[1]
-    if groups * rank != down.shape[0] or up.shape[0] % groups:
+    rank = up.shape[1]
+    groups = down.shape[0] // rank
+    if groups < 2 or groups * rank != down.shape[0] or up.shape[0] % groups:
+        return up
+    enabled = _enabled(config, groups)
+    if sum(enabled) != groups:
         raise LoRAFormatError(
-            f"{name}: lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} do not fit {groups} adapted parts"
-            " (enable_lora in adapter_config.json)."
+            f"{name}: lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} are a grouped product of {groups} adapted"
+            " parts of a merged projection, and which parts these are (enable_lora in the configuration) is not known."
         )
     rows = up.shape[0] // groups
-    U = torch.zeros(rows * len(enabled), down.shape[0], dtype=up.dtype, device=up.device)
-    places = [i for i, on in enumerate(enabled) if on]
-    for g, place in enumerate(places):
-        U[place * rows : (place + 1) * rows, g * rank : (g + 1) * rank] = up[g * rows : (g + 1) * rows, :, 0]
-    scale = 1.0 if alpha is None else alpha / rank
-    return LoRALayer(name, U, down.T, scale, alpha)
+    whole = torch.zeros(rows * len(enabled), down.shape[0], dtype=up.dtype, device=up.device)
+    for g, place in enumerate(i for i, on in enumerate(enabled) if on):
+        whole[place * rows : (place + 1) * rows, g * rank : (g + 1) * rank] = up[g * rows : (g + 1) * rows]
+    return whole
+
+
+def _enabled(config: Config, groups: int) -> list[bool]:
+    """Which parts of a fused projection are adapted; with as many as there are thirds of it, all."""
+    nested = config.get("config")
+    if isinstance(config.get("enable_lora"), list):
+        return [bool(on) for on in config["enable_lora"]]
+    if isinstance(nested, dict) and isinstance(nested.get("attn_matrices"), list):  # AdapterHub
+        return [part in nested["attn_matrices"] for part in "qkv"]
+    return [True] * 3 if groups == 3 else []
+
+
+def _block_diagonal(name: str, down: Tensor, up: Tensor, settings: object) -> tuple[Tensor, Tensor]:
+    """BD-LoRA: one of the factors is stored as the blocks of a block-diagonal matrix, one above the other."""
+    if not isinstance(settings, dict):
+        return down, up
+    blocks = int(number(settings.get("nblocks")) or 1)
+    leaf = name.rpartition(".")[2]
+
+    def whole(factor: Tensor, key: str) -> Tensor:
+        if not any(str(pattern) in leaf for pattern in settings.get(key) or ()):
+            return factor
+        if factor.ndim != 2 or blocks < 1 or factor.shape[0] % blocks:
+            raise LoRAFormatError(f"{name}: {tuple(factor.shape)} does not divide into {blocks} blocks (use_bdlora).")
+        return torch.block_diag(*factor.chunk(blocks))
+
+    return whole(down, "target_modules_bd_a"), whole(up, "target_modules_bd_b")
+
+
+def _unpooled(down: Tensor, config: Config) -> Tensor:
+    """QALoRA: lora_A sees the input averaged over groups of g and multiplied by their number; (r, in/g) → (r, in)."""
+    size = int(number(config.get("qalora_group_size")) or 16)
+    return (down.float() * (down.shape[1] / size)).repeat_interleave(size, dim=1)
+
+
+def _grouped_convolution(down: Tensor, up: Tensor) -> Tensor:
+    """The up factor of a convolution in G groups, (out, r/G, 1, …), as the block-diagonal (out, r, 1, …)."""
+    rank, width = down.shape[0], up.shape[1]
+    groups = rank // width
+    if groups * width != rank or up.shape[0] % groups or up.flatten(1).shape[1] != width:
+        return up
+    whole = torch.block_diag(*up.flatten(1).chunk(groups))
+    return whole.reshape(*whole.shape, *[1] * (up.ndim - 2))
+
+
+def notes(config: Config) -> list[str]:
+    found = []
+    start = str(config.get("init_lora_weights") or "").lower()
+    if start.startswith(RESIDUAL):
+        found.append(
+            f"Trained from a {start} initialisation and not converted: the update is relative to a changed (residual)"
+            " base, not to the original weights."
+        )
+    if config.get("alora_invocation_tokens"):
+        found.append("An activated LoRA: it acts only after its invocation tokens.")
+    if config.get("use_qalora"):
+        found.append("QALoRA: the input is pooled in groups, so columns of the update repeat.")
+    return found
+
+
+DIALECT = Dialect(
+    name="PEFT",
+    example="base_model.model.MODULE.lora_A.weight",
+    scale="alpha/r (rsLoRA: alpha/√r) of adapter_config.json with its patterns, an `.alpha` beside, or the header",
+    source="peft, and whatever uses its words: adapters, loralib, SAT, Megatron",
+    matches=matches,
+    prepare=prepare,
+    notes=notes,
+)

@@ -1,4 +1,4 @@
-"""From tensor names to layers: what part each tensor plays in its module, and how the parts multiply to ΔW.
+"""From factors to layers: how the tensors of a module multiply to ΔW.
 
 Every dialect ends here. Tensors may live on the meta device, so that a probe runs the same code without reading
 weights.
@@ -6,8 +6,7 @@ weights.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -18,86 +17,6 @@ from lol_core.core.lora import LoRALayer
 from lol_core.errors import LoRAFormatError
 
 Fetch = Callable[[str], Tensor]
-Grouped = dict[str, dict[str, str]]
-"""Module name → role → key in the file."""
-
-_ADAPTER = r"(?:\.[A-Za-z_][\w-]*)?"  # PEFT's adapter name between the factor and `.weight`, usually `default`
-ROLE_PATTERNS: tuple[tuple[str, str], ...] = (
-    (rf"\.lora_A{_ADAPTER}\.weight|\.lora_A", "down"),
-    (rf"\.lora_B{_ADAPTER}\.weight|\.lora_B", "up"),
-    (rf"\.lora_embedding_A{_ADAPTER}", "embedding_down"),
-    (rf"\.lora_embedding_B{_ADAPTER}", "embedding_up"),
-    (rf"\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?|\.magnitude|\.dora_scale", "magnitude"),
-    (r"[._]lora_down\.weight|\.lora(?:_linear_layer)?\.down\.weight", "down"),
-    (r"[._]lora_up\.weight|\.lora(?:_linear_layer)?\.up\.weight", "up"),
-    (r"[._]lora_mid\.weight", "mid"),
-    (r"\.alpha", "alpha"),
-    *((rf"\.hada_{part}{_ADAPTER}", f"hada_{part}") for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    *((rf"\.lokr_{part}{_ADAPTER}", f"lokr_{part}") for part in ("w1_a", "w1_b", "w2_a", "w2_b", "w1", "w2", "t2")),
-)
-_COMPILED = tuple((re.compile(rf"^(?P<module>.+?)(?:{pattern})$"), role) for pattern, role in ROLE_PATTERNS)
-
-PAIRS = (
-    ("down", "up"),
-    ("embedding_down", "embedding_up"),
-    ("hada_w1_a", "hada_w1_b"),
-    ("hada_w2_a", "hada_w2_b"),
-    ("hada_w1_a", "hada_w2_a"),
-    ("lokr_w1_a", "lokr_w1_b"),
-    ("lokr_w2_a", "lokr_w2_b"),
-)
-LOW_RANK_ROLES = {role for pair in PAIRS for role in pair} | {"lokr_w1", "lokr_w2"}
-
-
-def role_of(key: str) -> tuple[str, str] | None:
-    """(module, role) of a tensor name, or None when it plays no part in a low-rank product."""
-    for pattern, role in _COMPILED:
-        if found := pattern.match(key):
-            return found["module"], role
-    return None
-
-
-def group(keys: Iterable[str], parse: Callable[[str], tuple[str, str] | None] = role_of) -> tuple[Grouped, list[str]]:
-    """Sort tensor names into modules; what is no part of a low-rank pair is returned beside them.
-
-    Raises LoRAFormatError when modules lack one side of their product, naming them, or when two tensors claim the
-    same part.
-    """
-    modules: Grouped = {}
-    extras = []
-    for key in keys:
-        found = parse(key)
-        if found is None:
-            extras.append(key)
-            continue
-        module, role = found
-        roles = modules.setdefault(module, {})
-        if role in roles:
-            raise LoRAFormatError(
-                f"Module {module!r} has two {role!r} tensors: {roles[role]!r} and {key!r}. The file seems to hold two"
-                " adapters."
-            )
-        roles[role] = key
-    halves = {}
-    for module, roles in list(modules.items()):
-        if not LOW_RANK_ROLES & roles.keys():
-            extras.extend(modules.pop(module).values())
-            continue
-        missing = [b if a in roles else a for a, b in PAIRS if (a in roles) != (b in roles)]
-        kronecker = [role for role in roles if role.startswith("lokr_")]
-        if kronecker:
-            missing += [
-                f"lokr_{w}" for w in ("w1", "w2") if not any(role.startswith(f"lokr_{w}") for role in kronecker)
-            ]
-        if missing:
-            halves[module] = (sorted(roles), missing)
-    if halves:
-        module, (found_roles, missing) = next(iter(halves.items()))
-        raise LoRAFormatError(
-            f"Half a LoRA: {len(halves)} of {len(modules)} modules lack a factor. Module {module!r} has"
-            f" {', '.join(found_roles)} but no {', '.join(missing)}."
-        )
-    return modules, extras
 
 
 def assemble(

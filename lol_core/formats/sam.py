@@ -5,32 +5,33 @@ alpha: the scale is 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from lol_core.core.lora import LoRA
-from lol_core.formats.container import TensorFile
-from lol_core.formats.roles import Fetch, assemble, group
+from lol_core.formats.names import Part, Role
+from lol_core.formats.reading import Dialect
 
-NAME = "SAM"
-_KEY = re.compile(r"^w_(?P<factor>[ab])_(?P<index>\d+)$")
+_KEY = re.compile(r"^w_(?P<factor>[ab])_(?P<index>\d+)$", re.ASCII)
 
 
 def matches(keys: list[str]) -> bool:
     return any(_KEY.match(key) for key in keys)
 
 
-def parse(key: str) -> tuple[str, str] | None:
-    found = _KEY.match(key)
-    if not found:
+def parse(key: str) -> Part | None:
+    match = _KEY.match(key)
+    if not match:
         return None
-    block, is_value = divmod(int(found["index"]), 2)
-    return f"blocks.{block}.attn.{'v' if is_value else 'q'}", "down" if found["factor"] == "a" else "up"
-
-
-def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
-    modules, extras = group(file.keys, parse)
-    layers = [assemble(name, {role: fetch(key) for role, key in roles.items()}) for name, roles in modules.items()]
-    return LoRA(
-        tuple(layers), NAME, None, dict(file.metadata), tuple(extras), ("This dialect has no alpha: the scale is 1.",)
+    block, is_value = divmod(int(match["index"]), 2)
+    return Part(
+        key, f"blocks.{block}.attn.{'v' if is_value else 'q'}", Role.DOWN if match["factor"] == "a" else Role.UP
     )
+
+
+DIALECT = Dialect(
+    name="SAM",
+    example="w_a_000",
+    scale="1",
+    source="SAM and ViT LoRA (MathieuNlp/Sam_LoRA, JamesQFreeman/LoRA-ViT)",
+    matches=matches,
+    parse=parse,
+    unit_scale=True,
+)

@@ -5,14 +5,10 @@ scale is 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from lol_core.core.lora import LoRA
-from lol_core.formats.container import TensorFile
-from lol_core.formats.roles import Fetch, assemble, group
+from lol_core.formats.names import Part, Role
+from lol_core.formats.reading import Dialect
 
-NAME = "XLabs"
 _KEY = re.compile(
     r"^(?P<module>(?:\w+\.)*(?:double|single)_blocks\.\d+\.processor\.\w*lora\d?)\.(?P<role>down|up)\.weight$"
 )
@@ -22,14 +18,17 @@ def matches(keys: list[str]) -> bool:
     return any(_KEY.match(key) for key in keys)
 
 
-def parse(key: str) -> tuple[str, str] | None:
-    found = _KEY.match(key)
-    return (found["module"], found["role"]) if found else None
+def parse(key: str) -> Part | None:
+    match = _KEY.match(key)
+    return Part(match["module"], match["module"], Role(match["role"])) if match else None
 
 
-def read(file: TensorFile, fetch: Fetch, config: Mapping[str, Any]) -> LoRA:
-    modules, extras = group(file.keys, parse)
-    layers = [assemble(name, {role: fetch(key) for role, key in roles.items()}) for name, roles in modules.items()]
-    return LoRA(
-        tuple(layers), NAME, None, dict(file.metadata), tuple(extras), ("This dialect has no alpha: the scale is 1.",)
-    )
+DIALECT = Dialect(
+    name="XLabs",
+    example="double_blocks.0.processor.qkv_lora1.down.weight",
+    scale="1",
+    source="XLabs-AI/x-flux",
+    matches=matches,
+    parse=parse,
+    unit_scale=True,
+)

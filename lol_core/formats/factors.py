@@ -1,0 +1,151 @@
+"""From the tensors as a file stores them to plain factors: dequantised, blocks put together, turned the usual way, and
+what stands between them multiplied in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lol_core.errors import LoRAFormatError
+from lol_core.formats.names import Role
+
+WHOLE_NUMBERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
+
+
+def plain(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Role → tensor from slot → tensor (see `names.Part.slot`). Raises LoRAFormatError when they do not fit."""
+    tensors = _together(name, _dequantised(name, slots))
+    for role, tensor in tensors.items():
+        if role not in (Role.ALPHA, Role.SCALE) and (tensor.numel() == 0 or tensor.dtype in WHOLE_NUMBERS):
+            what = (
+                "no numbers" if tensor.numel() == 0 else f"whole numbers ({str(tensor.dtype)[6:]}) without their scale"
+            )
+            raise LoRAFormatError(
+                f"{name}: its {role} of shape {tuple(tensor.shape)} holds {what}: a quantised factor?"
+            )
+    return tensors
+
+
+def _dequantised(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors = {}
+    for slot, tensor in slots.items():
+        if slot.endswith("*"):
+            if slot[:-1] not in slots:
+                raise LoRAFormatError(f"{name}: a quantisation scale of {slot[:-1]}, but no {slot[:-1]}.")
+            continue
+        scale = slots.get(f"{slot}*")
+        if scale is not None:
+            scale = scale.float().to(tensor.device)
+            if scale.numel() == 1:
+                scale = scale.reshape(())
+            elif scale.shape in ((len(tensor),), (len(tensor), *[1] * (tensor.ndim - 1))):
+                scale = scale.reshape(len(tensor), *[1] * (tensor.ndim - 1))
+            else:
+                raise LoRAFormatError(
+                    f"{name}: {slot} of shape {tuple(tensor.shape)} is quantised with scales of shape"
+                    f" {tuple(scale.shape)}; expected one, or one for each of its {len(tensor)} rows."
+                )
+            tensor = tensor.float() * scale
+        tensors[slot] = tensor
+    return tensors
+
+
+def _together(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factors stored in blocks become the matrix with these blocks on its diagonal (LongCat's fused projections)."""
+    tensors = {slot: tensor for slot, tensor in slots.items() if "." not in slot}
+    blocks: dict[str, dict[int, Tensor]] = {}
+    for slot, tensor in slots.items():
+        role, dot, place = slot.partition(".")
+        if dot:
+            blocks.setdefault(role, {})[int(place)] = tensor
+    for role, parts in blocks.items():
+        if (
+            role in tensors
+            or sorted(parts) != list(range(len(parts)))
+            or any(part.ndim != 2 for part in parts.values())
+        ):
+            raise LoRAFormatError(f"{name}: {role} in blocks {', '.join(map(str, sorted(parts)))}; a block is missing.")
+        tensors[role] = torch.block_diag(*(parts[i] for i in range(len(parts))))
+    return tensors
+
+
+def turned(name: str, tensors: Mapping[str, Tensor], transposed: bool | None) -> dict[str, Tensor]:
+    """Factors stored (in, r), (r, out) as (r, in), (out, r). transposed: what the file's other modules say, if they do.
+
+    Raises LoRAFormatError when neither way gives a product of low rank.
+    """
+    tensors = dict(tensors)
+    own = Role.TRANSPOSED_DOWN in tensors
+    down = tensors.pop(Role.TRANSPOSED_DOWN, tensors.get(Role.DOWN))
+    up = tensors.pop(Role.TRANSPOSED_UP, tensors.get(Role.UP))
+    if down is None or up is None:
+        return tensors
+    if down.ndim == 2 and up.ndim == 2:
+        ways = orientations(down, up)
+        turn = ways[0] if len(ways) == 1 else own if transposed is None else transposed
+        if turn:
+            down, up = down.T, up.T
+    tensors[Role.DOWN], tensors[Role.UP] = down, up
+    return tensors
+
+
+def orientations(down: Tensor, up: Tensor) -> list[bool]:
+    """The ways in which two matrices multiply: False as (r, in), (out, r), True as (in, r), (r, out). A single way that
+    gives a rank above both sides is none.
+    """
+    if down.ndim != 2 or up.ndim != 2:
+        return []
+    (a, b), (c, d) = down.shape, up.shape
+    if a == d and b == c:
+        return [False, True]
+    if a == d:
+        return [False] if a <= max(b, c) else []
+    return [True] if b == c and b <= max(a, d) else []
+
+
+def multiplied(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What stands between up and down, multiplied into down: up · M · down (MoSLoRA, LoRA-XS), up · diag(d) · down
+    (AdaLoRA's lora_E, KaSA's lora_diag).
+    """
+    tensors = dict(tensors)
+    mixer, diagonal = tensors.pop(Role.MIXER, None), tensors.pop(Role.DIAGONAL, None)
+    if mixer is None and diagonal is None:
+        return tensors
+    role = Role.DOWN if Role.DOWN in tensors else Role.EMBEDDING_DOWN
+    down = tensors.get(role)
+    if down is None:
+        raise LoRAFormatError(f"{name}: a matrix between factors that are no pair of up and down.")
+    rank = down.shape[0]
+    flat = down.float().flatten(1)
+    if diagonal is not None:
+        if diagonal.numel() != rank:
+            raise LoRAFormatError(f"{name}: a diagonal of {diagonal.numel()} between factors of rank {rank}.")
+        flat = diagonal.float().to(flat.device).reshape(rank, 1) * flat
+    if mixer is not None:
+        if mixer.shape != (rank, rank):
+            raise LoRAFormatError(
+                f"{name}: a matrix {tuple(mixer.shape)} between factors of rank {rank}; expected {(rank, rank)}."
+            )
+        flat = mixer.float().to(flat.device) @ flat
+    tensors[role] = flat.reshape(down.shape)
+    return tensors
+
+
+def oriented_magnitude(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DoRA's vector as the assembly expects it: one per output flat, one per input as a row.
+
+    PEFT, ai-toolkit and MLX write one per output (of an embedding, PEFT: one per dimension, its inputs here). LyCORIS,
+    OneTrainer and ComfyUI keep the axis in the shape: (out, 1, …) or (1, in, 1, …).
+    """
+    tensors = dict(tensors)
+    scale = tensors.pop(Role.DORA_SCALE, None)
+    magnitude = tensors.get(Role.MAGNITUDE)
+    if scale is not None:
+        along_inputs = scale.ndim > 1 and scale.shape[0] == 1 and scale.numel() > 1
+        tensors[Role.MAGNITUDE] = scale.reshape(1, -1) if along_inputs else scale.reshape(-1)
+    elif magnitude is not None:
+        tensors[Role.MAGNITUDE] = magnitude.reshape(1, -1) if Role.EMBEDDING_DOWN in tensors else magnitude.reshape(-1)
+    return tensors

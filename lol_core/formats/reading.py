@@ -1,0 +1,160 @@
+"""How every dialect is read: names to modules, scale, factors, layers, and notes on whatever is uncertain or left out.
+
+A dialect says in its own file how it is recognised and what is special in it. `probe` runs this same code on tensors
+without data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from lol_core.core.header import Kind
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.errors import LoRAFormatError
+from lol_core.formats import factors
+from lol_core.formats.container import TensorFile
+from lol_core.formats.grouping import Parse, group, notes_on
+from lol_core.formats.names import Role, role_of
+from lol_core.formats.roles import Fetch, assemble
+from lol_core.formats.scale import Scales
+
+Tensors = dict[str, Tensor]
+Config = Mapping[str, Any]
+
+
+def _unchanged(name: str, tensors: Tensors, config: Config) -> Tensors:
+    return tensors
+
+
+def _no_notes(config: Config) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """One way of writing LoRA files.
+
+    example, scale, source: a key, where the scale stands and who writes such files, for the page of dialects.
+    matches: whether a file of these keys is of the dialect. parse: names, where the common table does not do. prepare:
+    name, plain tensors (role → tensor) and configuration → tensors, for what a configuration changes in the factors.
+    unit_scale: there is no alpha and s = 1. zero_alpha_is_rank: alpha 0 means the rank (kohya). notes: what a
+    configuration says of the update.
+    """
+
+    name: str
+    example: str
+    scale: str
+    source: str
+    matches: Callable[[list[str]], bool]
+    parse: Parse = role_of
+    prepare: Callable[[str, Tensors, Config], Tensors] = _unchanged
+    unit_scale: bool = False
+    zero_alpha_is_rank: bool = False
+    notes: Callable[[Config], list[str]] = _no_notes
+
+    def read(self, file: TensorFile, fetch: Fetch, config: Config) -> LoRA:
+        """The LoRA in a file; without layers when no name in it is a part of one.
+
+        Raises LoRAFormatError when not one module can be read, with the reason of the first.
+        """
+        grouping = group(file.keys, self.parse)
+        scales = Scales(file.metadata, config, self.unit_scale)
+        stored = {name: {slot: fetch(key) for slot, key in slots.items()} for name, slots in grouping.modules.items()}
+        transposed = _vote(stored)
+        layers = []
+        for name, slots in stored.items():
+            try:
+                layers.append(self._layer(name, slots, scales, config, transposed))
+            except LoRAFormatError as error:
+                grouping.refused[name] = str(error).removeprefix(f"{name}: ").rstrip(".")
+                del grouping.modules[name]
+        if grouping.refused and not layers:
+            name, why = next(iter(grouping.refused.items()))
+            count = len(grouping.refused)
+            raise LoRAFormatError(f"{name}: {why}." + (f" None of {count} modules can be read." if count > 1 else ""))
+        _check_ranks(layers)
+        notes = [*self.notes(config), *scales.notes(len(layers)), *notes_on(grouping)] if layers else []
+        metadata = dict(config) | dict(file.metadata)
+        return LoRA(
+            tuple(layers),
+            self.name,
+            claimed_base(file.metadata, config),
+            metadata,
+            tuple(grouping.extras),
+            tuple(notes),
+        )
+
+    def _layer(
+        self, name: str, slots: Mapping[str, Tensor], scales: Scales, config: Config, transposed: bool | None
+    ) -> LoRALayer:
+        tensors = factors.plain(name, slots)
+        scale = scales.of(name, tensors)
+        tensors.pop(Role.ALPHA, None)
+        tensors.pop(Role.SCALE, None)
+        tensors = self.prepare(name, factors.turned(name, tensors, transposed), config)
+        tensors = factors.oriented_magnitude(factors.multiplied(name, tensors))
+        if self.zero_alpha_is_rank and scale.alpha == 0:
+            scales.zero.append(name)
+            scale = replace(scale, alpha=None)
+        by_rank = scale.rank if any(role.startswith(("hada", "lokr")) for role in tensors) else None
+        if (divisor := tensors.pop(Role.RANK, None)) is not None:
+            by_rank = float(divisor)
+        layer = assemble(
+            name,
+            tensors,
+            alpha=scale.alpha,
+            rslora=scale.rslora,
+            scale_rank=int(by_rank) if by_rank and by_rank >= 1 else None,
+        )
+        _check_magnitude(layer, tensors.get(Role.MAGNITUDE))
+        if layer.factor_shapes is None and Role.DOWN in tensors and layer.rank > max(layer.n, layer.m):
+            raise LoRAFormatError(
+                f"{name}: rank {layer.rank} of a {layer.n} × {layer.m} module. A rank above both dimensions means"
+                " transposed factors, or no LoRA."
+            )
+        return layer if scale.value is None else replace(layer, scale=scale.value, alpha=None)
+
+
+def _vote(stored: Mapping[str, Mapping[str, Tensor]]) -> bool | None:
+    """Whether the factors of a file are stored (in, r), (r, out), as its modules that multiply in one way only say."""
+    votes = set()
+    for slots in stored.values():
+        down = slots.get(Role.DOWN, slots.get(Role.TRANSPOSED_DOWN))
+        up = slots.get(Role.UP, slots.get(Role.TRANSPOSED_UP))
+        if down is not None and up is not None and len(ways := factors.orientations(down, up)) == 1:
+            votes.add(ways[0])
+    return votes.pop() if len(votes) == 1 else None
+
+
+def _check_ranks(layers: list[LoRALayer]) -> None:
+    """Raises LoRAFormatError when most modules have a rank above their smaller side: nobody trains that."""
+    pairs = [layer for layer in layers if layer.factor_shapes is None and layer.kind in (Kind.LINEAR, Kind.CONV)]
+    above = [layer for layer in pairs if layer.rank > min(layer.n, layer.m)]
+    if 2 * len(above) > len(pairs):
+        layer = above[0]
+        raise LoRAFormatError(
+            f"{len(above)} of {len(pairs)} modules have a rank above their smaller side, such as {layer.name} with rank"
+            f" {layer.rank} of {layer.n} × {layer.m}: transposed factors, or matrices that are no LoRA."
+        )
+
+
+def _check_magnitude(layer: LoRALayer, magnitude: Tensor | None) -> None:
+    if magnitude is not None and layer.magnitude_axis != ("m" if magnitude.ndim > 1 else "n"):
+        expected = layer.weight_shape[1] if magnitude.ndim > 1 else layer.weight_shape[0]
+        raise LoRAFormatError(
+            f"{layer.name}: the DoRA magnitude has {magnitude.numel()} entries; expected {expected} along this axis."
+        )
+
+
+def claimed_base(metadata: Mapping[str, Any], config: Config) -> str | None:
+    """The base model that the header or the configuration names: kohya's keys, modelspec's, PEFT's, MLX's."""
+    header = ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture", "base_model")
+    for source, keys in ((metadata, header), (config, ("base_model_name_or_path", "model", "model_name"))):
+        for key in keys:
+            if source.get(key) and source[key] != "None":
+                return str(source[key])
+    return None
