@@ -16,7 +16,9 @@ from PIL import Image
 
 from lol_core import TrainingConfig, Zoo
 from lol_core.insight import plots
-from lol_core.insight.embedding import explain, project, space_of
+from lol_core.insight.embedding import space_of
+from lol_core.insight.explanation import explain
+from lol_core.insight.picture import project
 from lol_core.learning.fit import plan, train
 
 torch.set_num_threads(1)

@@ -8,10 +8,13 @@ import streamlit as st
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import LoLError
 from lol_core.insight import plots
-from lol_core.insight.embedding import Kind, Method, explain, families, name_clusters
+from lol_core.insight.embedding import Kind, families
+from lol_core.insight.explanation import explain, name_clusters
+from lol_core.insight.maps import MapSettings
+from lol_core.insight.picture import Method
 from ui.figures import figure
 from ui.frame import frame, need, page_link
-from ui.jobs import MapJob, MapSettings
+from ui.jobs import MapJob
 from ui.keys import key
 from ui.points import walk_points
 from ui.progress import follow
@@ -82,20 +85,29 @@ KINDS: dict[str, Kind] = {UPDATES: "updates", DIRECTIONS: "directions", SPECTRA:
 kind = KINDS.get(space_title, "latent")
 folder = models[space_title.removeprefix("Latent of ")] if kind == "latent" else None
 way: Method = "UMAP" if method == "UMAP" else "PCA"
-settings = MapSettings(kind, str(folder or ""), way, int(dimensions or 2), seed, neighbours, zoo.fingerprint, ids)
+try:
+    model = None if folder is None else load_checkpoint(folder)
+except LoLError as error:
+    st.error(str(error))
+    st.stop()
+settings = MapSettings(
+    zoo.fingerprint,
+    ids,
+    kind,
+    model="" if model is None else f"{folder} {model.created}",
+    method=way,
+    dimensions=int(dimensions or 2),
+    seed=seed,
+    neighbours=neighbours,
+)
 
 if settings not in state.maps:
     job = state.mapping
     if job is None or job.settings != settings or job.zoo is not zoo:
         if job is not None:
             job.stop()
-        try:
-            model = None if folder is None else load_checkpoint(folder)
-        except LoLError as error:
-            st.error(str(error))
-            st.stop()
-        same = [m for known, m in state.maps.items() if known.like(settings)]
-        state.mapping = job = MapJob(zoo, settings, model, same[-1][1] if same else None)
+        earlier = [known.picture for of, known in state.maps.items() if settings.continues(of)]
+        state.mapping = job = MapJob(zoo, settings, model, earlier[-1] if earlier else None)
         job.start()
     follow(job, "stop_map")
     if not job.running:
@@ -110,7 +122,8 @@ if settings not in state.maps:
             st.rerun()
     st.stop()
 
-space, picture, clusters = state.maps[settings]
+drawn = state.maps[settings]
+space, picture, clusters = drawn.space, drawn.picture, drawn.clusters
 offer(zoo, "map", picture.add_prefix("map "))
 shown = picture.loc[[id for id in visible(zoo) if id in picture.index]]
 columns = {
@@ -176,6 +189,11 @@ if pictures := [(id, path) for id in chosen[:SHOWN] if (path := preview_of(zoo, 
                 page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=zoo.names[id])
     if len(chosen) > SHOWN:
         st.caption(f"Previews of the first {SHOWN} of {len(chosen):,} selected.")
+if drawn.moved is not None:
+    st.caption(
+        f"Laid over the map before it: its points lie {drawn.moved:.0%} of that map's radius from where they were (root"
+        " mean square)."
+    )
 if dimensions == 3:
     st.caption("Drag to turn it. Lasso and box work in two dimensions.")
 

@@ -4,6 +4,8 @@ apart is named.
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +21,17 @@ from lol_core.core.geometry import distance, inner_product, spectrum
 from lol_core.core.symmetry import sample_gl
 from lol_core.errors import TaskError
 from lol_core.insight.embedding import (
-    Method,
     Space,
-    explain,
     from_gram,
     gram,
-    name_clusters,
     nystroem,
     padded_spectra,
-    project,
     self_products,
     space_of,
 )
+from lol_core.insight.explanation import explain, name_clusters
+from lol_core.insight.maps import MapSettings, draw_map
+from lol_core.insight.picture import Method, align, displacement, project
 from tests.builders import MODULES, random_lora, write_zoo
 
 
@@ -119,19 +120,51 @@ def test_neighbours_and_clusters_come_from_the_space(two_clouds: Space) -> None:
 
 @pytest.mark.parametrize(("method", "dimensions"), [("PCA", 2), ("PCA", 3), ("UMAP", 2)])
 def test_a_picture_is_repeatable_and_keeps_clouds_apart(two_clouds: Space, method: Method, dimensions: int) -> None:
-    first, second = project(two_clouds, method, dimensions, seed=3), project(two_clouds, method, dimensions, seed=3)
+    first, second = (project(two_clouds, method, dimensions=dimensions, seed=3) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
     assert list(first.columns) == list("xyz")[:dimensions]
     gap = np.linalg.norm(first[:30].mean() - first[30:].mean())
     assert gap > 2 * max(first[:30].std().max(), first[30:].std().max())
 
 
+@given(seed=st.integers(0, 1000), dimensions=st.sampled_from([2, 3]), reflect=st.booleans(), new=st.integers(0, 5))
+@settings(max_examples=25)
+def test_a_turned_picture_is_laid_over_the_earlier_one(seed: int, dimensions: int, reflect: bool, new: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids, axes = [f"l{i}" for i in range(20)], list("xyz")[:dimensions]
+    earlier = pd.DataFrame(rng.normal(size=(20, dimensions)) + 3, index=ids, columns=axes)
+    turn = np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0]
+    turn[:, 0] *= -1 if reflect else 1
+    more = pd.DataFrame(rng.normal(size=(new, dimensions)), index=[f"new{i}" for i in range(new)], columns=axes)
+    whole = pd.concat([earlier, more]) @ turn + rng.normal(size=dimensions)
+    found = align(whole.set_axis(axes, axis=1).iloc[rng.permutation(20 + new)], earlier)
+    np.testing.assert_allclose(found.loc[ids], earlier, atol=1e-9)
+    np.testing.assert_allclose(found.loc[more.index], more, atol=1e-9)
+    assert displacement(found, earlier) < 1e-9
+
+
 def test_a_picture_stays_in_place_when_it_starts_from_the_last(two_clouds: Space) -> None:
+    """No rotation or reflection of the new picture lies nearer to the last: true of UMAP on every machine, wherever its
+    rounding takes it.
+    """
     first = project(two_clouds, "UMAP", seed=1)
     more = Space("clouds", (*two_clouds.ids, "new"), np.vstack([two_clouds.vectors, two_clouds.vectors[:1] + 0.1]))
     second = project(more, "UMAP", seed=2, start=first)
-    moved = np.linalg.norm(second.reindex(first.index) - first, axis=1)
-    assert np.median(moved) < np.linalg.norm(first[:30].mean() - first[30:].mean()) / 2
+    moved = displacement(second, first)
+    middle = second.loc[first.index].mean()
+    for angle in np.linspace(0, 2 * np.pi, 24, endpoint=False):
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        for flip in (np.eye(2), np.diag([1.0, -1.0])):
+            other = pd.DataFrame((second - middle).to_numpy() @ turn @ flip, second.index, second.columns) + middle
+            assert moved <= displacement(other, first) * (1 + 1e-6)
+    assert set(second.index) == {*first.index, "new"}
+
+
+def test_how_far_a_picture_moved_is_measured_in_its_radius() -> None:
+    square = pd.DataFrame({"x": [1.0, -1, -1, 1], "y": [1.0, 1, -1, -1]}, index=list("abcd"))
+    assert displacement(square, square) == 0
+    assert displacement(square + 1, square) == pytest.approx(1), "shifted by √2, the distance of the corners"
+    assert np.isnan(displacement(square, square.set_axis(list("efgh")))), "none in both"
 
 
 def test_too_few_points_for_a_map() -> None:
@@ -171,3 +204,36 @@ def test_clusters_are_named_by_what_tells_them_apart() -> None:
     assert names[0] == "hat" and names[1] == "dog" and set(names) == {0, 1, 2}
     unrelated = pd.DataFrame({"noise": np.tile([0.0, 1.0, 2.0], 20)}, index=ids)
     assert name_clusters(clusters, unrelated) == {k: f"cluster {k + 1}" for k in range(3)}
+
+
+def test_a_map_is_kept_on_disk_and_read_again_by_another_session(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 20)
+    zoo = Zoo.open(tmp_path / "zoo")
+    settings = MapSettings(zoo.fingerprint, tuple(zoo.ids), "updates")
+    first = draw_map(zoo, settings)
+    shutil.rmtree(tmp_path / "zoo")  # nothing can be read a second time
+    again = draw_map(zoo, settings)
+    assert first is not None and again is not None and again.moved is None
+    assert again.space.ids == first.space.ids and again.space.share == first.space.share
+    np.testing.assert_array_equal(again.space.vectors, first.space.vectors)
+    pd.testing.assert_series_equal(again.clusters, first.clusters)
+    pd.testing.assert_frame_equal(again.picture, first.picture)
+    turned = draw_map(zoo, replace(settings, seed=1), start=first.picture)
+    assert turned is not None and turned.moved == pytest.approx(0, abs=1e-6), "PCA of the same space"
+    with pytest.raises(TaskError, match="can be read"):
+        draw_map(zoo, replace(settings, kind="spectra"))
+
+
+def test_a_map_that_was_cut_short_on_disk_is_made_again(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 12)
+    zoo = Zoo.open(tmp_path / "zoo")
+    settings = MapSettings(zoo.fingerprint, tuple(zoo.ids), "spectra")
+    first = draw_map(zoo, settings, cache=tmp_path)
+    for path in (tmp_path / "maps").glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:200])
+    again = draw_map(zoo, settings, cache=tmp_path)
+    assert first is not None and again is not None
+    pd.testing.assert_frame_equal(again.picture, first.picture)
+    assert not list((tmp_path / "maps").glob("*.writing"))
+    (tmp_path / "changed").mkdir()
+    assert draw_map(zoo, settings, cache=tmp_path / "changed", stop=lambda: True) is None

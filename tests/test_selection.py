@@ -86,7 +86,7 @@ def test_a_map_by_umap_is_the_same_again(synthetic_folder: Path) -> None:
     for _ in range(2):
         test = settled(opened("Map", synthetic_folder, method="UMAP"))
         assert not test.exception
-        pictures.append(next(iter(test.session_state["session"].maps.values()))[1])
+        pictures.append(next(iter(test.session_state["session"].maps.values())).picture)
     pd.testing.assert_frame_equal(*pictures)
 
 

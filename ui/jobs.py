@@ -19,8 +19,8 @@ from lol_core.errors import LoLError
 from lol_core.experiments import run as run_experiment
 from lol_core.experiments.result import Result
 from lol_core.experiments.trials import SMALL, Context
-from lol_core.insight.embedding import Kind, Method, Space, project, space_of
 from lol_core.insight.generation import Painter, Sampling, Stopped
+from lol_core.insight.maps import Map, MapSettings, draw_map
 from lol_core.insight.survey import Surveys, duplicates
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
@@ -246,65 +246,31 @@ class SurveyJob(Job):
             self.result = found
 
 
-@dataclass(frozen=True)
-class MapSettings:
-    """What a map depends on. space: updates, directions, spectra, or latent (of the checkpoint folder `model`)."""
-
-    space: Kind
-    model: str
-    method: Method
-    dimensions: int
-    seed: int
-    neighbours: int
-    fingerprint: str
-    ids: tuple[str, ...]
-
-    def like(self, other: MapSettings) -> bool:
-        """Whether a map with these settings can be the start of the other, so that points stay about where they
-        were.
-        """
-        return (self.space, self.model, self.method, self.dimensions) == (
-            other.space,
-            other.model,
-            other.method,
-            other.dimensions,
-        )
-
-
-Drawn = tuple[Space, pd.DataFrame, pd.Series]
-
-
 class MapJob(Job):
-    """Places a collection in a space and draws it. `result`: the space, the picture and the clusters."""
+    """Places a collection in a space and draws it. `result`: the map."""
 
     def __init__(self, zoo: Zoo, settings: MapSettings, model: Checkpoint | None, start: pd.DataFrame | None):
         super().__init__()
         self.zoo, self.settings, self.model, self.first = zoo, settings, model, start
         self.share = 0.0
-        self.result: Drawn | None = None
+        self.result: Map | None = None
 
     @property
     def fraction(self) -> float:
         return self.share
 
     def _report(self, done: float, message: str) -> None:
-        self.message, self.share = message, 0.8 * done
+        self.message, self.share = message, done
 
     def _work(self) -> None:
-        space = space_of(self.zoo, self.settings.ids, self.settings.space, self.model, self._report, self._stop.is_set)
-        if space is None:
-            return
-        self.message, self.share = f"Drawing {len(space.ids):,} LoRAs by {self.settings.method}", 0.8
-        picture = project(
-            space,
-            self.settings.method,
-            self.settings.dimensions,
-            self.settings.seed,
-            self.settings.neighbours,
-            self.first,
+        self.result = draw_map(
+            self.zoo,
+            self.settings,
+            checkpoint=self.model,
+            start=self.first,
+            report=self._report,
+            stop=self._stop.is_set,
         )
-        self.message, self.share = "Finding clusters", 0.95
-        self.result = space, picture, space.clusters()
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
 from lol_core.insight.generation import Painter
+from lol_core.insight.maps import Map, MapSettings
 from lol_core.insight.survey import Survey, Surveys
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
-from ui.jobs import DrawingJob, Drawn, ExperimentJob, FoldsJob, IndexJob, MapJob, MapSettings, SurveyJob, TrainingJob
+from ui.jobs import DrawingJob, ExperimentJob, FoldsJob, IndexJob, MapJob, SurveyJob, TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_loras"
@@ -53,7 +54,7 @@ class Session:
     mapping: MapJob | None = None
     experiment: ExperimentJob | None = None
     indexing: IndexJob | None = None
-    maps: dict[MapSettings, Drawn] = field(default_factory=dict)
+    maps: dict[MapSettings, Map] = field(default_factory=dict)
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: bool = False
     computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)

@@ -1,7 +1,5 @@
-"""A collection as points: the space its LoRAs lie in, their neighbours there, a picture of it in two or three
-dimensions, and what tells a part of it apart.
-
-Neighbours and clusters are found in the original space; the picture only shows them.
+"""A collection as points: the space its LoRAs lie in, and their neighbours and clusters there. A picture of it (see
+`picture`) only shows them.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import chi2_contingency, mannwhitneyu
 from sklearn.cluster import HDBSCAN
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -27,7 +24,6 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, TaskError
 from lol_core.learning.checkpoint import Checkpoint
 
-Method = Literal["PCA", "UMAP"]
 Kind = Literal["updates", "directions", "spectra", "latent"]
 BLOCK = 20_000_000
 """Numbers formed at a time when products of many LoRAs are computed."""
@@ -151,98 +147,6 @@ def padded_spectra(spectra: Sequence[Sequence[np.ndarray]], spec: WeightSpec) ->
             )
         )
     return np.stack(rows)
-
-
-def project(
-    space: Space,
-    method: Method = "PCA",
-    dimensions: int = 2,
-    seed: int = 0,
-    neighbours: int = 15,
-    start: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """A picture of a space: index ids, columns x, y (and z). UMAP depends on the seed; `start`, an earlier picture,
-    keeps it in place.
-
-    Raises TaskError when there are fewer LoRAs than dimensions + 1.
-    """
-    if len(space.ids) <= dimensions:
-        raise TaskError(
-            f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs; {len(space.ids)} can be read."
-        )
-    flat = PCA(min(dimensions, *space.vectors.shape), random_state=seed).fit_transform(space.vectors)
-    flat = np.pad(flat, ((0, 0), (0, dimensions - flat.shape[1])))
-    if method == "UMAP":
-        from umap import UMAP
-
-        first = flat if start is None else start.reindex(space.ids).fillna(start.mean()).to_numpy()[:, :dimensions]
-        first = 10 * (first - first.mean(0)) / max(first.std(), 1e-12) if start is None else first
-        model = UMAP(
-            n_components=dimensions,
-            n_neighbors=min(neighbours, len(space.ids) - 1),
-            random_state=seed,
-            init=first.astype(np.float32),
-            n_jobs=1,
-        )
-        flat = model.fit_transform(space.vectors)
-    return pd.DataFrame(flat, index=list(space.ids), columns=list("xyz")[:dimensions])
-
-
-def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
-    """Which columns tell the selected LoRAs from the others: column, effect in 0 … 1, p-value, what it says; the
-    largest effect first.
-
-    Numbers: the size of 2 AUC − 1, of the rank-sum test. Texts with at most a quarter as many values as rows: Cramér's
-    V. The p-values are those of one test each, not corrected for the number of columns.
-    """
-    inside = labels.index.isin(list(selected))
-    rows = []
-    if inside.any() and not inside.all():
-        for column in labels.columns:
-            values = labels[column]
-            known = values.notna().to_numpy()
-            mine, others = values[inside & known], values[~inside & known]
-            if not len(mine) or not len(others) or values.nunique() < 2:
-                continue
-            if pd.api.types.is_numeric_dtype(values):
-                test = mannwhitneyu(mine.astype(float), others.astype(float))
-                auc = float(test.statistic) / (len(mine) * len(others))
-                said = f"{'higher' if auc > 0.5 else 'lower'}: mean {mine.mean():.4g} against {others.mean():.4g}"
-                rows.append((column, abs(2 * auc - 1), float(test.pvalue), said))
-            elif values.nunique() <= max(2, len(values) / 4):
-                table = pd.crosstab(inside[known], values[known].astype(str))
-                statistic, p, _, _ = chi2_contingency(table, correction=False)
-                effect = float(np.sqrt(statistic / table.to_numpy().sum() / max(1, min(table.shape) - 1)))
-                ours, theirs = table.loc[True] / len(mine), table.loc[False] / len(others)
-                name = str((ours - theirs).idxmax())
-                said = f"{name}: {ours[name]:.0%} against {theirs[name]:.0%}"
-                rows.append((column, effect, float(p), said))
-    return pd.DataFrame(rows, columns=["column", "effect", "p", "says"]).sort_values(
-        "effect", ascending=False, ignore_index=True
-    )
-
-
-def name_clusters(clusters: pd.Series, labels: pd.DataFrame, least: float = 0.3) -> dict[int, str]:
-    """Cluster number → what tells it apart in a word or two, from the column with the largest effect (see `explain`);
-    "cluster k" when none reaches `least`.
-
-    clusters: by id, −1 for those in none.
-    """
-    names: dict[int, str] = {}
-    for k in sorted(set(clusters) - {-1}):
-        members = list(clusters.index[clusters == k])
-        reasons = explain(labels.reindex(clusters.index), members)
-        names[int(k)] = f"cluster {k + 1}"
-        if len(reasons) and reasons["effect"].iloc[0] >= least:
-            column = str(reasons.loc[0, "column"])
-            inside = labels[column].reindex(members).dropna()
-            if not pd.api.types.is_numeric_dtype(inside):
-                names[int(k)] = str(inside.astype(str).mode()[0])
-            elif set(labels[column].dropna().unique()) <= {0, 1}:
-                names[int(k)] = column if inside.mean() > 0.5 else f"no {column}"
-            else:
-                names[int(k)] = f"{'high' if inside.mean() > labels[column].mean() else 'low'} {column}"
-    return names
 
 
 def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:

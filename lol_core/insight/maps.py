@@ -1,0 +1,129 @@
+"""Maps of a collection: its space, a picture of that and the clusters in it, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+
+from lol_core.collections.index import cache_folder
+from lol_core.collections.zoo import Zoo
+from lol_core.insight.embedding import Kind, Report, Space, Stop, space_of
+from lol_core.insight.picture import Method, displacement, project
+from lol_core.learning.checkpoint import Checkpoint
+
+MAX_KEPT = 32
+"""Files of spaces and pictures that are kept; the longest unused goes first."""
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """What a map depends on. fingerprint: of the collection; ids: the LoRAs to place; model: what identifies the
+    checkpoint of a latent, else ""; neighbours: of UMAP.
+    """
+
+    fingerprint: str
+    ids: tuple[str, ...]
+    kind: Kind
+    model: str = ""
+    method: Method = "PCA"
+    dimensions: int = 2
+    seed: int = 0
+    neighbours: int = 15
+
+    @property
+    def space_key(self) -> tuple[object, ...]:
+        return self.fingerprint, self.ids, self.kind, self.model
+
+    def continues(self, other: MapSettings) -> bool:
+        """Whether the picture of the other can be the start of this one, so that points stay about where they were."""
+        same = ("kind", "model", "method", "dimensions")
+        return all(getattr(self, name) == getattr(other, name) for name in same)
+
+
+@dataclass(frozen=True)
+class Map:
+    """clusters: id → cluster number, −1 for those in none; picture: see `project`; moved: how far the picture lies from
+    the one it started from (see `displacement`), None where it started from none.
+    """
+
+    space: Space
+    clusters: pd.Series
+    picture: pd.DataFrame
+    moved: float | None = None
+
+
+def draw_map(
+    zoo: Zoo,
+    settings: MapSettings,
+    *,
+    checkpoint: Checkpoint | None = None,
+    start: pd.DataFrame | None = None,
+    report: Report = lambda done, message: None,
+    stop: Stop = lambda: False,
+    cache: Path | None = None,
+) -> Map | None:
+    """A map of a collection; its space and its picture are taken from the cache (the user's by default) where they are
+    known. None when `stop()` said so on the way. Raises TaskError as `space_of` and `project` do.
+    """
+    folder = (cache or cache_folder()) / "maps"
+    place = _place(folder, settings.space_key)
+    if (kept := _read(place)) is not None:
+        title, share, ids = str(kept["title"]), float(kept["share"]), tuple(map(str, kept["ids"]))
+        space, clusters = Space(title, ids, kept["vectors"], share), pd.Series(kept["clusters"], index=list(ids))
+    else:
+        made = space_of(zoo, settings.ids, settings.kind, checkpoint, lambda done, text: report(0.8 * done, text), stop)
+        if made is None:
+            return None
+        report(0.8, "Finding clusters")
+        space, clusters = made, made.clusters()
+        arrays = {"vectors": space.vectors, "clusters": clusters.to_numpy(), "ids": np.array(space.ids)}
+        _write(place, arrays | {"share": np.array(space.share), "title": np.array(space.title)})
+    place = _place(folder, astuple(settings))
+    if (kept := _read(place)) is not None:
+        places, moved = kept["places"], float(kept["moved"])
+    else:
+        report(0.9, f"Drawing {len(space.ids):,} LoRAs by {settings.method}")
+        shape = {"dimensions": settings.dimensions, "seed": settings.seed, "neighbours": settings.neighbours}
+        drawn = project(space, settings.method, start=start, **shape)
+        places, moved = drawn.to_numpy(), float("nan") if start is None else displacement(drawn, start)
+        _write(place, {"places": places, "moved": np.array(moved)})
+    picture = pd.DataFrame(places, index=list(space.ids), columns=list("xyz")[: settings.dimensions])
+    return Map(space, clusters, picture, None if np.isnan(moved) else moved)
+
+
+def _place(folder: Path, key: tuple[object, ...]) -> Path:
+    return folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npz"
+
+
+def _read(place: Path) -> Mapping[str, np.ndarray] | None:
+    """The arrays of a file, None when it is not there or damaged."""
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            arrays = dict(file)
+        os.utime(place)
+        return arrays
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
+        return None
+
+
+def _write(place: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a file whole or not at all, and delete the longest unused of too many. On a full disk nothing is kept."""
+    writing = place.with_suffix(f".{os.getpid()}.writing")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with writing.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        writing.replace(place)
+        by_use = sorted(place.parent.glob("*.npz"), key=lambda path: path.stat().st_mtime)
+        for path in by_use[:-MAX_KEPT]:
+            path.unlink(missing_ok=True)
+    except OSError:
+        writing.unlink(missing_ok=True)
