@@ -5,99 +5,129 @@ weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import orjson
 
 from lol_core.core.lora import LoRA
-from lol_core.errors import LoRAFormatError, NotLowRankError
-from lol_core.formats import cloneofsimo, diffusers, kohya, mlx, nunchaku, peft, sam, xlabs
+from lol_core.errors import LoRAFormatError
+from lol_core.formats import cloneofsimo, diffusers, kohya, llama_cpp, mlx, nunchaku, peft, sam, xlabs
 from lol_core.formats.base_models import suggest_base_model
-from lol_core.formats.container import SUFFIXES, TensorFile, open_tensors
-from lol_core.formats.roles import Fetch
+from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_tensors
+from lol_core.formats.families import explain, family_of
 
 __all__ = ["DIALECTS", "SUFFIXES", "probe", "read", "suggest_base_model"]
 
-DIALECTS = tuple(module.DIALECT for module in (sam, cloneofsimo, nunchaku, mlx, xlabs, diffusers, kohya, peft))
+DIALECTS = tuple(
+    module.DIALECT for module in (llama_cpp, sam, cloneofsimo, nunchaku, mlx, xlabs, diffusers, kohya, peft)
+)
 """Tried in this order; the first that recognises the keys reads the file."""
 
-OTHER_FAMILIES = (
-    ("prompt_embeddings", "prompt tuning: it learns input tokens"),
-    ("oft_", "OFT or BOFT: it rotates weights"),
-    ("ia3_", "IA³: it rescales activations"),
-    (".on_input", "IA³: it rescales activations"),
-    ("vera_lambda", "VeRA: its factors are shared random matrices"),
-    (".diff", "LyCORIS full or norm differences"),
-    ("w_norm", "LyCORIS norm differences"),
-    (".a1.weight", "GLoRA: it also maps the base weight"),
+CONFIG = "adapter_config.json"
+MAX_CONFIG_BYTES = 10_000_000
+IN_FOLDER = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+    "adapters.safetensors",
+    "adapters.npz",
+    *INDEX_NAMES,
 )
+"""What a folder's LoRA is called."""
 
 
 def read(path: Path | str) -> LoRA:
-    """Read a LoRA file, or a PEFT folder. Raises LoRAFormatError with the reason and what to do when it is not one."""
-    file, config = _open(Path(path))
-    return _read(file, file.get, config)
+    """Read a LoRA file, all shards of one, or a PEFT folder. Raises LoRAFormatError with the reason and what to do when
+    it is not one.
+    """
+    return _open(Path(path), weights=True)
 
 
 def probe(path: Path | str) -> LoRA:
     """The same LoRA with tensors on the meta device: names, shapes, ranks, scales, dtypes and metadata, but no weights
-    read.
+    read. Raises LoRAFormatError where `read` would.
     """
-    file, config = _open(Path(path))
-    return _read(file, file.peek, config)
+    return _open(Path(path), weights=False)
 
 
-def _open(path: Path) -> tuple[TensorFile, dict[str, Any]]:
+def _open(path: Path, *, weights: bool) -> LoRA:
     if path.is_dir():
-        found = [
-            path / name
-            for name in ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
-            if (path / name).is_file()
-        ]
-        if not found:
-            raise LoRAFormatError(
-                f"{path}: a folder without adapter_model.safetensors or adapter_model.bin. Name the file itself."
-            )
-        path = found[0]
-    file = open_tensors(path)
-    config_path = path.parent / "adapter_config.json"
-    if not config_path.is_file():
-        return file, {}
+        path = _in_folder(path)
+    for _ in range(2):
+        before = _version(path)
+        try:
+            config = _read_config(path.parent / CONFIG)
+            with open_tensors(path) as file:
+                lora = _read(file, config, weights=weights)
+        except LoRAFormatError:
+            if _version(path) == before:
+                raise
+            continue
+        if _version(path) == before:
+            return lora
+    raise LoRAFormatError("The file changes while it is read. Read it again when it is whole.")
+
+
+def _version(path: Path) -> tuple[int, int] | None:
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise LoRAFormatError(
-            f"{config_path.name} beside the file cannot be read ({error}), so its alpha is unknown. Repair or"
-            " remove it."
-        ) from error
-    return file, config if isinstance(config, dict) else {}
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
-def _read(file: TensorFile, fetch: Fetch, config: dict[str, Any]) -> LoRA:
+def _in_folder(folder: Path) -> Path:
+    for name in IN_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    raise LoRAFormatError(
+        f"{folder}: a folder without adapter_model.safetensors or adapter_model.bin. Name the file itself."
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The configuration beside a file, empty when there is none. Raises LoRAFormatError when it cannot be read: its
+    alpha is part of the function.
+    """
+    problem: object
+    try:
+        if not path.is_file():
+            return {}
+        raw = path.read_bytes()[:MAX_CONFIG_BYTES]
+        encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+        text = raw.decode(encoding)
+        try:
+            config = orjson.loads(text)
+        except ValueError:
+            config = json.loads(text)  # which takes NaN, as PEFT writes it
+    except (ValueError, OSError, RecursionError) as error:
+        problem = error
+    else:
+        if isinstance(config, dict):
+            return config
+        problem = f"it holds a {type(config).__name__}, expected an object"
+    raise LoRAFormatError(
+        f"{path.name} beside the file cannot be read ({str(problem)[:200]}), so its alpha is unknown. Repair or"
+        " remove it."
+    )
+
+
+def _read(file: TensorFile, config: Mapping[str, Any], *, weights: bool) -> LoRA:
     keys = file.keys
     for dialect in DIALECTS:
-        if dialect.matches(keys):
-            lora = dialect.read(file, fetch, config)
-            if lora.layers:
-                return lora
-    for mark, family in OTHER_FAMILIES:
-        if any(mark in key for key in keys):
-            raise NotLowRankError(
-                f"Another kind of adapter ({family}) without a low-rank product: {len(keys)} tensors, e.g. {keys[0]!r}."
-                " Nothing to embed."
-            )
-    if len(keys) <= 4 and all(key.startswith("<") and key.endswith(">") for key in keys):
-        raise NotLowRankError(
-            f"A textual inversion: {len(keys)} token embedding(s) {', '.join(keys)}, no low-rank product."
-        )
-    shapes = {file.shapes[key] for key in keys}
-    if all(torch.Size(shape).numel() <= 1 for shape in shapes):
-        raise NotLowRankError(
-            f"{len(keys)} single numbers (e.g. {keys[0]!r}) and no matrices: settings of adapters without their"
-            " factors."
-        )
-    raise NotLowRankError(
-        f"No low-rank pairs among its {len(keys)} tensors (e.g. {keys[0]!r}): a model, an optimizer state or an unknown"
-        " kind of adapter."
-    )
+        if not keys or not dialect.matches(keys):
+            continue
+        try:
+            lora = dialect.read(file, file.get if weights else file.peek, config)
+        except LoRAFormatError as error:
+            family = family_of(keys, {})
+            if family and not family.beside:
+                raise explain(file, config) from error
+            raise
+        if lora.layers:
+            return replace(lora, notes=file.notes + lora.notes) if file.notes else lora
+    raise explain(file, config)

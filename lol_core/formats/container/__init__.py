@@ -1,0 +1,83 @@
+"""Opening files: safetensors, GGUF, npz and weights-only pickles, told apart by their content and checked before
+anything is believed.
+
+A `TensorFile` knows the names, shapes and dtypes from the header alone and reads a tensor when asked.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from lol_core.errors import LoRAFormatError
+from lol_core.formats.container.content import HEAD, Container, container_of
+from lol_core.formats.container.gguf import open_gguf
+from lol_core.formats.container.npz import open_npz
+from lol_core.formats.container.pickled import open_pickled
+from lol_core.formats.container.safetensors import open_safetensors
+from lol_core.formats.container.shards import INDEX_NAMES, join, shards_of
+from lol_core.formats.container.tensor_file import TensorFile
+from lol_core.formats.container.zips import members
+
+__all__ = ["INDEX_NAMES", "SUFFIXES", "TensorFile", "open_tensors"]
+
+SUFFIXES = (".safetensors", ".sft", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
+"""Names under which LoRAs are published; what such a file is, its content says."""
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open the tensors of a file, or of all shards when it is the first of several; they are read within the block.
+
+    Raises LoRAFormatError with the reason when it is none, or is broken.
+    """
+    shards = shards_of(path)
+    with ExitStack() as stack:
+        if shards is None:
+            yield stack.enter_context(_open_one(path))
+        else:
+            yield join(shards, [stack.enter_context(_open_one(file)) for file in shards.files])
+
+
+@contextmanager
+def _open_one(path: Path) -> Iterator[TensorFile]:
+    with ExitStack() as stack:
+        try:
+            # Without O_NONBLOCK a named pipe would wait for its other end.
+            file = cast(BinaryIO, stack.enter_context(open(path, "rb", buffering=0, opener=_open_without_waiting)))
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise LoRAFormatError("No file but a pipe, a device or a folder of that name.")
+            head = file.read(HEAD)
+            file.seek(0)
+        except OSError as error:
+            raise LoRAFormatError(f"The file cannot be read: {error.strerror or error}.") from error
+        except ValueError as error:  # a name with a zero byte
+            raise LoRAFormatError(f"The file cannot be read: {error}.") from error
+        yield _open_content(path, file, container_of(head, status.st_size), status.st_size)
+
+
+def _open_content(path: Path, file: BinaryIO, container: Container | None, size: int) -> TensorFile:
+    if container is Container.GGUF:
+        return open_gguf(path)
+    if container is Container.ZIP:
+        infos = members(file, size)
+        if infos and all(info.filename.endswith(".npy") for info in infos):
+            return open_npz(path, file, infos)
+        return open_pickled(path, infos)
+    if container is Container.PICKLE:
+        return open_pickled(path)
+    if container is None and path.suffix.lower() not in (".safetensors", ".sft"):
+        raise LoRAFormatError(
+            "Neither safetensors nor GGUF, npz or a PyTorch file: its first bytes are of none of them. It is damaged,"
+            " or of another kind."
+        )
+    return open_safetensors(path, file, size)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,0 +1,289 @@
+"""safetensors files, checked as the format's own library checks them: every byte of the data belongs to one tensor.
+
+Structures repeat: thousands of files of a collection differ in their metadata and data alone. So the part of the
+header that describes tensors is parsed once for all files that share it, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+import torch
+from torch import Tensor
+
+from lol_core.errors import LoRAFormatError
+from lol_core.formats.container.tensor_file import TensorFile, blank, check_shape
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors format itself."""
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
+"""Bits a number takes, also of the types whose tensors may stand in a file but are not read."""
+NEAR = 4096
+"""Single numbers this close to each other in the file are read at once, with what lies between them."""
+
+_METADATA = re.compile(r'\{\s*"__metadata__"\s*:\s*')
+_CACHED_HEADER = 4_000_000
+DAMAGED = "The file is damaged; download it again."
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors a file holds and where. places: dtype as the header names it, first and last byte in the data;
+    size: bytes of data; runs: stretches of the data with the single numbers in them.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    places: Mapping[str, tuple[str, int, int]]
+    size: int
+    runs: tuple[tuple[int, int, tuple[str, ...]], ...]
+
+
+def open_safetensors(path: Path, file: BinaryIO, size: int) -> TensorFile:
+    """The tensors of an open file of `size` bytes, which stays open as long as they are asked for. Raises
+    LoRAFormatError when any byte is unaccounted for.
+    """
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise LoRAFormatError(
+            f"Not a safetensors file, or cut off: its first 8 bytes announce a header of {length:,} bytes, but the"
+            f" file has {size:,} bytes in all."
+        )
+    try:
+        text = file.read(length).decode()
+    except ValueError as error:
+        raise _no_json(error) from error
+    metadata, structure = _split(text)
+    layout, later = (_parse if length <= _CACHED_HEADER else _parse.__wrapped__)(structure)
+    if metadata and later:
+        raise LoRAFormatError("The safetensors header names '__metadata__' twice, so it is not clear which is meant.")
+    metadata = metadata or dict(later)
+    if 8 + length + layout.size > size:
+        raise LoRAFormatError(
+            f"The file is cut off: its header promises {8 + length + layout.size:,} bytes and {size:,} are there."
+            " Download it again."
+        )
+    if 8 + length + layout.size < size:
+        raise LoRAFormatError(
+            f"The file has {size:,} bytes, of which its header describes the first {8 + length + layout.size:,}:"
+            " something was appended, or the header is another file's. Download it again."
+        )
+    data = 8 + length
+    scalars: dict[str, Tensor] = {}
+
+    def get(key: str) -> Tensor:
+        if prod(layout.shapes[key]) <= 1:
+            return peek(key)
+        dtype, start, end = layout.places[key]
+        buffer = torch.empty(end - start, dtype=torch.uint8)
+        _read_into(buffer.numpy().data, file, data + start, key)
+        return buffer.view(_torch_dtype(key, dtype)).reshape(layout.shapes[key])
+
+    def peek(key: str) -> Tensor:
+        if key in scalars:
+            return scalars[key]
+        shape, (dtype, *_) = layout.shapes[key], layout.places[key]
+        if prod(shape) > 1:
+            return blank(shape, _torch_dtype(key, dtype))
+        _torch_dtype(key, dtype)
+        scalars.update(_read_scalars(file, data, layout))
+        return scalars[key]
+
+    return TensorFile(path, layout.shapes, metadata, get, peek)
+
+
+def _torch_dtype(key: str, name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise LoRAFormatError(f"{key!r} has the dtype {name}; expected one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _read_into(buffer: memoryview, file: BinaryIO, position: int, key: str) -> None:
+    """Fill a buffer from the file. Not from a memory map: when another program cuts the file off, that would end this
+    one.
+    """
+    file.seek(position)
+    filled = 0
+    while filled < len(buffer):
+        count = file.readinto(buffer[filled:])  # type: ignore[attr-defined]
+        if not count:
+            raise LoRAFormatError(f"The file ended before {key!r}: it was changed while it was read. Read it again.")
+        filled += count
+
+
+def _read_scalars(file: BinaryIO, data: int, layout: Layout) -> dict[str, Tensor]:
+    """All tensors of one number (or none), few reads for all of them."""
+    groups: dict[tuple[str, tuple[int, ...]], tuple[list[str], list[bytearray]]] = {}
+    for start, end, keys in layout.runs:
+        stretch = bytearray(end - start)
+        _read_into(memoryview(stretch), file, data + start, keys[0])
+        for key in keys:
+            dtype, first, last = layout.places[key]
+            names, values = groups.setdefault((dtype, layout.shapes[key]), ([], []))
+            names.append(key)
+            values.append(stretch[first - start : last - start])
+    found: dict[str, Tensor] = {}
+    for (dtype, shape), (names, values) in groups.items():
+        if dtype not in DTYPES:
+            continue
+        if not values[0]:
+            found |= {name: torch.empty(shape, dtype=DTYPES[dtype]) for name in names}
+            continue
+        together = torch.frombuffer(bytearray(b"".join(values)), dtype=DTYPES[dtype])
+        found |= zip(names, together.reshape(-1, *shape).unbind(), strict=True)
+    return found
+
+
+def _split(text: str) -> tuple[dict[str, str], str]:
+    """(metadata, the rest of the header as JSON). The metadata come first in every file that the library wrote."""
+    if not (start := _METADATA.match(text)):
+        return {}, text
+    try:
+        metadata, end = json.JSONDecoder(object_pairs_hook=_reject_twins).raw_decode(text, start.end())
+    except (ValueError, RecursionError) as error:
+        raise _no_json(error) from error
+    rest = text[end:].lstrip()
+    if rest.startswith(","):
+        rest = rest[1:].lstrip()
+        if rest.startswith("}"):
+            raise _no_json(ValueError("trailing comma"))
+    elif not rest.startswith("}"):
+        raise _no_json(ValueError("expected a comma or a closing brace after the metadata"))
+    return check_metadata(metadata), "{" + rest
+
+
+def check_metadata(metadata: object) -> dict[str, str]:
+    """The metadata when they are what the format allows, text by text. Raises LoRAFormatError when not."""
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise LoRAFormatError(
+            f"The safetensors header's metadata are {_json_type(metadata)}; expected an object of texts. {DAMAGED}"
+        )
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise LoRAFormatError(
+                f"The safetensors header's metadata hold {_json_type(value)} under {key!r}; expected text, which is"
+                " all the format allows. Save the file again with its metadata as text."
+            )
+    try:
+        "".join((*metadata, *metadata.values())).encode()
+    except UnicodeEncodeError as error:
+        raise _no_json(error) from error
+    return metadata
+
+
+@lru_cache(maxsize=64)
+def _parse(text: str) -> tuple[Layout, dict[str, str]]:
+    """The layout that a header describes, and the metadata where they do not come first."""
+    try:
+        header = orjson.loads(text)
+        if isinstance(header, dict) and ("__metadata__" in header or not _names_each_once(text, len(header))):
+            header = json.loads(text, object_pairs_hook=_reject_twins)
+    except (ValueError, RecursionError) as error:
+        raise _no_json(error) from error
+    if not isinstance(header, dict):
+        raise LoRAFormatError(f"The safetensors header is no JSON object but {_json_type(header)}. {DAMAGED}")
+    metadata = check_metadata(header.pop("__metadata__", None))
+    shapes, places = {}, {}
+    for key, entry in header.items():
+        try:
+            dtype, (start, end) = entry["dtype"], entry["data_offsets"]
+            bits = BITS.get(dtype)
+            shape = check_shape(key, entry["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise LoRAFormatError(
+                f"The safetensors header entry of {key!r} lacks its shape, dtype or offsets. {DAMAGED}"
+            ) from error
+        if bits is None:
+            raise LoRAFormatError(f"{key!r} has the dtype {str(dtype)[:80]!r}; expected one of {', '.join(BITS)}.")
+        if type(start) is not int or type(end) is not int:
+            raise LoRAFormatError(
+                f"{key!r} has the offsets {str([start, end])[:80]}; expected two whole numbers. {DAMAGED}"
+            )
+        if bits * prod(shape) != 8 * (end - start):
+            raise LoRAFormatError(
+                f"{key!r} of shape {shape} and dtype {dtype} takes {bits * prod(shape) / 8:,.0f} bytes, but the header"
+                f" gives it {end - start:,}. {DAMAGED}"
+            )
+        shapes[key], places[key] = shape, (dtype, start, end)
+    return Layout(shapes, places, _check_gapless(places), _runs(shapes, places)), metadata
+
+
+def _names_each_once(text: str, entries: int) -> bool:
+    """Whether no name can have been given twice, of which `orjson` keeps the last: each entry has its fields once."""
+    return text.count('"data_offsets"') == text.count('"shape"') == text.count('"dtype"') == entries
+
+
+def _reject_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        names = [key for key, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise LoRAFormatError(f"The safetensors header names {twin!r} twice, so it is not clear which is meant.")
+    return unique
+
+
+def _check_gapless(places: Mapping[str, tuple[str, int, int]]) -> int:
+    """The bytes that the tensors take together. Raises LoRAFormatError when they overlap or leave a hole."""
+    position = 0
+    for start, end, key in sorted((start, end, key) for key, (_, start, end) in places.items()):
+        if start != position:
+            what = "overlaps the tensor before it" if start < position else "leaves a hole before it"
+            raise LoRAFormatError(
+                f"{key!r} begins at byte {start:,} of the data; expected {position:,}, so it {what}. {DAMAGED}"
+            )
+        position = end
+    return position
+
+
+def _runs(
+    shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, tuple[str, int, int]]
+) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
+    scalars = sorted((*places[key][1:], key) for key, shape in shapes.items() if prod(shape) <= 1)
+    runs: list[tuple[int, int, list[str]]] = []
+    for start, end, key in scalars:
+        if runs and start - runs[-1][1] <= NEAR:
+            runs[-1][2].append(key)
+            runs[-1] = (runs[-1][0], end, runs[-1][2])
+        else:
+            runs.append((start, end, [key]))
+    return tuple((start, end, tuple(keys)) for start, end, keys in runs)
+
+
+def _no_json(error: Exception) -> LoRAFormatError:
+    return LoRAFormatError(f"The safetensors header is no valid JSON ({str(error)[:200]}). {DAMAGED}")
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

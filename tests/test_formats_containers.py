@@ -1,0 +1,541 @@
+"""Containers told by their content, LoRAs nested in training states or spread over shards, reasons that are true."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoRAFormatError, NotLowRankError
+from lol_core.formats import probe, read
+from tests.builders import random_lora, write_peft
+
+SHAPES = (("q", 6, 5, 2), ("v", 4, 5, 2))
+LORA = random_lora(SHAPES, dtype=torch.float32)
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    found = {}
+    for layer in LORA.layers:
+        found[f"base_model.model.{layer.name}.lora_A.weight"] = layer.V.T.contiguous()
+        found[f"base_model.model.{layer.name}.lora_B.weight"] = layer.U.contiguous()
+    return found
+
+
+def check(lora: LoRA, scale: float = 1.0) -> None:
+    assert len(lora.layers) == len(LORA.layers)
+    for layer, expected in zip(lora.layers, LORA.layers, strict=True):
+        torch.testing.assert_close(layer.delta(), scale * expected.delta())
+
+
+def header_and_weights_agree(path: Path) -> None:
+    probed, loaded = probe(path), read(path)
+    assert probed.headers == loaded.headers and probed.notes == loaded.notes
+    assert [layer.scale for layer in probed.layers] == [layer.scale for layer in loaded.layers]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt", ".ckpt", ".npz", ".gguf", ".lora"])
+@pytest.mark.parametrize("container", ["safetensors", "zip", "old pickle", "npz", "gguf"])
+def test_a_container_is_told_by_its_content(container: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    if container == "safetensors":
+        save_file(tensors(), path)
+    elif container == "npz":
+        npz(path, {f"{key}.npy": npy(tensor.numpy()) for key, tensor in tensors().items()})
+    elif container == "gguf":
+        write_gguf(path)
+    else:
+        torch.save(tensors(), path, _use_new_zipfile_serialization=container == "zip")
+    check(read(path))
+    header_and_weights_agree(path)
+
+
+def write_gguf(path: Path, kind: str = "adapter", alpha: float = 2.0, quantised: bool = False) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(kind)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for layer in LORA.layers:
+        for factor, tensor in (("a", layer.V.T), ("b", layer.U)):
+            data = tensor.contiguous().numpy()
+            if quantised:
+                data = np.zeros((len(data), 32), dtype=np.float32) + data[:, :1]
+                packed = gguf.quantize(data, gguf.GGMLQuantizationType.Q8_0)
+                kind_ = gguf.GGMLQuantizationType.Q8_0
+                writer.add_tensor(f"blk.0.attn_{layer.name}.weight.lora_{factor}", packed, raw_dtype=kind_)
+            else:
+                writer.add_tensor(f"blk.0.attn_{layer.name}.weight.lora_{factor}", data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_the_scale_of_a_gguf_adapter_is_in_its_header(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "x.gguf", alpha=1.0)
+    lora = read(tmp_path / "x.gguf")
+    check(lora, scale=0.5)
+    assert lora.names == ("blk.0.attn_q", "blk.0.attn_v") and lora.metadata["adapter.lora.alpha"] == "1.0"
+    write_gguf(tmp_path / "zero.gguf", alpha=0.0)
+    assert any("taken as 1" in note for note in read(tmp_path / "zero.gguf").notes)
+
+
+def test_quantised_gguf_factors_are_dequantised(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_type("adapter")
+    data = {"a": np.ones((2, 32), dtype=np.float32), "b": np.full((3, 32), 2, dtype=np.float32)}
+    for factor, array in (("a", data["a"]), ("b", data["b"][:, :2])):
+        if factor == "a":
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor("blk.0.x.weight.lora_a", gguf.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor("blk.0.x.weight.lora_b", np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    delta = read(tmp_path / "x.gguf").layers[0].delta()
+    torch.testing.assert_close(delta, torch.full((3, 32), 4.0), rtol=1e-3, atol=0)
+    header_and_weights_agree(tmp_path / "x.gguf")
+
+
+def test_a_whole_gguf_model_is_no_adapter(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_type("model")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(NotLowRankError, match="whole GGUF model"):
+        read(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["module", "model", "model_state_dict", "lora", "state_dict", "anything", "state_dict.model", "a.b.c"],
+)
+def test_a_nested_adapter_is_read_and_its_optimizer_left_out(way: str, tmp_path: Path) -> None:
+    content: Any = tensors()
+    for key in reversed(way.split(".")):
+        content = {key: content, "epoch": 3, "optimizer_states": {"state": {0: {"exp_avg": torch.zeros(9, 9)}}}}
+    torch.save(content, tmp_path / "x.pt")
+    lora = read(tmp_path / "x.pt")
+    check(lora)
+    assert (
+        not lora.extras and any(way in note for note in lora.notes) and any("optimizer" in note for note in lora.notes)
+    )
+    header_and_weights_agree(tmp_path / "x.pt")
+
+
+def test_components_beside_each_other_keep_their_names(tmp_path: Path) -> None:
+    factors = {
+        "down_blocks.0.to_q.lora_A.weight": torch.ones(1, 4),
+        "down_blocks.0.to_q.lora_B.weight": torch.ones(4, 1),
+    }
+    torch.save({"unet": factors, "text_encoder": factors}, tmp_path / "x.pt")
+    assert read(tmp_path / "x.pt").names == ("unet.down_blocks.0.to_q", "text_encoder.down_blocks.0.to_q")
+
+
+def test_a_pickle_that_holds_itself_comes_to_an_end(tmp_path: Path) -> None:
+    inner: dict[str, Any] = {"x": 1}
+    inner["self"] = [inner] * 50
+    torch.save(inner, tmp_path / "x.pt")
+    with pytest.raises(NotLowRankError, match="no tensors but a dictionary of 2 entries"):
+        read(tmp_path / "x.pt")
+
+
+def test_numbers_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    name = "base_model.model.q.lora_A.weight"
+    for odd, reason in (
+        (torch.zeros(1, 1).expand(3000, 3000), "repeats 4 bytes"),
+        (torch.eye(3).to_sparse(), "sparse"),
+        (torch.zeros(2, 5, dtype=torch.complex64), "complex"),
+    ):
+        torch.save(tensors() | {name: odd}, tmp_path / "x.pt")
+        for open_ in (probe, read):
+            with pytest.raises(LoRAFormatError, match=reason):
+                open_(tmp_path / "x.pt")
+
+
+def spread(folder: Path, parts: int = 2, index: bool = True) -> list[Path]:
+    """Shards that cut a module in two, as PEFT's own size limit does."""
+    items = list(tensors().items())
+    paths = [folder / f"adapter_model-{i + 1:05d}-of-{parts:05d}.safetensors" for i in range(parts)]
+    weight_map: dict[str, str] = {}
+    for i, path in enumerate(paths):
+        own = items[i * 3 : (i + 1) * 3]
+        save_file(dict(own), path)
+        weight_map |= {key: path.name for key, _ in own}
+    if index:
+        (folder / "adapter_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return paths
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_are_one_lora_and_not_two(index: bool, tmp_path: Path) -> None:
+    first, second = spread(tmp_path, index=index)
+    lora = read(first)
+    check(lora)
+    assert any("2 shards" in note for note in lora.notes)
+    header_and_weights_agree(first)
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match=r"part 2 of 2 .*under adapter_model-00001-of-00002"):
+            open_(second)
+    if index:
+        check(read(tmp_path))
+        check(read(tmp_path / "adapter_model.safetensors.index.json"))
+
+
+def test_shards_of_other_names_are_known_by_their_index(tmp_path: Path) -> None:
+    items = list(tensors().items())
+    save_file(dict(items[:1]), tmp_path / "a.safetensors")
+    save_file(dict(items[1:]), tmp_path / "b.safetensors")
+    weight_map = {key: "b.safetensors" if i else "a.safetensors" for i, (key, _) in enumerate(items)}
+    (tmp_path / "adapter_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    check(read(tmp_path / "a.safetensors"))
+    with pytest.raises(LoRAFormatError, match="part 2 of 2"):
+        read(tmp_path / "b.safetensors")
+
+
+def test_a_lone_shard_is_refused_as_one(tmp_path: Path) -> None:
+    first, second = spread(tmp_path)
+    second.unlink()
+    with pytest.raises(
+        LoRAFormatError, match=r"part 1 of 2.*adapter_model-00002-of-00002.safetensors, are not beside it"
+    ):
+        read(first)
+    (tmp_path / "adapter_model.safetensors.index.json").unlink()
+    with pytest.raises(LoRAFormatError, match="part 1 of 2"):
+        read(first)
+
+
+def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    first, second = spread(tmp_path)
+    save_file(load_file(first), second)
+    with pytest.raises(LoRAFormatError, match="both hold"):
+        read(first)
+    save_file({"x": torch.zeros(1)}, second)
+    with pytest.raises(LoRAFormatError, match="promises 1 tensors that none"):
+        read(first)
+    for content in ("[]", "{", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../../x"}}', '{"weight_map": {}}'):
+        (tmp_path / "adapter_model.safetensors.index.json").write_text(content)
+        with pytest.raises(LoRAFormatError, match=r"index.json cannot be read"):
+            read(first)
+    with pytest.raises(LoRAFormatError, match="Shard 3 of 2"):
+        save_file(tensors(), tmp_path / "y-00003-of-00002.safetensors")
+        read(tmp_path / "y-00003-of-00002.safetensors")
+    save_file(tensors(), tmp_path / "y-00001-of-00001.safetensors")
+    (tmp_path / "adapter_model.safetensors.index.json").unlink()
+    check(read(tmp_path / "y-00001-of-00001.safetensors"))
+
+
+SAVED_INSTEAD = {
+    "page": (b"<!DOCTYPE html><html><head><title>Sign in</title>", r"web page \(HTML\) that says 'Sign in'"),
+    "bare_page": (b"\n  <html lang=en>", "web page"),
+    "xml": (
+        b'<?xml version="1.0"?><Error><Message>Access Denied</Message></Error>',
+        "XML text that says 'Access Denied'",
+    ),
+    "json": (b'{"error":"Unauthorized","message":"Log in first"}', "JSON text that says 'Log in first'.*error message"),
+    "nested_json": (b'{"error":{"code":401,"message":"no"}}', "JSON text that says 'no'"),
+    "other_json": (b'{"a": [1, 2, 3], "b": 4}', "JSON text that begins"),
+    "text": (b"Entry not found. Check the name.", "text that begins 'Entry not found"),
+    "utf16": ("Zugriff verweigert für alle".encode("utf-16"), "text that begins 'Zugriff"),
+    "zeros": (bytes(5000), "zero bytes: room that a download reserved"),
+    "npy": (b"\x93NUMPY" + bytes(100), "single NumPy array"),
+    "png": (b"\x89PNG\r\n\x1a\n" + bytes(100), "PNG picture"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(100), "gzip archive"),
+    "old_llama": (b"algg\x01" + bytes(100), "before GGUF"),
+    "gguf_cut": (b"GGUF\x03\0\0\0" + b"\x05" + bytes(7), "Not a readable GGUF file"),
+    "gguf_counts": (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "Not a readable GGUF file"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".npz"])
+@pytest.mark.parametrize("name", SAVED_INSTEAD)
+def test_what_was_saved_in_place_of_weights_is_named(name: str, suffix: str, tmp_path: Path) -> None:
+    content, reason = SAVED_INSTEAD[name]
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match=reason):
+            open_(tmp_path / f"x{suffix}")
+
+
+def test_a_zip_of_other_files_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
+        archive.writestr("lora.safetensors", b"x")
+    with pytest.raises(NotLowRankError, match=r"zip archive of 1 files \(first 'lora.safetensors'\).*Unpack"):
+        read(tmp_path / "x.bin")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(LoRAFormatError, match="a pipe"):
+        probe(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_configuration_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    write_peft(tmp_path, LORA)
+    text = (tmp_path / "adapter_config.json").read_text()
+    (tmp_path / "adapter_config.json").write_text(text.replace('"lora_alpha": 2', '"lora_alpha": 1'), encoding=encoding)
+    check(read(tmp_path), scale=0.5)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "[" * 5000, "\0", "{"])
+def test_a_configuration_that_is_none_is_not_passed_over(content: str, tmp_path: Path) -> None:
+    write_peft(tmp_path, LORA)
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(LoRAFormatError, match="adapter_config.json beside the file cannot be read.*alpha"):
+        probe(tmp_path)
+
+
+def header_bytes(header: str, data: bytes) -> bytes:
+    return struct.pack("<Q", len(header.encode())) + header.encode() + data
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | changes
+
+
+DAMAGED = {
+    "too_small_for_its_shape": ({"a": entry(shape=[2, 3])}, 16, r"'a' of shape \(2, 3\) and dtype F32 takes 24 bytes"),
+    "overlap": ({"a": entry(), "b": entry(data_offsets=[8, 24])}, 24, "'b' begins at byte 8.*overlaps"),
+    "same_place": ({"a": entry(), "b": entry()}, 16, "overlaps"),
+    "hole": ({"a": entry(), "b": entry(data_offsets=[20, 36])}, 36, "'b' begins at byte 20.*hole"),
+    "hole_at_the_start": ({"a": entry(data_offsets=[4, 20])}, 20, "expected 0.*hole"),
+    "trailing_bytes": ({"a": entry()}, 20, "something was appended"),
+    "cut_off": ({"a": entry()}, 12, "cut off"),
+    "no_such_dtype": ({"a": entry(dtype="F33")}, 16, "dtype 'F33'"),
+    "dtype_a_number": ({"a": entry(dtype=7)}, 16, "dtype '7'"),
+    "dtype_a_list": ({"a": entry(dtype=["F32"])}, 16, "lacks its shape, dtype"),
+    "shape_of_texts": ({"a": entry(shape=["2", "2"])}, 16, "expected a list of whole numbers"),
+    "shape_a_text": ({"a": entry(shape="22")}, 16, "expected a list of whole numbers"),
+    "shape_of_fractions": ({"a": entry(shape=[2.0, 2])}, 16, "expected a list of whole numbers"),
+    "shape_of_truths": ({"a": entry(shape=[True, 4])}, 16, "expected a list of whole numbers"),
+    "negative_shape": ({"a": entry(shape=[-2, -2])}, 16, "expected a list of whole numbers"),
+    "endless_shape": ({"a": entry(shape=[0, 2**63], data_offsets=[0, 0])}, 0, "more than any tensor"),
+    "many_dimensions": ({"a": entry(shape=[1] * 100 + [4])}, 16, "more than any tensor"),
+    "offsets_of_fractions": ({"a": entry(data_offsets=[0.0, 16.0])}, 16, "expected two whole numbers"),
+    "three_offsets": ({"a": entry(data_offsets=[0, 8, 16])}, 16, "lacks its shape, dtype"),
+    "an_entry_of_text": ({"a": "x"}, 16, "lacks its shape, dtype"),
+    "metadata_a_list": ({"__metadata__": [1], "a": entry()}, 16, "metadata are a list"),
+    "metadata_of_lists": ({"__metadata__": {"ss_tags": ["x"]}, "a": entry()}, 16, "hold a list under 'ss_tags'"),
+    "metadata_of_numbers": ({"a": entry(), "__metadata__": {"alpha": 4}}, 16, "hold a number under 'alpha'"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_every_byte_is_accounted_for(name: str, tmp_path: Path) -> None:
+    header, size, reason = DAMAGED[name]
+    (tmp_path / "x.safetensors").write_bytes(header_bytes(json.dumps(header), bytes(size)))
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match=reason):
+            open_(tmp_path / "x.safetensors")
+
+
+ONE = json.dumps(entry())
+TWICE = (
+    f'{{"a":{ONE},"a":{ONE}}}',
+    f'{{"a":{ONE},"\\u0061":{ONE}}}',
+    '{"a":{"dtype":"F32","shape":[4,1],"shape":[2,2],"data_offsets":[0,16]}}',
+    '{"__metadata__":{"alpha":"1","alpha":"2"},"a":' + ONE + "}",
+    '{"a":' + ONE + ',"__metadata__":{"alpha":"1","alpha":"2"}}',
+    '{"__metadata__":{"x":"1"},"a":' + ONE + ',"__metadata__":{"x":"2"}}',
+)
+
+
+@pytest.mark.parametrize("header", TWICE)
+def test_a_name_given_twice_is_refused(header: str, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(header_bytes(header, bytes(16)))
+    with pytest.raises(LoRAFormatError, match="twice"):
+        probe(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"__metadata__":{"a":"b"},}',
+        '{"__metadata__":{"a":"b"} "x":1}',
+        '{"__metadata__":{"a":"\\ud800"},"x":1}',
+        '{"__metadata__":' + "[" * 100_000,
+        '{"a":' * 5000,
+        '{"a":NaN}',
+    ],
+)
+def test_a_header_that_is_no_json_is_refused(header: str, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(header_bytes(header, b""))
+    with pytest.raises(LoRAFormatError, match="no valid JSON"):
+        probe(tmp_path / "x.safetensors")
+
+
+def test_metadata_may_stand_anywhere_and_hold_any_text(tmp_path: Path) -> None:
+    """Also the very words that the quick search for names given twice counts."""
+    odd = {"a": '"data_offsets":"shape"', "ünï": "\n😀", "data_offsets": "x", "shape": "", "dtype": "y"}
+    path = tmp_path / "x.safetensors"
+    save_file(tensors(), path, metadata=odd)
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    for ascii_, last in ((True, False), (False, True), (False, False)):
+        if last:
+            header["__metadata__"] = header.pop("__metadata__")
+        raw = json.dumps(header, ensure_ascii=ascii_).encode()
+        path.write_bytes(struct.pack("<Q", len(raw)) + raw + content[8 + length :])
+        lora = read(path)
+        check(lora)
+        assert {key: lora.metadata[key] for key in odd} == odd
+
+
+def npz(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_a_deflate_bomb_is_refused_by_its_declared_sizes(tmp_path: Path) -> None:
+    zeros = npy(np.zeros(2**20, dtype=np.float32))
+    npz(tmp_path / "x.npz", {f"{i}.npy": zeros for i in range(70)}, zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "x.npz").stat().st_size < 2**20
+    with pytest.raises(LoRAFormatError, match=r"declares 293,\d+,\d+ bytes.*not unpacked"):
+        probe(tmp_path / "x.npz")
+    npz(
+        tmp_path / "y.pt",
+        {"archive/data.pkl": zeros} | {f"archive/{i}": zeros for i in range(70)},
+        zipfile.ZIP_DEFLATED,
+    )
+    with pytest.raises(LoRAFormatError, match="not unpacked"):
+        probe(tmp_path / "y.pt")
+
+
+def test_a_damaged_npz_is_refused_by_probe_and_read(tmp_path: Path) -> None:
+    array = npy(np.arange(64, dtype=np.float32).reshape(8, 8))
+    npz(tmp_path / "short.npz", {"a.npy": array[:-4]})
+    npz(tmp_path / "long.npz", {"a.npy": array + b"1234"})
+    npz(tmp_path / "crc.npz", {"a.npy": array})
+    content = bytearray((tmp_path / "crc.npz").read_bytes())
+    content[200] ^= 1
+    (tmp_path / "crc.npz").write_bytes(content)
+    npz(tmp_path / "complex.npz", {"a.npy": npy(np.zeros((2, 2), dtype=complex))})
+    npz(tmp_path / "text.npz", {"a.npy": npy(np.array(["x"]))})
+    for name, reason in (
+        ("short", "takes 256"),
+        ("long", "found 260"),
+        ("crc", "CRC"),
+        ("complex", "dtype"),
+        ("text", "dtype"),
+    ):
+        for open_ in (probe, read):
+            with pytest.raises(LoRAFormatError, match=reason):
+                open_(tmp_path / f"{name}.npz")
+
+
+def test_npz_arrays_of_other_byte_order_and_layout_are_read(tmp_path: Path) -> None:
+    arrays = {key: tensor.numpy() for key, tensor in tensors().items()}
+    members = {f"{key}.npy": npy(np.asfortranarray(array.astype(">f4"))) for key, array in arrays.items()}
+    npz(tmp_path / "x.npz", members, zipfile.ZIP_DEFLATED)
+    check(read(tmp_path / "x.npz"))
+    header_and_weights_agree(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "name, dtype", [("F8_E8M0", torch.float8_e8m0fnu), ("F8_E4M3FNUZ", torch.float8_e4m3fnuz), ("U16", torch.uint16)]
+)
+def test_types_that_only_newer_files_use_are_known(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    header = {"x": entry(dtype=name, shape=[16 // dtype.itemsize])} | {}
+    raw = json.dumps(header)
+    (tmp_path / "x.safetensors").write_bytes(header_bytes(raw, bytes(16)))
+    with pytest.raises(NotLowRankError, match="No low-rank pairs"):
+        read(tmp_path / "x.safetensors")
+
+
+def test_a_type_that_cannot_be_read_costs_only_what_uses_it(tmp_path: Path) -> None:
+    header = {"base_model.model.q.lora_A.weight": entry(dtype="F4", shape=[4, 8])}
+    header["base_model.model.q.lora_B.weight"] = entry(data_offsets=[16, 32], shape=[1, 4])
+    (tmp_path / "x.safetensors").write_bytes(header_bytes(json.dumps(header), bytes(32)))
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match="dtype F4"):
+            open_(tmp_path / "x.safetensors")
+
+
+NEIGHBOURS = {
+    "optimizer": ({"state": {0: {"exp_avg": torch.zeros(2, 2), "step": 3}}, "param_groups": []}, "optimizer's state"),
+    "hypernetwork": ({768: [{"linear.0.weight": torch.zeros(4, 4)}], "step": 1}, "hypernetwork"),
+    "ip_adapter": (
+        {"image_proj": {"p.weight": torch.zeros(2, 2)}, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(2, 2)}},
+        "IP-Adapter",
+    ),
+    "controlnet": ({"control_model.input_hint_block.0.weight": torch.zeros(2, 2, 3, 3)}, "ControlNet"),
+    "inversion": ({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.zeros(2, 8)}}, "textual inversion"),
+    "checkpoint": (
+        {"state_dict": {"model.diffusion_model.x.weight": torch.zeros(2, 2), "first_stage_model.y": torch.zeros(2)}},
+        "whole Stable Diffusion checkpoint",
+    ),
+    "language_model": (
+        {"model.embed_tokens.weight": torch.zeros(9, 4), "model.norm.weight": torch.zeros(4)},
+        "whole language model",
+    ),
+    "layers": ({f"layer.{i}.weight": torch.zeros(3, 3) for i in range(9)}, "whole model"),
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_what_is_no_adapter_is_named(name: str, tmp_path: Path) -> None:
+    content, reason = NEIGHBOURS[name]
+    torch.save(content, tmp_path / "x.pt")
+    for open_ in (probe, read):
+        with pytest.raises(NotLowRankError, match=reason):
+            open_(tmp_path / "x.pt")
+
+
+def test_every_family_of_peft_is_told_apart() -> None:
+    """Whatever PEFT can save and has no low-rank pair is named; a new release with a new family fails here."""
+    from peft import PeftType
+
+    from lol_core.formats.families import PEFT_FAMILIES, family_of
+
+    low_rank = {"LORA", "ADALORA", "LOHA", "LOKR"}
+    named = {kind for family in PEFT_FAMILIES for kind in family.peft_types}
+    assert {kind.value for kind in PeftType} - low_rank <= named
+    family = family_of(["base_model.x"], {"peft_type": "ROAD"})
+    assert family is not None and "RoAd" in family.name
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lol_core.formats as formats
+
+    path = tmp_path / "x.safetensors"
+    save_file(tensors(), path)
+    whole, real = path.read_bytes(), formats._read
+    calls = []
+
+    def while_it_is_written(*args: Any, **options: Any) -> LoRA:
+        calls.append(1)
+        if len(calls) == 1:
+            path.write_bytes(whole)
+            os.utime(path, ns=(1, 1))
+            raise LoRAFormatError("half a file")
+        return real(*args, **options)
+
+    monkeypatch.setattr(formats, "_read", while_it_is_written)
+    check(read(path))
+    assert len(calls) == 2
