@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lol_core.collections.zoo import Zoo
-from lol_core.errors import CheckpointError, LoRAFormatError, ModelError, TaskError
+from lol_core.errors import CheckpointError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.fit import Factors, Plan, Progress, Stopped, plan, train
 from lol_core.learning.memory import memory_needed
@@ -316,7 +316,7 @@ def test_a_folder_that_vanishes_while_it_is_open(tmp_path: Path) -> None:
     zoo = Zoo.open(tmp_path / "zoo")
     planned = plan(zoo, ["size"], QUICK)
     shutil.rmtree(tmp_path / "zoo")
-    with pytest.raises(TaskError, match="has gone while it was being read"):
+    with pytest.raises(ZooError, match="has gone while it was being read"):
         train(zoo, planned, QUICK, tmp_path / "run")
     with pytest.raises(LoRAFormatError, match="cannot be read"):
         zoo.load(zoo.ids[0])

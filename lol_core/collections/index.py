@@ -9,16 +9,16 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
+from lol_core.collections.entry import Entry
 from lol_core.core.header import ModuleHeader
-from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ZooError
-from lol_core.formats import SUFFIXES, probe, suggest_base_model
+from lol_core.formats import SUFFIXES, probe
 
 SCHEMA = 2
 COLUMNS = (
@@ -26,35 +26,6 @@ COLUMNS = (
     " scales metadata extras notes".split()
 )
 SAMPLED_BYTES = 65_536
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file of a collection as its header describes it. `path` is relative to the folder; `reason` is None when it
-    was read, else why not.
-
-    headers: its modules; alphas and scales: of each, alpha None where the file has none; digest: hash of size, head and
-    tail, the identity of the content.
-    """
-
-    path: str
-    size: int
-    mtime: float
-    digest: str
-    reason: str | None = None
-    dialect: str | None = None
-    base_model: str | None = None
-    suggested_base: str | None = None
-    modules: int = 0
-    ranks: tuple[int, ...] = ()
-    parameters: int = 0
-    dtypes: tuple[str, ...] = ()
-    headers: tuple[ModuleHeader, ...] = ()
-    alphas: tuple[float | None, ...] = ()
-    scales: tuple[float, ...] = ()
-    metadata: dict[str, Any] | None = None
-    extras: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -109,33 +80,7 @@ def describe(folder: Path, path: str, size: int, mtime: float) -> Entry:
         return Entry(
             path, size, mtime, digest, reason=f"An unexpected {type(error).__name__} while reading the header: {error}"
         )
-    return Entry(
-        path,
-        size,
-        mtime,
-        digest,
-        dialect=lora.dialect,
-        base_model=lora.base_model,
-        suggested_base=suggest_base_model(lora),
-        modules=len(lora.layers),
-        ranks=lora.ranks,
-        parameters=lora.parameters,
-        dtypes=lora.dtypes,
-        headers=lora.headers,
-        alphas=tuple(layer.alpha for layer in lora.layers),
-        scales=tuple(layer.scale for layer in lora.layers),
-        metadata=_plain(lora),
-        extras=lora.extras,
-        notes=lora.notes,
-    )
-
-
-def _plain(lora: LoRA) -> dict[str, Any]:
-    """The metadata as JSON can hold it; NaN and other oddities become text."""
-    return {
-        str(key): value if isinstance(value, str | int | bool | list | dict | None) else str(value)
-        for key, value in lora.metadata.items()
-    }
+    return Entry.of(lora, path, size, mtime, digest)
 
 
 class Index:

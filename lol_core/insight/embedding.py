@@ -16,8 +16,8 @@ from sklearn.cluster import HDBSCAN
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from lol_core.collections.index import Entry
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.entry import Entry
+from lol_core.collections.source import Source
 from lol_core.core.batch import Batch, WeightSpec, make_batch, shared_spec
 from lol_core.core.geometry import spectrum
 from lol_core.core.lora import LoRA
@@ -164,7 +164,7 @@ Stop = Callable[[], bool]
 
 
 def space_of(
-    zoo: Zoo,
+    zoo: Source,
     ids: Sequence[str],
     kind: Kind,
     checkpoint: Checkpoint | None = None,
@@ -210,7 +210,7 @@ def space_of(
     return found
 
 
-def _blocks(zoo: Zoo, ids: Sequence[str], report: Report, stop: Stop) -> Iterator[tuple[list[str], list[LoRA]]]:
+def _blocks(zoo: Source, ids: Sequence[str], report: Report, stop: Stop) -> Iterator[tuple[list[str], list[LoRA]]]:
     """Those that can be read, a few at a time, until `stop()`."""
     for first in range(0, len(ids), READ_AT_ONCE):
         names, loras = [], []
@@ -226,7 +226,7 @@ def _blocks(zoo: Zoo, ids: Sequence[str], report: Report, stop: Stop) -> Iterato
 
 
 def _by_products(
-    zoo: Zoo, ids: Sequence[str], spec: WeightSpec, directions: bool, report: Report, stop: Stop, landmarks: int
+    zoo: Source, ids: Sequence[str], spec: WeightSpec, directions: bool, report: Report, stop: Stop, landmarks: int
 ) -> Space | None:
     """The space of updates or of their directions; by the products with some where there are many. None when none can
     be read.

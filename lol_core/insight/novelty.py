@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.core.batch import make_batch
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError, TaskError
@@ -42,7 +42,7 @@ class Known:
     distances: tuple[np.ndarray, np.ndarray]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, zoo: Zoo) -> Known:
+    def of(cls, checkpoint: Checkpoint, zoo: Source) -> Known:
         """Reads the training LoRAs of a checkpoint from its zoo. Raises TaskError when fewer than twice the neighbours
         are there.
         """

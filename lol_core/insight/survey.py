@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from lol_core.collections.index import Entry, Index
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.entry import Entry
+from lol_core.collections.source import Source
 from lol_core.core.geometry import effective_rank, inner_product, same_function, spectrum
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
@@ -89,9 +89,9 @@ class Surveys:
     again.
     """
 
-    def __init__(self, zoo: Zoo, cache: Path | None = None):
+    def __init__(self, zoo: Source, cache: Path | None = None):
         self.zoo = zoo
-        self.path = Index(zoo.folder, cache).path
+        self.path = zoo.store(cache)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=30)
@@ -201,7 +201,7 @@ def contradictions(entry: Entry) -> list[str]:
     return marks
 
 
-def nearest(zoo: Zoo, surveys: dict[str, Survey], id: str, count: int = 8, candidates: int = 40) -> pd.DataFrame:
+def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, candidates: int = 40) -> pd.DataFrame:
     """The LoRAs whose updates are nearest to one: index ids; columns distance, ‖ΔW − ΔW′‖ / ‖ΔW‖, and cosine,
     ascending by distance.
 
@@ -245,7 +245,7 @@ def layer_map(values: pd.Series) -> pd.DataFrame:
 
 
 def duplicates(
-    zoo: Zoo,
+    zoo: Source,
     surveys: dict[str, Survey],
     tolerance: float = SAME,
     progress: Callable[[int, int], None] | None = None,

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, make_batch
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError, LoLError
@@ -197,7 +197,7 @@ class Checkpoint:
         """Predictions in the user's terms, as `Task.decode` gives them."""
         return self.task.decode(self.outputs(loras))
 
-    def predict_zoo(self, zoo: Zoo, ids: Sequence[str] | None = None) -> tuple[pd.DataFrame, dict[str, str]]:
+    def predict_zoo(self, zoo: Source, ids: Sequence[str] | None = None) -> tuple[pd.DataFrame, dict[str, str]]:
         """Predictions for a zoo's LoRAs, and for those it cannot read the reason: a missing module, another shape, a
         rank it does not take, a broken file.
         """
@@ -214,7 +214,7 @@ class Checkpoint:
         values = np.stack([values for _, values in predictions]) if predictions else np.zeros((0, width))
         return self.task.frame(values, [id for id, _ in predictions]), refused
 
-    def compare(self, zoo: Zoo) -> list[str]:
+    def compare(self, zoo: Source) -> list[str]:
         """What differs between a zoo and the one the model was trained on, as sentences; empty when it is the same."""
         notes = []
         if zoo.fingerprint != self.fingerprint:

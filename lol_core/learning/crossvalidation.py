@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold, KFold
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import difference, resampled_score
 from lol_core.learning.checkpoint import TrainingConfig
@@ -64,7 +64,7 @@ class Folds:
 
 
 def crossvalidate(
-    zoo: Zoo,
+    zoo: Source,
     targets: Sequence[str],
     config: TrainingConfig,
     folds: int = 5,

@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-from lol_core.collections.index import Entry
+from lol_core.collections.entry import Entry
 from lol_core.core.batch import Batch
 from lol_core.core.geometry import singular_values
 from lol_core.learning.bootstrap import difference, interval, resampled_score

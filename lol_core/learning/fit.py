@@ -16,7 +16,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from lol_core.collections.zoo import Zoo, split_ids
+from lol_core.collections.source import Source
+from lol_core.collections.splits import split_ids
 from lol_core.core.batch import Batch, WeightSpec, concatenate, make_batch, shared_spec
 from lol_core.errors import CheckpointError, LoLError, ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig, load_state, save_state
@@ -85,7 +86,7 @@ class Plan:
 
 
 def plan(
-    zoo: Zoo,
+    zoo: Source,
     targets: Sequence[str],
     config: TrainingConfig,
     kind: TaskKind | None = None,
@@ -130,7 +131,12 @@ class Factors:
     """
 
     def __init__(
-        self, zoo: Zoo, spec: WeightSpec, ids: Sequence[str], on_progress: Callable[[int, int], None], stop: ShouldStop
+        self,
+        zoo: Source,
+        spec: WeightSpec,
+        ids: Sequence[str],
+        on_progress: Callable[[int, int], None],
+        stop: ShouldStop,
     ):
         self.zoo, self.spec = zoo, spec
         self.left_out: dict[str, str] = {}
@@ -148,10 +154,7 @@ class Factors:
                 self.place[id] = len(self.place)
                 rows += [row] if keep else []
             on_progress(done, len(ids))
-        if not zoo.folder.is_dir():
-            raise TaskError(
-                f"{zoo.folder} has gone while it was being read. Plug the drive in again, or open the collection anew."
-            )
+        zoo.check()
         self.kept = concatenate(rows) if rows else None
 
     def batch(self, ids: Sequence[str]) -> Batch:
@@ -161,7 +164,7 @@ class Factors:
 
 
 def train(
-    zoo: Zoo,
+    zoo: Source,
     plan: Plan,
     config: TrainingConfig,
     out: Path,
@@ -430,7 +433,7 @@ def _copied(state: Any) -> Any:
     return [_copied(value) for value in state] if isinstance(state, list) else state
 
 
-def measure(checkpoint: Checkpoint, zoo: Zoo, factors: Factors, shuffled: np.ndarray | None = None) -> None:
+def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.ndarray | None = None) -> None:
     """Fill in metrics of all parts, the interval of the test score, the controls, and by how much the model exceeds
     them. shuffled: what the same model fitted to shuffled labels predicts of the test part.
     """
@@ -451,7 +454,7 @@ def measure(checkpoint: Checkpoint, zoo: Zoo, factors: Factors, shuffled: np.nda
     checkpoint.differences = paired_differences(task, truth, ours, controls, seed)
 
 
-def control_features(zoo: Zoo, factors: Factors, ids: Sequence[str]) -> dict[str, pd.DataFrame]:
+def control_features(zoo: Source, factors: Factors, ids: Sequence[str]) -> dict[str, pd.DataFrame]:
     """What the controls see of each LoRA: its file's structure, and the norms of its updates."""
     norms = np.concatenate([norm_features(factors.batch(ids[i : i + 64])) for i in range(0, len(ids), 64)])
     return {

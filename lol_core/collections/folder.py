@@ -1,0 +1,89 @@
+"""A folder of LoRAs with the labels people have for them. The folder is only ever read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from lol_core.collections.entry import Entry
+from lol_core.collections.index import Index
+from lol_core.collections.labels import join_labels, labels_file, read_labels
+from lol_core.collections.source import Source
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoRAFormatError, ZooError
+from lol_core.formats import read
+
+
+@dataclass(frozen=True)
+class Zoo(Source):
+    """A folder as a source. `entries` could be read, `refused` could not (with reasons); both in order of path, which
+    is their id.
+
+    unjoined_labels: rows of the labels table that belong to no file; labels_problem: why the table in the folder could
+    not be used, if so.
+    """
+
+    folder: Path
+    entries: tuple[Entry, ...]
+    refused: tuple[Entry, ...]
+    labels: pd.DataFrame
+    labels_path: Path | None = None
+    join_column: str | None = None
+    unjoined_labels: tuple[str, ...] = ()
+    labels_problem: str | None = None
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.folder.name)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        labels: Path | str | None = None,
+        cache: Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Zoo:
+        """Open any folder, recursively. `labels`: a CSV or Parquet table; found by itself when labels.csv or
+        labels.parquet lies in the folder.
+
+        Raises ZooError when the folder is gone, or the table given as `labels` cannot be read or joined; one found by
+        itself is left out, and says so.
+        """
+        folder = Path(folder).expanduser()
+        described = Index(folder, cache).update(progress)
+        folder = folder.resolve()
+        entries = tuple(entry for entry in described if entry.reason is None)
+        refused = tuple(entry for entry in described if entry.reason is not None)
+        ids = [entry.path for entry in entries]
+        path = Path(labels).expanduser() if labels else labels_file(folder)
+        if path is None:
+            return cls(folder, entries, refused, pd.DataFrame(index=ids))
+        try:
+            table, column, unjoined = join_labels(read_labels(path), ids, path)
+        except ZooError as error:
+            if labels:
+                raise
+            return cls(folder, entries, refused, pd.DataFrame(index=ids), labels_problem=str(error))
+        return cls(folder, entries, refused, table, path, column, unjoined)
+
+    def check(self) -> None:
+        if not self.folder.is_dir():
+            raise ZooError(
+                f"{self.folder} has gone while it was being read. Plug the drive in again, or open the collection anew."
+            )
+
+    def store(self, cache: Path | None = None) -> Path:
+        return Index(self.folder, cache).path
+
+    def load(self, id: str) -> LoRA:
+        """Read one LoRA with its weights. Raises LoRAFormatError naming the file, also when it has vanished since."""
+        try:
+            lora = read(self.folder / id)
+            lora.check_finite()
+        except LoRAFormatError as error:
+            raise type(error)(f"{id}: {error}") from error
+        return lora

@@ -1,0 +1,87 @@
+"""Tables of labels, and which row belongs to which file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from lol_core.collections.names import MODEL_FILE_NAMES
+from lol_core.errors import ZooError
+
+LABEL_FILES = ("labels.csv", "labels.parquet")
+
+
+def labels_file(folder: Path) -> Path | None:
+    """The table of labels that lies in a folder, if one does."""
+    return next((folder / name for name in LABEL_FILES if (folder / name).is_file()), None)
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """Read a labels table. Raises ZooError naming the file when it cannot be read or is empty."""
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise ZooError(
+            f"{path}: the labels cannot be read ({error}). Expected a CSV file with a header line, or Parquet."
+        ) from error
+    if table.empty or table.shape[1] < 2:
+        raise ZooError(
+            f"{path}: expected at least one row, a column that names LoRAs and a column of labels; found"
+            f" {table.shape[0]} rows, {list(table.columns)}."
+        )
+    return table
+
+
+def _aliases(path: str) -> list[str]:
+    """What a labels table may call a file, most specific first: relative path, path without suffix, folder, file name,
+    stem, folder name.
+    """
+    pure = PurePosixPath(path)
+    aliases = [path, pure.with_suffix("").as_posix(), pure.name, pure.stem]
+    if pure.stem in MODEL_FILE_NAMES and pure.parent.name:
+        aliases[1:] = [pure.parent.as_posix(), pure.parent.name]
+    return aliases
+
+
+def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
+    """Join a table to files by the column that names most of them: (labels indexed by id, that column, names that
+    belong to no file).
+
+    A name that several files share joins none of them. Raises ZooError when nothing joins or a LoRA has two rows.
+    """
+    targets: dict[str, set[str]] = {}
+    for id in ids:
+        for alias in _aliases(id):
+            targets.setdefault(alias, set()).add(id)
+
+    def matched(column: str) -> pd.Series:
+        def find(value: object) -> str | None:
+            found = targets.get(str(value).removeprefix("./"), set())
+            return next(iter(found)) if len(found) == 1 else None
+
+        return table[column].map(find)
+
+    textual = [column for column in table.columns if not pd.api.types.is_float_dtype(table[column])]
+    matches = {column: matched(column) for column in textual}
+    column = max(matches, key=lambda c: matches[c].notna().sum(), default=None)
+    if column is None or (ids and matches[column].notna().sum() == 0):
+        raise ZooError(
+            f"{path}: none of its columns ({', '.join(map(str, table.columns))}) names a file of the folder. "
+            f"One column must hold relative paths or file names, such as {ids[0] if ids else 'loras/a.safetensors'!r}."
+        )
+    joined = matches[column]
+    twice = joined[joined.notna() & joined.duplicated()]
+    if len(twice):
+        raise ZooError(
+            f"{path}: {len(twice)} LoRAs have more than one row in column {column!r}, first {twice.iloc[0]!r}. Keep one"
+            " row each."
+        )
+    labels = (
+        table[joined.notna()]
+        .set_index(joined[joined.notna()].astype(str).rename(None))
+        .drop(columns=column)
+        .reindex(list(ids))
+    )
+    return labels, str(column), tuple(table.loc[joined.isna(), column].astype(str))

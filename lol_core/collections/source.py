@@ -1,0 +1,93 @@
+"""Where LoRAs come from. Everything that learns from a collection, looks at it or shows it takes a `Source`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+from lol_core.collections.entry import Entry
+from lol_core.collections.index import cache_folder
+from lol_core.collections.names import display_names
+from lol_core.core.lora import LoRA
+
+
+class Source(Protocol):
+    """A collection of LoRAs. A class that inherits from this one brings `name`, `entries`, `labels` and `load`; the
+    rest follows from them.
+
+    entries: what is known of each LoRA without its weights, in a fixed order; labels: one row per entry, indexed by its
+    id, NaN where there is none; labels_problem: why the labels that people have for it could not be used, if so.
+    """
+
+    name: str
+    entries: Sequence[Entry]
+    labels: pd.DataFrame
+    labels_problem: str | None = None
+
+    def load(self, id: str) -> LoRA:
+        """One LoRA with its weights. Raises LoRAFormatError naming it when it cannot be read, or is not finite."""
+        ...
+
+    def check(self) -> None:
+        """Raises ZooError, with what to do, when the source itself can no longer be read."""
+        return
+
+    def store(self, cache: Path | None = None) -> Path:
+        """The SQLite file that keeps what is computed from the weights, by digest."""
+        return (cache or cache_folder()) / "index" / f"{self.name}-{self.fingerprint}.sqlite"
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [entry.path for entry in self.entries]
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Entry]:
+        return {entry.path: entry for entry in self.entries}
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """What to call each LoRA: its short name, or its id where two share one."""
+        return display_names(self.ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the collection's content: ids and digests of its LoRAs, whatever their times or their place."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(f"{entry.path}\0{entry.digest}\n".encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def labels_digest(self) -> str:
+        """Identity of the labels: names of the columns and every value."""
+        values = pd.util.hash_pandas_object(self.labels).to_numpy().tobytes()
+        return hashlib.sha256("\0".join(map(str, self.labels.columns)).encode() + values).hexdigest()[:16]
+
+    def table(self) -> pd.DataFrame:
+        """One row per LoRA: its name, dialect and ranks, its labels, and what else its header says."""
+        first = ["name", "dialect", "ranks", "modules", *self.labels.columns]
+        rows = [
+            {
+                "name": self.names[e.path],
+                "dialect": e.dialect,
+                "ranks": ", ".join(map(str, e.ranks)),
+                "modules": e.modules,
+                "base model": e.base_model,
+                "suggested base": e.suggested_base,
+                "parameters": e.parameters,
+                "dtype": ", ".join(e.dtypes),
+                "size (kB)": e.size / 1000,
+                "path": e.path,
+            }
+            for e in self.entries
+        ]
+        table = pd.DataFrame(rows, index=self.ids).join(self.labels, rsuffix=" (label)")
+        return table[[c for c in first if c in table.columns] + [c for c in table.columns if c not in first]]

@@ -1,0 +1,48 @@
+"""Training, validation and test parts of a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lol_core.errors import TaskError
+
+
+def split_ids(
+    ids: Sequence[str],
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    groups: Sequence[object] | None = None,
+) -> dict[str, list[str]]:
+    """Random training, validation and test ids; LoRAs of one group (a subject, author or run) never fall on two sides.
+
+    Raises TaskError when a part would be empty.
+    """
+    units = [str(group) for group in groups] if groups is not None else list(ids)
+    if len(units) != len(ids):
+        raise TaskError(f"{len(ids)} LoRAs but {len(units)} group names.")
+    distinct = sorted(set(units))
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    sizes = dict.fromkeys(distinct, 0)
+    for unit in units:
+        sizes[unit] += 1
+    lacking = {
+        name: len(ids) * share / sum(fractions)
+        for name, share in zip(("train", "validation", "test"), fractions, strict=True)
+    }
+    side = {}
+    for i in order:  # each group goes to the part that lacks most
+        part = max(lacking, key=lambda name: lacking[name])
+        side[distinct[i]] = part
+        lacking[part] -= sizes[distinct[i]]
+    parts: dict[str, list[str]] = {
+        name: [id for id, unit in zip(ids, units, strict=True) if side[unit] == name] for name in lacking
+    }
+    if empty := [name for name, part in parts.items() if not part]:
+        raise TaskError(
+            f"{len(ids)} LoRAs in {len(distinct)} groups are too few for training, validation and test parts:"
+            f" {', '.join(empty)} would be empty. Label more"
+            f" LoRAs{', or group them by another column' if groups is not None else ''}."
+        )
+    return parts
