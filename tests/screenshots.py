@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
-from lol_core.collections.index import cache_folder
+from lol_core.collections.cache import cache_folder
 from tests.browser import ROOT, chromium, server, settled
 
 PAGES = ("", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images", "Experiments")

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lol_core.collections.index import Index, describe
+from lol_core.collections.describe import describe
+from lol_core.collections.index import Index
+from lol_core.collections.walk import Candidate
 from lol_core.collections.zoo import Zoo, short_name, split_ids, training_runs
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
 from lol_core.learning.checkpoint import TrainingConfig
@@ -39,9 +41,9 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path: Path, monkeypatch
     write_zoo(tmp_path, 6)
     opened: list[str] = []
 
-    def counting(folder: Path, path: str, size: int, mtime: float) -> object:
-        opened.append(path)
-        return describe(folder, path, size, mtime)
+    def counting(folder: Path, candidate: Candidate) -> object:
+        opened.append(candidate.id)
+        return describe(folder, candidate)
 
     monkeypatch.setattr("lol_core.collections.index.describe", counting)
     first = Zoo.open(tmp_path)

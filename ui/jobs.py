@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lol_core.collections.index import cache_folder
+from lol_core.collections.cache import cache_folder
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import LoLError
 from lol_core.experiments import run as run_experiment

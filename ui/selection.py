@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from lol_core.collections.index import cache_folder
+from lol_core.collections.cache import cache_folder
 from lol_core.collections.zoo import Zoo
 from ui.keys import FRAME, key
 from ui.state import session

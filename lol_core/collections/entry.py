@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar, cast
 
+from lol_core.collections.sidecar import NONE, Sidecar
 from lol_core.core.header import ModuleHeader
 from lol_core.core.lora import LoRA
 from lol_core.formats import suggest_base_model
 
+Values = TypeVar("Values", bound=tuple[Any, ...])
 
-@dataclass(frozen=True)
+
+class Details(Protocol):
+    """What an entry knows that may be long; an index reads it when it is wanted."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+    @property
+    def sidecar(self) -> Sidecar: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDetails:
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    sidecar: Sidecar = NONE
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a collection as its header describes it. `path` is relative to the folder; `reason` is None when it
-    was read, else why not.
+    """One file of a collection as its header describes it. `reason` is None when it was read, else why not.
 
-    headers: its modules; alphas and scales: of each, alpha None where the file has none; digest: hash of size, head and
-    tail, the identity of the content.
+    path: its id, which is its path below the folder wherever that is text; digest: hash of size, head and tail, the
+    identity of the content; headers: its modules, one object for all entries of the same structure; alphas and scales:
+    of each module, alpha None where the file has none; place: where it lies below the folder, when that is not `path`.
     """
 
     path: str
@@ -34,12 +55,33 @@ class Entry:
     headers: tuple[ModuleHeader, ...] = ()
     alphas: tuple[float | None, ...] = ()
     scales: tuple[float, ...] = ()
-    metadata: dict[str, Any] | None = None
     extras: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    place: str | None = None
+    details: Details = field(default_factory=KnownDetails, compare=False, repr=False)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Header and configuration entries as found, which may be wrong or absent."""
+        return self.details.metadata
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What the files beside it claim; false when there are none."""
+        return self.details.sidecar
 
     @classmethod
-    def of(cls, lora: LoRA, path: str, size: int, mtime: float, digest: str) -> Entry:
+    def of(
+        cls,
+        lora: LoRA,
+        *,
+        path: str,
+        size: int,
+        mtime: float = 0.0,
+        digest: str = "",
+        place: str | None = None,
+        sidecar: Sidecar = NONE,
+    ) -> Entry:
         """The entry of a LoRA that could be read, with its weights or from its header alone."""
         return cls(
             path,
@@ -53,13 +95,24 @@ class Entry:
             ranks=lora.ranks,
             parameters=lora.parameters,
             dtypes=lora.dtypes,
-            headers=lora.headers,
-            alphas=tuple(layer.alpha for layer in lora.layers),
-            scales=tuple(layer.scale for layer in lora.layers),
-            metadata=_plain(lora),
+            headers=shared(lora.headers),
+            alphas=shared(tuple(layer.alpha for layer in lora.layers)),
+            scales=shared(tuple(layer.scale for layer in lora.layers)),
             extras=lora.extras,
             notes=lora.notes,
+            place=place,
+            details=KnownDetails(_plain(lora), sidecar),
         )
+
+
+@lru_cache(maxsize=4096)
+def _first(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return values
+
+
+def shared(values: Values) -> Values:
+    """One object for all equal tuples, so that what thousands of files share is kept once."""
+    return cast(Values, _first(values))
 
 
 def _plain(lora: LoRA) -> dict[str, Any]:

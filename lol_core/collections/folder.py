@@ -70,6 +70,11 @@ class Zoo(Source):
             return cls(folder, entries, refused, pd.DataFrame(index=ids), labels_problem=str(error))
         return cls(folder, entries, refused, table, path, column, unjoined)
 
+    def path(self, id: str) -> Path:
+        """Where the file of a LoRA is."""
+        entry = self.by_id.get(id)
+        return self.folder / (id if entry is None or entry.place is None else entry.place)
+
     def check(self) -> None:
         if not self.folder.is_dir():
             raise ZooError(
@@ -82,7 +87,7 @@ class Zoo(Source):
     def load(self, id: str) -> LoRA:
         """Read one LoRA with its weights. Raises LoRAFormatError naming the file, also when it has vanished since."""
         try:
-            lora = read(self.folder / id)
+            lora = read(self.path(id))
             lora.check_finite()
         except LoRAFormatError as error:
             raise type(error)(f"{id}: {error}") from error

@@ -36,7 +36,9 @@ class MemorySource(Source):
             )
         if not index.is_unique:
             raise ZooError(f"The labels have more than one row of {index[index.duplicated()][0]!r}. Keep one row each.")
-        entries = tuple(Entry.of(lora, id, _bytes(lora), 0.0, content_hash(lora)) for id, lora in self.loras.items())
+        entries = tuple(
+            Entry.of(lora, path=id, size=_bytes(lora), digest=content_hash(lora)) for id, lora in self.loras.items()
+        )
         object.__setattr__(self, "entries", entries)
         object.__setattr__(self, "labels", self.labels.reindex(list(self.loras)))
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import pandas as pd
 
+from lol_core.collections.cache import cache_folder
 from lol_core.collections.entry import Entry
-from lol_core.collections.index import cache_folder
 from lol_core.collections.names import display_names
 from lol_core.core.lora import LoRA
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from lol_core.collections.index import cache_folder, content_digest
+from lol_core.collections.cache import cache_folder
+from lol_core.collections.describe import content_digest
 from lol_core.errors import DataMissingError, LoRAFormatError
 
 

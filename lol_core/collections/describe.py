@@ -1,0 +1,66 @@
+"""One file of a collection: its identity, and what its header says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import partial
+from pathlib import Path
+
+from lol_core.collections.entry import Entry, KnownDetails
+from lol_core.collections.sidecar import read_sidecar
+from lol_core.collections.walk import Candidate
+from lol_core.errors import LoRAFormatError
+from lol_core.formats import probe
+
+SAMPLED_BYTES = 65_536
+ATTEMPTS = 3
+UNSETTLED = -1.0
+"""The time of a file that is to be asked again next time, whatever its own says."""
+
+
+def content_digest(path: Path, size: int) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb", buffering=0) as file:
+        digest.update(file.read(SAMPLED_BYTES))
+        if size > 2 * SAMPLED_BYTES:
+            file.seek(-SAMPLED_BYTES, os.SEEK_END)
+        digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def describe(folder: Path, candidate: Candidate) -> Entry:
+    """Probe one file. Whatever is wrong with it becomes the entry's `reason`. One that changes meanwhile is read
+    again.
+    """
+    path, size, mtime = folder / candidate.place, candidate.size, candidate.mtime
+    details = KnownDetails(sidecar=read_sidecar(path, candidate.beside)) if candidate.beside else KnownDetails()
+    place = None if candidate.place == candidate.id else candidate.place
+    refused = partial(Entry, candidate.id, place=place, details=details)
+    if candidate.reason is not None:
+        return refused(size, mtime, "", reason=candidate.reason)
+    digest = ""
+    for _ in range(ATTEMPTS):
+        try:
+            digest = content_digest(path, size)
+            lora = probe(path)
+            entry = Entry.of(
+                lora, path=candidate.id, size=size, mtime=mtime, digest=digest, place=place, sidecar=details.sidecar
+            )
+        except LoRAFormatError as error:
+            entry = refused(size, mtime, digest, reason=str(error))
+        except OSError as error:
+            entry = refused(size, UNSETTLED, digest, reason=f"The file cannot be read: {error.strerror or error}.")
+        except Exception as error:  # a file this strange is the file's fault, and must not stop the collection
+            reason = f"An unexpected {type(error).__name__} while reading the header: {error}"
+            entry = refused(size, mtime, digest, reason=reason)
+        try:
+            status = path.stat()
+        except OSError:
+            return entry
+        if (status.st_size, status.st_mtime) == (size, mtime):
+            return entry
+        size, mtime = status.st_size, status.st_mtime
+    return refused(
+        size, UNSETTLED, "", reason="The file changes while it is read. Open the collection again when it is done."
+    )

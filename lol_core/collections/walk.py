@@ -1,0 +1,176 @@
+"""Which files of a folder may be LoRAs. Nothing is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from lol_core.collections.sidecar import beside
+from lol_core.formats import SUFFIXES
+
+OTHER_FILES = {
+    "optimizer.pt": "An optimizer's state, not a LoRA: what a training run needs to go on.",
+    "optimizer.bin": "An optimizer's state, not a LoRA: what a training run needs to go on.",
+    "scheduler.pt": "A learning-rate schedule's state, not a LoRA.",
+    "scheduler.bin": "A learning-rate schedule's state, not a LoRA.",
+    "scaler.pt": "A gradient scaler's state, not a LoRA.",
+    "training_args.bin": "The settings of a training run, not a LoRA.",
+}
+"""Files that training runs leave beside LoRAs, known by their names: opening them would take long and tell no more."""
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "A named pipe"),
+    (stat.S_ISSOCK, "A socket"),
+    (stat.S_ISCHR, "A device"),
+    (stat.S_ISBLK, "A device"),
+)
+_HUB_REPOSITORY = re.compile(r"(?:models|datasets|spaces)--(.+)")
+
+
+class Candidate(NamedTuple):
+    """A file that may be a LoRA. id: its path below the folder, as text that can be stored and shown; place: the path
+    itself, which may hold bytes that are no UTF-8, or lead through a hub's cache. mtime: seconds; beside: names of the
+    files beside it that bear on it (configuration, sidecars), and mark: their sizes and times, so that a change of
+    them counts as its own; reason: why it is not worth opening, None when it is.
+    """
+
+    id: str
+    place: str
+    size: int
+    mtime: float
+    beside: tuple[str, ...] = ()
+    mark: str = ""
+    reason: str | None = None
+
+
+def candidates(folder: Path) -> list[Candidate]:
+    """The files that may be LoRAs: those of each folder by name, then its subfolders by name.
+
+    Links are followed, and what is reached twice is listed once, where it lies rather than where a link leads to it.
+    In a hub's cache each repository has the files of one snapshot, under the repository's name. What cannot be
+    listed, such as a folder without permission, is there with its reason.
+    """
+    walk = _Walk(folder)
+    walk.folder("", "")
+    while walk.links:  # after what is no link, so that a file has the id of its own place
+        walk.follow(*walk.links.pop(0))
+    found = walk.found
+    return sorted(found, key=_order) if walk.linked else found
+
+
+def _order(candidate: Candidate) -> tuple[tuple[int, str], ...]:
+    *folders, name = candidate.id.split("/")
+    return (*((1, part) for part in folders), (0, name))
+
+
+@dataclass
+class _Walk:
+    root: Path
+    found: list[Candidate] = field(default_factory=list)
+    links: list[tuple[str, str]] = field(default_factory=list)
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    linked: bool = False
+
+    def folder(self, place: str, id: str) -> None:
+        """Everything below one folder. place: its path below the root, "" for the root itself; id: of its files."""
+        try:
+            status = os.stat(self.root / place)
+            if (status.st_dev, status.st_ino) in self.seen:
+                return
+            self.seen.add((status.st_dev, status.st_ino))
+            with os.scandir(self.root / place) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            reason = f"The folder cannot be read: {error.strerror or error}. Nothing in it is part of the collection."
+            self.found.append(Candidate((id or ".") + "/", place, -1, 0.0, reason=reason))
+            return
+        subfolders = []
+        names = {entry.name for entry in entries}
+        for entry in entries:
+            below = f"{place}/{entry.name}" if place else entry.name
+            try:
+                if entry.is_symlink():
+                    self.links.append((below, _joined(id, entry.name)))
+                elif entry.is_dir(follow_symlinks=False):
+                    subfolders.append((entry.name, below))
+                elif entry.name.lower().endswith(SUFFIXES):
+                    self.file(below, _joined(id, entry.name), entry.stat(), names)
+            except OSError as error:
+                self.unreadable(below, _joined(id, entry.name), error)
+        for name, below in subfolders:
+            if name == "huggingface" and place.rpartition("/")[2] == ".cache":
+                continue  # the hub's notes on what it downloaded beside them
+            if (hub := _HUB_REPOSITORY.fullmatch(name)) and (snapshot := self.snapshot(below)):
+                self.folder(snapshot, _joined(id, hub[1].replace("--", "/")))
+            else:
+                self.folder(below, _joined(id, name))
+
+    def file(self, place: str, id: str, status: os.stat_result, names: set[str]) -> None:
+        self.seen.add((status.st_dev, status.st_ino))
+        parent, _, name = place.rpartition("/")
+        reason = OTHER_FILES.get(name)
+        for is_special, what in _SPECIAL:
+            if is_special(status.st_mode):
+                reason = f"{what}, not a file. It was not opened."
+        others: tuple[str, ...] = ("adapter_config.json",) if "adapter_config.json" in names else ()
+        others += tuple(beside(name, names))
+        mark = _mark(self.root / parent, others) if others else ""
+        self.found.append(Candidate(id, place, status.st_size, status.st_mtime, others, mark, reason))
+
+    def follow(self, place: str, id: str) -> None:
+        """What a link leads to, when it was not reached without it."""
+        path = self.root / place
+        try:
+            status = path.stat()
+        except OSError as error:
+            if path.name.lower().endswith(SUFFIXES):
+                self.unreadable(place, id, error)
+            return
+        if (status.st_dev, status.st_ino) in self.seen:
+            return
+        self.linked = True
+        if stat.S_ISDIR(status.st_mode):
+            self.folder(place, id)
+        elif path.name.lower().endswith(SUFFIXES):
+            self.file(place, id, status, set(os.listdir(path.parent)))
+
+    def unreadable(self, place: str, id: str, error: OSError) -> None:
+        reason = f"The file cannot be read: {error.strerror or error}."
+        self.found.append(Candidate(id, place, -1, 0.0, reason=reason))
+
+    def snapshot(self, repository: str) -> str | None:
+        """The snapshot of a hub's repository that its main branch names, else the newest; None when it has none."""
+        snapshots = self.root / repository / "snapshots"
+        try:
+            commits = {path.name: path.stat().st_mtime for path in snapshots.iterdir()}
+            main = self.root / repository / "refs" / "main"
+            commit = main.read_text(encoding="ascii").strip() if main.is_file() else ""
+        except (OSError, ValueError):
+            return None
+        if not commits:
+            return None
+        chosen = commit if commit in commits else max(commits, key=lambda name: commits[name])
+        return f"{repository}/snapshots/{chosen}"
+
+
+def _mark(folder: Path, names: tuple[str, ...]) -> str:
+    marks = []
+    for name in names:
+        try:
+            status = os.stat(folder / name)
+            marks.append(f"{name} {status.st_size} {status.st_mtime_ns}")
+        except OSError:
+            continue
+    return hashlib.sha256("\n".join(marks).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _joined(id: str, name: str) -> str:
+    """The id of what is called `name` in the folder of that id. Bytes that are no UTF-8 are written as \\xe9."""
+    if not name.isascii():
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return f"{id}/{name}" if id else name
