@@ -19,6 +19,7 @@ from lol_core.errors import LoLError
 from lol_core.insight import plots
 from lol_core.insight.generation import Sampling, contact_sheet
 from lol_core.learning.devices import devices, find_device
+from lol_core.learning.parts import parts_here
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
@@ -57,13 +58,12 @@ def rankings(zoo: Zoo) -> dict[str, tuple[str, Path | None]]:
 
 @st.cache_data(max_entries=8, show_spinner="Predicting every LoRA …")
 def predicted(folder: str, modified: float, label: str, fingerprint: str, _zoo: Zoo) -> tuple[pd.Series, list[str]]:
-    """Predictions of a label, and the LoRAs the model was not trained on (all, when it comes from another
-    collection).
-    """
+    """Predictions of a label, and the test LoRAs; where none of these is here, those the model has not seen."""
     model = load_checkpoint(Path(folder))
     table, _ = model.predict_zoo(_zoo)
-    held_out = model.split["test"] if model.zoo == _zoo.name else list(table.index)
-    return table[label], [id for id in held_out if id in table.index]
+    parts = parts_here(model, _zoo)
+    test = [id for id in table.index if parts.get(id) == "test"]
+    return table[label], test or [id for id in table.index if id not in parts]
 
 
 @dataclass(frozen=True)

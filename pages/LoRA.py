@@ -21,6 +21,7 @@ from lol_core.insight.attribution import contributions
 from lol_core.insight.survey import SAME, Survey, layer_map, nearest, tag_counts
 from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
 from lol_core.learning.leaderboard import verdict
+from lol_core.learning.parts import parts_here
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.keys import key
@@ -239,11 +240,7 @@ if models:
             st.caption(f"{title}: {error}")
             continue
         metric = HEADLINE[checkpoint.task.kind]
-        part = (
-            next((part for part, ids in checkpoint.split.items() if chosen in ids), "new")
-            if checkpoint.zoo == zoo.name
-            else "new"
-        )
+        part = parts_here(checkpoint, zoo).get(chosen, "new")
         for name in predicted.columns[: 1 if checkpoint.task.kind == "multiclass" else None]:
             true = zoo.labels[name].get(chosen) if name in zoo.labels else None
             about = {"model": title, "label": name, "predicted": predicted[name].iloc[0], "true": true, "part": part}

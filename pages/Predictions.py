@@ -21,6 +21,7 @@ from lol_core.insight.novelty import Known
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.evaluation import METRIC_TITLES, calibration, confusion, error_slices
 from lol_core.learning.leaderboard import disagreement, verdict, verdicts
+from lol_core.learning.parts import parts_here
 from lol_core.learning.tasks import class_name
 from ui.figures import figure
 from ui.frame import frame, need, page_link
@@ -67,7 +68,7 @@ for name, folder in models.items():
         loaded[name] = load_checkpoint(folder)
     except LoLError as error:
         st.caption(str(error))
-trained_here = [model for model in loaded.values() if model.zoo == zoo.name]
+trained_here = [model for model in loaded.values() if parts_here(model, zoo)]
 if len(trained_here) > 1:
     st.subheader("Leaderboard")
     show_leaderboard(trained_here)
@@ -90,8 +91,8 @@ predicted, refused = predictions_of(str(models[title]), model.created, zoo.finge
 need(
     len(predicted), "This model can read none of these LoRAs: they belong to another base model or hold other modules."
 )
-at_home = zoo.name == model.zoo
-part_of = {id: part for part, ids in model.split.items() for id in ids} if at_home else {}
+part_of = parts_here(model, zoo)
+at_home = bool(part_of)
 parts = pd.Series([part_of.get(id, "new") for id in predicted.index], index=predicted.index, name="part")
 task = model.task
 offer(zoo, f"predictions of {title}", predicted.add_prefix("predicted "))
@@ -371,7 +372,7 @@ def of_dropped(lora: LoRA) -> pd.DataFrame:
                 continue
             said = other.task.frame(other.predict([lora]), ["dropped"]).iloc[0]
             row |= {"label": other.task.targets[0], "predicted": said.iloc[0], "test score": verdict(other).sentence}
-            if other.zoo == zoo.name:
+            if parts_here(other, zoo):
                 mark = (
                     known_to(str(models[name]), other.created, zoo.fingerprint, other, zoo).strangeness([lora]).iloc[0]
                 )

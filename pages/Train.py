@@ -20,6 +20,7 @@ from lol_core.learning.fit import Plan, plan
 from lol_core.learning.leaderboard import verdict, verdicts
 from lol_core.learning.models import MODELS, ModelConfig
 from lol_core.learning.models.layers import NONLINEARITIES
+from lol_core.learning.parts import parts_here
 from lol_core.learning.tasks import guess_kind
 from lol_core.learning.verdict import judge
 from ui.figures import figure
@@ -302,7 +303,7 @@ for title, folder in saved.items():
         st.caption(str(problem))
 together, single, curves = st.tabs(["Seeds together", "Every model", "Curves"])
 with together:
-    show_leaderboard([model for *_, model in kept if model.zoo == zoo.name])
+    show_leaderboard([model for *_, model in kept if parts_here(model, zoo)])
 with single:
     st.dataframe(results_table([model for *_, model in kept]), hide_index=True, key=key("saved"))
 with curves:

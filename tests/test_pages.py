@@ -17,6 +17,7 @@ from lol_core.experiments.result import Result
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.fit import plan, train
 from lol_core.learning.models import NEWER, ModelConfig
+from lol_core.learning.parts import parts_here
 from tests.builders import write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
 from tests.waiting import PATIENCE, until
@@ -410,3 +411,32 @@ def test_a_model_of_another_collection_is_offered_and_used_here(tmp_path: Path) 
     assert any("now offered" in message.value for message in test.success)
     test.switch_page("pages/Predictions.py").run()
     assert not test.exception and "MLP + SVD → size (seed 0)" in str(test.selectbox)
+
+
+def test_a_collection_is_known_by_its_content_and_not_by_its_folder(tmp_path: Path) -> None:
+    """Two folders of one name, whose LoRAs have the same names, and of which one is trained on."""
+    write_zoo(tmp_path / "mine" / "zoo", 40)
+    write_zoo(tmp_path / "theirs" / "zoo", 40, seed=1)
+    zoo, other = trained(tmp_path / "mine" / "zoo", "gl_net"), Zoo.open(tmp_path / "theirs" / "zoo")
+    checkpoint = Checkpoint.load(runs_folder(zoo) / "gl_net-size")
+    assert zoo.ids == other.ids and zoo.name == other.name
+    assert set(parts_here(checkpoint, zoo).values()) == {"train", "validation", "test"}
+    assert parts_here(checkpoint, other) == {}
+    (tmp_path / "theirs" / "zoo" / "labels.csv").unlink()
+    for page in ("Predictions", "LoRA", "Train", "Images"):
+        test = opened("Home", other.folder)
+        test.session_state["session"].extra_checkpoints.append(str(runs_folder(zoo) / "gl_net-size"))
+        test.switch_page(PAGES[page]).run()
+        assert not test.exception and not test.error
+        parts = {part for frame in test.dataframe if "part" in frame.value.columns for part in frame.value["part"]}
+        assert parts == ({"new"} if page in ("Predictions", "LoRA") else set()), page
+        assert "Leaderboard" not in text_of(test) and "test, control" not in str(test.dataframe)
+
+    copied = tmp_path / "copy"
+    shutil.copytree(zoo.folder, copied)
+    shutil.rmtree(copied / "lora000")
+    write_peft(copied / "lora001", other.load(other.ids[0]))
+    changed = Zoo.open(copied)
+    kept = parts_here(checkpoint, changed)
+    assert len(changed) == 39 and set(kept) == set(zoo.ids) - {zoo.ids[0], zoo.ids[1]}, "one gone, one overwritten"
+    assert all(kept[id] == part for part, ids in checkpoint.split.items() for id in ids if id in kept)

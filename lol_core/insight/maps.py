@@ -13,8 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from lol_core.collections.index import cache_folder
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.cache import cache_folder
+from lol_core.collections.source import Source
 from lol_core.insight.embedding import Kind, Report, Space, Stop, space_of
 from lol_core.insight.picture import Method, displacement, project
 from lol_core.learning.checkpoint import Checkpoint
@@ -61,7 +61,7 @@ class Map:
 
 
 def draw_map(
-    zoo: Zoo,
+    source: Source,
     settings: MapSettings,
     *,
     checkpoint: Checkpoint | None = None,
@@ -79,7 +79,9 @@ def draw_map(
         title, share, ids = str(kept["title"]), float(kept["share"]), tuple(map(str, kept["ids"]))
         space, clusters = Space(title, ids, kept["vectors"], share), pd.Series(kept["clusters"], index=list(ids))
     else:
-        made = space_of(zoo, settings.ids, settings.kind, checkpoint, lambda done, text: report(0.8 * done, text), stop)
+        made = space_of(
+            source, settings.ids, settings.kind, checkpoint, lambda done, text: report(0.8 * done, text), stop
+        )
         if made is None:
             return None
         report(0.8, "Finding clusters")

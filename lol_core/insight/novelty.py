@@ -16,6 +16,7 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError, TaskError
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.evaluation import norm_features
+from lol_core.learning.parts import parts_here
 
 NEIGHBOURS = 5
 OUTSIDE = 0.99
@@ -47,10 +48,9 @@ class Known:
         are there.
         """
         loras = []
-        for id in checkpoint.split["train"]:
+        for id in (id for id, part in parts_here(checkpoint, zoo).items() if part == "train"):
             try:
-                if id in zoo.by_id and not checkpoint.spec.misfits(zoo.by_id[id]):
-                    loras.append(zoo.load(id))
+                loras.append(zoo.load(id))
             except LoLError:
                 continue
         if len(loras) < 2 * NEIGHBOURS:

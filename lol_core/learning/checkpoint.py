@@ -72,7 +72,8 @@ class TrainingConfig:
 class Checkpoint:
     """A LoL model with everything needed to use and to judge it.
 
-    metrics: part → metric → value for "train", "validation", "test"; interval: 95 % bootstrap of the headline metric on
+    digests: LoRA → that of its content, for those of the split, empty in older checkpoints; metrics: part → metric →
+    value for "train", "validation", "test"; interval: 95 % bootstrap of the headline metric on
     the test part; controls: name → test metrics; differences: control → metric → by how much the model exceeds it on
     the test part; history: one dict per epoch; left_out: LoRA → why it took no part.
     """
@@ -83,6 +84,7 @@ class Checkpoint:
     split: dict[str, list[str]]
     zoo: str = ""
     fingerprint: str = ""
+    digests: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class Checkpoint:
             "finished": self.finished,
             "zoo": self.zoo,
             "fingerprint": self.fingerprint,
+            "digests": self.digests,
             "config": asdict(self.config),
             "task": self.task.to_dict(),
             "spec": self.spec.to_dict(),
@@ -161,6 +164,7 @@ class Checkpoint:
                 **{name: description[name] for name in names},
                 left_out_modules=tuple(description["left_out_modules"]),
             )
+            known.digests = description.get("digests", {})
             known.interval = tuple(interval) if interval else None
             known.differences = {
                 name: {metric: Difference(**gap) for metric, gap in gaps.items()}
@@ -218,9 +222,10 @@ class Checkpoint:
         """What differs between a zoo and the one the model was trained on, as sentences; empty when it is the same."""
         notes = []
         if zoo.fingerprint != self.fingerprint:
+            same = any(id in zoo.by_id and zoo.by_id[id].digest == digest for id, digest in self.digests.items())
             change = (
                 f"{zoo.name} has changed since"
-                if zoo.name == self.zoo
+                if same
                 else f"This is not the collection it was trained on ({self.zoo})"
             )
             notes.append(f"{change}: its scores were measured on what it was trained on, not here.")

@@ -214,6 +214,7 @@ def train(
         split,
         zoo.name,
         zoo.fingerprint,
+        digests={id: zoo.by_id[id].digest for part in split.values() for id in part},
         history=fit.history,
         left_out=plan.left_out | factors.left_out,
         left_out_modules=plan.left_out_modules,
