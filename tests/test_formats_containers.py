@@ -539,3 +539,23 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monk
     monkeypatch.setattr(formats, "_read", while_it_is_written)
     check(read(path))
     assert len(calls) == 2
+
+
+def test_files_of_one_structure_share_it_and_keep_what_differs(tmp_path: Path) -> None:
+    """Headers that repeat are taken apart once; scale, metadata and configuration still come from each file."""
+
+    def kohya(name: str, alpha: float, tag: str, width: int = 5) -> Path:
+        factors = {"lora_unet_a.lora_down.weight": torch.ones(2, width), "lora_unet_a.lora_up.weight": torch.ones(6, 2)}
+        save_file(factors | {"lora_unet_a.alpha": torch.tensor(alpha)}, tmp_path / name, metadata={"ss_tag": tag})
+        return tmp_path / name
+
+    first, twin = probe(kohya("a.safetensors", 1.0, "x")), probe(kohya("b.safetensors", 1.0, "y"))
+    assert first.layers is twin.layers and (first.metadata["ss_tag"], twin.metadata["ss_tag"]) == ("x", "y")
+    assert probe(kohya("c.safetensors", 4.0, "x")).layers[0].scale == 2.0
+    assert probe(kohya("d.safetensors", 1.0, "x", width=7)).layers[0].m == 7
+    for folder, alpha in (("one", 1), ("two", 2)):
+        write_peft(tmp_path / folder, LORA, alpha=alpha)
+        assert probe(tmp_path / folder).layers[0].scale == alpha / 2
+    save_file(tensors(), tmp_path / "e.safetensors", metadata={"lora_alpha": "6"})
+    save_file(tensors(), tmp_path / "f.safetensors", metadata={"lora_alpha": "8"})
+    assert [probe(tmp_path / f"{name}.safetensors").layers[0].scale for name in "ef"] == [3.0, 4.0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lol_core.formats import cloneofsimo, diffusers, kohya, llama_cpp, mlx, nunc
 from lol_core.formats.base_models import suggest_base_model
 from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_tensors
 from lol_core.formats.families import explain, family_of
+from lol_core.formats.reading import Dialect
 
 __all__ = ["DIALECTS", "SUFFIXES", "probe", "read", "suggest_base_model"]
 
@@ -116,11 +118,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     )
 
 
+@lru_cache(maxsize=64)
+def _dialects(keys: tuple[str, ...]) -> tuple[Dialect, ...]:
+    """The dialects that recognise these names, the most particular first."""
+    return tuple(dialect for dialect in DIALECTS if keys and dialect.matches(list(keys)))
+
+
 def _read(file: TensorFile, config: Mapping[str, Any], *, weights: bool) -> LoRA:
     keys = file.keys
-    for dialect in DIALECTS:
-        if not keys or not dialect.matches(keys):
-            continue
+    for dialect in _dialects(tuple(keys)):
         try:
             lora = dialect.read(file, file.get if weights else file.peek, config)
         except LoRAFormatError as error:

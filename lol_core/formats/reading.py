@@ -6,8 +6,9 @@ without data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,15 @@ def _unchanged(name: str, tensors: Tensors, config: Config) -> Tensors:
 
 def _no_notes(config: Config) -> list[str]:
     return []
+
+
+@dataclass(frozen=True)
+class Content:
+    """A LoRA without what its header and configuration say of it besides the scale."""
+
+    layers: tuple[LoRALayer, ...]
+    extras: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +71,22 @@ class Dialect:
 
         Raises LoRAFormatError when not one module can be read, with the reason of the first.
         """
-        grouping = group(file.keys, self.parse)
         scales = Scales(file.metadata, config, self.unit_scale)
+        alike = file.structure() if fetch is file.peek else None
+        key = None if alike is None else (self.name, alike, scales.settings, repr(config))
+        content = _read_once(_Reading(key, self, file, fetch, config, scales))
+        return LoRA(
+            content.layers,
+            self.name,
+            claimed_base(file.metadata, config),
+            dict(config) | dict(file.metadata),
+            content.extras,
+            content.notes,
+        )
+
+    def read_content(self, file: TensorFile, fetch: Fetch, config: Config, scales: Scales) -> Content:
+        """What of a LoRA depends on its tensors, scales and configuration alone."""
+        grouping = group(file.keys, self.parse)
         stored = {name: {slot: fetch(key) for slot, key in slots.items()} for name, slots in grouping.modules.items()}
         transposed = _vote(stored)
         layers = []
@@ -78,15 +102,7 @@ class Dialect:
             raise LoRAFormatError(f"{name}: {why}." + (f" None of {count} modules can be read." if count > 1 else ""))
         _check_ranks(layers)
         notes = [*self.notes(config), *scales.notes(len(layers)), *notes_on(grouping)] if layers else []
-        metadata = dict(config) | dict(file.metadata)
-        return LoRA(
-            tuple(layers),
-            self.name,
-            claimed_base(file.metadata, config),
-            metadata,
-            tuple(grouping.extras),
-            tuple(notes),
-        )
+        return Content(tuple(layers), tuple(grouping.extras), tuple(notes))
 
     def _layer(
         self, name: str, slots: Mapping[str, Tensor], scales: Scales, config: Config, transposed: bool | None
@@ -117,6 +133,29 @@ class Dialect:
                 " transposed factors, or no LoRA."
             )
         return layer if scale.value is None else replace(layer, scale=scale.value, alpha=None)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A reading, known again by its key: headers of collections repeat, all but their metadata. Without a key it is
+    like no other.
+    """
+
+    key: Hashable
+    dialect: Dialect = field(compare=False)
+    file: TensorFile = field(compare=False)
+    fetch: Fetch = field(compare=False)
+    config: Config = field(compare=False)
+    scales: Scales = field(compare=False)
+
+
+@lru_cache(maxsize=64)
+def _known(reading: _Reading) -> Content:
+    return reading.dialect.read_content(reading.file, reading.fetch, reading.config, reading.scales)
+
+
+def _read_once(reading: _Reading) -> Content:
+    return (_known.__wrapped__ if reading.key is None else _known)(reading)
 
 
 def _vote(stored: Mapping[str, Mapping[str, Tensor]]) -> bool | None:

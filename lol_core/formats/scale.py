@@ -82,6 +82,11 @@ class Scales:
             yield _Source("adapter_config.json", "", self.config["lora_config"])
         yield from _by_component("the header", self.metadata)
 
+    @property
+    def settings(self) -> str:
+        """All that `of` looks at besides a module's tensors: equal texts give equal scales."""
+        return repr((self.unit, self._sources, self.complaints))
+
     def of(self, name: str, tensors: Mapping[str, Tensor]) -> Scale:
         """The scale of a module, whose tensors may hold it. Raises LoRAFormatError when it is no finite number."""
         if (tensor := tensors.get(Role.SCALE)) is not None:

@@ -7,11 +7,12 @@ header that describes tensors is parsed once for all files that share it, byte f
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,7 +57,7 @@ _CACHED_HEADER = 4_000_000
 DAMAGED = "The file is damaged; download it again."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Which tensors a file holds and where. places: dtype as the header names it, first and last byte in the data;
     size: bytes of data; runs: stretches of the data with the single numbers in them.
@@ -98,7 +99,14 @@ def open_safetensors(path: Path, file: BinaryIO, size: int) -> TensorFile:
             " something was appended, or the header is another file's. Download it again."
         )
     data = 8 + length
-    scalars: dict[str, Tensor] = {}
+
+    @cache
+    def numbers() -> list[bytes]:
+        return _single_numbers(file, data, layout)
+
+    @cache
+    def scalars() -> dict[str, Tensor]:
+        return _as_tensors(layout, numbers())
 
     def get(key: str) -> Tensor:
         if prod(layout.shapes[key]) <= 1:
@@ -109,16 +117,13 @@ def open_safetensors(path: Path, file: BinaryIO, size: int) -> TensorFile:
         return buffer.view(_torch_dtype(key, dtype)).reshape(layout.shapes[key])
 
     def peek(key: str) -> Tensor:
-        if key in scalars:
-            return scalars[key]
-        shape, (dtype, *_) = layout.shapes[key], layout.places[key]
-        if prod(shape) > 1:
-            return blank(shape, _torch_dtype(key, dtype))
-        _torch_dtype(key, dtype)
-        scalars.update(_read_scalars(file, data, layout))
-        return scalars[key]
+        shape, dtype = layout.shapes[key], _torch_dtype(key, layout.places[key][0])
+        return blank(shape, dtype) if prod(shape) > 1 else scalars()[key]
 
-    return TensorFile(path, layout.shapes, metadata, get, peek)
+    def same() -> Hashable:
+        return layout, b"".join(numbers())
+
+    return TensorFile(path, layout.shapes, metadata, get, peek, structure=same)
 
 
 def _torch_dtype(key: str, name: str) -> torch.dtype:
@@ -136,21 +141,43 @@ def _read_into(buffer: memoryview, file: BinaryIO, position: int, key: str) -> N
     while filled < len(buffer):
         count = file.readinto(buffer[filled:])  # type: ignore[attr-defined]
         if not count:
-            raise LoRAFormatError(f"The file ended before {key!r}: it was changed while it was read. Read it again.")
+            raise _ended(key)
         filled += count
 
 
-def _read_scalars(file: BinaryIO, data: int, layout: Layout) -> dict[str, Tensor]:
-    """All tensors of one number (or none), few reads for all of them."""
-    groups: dict[tuple[str, tuple[int, ...]], tuple[list[str], list[bytearray]]] = {}
+def _ended(key: str) -> LoRAFormatError:
+    return LoRAFormatError(f"The file ended before {key!r}: it was changed while it was read. Read it again.")
+
+
+def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
+    """The bytes of all tensors of one number (or none), in the order of `layout.runs`, by few reads."""
+    found = []
     for start, end, keys in layout.runs:
-        stretch = bytearray(end - start)
-        _read_into(memoryview(stretch), file, data + start, keys[0])
+        stretch = _read_at(file, data + start, end - start)
+        if len(stretch) < end - start:
+            raise _ended(keys[0])
+        if len(keys) == 1:
+            found.append(stretch)
+            continue
         for key in keys:
-            dtype, first, last = layout.places[key]
-            names, values = groups.setdefault((dtype, layout.shapes[key]), ([], []))
-            names.append(key)
-            values.append(stretch[first - start : last - start])
+            _, first, last = layout.places[key]
+            found.append(stretch[first - start : last - start])
+    return found
+
+
+def _read_at(file: BinaryIO, position: int, count: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), count, position)
+    file.seek(position)
+    return file.read(count)
+
+
+def _as_tensors(layout: Layout, numbers: Sequence[bytes]) -> dict[str, Tensor]:
+    groups: dict[tuple[str, tuple[int, ...]], tuple[list[str], list[bytes]]] = {}
+    for key, value in zip((key for _, _, keys in layout.runs for key in keys), numbers, strict=True):
+        names, values = groups.setdefault((layout.places[key][0], layout.shapes[key]), ([], []))
+        names.append(key)
+        values.append(value)
     found: dict[str, Tensor] = {}
     for (dtype, shape), (names, values) in groups.items():
         if dtype not in DTYPES:

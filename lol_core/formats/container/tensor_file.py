@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -24,7 +24,8 @@ class TensorFile:
     `get(key)` returns the tensor; `peek(key)` returns the tensor when it has at most one element (an alpha) and
     else one of the same shape and dtype on the meta device, without reading its data. Both raise LoRAFormatError and
     nothing else. The mappings may be shared between files of one structure and are never changed. notes: what the
-    reader should know of how the tensors were found.
+    reader should know of how the tensors were found. `structure()` is equal for files of which `peek` answers the same
+    to every key; None where that is not known.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class TensorFile:
     get: Callable[[str], Tensor]
     peek: Callable[[str], Tensor]
     notes: tuple[str, ...] = ()
+    structure: Callable[[], Hashable] = lambda: None
 
     @property
     def keys(self) -> list[str]:
