@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test is one thread here and in what it starts; tests run side by side
@@ -29,6 +31,16 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     """Indexes and runs of a test never meet those of the user or of another test."""
     monkeypatch.setenv("LOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     yield
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers that make a zoo are threads of this process: each process would import diffusers and peft anew."""
+
+    def threads(workers: int, context: object, start: Callable[..., None], started: tuple[Any, ...]) -> Executor:
+        return ThreadPoolExecutor(workers, initializer=start, initargs=started)
+
+    monkeypatch.setattr("lol_core.finetuning.machine.ProcessPoolExecutor", threads)
 
 
 @pytest.fixture(scope="session")

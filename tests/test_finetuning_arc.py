@@ -102,7 +102,7 @@ def test_hyperparameters_follow_table_8() -> None:
     assert {len(h.dropped) for h in drawn} == set(range(1, 20))
 
 
-def test_a_zoo_of_language_models(arc: Path, base: Path, tmp_path: Path) -> None:
+def test_a_zoo_of_language_models(arc: Path, base: Path, tmp_path: Path, in_threads: None) -> None:
     out = tmp_path / "zoo"
     assert len(list(build_arc(RECIPE, str(base), arc, out, 2, Machine()))) == 2
     assert len(list(build_arc(RECIPE, str(base), arc, out, 3, Machine()))) == 1, "finished ones are left alone"

@@ -251,12 +251,16 @@ def test_what_diverged_is_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_zoo_stops_and_goes_on(base_folder: Path, celeba: Path, tmp_path: Path) -> None:
+def test_a_zoo_stops_and_goes_on(
+    base_folder: Path, celeba: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     out, machine = tmp_path / "zoo", Machine(workers=2, stack=2)
     zoo = ImageZoo(out, RECIPE, str(base_folder))
     build = zoo.build(celeba, None, machine)
     next(build)
     build.close()  # stopped after the first row
+    request.getfixturevalue("in_threads")
+    machine = Machine(stack=2)
     first = pd.read_csv(out / "labels.csv")
     assert 1 <= len(first) < 4
     stamps = {
@@ -282,7 +286,7 @@ def test_a_missing_base_is_named(tmp_path: Path) -> None:
         Base(tmp_path)
 
 
-def test_a_score_needs_a_scorer(base_folder: Path, celeba: Path, tmp_path: Path) -> None:
+def test_a_score_needs_a_scorer(base_folder: Path, celeba: Path, tmp_path: Path, in_threads: None) -> None:
     zoo = ImageZoo(tmp_path, replace(RECIPE, score_prompts=("a dog",)), str(base_folder))
     list(zoo.build(celeba, 1, Machine()))
     with pytest.raises(DataMissingError, match="--scorer"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
@@ -22,29 +23,32 @@ from lol_core.finetuning.base_model import make_tokenizer
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, Hyperparameters, ImageRecipe, Run
 
 Module = TypeVar("Module", bound=nn.Module)
-pytestmark = pytest.mark.skipif(psutil.virtual_memory().available < 14e9, reason="needs 14 GB of free memory")
+pytestmark = pytest.mark.skipif(psutil.virtual_memory().available < 4e9, reason="needs 4 GB of free memory")
 
 
 def scattered(build: Callable[[], Module]) -> Module:
-    """The module with small random weights, made without its slow initialisation."""
+    """The module with small random weights, made without its slow initialisation. Weights of one shape are one tensor
+    in memory: nobody changes them, and so a billion of them fit anywhere.
+    """
     with torch.device("meta"):
         module = build()
     module.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
+
+    @cache
+    def weight(shape: torch.Size, is_norm: bool) -> torch.Tensor:
+        return torch.ones(shape) if is_norm else torch.empty(shape).uniform_(-0.03, 0.03, generator=generator)
+
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point():
-            (
-                nn.init.ones_(tensor.data)
-                if "norm" in name and name.endswith("weight")
-                else tensor.data.uniform_(-0.03, 0.03, generator=generator)
-            )
+            tensor.data = weight(tensor.shape, "norm" in name and name.endswith("weight"))
         else:
             tensor.data.copy_(torch.arange(tensor.numel()).view(tensor.shape))
     return module.eval()
 
 
-@pytest.mark.parametrize("recipe", [CELEBA, IMAGENETTE], ids=lambda r: r.name)
-def test_stable_diffusion(recipe: ImageRecipe, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def stable_diffusion() -> StableDiffusionPipeline:
     tokenizer = make_tokenizer(["a person"])
     unet = scattered(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8))
     vae = scattered(
@@ -63,12 +67,16 @@ def test_stable_diffusion(recipe: ImageRecipe, tmp_path: Path) -> None:
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
-    pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
     for part in (unet, vae, text):
         part.requires_grad_(False)
+    return StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+
+
+@pytest.mark.parametrize("recipe", [CELEBA, IMAGENETTE], ids=lambda r: r.name)
+def test_stable_diffusion(recipe: ImageRecipe, stable_diffusion: StableDiffusionPipeline, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     run = Run(1, (str(tmp_path / "a.png"),), recipe.prompts[0], recipe.learning_rates[-1], 1, 1, {})
-    with patch.object(dreambooth, "open_base", return_value=pipeline):
+    with patch.object(dreambooth, "open_base", return_value=stable_diffusion):
         base = dreambooth.Base("stand-in")
     outcome = dreambooth.finetune_one(base, replace(recipe, resolution=64), run)
     assert len(outcome.factors) == 128, "q, k, v and out of 16 blocks with two attentions each"
@@ -98,7 +106,6 @@ def test_qwen2() -> None:
     questions = [Question("Mercury", "is it so", ("yes", "no"), 0), Question("MCAS", "is it so", ("no", "yes"), 1)]
     drawn = Hyperparameters(1, 1e-3, 0.0, 1, 2, 0.0, ())
     with patch.object(arc.PeftModel, "save_pretrained"):
-        row = arc.finetune(
-            reader, ARC, {"train": questions, "validation": questions, "test": questions}, drawn, Path("unused")
-        )
+        splits = {"train": questions, "validation": questions[:1], "test": questions[:1]}
+        row = arc.finetune(reader, ARC, splits, drawn, Path("unused"))
     assert row["steps"] == 1 and row["train_questions"] == 2 and row["validation_loss"] > 0
