@@ -20,6 +20,7 @@ from lol_core.insight import plots
 from lol_core.insight.generation import Sampling, contact_sheet
 from lol_core.learning.devices import devices, find_device
 from lol_core.learning.parts import parts_here
+from lol_core.learning.tasks import Regression
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
@@ -47,7 +48,7 @@ def rankings(zoo: Zoo) -> dict[str, tuple[str, Path | None]]:
             model = load_checkpoint(folder)
         except LoLError:
             continue
-        if model.task.kind == "regression":
+        if isinstance(model.task, Regression):
             found |= {f"{label} predicted by {title}": (label, folder) for label in model.task.targets}
     numbers = [
         c for c in zoo.labels.columns if pd.api.types.is_numeric_dtype(zoo.labels[c]) and zoo.labels[c].nunique() > 2

@@ -34,7 +34,7 @@ from lol_core.insight import plots
 from lol_core.learning.memory import check_memory
 from lol_core.learning.models import FIVE, LoLModel, ModelConfig, make_model
 from lol_core.learning.models.gl_net import GLNet
-from lol_core.learning.tasks import Task
+from lol_core.learning.tasks import Multiclass, Regression, Task
 from ui.figures import figure, take
 from ui.frame import frame, need
 from ui.keys import key
@@ -99,11 +99,7 @@ class Shown:
         return re.sub(r" → .*\((seed \d+)\)", r", \1", self.title).removesuffix(" (untrained)")
 
     def outputs(self) -> list[str]:
-        return (
-            ["untrained output"]
-            if self.task is None
-            else [f"p({c})" for c in self.task.classes] or list(self.task.targets)
-        )
+        return ["untrained output"] if self.task is None else list(self.task.columns)
 
     def scale(self, output: int, before: float) -> tuple[float, float]:
         """The ends of its dial: probabilities from 0 to 1, numbers three standard deviations around the training mean,
@@ -112,7 +108,7 @@ class Shown:
         if self.task is None:
             reach = max(abs(before), 0.1)
             return before - reach, before + reach
-        if self.task.kind != "regression":
+        if not isinstance(self.task, Regression):
             return 0.0, 1.0
         mean, std = self.task.mean[output], self.task.std[output]
         return min(mean - 3 * std, before), max(mean + 3 * std, before)
@@ -300,7 +296,7 @@ def turn() -> None:
         except LoLError as error:
             st.warning(f"{shown.title}: {error}")
             continue
-        output = int(before.argmax()) if shown.task is not None and shown.task.kind == "multiclass" else 0
+        output = int(before.argmax()) if shown.task is not None and isinstance(shown.task, Multiclass) else 0
         change = relative_change(after, before)
         verdict = shown.verdict(change, group, dtype)
         low, high = shown.scale(output, float(before[output]))

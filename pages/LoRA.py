@@ -19,7 +19,7 @@ from lol_core.formats.writing import forms_of, packed
 from lol_core.insight import plots
 from lol_core.insight.attribution import contributions
 from lol_core.insight.survey import SAME, Survey, layer_map, nearest, tag_counts
-from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
+from lol_core.learning.evaluation import METRIC_TITLES
 from lol_core.learning.leaderboard import verdict
 from lol_core.learning.parts import parts_here
 from ui.figures import figure
@@ -116,7 +116,7 @@ if colouring in COLOURINGS:
     values, unit, signed = pd.Series(COLOURINGS[colouring], index=lora.names), colouring, False
 else:
     checkpoint = load_checkpoint(models[colouring.removeprefix("contribution to ")])
-    outputs = list(checkpoint.task.classes or checkpoint.task.targets)
+    outputs = list(checkpoint.task.columns)
     output = st.selectbox("Output", outputs, key=key("asked_output")) if len(outputs) > 1 else outputs[0]
     values, unit, signed = contributions(checkpoint, lora, outputs.index(output)), f"∂ {output} / ∂ scale", True
 table = values.rename(unit).to_frame()
@@ -239,9 +239,9 @@ if models:
         except LoLError as error:
             st.caption(f"{title}: {error}")
             continue
-        metric = HEADLINE[checkpoint.task.kind]
+        metric = checkpoint.task.headline
         part = parts_here(checkpoint, zoo).get(chosen, "new")
-        for name in predicted.columns[: 1 if checkpoint.task.kind == "multiclass" else None]:
+        for name in checkpoint.task.targets:
             true = zoo.labels[name].get(chosen) if name in zoo.labels else None
             about = {"model": title, "label": name, "predicted": predicted[name].iloc[0], "true": true, "part": part}
             rows.append(

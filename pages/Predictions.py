@@ -19,10 +19,10 @@ from lol_core.formats import read
 from lol_core.insight import plots
 from lol_core.insight.novelty import Known
 from lol_core.learning.checkpoint import Checkpoint
-from lol_core.learning.evaluation import METRIC_TITLES, calibration, confusion, error_slices
+from lol_core.learning.evaluation import METRIC_TITLES, calibration, error_slices
 from lol_core.learning.leaderboard import disagreement, verdict, verdicts
 from lol_core.learning.parts import parts_here
-from lol_core.learning.tasks import class_name
+from lol_core.learning.tasks import Binary, Multiclass, Regression, class_name
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.keys import key
@@ -99,7 +99,7 @@ offer(zoo, f"predictions of {title}", predicted.add_prefix("predicted "))
 
 if at_home:
     st.subheader("Scores")
-    names = [name for name in model.metrics["test"] if "/" not in name]
+    names = list(model.metrics["test"])
     rows = {f"{part}": values for part, values in model.metrics.items()} | {
         f"test, control: {name}": values for name, values in model.controls.items()
     }
@@ -116,9 +116,11 @@ if at_home:
             f"95 % bootstrap interval of the headline test score over {n_test} LoRAs: {model.interval[0]:.3f} –"
             f" {model.interval[1]:.3f}."
         )
-    if len(task.targets) > 1:
+    if model.metrics["test"].by_target:
         with st.expander("Per label, on the test part", key=key("per_label")):
-            per_label = {t: {METRIC_TITLES[n]: model.metrics["test"][f"{n}/{t}"] for n in names} for t in task.targets}
+            per_label = {
+                t: {METRIC_TITLES[n]: own[n] for n in names} for t, own in model.metrics["test"].by_target.items()
+            }
             st.dataframe(pd.DataFrame(per_label).T.style.format("{:.4g}", na_rep="–"))
 
 target = st.selectbox("Label", task.targets, key=key("label")) if len(task.targets) > 1 else task.targets[0]
@@ -131,7 +133,7 @@ frame_ = pd.DataFrame(
 
 def wrongness(rows: pd.DataFrame) -> pd.Series:
     """How wrong each prediction is: predicted − true; for classes 1 where the class is another."""
-    if task.kind == "multiclass":
+    if isinstance(task, Multiclass):
         return (rows["true"].map(class_name) != rows["predicted"]).astype(float)
     return rows["predicted"] - rows["true"].astype(float)
 
@@ -156,8 +158,8 @@ shown = frame_[frame_["part"].isin(chosen or options) & frame_.index.isin(visibl
 compared = shown.dropna(subset=["true"])
 if not len(compared):
     st.caption(f"These LoRAs have no label {target!r} to compare with; the table below holds the predictions.")
-elif task.kind == "multiclass":
-    counts = confusion(task, zoo.labels.loc[compared.index], predicted.loc[compared.index].iloc[:, 1:].to_numpy())
+elif isinstance(task, Multiclass):
+    counts = task.confusion(zoo.labels.loc[compared.index], predicted.loc[compared.index].iloc[:, 1:].to_numpy())
     figure(plots.confusion_heatmap(counts), "confusion", "Confusion matrix, true classes in rows", counts)
 else:
     scatter = plots.predicted_against_true(compared, target, selected(zoo))
@@ -169,7 +171,7 @@ else:
         on_select=take_selection,
         selection_mode=("points", "box", "lasso"),
     )
-if task.kind != "multiclass":
+if not isinstance(task, Multiclass):
     ordered = shown[shown["part"] != "train"].sort_values("predicted", ascending=False)
     with st.container(horizontal=True):
         for name, most in (("highest", ordered.head(EXTREMES)), ("lowest", ordered.tail(EXTREMES))):
@@ -186,21 +188,21 @@ if len(compared):
     errors = wrongness(compared)
     residual, calibrated, worst, others = st.tabs(
         [
-            "Residuals" if task.kind == "regression" else "Confusion",
+            "Residuals" if isinstance(task, Regression) else "Confusion",
             "Calibration",
             "Where it errs",
             "Where models disagree",
         ]
     )
     with residual:
-        if task.kind == "regression":
+        if isinstance(task, Regression):
             figure(
                 plots.residuals(compared, target),
                 "residuals",
                 "Predicted minus true values",
                 compared.assign(residual=errors),
             )
-        elif task.kind == "binary":
+        elif isinstance(task, Binary):
             counts = pd.crosstab(
                 compared["true"].astype(int).map(["no", "yes"].__getitem__),
                 (compared["predicted"] > 0.5).map({False: "no", True: "yes"}),
@@ -214,7 +216,7 @@ if len(compared):
         else:
             st.caption("The confusion matrix stands above.")
     with calibrated:
-        if task.kind == "multiclass":
+        if isinstance(task, Multiclass):
             chances = predicted.loc[compared.index].iloc[:, 1:]
             bins = calibration(
                 chances.max(axis=1), (compared["true"].map(class_name) == compared["predicted"]).astype(float)
@@ -228,7 +230,7 @@ if len(compared):
         else:
             bins = calibration(compared["predicted"], compared["true"])
             figure(
-                plots.calibration_curve(bins, target, task.kind == "binary"),
+                plots.calibration_curve(bins, target, isinstance(task, Binary)),
                 "calibration",
                 "Mean truth against mean prediction, in bins",
                 bins,
@@ -256,7 +258,7 @@ if len(compared):
         rivals = {
             name: other
             for name, other in loaded.items()
-            if target in other.task.targets and other.task.kind == task.kind != "multiclass"
+            if target in other.task.targets and type(other.task) is type(task) and not isinstance(task, Multiclass)
         }
         if len(rivals) < 2:
             st.info(
@@ -289,7 +291,7 @@ if len(compared):
 
 runs = training_runs(zoo.names)
 runs = runs[runs.index.isin(frame_.index)]
-if len(runs) and task.kind != "multiclass":
+if len(runs) and not isinstance(task, Multiclass):
     st.subheader("Checkpoints of one training run")
     best = runs.join(frame_[["name", "predicted", "true"]])
     highest = best.loc[best.groupby("run", sort=False)["predicted"].idxmax()].set_index("run")
@@ -311,13 +313,13 @@ if len(among) < len(predicted):
 table = predicted.loc[among].copy()
 table.insert(0, "part", parts)
 table.insert(0, "name", frame_["name"])
-if task.kind == "multiclass":
+if isinstance(task, Multiclass):
     table.insert(2, f"{target} (true)", truth.map(class_name, na_action="ignore"))
 else:
     for i, name in enumerate(task.targets):
         if name in zoo.labels.columns:
             table.insert(2 + 2 * i, f"{name} (true)", zoo.labels[name].reindex(table.index))
-    if task.kind == "regression" and labelled:
+    if isinstance(task, Regression) and labelled:
         table["error"] = predicted[target] - truth.astype(float)
 if at_home and st.toggle("Mark LoRAs unlike those it was trained on", key=key("mark_strange")):
     try:
@@ -386,7 +388,7 @@ def of_dropped(lora: LoRA) -> pd.DataFrame:
                 )
             rows += (
                 [row | {"label": label, "predicted": value} for label, value in said.items()]
-                if other.task.kind != "multiclass"
+                if not isinstance(other.task, Multiclass)
                 else [row]
             )
         except LoLError as error:

@@ -13,15 +13,14 @@ import streamlit as st
 from lol_core.errors import LoLError
 from lol_core.insight import plots
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.crossvalidation import RANKED
 from lol_core.learning.devices import devices
-from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
+from lol_core.learning.evaluation import METRIC_TITLES
 from lol_core.learning.fit import Plan, plan
 from lol_core.learning.leaderboard import verdict, verdicts
 from lol_core.learning.models import MODELS, ModelConfig
 from lol_core.learning.models.layers import NONLINEARITIES
 from lol_core.learning.parts import parts_here
-from lol_core.learning.tasks import guess_kind
+from lol_core.learning.tasks import kind_of
 from lol_core.learning.verdict import judge
 from ui.figures import figure
 from ui.frame import frame, need, page_link
@@ -62,7 +61,7 @@ names = right.multiselect(
 )
 if targets:
     left.caption(
-        ", ".join(f"{t}: {guess_kind(zoo.labels[t])}, {zoo.labels[t].notna().sum()} labelled" for t in targets)
+        ", ".join(f"{t}: {kind_of(zoo.labels[t]).kind}, {zoo.labels[t].notna().sum()} labelled" for t in targets)
     )
 
 with st.expander("Settings", icon=":material/tune:", key=key("settings")):
@@ -165,7 +164,7 @@ def results_table(models: list[Checkpoint]) -> pd.DataFrame:
     """One row per model with its test scores, its interval and its controls."""
     rows = []
     for model in models:
-        name = HEADLINE[model.task.kind]
+        name = model.task.headline
         test = model.metrics["test"]
         row = {
             "model": model.model.title,
@@ -178,10 +177,7 @@ def results_table(models: list[Checkpoint]) -> pd.DataFrame:
         row["95 % interval"] = f"{model.interval[0]:.3f} – {model.interval[1]:.3f}" if model.interval else ""
         row["training"] = model.metrics["train"][name]
         row |= {f"control: {control}": values[name] for control, values in model.controls.items()}
-        if model.task.kind == "regression":
-            row |= {"Kendall τ": test["kendall_tau"], "MSE (normalised)": test["normalized_mse"]}
-        else:
-            row |= {"AUC": test["auc"], "log loss": test["log_loss"]}
+        row |= {METRIC_TITLES[metric]: test[metric] for metric in model.task.further}
         rows.append(
             row | {"epochs": len(model.history), "parameters": model.model.n_parameters, "finished": model.finished}
         )
@@ -232,12 +228,11 @@ def show_validation(job: FoldsJob) -> None:
         st.caption("Cross-validation was stopped; the models it had finished are shown.")
     for title, validated in job.found.items():
         found = validated.folds
-        metric = RANKED[found.task.kind]
+        metric = found.task.ranked
         rows = {
             title if name == "model" else f"control: {name}": {
                 METRIC_TITLES[key]: f"{mean:.3f} ± {std:.3f}" if np.isfinite(mean) else "–"
                 for key, (mean, std) in values.items()
-                if "/" not in key
             }
             for name, values in validated.scores.items()
         }

@@ -25,7 +25,7 @@ def test_contributions_are_how_fast_the_prediction_grows(
 
     def predicted(scaled: LoRA) -> float:
         raw = checkpoint.outputs([scaled]).double()
-        return float(raw[0, 0] * (checkpoint.task.std[0] if target == "size" else 1))
+        return float(raw[0, 0] * checkpoint.task.units[0])
 
     found = contributions(checkpoint, lora)
     assert list(found.index) == [module.name for module in checkpoint.spec.modules]

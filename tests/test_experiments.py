@@ -20,7 +20,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import LoLError
 from lol_core.experiments import NAMES, run
-from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
+from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.result import Result, blocks, said, verdict, wide, write_report
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
@@ -28,6 +28,7 @@ from lol_core.experiments.timing import Shape, needs
 from lol_core.experiments.trials import SMALL, Context, Setting, Trials
 from lol_core.learning.fit import Stopped
 from lol_core.learning.models import FIVE, make_model
+from lol_core.learning.tasks import Multiclass
 from tests.builders import random_batch
 from tests.conftest import ROOT
 
@@ -145,7 +146,7 @@ def test_kernel_ridge_finds_a_linear_function_of_the_update() -> None:
     known, validation, asked = np.split(np.arange(80), [50, 65])
     values, picked = kernel_ridge({"updates": X @ X.T, "nothing": np.eye(80)}, known, validation, asked, y)
     assert picked["kernel"] == "updates" and min(np.corrcoef(values[:, k], y[asked, k])[0, 1] for k in range(2)) > 0.99
-    p = as_probabilities(np.array([[1.4, -0.2, 0.3]]), exclusive=True)
+    p = Multiclass(("style",), ("a", "b", "c")).from_numbers(np.array([[1.4, -0.2, 0.3]]))
     assert p.sum() == pytest.approx(1) and p.argmax() == 0 and (p > 0).all()
 
 

@@ -13,6 +13,7 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.evaluation import calibration, error_slices
 from lol_core.learning.fit import plan, train
 from lol_core.learning.leaderboard import disagreement, leaderboard, verdict, verdicts
+from lol_core.learning.metrics import Scores
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.verdict import Difference, Outcome, judge, over_seeds
 
@@ -28,8 +29,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> 
 
 def judged(checkpoint: Checkpoint, score: float, controls: dict[str, float], seed: int = 0) -> Checkpoint:
     """The same model with other scores, as a checkpoint written before differences were measured has them."""
-    metrics = checkpoint.metrics | {"test": checkpoint.metrics["test"] | {"r2": score}}
-    named = {name: {"r2": value} for name, value in controls.items()}
+    metrics = checkpoint.metrics | {"test": Scores({**checkpoint.metrics["test"], "r2": score})}
+    named = {name: Scores({"r2": value}) for name, value in controls.items()}
     config = dataclasses.replace(checkpoint.config, seed=seed)
     return dataclasses.replace(checkpoint, metrics=metrics, controls=named, differences={}, config=config)
 

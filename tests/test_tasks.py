@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from lol_core.errors import TaskError
-from lol_core.learning.bootstrap import resampled_score
 from lol_core.learning.evaluation import (
-    JUDGED,
     bootstrap_interval,
-    confusion,
     control_scores,
     paired_differences,
     score,
 )
-from lol_core.learning.tasks import Task, TaskKind, guess_kind, make_task
+from lol_core.learning.metrics import Scores
+from lol_core.learning.tasks import Binary, Multiclass, Regression, Task, kind_of, make_task, task_from_dict
 from lol_core.learning.verdict import Outcome, judge
 
 
@@ -41,10 +39,8 @@ def labels() -> pd.DataFrame:
 
 
 def test_kinds_are_found(labels: pd.DataFrame) -> None:
-    kinds = {column: guess_kind(labels[column]) for column in labels}
-    assert (
-        kinds["loss"] == "regression" and kinds["smile"] == kinds["hat"] == "binary" and kinds["style"] == "multiclass"
-    )
+    kinds = {str(column): kind_of(labels[column]) for column in labels}
+    assert kinds["loss"] is Regression and kinds["smile"] is kinds["hat"] is Binary and kinds["style"] is Multiclass
 
 
 @pytest.mark.parametrize(
@@ -55,18 +51,18 @@ def test_kinds_are_found(labels: pd.DataFrame) -> None:
         (["constant"], None, "'constant' is .*3.0.* for every LoRA"),
         (["mostly_missing"], None, "Only 2 of 40"),
         (["infinite"], None, "Only 5 of 40"),
-        (["style"], "regression", "'style' holds text.*where numbers are needed"),
-        (["loss"], "binary", "a yes/no task needs 0 and 1"),
+        (["style"], Regression, "'style' holds text.*where numbers are needed"),
+        (["loss"], Binary, "a yes/no task needs 0 and 1"),
         (["loss", "smile"], None, "different kinds"),
-        (["style", "comment"], "multiclass", "one target"),
-        (["loss"], "multiclass", None),
+        (["style", "comment"], Multiclass, "one target"),
+        (["loss"], Multiclass, None),
     ],
 )
 def test_labels_that_cannot_be_learnt(
-    labels: pd.DataFrame, targets: list[str], kind: TaskKind | None, reason: str | None
+    labels: pd.DataFrame, targets: list[str], kind: type[Task] | None, reason: str | None
 ) -> None:
     if reason is None:
-        assert make_task(labels, targets, kind)[0].kind == "multiclass"
+        assert type(make_task(labels, targets, kind)[0]) is Multiclass
         return
     with pytest.raises(TaskError, match=reason):
         make_task(labels, targets, kind)
@@ -102,17 +98,18 @@ def test_regression_is_normalised_inside_and_reported_in_its_units(labels: pd.Da
     assert (
         mean["normalized_mse"] == pytest.approx(1) and mean["r2"] == pytest.approx(0) and np.isnan(mean["kendall_tau"])
     )
-    assert mean["mse/loss"] == pytest.approx(labels["loss"].var(ddof=0))
+    assert mean.by_target["loss"]["mse"] == pytest.approx(labels["loss"].var(ddof=0))
 
 
 def test_class_weights_balance_the_loss() -> None:
     labels = pd.DataFrame({"y": [1] * 5 + [0] * 35})
     task = make_task(labels, ["y"])[0].fitted(labels, class_weights=True)
-    assert task.class_weights == (7.0,)
+    assert isinstance(task, Binary) and task.class_weights == (7.0,)
     loss = task.loss(torch.zeros(40, 1), task.encode(labels))
     assert loss.item() == pytest.approx(np.log(2) * (5 * 7 + 35) / 40, rel=1e-5)
     styles = pd.DataFrame({"s": ["a"] * 30 + ["b"] * 10})
     weighted = make_task(styles, ["s"])[0].fitted(styles, class_weights=True)
+    assert isinstance(weighted, Multiclass)
     assert weighted.class_weights == pytest.approx((40 / 60, 40 / 20))
 
 
@@ -127,19 +124,39 @@ def test_tasks_survive_json(labels: pd.DataFrame) -> None:
 
     for targets in (["loss"], ["smile", "hat"], ["style"]):
         task = make_task(labels, targets)[0].fitted(labels)
-        assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+        assert task_from_dict(json.loads(json.dumps(task.to_dict()))) == task
+
+
+def test_tasks_and_scores_are_read_as_they_were_written_when_all_kinds_were_one_class() -> None:
+    fields = {"targets": ["x"], "classes": [], "mean": [2.0], "std": [3.0], "class_weights": []}
+    assert task_from_dict(fields | {"kind": "regression"}) == Regression(("x",), (2.0,), (3.0,))
+    assert task_from_dict(fields | {"kind": "binary", "class_weights": [7.0]}) == Binary(("x",), (7.0,))
+    old = Scores.from_dict({"accuracy": 0.75, "accuracy/a/b": 0.5, "accuracy/c": 1.0})
+    assert dict(old) == {"accuracy": 0.75} and old.by_target == {"a/b": {"accuracy": 0.5}, "c": {"accuracy": 1.0}}
+    assert Scores.from_dict(old.to_dict()) == old
+
+
+def test_least_squares_and_known_answers_become_predictions_of_every_kind(labels: pd.DataFrame) -> None:
+    for targets in (["loss", "accuracy"], ["smile", "hat"], ["style"]):
+        task = make_task(labels, targets)[0].fitted(labels)
+        encoded = task.encode(labels)
+        for predicted in (task.from_numbers(task.numbers(encoded)), task.decode(task.answers(encoded))):
+            assert predicted.shape == (40, len(task.columns))
+            assert task.score(labels, predicted)[task.headline] == pytest.approx(1, abs=1e-5)
+            assert isinstance(task, Regression) or ((predicted > 0) & (predicted < 1)).all()
 
 
 def test_binary_and_multiclass_metrics(labels: pd.DataFrame) -> None:
     task = make_task(labels, ["smile", "hat"])[0]
     truth = labels[["smile", "hat"]].to_numpy(float)
     perfect = score(task, labels, truth * 0.98 + 0.01)
-    assert perfect["accuracy"] == perfect["auc"] == perfect["accuracy/hat"] == 1
+    assert perfect["accuracy"] == perfect["auc"] == perfect.by_target["hat"]["accuracy"] == 1
     assert score(task, labels, 1 - truth)["accuracy"] == 0
     task = make_task(labels, ["style"])[0]
     one_hot = task.encode(labels).reshape(-1, 1).eq(torch.arange(3)).double().numpy()
     assert score(task, labels, one_hot * 0.9 + 0.1 / 3)["accuracy"] == 1
-    matrix = confusion(task, labels, one_hot)
+    assert isinstance(task, Multiclass)
+    matrix = task.confusion(labels, one_hot)
     assert (np.diag(matrix) == labels["style"].value_counts().sort_index()).all() and matrix.to_numpy().sum() == 40
 
 
@@ -161,10 +178,12 @@ def test_a_resampled_score_is_that_of_the_drawn_loras(
     counts = np.stack([np.bincount(row, minlength=40) for row in drawn]).astype(float)
     for targets, width in ((["loss", "accuracy"], 2), (["smile", "hat"], 2), (["style"], 3)):
         task = make_task(labels, targets)[0].fitted(labels)
-        predicted = rng.uniform(0, 1, (40, width)).round(1)
-        for metric in JUDGED[task.kind]:
+        predicted = rng.uniform(0.1, 1, (40, width)).round(1)
+        if isinstance(task, Multiclass):
+            predicted /= predicted.sum(1, keepdims=True)
+        for metric in task.judged:
             expected = [score(task, labels.iloc[row], predicted[row])[metric] for row in drawn]
-            np.testing.assert_allclose(resampled_score(task, metric, labels, predicted)(counts), expected, rtol=1e-9)
+            np.testing.assert_allclose(task.resampled(metric, labels, predicted)(counts), expected, rtol=1e-9)
 
 
 def test_a_difference_is_weighed_on_the_same_loras(labels: pd.DataFrame) -> None:

@@ -26,7 +26,6 @@ from lol_core.formats import probe as probe_file
 from lol_core.formats import read, suggest_base_model
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.crossvalidation import RANKED
 from lol_core.learning.crossvalidation import crossvalidate as cross_validate
 from lol_core.learning.devices import find_device
 from lol_core.learning.evaluation import METRIC_TITLES
@@ -207,10 +206,11 @@ def train(
         "split": {part: len(ids) for part, ids in checkpoint.split.items()},
         "parameters": checkpoint.model.n_parameters,
         "epochs": len(checkpoint.history),
-        "test": checkpoint.metrics["test"],
-        "train": checkpoint.metrics["train"],
+        "test": dict(checkpoint.metrics["test"]),
+        "test by target": checkpoint.metrics["test"].by_target,
+        "train": dict(checkpoint.metrics["train"]),
         "interval": checkpoint.interval,
-        "controls": checkpoint.controls,
+        "controls": {name: dict(scores) for name, scores in checkpoint.controls.items()},
         "verdicts": [asdict(given) for given in verdicts(checkpoint)],
         "left_out": checkpoint.left_out,
         "left_out_modules": list(checkpoint.left_out_modules),
@@ -218,7 +218,7 @@ def train(
     if as_json:
         print_json(report)
     else:
-        names = [name for name in checkpoint.metrics["test"] if "/" not in name]
+        names = list(checkpoint.metrics["test"])
         scores = {"train": checkpoint.metrics["train"], "test": checkpoint.metrics["test"]} | {
             f"control: {k}": v for k, v in checkpoint.controls.items()
         }
@@ -274,7 +274,7 @@ def crossvalidate(
             stop,
         )
     scores, controls = found.scores(), [name for name in found.predicted if name != "model"]
-    metric = RANKED[found.task.kind]
+    metric = found.task.ranked
     differences = {name: found.difference(name) for name in controls}
     if as_json:
         print_json(
@@ -285,13 +285,13 @@ def crossvalidate(
                 "seed": seed,
                 "LoRAs": len(found.truth),
                 "mean and std over folds": scores,
-                "pooled": found.pooled(),
+                "pooled": {name: dict(pooled) for name, pooled in found.pooled().items()},
                 "compared by": metric,
                 "model less control": {name: asdict(gap) for name, gap in differences.items()},
             }
         )
         return
-    names = [name for name in scores["model"] if "/" not in name]
+    names = list(scores["model"])
     print_table(
         [
             {"": part} | {METRIC_TITLES[name]: f"{values[name][0]:.3f} ± {values[name][1]:.3f}" for name in names}

@@ -14,16 +14,16 @@ import torch
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, concatenate, make_batch, shared_spec
 from lol_core.experiments.comparison import cells, settings, title_of
-from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
+from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION
-from lol_core.experiments.trials import CONTROLS, KERNEL, Context, Kept, Trials
+from lol_core.experiments.trials import CONTROLS, KERNEL, Context, Kept, Scores, Trials
 from lol_core.finetuning.image_zoos import ImageZoo
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people
 from lol_core.finetuning.recipes import CELEBA
 from lol_core.insight.plots import across
-from lol_core.learning.evaluation import Metrics, control_predictions, norm_features, score, structure_features
+from lol_core.learning.evaluation import control_predictions, norm_features, structure_features
 from lol_core.learning.fit import Fit, Progress, Stopped
 from lol_core.learning.models import FIVE
 
@@ -157,26 +157,26 @@ def batch_of(zoo: Zoo, fit: Fit) -> Batch:
 
 
 @torch.no_grad()
-def asked(fit: Fit, zoos: dict[int, Zoo]) -> dict[int, Metrics]:
+def asked(fit: Fit, zoos: dict[int, Zoo]) -> dict[int, Scores]:
     """Rank → scores of a fitted model."""
     fit.model.eval()
     found = {}
     for rank, zoo in zoos.items():
         outputs = fit.model(batch_of(zoo, fit).to(fit.device)).float().cpu()
-        found[rank] = score(fit.task, zoo.labels, fit.task.decode(outputs))
-    return {rank: {key: value for key, value in scores.items() if "/" not in key} for rank, scores in found.items()}
+        found[rank] = dict(fit.task.score(zoo.labels, fit.task.decode(outputs)))
+    return found
 
 
-def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[int, Metrics]]:
+def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[int, Scores]]:
     """Name → rank → scores, of what was fitted to the same LoRAs of Faces: a constant, structure, norms, and the
     product kernel.
     """
     fit = trials.prepared("gl_net", trials.budget.grid[0], seed)
     faces, known = trials.zoo, fit.split["train"] + fit.split["validation"]
     own = fit.factors.batch(known)
-    y = fit.task.encode(faces.labels.loc[known]).double().numpy()
+    y = fit.task.numbers(fit.task.encode(faces.labels.loc[known]))
     train, validation = np.arange(len(fit.split["train"])), np.arange(len(fit.split["train"]), len(known))
-    found: dict[str, dict[int, Metrics]] = {}
+    found: dict[str, dict[int, Scores]] = {}
     for rank, zoo in zoos.items():
         batch = batch_of(zoo, fit)
         ids = [*known, *(f"held out {id}" for id in zoo.ids)]
@@ -192,10 +192,9 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
         predicted = control_predictions(fit.task, both, known, ids[len(known) :], features, seed)
         products = kernels(own, batch)
         values, _ = kernel_ridge(products, train, validation, np.arange(len(known), len(ids)), y)
-        predicted[KERNEL] = as_probabilities(values, exclusive=False)
+        predicted[KERNEL] = fit.task.from_numbers(values)
         for name, p in predicted.items():
-            scores = score(fit.task, zoo.labels, p)
-            found.setdefault(name, {})[rank] = {key: value for key, value in scores.items() if "/" not in key}
+            found.setdefault(name, {})[rank] = dict(fit.task.score(zoo.labels, p))
     return found
 
 

@@ -13,8 +13,6 @@ from lol_core.insight.embedding import gram
 from lol_core.learning.evaluation import norm_features
 
 ALPHAS = tuple(10.0**k for k in range(-4, 3))
-EDGE = 0.02
-"""Ridge scores of classes are cut to [EDGE, 1 − EDGE] before they count as probabilities."""
 
 
 def kernels(batch: Batch, others: Batch | None = None) -> dict[str, np.ndarray]:
@@ -64,11 +62,3 @@ def kernel_ridge(
     _, name, alpha = best
     ridge = KernelRidge(alpha=alpha, kernel="precomputed").fit(products[name][np.ix_(known, known)], y[known] - mean)
     return ridge.predict(products[name][np.ix_(asked, known)]) + mean, {"kernel": name, "alpha": alpha}
-
-
-def as_probabilities(values: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Ridge scores of 0/1 labels as probabilities; `exclusive`: of classes of which one is right, so that each row sums
-    to 1.
-    """
-    cut = values.clip(EDGE, 1 - EDGE)
-    return cut / cut.sum(1, keepdims=True) if exclusive else cut

@@ -11,9 +11,10 @@ from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.table3 import CLASSES, CLASSES_QUESTION
 from lol_core.experiments.trials import Context, Question
 from lol_core.learning.models import FIVE
+from lol_core.learning.tasks import Multiclass
 
 TITLE = "Table 4: data-set size on Emojinette, and appendix D.3"
-SIZE_QUESTION = Question("emojinette-size", "emojinette", ("n_images",), "multiclass")
+SIZE_QUESTION = Question("emojinette-size", "emojinette", ("n_images",), Multiclass)
 TRAIN_LOSS: Papers = {
     "mlp": (0.439, 0.030),
     "o_align": (0.014, 0.004),

@@ -18,13 +18,13 @@ import torch
 
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import TaskError
-from lol_core.experiments.kernel import as_probabilities, kernel_ridge, kernels
+from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import find_device
-from lol_core.learning.evaluation import bootstrap_interval, control_scores, score
+from lol_core.learning.evaluation import bootstrap_interval, control_scores
 from lol_core.learning.fit import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
 from lol_core.learning.models import FIVE, MODELS, ModelConfig, TuckerNet
-from lol_core.learning.tasks import Task, TaskKind
+from lol_core.learning.tasks import Task
 
 Scores = dict[str, float]
 KERNEL = "product kernel"
@@ -123,7 +123,7 @@ class Question:
     name: str
     zoo: str
     targets: tuple[str, ...]
-    kind: TaskKind | None = None
+    kind: type[Task] | None = None
     extra: Callable[[pd.DataFrame, np.ndarray], Scores] | None = None
 
 
@@ -269,7 +269,7 @@ class Trials:
 
     def _tested(self, task: Task, ids: Sequence[str], predicted: np.ndarray) -> Scores:
         truth = self.zoo.labels.loc[list(ids)]
-        scores = {name: value for name, value in score(task, truth, predicted).items() if "/" not in name}
+        scores = dict(task.score(truth, predicted))
         low, high = bootstrap_interval(task, truth, predicted, 0)
         return (
             scores | {"low": low, "high": high} | (self.question.extra(truth, predicted) if self.question.extra else {})
@@ -288,23 +288,15 @@ class Trials:
         )
         for name, scores in found.items():
             if not self._known(name, seed):
-                self._write(name, seed, {key: value for key, value in scores.items() if "/" not in key})
+                self._write(name, seed, dict(scores))
         everyone = list(self._factors.place)
         if self._kernels is None:
             self._kernels = kernels(self._factors.batch(everyone))
         place = self._factors.place
         parts = {part: np.array([place[id] for id in members]) for part, members in split.items()}
-        encoded = fit.task.encode(self.zoo.labels.loc[everyone])
-        y = (
-            torch.nn.functional.one_hot(encoded, len(fit.task.classes)).double()
-            if fit.task.kind == "multiclass"
-            else encoded.double()
-        )
-        values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y.numpy())
-        if fit.task.kind == "regression":
-            predicted = fit.task.decode(torch.from_numpy(values))
-        else:
-            predicted = as_probabilities(values, fit.task.kind == "multiclass")
+        y = fit.task.numbers(fit.task.encode(self.zoo.labels.loc[everyone]))
+        values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y)
+        predicted = fit.task.from_numbers(values)
         self._write(KERNEL, seed, self._tested(fit.task, split["test"], predicted), picked={**picked}, setting=None)
 
     def _shuffled(self, model: str) -> None:

@@ -32,7 +32,7 @@ def contributions(checkpoint: Checkpoint, lora: LoRA, output: int = 0) -> pd.Ser
             if predicted.requires_grad
             else [torch.zeros_like(scale) for scale in scales]
         )
-    unit = checkpoint.task.std[output] if checkpoint.task.kind == "regression" else 1.0
+    unit = checkpoint.task.units[output]
     names = [checkpoint.spec.modules[i].name for _, indices in checkpoint.spec.groups for i in indices]
     values = torch.cat([gradient.flatten() for gradient in gradients]).cpu().numpy() * unit
     return pd.Series(values, index=names).reindex([module.name for module in checkpoint.spec.modules])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import pandas as pd
 from scipy.stats import bootstrap, kendalltau
 
-from lol_core.learning.tasks import Task, class_name
 from lol_core.learning.verdict import LEVEL, Difference
 
 LARGEST_PAIRED = 2000
@@ -16,22 +14,6 @@ LARGEST_PAIRED = 2000
 
 Resampled = Callable[[np.ndarray], np.ndarray]
 """How often each LoRA was drawn, (draws, B), → a score for each draw (draws,)."""
-
-
-def resampled_score(task: Task, metric: str, truth: pd.DataFrame, predicted: np.ndarray) -> Resampled:
-    """The metric "r2", "kendall_tau" or "accuracy" as a function of how often each LoRA counts, averaged over targets.
-    0 where it is not defined: a constant ranks nothing, and nothing is explained of one.
-    """
-    if task.kind == "multiclass":
-        classes = np.array(task.classes)[predicted.argmax(1)]
-        return _mean_of((truth[task.targets[0]].map(class_name).to_numpy() == classes)[:, None])
-    y = truth[list(task.targets)].to_numpy(np.float64)
-    if metric == "accuracy":
-        return _mean_of((predicted > 0.5) == (y > 0.5))
-    if metric == "r2":
-        return _explained(y, predicted)
-    columns = [_concordance(y[:, i], predicted[:, i]) for i in range(y.shape[1])]
-    return lambda counts: np.mean([column(counts) for column in columns], axis=0)
 
 
 def interval(score: Resampled, count: int, *, seed: int, draws: int, level: float = LEVEL) -> tuple[float, float]:
@@ -66,13 +48,18 @@ def difference(ours: Resampled, theirs: Resampled, count: int, *, seed: int, dra
     return Difference(float(gap(np.ones((1, count)))[0]), *interval(gap, count, seed=seed, draws=draws))
 
 
-def _mean_of(correct: np.ndarray) -> Resampled:
+def mean_over(parts: Sequence[Resampled]) -> Resampled:
+    return lambda counts: np.mean([part(counts) for part in parts], axis=0)
+
+
+def mean_of(correct: np.ndarray) -> Resampled:
+    """Accuracy. correct: (B, targets)."""
     share = correct.mean(1)
     return lambda counts: counts @ share / counts.sum(1)
 
 
-def _explained(y: np.ndarray, predicted: np.ndarray) -> Resampled:
-    """R² of each target, averaged."""
+def explained(y: np.ndarray, predicted: np.ndarray) -> Resampled:
+    """R² of each target, averaged; 0 where the drawn are all equal. (B, targets) each."""
     y, error = y - y.mean(0), np.square(y - predicted)
 
     def score(counts: np.ndarray) -> np.ndarray:
@@ -83,8 +70,10 @@ def _explained(y: np.ndarray, predicted: np.ndarray) -> Resampled:
     return score
 
 
-def _concordance(y: np.ndarray, predicted: np.ndarray) -> Resampled:
-    """Kendall's τ-b of one target. Of few LoRAs by sums over their pairs, all draws at once."""
+def concordance(y: np.ndarray, predicted: np.ndarray) -> Resampled:
+    """Kendall's τ-b of one target; 0 of a constant, which ranks nothing. Of few LoRAs by sums over their pairs, all
+    draws at once. (B,) each.
+    """
     if len(y) > LARGEST_PAIRED:
         rows = np.arange(len(y))
 

@@ -25,10 +25,10 @@ from lol_core.core.batch import WeightSpec, make_batch
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError, LoLError
 from lol_core.learning.durable import replace_file
-from lol_core.learning.evaluation import HEADLINE, METRIC_TITLES
 from lol_core.learning.memory import check_memory
+from lol_core.learning.metrics import METRIC_TITLES, Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, make_model
-from lol_core.learning.tasks import Task
+from lol_core.learning.tasks import Task, task_from_dict
 from lol_core.learning.verdict import Difference
 
 FORMAT = 1
@@ -85,9 +85,9 @@ class Checkpoint:
     zoo: str = ""
     fingerprint: str = ""
     digests: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics: dict[str, Scores] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
-    controls: dict[str, dict[str, float]] = field(default_factory=dict)
+    controls: dict[str, Scores] = field(default_factory=dict)
     differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -119,9 +119,9 @@ class Checkpoint:
             "task": self.task.to_dict(),
             "spec": self.spec.to_dict(),
             "split": self.split,
-            "metrics": self.metrics,
+            "metrics": {part: scores.to_dict() for part, scores in self.metrics.items()},
             "interval": self.interval,
-            "controls": self.controls,
+            "controls": {name: scores.to_dict() for name, scores in self.controls.items()},
             "differences": {
                 name: {metric: asdict(gap) for metric, gap in gaps.items()} for name, gaps in self.differences.items()
             },
@@ -151,17 +151,19 @@ class Checkpoint:
         folder = Path(folder).expanduser()
         description = read_description(folder)
         try:
-            config, task = TrainingConfig.from_dict(description["config"]), Task.from_dict(description["task"])
+            config, task = TrainingConfig.from_dict(description["config"]), task_from_dict(description["task"])
             spec = WeightSpec.from_dict(description["spec"])
             check_memory(config.model, spec, task.outputs, config.model_config, torch.device("cpu"), fitted=False)
             model = make_model(config.model, spec, task.outputs, config.model_config)
-            names = ["split", "zoo", "fingerprint", "metrics", "controls", "history", "left_out", "finished", "created"]
+            names = ["split", "zoo", "fingerprint", "history", "left_out", "finished", "created"]
             interval = description["interval"]
             known = cls(
                 model,
                 task,
                 config,
                 **{name: description[name] for name in names},
+                metrics={part: Scores.from_dict(scores) for part, scores in description["metrics"].items()},
+                controls={name: Scores.from_dict(scores) for name, scores in description["controls"].items()},
                 left_out_modules=tuple(description["left_out_modules"]),
             )
             known.digests = description.get("digests", {})
@@ -237,7 +239,7 @@ class Checkpoint:
 
     def card(self) -> str:
         """The model card."""
-        headline = HEADLINE[self.task.kind]
+        headline, shown = self.task.headline, list(next(iter(self.metrics.values()), {}))
         lines = [
             f"# {self.title}",
             "",
@@ -257,14 +259,14 @@ class Checkpoint:
             f"- {len(self.left_out)} LoRAs and {len(self.left_out_modules)} modules were left out.",
             "" if self.finished else "- **Training was stopped before its end.**",
             "",
-            "| part | " + " | ".join(METRIC_TITLES.get(name, name) for name in self._shown()) + " |",
-            "|---|" + "---|" * len(self._shown()),
+            "| part | " + " | ".join(METRIC_TITLES.get(name, name) for name in shown) + " |",
+            "|---|" + "---|" * len(shown),
         ]
         rows = list(self.metrics.items()) + [
             (f"test, control: {name}", values) for name, values in self.controls.items()
         ]
         lines += [
-            f"| {part} | " + " | ".join(f"{values.get(name, float('nan')):.4g}" for name in self._shown()) + " |"
+            f"| {part} | " + " | ".join(f"{values.get(name, float('nan')):.4g}" for name in shown) + " |"
             for part, values in rows
         ]
         if self.interval:
@@ -276,9 +278,6 @@ class Checkpoint:
                 ),
             ]
         return "\n".join(lines) + "\n"
-
-    def _shown(self) -> list[str]:
-        return [name for name in next(iter(self.metrics.values()), {}) if "/" not in name]
 
 
 def title_of(model: str, targets: Sequence[str], seed: int) -> str:

@@ -13,16 +13,14 @@ from sklearn.model_selection import GroupKFold, KFold
 
 from lol_core.collections.source import Source
 from lol_core.errors import TaskError
-from lol_core.learning.bootstrap import difference, resampled_score
+from lol_core.learning.bootstrap import difference
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import find_device
-from lol_core.learning.evaluation import Metrics, control_predictions, score
+from lol_core.learning.evaluation import control_predictions
 from lol_core.learning.fit import Factors, Fit, OnProgress, Progress, ShouldStop, Stopped, control_features, plan
+from lol_core.learning.metrics import Scores
 from lol_core.learning.tasks import Task
 from lol_core.learning.verdict import Difference
-
-RANKED = {"regression": "kendall_tau", "binary": "accuracy", "multiclass": "accuracy"}
-"""The metric that is compared."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +39,23 @@ class Folds:
         found = {}
         for name, values in self.predicted.items():
             each = pd.DataFrame(
-                [score(self.task, self.truth[self.fold == k], values[self.fold == k]) for k in np.unique(self.fold)]
+                [self.task.score(self.truth[self.fold == k], values[self.fold == k]) for k in np.unique(self.fold)]
             )
             found[name] = {
                 metric: (float(each[metric].mean()), float(each[metric].std(ddof=1))) for metric in each.columns
             }
         return found
 
-    def pooled(self) -> dict[str, Metrics]:
+    def pooled(self) -> dict[str, Scores]:
         """name → metrics over all LoRAs at once."""
-        return {name: score(self.task, self.truth, values) for name, values in self.predicted.items()}
+        return {name: self.task.score(self.truth, values) for name, values in self.predicted.items()}
 
     def difference(self, other: str, draws: int = 1000, seed: int = 0) -> Difference:
         """How much better the model ranks (Kendall τ; accuracy for the other tasks) than a control: over all LoRAs, by
         a paired bootstrap over them.
         """
-        metric = RANKED[self.task.kind]
         ours, theirs = (
-            resampled_score(self.task, metric, self.truth, self.predicted[name]) for name in ("model", other)
+            self.task.resampled(self.task.ranked, self.truth, self.predicted[name]) for name in ("model", other)
         )
         return difference(ours, theirs, len(self.truth), seed=seed, draws=draws)
 

@@ -27,13 +27,11 @@ from lol_core.learning.evaluation import (
     control_predictions,
     norm_features,
     paired_differences,
-    quick_score,
-    score,
     structure_features,
 )
 from lol_core.learning.memory import check_memory
 from lol_core.learning.models import LoLModel, make_model
-from lol_core.learning.tasks import Task, TaskKind, make_task
+from lol_core.learning.tasks import Task, make_task
 
 FUSED_FROM = 5_000_000  # parameters from which the optimizer's step takes longer than the rest, and its fused form pays
 SAVE_EVERY_SECONDS = 30.0
@@ -89,7 +87,7 @@ def plan(
     zoo: Source,
     targets: Sequence[str],
     config: TrainingConfig,
-    kind: TaskKind | None = None,
+    kind: type[Task] | None = None,
     ids: Sequence[str] | None = None,
 ) -> Plan:
     """Check labels, modules, split, memory and device. `ids`: the LoRAs to take, all by default.
@@ -345,7 +343,7 @@ class Fit:
             )
         validation = self.outputs(self.split["validation"])
         validation_loss = self.task.loss(validation, self.encoded["validation"]).item()
-        score_now = quick_score(self.task, validation, self.encoded["validation"])
+        score_now = self.task.quick_score(validation, self.encoded["validation"])
         self.history.append(
             {
                 "epoch": epoch + 1,
@@ -444,14 +442,14 @@ def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.
         for part, ids in split.items():
             outputs = torch.cat([checkpoint.model(factors.batch(ids[i : i + 64])) for i in range(0, len(ids), 64)])
             predicted[part] = task.decode(outputs)
-            checkpoint.metrics[part] = score(task, labels.loc[ids], predicted[part])
+            checkpoint.metrics[part] = task.score(labels.loc[ids], predicted[part])
     truth, ours = labels.loc[split["test"]], predicted["test"]
     known, ids = split["train"] + split["validation"], [id for part in split.values() for id in part]
     controls = control_predictions(
         task, labels.loc[ids], known, split["test"], control_features(zoo, factors, ids), seed
     ) | ({} if shuffled is None else {"shuffled labels": shuffled})
     checkpoint.interval = bootstrap_interval(task, truth, ours, seed)
-    checkpoint.controls = {name: score(task, truth, values) for name, values in controls.items()}
+    checkpoint.controls = {name: task.score(truth, values) for name, values in controls.items()}
     checkpoint.differences = paired_differences(task, truth, ours, controls, seed)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from lol_core.learning.checkpoint import Checkpoint
-from lol_core.learning.evaluation import HEADLINE, JUDGED
-from lol_core.learning.verdict import CONTROL_TITLES, METRIC_TITLES, Difference, Verdict, judge, over_seeds
+from lol_core.learning.metrics import METRIC_TITLES
+from lol_core.learning.tasks import Task
+from lol_core.learning.verdict import CONTROL_TITLES, Difference, Verdict, judge, over_seeds
 
 
 def differences(checkpoint: Checkpoint, metric: str) -> dict[str, Difference]:
@@ -30,13 +31,13 @@ def differences(checkpoint: Checkpoint, metric: str) -> dict[str, Difference]:
 
 def verdict(checkpoint: Checkpoint, metric: str | None = None) -> Verdict:
     """What the controls say of a test score; of the headline metric when None."""
-    metric = metric or HEADLINE[checkpoint.task.kind]
+    metric = metric or checkpoint.task.headline
     return judge(metric, differences(checkpoint, metric))
 
 
 def verdicts(checkpoint: Checkpoint) -> tuple[Verdict, ...]:
     """A verdict for each metric that models of this task are judged by, the headline first."""
-    return tuple(verdict(checkpoint, metric) for metric in JUDGED[checkpoint.task.kind])
+    return tuple(verdict(checkpoint, metric) for metric in checkpoint.task.judged)
 
 
 def verdict_over_seeds(checkpoints: Sequence[Checkpoint], metric: str) -> Verdict:
@@ -54,14 +55,14 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     Columns: predicts, model, seeds, metric, test, ± std (NaN for one seed), verdict, best control, its score, margin
     and its 95 % interval, parameters; the best first within the same targets.
     """
-    groups: dict[tuple[tuple[str, ...], str, str], list[Checkpoint]] = {}
+    groups: dict[tuple[tuple[str, ...], type[Task], str], list[Checkpoint]] = {}
     for checkpoint in checkpoints:
-        groups.setdefault((checkpoint.task.targets, checkpoint.task.kind, checkpoint.model.title), []).append(
+        groups.setdefault((checkpoint.task.targets, type(checkpoint.task), checkpoint.model.title), []).append(
             checkpoint
         )
     rows = []
     for (targets, kind, title), members in groups.items():
-        name = HEADLINE[kind]
+        name = kind.headline
         scores = np.array([member.metrics["test"][name] for member in members])
         judged = verdict(members[0]) if len(members) == 1 else verdict_over_seeds(members, name)
         control = [member.controls[judged.control].get(name, np.nan) for member in members] if judged.control else []

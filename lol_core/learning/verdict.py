@@ -9,22 +9,13 @@ from enum import StrEnum
 import numpy as np
 from scipy.stats import t as student
 
+from lol_core.learning.metrics import METRIC_TITLES
+
 CONTROL_TITLES = {
     "constant": "a constant",
     "structure only": "file metadata",
     "norms only": "the norms of the updates",
     "shuffled labels": "the same model on shuffled labels",
-}
-METRIC_TITLES = {
-    "mse": "MSE",
-    "normalized_mse": "MSE (normalised)",
-    "r2": "R²",
-    "kendall_tau": "Kendall τ",
-    "spearman": "Spearman ρ",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "auc": "AUC",
-    "log_loss": "log loss",
 }
 LEVEL = 0.95
 

@@ -1,0 +1,64 @@
+"""From a labels table to a task, and from JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import pandas as pd
+
+from lol_core.errors import TaskError
+from lol_core.learning.tasks.base import TASKS, Task
+
+MIN_LABELLED = 10
+
+
+def kind_of(values: pd.Series) -> type[Task]:
+    """The kind of task that suits a column."""
+    present = values.dropna()
+    return next(task for task in TASKS.values() if task.suits(present))
+
+
+def make_task(labels: pd.DataFrame, targets: Sequence[str], kind: type[Task] | None = None) -> tuple[Task, list[str]]:
+    """A task on columns of a zoo's labels, and the ids of the LoRAs that have all of them (NaN, infinite and missing
+    labels are left out).
+
+    kind: found from the values when None. Raises TaskError, before anything long starts, when the labels cannot be
+    learnt.
+    """
+    targets = list(dict.fromkeys(targets))
+    if not targets:
+        raise TaskError("No target chosen. Choose at least one label column.")
+    if labels.shape[1] == 0:
+        raise TaskError(
+            "This collection has no labels. Put a labels.csv beside the files, with a column of file names and a column"
+            " per label."
+        )
+    if missing := [target for target in targets if target not in labels.columns]:
+        raise TaskError(f"No label column {missing[0]!r}. The labels table has {', '.join(map(repr, labels.columns))}.")
+    if kind is None:
+        kinds = {target: kind_of(labels[target]) for target in targets}
+        kind = kinds[targets[0]]
+        if len(set(kinds.values())) > 1:
+            raise TaskError(
+                f"The targets are of different kinds ({', '.join(f'{t}: {k.kind}' for t, k in kinds.items())}). Train"
+                " one model for each kind."
+            )
+    chosen = labels[targets]
+    chosen = chosen[kind.usable(chosen)]
+    if len(chosen) < MIN_LABELLED:
+        raise TaskError(
+            f"Only {len(chosen)} of {len(labels)} LoRAs have a usable label in {', '.join(targets)}; at least"
+            f" {MIN_LABELLED} are needed. Label more of them."
+        )
+    return kind.of(chosen), list(chosen.index)
+
+
+def task_from_dict(data: Mapping[str, Any]) -> Task:
+    """What `Task.to_dict` gave, also as it was written when all kinds were one class. Raises KeyError or TypeError when
+    something is missing.
+    """
+    kind = TASKS[data["kind"]]
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: tuple(value) for name, value in data.items() if name in names})

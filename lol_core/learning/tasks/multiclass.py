@@ -1,0 +1,123 @@
+"""One of several classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lol_core.errors import TaskError
+from lol_core.learning.bootstrap import Resampled, mean_of
+from lol_core.learning.metrics import Metric, Scores, score_classes
+from lol_core.learning.tasks.base import Task, check_varied, names_of, register
+from lol_core.learning.tasks.classes import SURE, as_share, class_name, class_probabilities
+
+MAX_CLASSES = 50
+
+
+@register
+@dataclass(frozen=True)
+class Multiclass(Task):
+    """One target. Predictions are probabilities, (B, classes). class_weights: of each class; empty without weights."""
+
+    kind = "multiclass"
+    headline = Metric.ACCURACY
+    ranked = Metric.ACCURACY
+    judged = (Metric.ACCURACY,)
+    further = (Metric.AUC, Metric.LOG_LOSS)
+
+    classes: tuple[str, ...] = ()
+    class_weights: tuple[float, ...] = ()
+
+    @classmethod
+    def suits(cls, values: pd.Series) -> bool:
+        return not pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+    @classmethod
+    def of(cls, labels: pd.DataFrame) -> Self:
+        targets = names_of(labels)
+        if len(targets) > 1:
+            raise TaskError(f"A multi-class task has one target; found {len(targets)}. Train one model for each.")
+        check_varied(labels)
+        classes = tuple(sorted({class_name(value) for value in labels[targets[0]]}))
+        if len(classes) > MAX_CLASSES:
+            raise TaskError(
+                f"{targets[0]!r} has {len(classes)} distinct values; at most {MAX_CLASSES} classes can be told apart."
+                " It may be a name rather than a class."
+            )
+        return cls(targets, classes)
+
+    def _fitted(self, labels: pd.DataFrame, class_weights: bool) -> Self:
+        if not class_weights:
+            return self
+        counts = self._names(labels).value_counts()
+        weights = (len(labels) / (len(self.classes) * float(counts.get(name, 1))) for name in self.classes)
+        return replace(self, class_weights=tuple(weights))
+
+    def _names(self, labels: pd.DataFrame) -> pd.Series:
+        return labels[self.targets[0]].map(class_name)
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(f"p({name})" for name in self.classes)
+
+    def encode(self, labels: pd.DataFrame) -> Tensor:
+        """Class indices (B,)."""
+        place = {name: i for i, name in enumerate(self.classes)}
+        return torch.tensor([place[name] for name in self._names(labels)])
+
+    def answers(self, encoded: Tensor) -> Tensor:
+        """A probability of SURE for the class, the rest shared by the others."""
+        logit = math.log(SURE / (1 - SURE)) + math.log(len(self.classes) - 1)
+        return logit * torch.nn.functional.one_hot(encoded, len(self.classes)).float()
+
+    def loss(self, outputs: Tensor, encoded: Tensor) -> Tensor:
+        """Cross-entropy."""
+        weights = outputs.new_tensor(self.class_weights) if self.class_weights else None
+        return torch.nn.functional.cross_entropy(outputs, encoded, weight=weights)
+
+    def decode(self, outputs: Tensor) -> np.ndarray:
+        return outputs.detach().double().cpu().softmax(1).numpy()
+
+    def frame(self, predictions: np.ndarray, ids: Sequence[str]) -> pd.DataFrame:
+        """The predicted class, then the probability of each."""
+        table = super().frame(predictions, ids)
+        table.insert(0, self.targets[0], [self.classes[i] for i in predictions.argmax(1)])
+        return table
+
+    def score(self, truth: pd.DataFrame, predicted: np.ndarray) -> Scores:
+        return Scores.over({self.targets[0]: score_classes(self._names(truth).to_numpy(), predicted, self.classes)})
+
+    def quick_score(self, outputs: Tensor, encoded: Tensor) -> float:
+        return float((outputs.argmax(1) == encoded).float().mean())
+
+    def resampled(self, metric: str, truth: pd.DataFrame, predicted: np.ndarray) -> Resampled:
+        classes = np.array(self.classes)[predicted.argmax(1)]
+        return mean_of((self._names(truth).to_numpy() == classes)[:, None])
+
+    def confusion(self, truth: pd.DataFrame, predicted: np.ndarray) -> pd.DataFrame:
+        """Counts of LoRAs, true classes in rows, predicted ones in columns."""
+        counts = np.zeros((self.outputs, self.outputs), int)
+        np.add.at(counts, (self.encode(truth).numpy(), predicted.argmax(1)), 1)
+        return pd.DataFrame(counts, index=list(self.classes), columns=list(self.classes))
+
+    def numbers(self, encoded: Tensor) -> np.ndarray:
+        return torch.nn.functional.one_hot(encoded, len(self.classes)).double().numpy()
+
+    def from_numbers(self, values: np.ndarray) -> np.ndarray:
+        """Each row sums to 1."""
+        share = as_share(values)
+        return share / share.sum(1, keepdims=True)
+
+    def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
+        return class_probabilities(constant, X, self._names(labels), X_test, list(self.classes), seed)

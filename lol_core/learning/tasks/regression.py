@@ -1,0 +1,102 @@
+"""One or many numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lol_core.learning.bootstrap import Resampled, concordance, explained, mean_over
+from lol_core.learning.metrics import Metric, Scores, score_numbers
+from lol_core.learning.tasks.base import TREES, Task, check_varied, each_target, finite, names_of, register
+from lol_core.learning.tasks.binary import Binary
+
+
+@register
+@dataclass(frozen=True)
+class Regression(Task):
+    """Targets are normalised by the training mean and std. Predictions are in the targets' units, (B, targets)."""
+
+    kind = "regression"
+    headline = Metric.R2
+    ranked = Metric.KENDALL_TAU
+    judged = (Metric.R2, Metric.KENDALL_TAU)
+    further = (Metric.KENDALL_TAU, Metric.NORMALIZED_MSE)
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @classmethod
+    def suits(cls, values: pd.Series) -> bool:
+        return pd.api.types.is_numeric_dtype(values) and not Binary.suits(values)
+
+    @classmethod
+    def usable(cls, labels: pd.DataFrame) -> pd.Series:
+        return finite(labels)
+
+    @classmethod
+    def of(cls, labels: pd.DataFrame) -> Self:
+        check_varied(labels)
+        return cls(names_of(labels))
+
+    def _fitted(self, labels: pd.DataFrame, class_weights: bool) -> Self:
+        return replace(self, mean=tuple(labels.mean().astype(float)), std=tuple(labels.std(ddof=0).astype(float)))
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        return self.std
+
+    def encode(self, labels: pd.DataFrame) -> Tensor:
+        """(B, targets), of mean 0 and variance 1 over the training LoRAs."""
+        values = torch.tensor(labels[list(self.targets)].to_numpy(np.float64), dtype=torch.float32)
+        return (values - torch.tensor(self.mean)) / torch.tensor(self.std)
+
+    def answers(self, encoded: Tensor) -> Tensor:
+        return encoded
+
+    def loss(self, outputs: Tensor, encoded: Tensor) -> Tensor:
+        """Mean squared error."""
+        return torch.nn.functional.mse_loss(outputs, encoded.to(outputs))
+
+    def decode(self, outputs: Tensor) -> np.ndarray:
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        return (outputs.detach().double().cpu() * std + mean).numpy()
+
+    def score(self, truth: pd.DataFrame, predicted: np.ndarray) -> Scores:
+        return Scores.over(
+            {
+                target: score_numbers(truth[target].to_numpy(np.float64), predicted[:, i], self.std[i])
+                for i, target in enumerate(self.targets)
+            }
+        )
+
+    def quick_score(self, outputs: Tensor, encoded: Tensor) -> float:
+        """R² of each target, averaged."""
+        spread = (encoded - encoded.mean(0)).square().sum(0)
+        return float((1 - (encoded - outputs).square().sum(0) / spread)[spread > 0].mean())
+
+    def resampled(self, metric: str, truth: pd.DataFrame, predicted: np.ndarray) -> Resampled:
+        y = truth[list(self.targets)].to_numpy(np.float64)
+        if metric == Metric.R2:
+            return explained(y, predicted)
+        return mean_over([concordance(y[:, i], predicted[:, i]) for i in range(y.shape[1])])
+
+    def numbers(self, encoded: Tensor) -> np.ndarray:
+        return encoded.double().numpy()
+
+    def from_numbers(self, values: np.ndarray) -> np.ndarray:
+        return self.decode(torch.from_numpy(values))
+
+    def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
+        from sklearn.dummy import DummyRegressor
+        from sklearn.ensemble import RandomForestRegressor
+
+        def column(target: str) -> np.ndarray:
+            model = DummyRegressor() if constant else RandomForestRegressor(TREES, random_state=seed)
+            return np.asarray(model.fit(X, labels[target].astype(float)).predict(X_test))
+
+        return each_target(self.targets, column)
