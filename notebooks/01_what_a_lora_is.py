@@ -17,9 +17,10 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core import TrainingConfig, Zoo
-from lol_core.core.batch import make_batch
+from lol_core.core.batch import stack
 from lol_core.core.geometry import spectrum
-from lol_core.core.symmetry import act, relative_change, sample_for, sample_gl
+from lol_core.core.groups import GL
+from lol_core.core.symmetry import act, relative_change, sample_for
 from lol_core.insight import plots
 from lol_core.learning.fit import plan, train
 
@@ -55,7 +56,7 @@ assert torch.allclose(spectrum(layer).double(), sigma[: layer.rank], rtol=1e-4)
 # Nothing that the LoRA *does* has changed, and every stored number has.
 
 # %%
-R = sample_gl(layer.rank, condition=10.0, generator=torch.Generator().manual_seed(1))
+R = GL.sample(layer.rank, condition=10.0, generator=torch.Generator().manual_seed(1))
 other = layer.act(R)
 print("R =\n", R.numpy().round(2))
 print(
@@ -100,9 +101,9 @@ truth = zoo.labels.loc[held_out, "validation_loss"]
 generator = torch.Generator().manual_seed(0)
 predictions = {}
 for model, checkpoint in checkpoints.items():
-    batch = make_batch([zoo.load(held_out)], checkpoint.spec, torch.float64)
+    batch = stack([zoo.load(held_out)], checkpoint.spec, torch.float64)
     hundred = batch[torch.zeros(100, dtype=torch.long)]
-    turned = act(sample_for(hundred, "gl", 10.0, generator), hundred)
+    turned = act(sample_for(hundred, GL, condition=10.0, generator=generator), hundred)
     with torch.no_grad():
         predictions[model] = checkpoint.task.decode(checkpoint.model.double()(turned))[:, 0]
     checkpoint.model.float()

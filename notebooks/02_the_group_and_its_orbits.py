@@ -15,8 +15,9 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core import TrainingConfig, Zoo
-from lol_core.core.batch import make_batch
-from lol_core.core.symmetry import GROUPS, act, act_on, relative_change, sample, sample_for, sample_gl
+from lol_core.core.batch import stack
+from lol_core.core.groups import GL, GROUPS
+from lol_core.core.symmetry import act, act_on, relative_change, sample_for
 from lol_core.learning.evaluation import score
 from lol_core.learning.fit import plan, train
 
@@ -69,11 +70,11 @@ layer = zoo.load(zoo.ids[3]).layers[0]
 U, V = layer.folded(torch.float64)
 rows = []
 for group in GROUPS:
-    R = sample(group, layer.rank, 10.0, generator=torch.Generator().manual_seed(0))
+    R = group.sample(layer.rank, condition=10.0, generator=torch.Generator().manual_seed(0))
     U2, V2 = act_on(R, U, V)
     rows.append(
         {
-            "group": group,
+            "group": group.key,
             "κ(R)": float(torch.linalg.cond(R)),
             "U": relative_change(U2, U),
             "‖U‖": abs(float(U2.norm() / U.norm()) - 1),
@@ -100,7 +101,7 @@ for title, name in {"O-Align": "o_align", "GL-net": "gl_net"}.items():
     models[title] = train(zoo, plan(zoo, ["accuracy"], config), config, Path(tempfile.mkdtemp()))
 test = models["GL-net"].split["test"]
 truth = zoo.labels.loc[test]
-batch = make_batch([zoo.load(id) for id in test], models["GL-net"].spec, torch.float64)
+batch = stack([zoo.load(id) for id in test], models["GL-net"].spec, torch.float64)
 twins = {name: copy.deepcopy(checkpoint.model).double() for name, checkpoint in models.items()}
 
 
@@ -116,7 +117,7 @@ def r_squared(name: str, turned) -> float:
 kappas = [1, 4, 16, 64, 256, 1024]
 curves = {name: [] for name in models}
 for kappa in kappas:
-    turned = act(sample_for(batch, "gl", float(kappa), torch.Generator().manual_seed(0)), batch)
+    turned = act(sample_for(batch, GL, condition=float(kappa), generator=torch.Generator().manual_seed(0)), batch)
     for name in models:
         curves[name].append(r_squared(name, turned))
 figure = go.Figure([go.Scatter(x=kappas, y=values, name=name, mode="lines+markers") for name, values in curves.items()])
@@ -137,7 +138,9 @@ try:
 
     @interact(kappa=FloatLogSlider(value=4, base=2, min=0, max=10, step=0.5, description="κ(R)"))
     def turn(kappa: float) -> None:
-        turned = act(sample_for(batch, "gl", max(kappa, 1.0), torch.Generator().manual_seed(0)), batch)
+        turned = act(
+            sample_for(batch, GL, condition=max(kappa, 1.0), generator=torch.Generator().manual_seed(0)), batch
+        )
         print("   ".join(f"{name}: R² {r_squared(name, turned):.3f}" for name in models))
 
 except ImportError:
@@ -154,7 +157,7 @@ assert np.ptp(curves["GL-net"]) < 1e-6
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 g = torch.Generator().manual_seed(5)
-R, S = sample_gl(layer.rank, 5.0, generator=g), sample_gl(layer.rank, 5.0, generator=g)
+R, S = GL.sample(layer.rank, condition=5.0, generator=g), GL.sample(layer.rank, condition=5.0, generator=g)
 twice, once = act_on(S, *act_on(R, U, V)), act_on(R @ S, U, V)
 assert all(torch.allclose(a, b) for a, b in zip(twice, once, strict=True))
 

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core import Zoo
-from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.batch import Batch, shared_spec, stack
+from lol_core.core.groups import GL
 from lol_core.core.symmetry import act, relative_change, sample_for
 from lol_core.learning.models import ModelConfig, make_model
 
@@ -19,7 +20,7 @@ torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/glosses")
 loras = [zoo.load(id) for id in zoo.ids]
 spec = shared_spec(loras)
-batch = make_batch(loras, spec, torch.float64)
+batch = stack(loras, spec, torch.float64)
 U, V = batch.U[0][0, 0], batch.V[0][0, 0]
 
 # %% [markdown]
@@ -150,7 +151,7 @@ assert torch.allclose(A @ torch.linalg.solve(P @ A, B), W, atol=1e-10)
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 few = batch[torch.arange(4)]
-turned = act(sample_for(few, "gl", 100.0, torch.Generator().manual_seed(1)), few)
+turned = act(sample_for(few, GL, condition=100.0, generator=torch.Generator().manual_seed(1)), few)
 for name, still in (("gl_net", True), ("mlp", False)):
     model = make_model(name, spec, 1, ModelConfig()).double().eval()
     with torch.no_grad():

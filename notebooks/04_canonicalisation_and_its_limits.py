@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core import Zoo
-from lol_core.core.symmetry import GROUPS, act_on, relative_change, sample, sample_gl
+from lol_core.core.groups import GL, GROUPS, O
+from lol_core.core.symmetry import act_on, relative_change
 from lol_core.insight import plots
 from lol_core.learning.models.o_align import procrustes
 
@@ -32,7 +33,7 @@ r = U.shape[1]
 # %%
 Q = procrustes(U, V, template_U, template_V)
 value = lambda Q: float((U @ Q - template_U).square().sum() + (V @ Q - template_V).square().sum())
-others = [value(other) for other in sample("o", r, count=(3000,), generator=torch.Generator().manual_seed(0))]
+others = [value(other) for other in O.sample(r, count=(3000,), generator=torch.Generator().manual_seed(0))]
 figure = go.Figure(go.Histogram(x=others, name="3,000 random rotations"))
 figure.add_vline(x=value(Q), line={"color": "#d55e00"}, annotation_text="Procrustes").update_layout(
     title="Squared distance to the template", xaxis_title="‖UQ − 𝐔‖² + ‖VQ − 𝐕‖²", height=320
@@ -52,11 +53,11 @@ def aligned(U, V):
 
 rows = []
 for group in GROUPS:
-    R = sample(group, r, 10.0, generator=torch.Generator().manual_seed(2))
+    R = group.sample(r, condition=10.0, generator=torch.Generator().manual_seed(2))
     U2, V2 = act_on(R, U, V)
     rows.append(
         {
-            "R from": group,
+            "R from": group.key,
             "raw factors move": relative_change(torch.cat([U2, V2]), torch.cat([U, V])),
             "aligned factors move": relative_change(aligned(U2, V2), aligned(U, V)),
         }
@@ -96,9 +97,9 @@ def balanced(U, V):
 
 rows = []
 for group in GROUPS:
-    R = sample(group, r, 10.0, generator=torch.Generator().manual_seed(2))
+    R = group.sample(r, condition=10.0, generator=torch.Generator().manual_seed(2))
     moved = relative_change(aligned(*balanced(*act_on(R, U, V))), aligned(*balanced(U, V)))
-    rows.append({"R from": group, "balanced, then aligned": moved})
+    rows.append({"R from": group.key, "balanced, then aligned": moved})
 whole = pd.DataFrame(rows).set_index("R from")
 whole.style.format("{:.1e}")
 
@@ -132,7 +133,10 @@ assert max(turns) > 1 and np.median(turns) < 1e-6
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 # 2‖ΔW‖_* (twice the sum of the singular values) is the minimum over the orbit, and the balanced pair reaches it. Weight decay on U and V draws there.
 size = lambda U, V: float(U.square().sum() + V.square().sum())
-rivals = [size(*act_on(R, U, V)) for R in sample_gl(r, 4.0, (1000,), torch.Generator().manual_seed(3))]
+rivals = [
+    size(*act_on(R, U, V))
+    for R in GL.sample(r, condition=4.0, count=(1000,), generator=torch.Generator().manual_seed(3))
+]
 nuclear = torch.linalg.svdvals(U @ V.T).sum()
 assert size(*balanced(U, V)) <= min(rivals) and np.isclose(size(*balanced(U, V)), 2 * float(nuclear))
 
@@ -142,7 +146,7 @@ assert size(*balanced(U, V)) <= min(rivals) and np.isclose(size(*balanced(U, V))
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 # With G = UᵀU = VᵀV > 0: RᵀGR = R⁻¹GR⁻ᵀ, so X G X = G for X = RRᵀ. Then (G^½ X G^½)² = G², and a positive matrix has one positive root:
 # G^½ X G^½ = G, hence X = I. A check with two balanced pairs of one orbit:
-R = sample_gl(r, 10.0, generator=torch.Generator().manual_seed(4))
+R = GL.sample(r, condition=10.0, generator=torch.Generator().manual_seed(4))
 first, second = balanced(U, V), balanced(*act_on(R, U, V))
 between = torch.linalg.lstsq(first[0], second[0]).solution
 assert torch.allclose(between @ between.T, torch.eye(r, dtype=torch.float64), atol=1e-6)

@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from lol_core.core.symmetry import GROUPS, Group, act_on, relative_change, sample
+from lol_core.core.groups import GL, GROUPS, Group
+from lol_core.core.symmetry import act_on, relative_change
 from lol_core.insight import plots
 from lol_core.learning.models.layers import EquivariantLinear, EquivariantNonlinearity
 
@@ -31,7 +32,7 @@ def rho(R: torch.Tensor, n: int, m: int) -> torch.Tensor:
 
 
 g = torch.Generator().manual_seed(0)
-U, V, R = torch.randn(n, r, generator=g), torch.randn(m, r, generator=g), sample("gl", r, 5.0, generator=g)
+U, V, R = torch.randn(n, r, generator=g), torch.randn(m, r, generator=g), GL.sample(r, condition=5.0, generator=g)
 turned = torch.cat([factor.flatten() for factor in act_on(R, U, V)])
 assert torch.allclose(rho(R, n, m) @ torch.cat([U.flatten(), V.flatten()]), turned)
 
@@ -47,7 +48,7 @@ def equivariant_maps(group: Group, n: int, m: int, n_out: int, m_out: int, r: in
     g = torch.Generator().manual_seed(1)
     equations = []
     for _ in range(draws):
-        R = sample(group, r, 4.0, generator=g)
+        R = group.sample(r, condition=4.0, generator=g)
         # vec(L ρ) = (I ⊗ ρᵀ) vec L and vec(ρ' L) = (ρ' ⊗ I) vec L, row by row
         equations.append(
             torch.kron(torch.eye(rows), rho(R, n, m).T.contiguous())
@@ -57,7 +58,7 @@ def equivariant_maps(group: Group, n: int, m: int, n_out: int, m_out: int, r: in
     return vectors[values < 1e-9].reshape(-1, rows, columns)
 
 
-basis = equivariant_maps("gl", n, m, n_out, m_out, r)
+basis = equivariant_maps(GL, n, m, n_out, m_out, r)
 print(
     f"{(n_out + m_out) * r} × {(n + m) * r} = {(n_out + m_out) * r * (n + m) * r} entries, {len(basis)} dimensions left"
 )
@@ -100,7 +101,7 @@ expected = {
 }
 counted = pd.DataFrame(
     {
-        "found": {group: len(equivariant_maps(group, n, m, n_out, m_out, r)) for group in GROUPS},
+        "found": {group.key: len(equivariant_maps(group, n, m, n_out, m_out, r)) for group in GROUPS},
         "representation theory": expected,
     }
 ).loc[list(expected)]
@@ -118,7 +119,7 @@ bars
 
 # %%
 U, V = torch.randn(1, 6, r, generator=g), torch.randn(1, 5, r, generator=g)
-R = sample("gl", r, 10.0, generator=g)
+R = GL.sample(r, condition=10.0, generator=g)
 rows = []
 for name, F in {
     "σ_GL (6)": EquivariantNonlinearity("sigmoid"),
@@ -141,7 +142,7 @@ assert off.iloc[0, 0] < 1e-9 and off.iloc[1, 0] > 0.1
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 for other_r in (1, 3):
     assert (
-        len(equivariant_maps("gl", n, m, n_out, m_out, other_r)) == n_out * n + m_out * m
+        len(equivariant_maps(GL, n, m, n_out, m_out, other_r)) == n_out * n + m_out * m
     )  # the layer knows nothing of the rank: it takes LoRAs of any
 
 # %% [markdown]
@@ -150,7 +151,9 @@ for other_r in (1, 3):
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 # None but zero: ℓ ρ(R) = ℓ for all R; take R = cI and ℓ(cU, V/c) = ℓ(U, V) for all c. That is why GL-net multiplies: invariants begin at second order.
 g = torch.Generator().manual_seed(2)
-equations = torch.cat([rho(sample("gl", r, 4.0, generator=g), n, m).T - torch.eye((n + m) * r) for _ in range(8)])
+equations = torch.cat(
+    [rho(GL.sample(r, condition=4.0, generator=g), n, m).T - torch.eye((n + m) * r) for _ in range(8)]
+)
 assert torch.linalg.svdvals(equations).min() > 1e-6
 
 # %% [markdown]
@@ -158,7 +161,7 @@ assert torch.linalg.svdvals(equations).min() > 1e-6
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 g = torch.Generator().manual_seed(3)
-small = [rho(sample("gl", r, 4.0, generator=g), n, m) for _ in range(8)]
+small = [rho(GL.sample(r, condition=4.0, generator=g), n, m) for _ in range(8)]
 equations = torch.cat([torch.kron(matrix, matrix).T - torch.eye(len(matrix) ** 2) for matrix in small])
 dimension = int((torch.linalg.svdvals(equations) < 1e-9).sum())
 # U_i · V_j and V_j · U_i for every row i of U and j of V: the entries of U Vᵀ, twice. All that an invariant of second order can read is ΔW.

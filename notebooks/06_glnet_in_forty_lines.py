@@ -13,7 +13,8 @@ from torch import nn
 
 from lol_core import Zoo
 from lol_core.collections.zoo import split_ids
-from lol_core.core.batch import make_batch, shared_spec
+from lol_core.core.batch import shared_spec, stack
+from lol_core.core.groups import GL
 from lol_core.core.symmetry import invariance_error
 from lol_core.learning.evaluation import bootstrap_interval, control_scores, norm_features, score, structure_features
 from lol_core.learning.tasks import make_task
@@ -22,7 +23,7 @@ torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/glosses")
 loras = [zoo.load(id) for id in zoo.ids]
 spec = shared_spec(loras)
-batch = make_batch(loras, spec)
+batch = stack(loras, spec)
 print(
     f"{len(batch)} LoRAs of {len(spec.modules)} modules; U of a group of equal shapes is {tuple(batch.U[0].shape)}: LoRAs, modules, n, r"
 )
@@ -69,7 +70,7 @@ print(
     f"{sum(p.numel() for p in model.parameters()):,} parameters; ΔW of all modules would be {sum(y.n * y.m for y in spec.modules):,} numbers"
 )
 print(
-    f"before it has learnt anything: invariance error {invariance_error(model, batch[torch.arange(8)], 'gl', 100.0):.1e}"
+    f"before it has learnt anything: invariance error {invariance_error(model, batch[torch.arange(8)], 'gl', condition=100.0):.1e}"
 )
 
 # %% [markdown]
@@ -152,7 +153,7 @@ bars
 # One seed and some fifty test LoRAs: the interval is wide. The tables in the documentation have three seeds and more.
 
 # %%
-error = invariance_error(model, batch[rows["test"]], "gl", 100.0)
+error = invariance_error(model, batch[rows["test"]], GL, condition=100.0)
 print(f"trained: invariance error {error:.1e} for κ(R) = 100")
 assert error < 1e-3
 assert ours["r2"] > controls["constant"]["r2"] + 0.3 and ours["r2"] > controls["structure only"]["r2"] + 0.3
@@ -179,7 +180,7 @@ class Deeper(GLNet):
         return [(W[0] @ U, W[1] @ V) for W, (U, V) in zip(self.second, first, strict=True)]
 
 
-assert invariance_error(Deeper(spec, 1), batch[rows["test"]], "gl", 100.0) < 1e-3
+assert invariance_error(Deeper(spec, 1), batch[rows["test"]], GL, condition=100.0) < 1e-3
 
 # %% [markdown]
 # 2. How does the number of parameters grow with $n$, $m$, $r$ and the number of modules $L$? And that of MLP + Dense?

@@ -14,12 +14,11 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from lol_core.core.batch import Batch, WeightSpec, make_batch, shared_spec
+from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
+from lol_core.core.groups import GL, GROUPS, PERMUTATION, Group, O
 from lol_core.core.lora import LoRA
 from lol_core.core.symmetry import (
-    GROUPS,
     TOLERANCES,
-    Group,
     act,
     carried,
     for_spec,
@@ -42,8 +41,7 @@ from ui.points import walk_points
 from ui.state import checkpoints, load_checkpoint, load_lora
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-TITLES = {"gl": "GL(r)", "o": "O(r)", "permutation": "permutations", "scaling": "scalings", "hand": "by hand"}
-PROMISES = {"none": "nothing", "O": "O(r)", "GL": "GL(r)"}
+TITLES = {group.key: group.title for group in GROUPS} | {"hand": "by hand"}
 WIDTH_LIMIT = 48
 EDITABLE = 16  # the largest rank whose R is edited by hand
 NUMBERS_AT_ONCE = 20_000_000
@@ -70,9 +68,13 @@ untrained = st.toggle(
 )
 
 
+def promised(model: LoLModel) -> str:
+    return "nothing" if model.symmetry is None else model.symmetry.title
+
+
 def group_of(choice: str) -> Group:
     """The group that R is drawn from; one typed in by hand is from GL(r)."""
-    return next((group for group in GROUPS if group == choice), "gl")
+    return next((group for group in GROUPS if group.key == choice), GL)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def in_float64(key: str, _model: LoLModel) -> LoLModel:
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def batch_of(digest: str, _lora: LoRA, spec: str, _spec: WeightSpec, dtype: str) -> Batch:
-    return make_batch([_lora], _spec, torch.float64).to(dtype=DTYPES[dtype])
+    return stack([_lora], _spec, torch.float64).to(dtype=DTYPES[dtype])
 
 
 def start_of(spec: WeightSpec, dtype: str) -> Batch:
@@ -167,14 +169,14 @@ try:
             st.warning(f"{title} cannot read this LoRA: {' '.join(problems)}")
             continue
         try:
-            checkpoint.model.check_input(make_batch([lora], checkpoint.spec))
+            checkpoint.model.check_input(stack([lora], checkpoint.spec))
         except LoLError as error:
             st.warning(f"{title}: {error}")
             continue
         models.append(Shown(title, checkpoint.model, checkpoint.task))
     own = shared_spec([lora])
     if untrained:
-        models += fresh_models(zoo.fingerprint, zoo.by_id[chosen].digest, own, make_batch([lora], own))
+        models += fresh_models(zoo.fingerprint, zoo.by_id[chosen].digest, own, stack([lora], own))
 except LoLError as error:
     st.error(str(error))
     st.stop()
@@ -214,7 +216,7 @@ def turn() -> None:
             bind="query-params",
             required=True,
         )
-        sized = group in ("gl", "scaling")
+        sized = group_of(group).conditioned and group != "hand"
         exponent = st.slider(
             "κ(R) = 10^x",
             0.0,
@@ -281,9 +283,9 @@ def turn() -> None:
             R = sample_for(
                 original,
                 group_of(group),
-                10.0**exponent if sized else 1.0,
-                torch.Generator().manual_seed(draw),
-                layers == "shared",
+                condition=10.0**exponent if sized else 1.0,
+                generator=torch.Generator().manual_seed(draw),
+                shared=layers == "shared",
             )
     turned = act(R, original)
     dials: list[plots.Dial] = []
@@ -316,7 +318,7 @@ def turn() -> None:
         rows.append(
             {
                 "model": shown.title,
-                "promises": PROMISES[shown.model.symmetry],
+                "promises": promised(shown.model),
                 "predicts": unit,
                 "before R": float(before[output]),
                 "after R": float(after[output]),
@@ -400,10 +402,10 @@ def changes_of(key: str, count: int, condition: float, dtype_name: str, _models:
             generator = torch.Generator().manual_seed(0)
             for start in range(0, count, block):
                 many = repeated(batch, min(block, count - start))
-                after = shown.values(act(sample_for(many, group, condition, generator), many))
+                after = shown.values(act(sample_for(many, group, condition=condition, generator=generator), many))
                 change = (after - before).norm(dim=1) / before.norm().clamp(min=1e-30)
-                found.append(pd.DataFrame({"model": shown.title, "group": TITLES[group], "change": change.numpy()}))
-            bar.progress((4 * i + j + 1) / (4 * len(_models)), f"{shown.title}: {TITLES[group]}")
+                found.append(pd.DataFrame({"model": shown.title, "group": group.title, "change": change.numpy()}))
+            bar.progress((4 * i + j + 1) / (4 * len(_models)), f"{shown.title}: {group.title}")
     bar.empty()
     return pd.concat(found, ignore_index=True)
 
@@ -442,17 +444,17 @@ def many_draws() -> None:
         "Relative change of each model's prediction over many draws of R, by group",
         changes,
     )
-    largest = changes.pivot_table("change", "model", "group", "max", sort=False)[[TITLES[g] for g in GROUPS]]
+    largest = changes.pivot_table("change", "model", "group", "max", sort=False)[[g.title for g in GROUPS]]
     marks = largest.map(lambda change: f"{'keeps still' if change <= tolerance else 'moves'} ({change:.1e})")
-    marks.insert(0, "promises", [PROMISES[shown.model.symmetry] for shown in models])
+    marks.insert(0, "promises", [promised(shown.model) for shown in models])
     st.dataframe(marks, key=key("groups"))
     broken = [
         s.title
         for s in models
         for g in GROUPS
-        if promises(s.model.symmetry, g) and largest[TITLES[g]][s.title] > tolerance
+        if promises(s.model.symmetry, g) and largest[g.title][s.title] > tolerance
     ]
-    odd = [t for t in largest.index if largest.loc[t, "O(r)"] > tolerance >= largest.loc[t, "permutations"]]
+    odd = [t for t in largest.index if largest[O.title][t] > tolerance >= largest[PERMUTATION.title][t]]
     st.markdown(
         f"Largest change of {count} draws from each group. "
         + (
@@ -480,21 +482,16 @@ def inside() -> None:
     net = a.selectbox("Model", nets, format_func=lambda s: s.title, key=key("net")) if len(nets) > 1 else nets[0]
     group = (
         b.segmented_control(
-            "R from",
-            list(GROUPS),
-            format_func=lambda g: TITLES[g],
-            default="gl",
-            key=key("inside_group"),
-            required=True,
+            "R from", list(GROUPS), format_func=lambda g: g.title, default=GL, key=key("inside_group"), required=True
         )
-        or "gl"
+        or GL
     )
     dtype_name = (
         c.segmented_control("Computed in", list(DTYPES), default="float64", key=key("inside_dtype"), required=True)
         or "float64"
     )
     batch = start_of(net.model.spec, dtype_name)
-    R = sample_for(batch, group_of(group), 10.0, torch.Generator().manual_seed(0))
+    R = sample_for(batch, group, condition=10.0, generator=torch.Generator().manual_seed(0))
     twin = (
         net.model
         if dtype_name == "float32"

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.lora import LoRA, LoRALayer
 
 Shape = tuple[str, int, int, int]
@@ -27,7 +27,7 @@ def random_lora(
     def factor(k: int, r: int) -> torch.Tensor:
         return torch.randn(k, r, generator=generator, dtype=torch.float64).to(dtype)
 
-    layers = [LoRALayer(name, factor(n, r), factor(m, r), scale=scale) for name, n, m, r in shapes]
+    layers = [LoRALayer.pair(name, factor(n, r), factor(m, r), scale=scale) for name, n, m, r in shapes]
     return LoRA(tuple(layers), "synthetic")
 
 
@@ -35,7 +35,7 @@ def random_batch(
     shapes: Sequence[Shape] = SHAPES, count: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Batch:
     loras = [random_lora(shapes, seed + i) for i in range(count)]
-    return make_batch(loras, shared_spec(loras), dtype)
+    return stack(loras, shared_spec(loras), dtype)
 
 
 def write_peft(
@@ -74,7 +74,7 @@ def write_zoo(folder: Path, count: int = 40, shapes: Sequence[Shape] = MODULES, 
     for i in range(count):
         lora = random_lora(shapes, seed=1000 * seed + i, scale=1.0)
         strength = float(np.exp(rng.uniform(-1, 1)))
-        lora = LoRA(tuple(LoRALayer(y.name, y.U * strength, y.V) for y in lora.layers), "synthetic")
+        lora = LoRA(tuple(LoRALayer.pair(y.name, y.U * strength, y.V) for y in lora.layers), "synthetic")
         write_peft(folder / f"lora{i:03d}", lora)
         delta = lora.layers[0].delta(torch.float64)
         trace = float(delta.diagonal().sum())

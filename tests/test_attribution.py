@@ -36,6 +36,8 @@ def test_contributions_are_how_fast_the_prediction_grows(
             1,
             -1,
         ):  # scaling U alone is what the definition scales; MLP reads the factors, the others only see the product
-            layers = tuple(replace(y, U=y.U * (1 + sign * step)) if i == k else y for i, y in enumerate(lora.layers))
+            layers = tuple(
+                y.with_pair(y.U * (1 + sign * step), y.V) if i == k else y for i, y in enumerate(lora.layers)
+            )
             ends.append(predicted(replace(lora, layers=layers)))
         assert found[layer.name] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.1, abs=2e-3)

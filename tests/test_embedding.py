@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lol_core.collections.zoo import Zoo
-from lol_core.core.batch import make_batch, shared_spec
+from lol_core.core.batch import shared_spec, stack
 from lol_core.core.geometry import distance, inner_product, spectrum
-from lol_core.core.symmetry import sample_gl
+from lol_core.core.groups import GL
 from lol_core.errors import TaskError
 from lol_core.insight.embedding import (
     Space,
@@ -40,15 +40,17 @@ from tests.builders import MODULES, random_lora, write_zoo
 def test_the_kernel_is_exact_and_does_not_see_the_factors(seed: int, scale: float) -> None:
     loras = [random_lora(MODULES, seed + i, scale=scale) for i in range(5)]
     spec = shared_spec(loras)
-    products = gram(make_batch(loras, spec, torch.float64))
+    products = gram(stack(loras, spec, torch.float64))
     for i, a in enumerate(loras):
         for j, b in enumerate(loras):
             assert products[i, j] == pytest.approx(
                 sum(inner_product(x, y) for x, y in zip(a.layers, b.layers, strict=True)), abs=1e-8
             )
     generator = torch.Generator().manual_seed(seed)
-    turned = [lora.act({y.name: sample_gl(y.rank, 10, generator=generator) for y in lora.layers}) for lora in loras]
-    np.testing.assert_allclose(products, gram(make_batch(turned, spec, torch.float64)), rtol=1e-7, atol=1e-7)
+    turned = [
+        lora.act({y.name: GL.sample(y.rank, condition=10, generator=generator) for y in lora.layers}) for lora in loras
+    ]
+    np.testing.assert_allclose(products, gram(stack(turned, spec, torch.float64)), rtol=1e-7, atol=1e-7)
     space = from_gram("updates", [str(i) for i in range(5)], products)
     for i in range(1, 5):
         true = sum(distance(x, y) ** 2 for x, y in zip(loras[0].layers, loras[i].layers, strict=True)) ** 0.5
@@ -92,7 +94,7 @@ def test_nystroem_is_exact_where_the_landmarks_span_everything() -> None:
     X = np.random.default_rng(0).normal(size=(30, 5))
     found = nystroem(X @ X[:8].T)
     np.testing.assert_allclose(found @ found.T, X @ X.T, atol=1e-8)
-    batch = make_batch(loras := [random_lora(MODULES, i) for i in range(4)], shared_spec(loras), torch.float64)
+    batch = stack(loras := [random_lora(MODULES, i) for i in range(4)], shared_spec(loras), torch.float64)
     np.testing.assert_allclose(self_products(batch), np.diag(gram(batch)))
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
 from lol_core.collections.zoo import Zoo
+from lol_core.core.groups import GL
 from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import LoLError
 from lol_core.experiments import NAMES, run
@@ -135,7 +136,7 @@ def test_product_kernels_are_inner_products_of_updates_and_do_not_see_the_gauge(
     )
     gram = (products @ products[:5].T).numpy()
     np.testing.assert_allclose(found["updates"], gram / np.diag(gram[:5]).mean(), rtol=1e-9)
-    for name, matrix in kernels(act(sample_for(batch, "gl", 50.0), batch)).items():
+    for name, matrix in kernels(act(sample_for(batch, GL, condition=50.0), batch)).items():
         np.testing.assert_allclose(matrix, found[name][:5], rtol=1e-6, atol=1e-9)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from lol_core.core.geometry import same_function
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import Kronecker, Whole
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read
 from lol_core.formats.writing import FORMS, forms_of, write
@@ -31,11 +32,11 @@ def diffusion_lora(seed: int, ranks: tuple[int, int], scale: float) -> LoRA:
         [(f"{ATTENTION}.to_q", 8, 6, ranks[0]), (f"{ATTENTION}.to_out.0", 6, 8, ranks[1])], seed, torch.float32, scale
     )
     generator = torch.Generator().manual_seed(seed)
-    conv = LoRALayer(
+    conv = LoRALayer.pair(
         "unet.down_blocks.0.resnets.0.conv1",
         torch.randn(5, 2, generator=generator),
         torch.randn(4 * 9, 2, generator=generator),
-        scale,
+        scale=scale,
         kind=Kind.CONV,
         weight_shape=(5, 4, 3, 3),
     )
@@ -146,15 +147,7 @@ def test_what_a_form_cannot_hold_is_refused_with_a_reason(tmp_path: Path) -> Non
     with pytest.raises(LoRAFormatError, match="cannot be undone"):
         write(flattened, tmp_path / "a", "PEFT")
     kronecker = LoRA(
-        (
-            LoRALayer(
-                "unet.down_blocks.0.x",
-                torch.randn(4, 1),
-                torch.randn(4, 1),
-                kind=Kind.KRONECKER,
-                factor_shapes=((2, 2), (2, 2)),
-            ),
-        )
+        (LoRALayer("unet.down_blocks.0.x", Kronecker(Whole(torch.randn(2, 2)), Whole(torch.randn(2, 2)))),)
     )
     assert not forms_of(kronecker)
     with pytest.raises(LoRAFormatError, match="wider type"):

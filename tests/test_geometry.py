@@ -19,9 +19,9 @@ from lol_core.core.geometry import (
     spectrum,
     truncate,
 )
-from lol_core.core.header import Kind
+from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.symmetry import sample_gl
+from lol_core.core.parametrisation import Kronecker, Whole
 from lol_core.errors import ModelError
 from tests.builders import random_lora
 
@@ -48,7 +48,7 @@ def test_inner_product_norm_and_distance(n: int, m: int, r: int, q: int, seed: i
 
 
 def test_updates_of_different_weights_have_no_inner_product() -> None:
-    with pytest.raises(ModelError, match=r"x \(3 × 4\) and y \(4 × 3\)"):
+    with pytest.raises(ModelError, match=r"x and y.*\(3, 4\).*\(4, 3\)"):
         inner_product(random_lora([("x", 3, 4, 1)]).layers[0], random_lora([("y", 4, 3, 1)]).layers[0])
 
 
@@ -60,15 +60,7 @@ def test_effective_rank_counts_equal_singular_values() -> None:
 
 def test_spectrum_of_a_kronecker_product() -> None:
     first, second = torch.randn(3, 2, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
-    layer = LoRALayer(
-        "x",
-        first.reshape(-1, 1),
-        second.reshape(-1, 1),
-        0.5,
-        kind=Kind.KRONECKER,
-        weight_shape=(12, 10),
-        factor_shapes=((3, 2), (4, 5)),
-    )
+    layer = LoRALayer("x", Kronecker(Whole(first), Whole(second)), 0.5)
     torch.testing.assert_close(layer.delta(torch.float64), 0.5 * torch.kron(first, second))
     expected = torch.linalg.svdvals(layer.delta(torch.float64))
     torch.testing.assert_close(spectrum(layer), expected[: len(spectrum(layer))])
@@ -79,25 +71,25 @@ def test_spectrum_of_a_kronecker_product() -> None:
 def test_same_function_sees_through_gauge_dtype_and_padding(seed: int, kappa: float) -> None:
     lora = random_lora(seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    moved = lora.act({layer.name: sample_gl(3, kappa, generator=generator) for layer in lora.layers})
+    moved = lora.act({layer.name: GL.sample(3, condition=kappa, generator=generator) for layer in lora.layers})
     padded = LoRA(
         tuple(
-            LoRALayer(y.name, torch.nn.functional.pad(y.U, (0, 2)), torch.nn.functional.pad(y.V, (0, 2)))
+            LoRALayer.pair(y.name, torch.nn.functional.pad(y.U, (0, 2)), torch.nn.functional.pad(y.V, (0, 2)))
             for y in moved.layers
         )
     )
     assert same_function(lora, moved)
     assert same_function(lora, padded)
-    half = LoRA(tuple(LoRALayer(y.name, y.U.half(), y.V.half()) for y in lora.layers))
+    half = LoRA(tuple(LoRALayer.pair(y.name, y.U.half(), y.V.half()) for y in lora.layers))
     assert same_function(lora, half, tolerance=5e-3)
     assert not same_function(lora, random_lora(seed=seed + 1))
-    negated = LoRA((LoRALayer("a", -lora["a"].U, lora["a"].V), *lora.layers[1:]))
+    negated = LoRA((LoRALayer.pair("a", -lora["a"].U, lora["a"].V), *lora.layers[1:]))
     assert not same_function(lora, negated), "the same norms and spectra are not the same function"
 
 
 def test_distance_survives_cancellation() -> None:
     layer = random_lora([("x", 30, 20, 4)]).layers[0]
-    moved = layer.act(sample_gl(4, 100.0, generator=torch.Generator().manual_seed(0)))
+    moved = layer.act(GL.sample(4, condition=100.0, generator=torch.Generator().manual_seed(0)))
     assert distance(layer, moved) < 1e-12 * norm(layer) * math.sqrt(100) * 100
 
 
@@ -112,14 +104,13 @@ def test_truncation_is_the_best_of_its_rank(n: int, m: int, r: int, k: int, seed
     torch.testing.assert_close(cut.delta(torch.float64), best, rtol=1e-4, atol=1e-4 * float(values[0]))
 
 
-def test_a_kronecker_product_is_not_truncated() -> None:
-    layer = LoRALayer(
-        "x",
-        torch.randn(4, 1),
-        torch.randn(4, 1),
-        kind=Kind.KRONECKER,
-        weight_shape=(4, 4),
-        factor_shapes=((2, 2), (2, 2)),
-    )
-    with pytest.raises(ModelError, match="LoKr"):
-        truncate(layer, 1)
+@given(seed=st.integers(0, 1000), k=st.integers(1, 8), scale=st.sampled_from([1.0, -0.5]))
+def test_a_kronecker_product_is_truncated_by_the_triplets_of_its_factors(seed: int, k: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.randn(n, m, generator=generator, dtype=torch.float64) for n, m in ((3, 2), (4, 5)))
+    layer = LoRALayer("x", Kronecker(Whole(first), Whole(second)), scale)
+    cut, error = truncate(layer, k)
+    left, values, right = torch.linalg.svd(layer.delta(torch.float64), full_matrices=False)
+    assert error == pytest.approx(float(values[k:].norm() / values.norm()), abs=1e-6)
+    best = (left[:, :k] * values[:k]) @ right[:k]
+    torch.testing.assert_close(cut.delta(torch.float64), best, rtol=1e-4, atol=1e-4 * float(values[0]))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lol_core.core.symmetry import sample_gl
+from lol_core.core.groups import GL
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import SAMPLE_ZOO
 from ui.frame import PAGES as LINKS
@@ -281,7 +281,8 @@ def test_two_files_that_are_the_same_function_are_found(page: Page, address: str
         write_peft(tmp_path / f"other{seed}", random_lora(MODULES, seed))
     write_peft(tmp_path / "first", lora)
     write_peft(
-        tmp_path / "second", lora.act({y.name: sample_gl(y.rank, 30.0, generator=generator) for y in lora.layers})
+        tmp_path / "second",
+        lora.act({y.name: GL.sample(y.rank, condition=30.0, generator=generator) for y in lora.layers}),
     )
     page.goto(f"{address}/Zoo?collection={tmp_path}")
     tab = page.get_by_role("tab", name="Same function (1)")

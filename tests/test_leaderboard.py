@@ -125,5 +125,5 @@ def test_a_lora_far_from_the_training_set_is_outside(fitted: tuple[Zoo, Checkpoi
     train = [zoo.load(id) for id in model.split["train"]]
     marks = known.strangeness(train)
     assert marks["outside"].mean() < 0.05 and marks["latent"].between(0, 1).all()
-    layers = tuple(dataclasses.replace(layer, U=layer.U * 1000) for layer in train[0].layers)
+    layers = tuple(layer.with_pair(layer.U * 1000, layer.V) for layer in train[0].layers)
     assert known.strangeness([dataclasses.replace(train[0], layers=layers)])["outside"].all()

@@ -5,15 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lol_core.core.groups import GL
 from lol_core.core.lora import LoRALayer
-from lol_core.core.symmetry import sample_gl
+from lol_core.core.parametrisation import LowRank, Magnitude
 from lol_core.errors import LoRAFormatError
 from tests.builders import random_lora
 
 
 def test_factors_that_do_not_fit_are_named() -> None:
     with pytest.raises(LoRAFormatError, match=r"q_proj.*U \(4, 2\) and V \(3, 1\)"):
-        LoRALayer("q_proj", torch.zeros(4, 2), torch.zeros(3, 1))
+        LoRALayer.pair("q_proj", torch.zeros(4, 2), torch.zeros(3, 1))
 
 
 @given(scale=st.floats(-8, 8).filter(lambda s: abs(s) > 1e-3), seed=st.integers(0, 1000))
@@ -28,7 +29,7 @@ def test_folding_the_scale_gives_the_whole_update(scale: float, seed: int) -> No
 @given(rank=st.integers(1, 5), kappa=st.floats(1, 100), seed=st.integers(0, 1000))
 def test_the_action_changes_the_factors_but_not_the_update(rank: int, kappa: float, seed: int) -> None:
     lora = random_lora([("x", 6, 7, rank)], seed, scale=0.5)
-    R = sample_gl(rank, kappa, generator=torch.Generator().manual_seed(seed))
+    R = GL.sample(rank, condition=kappa, generator=torch.Generator().manual_seed(seed))
     moved = lora.act({"x": R})
     torch.testing.assert_close(moved["x"].delta(torch.float64), lora["x"].delta(torch.float64), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(moved["x"].U, lora["x"].U @ R)
@@ -37,10 +38,12 @@ def test_the_action_changes_the_factors_but_not_the_update(rank: int, kappa: flo
 def test_merging_dora_scales_rows_to_the_magnitude() -> None:
     layer = random_lora([("x", 6, 4, 2)]).layers[0]
     magnitude = torch.arange(1.0, 7.0, dtype=torch.float64)
-    merged = LoRALayer("x", layer.U, layer.V, magnitude=magnitude).merge(torch.randn(6, 4, dtype=torch.float64))
+    merged = LoRALayer("x", Magnitude(LowRank(layer.U, layer.V), magnitude)).merge(
+        torch.randn(6, 4, dtype=torch.float64)
+    )
     torch.testing.assert_close(merged.norm(dim=1), magnitude)
     magnitude = torch.arange(1.0, 5.0, dtype=torch.float64)
-    merged = LoRALayer("x", layer.U, layer.V, magnitude=magnitude, magnitude_axis="m").merge(
+    merged = LoRALayer("x", Magnitude(LowRank(layer.U, layer.V), magnitude, axis=1)).merge(
         torch.randn(6, 4, dtype=torch.float64)
     )
     torch.testing.assert_close(merged.norm(dim=0), magnitude)

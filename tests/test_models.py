@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.batch import Batch, shared_spec, stack
+from lol_core.core.groups import GL, O
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_error, sample_orthogonal
+from lol_core.core.parametrisation import LowRank, Magnitude
+from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_error
 from lol_core.errors import ModelError
 from lol_core.learning.memory import check_memory, memory_needed
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, make_model
@@ -56,10 +58,15 @@ def shapes_of(ranks: list[int], seed: int) -> list[tuple[str, int, int, int]]:
 @settings(max_examples=15)
 def test_gl_invariance_holds(name: str, dtype: torch.dtype, ranks: list[int], kappa: float, seed: int) -> None:
     batch = random_batch(shapes_of(ranks, seed), 3, seed).to(dtype=dtype)
-    for group in ("gl", "o"):
+    for group in (GL, O):
         assert (
             invariance_error(
-                made(name, batch, dtype, seed), batch, group, kappa, 2, torch.Generator().manual_seed(seed)
+                made(name, batch, dtype, seed),
+                batch,
+                group,
+                condition=kappa,
+                trials=2,
+                generator=torch.Generator().manual_seed(seed),
             )
             <= TOLERANCES[dtype]
         )
@@ -72,8 +79,8 @@ def test_o_align_holds_for_o_and_fails_for_gl(dtype: torch.dtype, rank: int, see
     batch = random_batch(shapes_of([rank, rank], seed), 3, seed).to(dtype=dtype)
     model = made("o_align", batch, dtype, seed)
     generator = torch.Generator().manual_seed(seed)
-    assert invariance_error(model, batch, "o", trials=2, generator=generator) <= TOLERANCES[dtype]
-    assert invariance_error(model, batch, "gl", 10.0, 4, generator) > 1e-2
+    assert invariance_error(model, batch, O, trials=2, generator=generator) <= TOLERANCES[dtype]
+    assert invariance_error(model, batch, GL, condition=10.0, trials=4, generator=generator) > 1e-2
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -82,8 +89,13 @@ def test_o_align_holds_for_o_and_fails_for_gl(dtype: torch.dtype, rank: int, see
 def test_mlp_fails_for_both_groups(dtype: torch.dtype, rank: int, seed: int) -> None:
     batch = random_batch(shapes_of([rank, rank], seed), 3, seed).to(dtype=dtype)
     model = made("mlp", batch, dtype, seed)
-    for group in ("gl", "o"):
-        assert invariance_error(model, batch, group, 10.0, 4, torch.Generator().manual_seed(seed)) > 1e-2
+    for group in (GL, O):
+        assert (
+            invariance_error(
+                model, batch, group, condition=10.0, trials=4, generator=torch.Generator().manual_seed(seed)
+            )
+            > 1e-2
+        )
 
 
 @pytest.mark.parametrize(
@@ -100,8 +112,8 @@ def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(con
     batch = random_batch()
     model = made("gl_net", batch, **config)
     assert isinstance(model, GLNet)
-    assert invariance_error(model, batch, "gl", 100.0) <= 1e-9
-    assert invariance_error(model.embed, batch, "gl", 100.0) <= 1e-9
+    assert invariance_error(model, batch, GL, condition=100.0) <= 1e-9
+    assert invariance_error(model.embed, batch, GL, condition=100.0) <= 1e-9
 
     # R for the stack of all modules, in the order in which the groups are concatenated
     def inner(b: Batch) -> Batch:
@@ -109,7 +121,7 @@ def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(con
         sizes = [len(i) for _, i in b.spec.groups]
         return Batch(b.spec, tuple(last.U.split(sizes, 1)), tuple(last.V.split(sizes, 1)), b.ranks)
 
-    assert equivariance_error(inner, batch, "gl", 100.0) <= 1e-9
+    assert equivariance_error(inner, batch, GL, condition=100.0) <= 1e-9
 
 
 def test_equation_4_is_left_multiplication() -> None:
@@ -143,7 +155,7 @@ def test_a_pointwise_nonlinearity_is_not_equivariant() -> None:
     def pointwise(b: Batch) -> Batch:
         return b.map(torch.relu)
 
-    assert equivariance_error(pointwise, random_batch(), "gl", 10.0) > 1e-2
+    assert equivariance_error(pointwise, random_batch(), GL, condition=10.0) > 1e-2
 
 
 def test_the_invariant_head_flattens_products_or_takes_their_means() -> None:
@@ -163,8 +175,8 @@ def test_equation_3_procrustes_is_the_best_rotation(r: int, seed: int) -> None:
         return float((U @ Q - TU).square().sum() + (V @ Q - TV).square().sum())
 
     best = cost(procrustes(U, V, TU, TV))
-    assert all(best <= cost(Q) + 1e-9 for Q in sample_orthogonal(r, (50,), g))
-    Q = sample_orthogonal(r, (), g)
+    assert all(best <= cost(Q) + 1e-9 for Q in O.sample(r, count=(50,), generator=g))
+    Q = O.sample(r, count=(), generator=g)
     torch.testing.assert_close(procrustes(U, V, U @ Q, V @ Q), Q)
 
 
@@ -172,12 +184,12 @@ def test_mixed_ranks_go_to_the_models_that_take_them() -> None:
     loras = [random_lora([("a", 7, 5, rank), ("b", 6, 9, rank)], rank) for rank in (1, 2, 4)]
     spec = shared_spec(loras)
     assert spec.mixed_ranks and spec.rank == 4
-    batch = make_batch(loras, spec, torch.float64)
+    batch = stack(loras, spec, torch.float64)
     for name in GL_MODELS:
         model = made(name, batch)
-        alone = torch.cat([model(make_batch([lora], spec, torch.float64)) for lora in loras])
+        alone = torch.cat([model(stack([lora], spec, torch.float64)) for lora in loras])
         torch.testing.assert_close(alone, model(batch), msg="padding changed the prediction")
-        assert invariance_error(model, batch, "gl", 50.0) <= 1e-9
+        assert invariance_error(model, batch, GL, condition=50.0) <= 1e-9
     for name in ("mlp", "o_align"):
         with pytest.raises(ModelError, match="takes LoRAs of one rank"):
             make_model(name, spec, 1)
@@ -185,7 +197,7 @@ def test_mixed_ranks_go_to_the_models_that_take_them() -> None:
 
 def test_another_rank_than_the_trained_one() -> None:
     batch = random_batch()
-    higher = make_batch([random_lora([(n, a, b, 5) for n, a, b, _ in SHAPES])], batch.spec, torch.float64)
+    higher = stack([random_lora([(n, a, b, 5) for n, a, b, _ in SHAPES])], batch.spec, torch.float64)
     for name in GL_MODELS:
         assert torch.isfinite(made(name, batch)(higher)).all()
     for name in ("mlp", "o_align"):
@@ -206,7 +218,7 @@ def test_dora_magnitudes_are_features_of_every_model() -> None:
     def with_magnitude(lora: LoRA, value: float) -> LoRA:
         return LoRA(
             tuple(
-                LoRALayer(y.name, y.U, y.V, magnitude=torch.full((y.n,), value, dtype=torch.float64))
+                LoRALayer(y.name, Magnitude(LowRank(y.U, y.V), torch.full((y.n,), value, dtype=torch.float64)))
                 for y in lora.layers
             )
         )
@@ -214,17 +226,17 @@ def test_dora_magnitudes_are_features_of_every_model() -> None:
     base = [random_lora(seed=i) for i in range(3)]
     one, two = ([with_magnitude(lora, value) for lora in base] for value in (1.0, 2.0))
     spec = shared_spec(one)
-    first, second = make_batch(one, spec, torch.float64), make_batch(two, spec, torch.float64)
+    first, second = stack(one, spec, torch.float64), stack(two, spec, torch.float64)
     assert first.magnitudes is not None and first.magnitudes.shape == (3, sum(n for _, n, _, _ in SHAPES))
     for name in set(MODELS) - {"dsire"}:
         model = made(name, first)
         assert not torch.allclose(model.embed(first), model.embed(second)), name
-    assert invariance_error(made("gl_net", first), first, "gl", 100.0) <= 1e-9
+    assert invariance_error(made("gl_net", first), first, GL, condition=100.0) <= 1e-9
 
 
 def test_dense_says_what_memory_it_needs() -> None:
     huge = shared_spec(
-        [LoRA((LoRALayer("x", torch.zeros(200_000, 1, device="meta"), torch.zeros(200_000, 1, device="meta")),))]
+        [LoRA((LoRALayer.pair("x", torch.zeros(200_000, 1, device="meta"), torch.zeros(200_000, 1, device="meta")),))]
     )
     config, cpu = ModelConfig(), torch.device("cpu")
     assert memory_needed("dense", huge, 1, config) > 32 * 64 * 200_000**2
@@ -249,7 +261,7 @@ def test_normalising_keeps_every_symmetry_and_gives_unit_entries() -> None:
     normal = model.normalized(batch)
     for factors in (*normal.U, *normal.V):
         assert factors.std().item() == pytest.approx(1, abs=0.1)
-    assert invariance_error(model, batch, "gl", 100.0) <= 1e-9
+    assert invariance_error(model, batch, GL, condition=100.0) <= 1e-9
 
 
 @pytest.mark.parametrize("scale", [0.25, 4.0, -2.0])
@@ -258,9 +270,9 @@ def test_scale_is_part_of_the_function(scale: float) -> None:
     LoRA.
     """
     scaled = random_lora(scale=scale)
-    moved = LoRA(tuple(LoRALayer(y.name, scale * y.U, y.V) for y in scaled.layers))
+    moved = LoRA(tuple(LoRALayer.pair(y.name, scale * y.U, y.V) for y in scaled.layers))
     spec = shared_spec([scaled])
-    batch = make_batch([scaled], spec, torch.float64)
+    batch = stack([scaled], spec, torch.float64)
     for (_, indices), U, V in zip(spec.groups, batch.U, batch.V, strict=True):
         for g, i in enumerate(indices):
             torch.testing.assert_close(U[0, g] @ V[0, g].T, scaled[spec.modules[i].name].delta(torch.float64))
@@ -269,5 +281,5 @@ def test_scale_is_part_of_the_function(scale: float) -> None:
             )
     for name in GL_MODELS:
         model = made(name, batch)
-        torch.testing.assert_close(model(batch), model(make_batch([moved], spec, torch.float64)))
-        assert not torch.allclose(model(batch), model(make_batch([random_lora()], spec, torch.float64)))
+        torch.testing.assert_close(model(batch), model(stack([moved], spec, torch.float64)))
+        assert not torch.allclose(model(batch), model(stack([random_lora()], spec, torch.float64)))

@@ -7,9 +7,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lol_core.core.batch import Batch, make_batch, shared_spec
+from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.geometry import singular_values
-from lol_core.core.symmetry import TOLERANCES, Group, act, invariance_error, relative_change, sample_for
+from lol_core.core.groups import GL
+from lol_core.core.symmetry import TOLERANCES, act, invariance_error, relative_change, sample_for
 from lol_core.errors import ModelError
 from lol_core.learning.models import NEWER, LoLModel, ModelConfig, make_model
 from lol_core.learning.models.mvprobe import Views
@@ -40,13 +41,16 @@ def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int 
 @given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
 @settings(max_examples=15)
 def test_what_a_model_promises_holds(name: str, dtype: torch.dtype, ranks: list[int], kappa: float, seed: int) -> None:
-    groups: dict[str, Group] = {"GL": "gl", "O": "o"}
-    group = groups[NEWER[name].symmetry]
+    group = NEWER[name].symmetry
+    assert group is not None, "it promises nothing"
     batch = random_batch(shapes_of(ranks, seed), 3, seed).to(dtype=dtype)
     model = made(name, batch, dtype, seed)
     for function in (model, model.embed):
         assert (
-            invariance_error(function, batch, group, kappa, 2, torch.Generator().manual_seed(seed)) <= TOLERANCES[dtype]
+            invariance_error(
+                function, batch, group, condition=kappa, trials=2, generator=torch.Generator().manual_seed(seed)
+            )
+            <= TOLERANCES[dtype]
         )
 
 
@@ -59,7 +63,14 @@ def test_w2t_is_invariant_where_singular_values_differ(ranks: list[int], kappa: 
         if ((values[..., :-1] - values[..., 1:]) < 1e-3 * values[..., :1]).any():
             assume(False)
     assert (
-        invariance_error(made("w2t", batch, seed=seed), batch, "gl", kappa, 2, torch.Generator().manual_seed(seed))
+        invariance_error(
+            made("w2t", batch, seed=seed),
+            batch,
+            GL,
+            condition=kappa,
+            trials=2,
+            generator=torch.Generator().manual_seed(seed),
+        )
         <= 1e-9
     )
 
@@ -67,11 +78,11 @@ def test_w2t_is_invariant_where_singular_values_differ(ranks: list[int], kappa: 
 def test_mixed_and_other_ranks_are_read_and_padding_changes_nothing() -> None:
     loras = [random_lora([("a", 7, 5, rank), ("b", 6, 9, rank)], rank) for rank in (1, 2, 4)]
     spec = shared_spec(loras)
-    batch = make_batch(loras, spec, torch.float64)
-    higher = make_batch([random_lora([("a", 7, 5, 5), ("b", 6, 9, 6)])], spec, torch.float64)
+    batch = stack(loras, spec, torch.float64)
+    higher = stack([random_lora([("a", 7, 5, 5), ("b", 6, 9, 6)])], spec, torch.float64)
     for name in NEWER:
         model = made(name, batch)
-        alone = torch.cat([model(make_batch([lora], spec, torch.float64)) for lora in loras])
+        alone = torch.cat([model(stack([lora], spec, torch.float64)) for lora in loras])
         torch.testing.assert_close(alone, model(batch), msg=name)
         assert torch.isfinite(model(higher)).all(), name
 
@@ -144,7 +155,7 @@ def test_leading_directions_span_what_varies_most(n: int, N: int, count: int, se
 def test_tuckernet_is_invariant_without_any_of_its_parts_too(without: str) -> None:
     batch = random_batch(count=6)
     model = made("tucker", batch, without=without)
-    assert invariance_error(model, batch, "gl", 100.0) <= 1e-9
+    assert invariance_error(model, batch, GL, condition=100.0) <= 1e-9
     full = made("tucker", batch)
     assert without == "" or full.n_features() != model.n_features() or not torch.allclose(full(batch), model(batch))
 
@@ -197,5 +208,5 @@ def test_features_computed_once_are_those_of_the_forward_pass() -> None:
     batch = random_batch(SHAPES, 5)
     for name in ("tucker", "spectral"):
         model = made(name, batch)
-        R = sample_for(batch, "gl", 10.0, torch.Generator().manual_seed(0))
+        R = sample_for(batch, GL, condition=10.0, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(model.head.out(model.head.latent(model.described(batch))), model(act(R, batch)))

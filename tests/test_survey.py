@@ -16,21 +16,23 @@ from hypothesis import strategies as st
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import distance, norm
+from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA
-from lol_core.core.symmetry import sample_gl
 from lol_core.insight.survey import SKETCH, Surveys, duplicates, health, layer_map, nearest, sketch, survey, tag_counts
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 
 def turned(lora: LoRA, seed: int, condition: float = 20.0) -> LoRA:
     generator = torch.Generator().manual_seed(seed)
-    return lora.act({layer.name: sample_gl(layer.rank, condition, generator=generator) for layer in lora.layers})
+    return lora.act(
+        {layer.name: GL.sample(layer.rank, condition=condition, generator=generator) for layer in lora.layers}
+    )
 
 
 def padded(lora: LoRA) -> LoRA:
     """The same function at twice the rank."""
     layers = [
-        replace(y, U=torch.cat([y.U, torch.zeros_like(y.U)], 1), V=torch.cat([y.V, torch.randn_like(y.V)], 1))
+        y.with_pair(torch.cat([y.U, torch.zeros_like(y.U)], 1), torch.cat([y.V, torch.randn_like(y.V)], 1))
         for y in lora.layers
     ]
     return replace(lora, layers=tuple(layers))
@@ -71,7 +73,9 @@ def folder(tmp_path: Path) -> Path:
     write_peft(folder / "turned", turned(loras[0], 1))
     write_peft(folder / "padded", padded(loras[0]))
     write_peft(folder / "bfloat", loras[0], dtype=torch.bfloat16)
-    nudged = replace(loras[0], layers=tuple(replace(y, U=y.U + 0.1 * torch.randn_like(y.U)) for y in loras[0].layers))
+    nudged = replace(
+        loras[0], layers=tuple(y.with_pair(y.U + 0.1 * torch.randn_like(y.U), y.V) for y in loras[0].layers)
+    )
     write_peft(folder / "nudged", nudged)
     return folder
 
@@ -98,9 +102,10 @@ def test_what_was_read_is_kept_and_reading_can_be_stopped(folder: Path) -> None:
 
 def test_health(tmp_path: Path) -> None:
     lora = random_lora(MODULES, 0)
-    zero = replace(lora, layers=tuple(replace(y, U=torch.zeros_like(y.U)) for y in lora.layers))
-    half = replace(lora, layers=(replace(lora.layers[0], U=torch.zeros_like(lora.layers[0].U)), *lora.layers[1:]))
-    broken = replace(lora, layers=(replace(lora.layers[0], U=lora.layers[0].U * float("nan")), *lora.layers[1:]))
+    zero = replace(lora, layers=tuple(y.with_pair(torch.zeros_like(y.U), y.V) for y in lora.layers))
+    first = lora.layers[0]
+    half = replace(lora, layers=(first.with_pair(torch.zeros_like(first.U), first.V), *lora.layers[1:]))
+    broken = replace(lora, layers=(first.with_pair(first.U * float("nan"), first.V), *lora.layers[1:]))
     narrow = random_lora([(name, n, m, 1) for name, n, m, _ in MODULES])
     for _ in range(3):
         narrow = padded(narrow)

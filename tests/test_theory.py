@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lol_core.core.symmetry import sample_gl
+from lol_core.core.groups import GL
 from tests.builders import random_lora
 
 
@@ -19,7 +19,7 @@ def test_lemma_3_equal_products_mean_one_orbit(n: int, m: int, r: int, kappa: fl
     U⁺U′.
     """
     layer = random_lora([("x", n, m, r)], seed).layers[0]
-    moved = layer.act(sample_gl(r, kappa, generator=torch.Generator().manual_seed(seed)))
+    moved = layer.act(GL.sample(r, condition=kappa, generator=torch.Generator().manual_seed(seed)))
     R = torch.linalg.lstsq(layer.U, moved.U).solution
     torch.testing.assert_close(layer.U @ R, moved.U, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(torch.linalg.solve(R, layer.V.T).T, moved.V, rtol=1e-6, atol=1e-6)
@@ -57,7 +57,7 @@ def test_proposition_1_dimension_of_the_equivariant_maps(
     for draw in range(4):
         # scaled, because for r = 2 and |det R| = 1 throughout, R and R⁻ᵀ are the same representation and more maps
         # commute with them
-        R = [(draw + 1) ** 0.5 * sample_gl(r, 5.0, generator=g) for _ in range(2)]
+        R = [(draw + 1) ** 0.5 * GL.sample(r, condition=5.0, generator=g) for _ in range(2)]
         into, outof = representation(R, n, m), representation(R, n_out, m_out)
         constraints.append(
             torch.kron(torch.eye(len(outof), dtype=torch.float64), into.T.contiguous())

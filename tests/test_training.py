@@ -411,7 +411,8 @@ def test_states_are_safetensors_only(synthetic_zoo: Zoo, tmp_path: Path) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 def test_training_prediction_and_invariance_on_cuda(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    from lol_core.core.batch import make_batch
+    from lol_core.core.batch import stack
+    from lol_core.core.groups import GL
     from lol_core.core.symmetry import TOLERANCES, invariance_error
 
     for model in MODELS:
@@ -424,7 +425,10 @@ def test_training_prediction_and_invariance_on_cuda(synthetic_zoo: Zoo, tmp_path
             on_cpu = checkpoint.predict(loras)
             checkpoint.model.cuda()
             np.testing.assert_allclose(checkpoint.predict(loras), on_cpu, rtol=1e-3, atol=1e-4)
-        if checkpoint.model.symmetry == "GL":
-            batch = make_batch(loras, checkpoint.spec)
+        if checkpoint.model.symmetry == GL:
+            batch = stack(loras, checkpoint.spec)
             for dtype, tolerance in TOLERANCES.items():
-                assert invariance_error(checkpoint.model.to(dtype), batch.to("cuda", dtype), "gl", 100.0) <= tolerance
+                assert (
+                    invariance_error(checkpoint.model.to(dtype), batch.to("cuda", dtype), GL, condition=100.0)
+                    <= tolerance
+                )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
 import typer
@@ -15,8 +15,9 @@ from rich.progress import Progress as Bar
 from lol_core.cli.console import AsJson, bar_for, err, out, print_json, print_table, reported
 from lol_core.cli.finetune import finetune
 from lol_core.collections.zoo import Zoo
-from lol_core.core.batch import make_batch
-from lol_core.core.symmetry import GROUPS, TOLERANCES, Group, act, promises, relative_change, sample_for
+from lol_core.core.batch import stack
+from lol_core.core.groups import GROUPS, named
+from lol_core.core.symmetry import TOLERANCES, act, promises, relative_change, sample_for
 from lol_core.errors import LoLError
 from lol_core.experiments import NAMES as EXPERIMENTS
 from lol_core.experiments import run as run_experiment
@@ -421,7 +422,7 @@ def predict(
 def invariance(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     lora: Annotated[Path, typer.Option(help="A LoRA file or PEFT folder.")],
-    group: Annotated[str, typer.Option(help=f"{', '.join(GROUPS)}.")] = "gl",
+    group: Annotated[str, typer.Option(help=f"{', '.join(group.key for group in GROUPS)}.")] = "gl",
     condition: Annotated[float, typer.Option(help="Condition number of R, at least 1 (gl and scaling).")] = 10.0,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     trials: int = 8,
@@ -432,30 +433,35 @@ def invariance(
     draws.
     """
     precisions = {"float32": torch.float32, "float64": torch.float64}
-    if group not in GROUPS or dtype not in precisions or condition < 1 or trials < 1:
-        raise typer.BadParameter(
-            f"--group is one of {', '.join(GROUPS)}, --dtype float32 or float64, --condition and --trials at least 1."
-        )
-    drawn_from = cast(Group, group)
+    if dtype not in precisions or condition < 1 or trials < 1:
+        raise typer.BadParameter("--dtype is float32 or float64, --condition and --trials are at least 1.")
+    try:
+        drawn_from = named(group)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     with reported(), torch.no_grad():
         known = Checkpoint.load(checkpoint)
         one = read(lora)
         one.check_finite()
         model = known.model.to(precisions[dtype])
-        batch = make_batch([one], known.spec, torch.float64).to(dtype=precisions[dtype])
+        batch = stack([one], known.spec, torch.float64).to(dtype=precisions[dtype])
         before = torch.from_numpy(known.task.decode(model(batch)))
         generator = torch.Generator().manual_seed(seed)
         moved = [
-            torch.from_numpy(known.task.decode(model(act(sample_for(batch, drawn_from, condition, generator), batch))))
+            torch.from_numpy(
+                known.task.decode(
+                    model(act(sample_for(batch, drawn_from, condition=condition, generator=generator), batch))
+                )
+            )
             for _ in range(trials)
         ]
     changes = [relative_change(after, before) for after in moved]
     promised = promises(model.symmetry, drawn_from)
     report = {
         "model": known.title,
-        "symmetry": model.symmetry,
+        "symmetry": None if model.symmetry is None else model.symmetry.key,
         "group": group,
-        "condition": condition if group in ("gl", "scaling") else 1.0,
+        "condition": condition if drawn_from.conditioned else 1.0,
         "dtype": dtype,
         "trials": trials,
         "relative_change": max(changes),

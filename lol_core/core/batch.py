@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lol_core.core.errors import ModelError
-from lol_core.core.header import HasHeaders, ModuleHeader
-from lol_core.core.lora import LoRA
+from lol_core.core.header import HasHeaders, Kind, ModuleHeader
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 
 
 @dataclass(frozen=True)
@@ -143,23 +145,19 @@ class Batch:
         return replace(self.map(lambda tensor: tensor[index]), ranks=self.ranks[index])
 
 
-def make_batch(loras: Sequence[LoRA], spec: WeightSpec, dtype: torch.dtype = torch.float32) -> Batch:
-    """Stack LoRAs that fit `spec` (see `WeightSpec.misfits`). Raises ModelError when one does not."""
+def stack(loras: Sequence[LoRA], spec: WeightSpec, dtype: torch.dtype = torch.float32) -> Batch:
+    """One batch of LoRAs that fit `spec` (see `WeightSpec.misfits`). Raises ModelError when one does not."""
     ranks = torch.zeros(len(loras), len(spec.modules), dtype=torch.long)
     rows = []
     for b, lora in enumerate(loras):
         if problems := spec.misfits(lora):
             raise ModelError(" ".join(problems))
-        layers = {layer.name: layer for layer in lora.layers}
-        rows.append([layers[module.name] for module in spec.modules])
+        rows.append([lora[module.name] for module in spec.modules])
         ranks[b] = torch.tensor([layer.rank for layer in rows[-1]])
     width = int(ranks.max())
     U, V = [], []
     for (n, m), indices in spec.groups:
-        u, v = (
-            torch.zeros(len(loras), len(indices), n, width, dtype=dtype),
-            torch.zeros(len(loras), len(indices), m, width, dtype=dtype),
-        )
+        u, v = (torch.zeros(len(loras), len(indices), side, width, dtype=dtype) for side in (n, m))
         for b, row in enumerate(rows):
             for g, i in enumerate(indices):
                 u[b, g, :, : row[i].rank], v[b, g, :, : row[i].rank] = row[i].folded(dtype)
@@ -171,6 +169,56 @@ def make_batch(loras: Sequence[LoRA], spec: WeightSpec, dtype: torch.dtype = tor
             [torch.cat([y.magnitude.to(dtype) for y in row if y.magnitude is not None]) for row in rows]
         )
     return Batch(spec, tuple(U), tuple(V), ranks, magnitudes)
+
+
+def unstack(batch: Batch, like: Sequence[LoRA] | None = None) -> list[LoRA]:
+    """The LoRAs of a batch: `stack` of them is the batch again, exactly.
+
+    Without `like`, scales stay folded into the factors (so each is 1) and modules are named by the specification. With
+    the LoRAs that the batch was made from, or was computed from, each keeps its modules' scales, dtypes and ways to
+    store their update, its other modules, and what its file said; what `stack` made in float64 then comes back with
+    every number as it was. Raises ModelError when `like` has another length.
+    """
+    if like is not None and len(like) != len(batch):
+        raise ModelError(f"A batch of {len(batch)} LoRAs and {len(like)} LoRAs to be like.")
+    places = {i: (g, j) for g, (_, indices) in enumerate(batch.spec.groups) for j, i in enumerate(indices)}
+    starts = [0, *accumulate(module.magnitude for module in batch.spec.modules)]
+    loras = []
+    for b, ranks in enumerate(batch.ranks.tolist()):
+        layers: dict[str, LoRALayer] = {}
+        for i, (module, rank) in enumerate(zip(batch.spec.modules, ranks, strict=True)):
+            g, j = places[i]
+            U, V = batch.U[g][b, j, :, :rank], batch.V[g][b, j, :, :rank]
+            magnitude = None if batch.magnitudes is None else batch.magnitudes[b, starts[i] : starts[i + 1]]
+            layers[module.name] = (
+                _of_header(module, U, V, magnitude) if like is None else _refilled(like[b][module.name], U, V)
+            )
+        if like is None:
+            loras.append(LoRA(tuple(layers.values())))
+        else:
+            loras.append(replace(like[b], layers=tuple(layers.get(layer.name, layer) for layer in like[b].layers)))
+    return loras
+
+
+def _of_header(module: ModuleHeader, U: Tensor, V: Tensor, magnitude: Tensor | None) -> LoRALayer:
+    """A module with this pair, folded."""
+    parametrisation: Parametrisation
+    if module.factor_shapes:
+        first, second = module.factor_shapes
+        parametrisation = Kronecker(Whole(U.reshape(first)), Whole(V.reshape(second)))
+    else:
+        kind = module.kind if module.kind in (Kind.CONV, Kind.EMBEDDING) else Kind.LINEAR
+        parametrisation = LowRank(U, V, module.weight_shape, kind)
+    if module.magnitude and magnitude is not None:
+        parametrisation = Magnitude(parametrisation, magnitude, module.magnitude_axis or 0)
+    return LoRALayer(module.name, parametrisation)
+
+
+def _refilled(layer: LoRALayer, U: Tensor, V: Tensor) -> LoRALayer:
+    """A module with this pair in place of its own, unfolded by its scale, in its dtype."""
+    root = abs(layer.scale) ** 0.5 or 1.0
+    dtype = next(iter(layer.parametrisation.slots.values())).dtype
+    return layer.with_pair((U / (root if layer.scale >= 0 else -root)).to(dtype), (V / root).to(dtype))
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from lol_core.core.errors import ModelError
+from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import LowRank, Magnitude
 
 
 def singular_values(U: Tensor, V: Tensor) -> Tensor:
-    """The min(n, m, r) largest singular values of U Vᵀ, descending, by QR of the factors: U (…, n, r), V (…, m, r) →
-    (…, min(n, m, r)).
+    """The min(n, m, r) largest singular values of U Vᵀ, descending, by QR of the factors: U (…, n, r), V (…, m, r)
+    → (…, min(n, m, r)).
 
-    O((n + m) r²) (paper, table 1). Q_U and Q_V are orthonormal, so U Vᵀ = Q_U (R_U R_Vᵀ) Q_Vᵀ has the singular values
-    of the small R_U R_Vᵀ.
+    O((n + m) r²) (paper, table 1). Q_U and Q_V are orthonormal, so U Vᵀ = Q_U (R_U R_Vᵀ) Q_Vᵀ has the singular
+    values of the small R_U R_Vᵀ.
     """
     R_U, R_V = (triangular(factor) for factor in (U, V))
     return torch.linalg.svdvals(R_U @ R_V.mT)
@@ -29,26 +31,16 @@ def triangular(factor: Tensor) -> Tensor:
 
 
 def spectrum(layer: LoRALayer) -> Tensor:
-    """Singular values of ΔW (r,) in float64. For LoKr they are those of W₁ ⊗ W₂: all products of the factors' singular
-    values.
-    """
-    if layer.factor_shapes is not None:
-        first, second = (
-            torch.linalg.svdvals(t.double().reshape(shape[0], -1))
-            for t, shape in zip((layer.U, layer.V), layer.factor_shapes, strict=True)
-        )
-        return abs(layer.scale) * torch.outer(first, second).flatten().sort(descending=True).values
-    return singular_values(*layer.folded(torch.float64))
+    """Singular values of ΔW, descending, in float64."""
+    return abs(layer.scale) * layer.parametrisation.singular_values()
 
 
 def inner_product(a: LoRALayer, b: LoRALayer) -> float:
-    """⟨ΔW_a, ΔW_b⟩ = tr(ΔW_aᵀ ΔW_b) = ⟨U_aᵀ U_b, V_aᵀ V_b⟩ (entrywise), O((n + m) r²). Raises ModelError when the
-    shapes differ.
-    """
-    if (a.n, a.m) != (b.n, b.m) or a.factor_shapes != b.factor_shapes:
-        raise ModelError(f"{a.name} ({a.n} × {a.m}) and {b.name} ({b.n} × {b.m}) are not updates of the same weight.")
-    (U_a, V_a), (U_b, V_b) = a.folded(torch.float64), b.folded(torch.float64)
-    return float(((U_a.T @ U_b) * (V_a.T @ V_b)).sum())
+    """⟨ΔW_a, ΔW_b⟩ = tr(ΔW_aᵀ ΔW_b), from the factors. Raises ModelError when they update weights of other shapes."""
+    try:
+        return a.scale * b.scale * a.parametrisation.inner(b.parametrisation)
+    except ModelError as error:
+        raise ModelError(f"{a.name} and {b.name} are not updates of the same weight: {error}") from error
 
 
 def norm(layer: LoRALayer) -> float:
@@ -57,8 +49,8 @@ def norm(layer: LoRALayer) -> float:
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of σ/Σσ (Roy and Vetterli 2007): 1 for a rank-one ΔW, r when all r singular values are equal;
-    0 for ΔW = 0.
+    """exp of the entropy of σ/Σσ (Roy and Vetterli 2007): 1 for a rank-one ΔW, r when all r singular values are
+    equal; 0 for ΔW = 0.
     """
     total = values.sum()
     if total <= 0:
@@ -68,32 +60,38 @@ def effective_rank(values: Tensor) -> float:
 
 
 def distance(a: LoRALayer, b: LoRALayer) -> float:
-    """‖ΔW_a − ΔW_b‖ (Frobenius), from the factors of the difference [U_a, −U_b] [V_a, V_b]ᵀ: exact also where the two
-    nearly cancel.
+    """‖ΔW_a − ΔW_b‖ (Frobenius), from the factors of the difference [U_a, −U_b] [V_a, V_b]ᵀ: exact also where the
+    two nearly cancel. Raises ModelError when they update weights of other shapes.
     """
     inner_product(a, b)  # checks the shapes
-    (U_a, V_a), (U_b, V_b) = a.folded(torch.float64), b.folded(torch.float64)
-    return float(singular_values(torch.cat([U_a, -U_b], 1), torch.cat([V_a, V_b], 1)).norm())
+    alike = a.factor_shapes == b.factor_shapes
+    pairs = [layer.parametrisation.pair() if alike else layer.parametrisation.low_rank() for layer in (a, b)]
+    (U_a, V_a), (U_b, V_b) = ([factor.double() for factor in pair] for pair in pairs)
+    left, right = torch.cat([a.scale * U_a, -b.scale * U_b], 1), torch.cat([V_a, V_b], 1)
+    return float(singular_values(left, right).norm())
 
 
 def truncate(layer: LoRALayer, rank: int) -> tuple[LoRALayer, float]:
-    """The nearest layer of at most this rank (Eckart–Young) and its relative error ‖ΔW − ΔW_k‖ / ‖ΔW‖, from the factors
-    by QR and a small SVD.
+    """The nearest layer of at most this rank (Eckart–Young) and its relative error ‖ΔW − ΔW_k‖ / ‖ΔW‖, from the
+    factors.
 
-    The new factors are float32 and share √σ evenly; the scale is folded into them. Raises ModelError for LoKr, which is
-    no product U Vᵀ.
+    The new factors are a low-rank pair in float32 that shares √σ evenly; the scale is folded into them, a DoRA
+    magnitude stays. Raises ModelError for a rank below 1.
     """
-    if layer.factor_shapes is not None:
-        raise ModelError(f"{layer.name}: a Kronecker product (LoKr) has no smaller rank to be cut to.")
     if rank < 1:
         raise ModelError(f"A rank is at least 1; found {rank}.")
-    (Q_U, R_U), (Q_V, R_V) = (torch.linalg.qr(factor) for factor in layer.folded(torch.float64))
-    left, values, right = torch.linalg.svd(R_U @ R_V.mT, full_matrices=False)
-    root = values[:rank].sqrt()
-    U, V = Q_U @ left[:, :rank] * root, Q_V @ right[:rank].mT * root
-    total = values.norm()
-    error = float(values[rank:].norm() / total) if total > 0 else 0.0
-    return replace(layer, U=U.float(), V=V.float(), scale=1.0, alpha=None), error
+    of = layer.parametrisation
+    P, values, Q = of.leading(rank)
+    root = (abs(layer.scale) * values).sqrt()
+    sign = 1.0 if layer.scale >= 0 else -1.0
+    inner = of.of if isinstance(of, Magnitude) else of
+    kind = inner.kind if isinstance(inner, LowRank) else Kind.CONV if len(of.weight_shape) > 2 else Kind.LINEAR
+    pair = LowRank((sign * P * root).float(), (Q * root).float(), of.weight_shape, kind)
+    kept = replace(of, of=pair) if isinstance(of, Magnitude) else pair
+    energy = of.singular_values().square()
+    total = energy.sum()
+    error = float((energy[rank:].sum() / total).sqrt()) if total > 0 else 0.0
+    return LoRALayer(layer.name, kept), error
 
 
 def same_function(a: LoRA, b: LoRA, tolerance: float = 1e-3) -> bool:

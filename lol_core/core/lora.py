@@ -1,4 +1,4 @@
-"""A LoRA as mathematics: per adapted module a pair (U, V), a scale, and nothing about files.
+"""A LoRA as mathematics: per adapted module a parametrisation of ΔW and a scale, and nothing about files.
 
 ΔW = s · U Vᵀ with U: (n, r), V: (m, r), in the paper's letters; n is the module's output and m its input dimension. In
 PEFT's letters U = B and V = Aᵀ.
@@ -6,117 +6,150 @@ PEFT's letters U = B and V = Aᵀ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lol_core.core.errors import LoRAFormatError
 from lol_core.core.header import Kind, ModuleHeader
+from lol_core.core.parametrisation import LowRank, Magnitude, Parametrisation
 
 
 @dataclass(frozen=True)
 class LoRALayer:
-    """One adapted module.
+    """One adapted module: its ΔW is `scale` times that of its parametrisation, whose slots hold the numbers as the file
+    stores them (any float dtype).
 
-    U: (n, r) and V: (m, r) hold the numbers as the file stores them (any float dtype); `scale` is kept apart from them.
     alpha: the value in the file or its configuration, None if there is none.
-    weight_shape: shape of the base weight that ΔW is added to; convolutions are flattened to (n, m) = (out, in·k·k)
-    (paper 3.3.1). magnitude: DoRA's vector (appendix E), along the axis of the weight named by `magnitude_axis` ("n":
-    one per output, "m": one per input). kind "kronecker": LoKr, whose ΔW = s · W₁ ⊗ W₂. U and V are vec(W₁) and
-    vec(W₂), so r = 1 and the symmetry group is GL(1) (appendix E, KronA); `factor_shapes` holds the shapes of W₁ and
-    W₂.
     """
 
     name: str
-    U: Tensor
-    V: Tensor
+    parametrisation: Parametrisation
     scale: float = 1.0
     alpha: float | None = None
-    kind: Kind = Kind.LINEAR
-    weight_shape: tuple[int, ...] = ()
-    magnitude: Tensor | None = None
-    magnitude_axis: Literal["n", "m"] = "n"
-    factor_shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
-    def __post_init__(self) -> None:
-        if self.U.ndim != 2 or self.V.ndim != 2 or self.U.shape[1] != self.V.shape[1]:
-            raise LoRAFormatError(
-                f"{self.name}: the factors do not fit together. Found U {tuple(self.U.shape)} and V"
-                f" {tuple(self.V.shape)}; expected (n, r) and (m, r)."
-            )
-        if not self.weight_shape:
-            object.__setattr__(self, "weight_shape", (self.n, self.m))
+    @classmethod
+    def pair(
+        cls,
+        name: str,
+        U: Tensor,
+        V: Tensor,
+        *,
+        scale: float = 1.0,
+        alpha: float | None = None,
+        weight_shape: tuple[int, ...] = (),
+        kind: Kind = Kind.LINEAR,
+    ) -> LoRALayer:
+        """The common case, a low-rank pair U: (n, r), V: (m, r). Raises LoRAFormatError when they do not fit."""
+        try:
+            return cls(name, LowRank(U, V, weight_shape, kind), scale, alpha)
+        except LoRAFormatError as error:
+            raise LoRAFormatError(f"{name}: {error}") from error
+
+    @cached_property
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        return self.parametrisation.pair()
+
+    @property
+    def U(self) -> Tensor:
+        """(n, rank), the left factor that models read; see `Parametrisation.pair`."""
+        return self._pair[0]
+
+    @property
+    def V(self) -> Tensor:
+        """(m, rank), the right one."""
+        return self._pair[1]
 
     @property
     def n(self) -> int:
-        return self.U.shape[0]
+        return self.parametrisation.pair_shape[0]
 
     @property
     def m(self) -> int:
-        return self.V.shape[0]
+        return self.parametrisation.pair_shape[1]
 
     @property
     def rank(self) -> int:
-        return self.U.shape[1]
+        return self.parametrisation.pair_shape[2]
+
+    @property
+    def kind(self) -> Kind:
+        return self.parametrisation.kind
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.parametrisation.weight_shape
+
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return self.parametrisation.factor_shapes
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        """DoRA's magnitude, None without one."""
+        return self.parametrisation.vector if isinstance(self.parametrisation, Magnitude) else None
+
+    @property
+    def magnitude_axis(self) -> int | None:
+        """The axis of the weight along which the magnitude runs."""
+        return self.parametrisation.axis if isinstance(self.parametrisation, Magnitude) else None
 
     @property
     def dtype(self) -> str:
-        return str(self.U.dtype).removeprefix("torch.")
+        return str(next(iter(self.parametrisation.slots.values())).dtype).removeprefix("torch.")
 
     @property
     def header(self) -> ModuleHeader:
-        length = 0 if self.magnitude is None else self.magnitude.numel()
-        axis = None if self.magnitude is None else 0 if self.magnitude_axis == "n" else 1
-        factors = self.factor_shapes or ()
+        n, m, rank = self.parametrisation.pair_shape
         return ModuleHeader(
-            self.name, self.n, self.m, self.rank, length, self.kind, self.weight_shape, factors, magnitude_axis=axis
+            self.name,
+            n,
+            m,
+            rank,
+            magnitude=0 if self.magnitude is None else self.magnitude.numel(),
+            kind=self.kind,
+            weight_shape=self.weight_shape,
+            factor_shapes=self.factor_shapes,
+            magnitude_axis=self.magnitude_axis,
         )
 
     @property
     def parameters(self) -> int:
-        return self.U.numel() + self.V.numel() + (0 if self.magnitude is None else self.magnitude.numel())
+        """Numbers stored."""
+        return self.parametrisation.parameters
 
     def folded(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """(U, V) with √|s| in each factor and the sign of s in U, so that U Vᵀ is the whole update (for "kronecker",
-        its rearrangement).
+        """(U, V) with √|s| in each factor and the sign of s in U, so that U Vᵀ is the whole update (for a Kronecker
+        product its entries in another order).
         """
         root = abs(self.scale) ** 0.5
         return self.U.to(dtype) * (root if self.scale >= 0 else -root), self.V.to(dtype) * root
 
+    def with_pair(self, U: Tensor, V: Tensor) -> LoRALayer:
+        """The same module with another pair in place of its own; the scale stays."""
+        return replace(self, parametrisation=self.parametrisation.with_pair(U, V))
+
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """ΔW in the shape of the base weight. Forms the n × m matrix: for looking at one module, not for learning."""
-        if self.factor_shapes is not None:
-            first, second = (
-                t.reshape(shape)
-                for t, shape in zip((self.U.to(dtype), self.V.to(dtype)), self.factor_shapes, strict=True)
-            )
-            first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
-            return self.scale * torch.kron(first, second).reshape(self.weight_shape)
-        U, V = self.folded(dtype)
-        return (U @ V.T).reshape(self.weight_shape)
+        return self.scale * self.parametrisation.delta(dtype)
 
     def merge(self, weight: Tensor) -> Tensor:
         """The fine-tuned weight: W + ΔW, or for DoRA m ∘ (W + ΔW)/‖W + ΔW‖ along the magnitude's axis (equation 39)."""
         merged = weight + self.delta(weight.dtype).to(weight.device)
-        if self.magnitude is None:
-            return merged
-        axis = 0 if self.magnitude_axis == "n" else 1
-        others = [d for d in range(merged.ndim) if d != axis]
-        shape = [-1 if d == axis else 1 for d in range(merged.ndim)]
-        return (
-            merged
-            / torch.linalg.vector_norm(merged, dim=others, keepdim=True)
-            * self.magnitude.to(weight).reshape(shape)
-        )
+        return self.parametrisation.merged(merged) if isinstance(self.parametrisation, Magnitude) else merged
 
-    def act(self, R: Tensor) -> LoRALayer:
-        """(UR, VR⁻ᵀ), the same function (paper, section 2). R: (r, r), invertible; computed in R's dtype."""
-        U, V = self.U.to(R.dtype), self.V.to(R.dtype)
-        return replace(self, U=U @ R, V=torch.linalg.solve(R, V.T).T)
+    def act(self, R: Tensor | Sequence[Tensor]) -> LoRALayer:
+        """The same function with other factors: (UR, VR⁻ᵀ) for a low-rank pair (paper, section 2).
+
+        R: an element of the parametrisation's group, a tuple of matrices, or one matrix where the group has one factor;
+        computed in R's dtype. Raises ModelError when it is of another shape.
+        """
+        element = (R,) if isinstance(R, Tensor) else tuple(R)
+        return replace(self, parametrisation=self.parametrisation.act(element))
 
 
 @dataclass(frozen=True)
@@ -134,11 +167,12 @@ class LoRA:
     extras: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @cached_property
+    def _by_name(self) -> dict[str, LoRALayer]:
+        return {layer.name: layer for layer in self.layers}
+
     def __getitem__(self, name: str) -> LoRALayer:
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
+        return self._by_name[name]
 
     @property
     def headers(self) -> tuple[ModuleHeader, ...]:
@@ -161,17 +195,13 @@ class LoRA:
     def dtypes(self) -> tuple[str, ...]:
         return tuple(sorted({layer.dtype for layer in self.layers}))
 
-    def act(self, R: Mapping[str, Tensor]) -> LoRA:
-        """R ⋆ (U, V) with one R: (r, r) for each module name (equation 2)."""
+    def act(self, R: Mapping[str, Tensor | Sequence[Tensor]]) -> LoRA:
+        """R ⋆ (U, V) with one element of its group for each module name (equation 2)."""
         return replace(self, layers=tuple(layer.act(R[layer.name]) for layer in self.layers))
 
     def check_finite(self) -> None:
         """Raises LoRAFormatError when a factor holds NaN or infinity."""
-        bad = [
-            layer.name
-            for layer in self.layers
-            if not (torch.isfinite(layer.U.float()).all() and torch.isfinite(layer.V.float()).all())
-        ]
+        bad = [layer.name for layer in self.layers if not all(map(_finite, layer.parametrisation.slots.values()))]
         if bad:
             raise LoRAFormatError(
                 f"{len(bad)} of {len(self.layers)} modules hold NaN or infinite weights, first {bad[0]}. The fine-tune"
@@ -179,6 +209,5 @@ class LoRA:
             )
 
 
-def flattened(weight_shape: tuple[int, ...]) -> tuple[int, int]:
-    """(n, m) of a base weight: all dimensions but the first are flattened."""
-    return weight_shape[0], prod(weight_shape[1:])
+def _finite(slot: Tensor) -> bool:
+    return bool(torch.isfinite(slot if slot.dtype.itemsize > 1 else slot.float()).all())

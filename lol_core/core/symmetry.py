@@ -7,113 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import GL, Group
 
-Group = Literal["gl", "o", "permutation", "scaling"]
-GROUPS: tuple[Group, ...] = ("gl", "o", "permutation", "scaling")
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest relative change that rounding may cause in a function that keeps its promise, for κ(R) ≤ 100."""
 
 
-def promises(symmetry: str, group: Group) -> bool:
-    """Whether a model of that `symmetry` ("none", "O", "GL") promises invariance under `group`; permutations lie in
-    O(r), and all of them in GL(r).
-    """
-    return symmetry == "GL" or (symmetry == "O" and group in ("o", "permutation"))
-
-
-def sample_orthogonal(
-    r: int, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    """Q ∈ O(r) from the Haar measure: (count …, r, r)."""
-    Q, R = torch.linalg.qr(torch.randn(*count, r, r, generator=generator, dtype=dtype))
-    return Q * torch.diagonal(R, dim1=-2, dim2=-1).sign().unsqueeze(-2)
-
-
-def sample_gl(
-    r: int,
-    condition: float = 10.0,
-    count: tuple[int, ...] = (),
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """R ∈ GL(r) with condition number κ(R) = `condition` exactly: (count …, r, r).
-
-    R = Q₁ diag(s) Q₂ᵀ with Haar Q₁, Q₂ and singular values s evenly spaced in logarithm from √κ to 1/√κ.
-    For r = 1, where κ is always 1, R is ±κ^(u/2) with u uniform in [−1, 1].
-    Raises ValueError for a condition number below 1.
-    """
-    if condition < 1:
-        raise ValueError(f"A condition number is at least 1; found {condition}.")
-    left, right = (sample_orthogonal(r, count, generator, dtype) for _ in range(2))
-    half = 0.5 * torch.log(torch.tensor(condition, dtype=dtype))
-    if r == 1:
-        return left * torch.exp(half * (2 * torch.rand(*count, 1, 1, generator=generator, dtype=dtype) - 1))
-    values = torch.exp(torch.linspace(1, -1, r, dtype=dtype) * half)
-    return left * values @ right.mT
-
-
-def sample_permutation(
-    r: int, count: tuple[int, ...] = (), generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    """Permutation matrices, uniform: (count …, r, r)."""
-    order = torch.rand(*count, r, generator=generator).argsort(-1)
-    return torch.eye(r, dtype=dtype)[order]
-
-
-def sample_scaling(
-    r: int,
-    condition: float = 10.0,
-    count: tuple[int, ...] = (),
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """Diagonal matrices with random signs, their sizes those of `sample_gl` in random order: (count …, r, r).
-
-    Raises ValueError for a condition number below 1.
-    """
-    if condition < 1:
-        raise ValueError(f"A condition number is at least 1; found {condition}.")
-    signs = torch.randint(0, 2, (*count, r), generator=generator).to(dtype) * 2 - 1
-    half = 0.5 * torch.log(torch.tensor(condition, dtype=dtype))
-    exponents = (
-        torch.linspace(1, -1, r, dtype=dtype)
-        if r > 1
-        else 2 * torch.rand(*count, 1, generator=generator, dtype=dtype) - 1
-    )
-    sizes = (
-        torch.exp(exponents * half).expand(*count, r).gather(-1, torch.rand(*count, r, generator=generator).argsort(-1))
-    )
-    return torch.diag_embed(signs * sizes)
-
-
-def sample(
-    group: Group,
-    r: int,
-    condition: float = 10.0,
-    count: tuple[int, ...] = (),
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """R from a group: (count …, r, r). The condition number counts for GL(r) and scalings; the others have κ = 1."""
-    if group == "gl":
-        return sample_gl(r, condition, count, generator, dtype)
-    if group == "scaling":
-        return sample_scaling(r, condition, count, generator, dtype)
-    return (
-        sample_orthogonal(r, count, generator, dtype)
-        if group == "o"
-        else sample_permutation(r, count, generator, dtype)
-    )
+def promises(symmetry: Group | None, group: Group) -> bool:
+    """Whether a model of that `symmetry` (None for none) promises invariance under `group`."""
+    return symmetry is not None and symmetry.includes(group)
 
 
 def sample_for(
-    batch: Batch, group: Group, condition: float = 10.0, generator: torch.Generator | None = None, shared: bool = False
+    batch: Batch,
+    group: Group = GL,
+    *,
+    condition: float = 10.0,
+    generator: torch.Generator | None = None,
+    shared: bool = False,
 ) -> tuple[Tensor, ...]:
     """An independent R for every module of every LoRA: for each group of shapes (B, L_g, r, r), float64, on the batch's
     device.
@@ -122,7 +38,10 @@ def sample_for(
     Where a module's own rank k is below the padded r, R acts on its k columns and leaves the padding alone.
     """
     if shared:
-        of_rank = {k: sample(group, k, condition, (len(batch),), generator) for k in batch.ranks.unique().tolist()}
+        of_rank = {
+            k: group.sample(k, condition=condition, count=(len(batch),), generator=generator)
+            for k in batch.ranks.unique().tolist()
+        }
         return given(batch, of_rank)
     drawn = []
     for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True):
@@ -131,7 +50,8 @@ def sample_for(
         for k in ranks.unique().tolist():
             members = ranks == k
             block = R[members]
-            block[:, :k, :k] = sample(group, k, condition, (int(members.sum()),), generator)
+            count = (int(members.sum()),)
+            block[:, :k, :k] = group.sample(k, condition=condition, count=count, generator=generator)
             R[members] = block
         drawn.append(R.to(U.device))
     return tuple(drawn)
@@ -204,7 +124,8 @@ def product_change(after: Batch, before: Batch) -> float:
 def invariance_error(
     function: Callable[[Batch], Tensor],
     batch: Batch,
-    group: Group = "gl",
+    group: Group = GL,
+    *,
     condition: float = 10.0,
     trials: int = 8,
     generator: torch.Generator | None = None,
@@ -213,7 +134,7 @@ def invariance_error(
     function.
     """
     before = function(batch)
-    draws = (sample_for(batch, group, condition, generator) for _ in range(trials))
+    draws = (sample_for(batch, group, condition=condition, generator=generator) for _ in range(trials))
     return max(relative_change(function(act(R, batch)), before) for R in draws)
 
 
@@ -221,7 +142,8 @@ def invariance_error(
 def equivariance_error(
     function: Callable[[Batch], Batch],
     batch: Batch,
-    group: Group = "gl",
+    group: Group = GL,
+    *,
     condition: float = 10.0,
     trials: int = 8,
     generator: torch.Generator | None = None,
@@ -232,7 +154,7 @@ def equivariance_error(
     worst = 0.0
     before = function(batch)
     for _ in range(trials):
-        R = sample_for(batch, group, condition, generator)
+        R = sample_for(batch, group, condition=condition, generator=generator)
         moved, expected = function(act(R, batch)), act(R, before)
         for side in ("U", "V"):
             ours = torch.cat([t.flatten() for t in getattr(moved, side)])

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core.collections.zoo import Zoo
-from lol_core.core.batch import Batch, concatenate, make_batch, shared_spec
+from lol_core.core.batch import Batch, concatenate, shared_spec, stack
 from lol_core.experiments.comparison import cells, settings, title_of
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
@@ -93,7 +93,7 @@ def run(context: Context) -> Result:
 def mean_norm(zoo: Zoo) -> float:
     """‖ΔW‖ over all modules, averaged over LoRAs."""
     loras = [zoo.load(id) for id in zoo.ids]
-    return float(np.sqrt(np.exp(2 * norm_features(make_batch(loras, shared_spec(loras)))).sum(1)).mean())
+    return float(np.sqrt(np.exp(2 * norm_features(stack(loras, shared_spec(loras)))).sum(1)).mean())
 
 
 def notes(context: Context, zoos: dict[int, Zoo]) -> list[str]:
@@ -153,7 +153,7 @@ def said(context: Context, words: str, done: int, total: int) -> None:
 
 
 def batch_of(zoo: Zoo, fit: Fit) -> Batch:
-    return make_batch([zoo.load(id) for id in zoo.ids], fit.spec)
+    return stack([zoo.load(id) for id in zoo.ids], fit.spec)
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from lol_core.collections.zoo import Zoo
-from lol_core.core.batch import Batch, make_batch, shared_spec
-from lol_core.core.symmetry import TOLERANCES, Group, invariance_error, relative_change
+from lol_core.core.batch import Batch, shared_spec, stack
+from lol_core.core.groups import GL, PERMUTATION, Group, O
+from lol_core.core.symmetry import TOLERANCES, invariance_error, relative_change
 from lol_core.experiments.result import Finding, Result, environment
 from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context
@@ -25,10 +26,10 @@ LORAS = 16
 FAR = 10.0
 """How many times the tolerance a model without a symmetry must move by, to be seen to lack it."""
 ERRORS: dict[str, tuple[Group, torch.dtype]] = {
-    "GL(r), float32": ("gl", torch.float32),
-    "GL(r), float64": ("gl", torch.float64),
-    "O(r), float32": ("o", torch.float32),
-    "permutations, float32": ("permutation", torch.float32),
+    "GL(r), float32": (GL, torch.float32),
+    "GL(r), float64": (GL, torch.float64),
+    "O(r), float32": (O, torch.float32),
+    "permutations, float32": (PERMUTATION, torch.float32),
 }
 SIGN = "U → −U"
 PREPROCESS = {"mlp": (1, 1, 1), "o_align": (1, 1, 2), "svd": (1, 1, 2), "dense": (1, 1, 1), "gl_net": (1, 1, 1)}
@@ -49,7 +50,7 @@ def run(context: Context) -> Result:
     zoo = Zoo.open(context.samples / "faces")
     budget, parts = context.budget, []
     loras = [zoo.load(id) for id in zoo.ids[:LORAS]]
-    batch = make_batch(loras, shared_spec(loras), torch.float64)
+    batch = stack(loras, shared_spec(loras), torch.float64)
     for i, model in enumerate(FIVE):
         if context.stop():
             raise Stopped("Stopped. Table 1 is measured in one go; the same command begins it anew.")
@@ -127,7 +128,11 @@ def movements(model: str, batch: Batch, seed: int) -> dict[str, float]:
         for name, (group, dtype) in ERRORS.items():
             own = built.to(dtype)
             found[name] = invariance_error(
-                own.embed, batch.to(dtype=dtype), group, CONDITION, generator=torch.Generator().manual_seed(seed)
+                own.embed,
+                batch.to(dtype=dtype),
+                group,
+                condition=CONDITION,
+                generator=torch.Generator().manual_seed(seed),
             )
         built = built.double()
         negative = Batch(batch.spec, tuple(-U for U in batch.U), batch.V, batch.ranks)

@@ -7,13 +7,20 @@ weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRALayer
+from lol_core.core.parametrisation import (
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Magnitude,
+    Parametrisation,
+    Tucker,
+    Whole,
+)
 from lol_core.errors import LoRAFormatError
 
 Fetch = Callable[[str], Tensor]
@@ -42,100 +49,77 @@ def assemble(
         alpha = None
     try:
         if "embedding_down" in tensors:
-            layer, rank = _embedding(name, tensors), tensors["embedding_down"].shape[0]
+            parametrisation, rank = _embedding(tensors), tensors["embedding_down"].shape[0]
         elif "hada_w1_a" in tensors:
-            layer, rank = _hadamard(name, tensors), tensors["hada_w1_b"].shape[0]
+            parametrisation, rank = _hadamard(tensors), tensors["hada_w1_b"].shape[0]
         elif any(role.startswith("lokr_") for role in tensors):
-            layer, rank = _kronecker(name, tensors)
+            parametrisation, rank = _kronecker(tensors)
             if rank == 0 and scale_rank is None:  # both factors whole: LyCORIS applies no scale
                 alpha = None
         else:
-            layer, rank = _linear_or_conv(name, tensors), tensors["down"].shape[0]
+            parametrisation, rank = _linear_or_conv(tensors), tensors["down"].shape[0]
+    except LoRAFormatError as error:
+        raise LoRAFormatError(f"{name}: {error}") from error
     except (RuntimeError, ValueError, IndexError) as error:
         shapes = ", ".join(f"{role} {tuple(t.shape)}" for role, t in tensors.items())
         raise LoRAFormatError(f"{name}: the factors do not multiply. Found {shapes}.") from error
     rank = scale_rank or rank
     scale = 1.0 if alpha is None or rank == 0 else alpha / (rank**0.5 if rslora else rank)
-    magnitude, axis = _magnitude(name, tensors.get("magnitude"), layer)
-    return LoRALayer(
-        name, layer.U, layer.V, scale, alpha, layer.kind, layer.weight_shape, magnitude, axis, layer.factor_shapes
-    )
+    if "magnitude" in tensors:
+        parametrisation = _with_magnitude(name, tensors["magnitude"], parametrisation)
+    return LoRALayer(name, parametrisation, scale, alpha)
 
 
-def _linear_or_conv(name: str, tensors: Mapping[str, Tensor]) -> LoRALayer:
-    """ΔW = up · down; convolutions are flattened, and LoCon's Tucker core (`mid`) is multiplied into `down` (exact,
-    rank unchanged).
-    """
+def _linear_or_conv(tensors: Mapping[str, Tensor]) -> Parametrisation:
+    """ΔW = up · down; convolutions are flattened, LoCon's core (`mid`) stands between them."""
     down, up = tensors["down"], tensors["up"]
     if "mid" in tensors:
-        mid = tensors["mid"].float()
-        down = torch.einsum("ab...,bi->ai...", mid, down.float().flatten(1))
+        return Tucker(up.flatten(1), tensors["mid"], down.flatten(1).T)
     if down.ndim == 2 and up.ndim == 2:
-        return LoRALayer(name, up, down.T)
-    weight_shape = (up.shape[0], *down.shape[1:])
-    return LoRALayer(name, up.flatten(1), down.flatten(1).T, kind=Kind.CONV, weight_shape=weight_shape)
+        return LowRank(up, down.T)
+    return LowRank(up.flatten(1), down.flatten(1).T, (up.shape[0], *down.shape[1:]), Kind.CONV)
 
 
-def _embedding(name: str, tensors: Mapping[str, Tensor]) -> LoRALayer:
+def _embedding(tensors: Mapping[str, Tensor]) -> Parametrisation:
     """PEFT embeddings: lora_embedding_A (r, tokens), lora_embedding_B (dim, r); the weight is (tokens, dim), so ΔW
     = (B A)ᵀ.
     """
-    return LoRALayer(name, tensors["embedding_down"].T, tensors["embedding_up"], kind=Kind.EMBEDDING)
+    return LowRank(tensors["embedding_down"].T, tensors["embedding_up"], kind=Kind.EMBEDDING)
 
 
-def _hadamard(name: str, tensors: Mapping[str, Tensor]) -> LoRALayer:
-    """LoHa, ΔW = (w1a w1b) ∘ (w2a w2b): an exact pair of rank r² by the row-wise Khatri–Rao product."""
+def _hadamard(tensors: Mapping[str, Tensor]) -> Parametrisation:
+    """LoHa, ΔW = (w1a w1b) ∘ (w2a w2b), each product with a core in between where there is one."""
 
-    def factors(i: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        a, b = tensors[f"hada_w{i}_a"].float(), tensors[f"hada_w{i}_b"].float()
-        if f"hada_t{i}" not in tensors:
-            return a, b, ()
-        core = torch.einsum("ij...,jr->ir...", tensors[f"hada_t{i}"].float(), b)  # (r, in, k, k)
-        return a.T, core.flatten(1), tuple(core.shape[1:])
+    def product(i: int) -> LowRank | Tucker:
+        a, b = tensors[f"hada_w{i}_a"], tensors[f"hada_w{i}_b"]
+        return Tucker(a.T, tensors[f"hada_t{i}"], b.T) if f"hada_t{i}" in tensors else LowRank(a, b.T)
 
-    (a1, b1, tail), (a2, b2, _) = factors(1), factors(2)
-    U = torch.einsum("na,nb->nab", a1, a2).flatten(1)
-    V = torch.einsum("am,bm->mab", b1, b2).flatten(1)
-    return LoRALayer(name, U, V, kind=Kind.CONV if tail else Kind.LINEAR, weight_shape=(len(U), *tail) if tail else ())
+    return Hadamard(product(1), product(2))
 
 
-def _kronecker(name: str, tensors: Mapping[str, Tensor]) -> tuple[LoRALayer, int]:
-    """LoKr, ΔW = W₁ ⊗ W₂, as vec(W₁), vec(W₂) with symmetry GL(1); also the rank of a factorised part (0 if none
-    is).
-    """
+def _kronecker(tensors: Mapping[str, Tensor]) -> tuple[Parametrisation, int]:
+    """LoKr, ΔW = W₁ ⊗ W₂, each whole or a product; also the rank of a factorised part (0 if none is)."""
     rank = 0
 
-    def whole(i: int) -> Tensor:
+    def factor(i: int) -> Whole | LowRank | Tucker:
         nonlocal rank
         if f"lokr_w{i}" in tensors:
-            return tensors[f"lokr_w{i}"].float()
-        a, b = tensors[f"lokr_w{i}_a"].float(), tensors[f"lokr_w{i}_b"].float()
+            return Whole(tensors[f"lokr_w{i}"])
+        a, b = tensors[f"lokr_w{i}_a"], tensors[f"lokr_w{i}_b"]
         rank = b.shape[0]
-        if i == 2 and "lokr_t2" in tensors:
-            return torch.einsum("ij...,ip,jr->pr...", tensors["lokr_t2"].float(), a, b)
-        return a @ b
+        return Tucker(a.T, tensors["lokr_t2"], b.T) if i == 2 and "lokr_t2" in tensors else LowRank(a, b.T)
 
-    first, second = whole(1), whole(2)
-    weight_shape = (first.shape[0] * second.shape[0], first.shape[1] * second.shape[1], *second.shape[2:])
-    shapes = (tuple(first.shape), tuple(second.shape))
-    layer = LoRALayer(
-        name,
-        first.reshape(-1, 1),
-        second.reshape(-1, 1),
-        kind=Kind.KRONECKER,
-        weight_shape=weight_shape,
-        factor_shapes=shapes,
-    )
-    return layer, rank
+    first, second = factor(1), factor(2)
+    if isinstance(first, Tucker):
+        raise LoRAFormatError("The first factor of a Kronecker product has no core.")
+    return Kronecker(first, second), rank
 
 
-def _magnitude(name: str, magnitude: Tensor | None, layer: LoRALayer) -> tuple[Tensor | None, Literal["n", "m"]]:
+def _with_magnitude(name: str, magnitude: Tensor, of: Parametrisation) -> Magnitude:
     """DoRA's vector, flattened, and the axis it runs along: LyCORIS keeps the other dimensions at 1, PEFT writes
     outputs.
     """
-    if magnitude is None:
-        return None, "n"
-    outputs, inputs = layer.weight_shape[0], layer.weight_shape[1]
+    outputs, inputs = of.weight_shape[0], of.weight_shape[1]
     length = magnitude.numel()
     if length not in (outputs, inputs):
         raise LoRAFormatError(
@@ -144,4 +128,4 @@ def _magnitude(name: str, magnitude: Tensor | None, layer: LoRALayer) -> tuple[T
     along_inputs = length == inputs and (
         outputs != inputs or (magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[-1] == inputs)
     )
-    return magnitude.reshape(-1), "m" if along_inputs else "n"
+    return Magnitude(of, magnitude.reshape(-1), axis=1 if along_inputs else 0)

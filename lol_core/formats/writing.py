@@ -37,7 +37,7 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
     if form not in FORMS:
         raise LoRAFormatError(f"No form {form!r}. Choose {', '.join(FORMS)}.")
     for layer in lora.layers:
-        if layer.factor_shapes is not None:
+        if layer.factor_shapes:
             raise LoRAFormatError(
                 f"{layer.name} is a Kronecker product (LoKr), which none of {', '.join(FORMS)} holds as a pair of"
                 " factors."
@@ -134,7 +134,7 @@ def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict
             f"base_model.model.{name}.lora_embedding_A": layer.U.T.to(dtype),
             f"base_model.model.{name}.lora_embedding_B": layer.V.to(dtype),
         }
-    if layer.kind == Kind.CONV:
+    if len(layer.weight_shape) > 2:
         up, down = up[..., *[None] * (len(layer.weight_shape) - 2)], down.reshape(layer.rank, *layer.weight_shape[1:])
     if form == "kohya":
         tensors = {
@@ -150,7 +150,7 @@ def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict
             tensors[f"base_model.model.{name}.lora_magnitude_vector"] = layer.magnitude.to(dtype)
         else:
             shape = [1] * len(layer.weight_shape)
-            shape[0 if layer.magnitude_axis == "n" else 1] = -1
+            shape[layer.magnitude_axis or 0] = -1
             tensors[f"{name}.dora_scale"] = layer.magnitude.reshape(shape).to(dtype)
     return tensors
 

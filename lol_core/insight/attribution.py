@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from lol_core.core.batch import make_batch
+from lol_core.core.batch import stack
 from lol_core.core.lora import LoRA
 from lol_core.learning.checkpoint import Checkpoint
 
@@ -20,7 +20,7 @@ def contributions(checkpoint: Checkpoint, lora: LoRA, output: int = 0) -> pd.Ser
     LoRA (nearest neighbours). Raises ModelError when the LoRA does not fit the model.
     """
     model = checkpoint.model.eval()
-    batch = make_batch([lora], checkpoint.spec).to(model.device)
+    batch = stack([lora], checkpoint.spec).to(model.device)
     scales = [
         torch.ones(len(indices), 1, 1, device=batch.device, requires_grad=True) for _, indices in checkpoint.spec.groups
     ]

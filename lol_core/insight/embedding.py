@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lol_core.collections.entry import Entry
 from lol_core.collections.source import Source
-from lol_core.core.batch import Batch, WeightSpec, make_batch, shared_spec
+from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
 from lol_core.core.geometry import spectrum
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, TaskError
@@ -243,7 +243,7 @@ def _by_products(
     if not blocks:
         return None
     kept = [name for names, _ in blocks for name in names]
-    base = make_batch([lora for _, loras in blocks for lora in loras], spec)
+    base = stack([lora for _, loras in blocks for lora in loras], spec)
     among = gram(
         base,
         lambda done, total: report(read + (half - read) * done / total, f"Products of {done:,} of {total:,} LoRAs"),
@@ -253,7 +253,7 @@ def _by_products(
     products, squares = [among], [np.diag(among)]
     rest = sorted(set(ids) - set(chosen))
     for names, loras in _blocks(zoo, rest, lambda done, message: report(half + (1 - half) * done, message), stop):
-        batch = make_batch(loras, spec)
+        batch = stack(loras, spec)
         kept += names
         products.append(gram(batch, others=base))
         squares.append(self_products(batch))

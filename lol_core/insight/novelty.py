@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from lol_core.collections.source import Source
-from lol_core.core.batch import make_batch
+from lol_core.core.batch import stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError, TaskError
 from lol_core.learning.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ OUTSIDE = 0.99
 
 def _views(checkpoint: Checkpoint, loras: Sequence[LoRA]) -> tuple[np.ndarray, np.ndarray]:
     """Latent vectors (B, width) and log norms of the updates (B, L)."""
-    batches = [make_batch(loras[i : i + 64], checkpoint.spec) for i in range(0, len(loras), 64)]
+    batches = [stack(loras[i : i + 64], checkpoint.spec) for i in range(0, len(loras), 64)]
     return checkpoint.outputs(loras, embed=True).cpu().numpy(), np.concatenate(
         [norm_features(batch) for batch in batches]
     )

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lol_core.collections.source import Source
-from lol_core.core.batch import WeightSpec, make_batch
+from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError, LoLError
 from lol_core.learning.durable import replace_file
@@ -195,7 +195,7 @@ class Checkpoint:
         device = self.model.device
         parts = []
         for start in range(0, len(loras), batch_size):
-            batch = make_batch(loras[start : start + batch_size], self.spec).to(device)
+            batch = stack(loras[start : start + batch_size], self.spec).to(device)
             parts.append(self.model.embed(batch) if embed else self.model(batch))
         return torch.cat(parts)
 
@@ -245,7 +245,7 @@ class Checkpoint:
             "",
             (
                 f"A LoL model that predicts {', '.join(self.task.targets)} ({self.task.kind}) from the weights of a"
-                f" LoRA. Symmetry: {self.model.symmetry}."
+                f" LoRA. Symmetry: {self.model.symmetry or 'none'}."
             ),
             "",
             f"- Trained on `{self.zoo}` (fingerprint {self.fingerprint}): "

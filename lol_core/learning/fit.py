@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lol_core.collections.source import Source
 from lol_core.collections.splits import split_ids
-from lol_core.core.batch import Batch, WeightSpec, concatenate, make_batch, shared_spec
+from lol_core.core.batch import Batch, WeightSpec, concatenate, shared_spec, stack
 from lol_core.errors import CheckpointError, LoLError, ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig, load_state, save_state
 from lol_core.learning.devices import find_device
@@ -145,7 +145,7 @@ class Factors:
             if stop():
                 raise Stopped("Stopped while the LoRAs were being read. Nothing was trained yet.")
             try:
-                row = make_batch([zoo.load(id)], spec)
+                row = stack([zoo.load(id)], spec)
             except LoLError as error:
                 self.left_out[id] = str(error)
             else:
@@ -157,7 +157,7 @@ class Factors:
 
     def batch(self, ids: Sequence[str]) -> Batch:
         if self.kept is None:
-            return make_batch([self.zoo.load(id) for id in ids], self.spec)
+            return stack([self.zoo.load(id) for id in ids], self.spec)
         return self.kept[torch.tensor([self.place[id] for id in ids])]
 
 

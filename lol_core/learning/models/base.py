@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import Group
 from lol_core.errors import ModelError
 from lol_core.learning.models.layers import Head
 
-Symmetry = Literal["none", "O", "GL"]
+BYTES_PER_PARAMETER = 16
+"""float32 weight, gradient and two Adam moments."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class LoLModel(nn.Module):
     """
 
     title: ClassVar[str]
-    symmetry: ClassVar[Symmetry]
+    symmetry: ClassVar[Group | None]
     any_rank: ClassVar[bool]
     linear: ClassVar[bool] = False
     """Whether the features go to the outputs without a hidden layer."""

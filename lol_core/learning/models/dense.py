@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from lol_core.core.batch import Batch
+from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel
 
 
 class Dense(LoLModel):
     title = "MLP + Dense"
-    symmetry = "GL"
+    symmetry = GL
     any_rank = True
 
     def n_features(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.svd import spectra
 
@@ -21,7 +22,7 @@ class DSiRe(LoLModel):
     """
 
     title = "DSiRe"
-    symmetry = "GL"
+    symmetry = GL
     any_rank = True
     memorizes = True
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import GL
 from lol_core.core.symmetry import Stage
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.layers import EquivariantLinear, EquivariantNonlinearity, InvariantProducts
@@ -19,7 +20,7 @@ class GLNet(LoLModel):
     """
 
     title = "GL-net"
-    symmetry = "GL"
+    symmetry = GL
     any_rank = True
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):

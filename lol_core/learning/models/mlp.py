@@ -10,7 +10,7 @@ from lol_core.learning.models.base import LoLModel, flat_factors
 
 class MLP(LoLModel):
     title = "MLP"
-    symmetry = "none"
+    symmetry = None
     any_rank = False
 
     def n_features(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
 
 PROBES = 8
@@ -49,7 +50,7 @@ class Views(nn.Module):
 
 class MVProbe(LoLModel):
     title = "MVProbe"
-    symmetry = "GL"
+    symmetry = GL
     any_rank = True
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import O
 from lol_core.learning.models.base import LoLModel, ModelConfig, flat_factors
 
 
@@ -21,7 +22,7 @@ def procrustes(U: Tensor, V: Tensor, template_U: Tensor, template_V: Tensor) -> 
 
 class OAlign(LoLModel):
     title = "MLP + O-Align"
-    symmetry = "O"
+    symmetry = O
     any_rank = False
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):

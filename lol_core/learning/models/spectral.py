@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.svd import spectra
 
@@ -30,7 +31,7 @@ class Spectral(LoLModel):
     """Statistics standardised by the training LoRAs; no hidden layer: logistic or linear regression."""
 
     title = "Spectral statistics"
-    symmetry = "GL"
+    symmetry = GL
     any_rank = True
     fixed_features = True
     scale_free = True

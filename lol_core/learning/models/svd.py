@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lol_core.core.batch import Batch
 from lol_core.core.geometry import singular_values
+from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel
 
 
@@ -26,7 +27,7 @@ class SVD(LoLModel):
     """Takes any rank: values beyond the rank it was made for are dropped, missing ones are zero (section 5.4)."""
 
     title = "MLP + SVD"
-    symmetry = "GL"
+    symmetry = GL
     any_rank = True
 
     def n_features(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.geometry import triangular
+from lol_core.core.groups import GL
 from lol_core.errors import ModelError
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.layers import Head
@@ -80,7 +81,7 @@ class SeparateHead(nn.Module):
 
 class TuckerNet(LoLModel):
     title = "TuckerNet"
-    symmetry = "GL"
+    symmetry = GL
     any_rank = True
     fixed_features = True
     scale_free = True

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.layers import Head
 
@@ -73,7 +74,7 @@ class W2T(LoLModel):
     """Takes any rank: triplets beyond the rank it was made for, which are the smallest, are dropped."""
 
     title = "W2T"
-    symmetry = "GL"
+    symmetry = GL
     any_rank = True
     fixed_features = True
     scale_free = True

@@ -1,0 +1,242 @@
+"""The groups that act on factors: how to draw an element, and how to tell one.
+
+A `Group` is a family with a member for every rank: GL is GL(1), GL(2), …; a `Product` fixes the ranks. GL, O,
+PERMUTATION and SCALING are the ones that models are held to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Group(ABC):
+    """Invertible r × r matrices, for every r. `key`: its name in commands and files; `title`: its name for people."""
+
+    key: ClassVar[str]
+    title: ClassVar[str]
+    conditioned: ClassVar[bool]
+    """Whether its elements have condition numbers above 1, so that `condition` counts."""
+
+    @abstractmethod
+    def sample(
+        self,
+        r: int,
+        *,
+        condition: float = 10.0,
+        count: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        """Random elements: (count …, r, r), with condition number κ(R) = `condition` where κ can differ from 1.
+
+        Raises ValueError for a condition number below 1.
+        """
+
+    @abstractmethod
+    def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
+        """Whether every matrix of R: (…, r, r) is an element, up to `tolerance` in its entries."""
+
+    @abstractmethod
+    def includes(self, other: Group) -> bool:
+        """Whether `other` is a subgroup: what is invariant under this group is so under `other`."""
+
+    def __repr__(self) -> str:
+        return self.title
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+def _log_condition(condition: float, dtype: torch.dtype) -> Tensor:
+    if condition < 1:
+        raise ValueError(f"A condition number is at least 1; found {condition}.")
+    return torch.log(torch.tensor(condition, dtype=dtype))
+
+
+def _finite(R: Tensor) -> bool:
+    return R.ndim >= 2 and R.shape[-1] == R.shape[-2] and bool(torch.isfinite(R).all())
+
+
+class Orthogonal(Group):
+    """O(r). Drawn from the Haar measure."""
+
+    key, title, conditioned = "o", "O(r)", False
+
+    def sample(
+        self,
+        r: int,
+        *,
+        condition: float = 10.0,
+        count: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        Q, R = torch.linalg.qr(torch.randn(*count, r, r, generator=generator, dtype=dtype))
+        return Q * torch.diagonal(R, dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+    def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
+        return _finite(R) and bool(((R.mT @ R - torch.eye(R.shape[-1]).to(R)).abs() <= tolerance).all())
+
+    def includes(self, other: Group) -> bool:
+        return other in (O, PERMUTATION)
+
+
+class GeneralLinear(Group):
+    """GL(r). R = Q₁ diag(s) Q₂ᵀ with Haar Q₁, Q₂ and singular values s evenly spaced in logarithm from √κ to 1/√κ.
+
+    For r = 1, where κ is always 1, R is ±κ^(u/2) with u uniform in [−1, 1].
+    """
+
+    key, title, conditioned = "gl", "GL(r)", True
+
+    def sample(
+        self,
+        r: int,
+        *,
+        condition: float = 10.0,
+        count: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        half = 0.5 * _log_condition(condition, dtype)
+        left, right = (O.sample(r, count=count, generator=generator, dtype=dtype) for _ in range(2))
+        if r == 1:
+            return left * torch.exp(half * (2 * torch.rand(*count, 1, 1, generator=generator, dtype=dtype) - 1))
+        values = torch.exp(torch.linspace(1, -1, r, dtype=dtype) * half)
+        return left * values @ right.mT
+
+    def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
+        return _finite(R) and bool((torch.linalg.matrix_rank(R) == R.shape[-1]).all())
+
+    def includes(self, other: Group) -> bool:
+        return True
+
+
+class Permutation(Group):
+    """Permutation matrices, uniform."""
+
+    key, title, conditioned = "permutation", "permutations", False
+
+    def sample(
+        self,
+        r: int,
+        *,
+        condition: float = 10.0,
+        count: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        order = torch.rand(*count, r, generator=generator).argsort(-1)
+        return torch.eye(r, dtype=dtype)[order]
+
+    def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
+        if not O.contains(R, tolerance):
+            return False
+        return bool((torch.minimum(R.abs(), (R - 1).abs()) <= tolerance).all())
+
+    def includes(self, other: Group) -> bool:
+        return other == PERMUTATION
+
+
+class Scaling(Group):
+    """Invertible diagonal matrices, with random signs; their sizes are those of the singular values of GL, in random
+    order.
+    """
+
+    key, title, conditioned = "scaling", "scalings", True
+
+    def sample(
+        self,
+        r: int,
+        *,
+        condition: float = 10.0,
+        count: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        half = 0.5 * _log_condition(condition, dtype)
+        signs = torch.randint(0, 2, (*count, r), generator=generator).to(dtype) * 2 - 1
+        if r > 1:
+            exponents = torch.linspace(1, -1, r, dtype=dtype)
+        else:
+            exponents = 2 * torch.rand(*count, 1, generator=generator, dtype=dtype) - 1
+        order = torch.rand(*count, r, generator=generator).argsort(-1)
+        return torch.diag_embed(signs * torch.exp(exponents * half).expand(*count, r).gather(-1, order))
+
+    def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
+        off = R - torch.diag_embed(torch.diagonal(R, dim1=-2, dim2=-1))
+        return GL.contains(R) and bool((off.abs() <= tolerance).all())
+
+    def includes(self, other: Group) -> bool:
+        return other == SCALING
+
+
+GL, O, PERMUTATION, SCALING = GeneralLinear(), Orthogonal(), Permutation(), Scaling()  # noqa: E741 (the group's name)
+GROUPS: tuple[Group, ...] = (GL, O, PERMUTATION, SCALING)
+"""Those that models and invariance studies are held to, the largest first."""
+
+
+def named(key: str) -> Group:
+    """The group of that key. Raises ValueError naming those there are."""
+    for group in GROUPS:
+        if group.key == key:
+            return group
+    raise ValueError(f"There is no group {key!r}. Choose one of {', '.join(group.key for group in GROUPS)}.")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of groups of fixed ranks, such as GL(4) × GL(4): its elements are tuples of matrices, one a factor."""
+
+    factors: tuple[tuple[Group, int], ...]
+
+    @property
+    def title(self) -> str:
+        return " × ".join(_sized(group, r) for group, r in self.factors)
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of the group as a manifold."""
+        return sum(_DIMENSIONS[group](r) for group, r in self.factors)
+
+    def sample(
+        self,
+        *,
+        condition: float = 10.0,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> tuple[Tensor, ...]:
+        """A random element: for each factor (r, r)."""
+        return tuple(
+            group.sample(r, condition=condition, generator=generator, dtype=dtype) for group, r in self.factors
+        )
+
+    def contains(self, R: Sequence[Tensor], tolerance: float = 1e-6) -> bool:
+        return len(R) == len(self.factors) and all(
+            matrix.shape[-2:] == (r, r) and group.contains(matrix, tolerance)
+            for matrix, (group, r) in zip(R, self.factors, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return self.title
+
+
+_DIMENSIONS = {
+    GL: lambda r: r * r,
+    O: lambda r: r * (r - 1) // 2,
+    PERMUTATION: lambda r: 0,
+    SCALING: lambda r: r,
+}
+
+
+def _sized(group: Group, r: int) -> str:
+    return f"scalings of {r}" if group == SCALING else group.title.replace("(r)", f"({r})")

@@ -1,0 +1,227 @@
+"""Each way to store an update: what it multiplies to, the group that leaves it alone, and its exact low-rank form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lol_core.core.batch import shared_spec, stack, unstack
+from lol_core.core.groups import GL, GROUPS, PERMUTATION, SCALING, O, named
+from lol_core.core.header import Kind
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import (
+    Experts,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Magnitude,
+    Parametrisation,
+    Tucker,
+    Whole,
+)
+from lol_core.core.symmetry import act, relative_change, sample_for
+from lol_core.errors import LoRAFormatError, ModelError
+from tests.builders import random_lora
+
+Draw = Callable[..., Tensor]
+
+
+def low_rank(draw: Draw, n: int = 6, m: int = 5, r: int = 2) -> LowRank:
+    return LowRank(draw(n, r), draw(m, r))
+
+
+def tucker(draw: Draw) -> Tucker:
+    return Tucker(draw(6, 2), draw(2, 3, 3, 3), draw(4, 3))
+
+
+BUILDERS: dict[str, Callable[[Draw], Parametrisation]] = {
+    "low rank": low_rank,
+    "convolution": lambda draw: LowRank(draw(6, 2), draw(4 * 9, 2), (6, 4, 3, 3), Kind.CONV),
+    "embedding": lambda draw: LowRank(draw(9, 2), draw(4, 2), kind=Kind.EMBEDDING),
+    "Tucker": tucker,
+    "LoHa": lambda draw: Hadamard(low_rank(draw), low_rank(draw, r=3)),
+    "LoHa with cores": lambda draw: Hadamard(tucker(draw), tucker(draw)),
+    "LoKr": lambda draw: Kronecker(Whole(draw(2, 3)), Whole(draw(3, 2))),
+    "LoKr, factorised": lambda draw: Kronecker(low_rank(draw, 3, 2, 1), low_rank(draw, 4, 5, 2)),
+    "LoKr of a convolution": lambda draw: Kronecker(Whole(draw(2, 3)), Whole(draw(3, 2, 3, 3))),
+    "LoKr with a core": lambda draw: Kronecker(Whole(draw(2, 2)), tucker(draw)),
+    "experts": lambda draw: Experts(draw(3, 4, 2), draw(3, 5, 2)),
+    "DoRA": lambda draw: Magnitude(low_rank(draw), draw(6).abs()),
+    "DoRA by inputs": lambda draw: Magnitude(tucker(draw), draw(4).abs(), axis=1),
+}
+
+
+def made(name: str, seed: int, dtype: torch.dtype = torch.float64) -> Parametrisation:
+    generator = torch.Generator().manual_seed(seed)
+    return BUILDERS[name](lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype))
+
+
+kinds = pytest.mark.parametrize("name", BUILDERS)
+few = settings(max_examples=15)
+
+
+@kinds
+@few
+@given(seed=st.integers(0, 500), kappa=st.floats(2, 100))
+def test_its_group_leaves_the_update_alone_and_moves_the_factors(name: str, seed: int, kappa: float) -> None:
+    before = made(name, seed)
+    R = before.group.sample(condition=kappa, generator=torch.Generator().manual_seed(seed))
+    assert before.group.contains(R)
+    after = before.act(R)
+    assert relative_change(after.delta(torch.float64), before.delta(torch.float64)) <= 1e-9
+    still = [key for key, slot in after.slots.items() if torch.equal(slot, before.slots[key])]
+    assert still == (["magnitude"] if isinstance(before, Magnitude) else [])
+
+
+@kinds
+@few
+@given(seed=st.integers(0, 500))
+def test_the_low_rank_form_and_the_spectrum_are_exact(name: str, seed: int) -> None:
+    of = made(name, seed)
+    whole = of.delta(torch.float64)
+    assert tuple(whole.shape) == of.weight_shape
+    flat = whole.flatten(0, 1) if of.kind is Kind.EXPERTS else whole.reshape(len(whole), -1)
+    U, V = of.low_rank()
+    torch.testing.assert_close(U @ V.T, flat)
+    values = torch.linalg.svdvals(flat)
+    own = of.singular_values()
+    torch.testing.assert_close(own[: len(values)], values[: len(own)])
+    P, leading, Q = of.leading(2)
+    torch.testing.assert_close(leading, values[: len(leading)])
+    torch.testing.assert_close((P.T @ flat @ Q).diagonal(), leading)
+
+
+@kinds
+@few
+@given(seed=st.integers(0, 500))
+def test_inner_products_are_those_of_the_updates(name: str, seed: int) -> None:
+    a, b = made(name, seed), made(name, seed + 1)
+    expected = float((a.delta(torch.float64) * b.delta(torch.float64)).sum())
+    assert a.inner(b) == pytest.approx(expected, abs=1e-9)
+
+
+def test_inner_products_of_updates_stored_in_different_ways() -> None:
+    a, b = made("LoKr", 0), made("low rank", 1)
+    b = LowRank(torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64))
+    assert a.inner(b) == pytest.approx(float((a.delta(torch.float64) * b.delta(torch.float64)).sum()))
+    other = Kronecker(Whole(torch.randn(3, 2).double()), Whole(torch.randn(2, 3).double()))
+    assert a.inner(other) == pytest.approx(float((a.delta(torch.float64) * other.delta(torch.float64)).sum()))
+    with pytest.raises(ModelError, match="a weight"):
+        a.inner(made("low rank", 0))
+
+
+@kinds
+def test_what_models_read_is_known_without_multiplying(name: str) -> None:
+    of = made(name, 0)
+    U, V = of.pair()
+    assert of.pair_shape == (len(U), len(V), U.shape[1])
+    again = of.with_pair(U, V)
+    torch.testing.assert_close(again.delta(torch.float64), of.delta(torch.float64).reshape(again.weight_shape))
+    assert of.parameters == sum(slot.numel() for slot in of.slots.values())
+
+
+def test_factors_that_do_not_fit_are_refused_with_their_shapes() -> None:
+    with pytest.raises(LoRAFormatError, match=r"U \(4, 2\) and V \(3, 1\)"):
+        LowRank(torch.zeros(4, 2), torch.zeros(3, 1))
+    with pytest.raises(LoRAFormatError, match=r"a weight \(4, 5\)"):
+        LowRank(torch.zeros(4, 2), torch.zeros(3, 2), (4, 5))
+    with pytest.raises(LoRAFormatError, match="core"):
+        Tucker(torch.zeros(4, 2), torch.zeros(3, 2), torch.zeros(4, 2))
+    with pytest.raises(LoRAFormatError, match="two products"):
+        Hadamard(LowRank(torch.zeros(4, 2), torch.zeros(3, 2)), LowRank(torch.zeros(4, 2), torch.zeros(4, 2)))
+    with pytest.raises(LoRAFormatError, match=r"expected \(4,\)"):
+        Magnitude(LowRank(torch.zeros(4, 2), torch.zeros(3, 2)), torch.zeros(3))
+    with pytest.raises(ModelError, match=r"GL\(2\)"):
+        LowRank(torch.zeros(4, 2), torch.zeros(3, 2)).act([torch.eye(3)])
+
+
+# Groups -----------------------------------------------------------------------------------------------------------
+
+
+@few
+@given(r=st.integers(2, 6), kappa=st.floats(2, 100), seed=st.integers(0, 500))
+def test_groups_contain_what_they_draw_and_what_their_subgroups_draw(r: int, kappa: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for group in GROUPS:
+        R = group.sample(r, condition=kappa, count=(3,), generator=generator)
+        assert group.contains(R)
+        for other in GROUPS:
+            if other.includes(group):
+                assert other.contains(R)
+    assert not O.contains(SCALING.sample(r, condition=kappa, generator=generator))
+    assert not PERMUTATION.contains(O.sample(r, generator=generator))
+    assert not SCALING.contains(GL.sample(r, condition=kappa, generator=generator))
+    assert not GL.contains(torch.zeros(r, r))
+
+
+def test_groups_are_known_by_their_keys() -> None:
+    assert [named(group.key) for group in GROUPS] == list(GROUPS)
+    with pytest.raises(ValueError, match="no group 'sl'"):
+        named("sl")
+
+
+# Batches ----------------------------------------------------------------------------------------------------------
+
+
+def mixed_loras(dtype: torch.dtype = torch.float32) -> list[LoRA]:
+    """Two LoRAs with modules stored in every way, at other scales, one of another rank."""
+
+    def layers(seed: int) -> tuple[LoRALayer, ...]:
+        own = [LoRALayer(name, made(name, seed, dtype), scale=(-0.3, 1.7)[seed % 2]) for name in BUILDERS]
+        generator = torch.Generator().manual_seed(seed)
+        extra = (torch.randn(k, 1 + seed % 2, generator=generator).to(dtype) for k in (7, 5))
+        return (*own, LoRALayer.pair("mixed rank", *extra, scale=0.5))
+
+    return [LoRA(layers(seed), "synthetic", notes=(f"number {seed}",)) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_unstacked_loras_stack_to_the_same_batch(dtype: torch.dtype) -> None:
+    loras = mixed_loras(dtype)
+    spec = shared_spec(loras)
+    batch = stack(loras, spec, dtype)
+    again = stack(unstack(batch), spec, dtype)
+    assert all(torch.equal(x, y) for x, y in zip(batch.U + batch.V, again.U + again.V, strict=True))
+    assert torch.equal(batch.ranks, again.ranks)
+    assert batch.magnitudes is not None and again.magnitudes is not None
+    assert torch.equal(batch.magnitudes, again.magnitudes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_loras_come_back_from_a_batch_number_for_number(dtype: torch.dtype) -> None:
+    loras = [random_lora([("a", 7, 5, rank), ("b", 6, 9, 3)], rank, dtype, scale=0.3 * rank) for rank in (2, 3)]
+    loras = [replace(lora, notes=("kept",)) for lora in loras]
+    back = unstack(stack(loras, shared_spec(loras), torch.float64), like=loras)
+    for lora, own in zip(loras, back, strict=True):
+        assert own.notes == ("kept",) and own.ranks == lora.ranks and own.dtypes == lora.dtypes
+        for x, y in zip(lora.layers, own.layers, strict=True):
+            assert torch.equal(x.U, y.U) and torch.equal(x.V, y.V) and x.scale == y.scale
+    with pytest.raises(ModelError, match="2 LoRAs and 1"):
+        unstack(stack(loras, shared_spec(loras)), like=loras[:1])
+
+
+def test_what_comes_back_is_the_same_function_after_an_action() -> None:
+    loras = mixed_loras(torch.float64)
+    batch = stack(loras, shared_spec(loras), torch.float64)
+    moved = act(sample_for(batch, GL, generator=torch.Generator().manual_seed(0)), batch)
+    for lora, own in zip(loras, unstack(moved, like=loras), strict=True):
+        for x, y in zip(lora.layers, own.layers, strict=True):
+            assert relative_change(y.delta(torch.float64).flatten(), x.delta(torch.float64).flatten()) <= 1e-9
+
+
+def test_kronecker_products_of_other_factor_shapes_are_not_stacked() -> None:
+    def lora(one: tuple[int, int], two: tuple[int, int]) -> LoRA:
+        return LoRA((LoRALayer("x", Kronecker(Whole(torch.randn(one)), Whole(torch.randn(two)))),))
+
+    a, b = lora((2, 8), (8, 2)), lora((4, 4), (4, 4))
+    with pytest.raises(ModelError, match="share no module"):
+        shared_spec([a, b])
+    assert "Kronecker product of 4 × 4 and 4 × 4" in shared_spec([a]).misfits(b)[0]
+    both = LoRA((*a.layers, LoRALayer("y", b.layers[0].parametrisation)))
+    assert len(shared_spec([both]).groups) == 2
