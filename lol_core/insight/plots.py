@@ -213,7 +213,7 @@ def base_map(table: pd.DataFrame, title: str, signed: bool = False) -> go.Figure
         )
     )
     figure.update_xaxes(
-        title="block, in the file's order",
+        title="block",
         tickvals=list(range(len(short))),
         ticktext=short,
         showticklabels=len(short) <= 24,
