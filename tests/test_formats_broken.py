@@ -14,8 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from benchmarks import fuzz_formats
+from benchmarks.fuzz_formats import Tally, work
+from benchmarks.fuzz_inputs import own_seeds
+from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
-from lol_core.formats import read
+from lol_core.formats import probe, read
 from tests.builders import random_lora, write_peft
 
 
@@ -140,3 +144,61 @@ def test_dtypes_may_be_mixed_in_one_file(tmp_path: Path) -> None:
         tmp_path / "x.safetensors",
     )
     assert (read(tmp_path / "x.safetensors").layers[0].delta() == 1).all()
+
+
+def test_the_fuzzer_finds_nothing_in_a_few_hundred_files(tmp_path: Path) -> None:
+    tally = work(own_seeds(), Tally(number=1), 300, lambda index: None, tmp_path)
+    assert tally.findings == {} and tally.next == 300
+    assert tally.outcomes["read"] > 30 and tally.outcomes["refused"] > 30
+
+
+def test_the_fuzzer_sees_a_crash_a_disagreement_and_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each planted in its turn; the run goes on after each, and a hang is told from a crash."""
+    seeds = own_seeds()
+
+    def crash(path: Path) -> LoRA:
+        raise ValueError("planted")
+
+    def hang(path: Path) -> LoRA:
+        while True:
+            pass
+
+    for planted, outcome in ((crash, "crash"), (lambda path: random_lora(), "disagreement")):
+        monkeypatch.setattr(fuzz_formats, "probe", planted)
+        tally = fuzz_formats.watched(seeds, Tally(number=1), 12)
+        assert tally.outcomes[outcome] and tally.next == 12
+    monkeypatch.setattr(fuzz_formats, "LIMIT", 0.2)
+    monkeypatch.setattr(fuzz_formats, "probe", hang)
+    tally = fuzz_formats.watched(seeds, Tally(number=1), 1)
+    assert tally.outcomes == {"hang": 1} and tally.next == 1
+
+
+ODD_FACTORS = {
+    "one_dimension": {"q.lora_A.weight": (2,), "q.lora_B.weight": (4, 2)},
+    "no_dimension": {"q.lora_A.weight": (), "q.lora_B.weight": (4, 2)},
+    "six_dimensions": {"q.lora_A.weight": (2, 3, 1, 1, 1, 1), "q.lora_B.weight": (4, 2)},
+    "flat_beside_a_mixer": {"q.lora_A.weight": (2,), "q.lora_B.weight": (4, 2), "q.lora_AB.weight": (2, 2)},
+    "cube_of_a_hadamard_product": {
+        "q.hada_w1_a": (4, 2, 1),
+        "q.hada_w1_b": (2, 5),
+        "q.hada_w2_a": (4, 2),
+        "q.hada_w2_b": (2, 5),
+    },
+    "flat_kronecker_factor": {"q.lokr_w1": (2,), "q.lokr_w2": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("name", ODD_FACTORS)
+def test_factors_of_other_dimensions_are_refused(name: str, tmp_path: Path) -> None:
+    save_file({key: torch.ones(shape) for key, shape in ODD_FACTORS[name].items()}, tmp_path / "x.safetensors")
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match="q: its .* has the shape .*; expected .* dimensions"):
+            open_(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "auto", float("nan"), float("inf"), 10**12, None, [2]])
+def test_a_pooling_that_cannot_be_is_refused(size: object, tmp_path: Path) -> None:
+    write_peft(tmp_path, random_lora([("x", 6, 5, 2)]), use_qalora=True, qalora_group_size=size)
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match="qalora_group_size"):
+            open_(tmp_path)

@@ -14,11 +14,27 @@ from lol_core.formats.names import Role
 
 WHOLE_NUMBERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 
+DIMENSIONS: dict[str, tuple[int, int]] = {
+    **dict.fromkeys((Role.DOWN, Role.UP, Role.LOKR_W1, Role.LOKR_W2), (2, 5)),
+    **dict.fromkeys((Role.TRANSPOSED_DOWN, Role.TRANSPOSED_UP, Role.EMBEDDING_DOWN, Role.EMBEDDING_UP), (2, 2)),
+    **dict.fromkeys((Role.HADA_W1_A, Role.HADA_W1_B, Role.HADA_W2_A, Role.HADA_W2_B, Role.MIXER), (2, 2)),
+    **dict.fromkeys((Role.LOKR_W1_A, Role.LOKR_W1_B, Role.LOKR_W2_A, Role.LOKR_W2_B), (2, 2)),
+    **dict.fromkeys((Role.HADA_T1, Role.HADA_T2, Role.LOKR_T2, Role.MID), (3, 5)),
+    Role.DIAGONAL: (1, 2),
+}
+"""Fewest and most dimensions that a part can have: a convolution's factors have two more than a matrix, or three."""
+
 
 def plain(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Role → tensor from slot → tensor (see `names.Part.slot`). Raises LoRAFormatError when they do not fit."""
     tensors = _together(name, _dequantised(name, slots))
     for role, tensor in tensors.items():
+        least, most = DIMENSIONS.get(role, (0, 5))
+        if not least <= tensor.ndim <= most:
+            expected = f"{least} to {most}" if least < most else most
+            raise LoRAFormatError(
+                f"{name}: its {role} has the shape {tuple(tensor.shape)}; expected {expected} dimensions."
+            )
         if role not in (Role.ALPHA, Role.SCALE) and (tensor.numel() == 0 or tensor.dtype in WHOLE_NUMBERS):
             what = (
                 "no numbers" if tensor.numel() == 0 else f"whole numbers ({str(tensor.dtype)[6:]}) without their scale"

@@ -16,6 +16,9 @@ from lol_core.formats.scale import number
 RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Initialisations that take something out of the base weights, or replace them."""
 
+MAX_POOLED = 4096
+"""Inputs that QALoRA may pool to one."""
+
 
 def matches(keys: list[str]) -> bool:
     return any((part := role_of(key)) is not None and part.role in FACTORS for key in keys)
@@ -88,7 +91,13 @@ def _block_diagonal(name: str, down: Tensor, up: Tensor, settings: object) -> tu
 
 def _unpooled(down: Tensor, config: Config) -> Tensor:
     """QALoRA: lora_A sees the input averaged over groups of g and multiplied by their number; (r, in/g) → (r, in)."""
-    size = int(number(config.get("qalora_group_size")) or 16)
+    given = config.get("qalora_group_size", 16)
+    size = int(given) if isinstance(given, int) and 1 <= given <= MAX_POOLED else 0
+    if not size or down.ndim != 2:
+        raise LoRAFormatError(
+            f"QALoRA pools {str(given)[:40]} inputs (qalora_group_size) for a lora_A of shape {tuple(down.shape)};"
+            f" expected a whole number up to {MAX_POOLED} and a matrix."
+        )
     return (down.float() * (down.shape[1] / size)).repeat_interleave(size, dim=1)
 
 

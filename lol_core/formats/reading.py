@@ -127,7 +127,7 @@ class Dialect:
             scale_rank=int(by_rank) if by_rank and by_rank >= 1 else None,
         )
         _check_magnitude(layer, tensors.get(Role.MAGNITUDE))
-        if layer.factor_shapes is None and Role.DOWN in tensors and layer.rank > max(layer.n, layer.m):
+        if not layer.factor_shapes and Role.DOWN in tensors and layer.rank > max(layer.n, layer.m):
             raise LoRAFormatError(
                 f"{name}: rank {layer.rank} of a {layer.n} × {layer.m} module. A rank above both dimensions means"
                 " transposed factors, or no LoRA."
@@ -171,7 +171,7 @@ def _vote(stored: Mapping[str, Mapping[str, Tensor]]) -> bool | None:
 
 def _check_ranks(layers: list[LoRALayer]) -> None:
     """Raises LoRAFormatError when most modules have a rank above their smaller side: nobody trains that."""
-    pairs = [layer for layer in layers if layer.factor_shapes is None and layer.kind in (Kind.LINEAR, Kind.CONV)]
+    pairs = [layer for layer in layers if not layer.factor_shapes and layer.kind in (Kind.LINEAR, Kind.CONV)]
     above = [layer for layer in pairs if layer.rank > min(layer.n, layer.m)]
     if 2 * len(above) > len(pairs):
         layer = above[0]
@@ -182,7 +182,7 @@ def _check_ranks(layers: list[LoRALayer]) -> None:
 
 
 def _check_magnitude(layer: LoRALayer, magnitude: Tensor | None) -> None:
-    if magnitude is not None and layer.magnitude_axis != ("m" if magnitude.ndim > 1 else "n"):
+    if magnitude is not None and layer.magnitude_axis != (1 if magnitude.ndim > 1 else 0):
         expected = layer.weight_shape[1] if magnitude.ndim > 1 else layer.weight_shape[0]
         raise LoRAFormatError(
             f"{layer.name}: the DoRA magnitude has {magnitude.numel()} entries; expected {expected} along this axis."
