@@ -29,9 +29,10 @@ from lol_core.core.symmetry import (
     sample_for,
 )
 from lol_core.errors import LoLError
+from lol_core.experiments.paper import FIVE
 from lol_core.insight import plots
 from lol_core.learning.memory import check_memory
-from lol_core.learning.models import FIVE, LoLModel, ModelConfig, make_model
+from lol_core.learning.models import LoLModel, make_model
 from lol_core.learning.models.gl_net import GLNet
 from lol_core.learning.tasks import Multiclass, Regression, Task
 from ui.figures import figure, take
@@ -132,7 +133,7 @@ def fresh_models(fingerprint: str, digest: str, _spec: WeightSpec, _batch: Batch
         with torch.random.fork_rng():
             torch.manual_seed(0)
             try:
-                config = ModelConfig(width=32, equivariant_layers=2)
+                config = kind.configure(width=32, equivariant_layers=2)
                 check_memory(name, _spec, 1, config, torch.device("cpu"), fitted=False)
                 model = make_model(name, _spec, 1, config)
             except LoLError:

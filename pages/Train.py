@@ -17,7 +17,7 @@ from lol_core.learning.devices import devices
 from lol_core.learning.evaluation import METRIC_TITLES
 from lol_core.learning.fit import Plan, plan
 from lol_core.learning.leaderboard import verdict, verdicts
-from lol_core.learning.models import MODELS, ModelConfig
+from lol_core.learning.models import MODELS
 from lol_core.learning.models.layers import NONLINEARITIES
 from lol_core.learning.parts import parts_here
 from lol_core.learning.tasks import kind_of
@@ -126,7 +126,16 @@ with st.expander("Settings", icon=":material/tune:", key=key("settings")):
 
 
 def make_config(name: str, seed: int) -> TrainingConfig:
-    shape = ModelConfig(width, depth, dropout, normalize, equivariant_width, equivariant_layers, sigma, mean_products)
+    shape = MODELS[name].configure(
+        width=width,
+        depth=depth,
+        dropout=dropout,
+        normalize=normalize,
+        equivariant_width=equivariant_width,
+        equivariant_layers=equivariant_layers,
+        sigma=sigma,
+        mean_products=mean_products,
+    )
     return TrainingConfig(
         model=name,
         model_config=shape,

@@ -19,7 +19,7 @@ from lol_core.learning.models import MODELS, ModelConfig
 def test_contributions_are_how_fast_the_prediction_grows(
     model: str, target: str, synthetic_zoo: Zoo, tmp_path: Path
 ) -> None:
-    config = TrainingConfig(model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=5)
+    config = TrainingConfig(model=model, model_config=ModelConfig(width=16), epochs=5)
     checkpoint = train(synthetic_zoo, plan(synthetic_zoo, [target], config), config, tmp_path / "run")
     lora = synthetic_zoo.load(synthetic_zoo.ids[0])
 

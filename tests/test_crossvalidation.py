@@ -13,9 +13,7 @@ from lol_core.learning.fit import Stopped
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.verdict import Difference
 
-CONFIG = TrainingConfig(
-    model="gl_net", model_config=ModelConfig(width=16, equivariant_width=4), epochs=4, batch_size=16
-)
+CONFIG = TrainingConfig(model="gl_net", model_config=ModelConfig(width=16), epochs=4, batch_size=16)
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,17 @@ from lol_core.core.groups import GL
 from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import LoLError
 from lol_core.experiments import NAMES, run
+from lol_core.experiments.ablation import without
 from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Result, blocks, said, verdict, wide, write_report
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.timing import Shape, needs
-from lol_core.experiments.trials import SMALL, Context, Setting, Trials
+from lol_core.experiments.trials import SMALL, Context, Setting, Trials, Variant
 from lol_core.learning.fit import Stopped
-from lol_core.learning.models import FIVE, make_model
+from lol_core.learning.models import make_model
+from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Multiclass
 from tests.builders import random_batch
 from tests.conftest import ROOT
@@ -81,7 +84,8 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_labels_are_shuffled_for_a_model_that_memorises_too(tmp_path: Path) -> None:
     trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path, ("dsire",))
     whole, shuffled = (
-        trials._fitted("dsire", SMALL.grid[0], 0, flag).model.get_buffer("answers") for flag in (False, True)
+        trials._fitted("dsire", SMALL.settings(Variant.of("dsire"))[0], 0, flag).model.get_buffer("answers")
+        for flag in (False, True)
     )
     assert not torch.equal(whole, shuffled) and torch.equal(whole.sort(0).values, shuffled.sort(0).values)
 
@@ -90,27 +94,35 @@ def test_a_question_asked_of_other_models_or_seeds_is_another_question(tmp_path:
     context = Context(SAMPLES, tmp_path, replace(SMALL, loras=30))
     one = context.trials(LOSS_QUESTION, ("svd",))
     assert context.trials(LOSS_QUESTION, ("svd",)) is one
-    assert context.trials(LOSS_QUESTION, ("dsire",)).models == ("dsire",)
+    assert list(context.trials(LOSS_QUESTION, ("dsire",)).variants) == ["dsire"]
     assert context.trials(LOSS_QUESTION, ("svd",), 2).table()["seed"].max() == 1
 
 
 def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
-    budget = replace(SMALL, grid=tuple(Setting(rate, False) for rate in (0.1, 0.2, 0.3)))
+    budget = replace(SMALL, learning_rates=(0.1, 0.2, 0.3))
     trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path)
-    for setting, loss, r2 in zip(budget.grid, (0.5, 0.4, 0.6), (0.9, 0.1, 0.95), strict=True):
+    for setting, loss, r2 in zip(budget.settings(Variant.of("svd")), (0.5, 0.4, 0.6), (0.9, 0.1, 0.95), strict=True):
         assert trials.table().empty, "a search that is not complete does not count"
         trials._write("svd", 0, {"r2": r2}, setting.to_dict(), loss)
     assert trials.table()["r2"].tolist() == [0.1]
 
 
 def test_models_are_searched_over_what_makes_a_difference_to_them() -> None:
-    budget = replace(
-        SMALL, grid=tuple(Setting(rate, normalize) for rate in (1e-3, 1e-2) for normalize in (False, True))
+    budget = replace(SMALL, learning_rates=(1e-3, 1e-2), options=None)
+    tried = {name: budget.settings(Variant.of(name)) for name in ("gl_net", "tucker", "w2t", "dsire")}
+    assert [len(settings) for settings in tried.values()] == [4, 4, 2, 1]
+    configs = [
+        budget.config(variant, setting, 0).shape
+        for variant in (Variant.of("tucker"), without(Part.SIZES))
+        for setting in budget.settings(variant)
+    ]
+    assert [config.direction_weight for config in configs if isinstance(config, TuckerConfig)] == [1.0, 0.1] * 4
+    assert (
+        not any(config.normalize for config in configs)
+        and configs[-1].to_dict()["parts"] != configs[0].to_dict()["parts"]
     )
-    assert [len(budget.settings(name)) for name in ("gl_net", "tucker", "w2t", "dsire")] == [4, 4, 2, 1]
-    weights = {setting.direction_weight for setting in budget.settings("tucker, without sizes")}
-    assert weights == {1.0, 0.1} and not any(setting.normalize for setting in budget.settings("tucker"))
-    assert Setting(1e-3, False).to_dict() == {"learning_rate": 1e-3, "normalize": False}
+    line = {"learning_rate": 1e-3, "normalize": False}
+    assert tried["gl_net"][0].to_dict() == line and Setting.from_dict(line) == tried["gl_net"][0]
 
 
 @pytest.mark.parametrize("p", [0.5, 0.8, 0.95, 1.0])

@@ -112,7 +112,7 @@ def test_any_lora_is_drawn_without_a_ranking(few_loras: Path, tmp_path: Path) ->
 
 def test_a_model_ranks_the_loras_it_was_not_trained_on(few_loras: Path) -> None:
     zoo = Zoo.open(few_loras)
-    config = TrainingConfig(model="gl_net", model_config=ModelConfig(width=8, equivariant_width=4), epochs=2)
+    config = TrainingConfig(model="gl_net", model_config=ModelConfig(width=8), epochs=2)
     checkpoint = train(zoo, plan(zoo, ["clip_score"], config), config, runs_folder(zoo) / "one")
     test = drawn(opened("Images", few_loras))
     text = text_of(test)

@@ -21,9 +21,7 @@ from lol_core.learning.verdict import Difference, Outcome, judge, over_seeds
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> tuple[Zoo, Checkpoint]:
     zoo = Zoo.open(synthetic_folder)
-    config = TrainingConfig(
-        model="gl_net", model_config=ModelConfig(width=16, equivariant_width=4), epochs=4, batch_size=16
-    )
+    config = TrainingConfig(model="gl_net", model_config=ModelConfig(width=16), epochs=4, batch_size=16)
     return zoo, train(zoo, plan(zoo, ["size"], config), config, tmp_path_factory.mktemp("run") / "run")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -12,21 +14,22 @@ from lol_core.core.geometry import singular_values
 from lol_core.core.groups import GL
 from lol_core.core.symmetry import TOLERANCES, act, invariance_error, relative_change, sample_for
 from lol_core.errors import ModelError
-from lol_core.learning.models import NEWER, LoLModel, ModelConfig, make_model
+from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
+from lol_core.learning.models.gl_net import GLNetConfig
 from lol_core.learning.models.mvprobe import Views
 from lol_core.learning.models.spectral import statistics
-from lol_core.learning.models.tucker import PARTS, TuckerNet, leading_directions
+from lol_core.learning.models.tucker import Part, TuckerConfig, TuckerNet, leading_directions
 from lol_core.learning.models.w2t import triplets
 from tests.builders import SHAPES, random_batch, random_lora
 from tests.test_models import FLOATS, shapes_of
 
 
-def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int = 0, without: str = "") -> LoLModel:
+def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> LoLModel:
     """A model with random weights everywhere, prepared on the batch; one that memorises knows it, with random
     answers.
     """
     torch.manual_seed(seed)
-    model = make_model(name, batch.spec, 3, ModelConfig(width=16, without=without))
+    model = make_model(name, batch.spec, 3, find_model(name).configure(width=16, **options))
     sample = batch.to(dtype=torch.float32)
     model.prepare(sample, torch.Generator().manual_seed(seed))
     if model.memorizes:
@@ -37,11 +40,13 @@ def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int 
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", [name for name, kind in NEWER.items() if kind.symmetry != "none" and name != "w2t"])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in MODELS.items() if kind.symmetry is not None and kind.any_rank and name != "w2t"]
+)
 @given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
 @settings(max_examples=15)
 def test_what_a_model_promises_holds(name: str, dtype: torch.dtype, ranks: list[int], kappa: float, seed: int) -> None:
-    group = NEWER[name].symmetry
+    group = MODELS[name].symmetry
     assert group is not None, "it promises nothing"
     batch = random_batch(shapes_of(ranks, seed), 3, seed).to(dtype=dtype)
     model = made(name, batch, dtype, seed)
@@ -80,7 +85,7 @@ def test_mixed_and_other_ranks_are_read_and_padding_changes_nothing() -> None:
     spec = shared_spec(loras)
     batch = stack(loras, spec, torch.float64)
     higher = stack([random_lora([("a", 7, 5, 5), ("b", 6, 9, 6)])], spec, torch.float64)
-    for name in NEWER:
+    for name in (name for name, kind in MODELS.items() if kind.any_rank):
         model = made(name, batch)
         alone = torch.cat([model(stack([lora], spec, torch.float64)) for lora in loras])
         torch.testing.assert_close(alone, model(batch), msg=name)
@@ -89,7 +94,7 @@ def test_mixed_and_other_ranks_are_read_and_padding_changes_nothing() -> None:
 
 def test_an_update_of_zero_is_read_too() -> None:
     zero = random_batch().map(torch.zeros_like)
-    for name in NEWER:
+    for name in (name for name, kind in MODELS.items() if kind.any_rank):
         assert torch.isfinite(made(name, random_batch())(zero)).all(), name
 
 
@@ -151,13 +156,13 @@ def test_leading_directions_span_what_varies_most(n: int, N: int, count: int, se
     torch.testing.assert_close(kept, best)
 
 
-@pytest.mark.parametrize("without", PARTS)
-def test_tuckernet_is_invariant_without_any_of_its_parts_too(without: str) -> None:
+@pytest.mark.parametrize("without", Part)
+def test_tuckernet_is_invariant_without_any_of_its_parts_too(without: Part) -> None:
     batch = random_batch(count=6)
-    model = made("tucker", batch, without=without)
+    model = made("tucker", batch, parts=frozenset(Part) - {without})
     assert invariance_error(model, batch, GL, condition=100.0) <= 1e-9
     full = made("tucker", batch)
-    assert without == "" or full.n_features() != model.n_features() or not torch.allclose(full(batch), model(batch))
+    assert full.n_features() != model.n_features() or not torch.allclose(full(batch), model(batch))
 
 
 def test_tuckernet_reads_products_in_its_bases() -> None:
@@ -191,7 +196,7 @@ def test_tuckernet_separates_size_from_direction() -> None:
 def test_the_weight_of_directions_leaves_the_sizes_alone() -> None:
     batch = random_batch(count=6)
     whole, tenth = (
-        make_model("tucker", batch.spec, 1, ModelConfig(direction_weight=weight)).double() for weight in (1.0, 0.1)
+        make_model("tucker", batch.spec, 1, TuckerConfig(direction_weight=weight)).double() for weight in (1.0, 0.1)
     )
     sizes = len(batch.spec.modules) * (batch.spec.rank + 1)
     one, other = whole.described(batch), tenth.described(batch)
@@ -199,9 +204,13 @@ def test_the_weight_of_directions_leaves_the_sizes_alone() -> None:
     torch.testing.assert_close(one[:, -sizes:], other[:, -sizes:])
 
 
-def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(ModelError, match="no part 'head' to leave out"):
-        make_model("tucker", random_batch().spec, 1, ModelConfig(without="head"))
+def test_a_configuration_belongs_to_its_model() -> None:
+    spec = random_batch().spec
+    with pytest.raises(ModelError, match="GL-net is configured by GLNetConfig; found TuckerConfig"):
+        make_model("gl_net", spec, 1, TuckerConfig())
+    plain = make_model("gl_net", spec, 1, ModelConfig(width=5)).config
+    assert plain == GLNetConfig(width=5), "choices that every model has leave a model's own as usual"
+    assert MODELS["svd"].configure(width=5, equivariant_width=3) == ModelConfig(width=5)
 
 
 def test_features_computed_once_are_those_of_the_forward_pass() -> None:

@@ -13,10 +13,11 @@ from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
 from lol_core.experiments import OF_PAPER
+from lol_core.experiments.paper import SINCE
 from lol_core.experiments.result import Result
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.fit import plan, train
-from lol_core.learning.models import NEWER, ModelConfig
+from lol_core.learning.models import ModelConfig
 from lol_core.learning.parts import parts_here
 from tests.builders import write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
@@ -78,9 +79,7 @@ def trained(folder: Path, *models: str, targets: tuple[str, ...] = ("size",)) ->
     """Models in the place where the app keeps those of a collection."""
     zoo = Zoo.open(folder)
     for model in models:
-        config = TrainingConfig(
-            model=model, model_config=ModelConfig(width=16, equivariant_width=4), epochs=3, batch_size=16
-        )
+        config = TrainingConfig(model=model, model_config=ModelConfig(width=16), epochs=3, batch_size=16)
         train(zoo, plan(zoo, targets, config), config, runs_folder(zoo) / f"{model}-{'-'.join(targets)}")
     return zoo
 
@@ -203,19 +202,19 @@ def test_a_broken_file_on_the_lora_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["LoRA", "Map", "Train", "Predictions", "Invariance", "Images"])
 def test_the_newer_models_are_shown_like_the_five(page: str, tmp_path: Path) -> None:
     write_zoo(tmp_path, 40)
-    trained(tmp_path, *NEWER)
+    trained(tmp_path, *SINCE)
     test = settled(opened(page, tmp_path))
     assert not test.exception and not test.error
     if page == "LoRA":
         options = test.selectbox(key="lora.coloured_by").options
         asked = [option for option in options if "contribution" in option]
-        assert len(asked) == len(NEWER)
+        assert len(asked) == len(SINCE)
         for option in asked:
             test.selectbox(key="lora.coloured_by").select(option).run()
             assert not test.exception, option
     if page == "Map":
         latents = [option for option in test.selectbox(key="map.space").options if "Latent" in option]
-        assert len(latents) == len(NEWER)
+        assert len(latents) == len(SINCE)
         for option in latents:
             test.selectbox(key="map.space").select(option).run()
             test = settled(test)

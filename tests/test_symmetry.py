@@ -9,8 +9,8 @@ from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.groups import GL, GROUPS, PERMUTATION, SCALING, Group, O
 from lol_core.core.symmetry import Stage, act, carried, for_spec, product_change, sample_for
 from lol_core.core.symmetry import given as given_matrices
-from lol_core.learning.models import ModelConfig, make_model
-from lol_core.learning.models.gl_net import GLNet
+from lol_core.learning.models import make_model
+from lol_core.learning.models.gl_net import GLNet, GLNetConfig
 from tests.builders import random_batch, random_lora
 
 
@@ -125,7 +125,7 @@ def test_r_for_fewer_modules_is_the_same_r() -> None:
 
 def test_r_enters_gl_net_and_leaves_it_in_the_products() -> None:
     batch = random_batch()
-    model = make_model("gl_net", batch.spec, 1, ModelConfig(equivariant_layers=2)).double()
+    model = make_model("gl_net", batch.spec, 1, GLNetConfig(equivariant_layers=2)).double()
     assert isinstance(model, GLNet)
     found = carried(
         model.stages, batch, sample_for(batch, GL, condition=10.0, generator=torch.Generator().manual_seed(0))

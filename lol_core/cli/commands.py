@@ -33,7 +33,8 @@ from lol_core.learning.evaluation import METRIC_TITLES
 from lol_core.learning.fit import Progress, plan
 from lol_core.learning.fit import train as train_model
 from lol_core.learning.leaderboard import verdicts
-from lol_core.learning.models import MODELS, ModelConfig
+from lol_core.learning.models import MODELS, ModelConfig, find_model
+from lol_core.learning.models.gl_net import GLNetConfig
 
 app = typer.Typer(
     help="Learning on LoRAs: look at LoRA files, train models that read them, check their symmetry.",
@@ -145,8 +146,8 @@ def train(
     ] = TrainingConfig.patience,
     width: Annotated[int, typer.Option(help="Width of the head.")] = ModelConfig.width,
     dropout: float = ModelConfig.dropout,
-    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = ModelConfig.equivariant_width,
-    equivariant_layers: Annotated[int, typer.Option(help="GL-net only.")] = ModelConfig.equivariant_layers,
+    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = GLNetConfig.equivariant_width,
+    equivariant_layers: Annotated[int, typer.Option(help="GL-net only.")] = GLNetConfig.equivariant_layers,
     mean_products: Annotated[
         bool, typer.Option(help="GL-net only: the mean of each product (appendix D.1.1).")
     ] = False,
@@ -163,8 +164,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a LoL model and report its test scores beside its controls. Ctrl-C stops it with everything saved."""
-    shape = replace(
-        ModelConfig(),
+    shape = find_model(model).configure(
         width=width,
         dropout=dropout,
         equivariant_width=equivariant_width,
@@ -245,7 +245,7 @@ def crossvalidate(
     learning_rate: float = TrainingConfig.learning_rate,
     width: Annotated[int, typer.Option(help="Width of the head.")] = ModelConfig.width,
     dropout: float = ModelConfig.dropout,
-    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = ModelConfig.equivariant_width,
+    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = GLNetConfig.equivariant_width,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
     device: str = "auto",
     as_json: AsJson = False,
@@ -253,7 +253,7 @@ def crossvalidate(
     """Predict every LoRA by a model that has not seen it, and say how much better that ranks them than the controls
     do.
     """
-    shape = replace(ModelConfig(), width=width, dropout=dropout, equivariant_width=equivariant_width)
+    shape = find_model(model).configure(width=width, dropout=dropout, equivariant_width=equivariant_width)
     config = TrainingConfig(
         model=model,
         model_config=shape,

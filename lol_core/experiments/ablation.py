@@ -7,20 +7,27 @@ import pandas as pd
 from lol_core.experiments.comparison import SEARCH, cells, chart, differences, settings, summary
 from lol_core.experiments.newer import ASKED
 from lol_core.experiments.result import Finding, Result, verdict
-from lol_core.experiments.trials import WITHOUT, Context
-from lol_core.learning.models.tucker import PARTS
+from lol_core.experiments.trials import Context, Variant
+from lol_core.learning.models.tucker import Part
 
 TITLE = "TuckerNet without each of its parts"
 COLUMNS = ("CLIP score, τ", "attributes, accuracy", "classes, accuracy", "sources, accuracy", "validation loss, R²")
-VARIANTS = ("tucker", *(f"tucker{WITHOUT}{part}" for part in PARTS if part))
 MEANT = {
-    "second order": "the covariances D Dᵀ and Dᵀ D",
-    "first order": "the products Φᵀ D Ψ",
-    "sizes": "‖ΔW‖ and the spectra, and the MLP over them",
-    "unit norm": "the division of ΔW by its norm",
-    "training basis": "bases from the training LoRAs (random ones instead)",
-    "linear reading": "the linear reading of the directions (an MLP over everything instead)",
+    Part.SECOND_ORDER: "the covariances D Dᵀ and Dᵀ D",
+    Part.FIRST_ORDER: "the products Φᵀ D Ψ",
+    Part.SIZES: "‖ΔW‖ and the spectra, and the MLP over them",
+    Part.UNIT_NORM: "the division of ΔW by its norm",
+    Part.TRAINING_BASIS: "bases from the training LoRAs (random ones instead)",
+    Part.LINEAR_READING: "the linear reading of the directions (an MLP over everything instead)",
 }
+
+
+def without(part: Part) -> Variant:
+    options = (("parts", frozenset(Part) - {part}),)
+    return Variant("tucker", f"tucker, without {part}", f"TuckerNet, without {part}", options)
+
+
+VARIANTS: tuple[str | Variant, ...] = ("tucker", *map(without, Part))
 
 
 def run(context: Context) -> Result:
@@ -31,7 +38,7 @@ def run(context: Context) -> Result:
     findings = []
     for part, said in MEANT.items():
         gaps = {
-            column: differences(trials, ASKED[column][1], "tucker", f"tucker{WITHOUT}{part}")
+            column: differences(trials, ASKED[column][1], "tucker", without(part).name)
             for column, trials in asked.items()
         }
         best = max(gaps, key=lambda column: gaps[column][0] / max(gaps[column][1], 1e-9))

@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import t as student
 
+from lol_core.experiments.paper import COMPARED
 from lol_core.experiments.result import environment, mean_and_error
-from lol_core.experiments.trials import CONTROLS, KERNEL, Budget, Trials, whole
+from lol_core.experiments.trials import CONTROLS, KERNEL, SHUFFLED, Budget, Trials
 from lol_core.insight.plots import models_beside_controls
-from lol_core.learning.models import MODELS
 
 Papers = Mapping[str, tuple[float, float]]
 """Model → the paper's mean and standard deviation."""
@@ -26,11 +26,12 @@ def summary(trials: Trials, score: str) -> pd.DataFrame:
     """
     table = trials.table()
     rows = {}
-    for name in [*sorted(trials.models, key=lambda name: list(MODELS).index(whole(name))), KERNEL, *CONTROLS]:
-        shuffled = [f"{model}, shuffled labels" for model in trials.models]
-        part = table[table["model"].isin(shuffled)] if name == "shuffled labels" else table[table["model"] == name]
+    order = sorted(trials.variants, key=lambda name: list(COMPARED).index(trials.variants[name].model))
+    for name in [*order, KERNEL, *CONTROLS]:
+        shuffled = [variant.shuffled for variant in trials.variants.values()]
+        part = table[table["model"].isin(shuffled)] if name == SHUFFLED else table[table["model"] == name]
         values = part[score].to_numpy(float) if score in part else np.array([])
-        rows[title_of(name)] = (
+        rows[title_of(name, trials)] = (
             values.mean() if len(values) else np.nan,
             values.std(ddof=1) if len(values) > 1 else np.nan,
         )
@@ -54,16 +55,18 @@ def interval(values: pd.Series) -> tuple[float, float]:
     return mean, float(student.ppf(0.975, len(values) - 1)) * error if len(values) > 1 else float("inf")
 
 
-def title_of(name: str) -> str:
-    """How a row is called: a model's title, with what is left out of it; the product kernel; a control."""
-    if whole(name) in MODELS:
-        return name.replace(whole(name), MODELS[whole(name)].title, 1)
+def title_of(name: str, trials: Trials | None = None) -> str:
+    """How a row is called: a model's title, or that of an experiment's variant; the product kernel; a control."""
+    if trials is not None and name in trials.variants:
+        return trials.variants[name].title
+    if name in COMPARED:
+        return COMPARED[name].title
     return name if name == KERNEL else f"control: {name}"
 
 
 def cells(column: str, found: pd.DataFrame, papers: Papers | None = None) -> pd.DataFrame:
     """One column of a table, beside the paper's."""
-    told = {MODELS[name].title: values for name, values in (papers or {}).items()}
+    told = {COMPARED[name].title: values for name, values in (papers or {}).items()}
     rows = [(row, column, mean, std, *told.get(row, (np.nan, np.nan))) for row, mean, std in found.itertuples()]
     return pd.DataFrame(rows, columns=["row", "column", "mean", "std", "paper", "paper_std"])
 

@@ -11,6 +11,7 @@ import torch
 
 from lol_core.experiments.comparison import cells, settings
 from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
 from lol_core.experiments.table2 import QUESTION
 from lol_core.experiments.trials import KERNEL, Context, Kept, Trials
@@ -20,7 +21,6 @@ from lol_core.insight.generation import Stopped as StoppedDrawing
 from lol_core.insight.plots import sheet
 from lol_core.learning.evaluation import control_predictions
 from lol_core.learning.fit import Progress, Stopped, control_features
-from lol_core.learning.models import FIVE
 
 TITLE = "Figure 3: the LoRAs predicted best and worst"
 GL_NET, NORMS, CHANCE = FIVE["gl_net"].title, "control: norms only", "control: all test LoRAs"

@@ -15,9 +15,10 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, concatenate, shared_spec, stack
 from lol_core.experiments.comparison import cells, settings, title_of
 from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION
-from lol_core.experiments.trials import CONTROLS, KERNEL, Context, Kept, Scores, Trials
+from lol_core.experiments.trials import CONTROLS, KERNEL, Context, Kept, Scores, Trials, Variant
 from lol_core.finetuning.image_zoos import ImageZoo
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people
@@ -25,7 +26,6 @@ from lol_core.finetuning.recipes import CELEBA
 from lol_core.insight.plots import across
 from lol_core.learning.evaluation import control_predictions, norm_features, structure_features
 from lol_core.learning.fit import Fit, Progress, Stopped
-from lol_core.learning.models import FIVE
 
 TITLE = "Figure 4: models of rank 4 on LoRAs of other ranks"
 RANKS = (1, 2, 4, 8, 16, 32)
@@ -171,7 +171,7 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
     """Name → rank → scores, of what was fitted to the same LoRAs of Faces: a constant, structure, norms, and the
     product kernel.
     """
-    fit = trials.prepared("gl_net", trials.budget.grid[0], seed)
+    fit = trials.prepared("gl_net", trials.budget.settings(Variant.of("gl_net"))[0], seed)
     faces, known = trials.zoo, fit.split["train"] + fit.split["validation"]
     own = fit.factors.batch(known)
     y = fit.task.numbers(fit.task.encode(faces.labels.loc[known]))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, environment
 from lol_core.experiments.timing import MEMORY_SHARE, Shape, needs, time_model
 from lol_core.experiments.trials import Context
@@ -15,7 +16,6 @@ from lol_core.insight.plots import across
 from lol_core.learning.devices import find_device
 from lol_core.learning.fit import Progress, Stopped
 from lol_core.learning.memory import free_memory
-from lol_core.learning.models import FIVE
 
 TITLE = "Figure 5: time over the GPT-3 family"
 RANK = 4

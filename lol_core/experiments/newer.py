@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lol_core.experiments.comparison import GRID, cells, chart, interval, intervals, settings
+from lol_core.experiments.paper import COMPARED, FIVE, SINCE
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
 from lol_core.experiments.table2 import QUESTION as CLIP_QUESTION
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION, CLASSES_QUESTION
@@ -19,7 +20,6 @@ from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context, Question, Trials
 from lol_core.learning.devices import find_device
 from lol_core.learning.fit import Progress
-from lol_core.learning.models import FIVE, MODELS, NEWER
 
 TITLE = "Newer models and TuckerNet, beside the five"
 ASKED: dict[str, tuple[Question, str]] = {
@@ -32,7 +32,7 @@ ASKED: dict[str, tuple[Question, str]] = {
     "accuracy, R²": (ACCURACY_QUESTION, "r2"),
 }
 """Column → the question and its score."""
-ORDER = (*NEWER, *(name for name in FIVE if name != "dense"), "dense")
+ORDER = (*SINCE, *(name for name in FIVE if name != "dense"), "dense")
 """Dense takes longest, so it comes last."""
 TIMED = Shape(16, 128, 128, 4)
 SEEDS = 5
@@ -101,7 +101,7 @@ def beats(trials: Trials, judged: pd.DataFrame, column: str, score: str) -> Find
     apart = abs(ours - theirs) > half + other_half
     found = intervals(trials, score)
     means = found["mean"]
-    others = means[[model.title for name, model in MODELS.items() if name in trials.models and name != "tucker"]]
+    others = means[[model.title for name, model in COMPARED.items() if name in trials.variants and name != "tucker"]]
     return Finding(
         f"TuckerNet is above GL-net: {column}.",
         verdict(gap, error),
@@ -136,7 +136,7 @@ def frugal(asked: list[Trials], took: dict[str, dict[str, float]]) -> Finding:
 
 def constants(values: dict[str, float], rows: pd.DataFrame) -> pd.DataFrame:
     """Numbers without a spread, by the models' titles, for those in `rows`."""
-    found = {MODELS[name].title: (value, np.nan) for name, value in values.items() if name in set(rows["model"])}
+    found = {COMPARED[name].title: (value, np.nan) for name, value in values.items() if name in set(rows["model"])}
     return pd.DataFrame.from_dict(found, orient="index", columns=["mean", "std"])
 
 
@@ -145,9 +145,9 @@ def times(context: Context) -> dict[str, dict[str, float]]:
     on how many LoRAs it knows.
     """
     device, found = find_device("cpu"), {}
-    for name in MODELS:
-        if not MODELS[name].memorizes:
-            context.on_progress(Progress(f"Timing {MODELS[name].title}", 1.0))
+    for name in COMPARED:
+        if not COMPARED[name].memorizes:
+            context.on_progress(Progress(f"Timing {COMPARED[name].title}", 1.0))
             found[name] = time_model(name, TIMED, 2 if context.small else 16, device, 0.01 if context.small else 0.5)
     unit = found["gl_net"].forward
     return {

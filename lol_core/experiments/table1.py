@@ -12,13 +12,14 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.groups import GL, PERMUTATION, Group, O
 from lol_core.core.symmetry import TOLERANCES, invariance_error, relative_change
+from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, environment
 from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context
 from lol_core.insight.plots import errors_of_models
 from lol_core.learning.devices import find_device
 from lol_core.learning.fit import Progress, Stopped
-from lol_core.learning.models import FIVE, ModelConfig, make_model
+from lol_core.learning.models import make_model
 
 TITLE = "Table 1: invariance and time of the five models"
 CONDITION = 100.0
@@ -121,7 +122,7 @@ def movements(model: str, batch: Batch, seed: int) -> dict[str, float]:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = make_model(model, batch.spec, 1, ModelConfig()).double().eval()
+        built = make_model(model, batch.spec, 1).double().eval()
     built.prepare(batch, torch.Generator().manual_seed(seed))
     found = {}
     with torch.no_grad():

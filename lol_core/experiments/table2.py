@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from lol_core.experiments.comparison import SEARCH, Papers, best_rival, cells, chart, differences, settings, summary
+from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.trials import Context, Question
-from lol_core.learning.models import FIVE
 
 TITLE = "Table 2: CLIP score on Faces"
 QUESTION = Question("faces-clip-score", "faces", ("clip_score",))

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from lol_core.experiments.comparison import SEARCH, Papers, best_rival, cells, chart, differences, settings, summary
+from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.trials import Context, Question
-from lol_core.learning.models import FIVE
 
 TITLE = "Table 3: attributes on Faces, class presence on Emojinette"
 CLASSES = ("cassette", "church", "dog", "fish", "fuel pump", "golf flag", "horn", "parachute", "saw", "truck")

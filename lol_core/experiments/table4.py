@@ -7,10 +7,10 @@ import pandas as pd
 from scipy.stats import binom
 
 from lol_core.experiments.comparison import SEARCH, Papers, cells, chart, differences, settings, summary
+from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.table3 import CLASSES, CLASSES_QUESTION
 from lol_core.experiments.trials import Context, Question
-from lol_core.learning.models import FIVE
 from lol_core.learning.tasks import Multiclass
 
 TITLE = "Table 4: data-set size on Emojinette, and appendix D.3"

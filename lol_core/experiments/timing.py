@@ -14,7 +14,7 @@ from torch.utils.benchmark import Timer
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.header import ModuleHeader
-from lol_core.learning.models import GLNet, LoLModel, ModelConfig, MVProbe, make_model
+from lol_core.learning.models import LoLModel, ModelConfig, make_model
 
 MEMORY_SHARE = 0.7
 COPIES = 3
@@ -72,10 +72,10 @@ def needs(model: str, shape: Shape) -> Needs:
 
 
 def halves(model: LoLModel) -> tuple[Callable[[Batch], Any], Callable[[Any], Tensor]]:
-    """What is done once for a LoRA, and what is done at every pass. GL-net and MVProbe read the factors as they are;
-    the others make features first.
+    """What is done once for a LoRA, and what is done at every pass. Where features are learnt, factors are read as they
+    are; otherwise they are made first.
     """
-    if isinstance(model, GLNet | MVProbe):
+    if model.learnt_features:
         return model.normalized, lambda batch: model.head.out(model.head.latent(model.features(batch)))
     return lambda batch: model.features(model.normalized(batch)), lambda features: model.head.out(
         model.head.latent(features)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,56 +19,69 @@ import torch
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import TaskError
 from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.paper import FIVE
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.evaluation import bootstrap_interval, control_scores
 from lol_core.learning.fit import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
-from lol_core.learning.models import FIVE, MODELS, ModelConfig, TuckerNet
+from lol_core.learning.models import MODELS
 from lol_core.learning.tasks import Task
 
 Scores = dict[str, float]
 KERNEL = "product kernel"
-CONTROLS = ("constant", "structure only", "norms only", "shuffled labels")
+SHUFFLED = "shuffled labels"
+CONTROLS = ("constant", "structure only", "norms only", SHUFFLED)
 
 
-LOW_WEIGHT = 0.1
-"""The weight of TuckerNet's directions that is tried beside 1."""
-WITHOUT = ", without "
-"""In the name of a model, before the part that an ablation leaves out."""
+@dataclass(frozen=True)
+class Variant:
+    """A model as it stands in an experiment. name: of its lines of fits; options: of its configuration, beside what is
+    searched.
+    """
 
+    model: str
+    name: str
+    title: str
+    options: tuple[tuple[str, Any], ...] = ()
 
-def whole(model: str) -> str:
-    """The model of which an ablation's model is a part."""
-    return model.partition(WITHOUT)[0]
+    @classmethod
+    def of(cls, model: str | Variant) -> Variant:
+        return model if isinstance(model, Variant) else cls(model, model, MODELS[model].title)
+
+    @property
+    def shuffled(self) -> str:
+        """The name of the lines of the same model on shuffled labels."""
+        return f"{self.name}, {SHUFFLED}"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is searched over: learning rate and normalised inputs; for TuckerNet, which normalising does not change,
-    the weight of the directions instead.
-    """
+    """One point of a search: a learning rate, and options of the model's configuration (`LoLModel.searched`)."""
 
     learning_rate: float
-    normalize: bool
-    direction_weight: float = 1.0
+    options: tuple[tuple[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in a line of fits: the weight of the directions only where it is not 1."""
-        return {key: value for key, value in asdict(self).items() if key != "direction_weight" or value != 1.0}
+        """As it stands in a line of fits."""
+        return {"learning_rate": self.learning_rate} | dict(self.options)
+
+    @classmethod
+    def from_dict(cls, line: Mapping[str, Any]) -> Setting:
+        options = tuple((name, value) for name, value in line.items() if name != "learning_rate")
+        return cls(line["learning_rate"], options)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is spent: seeds (each another split and initialisation), the grid every model is searched over at
-    every seed, epochs, patience.
+    """How much is spent: seeds (each another split and initialisation), learning rates, at each of which every model is
+    tried with each of its `searched` options, epochs, patience.
 
-    loras: at most so many of a zoo, all when None.
+    options: at most so many of a model's options, all when None; loras: at most so many of a zoo, all when None.
     """
 
     seeds: int = 3
-    grid: tuple[Setting, ...] = tuple(
-        Setting(rate, normalize) for rate in (3e-4, 1e-3, 3e-3) for normalize in (False, True)
-    )
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    options: int | None = None
     dropout: float = 0.1
     epochs: int = 60
     patience: int = 10
@@ -77,32 +90,21 @@ class Budget:
     @property
     def about(self) -> dict[str, Any]:
         """What a fit depends on beside its model, seed and setting."""
-        return {key: value for key, value in asdict(self).items() if key not in ("seeds", "grid")}
+        return {key: value for key, value in asdict(self).items() if key not in ("seeds", "learning_rates", "options")}
 
-    def settings(self, model: str) -> tuple[Setting, ...]:
-        """The grid, less what makes no difference to a model: normalising where it is free of scale, and everything
-        where nothing is fitted.
-        """
-        kind = MODELS[whole(model)]
-        if kind.memorizes:
-            return self.grid[:1]
-        if kind is TuckerNet:
-            return tuple(
-                replace(setting, normalize=False, direction_weight=LOW_WEIGHT if setting.normalize else 1.0)
-                for setting in self.grid
-            )
-        return tuple(setting for setting in self.grid if not (setting.normalize and kind.scale_free))
-
-    def config(self, model: str, setting: Setting, seed: int) -> TrainingConfig:
-        shape = ModelConfig(
-            dropout=self.dropout,
-            normalize=setting.normalize,
-            direction_weight=setting.direction_weight,
-            without=model.partition(WITHOUT)[2],
+    def settings(self, variant: Variant) -> tuple[Setting, ...]:
+        """What is tried for a model: one setting where nothing is fitted."""
+        kind = MODELS[variant.model]
+        rates = self.learning_rates[:1] if kind.memorizes else self.learning_rates
+        return tuple(
+            Setting(rate, tuple(options.items())) for rate in rates for options in kind.searched[: self.options]
         )
+
+    def config(self, variant: Variant, setting: Setting, seed: int) -> TrainingConfig:
+        options = dict(variant.options) | dict(setting.options)
         return TrainingConfig(
-            model=whole(model),
-            model_config=shape,
+            model=variant.model,
+            model_config=MODELS[variant.model].configure(dropout=self.dropout, **options),
             learning_rate=setting.learning_rate,
             epochs=self.epochs,
             patience=self.patience,
@@ -110,7 +112,7 @@ class Budget:
         )
 
 
-SMALL = Budget(seeds=1, grid=(Setting(1e-3, False),), epochs=2, patience=2, loras=60)
+SMALL = Budget(seeds=1, learning_rates=(1e-3,), options=1, epochs=2, patience=2, loras=60)
 """Seconds: for a look at how it runs. Its scores mean nothing."""
 
 
@@ -150,8 +152,11 @@ class Kept:
 class Trials:
     """The fits of one question, kept in `folder`/NAME.jsonl."""
 
-    def __init__(self, question: Question, zoo: Zoo, budget: Budget, folder: Path, models: Sequence[str] = tuple(FIVE)):
-        self.question, self.zoo, self.budget, self.models = question, zoo, budget, models
+    def __init__(
+        self, question: Question, zoo: Zoo, budget: Budget, folder: Path, models: Sequence[str | Variant] = tuple(FIVE)
+    ):
+        self.question, self.zoo, self.budget = question, zoo, budget
+        self.variants = {variant.name: variant for variant in map(Variant.of, models)}
         self.kept = Kept(folder / f"{question.name}.jsonl", {"zoo": zoo.fingerprint, "budget": budget.about})
         self._factors: Factors | None = None
         self._kernels: dict[str, np.ndarray] | None = None
@@ -164,11 +169,11 @@ class Trials:
         for seed in range(self.budget.seeds):
             steps += [
                 (f"{model}, seed {seed}", partial(self._fit, model, setting, seed))
-                for model in self.models
-                for setting in self.budget.settings(model)
+                for model, variant in self.variants.items()
+                for setting in self.budget.settings(variant)
             ]
             steps.append((f"controls, seed {seed}", partial(self._controls, seed)))
-        steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in self.models]
+        steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in self.variants]
         started, fitted = time.monotonic(), 0
         for i, (words, step) in enumerate(steps):
             if stop():
@@ -196,14 +201,14 @@ class Trials:
         """
         best: dict[tuple[str, int], dict[str, Any]] = {}
         lines = self.kept.lines()
+        names = {*self.variants, *(variant.shuffled for variant in self.variants.values()), KERNEL, *CONTROLS}
         tried = {(line["model"], line["seed"], json.dumps(line["setting"])) for line in lines}
         for line in lines:
             key = (line["model"], line["seed"])
-            if line["model"] in self.models and any(
-                (*key, json.dumps(s.to_dict())) not in tried for s in self.budget.settings(line["model"])
-            ):
+            variant = self.variants.get(line["model"])
+            if variant and any((*key, json.dumps(s.to_dict())) not in tried for s in self.budget.settings(variant)):
                 continue
-            ours = line["model"].removesuffix(", shuffled labels") in (*self.models, KERNEL, *CONTROLS)
+            ours = line["model"] in names
             if (
                 ours
                 and line["seed"] < self.budget.seeds
@@ -228,7 +233,7 @@ class Trials:
         self.kept.add(model=model, seed=seed, setting=setting, validation_loss=validation_loss, scores=scores, **more)
 
     def _plan(self, model: str, setting: Setting, seed: int) -> tuple[Plan, TrainingConfig]:
-        config = self.budget.config(model, setting, seed)
+        config = self.budget.config(self.variants.get(model) or Variant.of(model), setting, seed)
         ids = self.zoo.ids if self.budget.loras is None else self.zoo.ids[: self.budget.loras]
         return plan(self.zoo, self.question.targets, config, self.question.kind, ids), config
 
@@ -279,7 +284,7 @@ class Trials:
         """Constant, structure and norms; and the product kernel, at one seed's split."""
         if self._known(KERNEL, seed):
             return
-        fit = self.prepared("gl_net", self.budget.grid[0], seed)
+        fit = self.prepared("gl_net", self.budget.settings(Variant.of("gl_net"))[0], seed)
         split = fit.split
         assert self._factors is not None
         ids = [id for part in split.values() for id in part]
@@ -301,7 +306,7 @@ class Trials:
 
     def _shuffled(self, model: str) -> None:
         """The chosen setting of a model at seed 0, fitted to permuted training and validation labels."""
-        name = f"{model}, shuffled labels"
+        name = self.variants[model].shuffled
         if self._known(name, 0):
             return
         fit = self.refit(model, 0, shuffled=True)
@@ -312,7 +317,7 @@ class Trials:
         training and validation labels.
         """
         setting = next(line["setting"] for line in self.chosen() if line["model"] == model and line["seed"] == seed)
-        return self._fitted(model, Setting(**setting), seed, shuffled)
+        return self._fitted(model, Setting.from_dict(setting), seed, shuffled)
 
 
 @dataclass
@@ -334,12 +339,14 @@ class Context:
         """Whether this is the run of seconds that shows how it goes."""
         return self.budget.loras is not None
 
-    def trials(self, question: Question, models: Sequence[str] = tuple(FIVE), seeds: int | None = None) -> Trials:
+    def trials(
+        self, question: Question, models: Sequence[str | Variant] = tuple(FIVE), seeds: int | None = None
+    ) -> Trials:
         """The fits of a question, made now as far as they are missing; seeds: the budget's when None. Raises
         Stopped, ZooError, TaskError.
         """
         budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
-        key = (question.name, tuple(models), budget.seeds)
+        key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
         if key not in self.answered:
             found = Trials(question, Zoo.open(self.samples / question.zoo), budget, self.folder, models)
             found.run(self.on_progress, self.stop)

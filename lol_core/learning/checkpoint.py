@@ -8,7 +8,7 @@ import json
 import platform
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lol_core.errors import CheckpointError, LoLError
 from lol_core.learning.durable import replace_file
 from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import METRIC_TITLES, Scores
-from lol_core.learning.models import MODELS, LoLModel, ModelConfig, make_model
+from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
 from lol_core.learning.tasks import Task, task_from_dict
 from lol_core.learning.verdict import Difference
 
@@ -41,13 +41,14 @@ class TrainingConfig:
     """How a model is fitted. Defaults follow the authors' code (AdamW, lr 1e-3, weight decay 0) except early stopping,
     which they do not use.
 
-    patience: epochs without a better validation loss before stopping, 0 for never. group_column: a label whose groups
-    stay on one side of the split. mixed_precision: bfloat16 in the head on CUDA; features stay in float32.
-    shuffled_control: also fit the same model to permuted training labels.
+    model_config: the model's own configuration, the usual one when None. patience: epochs without a better validation
+    loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split.
+    mixed_precision: bfloat16 in the head on CUDA; features stay in float32. shuffled_control: also fit the same model
+    to permuted training labels.
     """
 
     model: str = "gl_net"
-    model_config: ModelConfig = field(default_factory=ModelConfig)
+    model_config: ModelConfig | None = None
     epochs: int = 60
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -61,11 +62,22 @@ class TrainingConfig:
     group_column: str | None = None
     shuffled_control: bool = False
 
+    @property
+    def shape(self) -> ModelConfig:
+        """The configuration of the model. Raises ModelError for an unknown model, or the configuration of another."""
+        return find_model(self.model).configured(self.model_config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "model_config": self.shape.to_dict()
+        }
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
-        return cls(
-            **{**data, "model_config": ModelConfig(**data["model_config"]), "fractions": tuple(data["fractions"])}
-        )
+        """What `to_dict` gave. Raises ModelError for an unknown model."""
+        shape = find_model(data["model"]).Config.from_dict(data["model_config"])
+        return cls(**{**data, "model_config": shape, "fractions": tuple(data["fractions"])})
 
 
 @dataclass
@@ -115,7 +127,7 @@ class Checkpoint:
             "zoo": self.zoo,
             "fingerprint": self.fingerprint,
             "digests": self.digests,
-            "config": asdict(self.config),
+            "config": self.config.to_dict(),
             "task": self.task.to_dict(),
             "spec": self.spec.to_dict(),
             "split": self.split,
@@ -153,8 +165,8 @@ class Checkpoint:
         try:
             config, task = TrainingConfig.from_dict(description["config"]), task_from_dict(description["task"])
             spec = WeightSpec.from_dict(description["spec"])
-            check_memory(config.model, spec, task.outputs, config.model_config, torch.device("cpu"), fitted=False)
-            model = make_model(config.model, spec, task.outputs, config.model_config)
+            check_memory(config.model, spec, task.outputs, config.shape, torch.device("cpu"), fitted=False)
+            model = make_model(config.model, spec, task.outputs, config.shape)
             names = ["split", "zoo", "fingerprint", "history", "left_out", "finished", "created"]
             interval = description["interval"]
             known = cls(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def plan(
         groups = list(zoo.labels.loc[usable, config.group_column].fillna("(none)"))
     split = split_ids(usable, config.fractions, config.seed, groups)
     task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
-    check_memory(config.model, spec, task.outputs, config.model_config, find_device(config.device))
+    check_memory(config.model, spec, task.outputs, config.shape, find_device(config.device))
     return Plan(task, spec, split, left_out, left_out_modules)
 
 
@@ -202,7 +201,7 @@ def train(
         )
     task = plan.task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
     encoded = {part: task.encode(zoo.labels.loc[ids]) for part, ids in split.items()}
-    settings = {"config": asdict(replace(config, epochs=0, device="")), "fingerprint": zoo.fingerprint}
+    settings = {"config": config.to_dict(), "fingerprint": zoo.fingerprint}
     fit = Fit(factors, split, encoded, task, plan.spec, config, device)
     finished = fit.run(out, settings, state, on_progress, stop)
     checkpoint = Checkpoint(
@@ -255,12 +254,12 @@ class Fit:
         )
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.model: LoLModel = make_model(config.model, spec, task.outputs, config.model_config)
+            self.model: LoLModel = make_model(config.model, spec, task.outputs, config.shape)
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.randperm(len(split["train"]), generator=generator)[:PREPARE_SAMPLE]
         self.model.prepare(factors.batch([split["train"][i] for i in order]), generator)
         self.model.to(device)
-        self._described = self._describe() if self.model.fixed_features else None
+        self._described = self._describe() if self.model.kept_features else None
         fused = self.model.n_parameters > FUSED_FROM
         parameters = list(self.model.parameters()) or [torch.nn.Parameter(torch.zeros(0))]
         self.optimizer = torch.optim.AdamW(
@@ -401,7 +400,7 @@ class Fit:
         save_state(out, tensors, progress)
 
     def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any], settings: dict[str, Any]) -> None:
-        if progress["settings"] != json.loads(json.dumps(settings)):
+        if not _same_run(progress["settings"], settings):
             raise CheckpointError(
                 "The saved training used other settings or another collection, so going on would mix two runs. Start it"
                 " anew, or restore them."
@@ -422,6 +421,12 @@ class Fit:
             i, name = key.split(".", 1)
             optimizer["state"].setdefault(int(i), {})[name] = moment
         self.optimizer.load_state_dict(optimizer)
+
+
+def _same_run(saved: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two runs differ at most in epochs and device."""
+    one, other = (replace(TrainingConfig.from_dict(run["config"]), epochs=0, device="") for run in (saved, now))
+    return one == other and saved["fingerprint"] == now["fingerprint"]
 
 
 def _copied(state: Any) -> Any:

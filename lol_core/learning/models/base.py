@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +20,34 @@ BYTES_PER_PARAMETER = 16
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Choices that shape a LoL model. Widths and depths as in the authors' experiments; some apply to GL-net only.
+    """Choices that every LoL model has; a model adds its own in a subclass. Widths and depths as in the authors'
+    experiments.
 
     width: hidden width of the head; depth: its hidden layers; dropout: in the head.
     normalize: divide each module's U and V by its training standard deviation (a scalar, so every symmetry is
     kept). Off, as in the paper: where LoRAs differ in size by orders of magnitude, the head's LayerNorm then still
-    sees the size, and with it often the answer. equivariant_width, equivariant_layers, sigma, mean_products: GL-net
-    (section 3.3).
-    direction_weight: TuckerNet, by what its directions are multiplied: less makes their reading slower to fit.
-    without: a part of it to leave out, for an ablation.
+    sees the size, and with it often the answer.
     """
 
     width: int = 64
     depth: int = 2
     dropout: float = 0.0
     normalize: bool = False
-    equivariant_width: int = 16
-    equivariant_layers: int = 1
-    sigma: str = "relu_sign"
-    mean_products: bool = False
-    direction_weight: float = 1.0
-    without: str = ""
+
+    @classmethod
+    def known(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the options that this configuration has."""
+        names = {field.name for field in fields(cls)}
+        return {name: value for name, value in options.items() if name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave, also as it was written when all models shared one configuration."""
+        return cls(**cls.known(data))
 
 
 class LoLModel(nn.Module):
@@ -50,18 +58,19 @@ class LoLModel(nn.Module):
     (appendix E).
     """
 
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    searched: ClassVar[tuple[Mapping[str, Any], ...]] = ({"normalize": False}, {"normalize": True})
+    """Options that a search tries beside the learning rate; the first ones are the usual ones."""
+
     title: ClassVar[str]
     symmetry: ClassVar[Group | None]
     any_rank: ClassVar[bool]
     linear: ClassVar[bool] = False
     """Whether the features go to the outputs without a hidden layer."""
-    fixed_features: ClassVar[bool] = False
-    """Whether the features hold nothing that is learnt and take longer than the head, so that training computes
-    them once.
-    """
-    scale_free: ClassVar[bool] = False
-    """Whether multiplying all LoRAs' U or V of a module by one number changes nothing that the model could not
-    undo, so that `normalize` has no effect.
+    learnt_features: ClassVar[bool] = False
+    """Whether the features depend on what is fitted, so that nothing of a LoRA can be computed before."""
+    kept_features: ClassVar[bool] = False
+    """Whether training computes the features once and keeps them: they are not learnt, and take longer than the head.
     """
     memorizes: ClassVar[bool] = False
     """Whether it keeps its training LoRAs (`memorize`) instead of being fitted."""
@@ -79,6 +88,22 @@ class LoLModel(nn.Module):
         for g, (_, indices) in enumerate(spec.groups):
             self.register_buffer(f"u_scale_{g}", torch.ones(len(indices), 1, 1))
             self.register_buffer(f"v_scale_{g}", torch.ones(len(indices), 1, 1))
+
+    @classmethod
+    def configure(cls, **options: Any) -> ModelConfig:
+        """Its configuration with those of the options that it has: the others are choices of other models."""
+        return cls.Config(**cls.Config.known(options))
+
+    @classmethod
+    def configured(cls, config: ModelConfig | None) -> ModelConfig:
+        """The given configuration, with its own choices as usual where it holds only those that every model has. Raises
+        ModelError for that of another model.
+        """
+        if config is None or type(config) is ModelConfig:
+            return cls.configure(**({} if config is None else vars(config)))
+        if not isinstance(config, cls.Config):
+            raise ModelError(f"{cls.title} is configured by {cls.Config.__name__}; found {type(config).__name__}.")
+        return config
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
         """A module with `latent` and `out`."""

@@ -10,8 +10,10 @@ from torch import Tensor
 from lol_core.core.batch import Batch
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel
+from lol_core.learning.models.registry import register
 
 
+@register("dense")
 class Dense(LoLModel):
     title = "MLP + Dense"
     symmetry = GL

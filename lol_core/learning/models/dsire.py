@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.registry import register
 from lol_core.learning.models.svd import spectra
 
 
+@register("dsire")
 class DSiRe(LoLModel):
     """Each module votes with the answer of its nearest training LoRA; the prediction is their mean. Nothing is
     fitted.
@@ -25,6 +27,7 @@ class DSiRe(LoLModel):
     symmetry = GL
     any_rank = True
     memorizes = True
+    searched = ({"normalize": False},)
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
         super().__init__(spec, outputs, config)

@@ -4,6 +4,8 @@ O((n + m) r).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -12,18 +14,36 @@ from lol_core.core.groups import GL
 from lol_core.core.symmetry import Stage
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.layers import EquivariantLinear, EquivariantNonlinearity, InvariantProducts
+from lol_core.learning.models.registry import register
 
 
+@dataclass(frozen=True)
+class GLNetConfig(ModelConfig):
+    """equivariant_width: w, to which the first equivariant layer brings n and m; equivariant_layers: how many; sigma:
+    the nonlinearity between them (equation 6); mean_products: the mean of each product in place of its w² entries
+    (appendix D.1.1).
+    """
+
+    equivariant_width: int = 16
+    equivariant_layers: int = 1
+    sigma: str = "relu_sign"
+    mean_products: bool = False
+
+
+@register("gl_net")
 class GLNet(LoLModel):
     """The first equivariant layer brings every module to (w, r), w = `equivariant_width`; from there all L modules are
     one stack (B, L, w, r).
     """
 
+    Config = GLNetConfig
+    config: GLNetConfig
     title = "GL-net"
     symmetry = GL
     any_rank = True
+    learnt_features = True
 
-    def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
+    def __init__(self, spec: WeightSpec, outputs: int, config: GLNetConfig):
         super().__init__(spec, outputs, config)
         width, total = config.equivariant_width, len(spec.modules)
         self.first = nn.ModuleList(

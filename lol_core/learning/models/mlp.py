@@ -6,8 +6,10 @@ from torch import Tensor
 
 from lol_core.core.batch import Batch
 from lol_core.learning.models.base import LoLModel, flat_factors
+from lol_core.learning.models.registry import register
 
 
+@register("mlp")
 class MLP(LoLModel):
     title = "MLP"
     symmetry = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.registry import register
 
 PROBES = 8
 ENCODING = 8
@@ -48,10 +49,12 @@ class Views(nn.Module):
         return torch.stack([view.flatten(2) for view in views], 2)
 
 
+@register("mvprobe")
 class MVProbe(LoLModel):
     title = "MVProbe"
     symmetry = GL
     any_rank = True
+    learnt_features = True
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
         super().__init__(spec, outputs, config)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import O
 from lol_core.learning.models.base import LoLModel, ModelConfig, flat_factors
+from lol_core.learning.models.registry import register
 
 
 def procrustes(U: Tensor, V: Tensor, template_U: Tensor, template_V: Tensor) -> Tensor:
@@ -20,6 +21,7 @@ def procrustes(U: Tensor, V: Tensor, template_U: Tensor, template_V: Tensor) -> 
     return A @ Bh
 
 
+@register("o_align")
 class OAlign(LoLModel):
     title = "MLP + O-Align"
     symmetry = O

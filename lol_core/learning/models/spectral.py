@@ -10,6 +10,7 @@ from torch import Tensor
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.registry import register
 from lol_core.learning.models.svd import spectra
 
 STATISTICS = 5
@@ -27,14 +28,15 @@ def statistics(values: Tensor) -> Tensor:
     return torch.stack([logs[0], logs[1], share.amax(-1), entropy, logs[2]], -1)
 
 
+@register("spectral")
 class Spectral(LoLModel):
     """Statistics standardised by the training LoRAs; no hidden layer: logistic or linear regression."""
 
     title = "Spectral statistics"
     symmetry = GL
     any_rank = True
-    fixed_features = True
-    scale_free = True
+    kept_features = True
+    searched = ({"normalize": False},)
     linear = True
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):

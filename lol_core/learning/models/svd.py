@@ -9,6 +9,7 @@ from lol_core.core.batch import Batch
 from lol_core.core.geometry import singular_values
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel
+from lol_core.learning.models.registry import register
 
 
 def spectra(batch: Batch, count: int) -> Tensor:
@@ -23,6 +24,7 @@ def spectra(batch: Batch, count: int) -> Tensor:
     return torch.cat(parts, 1)
 
 
+@register("svd")
 class SVD(LoLModel):
     """Takes any rank: values beyond the rank it was made for are dropped, missing ones are zero (section 5.4)."""
 

@@ -9,27 +9,62 @@ the same for (U, V) and (UR, VR⁻ᵀ).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.geometry import triangular
 from lol_core.core.groups import GL
-from lol_core.errors import ModelError
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.layers import Head
+from lol_core.learning.models.registry import register
 
 BASIS = 48
 """Directions kept on each side of a module."""
 KEPT = 512
 """Invariants of a module that the linear part reads: those that vary most over the training LoRAs."""
 INPUT_DROPOUT = 0.5
+LOW_WEIGHT = 0.1
+"""The weight of the directions that a search tries beside 1."""
 SMALLEST = 1e-4
 """Singular values below this share of ‖ΔW‖ count as this share: what is smaller is rounding, or the padding of a
 smaller rank.
 """
-PARTS = ("", "second order", "first order", "sizes", "unit norm", "training basis", "linear reading")
-"""What `ModelConfig.without` may name: the parts that an ablation leaves out."""
+
+
+class Part(StrEnum):
+    """What an ablation may leave out."""
+
+    SECOND_ORDER = "second order"
+    FIRST_ORDER = "first order"
+    SIZES = "sizes"
+    UNIT_NORM = "unit norm"
+    TRAINING_BASIS = "training basis"
+    LINEAR_READING = "linear reading"
+
+
+@dataclass(frozen=True)
+class TuckerConfig(ModelConfig):
+    """direction_weight: by what the directions are multiplied; less makes their reading slower to fit. parts: all but
+    those that an ablation leaves out.
+    """
+
+    direction_weight: float = 1.0
+    parts: frozenset[Part] = frozenset(Part)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"parts": sorted(self.parts)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        without = {Part(data["without"])} if data.get("without") else set()
+        parts = frozenset(map(Part, data.get("parts", Part))) - without
+        return cls(**cls.known(data) | {"parts": parts})
 
 
 def leading_directions(columns: Tensor, count: int) -> Tensor:
@@ -79,19 +114,17 @@ class SeparateHead(nn.Module):
         return linear if self.of_sizes is None else linear + self.of_sizes.out(latent[:, self.outputs :])
 
 
+@register("tucker")
 class TuckerNet(LoLModel):
+    Config = TuckerConfig
+    config: TuckerConfig
     title = "TuckerNet"
     symmetry = GL
     any_rank = True
-    fixed_features = True
-    scale_free = True
+    kept_features = True
+    searched = ({"normalize": False}, {"normalize": False, "direction_weight": LOW_WEIGHT})
 
-    def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
-        if config.without not in PARTS:
-            raise ModelError(
-                f"TuckerNet has no part {config.without!r} to leave out. Choose one of"
-                f" {', '.join(map(repr, PARTS[1:]))}."
-            )
+    def __init__(self, spec: WeightSpec, outputs: int, config: TuckerConfig):
         super().__init__(spec, outputs, config)
         for g, ((n, m), indices) in enumerate(spec.groups):
             for side, size in (("left", n), ("right", m)):
@@ -103,7 +136,7 @@ class TuckerNet(LoLModel):
         self.register_buffer("size_std", torch.ones(self._sizes))
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
-        if self.config.without == "linear reading":
+        if Part.LINEAR_READING not in self.config.parts:
             return Head(features, outputs, self.config.width // 2, self.config.depth, self.config.dropout)
         directions = self.n_features() - self._sizes
         return SeparateHead(directions, features - directions, outputs, self.config)
@@ -113,7 +146,7 @@ class TuckerNet(LoLModel):
 
     @property
     def _sizes(self) -> int:
-        return 0 if self.config.without == "sizes" else len(self.spec.modules) * (self.spec.rank + 1)
+        return 0 if Part.SIZES not in self.config.parts else len(self.spec.modules) * (self.spec.rank + 1)
 
     @staticmethod
     def _width(size: int) -> int:
@@ -122,7 +155,8 @@ class TuckerNet(LoLModel):
     def _kept(self, n: int, m: int) -> int:
         a, b = self._width(n), self._width(m)
         first, second = a * b, (a * (a + 1) + b * (b + 1)) // 2
-        return min(KEPT, {"first order": second, "second order": first}.get(self.config.without, first + second))
+        parts = self.config.parts
+        return min(KEPT, first * (Part.FIRST_ORDER in parts) + second * (Part.SECOND_ORDER in parts))
 
     @torch.no_grad()
     def prepare(self, sample: Batch, generator: torch.Generator) -> None:
@@ -137,7 +171,7 @@ class TuckerNet(LoLModel):
             for side, factor, other in (("left", U, R_V), ("right", V, R_U)):
                 basis = self.get_buffer(f"{side}_{g}")
                 columns = (factor @ other.mT / scale).permute(1, 2, 0, 3).flatten(2).double()
-                if self.config.without == "training basis":
+                if Part.TRAINING_BASIS not in self.config.parts:
                     columns = torch.randn(columns.shape, generator=generator, dtype=columns.dtype)
                 basis.copy_(leading_directions(columns, basis.shape[-1]))
             found = self._invariants(g, U, V, R_U, R_V, values)
@@ -171,7 +205,7 @@ class TuckerNet(LoLModel):
     def _scale(self, values: Tensor) -> Tensor:
         """‖ΔW‖ of each module, by which it is divided: (B, L)."""
         norm = values.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-        return torch.ones_like(norm) if self.config.without == "unit norm" else norm
+        return torch.ones_like(norm) if Part.UNIT_NORM not in self.config.parts else norm
 
     def _invariants(self, g: int, U: Tensor, V: Tensor, R_U: Tensor, R_V: Tensor, values: Tensor) -> Tensor:
         """Φᵀ D Ψ, Φᵀ D Dᵀ Φ and Ψᵀ Dᵀ D Ψ of D = ΔW / ‖ΔW‖, the symmetric ones by their upper triangles (off the
@@ -179,8 +213,8 @@ class TuckerNet(LoLModel):
         """
         scale = self._scale(values)[..., None, None]
         left, right = self.get_buffer(f"left_{g}").mT @ U, self.get_buffer(f"right_{g}").mT @ V
-        parts = [] if self.config.without == "first order" else [(left @ right.mT / scale).flatten(2)]
-        if self.config.without != "second order":
+        parts = [] if Part.FIRST_ORDER not in self.config.parts else [(left @ right.mT / scale).flatten(2)]
+        if Part.SECOND_ORDER in self.config.parts:
             parts += [_symmetric(left @ R_V.mT / scale), _symmetric(right @ R_U.mT / scale)]
         return torch.cat(parts, 2)
 

@@ -9,6 +9,7 @@ from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.layers import Head
+from lol_core.learning.models.registry import register
 
 HEADS = 4
 LAYERS = 2
@@ -70,14 +71,15 @@ class TokenHead(nn.Module):
         return self.mlp.out(latent)
 
 
+@register("w2t")
 class W2T(LoLModel):
     """Takes any rank: triplets beyond the rank it was made for, which are the smallest, are dropped."""
 
     title = "W2T"
     symmetry = GL
     any_rank = True
-    fixed_features = True
-    scale_free = True
+    kept_features = True
+    searched = ({"normalize": False},)
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
         return TokenHead(self.spec, features - self.n_features(), outputs, self.config)

@@ -1,0 +1,11 @@
+"""The models that experiments compare."""
+
+from __future__ import annotations
+
+from lol_core.learning.models import MODELS, LoLModel
+
+FIVE: dict[str, type[LoLModel]] = {name: MODELS[name] for name in ("mlp", "o_align", "svd", "dense", "gl_net")}
+"""Those of the paper."""
+SINCE: dict[str, type[LoLModel]] = {name: MODELS[name] for name in ("dsire", "spectral", "w2t", "mvprobe", "tucker")}
+"""Those that were published since, and our own."""
+COMPARED = FIVE | SINCE
