@@ -21,6 +21,7 @@ from lol_core.insight.generation import Sampling, contact_sheet
 from lol_core.learning.devices import devices, find_device
 from lol_core.learning.parts import parts_here
 from lol_core.learning.tasks import Regression
+from ui.choice import choose_loras
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import DrawingJob, Sheet
@@ -228,13 +229,13 @@ if count := len(scores := ranking.scores):
     )
     show_strip(scores.index)
     chosen = {"Highest": scores.index[0], f"Rank {place}": scores.index[place - 1], "Lowest": scores.index[-1]}
-also = (st if chosen else a).multiselect(
-    "Also draw" if chosen else "LoRAs to draw",
+also = choose_loras(
+    zoo,
     zoo.ids,
+    "also",
+    "Also draw" if chosen else "LoRAs to draw",
+    place=None if chosen else a,
     default=[] if chosen else zoo.ids[:1],
-    format_func=lambda id: zoo.names[id],
-    key=key("also"),
-    bind="query-params",
     max_selections=MAX_ALSO,
     placeholder="any LoRA of the collection",
 )

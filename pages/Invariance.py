@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 import streamlit as st
 import torch
 
+from lol_core.collections.source import Source
 from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
 from lol_core.core.groups import GL, GROUPS, PERMUTATION, Group, O
 from lol_core.core.lora import LoRA
@@ -31,12 +33,14 @@ from lol_core.core.symmetry import (
 from lol_core.errors import LoLError
 from lol_core.experiments.paper import FIVE
 from lol_core.insight import plots
+from lol_core.insight.survey import never_trained
 from lol_core.learning.memory import check_memory
 from lol_core.learning.models import LoLModel, make_model
 from lol_core.learning.models.gl_net import GLNet
 from lol_core.learning.tasks import Multiclass, Regression, Task
+from ui.choice import choose_lora
 from ui.figures import figure, take
-from ui.frame import frame, need
+from ui.frame import frame, need, needed
 from ui.keys import key
 from ui.points import walk_points
 from ui.state import checkpoints, load_checkpoint, load_lora
@@ -44,16 +48,31 @@ from ui.state import checkpoints, load_checkpoint, load_lora
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 TITLES = {group.key: group.title for group in GROUPS} | {"hand": "by hand"}
 WIDTH_LIMIT = 48
+TRIED = 20  # LoRAs among which the page looks for one that is not zero, to open with
 EDITABLE = 16  # the largest rank whose R is edited by hand
 NUMBERS_AT_ONCE = 20_000_000
 FEWEST = 50
 UNASKED = 1_000_000_000  # numbers read in all, up to which many draws are made without asking
 
 zoo = frame("Invariance")
+
+
+@st.cache_data(max_entries=8, show_spinner="Looking for a LoRA that was trained …")
+def first_trained(fingerprint: str, _zoo: Source) -> str:
+    """The first of the first LoRAs whose update is not zero: turning R changes nothing in one that is."""
+    for id in _zoo.ids[:TRIED]:
+        with suppress(LoLError):
+            if not never_trained(load_lora(_zoo, id)):
+                return id
+    return _zoo.ids[0]
+
+
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
 saved = checkpoints(zoo)
 top = st.columns([3, 3])
-chosen = top[0].selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key=key("lora"), bind="query-params")
+with top[0]:
+    first = zoo.ids.index(first_trained(zoo.fingerprint, zoo))
+    chosen = needed(choose_lora(zoo, zoo.ids, "lora", "LoRA", index=first), "Choose a LoRA.")
 titles = top[1].multiselect(
     "Trained models",
     list(saved),

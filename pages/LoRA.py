@@ -22,8 +22,9 @@ from lol_core.insight.survey import SAME, Survey, layer_map, nearest, tag_counts
 from lol_core.learning.evaluation import METRIC_TITLES
 from lol_core.learning.leaderboard import verdict
 from lol_core.learning.parts import parts_here
+from ui.choice import choose_lora
 from ui.figures import figure
-from ui.frame import frame, need, page_link
+from ui.frame import frame, need, needed, page_link
 from ui.keys import key
 from ui.points import walk_points
 from ui.selection import select
@@ -31,8 +32,7 @@ from ui.state import checkpoints, known_base, load_checkpoint, load_lora, previe
 
 zoo = frame("LoRA")
 need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
-chosen = st.selectbox("LoRA", zoo.ids, format_func=lambda id: zoo.names[id], key=key("lora"), bind="query-params")
-need(chosen, "Choose a LoRA.")
+chosen = needed(choose_lora(zoo, zoo.ids, "lora", "LoRA"), "Choose a LoRA.")
 entry = zoo.by_id[chosen]
 try:
     lora = load_lora(zoo, chosen)
@@ -51,7 +51,7 @@ st.markdown(
     f" {entry.suggested_base or '*nothing known*'}"
 )
 if known_base(zoo):
-    page_link("pages/Images.py", "What it draws", ":material/image:", also=zoo.names[chosen])
+    page_link("pages/Images.py", "What it draws", ":material/image:", also=chosen)
 for note in lora.notes:
     st.caption(f":material/info: {note}")
 
@@ -109,41 +109,48 @@ COLOURINGS: dict[str, list[float]] = {
 models = {
     title: folder for title, folder in checkpoints(zoo).items() if not load_checkpoint(folder).spec.misfits(entry)
 }
-st.subheader("The layers of the base model")
-asked = [f"contribution to {title}" for title in models]
-colouring = st.selectbox("Coloured by", [*COLOURINGS, *asked], key=key("coloured_by"), bind="query-params") or "‖ΔW‖"
-if colouring in COLOURINGS:
-    values, unit, signed = pd.Series(COLOURINGS[colouring], index=lora.names), colouring, False
-else:
-    checkpoint = load_checkpoint(models[colouring.removeprefix("contribution to ")])
-    outputs = list(checkpoint.task.columns)
-    output = st.selectbox("Output", outputs, key=key("asked_output")) if len(outputs) > 1 else outputs[0]
-    values, unit, signed = contributions(checkpoint, lora, outputs.index(output)), f"∂ {output} / ∂ scale", True
-table = values.rename(unit).to_frame()
-figure(
-    plots.base_map(layer_map(values), unit, signed),
-    "base_map",
-    f"Map of the base model's modules coloured by {unit}",
-    table,
-)
-strongest = list(values.abs().sort_values(ascending=False).index[:3])
-st.caption("Most of all: " + ", ".join(f"`{name}` ({values[name]:.3g})" for name in strongest) + ".")
-left, right = st.columns(2)
-with left:
-    st.subheader("Size of the update by module")
-    figure(
-        plots.module_norms(lora.names, norms),
-        "norms",
-        "Frobenius norm of each module's update",
-        pd.DataFrame({"module": lora.names, "‖ΔW‖": norms}),
+if not any(norms):
+    st.warning(
+        "ΔW is zero in every module: this LoRA was never trained. It is the base model.", icon=":material/block:"
     )
-with right:
-    st.subheader("Singular values")
-    largest_first = sorted(range(len(norms)), key=lambda i: -norms[i])[:12]
-    chart = plots.spectra([lora.names[i] for i in largest_first], [sigmas[i] for i in largest_first])
-    figure(chart, "spectra", "Singular values of each module's update")
-    if len(norms) > len(largest_first):
-        st.caption(f"The {len(largest_first)} modules with the largest ‖ΔW‖ of {len(norms)}.")
+else:
+    st.subheader("The layers of the base model")
+    asked = [f"contribution to {title}" for title in models]
+    colouring = (
+        st.selectbox("Coloured by", [*COLOURINGS, *asked], key=key("coloured_by"), bind="query-params") or "‖ΔW‖"
+    )
+    if colouring in COLOURINGS:
+        values, unit, signed = pd.Series(COLOURINGS[colouring], index=lora.names), colouring, False
+    else:
+        checkpoint = load_checkpoint(models[colouring.removeprefix("contribution to ")])
+        outputs = list(checkpoint.task.columns)
+        output = st.selectbox("Output", outputs, key=key("asked_output")) if len(outputs) > 1 else outputs[0]
+        values, unit, signed = contributions(checkpoint, lora, outputs.index(output)), f"∂ {output} / ∂ scale", True
+    table = values.rename(unit).to_frame()
+    figure(
+        plots.base_map(layer_map(values), unit, signed),
+        "base_map",
+        f"Map of the base model's modules coloured by {unit}",
+        table,
+    )
+    strongest = list(values.abs().sort_values(ascending=False).index[:3])
+    st.caption("Most of all: " + ", ".join(f"`{name}` ({values[name]:.3g})" for name in strongest) + ".")
+    left, right = st.columns(2)
+    with left:
+        st.subheader("Size of the update by module")
+        figure(
+            plots.module_norms(lora.names, norms),
+            "norms",
+            "Frobenius norm of each module's update",
+            pd.DataFrame({"module": lora.names, "‖ΔW‖": norms}),
+        )
+    with right:
+        st.subheader("Singular values")
+        largest_first = sorted(range(len(norms)), key=lambda i: -norms[i])[:12]
+        chart = plots.spectra([lora.names[i] for i in largest_first], [sigmas[i] for i in largest_first])
+        figure(chart, "spectra", "Singular values of each module's update")
+        if len(norms) > len(largest_first):
+            st.caption(f"The {len(largest_first)} modules with the largest ‖ΔW‖ of {len(norms)}.")
 
 st.subheader("Layers")
 layers = pd.DataFrame(
@@ -197,15 +204,7 @@ else:
 
 st.subheader("Beside another LoRA")
 others = [id for id in zoo.ids if id != chosen]
-second = st.selectbox(
-    "Compare with",
-    others,
-    index=None,
-    format_func=lambda id: zoo.names[id],
-    key=key("beside"),
-    bind="query-params",
-    placeholder="choose one",
-)
+second = choose_lora(zoo, others, "beside", "Compare with", index=None, placeholder="choose one")
 if second:
     try:
         differences, same = compared(entry.digest, zoo.by_id[second].digest, lora, load_lora(zoo, second))

@@ -12,6 +12,7 @@ from lol_core.insight.embedding import Kind, families
 from lol_core.insight.explanation import explain, name_clusters
 from lol_core.insight.maps import MapSettings
 from lol_core.insight.picture import Method
+from ui.choice import choose_lora
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import MapJob
@@ -186,7 +187,7 @@ if pictures := [(id, path) for id in chosen[:SHOWN] if (path := preview_of(zoo, 
         for id, path in pictures:
             with st.container(width=190):
                 st.image(str(path), width=180)
-                page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=zoo.names[id])
+                page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=id)
     if len(chosen) > SHOWN:
         st.caption(f"Previews of the first {SHOWN} of {len(chosen):,} selected.")
 if drawn.moved is not None:
@@ -201,12 +202,7 @@ left, right = st.columns(2)
 with left:
     st.subheader("Neighbours")
     options = [id for id in chosen or picture.index[:OFFERED] if id in picture.index]
-    centre = (
-        st.selectbox("of", options, format_func=lambda id: zoo.names[id], key=key("neighbours_of"), bind="query-params")
-        if options
-        else None
-    )
-    if centre:
+    if centre := choose_lora(zoo, options, "neighbours_of", "of") if options else None:
         near = space.neighbours(centre, 8)
         table = pd.DataFrame(
             {"name": [zoo.names[id] for id in near.index], "distance": near.to_numpy()}, index=near.index
@@ -232,7 +228,7 @@ with left:
                 args=(zoo, [centre, *near.index]),
                 key=key("select_neighbours"),
             )
-            page_link("pages/LoRA.py", f"Look at {zoo.names[centre]}", ":material/layers:", lora=zoo.names[centre])
+            page_link("pages/LoRA.py", f"Look at {zoo.names[centre]}", ":material/layers:", lora=centre)
 with right:
     st.subheader("What tells the selection apart")
     inside = [id for id in chosen if id in picture.index]

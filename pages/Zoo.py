@@ -50,6 +50,17 @@ def searchable(fingerprint: str, _zoo: Zoo) -> list[str]:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
+def diagnosed(fingerprint: str, n_read: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
+    """What is wrong or odd about each LoRA: path, what, reason."""
+    rows = [
+        {"path": entry.path, "what": mark.ailment, "reason": mark.reason}
+        for entry in _zoo.entries
+        for mark in health(entry, _surveys.get(entry.path))
+    ]
+    return pd.DataFrame(rows, columns=["path", "what", "reason"])
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
 def whole_table(fingerprint: str, labels: str, n_read: int, _zoo: Zoo, _surveys: dict[str, Survey]) -> pd.DataFrame:
     """The collection's table, and columns from the weights of the LoRAs that have been read; health also from the
     headers alone. Shared: not to be changed.
@@ -63,7 +74,7 @@ def whole_table(fingerprint: str, labels: str, n_read: int, _zoo: Zoo, _surveys:
             "‖ΔW‖": found.norm if read and found else None,
             "‖ΔW‖ by module": found.norms.tolist() if read and found else None,
             "rank used": float((found.effective_ranks / ranks).mean()) if read and found else None,
-            "health": " ".join(health(entry, found)) or None,
+            "health": ", ".join(mark.ailment for mark in health(entry, found)) or None,
         }
     runs = training_runs(_zoo.names)["run"].rename("training run")
     headers = _zoo.table().join(runs) if len(runs) else _zoo.table()
@@ -141,6 +152,21 @@ def more_filters(table: pd.DataFrame) -> np.ndarray:
     return keep
 
 
+def wrapped(table: pd.DataFrame, name: str) -> None:
+    """A table whose long texts are shown in full, a page at a time, and all of it as CSV."""
+    pages = -(-len(table) // MAX_WRAPPED)
+    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key(f"{name}_page")) if pages > 1 else 1
+    st.table(table.iloc[(page - 1) * MAX_WRAPPED : page * MAX_WRAPPED].set_index("path"))
+    st.download_button(
+        "Download as CSV",
+        lambda: table.to_csv(index=False),
+        f"{name}.csv",
+        "text/csv",
+        icon=":material/download:",
+        key=key(f"{name}_csv"),
+    )
+
+
 def gallery(ids: list[str]) -> None:
     """Previews, a page at a time, each linked to its LoRA."""
     pages = -(-len(ids) // GALLERY_PAGE)
@@ -158,7 +184,7 @@ def gallery(ids: list[str]) -> None:
                         width=112,
                         alt=f"Preview of {id}",
                     )
-                page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=zoo.names[id])
+                page_link("pages/LoRA.py", zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=id)
 
 
 known = surveys_of(zoo)
@@ -167,19 +193,23 @@ table = whole_table(zoo.fingerprint, zoo.labels_digest, n_read, zoo, known) if l
 job = reading(zoo, n_read)
 same = state.same.get(zoo.fingerprint)
 n_groups = "…" if same is None else f"{same['group'].nunique():,}"
-loaded, repeated, refused = st.tabs(
-    [f"LoRAs ({len(zoo):,})", f"Same function ({n_groups})", f"Refused ({len(zoo.refused):,})"]
+diagnoses = diagnosed(zoo.fingerprint, n_read, zoo, known)
+loaded, unwell, repeated, refused = st.tabs(
+    [
+        f"LoRAs ({len(zoo):,})",
+        f"Unwell ({diagnoses['path'].nunique():,})",
+        f"Same function ({n_groups})",
+        f"Refused ({len(zoo.refused):,})",
+    ]
 )
+with unwell:
+    if len(diagnoses):
+        wrapped(diagnoses, "unwell")
+    elif len(zoo):
+        st.success(f"Nothing is wrong with the {n_read:,} LoRAs whose weights have been read.")
 with refused:
     if zoo.refused:
-        reasons = pd.DataFrame([{"path": e.path, "reason": e.reason, "bytes": e.size} for e in zoo.refused])
-        if len(reasons) <= MAX_WRAPPED:  # a plain table wraps its text, so that the advice at a reason's end is seen
-            st.table(reasons.set_index("path"))
-        else:
-            st.dataframe(reasons, hide_index=True, column_config={"reason": st.column_config.TextColumn(width=900)})
-        st.download_button(
-            "Download as CSV", reasons.to_csv(index=False), "refused.csv", "text/csv", icon=":material/download:"
-        )
+        wrapped(pd.DataFrame([{"path": e.path, "reason": e.reason, "bytes": e.size} for e in zoo.refused]), "refused")
     else:
         st.success("Every candidate file was read.")
 with repeated:
@@ -314,9 +344,7 @@ def listing() -> None:
             chosen = [shown.index[row] for row in rows]
             if st.button(f"Select the {len(chosen):,} ticked", icon=":material/check_box:", key=key("select_ticked")):
                 taken = chosen
-            page_link(
-                "pages/LoRA.py", f"Look at {zoo.names[chosen[0]]}", ":material/layers:", lora=zoo.names[chosen[0]]
-            )
+            page_link("pages/LoRA.py", f"Look at {zoo.names[chosen[0]]}", ":material/layers:", lora=chosen[0])
     actions[0].download_button(
         "Download as CSV", lambda: shown.to_csv(index=False), f"{zoo.name}.csv", "text/csv", icon=":material/download:"
     )

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
@@ -19,7 +21,7 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.fit import plan, train
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.parts import parts_here
-from tests.builders import write_peft, write_zoo
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
 from tests.waiting import PATIENCE, until
 from ui.state import runs_folder
@@ -157,7 +159,7 @@ def test_the_published_files(page: str, real_loras: Path) -> None:
     assert not test.exception and not test.error
     assert "63 LoRAs open, 12 files refused" in text_of(test)
     if page == "Zoo":
-        reasons = next(frame.value for frame in test.table if "reason" in frame.value.columns)
+        reasons = next(frame.value for frame in test.table if "bytes" in frame.value.columns)
         assert len(reasons) == 12 and reasons["reason"].str.len().min() > 20
 
 
@@ -182,10 +184,52 @@ def test_the_zoo_page_filters(synthetic_folder: Path) -> None:
 
 
 def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:
-    test = opened("LoRA", synthetic_folder, lora="lora007")
+    test = opened("LoRA", synthetic_folder, lora="lora007/adapter_model.safetensors")
     assert test.selectbox(key="lora.lora").value == "lora007/adapter_model.safetensors" and not test.exception
     layers = next(frame.value for frame in test.dataframe if "effective rank" in frame.value.columns)
     assert len(layers) == 3 and (layers["effective rank"] <= 2).all()
+
+
+def test_links_carry_ids_and_not_names(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 3)
+    write_peft(tmp_path / "lora001.bin", random_lora(MODULES, 9))
+    (tmp_path / "lora001.bin" / "adapter_model.safetensors").rename(tmp_path / "lora001.safetensors")
+    shutil.rmtree(tmp_path / "lora001.bin")
+    (tmp_path / "labels.csv").unlink()
+    names = Zoo.open(tmp_path).names
+    assert "lora001" not in names.values(), "two files share it, and one was there before the other"
+    test = opened("LoRA", tmp_path, lora="lora001/adapter_model.safetensors", beside="lora001.safetensors")
+    assert test.selectbox(key="lora.lora").value == "lora001/adapter_model.safetensors"
+    assert test.selectbox(key="lora.beside").value == "lora001.safetensors" and not test.exception
+    test.selectbox(key="lora.lora").set_value("lora002/adapter_model.safetensors").run()
+    assert test.query_params["lora.lora"] in (
+        "lora002/adapter_model.safetensors",
+        ["lora002/adapter_model.safetensors"],
+    )
+    test.selectbox(key="lora.lora").set_value(test.selectbox(key="lora.lora").options[0]).run()
+    assert "lora.lora" not in test.query_params and not test.exception
+    named = opened("LoRA", tmp_path, lora="lora002").selectbox(key="lora.lora").value
+    assert named == "lora002/adapter_model.safetensors", "a name typed by hand"
+
+
+def test_a_lora_that_was_never_trained_says_so_and_is_not_what_invariance_opens_with(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 4)
+    lora = random_lora(MODULES, 0)
+    write_peft(
+        tmp_path / "a", replace(lora, layers=tuple(y.with_pair(torch.zeros_like(y.U), y.V) for y in lora.layers))
+    )
+    (tmp_path / "labels.csv").unlink()
+    test = opened("LoRA", tmp_path)
+    assert test.selectbox(key="lora.lora").value == "a/adapter_model.safetensors"
+    assert "never trained" in test.warning[0].value and not test.get("plotly_chart") and not test.exception
+    test = opened("Invariance", tmp_path)
+    assert test.selectbox(key="invariance.lora").value == "lora000/adapter_model.safetensors" and not test.exception
+    test = settled(opened("Zoo", tmp_path))
+    assert "Unwell (1)" in [tab.label for tab in test.tabs]
+    whole = next(table.value for table in test.table if "reason" in table.value.columns)
+    assert whole["reason"].to_dict() == {
+        "a/adapter_model.safetensors": "ΔW is zero in every module: it was never trained."
+    }
 
 
 def test_a_broken_file_on_the_lora_page(tmp_path: Path) -> None:

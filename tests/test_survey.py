@@ -106,7 +106,7 @@ def test_health(tmp_path: Path) -> None:
     first = lora.layers[0]
     half = replace(lora, layers=(first.with_pair(torch.zeros_like(first.U), first.V), *lora.layers[1:]))
     broken = replace(lora, layers=(first.with_pair(first.U * float("nan"), first.V), *lora.layers[1:]))
-    narrow = random_lora([(name, n, m, 1) for name, n, m, _ in MODULES])
+    narrow = random_lora([(name, 2 * n, 2 * m, 1) for name, n, m, _ in MODULES])
     for _ in range(3):
         narrow = padded(narrow)
     write_peft(tmp_path / "well", lora)
@@ -117,7 +117,10 @@ def test_health(tmp_path: Path) -> None:
     write_peft(tmp_path / "liar", lora, r=64)
     zoo = Zoo.open(tmp_path)
     surveys = Surveys(zoo).complete()
-    marks = {Path(id).parts[0]: " ".join(health(zoo.by_id[id], surveys[id])) for id in zoo.ids}
+    marks = {
+        Path(id).parts[0]: " ".join(f"{mark.ailment}: {mark.reason}" for mark in health(zoo.by_id[id], surveys[id]))
+        for id in zoo.ids
+    }
     assert marks["well"] == ""
     assert "never trained" in marks["zero"] and "1 of 3 modules" in marks["half"] and "NaN" in marks["broken"]
     assert "12%" in marks["narrow"] and "claims rank 64" in marks["liar"]
@@ -152,6 +155,8 @@ def test_modules_form_a_map_of_blocks_and_projections() -> None:
     assert table.loc["attn1.to_out.0", "down.0.attn.1"] == 1 and table.loc["attn1.to_v", "down.0.attn.2"] == 3
     assert table.loc["ff.net.0.proj", "down.0.attn.2"] == 4 and table.loc["proj_in", ""] == 5
     assert table.notna().to_numpy().sum() == 5
+    blocks = [f"layers.{i}.q" for i in (0, 1, 10, 11, 2, 20, 3)]
+    assert list(layer_map(pd.Series(1.0, index=blocks)).columns) == [f"layers.{i}" for i in (0, 1, 2, 3, 10, 11, 20)]
 
 
 def test_tags_are_summed_over_folders_and_nonsense_is_no_tag() -> None:

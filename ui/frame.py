@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import streamlit as st
 
@@ -14,6 +15,7 @@ from ui.progress import follow
 from ui.selection import panel, restore
 from ui.state import MAX_OPEN_ZOOS, SAMPLE_ZOO, SAMPLE_ZOOS, remember, session
 
+T = TypeVar("T")
 PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -198,3 +200,10 @@ def need(condition: object, message: str) -> None:
     if not condition:
         st.info(message, icon=":material/arrow_forward:")
         st.stop()
+
+
+def needed(value: T | None, message: str) -> T:
+    """The value; ends the page with what to do next when it is none."""
+    need(value is not None, message)
+    assert value is not None
+    return value

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from lol_core.collections.cache import cache_folder
+from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
@@ -41,7 +42,8 @@ class Session:
     url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
     same: LoRAs that are the same function, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
     see ui/selection.py, by collection. picture: the format in which figures are saved; page: the present one;
-    visited: pages seen; opened_slice: the saved slice taken up last.
+    visited: pages seen; opened_slice: the saved slice taken up last;
+    linked: what `ui.choice` last wrote into the URL, by key.
     """
 
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class Session:
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: bool = False
     computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
+    linked: dict[str, list[str]] = field(default_factory=dict)
     opened_slice: str | None = None
     picture: str = "svg"
     page: str = "Home"
@@ -135,11 +138,11 @@ def checkpoints(zoo: Zoo) -> dict[str, Path]:
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _load_lora(fingerprint: str, digest: str, id: str, _zoo: Zoo) -> LoRA:
+def _load_lora(fingerprint: str, digest: str, id: str, _zoo: Source) -> LoRA:
     return _zoo.load(id)
 
 
-def load_lora(zoo: Zoo, id: str) -> LoRA:
+def load_lora(zoo: Source, id: str) -> LoRA:
     """A LoRA with its weights, cached by content. Raises LoRAFormatError."""
     return _load_lora(zoo.fingerprint, zoo.by_id[id].digest, id, zoo)
 

@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -167,37 +168,61 @@ def _from_row(row: tuple[bytes, bytes, bytes, str | None]) -> Survey:
     return Survey(norms, effective_ranks, drawn, row[3])
 
 
-def health(entry: Entry, found: Survey | None) -> list[str]:
-    """What is wrong or odd about a LoRA, one sentence each, from its header and, where it has been read, its
-    weights.
-    """
+class Ailment(StrEnum):
+    """What can be wrong or odd about a LoRA, in a word or two."""
+
+    UNREADABLE = "unreadable weights"
+    UNTRAINED = "never trained"
+    PARTLY_ZERO = "partly zero"
+    RANK_DEFICIENT = "rank-deficient"
+    CONTRADICTION = "claims another rank"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One thing that is wrong or odd about a LoRA. reason: a sentence."""
+
+    ailment: Ailment
+    reason: str
+
+
+def never_trained(lora: LoRA) -> bool:
+    """Whether ΔW is zero in every module, because a factor is, as it is before the first step of training."""
+    return not any(bool(layer.U.any()) and bool(layer.V.any()) for layer in lora.layers)
+
+
+def health(entry: Entry, found: Survey | None) -> list[Diagnosis]:
+    """What is wrong or odd about a LoRA, from its header and, where it has been read, its weights."""
     marks = contradictions(entry)
     if found is None:
         return marks
     if found.problem is not None:
-        return [found.problem.split(": ", 1)[-1], *marks]
+        return [Diagnosis(Ailment.UNREADABLE, found.problem.split(": ", 1)[-1]), *marks]
     zero = found.norms == 0
     if zero.all():
-        return ["ΔW is zero in every module: it was never trained.", *marks]
+        return [Diagnosis(Ailment.UNTRAINED, "ΔW is zero in every module: it was never trained."), *marks]
     if zero.any():
-        marks.append(f"ΔW is zero in {zero.sum()} of {len(zero)} modules: half-trained.")
+        reason = f"ΔW is zero in {zero.sum()} of {len(zero)} modules: half-trained."
+        marks.append(Diagnosis(Ailment.PARTLY_ZERO, reason))
     ranks = np.array([module.rank for module in entry.headers])
     large = ~zero & (ranks >= 4)
     if large.any() and (use := float((found.effective_ranks[large] / ranks[large]).mean())) < LOW_RANK_USE:
-        marks.append(f"Rank-deficient: its modules use {use:.0%} of their rank on average (effective rank).")
+        reason = f"Its modules use {use:.0%} of their rank on average (effective rank)."
+        marks.append(Diagnosis(Ailment.RANK_DEFICIENT, reason))
     return marks
 
 
-def contradictions(entry: Entry) -> list[str]:
+def contradictions(entry: Entry) -> list[Diagnosis]:
     """Where the header's claims and the shapes of the tensors disagree."""
-    claims, marks = entry.metadata or {}, []
+    claims, marks = entry.metadata, list[Diagnosis]()
     claimed_rank = claims.get("ss_network_dim", claims.get("r"))
     try:
         rank = int(float(claimed_rank)) if claimed_rank is not None else None
     except (TypeError, ValueError):
         rank = None
     if rank is not None and entry.ranks and rank not in entry.ranks and not claims.get("rank_pattern"):
-        marks.append(f"The header claims rank {rank}; the factors have {', '.join(map(str, entry.ranks))}.")
+        reason = f"The header claims rank {rank}; the factors have {', '.join(map(str, entry.ranks))}."
+        marks.append(Diagnosis(Ailment.CONTRADICTION, reason))
     return marks
 
 
@@ -231,8 +256,8 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, ca
 
 
 def layer_map(values: pd.Series) -> pd.DataFrame:
-    """Values of modules, by name, as a map of the base model: a row for each kind of projection, a column for each
-    block, in the file's order.
+    """Values of modules, by name, as a map of the base model: a row for each kind of projection, in the file's order, a
+    column for each block, in order of their names with numbers as numbers (0, 1, 2, 10).
 
     The block is the name up to its last number that is followed by something (encoder.layer.3), the projection is
     the rest (attention.self.key); the numbers of diffusers' to_out.0 and ff.net.2 belong to the projection.
@@ -241,7 +266,13 @@ def layer_map(values: pd.Series) -> pd.DataFrame:
     blocks = [(part[1] or "") if part else "" for part in parts]
     rows = [part[2] if part else str(name) for part, name in zip(parts, values.index, strict=True)]
     table = pd.DataFrame({"row": rows, "block": blocks, "value": values.to_numpy()})
-    return table.pivot_table("value", "row", "block", "sum", sort=False, observed=True)
+    table = table.pivot_table("value", "row", "block", "sum", sort=False, observed=True)
+    return table[sorted(table.columns, key=lambda block: _natural(str(block)))]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts the numbers in a name as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def duplicates(

@@ -1,0 +1,65 @@
+"""Choosing LoRAs: shown by their names, and kept in the URL by their ids, which no two files share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from lol_core.collections.source import Source
+from ui.keys import key
+from ui.state import session
+
+
+def choose_lora(
+    source: Source, ids: Sequence[str], name: str, label: str, *, place: DeltaGenerator | None = None, **options: Any
+) -> str | None:
+    """A box to choose one of these LoRAs; `index` among the options is what it starts with, the first by default. None
+    when none is chosen.
+    """
+    index = options.pop("index", 0)
+    first = [] if index is None or not ids else [ids[index]]
+    _adopt(source, ids, name, many=False)
+    chosen = (place or st).selectbox(
+        label, ids, index=index, format_func=lambda id: source.names[id], key=key(name), **options
+    )
+    _write(name, [] if chosen is None else [chosen], first)
+    return chosen
+
+
+def choose_loras(
+    source: Source, ids: Sequence[str], name: str, label: str, *, place: DeltaGenerator | None = None, **options: Any
+) -> list[str]:
+    """A box to choose some of these LoRAs; `default` among the options is what it starts with."""
+    first = list(options.pop("default", []))
+    _adopt(source, ids, name, many=True)
+    chosen = (place or st).multiselect(
+        label, ids, default=first, format_func=lambda id: source.names[id], key=key(name), **options
+    )
+    _write(name, chosen, first)
+    return chosen
+
+
+def _adopt(source: Source, ids: Sequence[str], name: str, *, many: bool) -> None:
+    """Take up what the URL says when that is not what was last written there: ids, or display names typed by hand."""
+    present = st.query_params.get_all(key(name))
+    if present == session().linked.get(key(name), []):
+        return
+    session().linked[key(name)] = present
+    of_name = {source.names[id]: id for id in ids}
+    known = [id for word in present if (id := word if word in source.by_id else of_name.get(word)) in set(ids)]
+    if known:
+        st.session_state[key(name)] = known if many else known[0]
+    else:
+        st.session_state.pop(key(name), None)
+
+
+def _write(name: str, chosen: list[str], first: list[str]) -> None:
+    """Write the chosen into the URL, where nothing stands for what the box starts with."""
+    session().linked[key(name)] = shown = [] if chosen == first else chosen
+    if shown:
+        st.query_params[key(name)] = shown
+    else:
+        st.query_params.pop(key(name), None)
