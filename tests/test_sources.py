@@ -46,7 +46,10 @@ def test_memory_and_folder_give_the_same_model_and_the_same_views(tmp_path: Path
     spaces = [space_of(source, source.ids, "updates") for source in (zoo, memory)]
     assert spaces[0] is not None and spaces[1] is not None
     np.testing.assert_allclose(spaces[0].vectors, spaces[1].vectors)
-    marks = [Known.of(models[0], source).strangeness([source.load(source.ids[0])]) for source in (zoo, memory)]
+    marks = [
+        Known.of(model, source).strangeness([source.load(source.ids[0])])
+        for model, source in zip(models, (zoo, memory), strict=True)
+    ]
     pd.testing.assert_frame_equal(marks[0], marks[1])
     surveys = [Surveys(source).complete() for source in (zoo, memory)]
     np.testing.assert_allclose(surveys[0][zoo.ids[0]].norms, surveys[1][zoo.ids[0]].norms)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from lol_core.collections.sidecar import NONE, Sidecar
 from lol_core.core.header import ModuleHeader
-from lol_core.core.lora import LoRA
+from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.formats import suggest_base_model
 
 Values = TypeVar("Values", bound=tuple[Any, ...])
@@ -83,6 +83,7 @@ class Entry:
         sidecar: Sidecar = NONE,
     ) -> Entry:
         """The entry of a LoRA that could be read, with its weights or from its header alone."""
+        known = _summary(_Layers(lora.layers))
         return cls(
             path,
             size,
@@ -90,19 +91,66 @@ class Entry:
             digest,
             dialect=lora.dialect,
             base_model=lora.base_model,
-            suggested_base=suggest_base_model(lora),
+            suggested_base=known.suggested_base,
             modules=len(lora.layers),
-            ranks=lora.ranks,
-            parameters=lora.parameters,
-            dtypes=lora.dtypes,
-            headers=shared(lora.headers),
-            alphas=shared(tuple(layer.alpha for layer in lora.layers)),
-            scales=shared(tuple(layer.scale for layer in lora.layers)),
-            extras=lora.extras,
-            notes=lora.notes,
+            ranks=known.ranks,
+            parameters=known.parameters,
+            dtypes=known.dtypes,
+            headers=known.headers,
+            alphas=known.alphas,
+            scales=known.scales,
+            extras=shared(lora.extras),
+            notes=shared(lora.notes),
             place=place,
             details=KnownDetails(_plain(lora), sidecar),
         )
+
+
+class _Layers:
+    """Layers as a key: the same when they are the same object, as those of files of one structure are."""
+
+    __slots__ = ("layers",)
+
+    def __init__(self, layers: tuple[LoRALayer, ...]):
+        self.layers = layers
+
+    def __hash__(self) -> int:
+        return id(self.layers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Layers) and self.layers is other.layers
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """What an entry takes from the layers."""
+
+    suggested_base: str | None
+    ranks: tuple[int, ...]
+    parameters: int
+    dtypes: tuple[str, ...]
+    headers: tuple[ModuleHeader, ...]
+    alphas: tuple[float | None, ...]
+    scales: tuple[float, ...]
+
+
+def _summary(layers: _Layers) -> _Summary:
+    without_weights = all(layer.U.is_meta for layer in layers.layers[:1])
+    return (_summarised if without_weights else _summarised.__wrapped__)(layers)
+
+
+@lru_cache(maxsize=64)
+def _summarised(layers: _Layers) -> _Summary:
+    lora = LoRA(layers.layers)
+    return _Summary(
+        suggest_base_model(lora),
+        lora.ranks,
+        lora.parameters,
+        lora.dtypes,
+        shared(lora.headers),
+        shared(tuple(layer.alpha for layer in lora.layers)),
+        shared(tuple(layer.scale for layer in lora.layers)),
+    )
 
 
 @lru_cache(maxsize=4096)

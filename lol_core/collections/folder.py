@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from lol_core.collections.entry import Entry
+from lol_core.collections.entries import ById, Entries
 from lol_core.collections.index import Index
 from lol_core.collections.labels import join_labels, labels_file, read_labels
-from lol_core.collections.source import Source
+from lol_core.collections.source import Source, fingerprint_of
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.formats import read
@@ -28,8 +28,8 @@ class Zoo(Source):
     """
 
     folder: Path
-    entries: tuple[Entry, ...]
-    refused: tuple[Entry, ...]
+    entries: Entries
+    refused: Entries
     labels: pd.DataFrame
     labels_path: Path | None = None
     join_column: str | None = None
@@ -57,9 +57,8 @@ class Zoo(Source):
         folder = Path(folder).expanduser()
         described = Index(folder, cache).update(progress)
         folder = folder.resolve()
-        entries = tuple(entry for entry in described if entry.reason is None)
-        refused = tuple(entry for entry in described if entry.reason is not None)
-        ids = [entry.path for entry in entries]
+        entries, refused = described.parted()
+        ids = entries.ids
         path = Path(labels).expanduser() if labels else labels_file(folder)
         if path is None:
             return cls(folder, entries, refused, pd.DataFrame(index=ids))
@@ -70,6 +69,18 @@ class Zoo(Source):
                 raise
             return cls(folder, entries, refused, pd.DataFrame(index=ids), labels_problem=str(error))
         return cls(folder, entries, refused, table, path, column, unjoined)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self.entries.ids
+
+    @cached_property
+    def by_id(self) -> ById:
+        return ById(self.entries)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(zip(self.entries.ids, self.entries.digests, strict=True))
 
     def path(self, id: str) -> Path:
         """Where the file of a LoRA is."""
@@ -87,17 +98,9 @@ class Zoo(Source):
 
     def load(self, id: str) -> LoRA:
         """Read one LoRA with its weights. Raises LoRAFormatError naming the file, also when it has vanished since."""
-        return load_file(self.path(id), id)
-
-    def reader(self, id: str) -> Callable[[], LoRA]:
-        return partial(load_file, self.path(id), id)
-
-
-def load_file(path: Path, id: str) -> LoRA:
-    """Read one file with its weights. Raises LoRAFormatError naming it by its id, also when it is not finite."""
-    try:
-        lora = read(path)
-        lora.check_finite()
-    except LoRAFormatError as error:
-        raise type(error)(f"{id}: {error}") from error
-    return lora
+        try:
+            lora = read(self.path(id))
+            lora.check_finite()
+        except LoRAFormatError as error:
+            raise type(error)(f"{id}: {error}") from error
+        return lora

@@ -51,15 +51,16 @@ class MemorySource(Source):
 
 
 def _bytes(lora: LoRA) -> int:
-    return sum(t.numel() * t.element_size() for layer in lora.layers for t in (layer.U, layer.V))
+    slots = (slot for layer in lora.layers for slot in layer.parametrisation.slots.values())
+    return sum(slot.numel() * slot.element_size() for slot in slots)
 
 
 def content_hash(lora: LoRA) -> str:
-    """Identity of a LoRA's numbers: modules, scales and every factor, bit for bit."""
+    """Identity of a LoRA's numbers: modules, scales and every slot, bit for bit."""
     digest = hashlib.sha256()
     for layer in lora.layers:
-        digest.update(repr((layer.header, layer.scale, layer.U.dtype)).encode())
-        for tensor in (layer.U, layer.V, layer.magnitude):
-            if tensor is not None:
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(repr((layer.header, layer.scale)).encode())
+        for name, slot in layer.parametrisation.slots.items():
+            digest.update(f"{name} {slot.dtype} {tuple(slot.shape)}".encode())
+            digest.update(slot.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 MODEL_FILE_NAMES = ("adapter_model", "pytorch_lora_weights", "adapters")
 """File names that say nothing: such a file goes by its folder's name."""
@@ -12,12 +11,11 @@ MODEL_FILE_NAMES = ("adapter_model", "pytorch_lora_weights", "adapters")
 
 def short_name(path: str) -> str:
     """What people call a LoRA: its file name, or its folder's name when the file's says nothing."""
-    pure = PurePosixPath(path)
-    return (
-        pure.parent.as_posix()
-        if pure.stem in MODEL_FILE_NAMES and pure.parent.name
-        else pure.with_suffix("").as_posix()
-    )
+    folder, _, name = path.rpartition("/")
+    stem = name[: name.rfind(".")] if name.rfind(".") > 0 else name
+    if folder:
+        return folder if stem in MODEL_FILE_NAMES else f"{folder}/{stem}"
+    return stem
 
 
 def display_names(ids: Sequence[str]) -> dict[str, str]:

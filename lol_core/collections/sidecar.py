@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import orjson
 TEXTS = (".civitai.info", ".metadata.json", ".json")
 """In order of trust: what the first says is not replaced by the next."""
 PICTURES = tuple(f"{way}{suffix}" for way in (".preview", "") for suffix in (".png", ".jpg", ".jpeg", ".webp"))
+CONFIGURATION = "adapter_config.json"
+"""Read with its adapter by `formats`."""
 MAX_BYTES = 5_000_000
 _BESIDE = (*TEXTS, *PICTURES)
 _PERMISSIONS = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")
@@ -66,12 +68,15 @@ class Sidecar:
 NONE = Sidecar()
 
 
-def beside(name: str, names: Collection[str]) -> Iterator[str]:
-    """Which of the file names in a folder are sidecars of the LoRA called `name`."""
+def may_be_beside(name: str) -> bool:
+    """Whether a file of that name bears on what is known of a LoRA in its folder."""
+    return name.endswith(_BESIDE)
+
+
+def beside(name: str) -> tuple[str, ...]:
+    """The names that sidecars of the LoRA called `name` may have."""
     stem = name.rpartition(".")[0]
-    for ending in _BESIDE:
-        if (other := stem + ending) in names and other != name:
-            yield other
+    return tuple([stem + ending for ending in _BESIDE])
 
 
 def read_sidecar(path: Path, names: Collection[str] | None = None) -> Sidecar:
@@ -81,7 +86,9 @@ def read_sidecar(path: Path, names: Collection[str] | None = None) -> Sidecar:
     names = set(os.listdir(path.parent)) if names is None else names
     said: dict[str, Any] = {}
     files, preview = [], None
-    for other in beside(path.name, names):
+    for other in beside(path.name):
+        if other not in names:
+            continue
         if other.endswith(PICTURES):
             preview = preview or other
             continue

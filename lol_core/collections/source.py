@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -33,10 +33,6 @@ class Source(Protocol):
         """One LoRA with its weights. Raises LoRAFormatError naming it when it cannot be read, or is not finite."""
         ...
 
-    def reader(self, id: str) -> Callable[[], LoRA]:
-        """`load` of one LoRA as a function that can be sent to another process."""
-        return partial(self.load, id)
-
     def check(self) -> None:
         """Raises ZooError, with what to do, when the source itself can no longer be read."""
         return
@@ -64,10 +60,7 @@ class Source(Protocol):
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the collection's content: ids and digests of its LoRAs, whatever their times or their place."""
-        digest = hashlib.sha256()
-        for entry in self.entries:
-            digest.update(f"{entry.path}\0{entry.digest}\n".encode())
-        return digest.hexdigest()[:16]
+        return fingerprint_of((entry.path, entry.digest) for entry in self.entries)
 
     @cached_property
     def labels_digest(self) -> str:
@@ -95,3 +88,8 @@ class Source(Protocol):
         ]
         table = pd.DataFrame(rows, index=self.ids).join(self.labels, rsuffix=" (label)")
         return table[[c for c in first if c in table.columns] + [c for c in table.columns if c not in first]]
+
+
+def fingerprint_of(identities: Iterable[tuple[str, str]]) -> str:
+    """The fingerprint of LoRAs given as (id, digest), in their order."""
+    return hashlib.sha256("".join(f"{id}\0{digest}\n" for id, digest in identities).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from lol_core.collections.sidecar import beside
+from lol_core.collections.sidecar import CONFIGURATION, beside, may_be_beside
 from lol_core.formats import SUFFIXES
 
 OTHER_FILES = {
@@ -23,12 +23,7 @@ OTHER_FILES = {
 }
 """Files that training runs leave beside LoRAs, known by their names: opening them would take long and tell no more."""
 
-_SPECIAL = (
-    (stat.S_ISFIFO, "A named pipe"),
-    (stat.S_ISSOCK, "A socket"),
-    (stat.S_ISCHR, "A device"),
-    (stat.S_ISBLK, "A device"),
-)
+_SPECIAL = {stat.S_IFIFO: "A named pipe", stat.S_IFSOCK: "A socket"}
 _HUB_REPOSITORY = re.compile(r"(?:models|datasets|spaces)--(.+)")
 
 
@@ -90,7 +85,7 @@ class _Walk:
             self.found.append(Candidate((id or ".") + "/", place, -1, 0.0, reason=reason))
             return
         subfolders = []
-        names = {entry.name for entry in entries}
+        names = {entry.name for entry in entries if may_be_beside(entry.name)}
         for entry in entries:
             below = f"{place}/{entry.name}" if place else entry.name
             try:
@@ -111,14 +106,17 @@ class _Walk:
                 self.folder(below, _joined(id, name))
 
     def file(self, place: str, id: str, status: os.stat_result, names: set[str]) -> None:
+        """One file. names: what of its folder may lie beside a LoRA."""
+        if self.linked and (status.st_dev, status.st_ino) in self.seen:
+            return
         self.seen.add((status.st_dev, status.st_ino))
         parent, _, name = place.rpartition("/")
         reason = OTHER_FILES.get(name)
-        for is_special, what in _SPECIAL:
-            if is_special(status.st_mode):
-                reason = f"{what}, not a file. It was not opened."
-        others: tuple[str, ...] = ("adapter_config.json",) if "adapter_config.json" in names else ()
-        others += tuple(beside(name, names))
+        if not stat.S_ISREG(status.st_mode):
+            reason = f"{_SPECIAL.get(stat.S_IFMT(status.st_mode), 'A device')}, not a file. It was not opened."
+        others: tuple[str, ...] = ()
+        if names:
+            others = tuple(n for n in (CONFIGURATION, *beside(name)) if n in names)
         mark = _mark(self.root / parent, others) if others else ""
         self.found.append(Candidate(id, place, status.st_size, status.st_mtime, others, mark, reason))
 
@@ -137,7 +135,7 @@ class _Walk:
         if stat.S_ISDIR(status.st_mode):
             self.folder(place, id)
         elif path.name.lower().endswith(SUFFIXES):
-            self.file(place, id, status, set(os.listdir(path.parent)))
+            self.file(place, id, status, {name for name in os.listdir(path.parent) if may_be_beside(name)})
 
     def unreadable(self, place: str, id: str, error: OSError) -> None:
         reason = f"The file cannot be read: {error.strerror or error}."

@@ -1,0 +1,168 @@
+"""Entries as rows of an index, made when they are looked at."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import orjson
+
+from lol_core.collections.entry import Entry, shared
+from lol_core.collections.schema import COLUMNS, Row
+from lol_core.collections.sidecar import NONE, Sidecar
+from lol_core.core.header import ModuleHeader
+
+_REASON, _DIGEST = COLUMNS.index("reason"), COLUMNS.index("digest")
+
+
+class StoredDetails:
+    """The details of one file, read from the index when they are wanted; empty when they are no longer there."""
+
+    __slots__ = ("_found", "_index", "_path")
+
+    def __init__(self, index: Path, path: str):
+        self._index, self._path = index, path
+        self._found: tuple[Mapping[str, Any], Sidecar] | None = None
+
+    def _read(self) -> tuple[Mapping[str, Any], Sidecar]:
+        if self._found is None:
+            row = None
+            if self._index.is_file():
+                with closing(sqlite3.connect(self._index, timeout=60)) as connection:
+                    statement = "SELECT metadata, sidecar FROM details WHERE path = ?"
+                    row = connection.execute(statement, (self._path,)).fetchone()
+            self._found = (orjson.loads(row[0]), Sidecar.from_json(row[1])) if row else ({}, NONE)
+        return self._found
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._read()[0]
+
+    @property
+    def sidecar(self) -> Sidecar:
+        return self._read()[1]
+
+
+class Decoder:
+    """Rows as entries, for as long as they are wanted. What many rows share becomes one object.
+
+    structures: hash → JSON of the headers.
+    """
+
+    def __init__(self, index: Path, structures: Mapping[str, str]):
+        self.index, self.structures = index, structures
+        self._tuples: dict[object, tuple[Any, ...]] = {}
+        self._headers: dict[str | None, tuple[ModuleHeader, ...]] = {None: ()}
+
+    def entry(self, row: Row) -> Entry:
+        path, size, mtime, digest, reason, dialect, base, suggested, modules, ranks, parameters, dtypes = row[:12]
+        structure, alphas, scales, extras, notes, place, _ = row[12:]
+        headers = self._headers.get(structure)
+        if headers is None:
+            headers = shared(tuple(map(ModuleHeader.from_dict, orjson.loads(self.structures[structure]))))
+            self._headers[structure] = headers
+        return Entry(
+            path,
+            size,
+            mtime,
+            digest,
+            reason,
+            dialect,
+            base,
+            suggested,
+            modules,
+            self._tuple(ranks),
+            parameters,
+            self._tuple(dtypes),
+            headers,
+            self._each(alphas, modules),
+            self._each(scales, modules),
+            self._tuple(extras),
+            self._tuple(notes),
+            None if place is None else os.fsdecode(place),
+            StoredDetails(self.index, path),
+        )
+
+    def _tuple(self, text: str | None) -> tuple[Any, ...]:
+        if text is None:
+            return ()
+        values = self._tuples.get(text)
+        if values is None:
+            values = self._tuples[text] = tuple(orjson.loads(text))
+        return values
+
+    def _each(self, text: str | None, count: int) -> tuple[Any, ...]:
+        values = self._tuples.get((text, count))
+        if values is None:
+            value = None if text is None else orjson.loads(text)
+            values = shared(tuple(value) if isinstance(value, list) else (value,) * count)
+            self._tuples[text, count] = values
+        return values
+
+
+class Entries(Sequence[Entry]):
+    """Entries that are made from their rows when they are looked at: 100,000 cost no more than their rows."""
+
+    def __init__(self, rows: Sequence[Row], decoder: Decoder):
+        self.rows, self._decoder = rows, decoder
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Entry: ...
+    @overload
+    def __getitem__(self, place: slice) -> Entries: ...
+    def __getitem__(self, place: int | slice) -> Entry | Entries:
+        if isinstance(place, slice):
+            return Entries(self.rows[place], self._decoder)
+        return self._decoder.entry(self.rows[place])
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self._decoder.entry, self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entries) and self.rows == other.rows
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.ids))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [row[0] for row in self.rows]
+
+    @property
+    def digests(self) -> list[str]:
+        return [row[_DIGEST] for row in self.rows]
+
+    def parted(self) -> tuple[Entries, Entries]:
+        """Those that could be read, and those that were refused."""
+        parts: tuple[list[Row], list[Row]] = ([], [])
+        for row in self.rows:
+            parts[row[_REASON] is not None].append(row)
+        return Entries(parts[0], self._decoder), Entries(parts[1], self._decoder)
+
+
+class ById(Mapping[str, Entry]):
+    """The same entries by their ids."""
+
+    def __init__(self, entries: Entries):
+        self._entries = entries
+        self._places = {id: place for place, id in enumerate(entries.ids)}
+
+    def __getitem__(self, id: str) -> Entry:
+        return self._entries[self._places[id]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._places
