@@ -1,0 +1,101 @@
+"""LoKr: a Kronecker product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lol_core.core.groups import GL, Product
+from lol_core.core.header import Kind
+from lol_core.core.parametrisation.base import Parametrisation, check_element, wide
+from lol_core.core.parametrisation.low_rank import LowRank
+from lol_core.core.parametrisation.tucker import Tucker
+from lol_core.core.parametrisation.whole import Whole
+
+
+@dataclass(frozen=True)
+class Kronecker(Parametrisation):
+    """LoKr: ΔW = W₁ ⊗ W₂; GL(1), and the groups of the factors that are products themselves (appendix E, KronA).
+
+    first: W₁ (n₁, m₁), second: W₂ (n₂, m₂, …). Models read the pair (vec W₁, vec W₂), each of one column: the
+    entries of ΔW in another order, so that inner products are those of ΔW among modules of the same factor shapes.
+    """
+
+    first: Whole | LowRank
+    second: Whole | LowRank | Tucker
+
+    kind = Kind.KRONECKER
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:  # type: ignore[override]  # read-only: it follows from the slots
+        one, two = self.factor_shapes
+        return (one[0] * two[0], one[1] * two[1], *two[2:])
+
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return self.first.weight_shape, self.second.weight_shape
+
+    @property
+    def slots(self) -> dict[str, Tensor]:
+        parts = enumerate((self.first, self.second), 1)
+        return {f"{name}{i}": slot for i, part in parts for name, slot in part.slots.items()}
+
+    @property
+    def group(self) -> Product:
+        return Product(((GL, 1), *self.first.group.factors, *self.second.group.factors))
+
+    @property
+    def pair_shape(self) -> tuple[int, int, int]:
+        return prod(self.first.weight_shape), prod(self.second.weight_shape), 1
+
+    def act(self, R: Sequence[Tensor]) -> Self:
+        check_element(R, self.group)
+        c, turns, cut = R[0].reshape(()), R[1:], len(self.first.group.factors)
+        return replace(
+            self,
+            first=self.first.act(turns[:cut]).scaled(c),
+            second=self.second.act(turns[cut:]).scaled(1 / c),
+        )
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        W1, W2 = (part.delta(wide(next(iter(part.slots.values()))).dtype) for part in (self.first, self.second))
+        return W1.reshape(-1, 1), W2.reshape(-1, 1)
+
+    def with_pair(self, U: Tensor, V: Tensor) -> Kronecker:
+        shapes = self.factor_shapes
+        return Kronecker(Whole(U.reshape(shapes[0])), Whole(V.reshape(shapes[1])))
+
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        (U, V), (U2, V2) = ([wide(factor) for factor in part.low_rank()] for part in (self.first, self.second))
+        return _kron(U, U2), _kron(V, V2)
+
+    def scaled(self, factor: Tensor | float) -> Self:
+        return replace(self, first=self.first.scaled(factor))
+
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _kron(self.first.delta(dtype), self.second.delta(dtype))
+
+    def singular_values(self) -> Tensor:
+        one, two = (part.singular_values() for part in (self.first, self.second))
+        return torch.outer(one, two).flatten().sort(descending=True).values
+
+    def leading(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The singular triplets of a Kronecker product are the Kronecker products of those of its factors."""
+        (P1, s1, Q1), (P2, s2, Q2) = (part.leading(count) for part in (self.first, self.second))
+        products = torch.outer(s1, s2).flatten()
+        values, order = products.sort(descending=True)
+        i, j = order[:count] // len(s2), order[:count] % len(s2)
+        P = torch.einsum("ak,bk->abk", P1[:, i], P2[:, j]).flatten(0, 1)
+        Q = torch.einsum("ak,bk->abk", Q1[:, i], Q2[:, j]).flatten(0, 1)
+        return P, values[:count], Q
+
+
+def _kron(A: Tensor, B: Tensor) -> Tensor:
+    """A (a, b) ⊗ B (c, d, …): (ac, bd, …)."""
+    product = torch.einsum("ab,cd...->acbd...", A, B)
+    return product.flatten(0, 1).flatten(1, 2)
