@@ -15,20 +15,22 @@ import orjson
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
-from lol_core.formats import cloneofsimo, diffusers, kohya, llama_cpp, mlx, nunchaku, peft, sam, xlabs
+from lol_core.formats import cloneofsimo, diffusers, kohya, llama_cpp, mlx, mlx_vlm, nunchaku, peft, sam, xlabs
 from lol_core.formats.base_models import suggest_base_model
 from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_tensors
-from lol_core.formats.families import explain, family_of
+from lol_core.formats.families import NEIGHBOURS, explain, family_of
 from lol_core.formats.reading import Dialect
 
 __all__ = ["DIALECTS", "SUFFIXES", "probe", "read", "suggest_base_model"]
 
 DIALECTS = tuple(
-    module.DIALECT for module in (llama_cpp, sam, cloneofsimo, nunchaku, mlx, xlabs, diffusers, kohya, peft)
+    module.DIALECT for module in (llama_cpp, sam, cloneofsimo, nunchaku, mlx, mlx_vlm, xlabs, diffusers, kohya, peft)
 )
 """Tried in this order; the first that recognises the keys reads the file."""
 
-CONFIG = "adapter_config.json"
+CONFIGS = ("adapter_config.json", "lora_config.json")
+"""The configuration beside a file: PEFT, MLX, AdapterHub; PaddleNLP."""
+
 MAX_CONFIG_BYTES = 10_000_000
 IN_FOLDER = (
     "adapter_model.safetensors",
@@ -62,7 +64,7 @@ def _open(path: Path, *, weights: bool) -> LoRA:
     for _ in range(2):
         before = _version(path)
         try:
-            config = _read_config(path.parent / CONFIG)
+            config = next(filter(None, (_read_config(path.parent / name) for name in CONFIGS)), {})
             with open_tensors(path) as file:
                 lora = _read(file, config, weights=weights)
         except LoRAFormatError:
@@ -131,7 +133,7 @@ def _read(file: TensorFile, config: Mapping[str, Any], *, weights: bool) -> LoRA
             lora = dialect.read(file, file.get if weights else file.peek, config)
         except LoRAFormatError as error:
             family = family_of(keys, {})
-            if family and not family.beside:
+            if family and not family.beside and family not in NEIGHBOURS:  # a module of a model may lie beside
                 raise explain(file, config) from error
             raise
         if lora.layers:

@@ -29,5 +29,4 @@ DIALECT = Dialect(
     matches=matches,
     prepare=prepare,
     notes=notes,
-    zero_alpha_is_rank=True,
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.names import Role
 
+QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 WHOLE_NUMBERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 DIMENSIONS: dict[str, tuple[int, int]] = {
@@ -54,6 +55,8 @@ def _dequantised(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         scale = slots.get(f"{slot}*")
         if scale is not None:
+            if tensor.dtype not in QUANTISED:
+                raise LoRAFormatError(f"{name}: beside {slot} stands a scale, but its numbers are {tensor.dtype}.")
             scale = scale.float().to(tensor.device)
             if scale.numel() == 1:
                 scale = scale.reshape(())

@@ -38,11 +38,14 @@ _FACTOR_WORD = re.compile(
 
 @dataclass
 class Grouping:
-    """modules: name → slot → key in the file; refused: name → why it cannot be read; extras: all other keys."""
+    """modules: name → slot → key in the file; refused: name → why it cannot be read; extras: all other keys; adapters:
+    the names of adapters in the keys.
+    """
 
     modules: dict[str, dict[str, str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     extras: list[str] = field(default_factory=list)
+    adapters: list[str] = field(default_factory=list)
 
 
 def group(keys: Iterable[str], parse: Parse = role_of) -> Grouping:
@@ -62,15 +65,20 @@ def group(keys: Iterable[str], parse: Parse = role_of) -> Grouping:
             continue
         slots = result.modules.setdefault(part.module, {})
         if part.slot in slots:
-            names = sorted({name or "without a name" for name in (*adapters[part.module], part.adapter)})
+            names = sorted({name or "without a name" for name in (*adapters.get(part.module, ()), part.adapter)})
             raise LoRAFormatError(
                 f"Module {part.module!r} has two tensors for the part {part.role}: {slots[part.slot]!r} and {key!r}."
                 f" The file holds two adapters, or several experts ({', '.join(names)}); save them one by one."
             )
         slots[part.slot] = key
-        adapters.setdefault(part.module, set()).add(part.adapter)
         if part.role in FACTORS:
+            adapters.setdefault(part.module, set()).add(part.adapter)
             places[part.prefix] = part.module
+    for name, names_there in adapters.items():
+        if len(names_there) > 1:
+            result.modules.pop(name)
+            result.refused[name] = f"its factors belong to different adapters ({', '.join(sorted(names_there))})"
+    result.adapters = sorted({adapter for names_there in adapters.values() for adapter in names_there})
     for name, slots in list(result.modules.items()):
         if not any(Role(slot.split(".")[0].rstrip("*")) in FACTORS for slot in slots):
             others.extend(result.modules.pop(name).values())
@@ -149,6 +157,9 @@ def notes_on(grouping: Grouping) -> list[str]:
         notes.append(
             f"{count} of {count + len(grouping.modules)} modules cannot be read and are left out. {module}: {why}."
         )
+    if len(grouping.adapters) > 1:
+        names = ", ".join(name or "without a name" for name in grouping.adapters)
+        notes.append(f"Its modules belong to several adapters ({names}), read here as one.")
     kinds = Counter(_leaf(key) for key in grouping.extras)
     if kinds:
         listed = ", ".join(f"{leaf} ({count})" for leaf, count in kinds.most_common(6)) + (

@@ -24,5 +24,4 @@ DIALECT = Dialect(
     scale="alpha/r with the `.alpha` beside the factors; alpha 0 or none: 1",
     source="kohya-ss/sd-scripts, musubi-tuner, LyCORIS, OneTrainer, ComfyUI",
     matches=matches,
-    zero_alpha_is_rank=True,
 )

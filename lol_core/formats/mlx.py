@@ -1,5 +1,5 @@
 """MLX files (safetensors or npz): `….lora_a` (in, r) and `….lora_b` (r, out), transposed relative to PEFT, with the
-scale itself in the configuration; mlx-vlm's `….A`, `….B` as well.
+scale itself in the configuration; its DoRA's `….m`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,17 @@ import re
 from lol_core.formats.names import Part, Role, bare, role_of
 from lol_core.formats.reading import Config, Dialect, Tensors
 
-_OWN = re.compile(r"^(?P<module>.+)\.(?P<letter>A|B|m)$")
-_ROLES = {"A": Role.TRANSPOSED_DOWN, "B": Role.TRANSPOSED_UP, "m": Role.MAGNITUDE}
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|embed_in|wte|wpe|shared|embeddings?)$")
 
 
 def matches(keys: list[str]) -> bool:
-    bare_factors = [key for key in keys if key.endswith((".lora_a", ".lora_b"))]
-    return bool(bare_factors) or (bool(keys) and all(key.endswith((".A", ".B")) for key in keys))
+    return any(key.endswith((".lora_a", ".lora_b")) for key in keys)
 
 
 def parse(key: str) -> Part | None:
-    part = role_of(key)
-    if part is None and (own := _OWN.match(key)):
-        return Part(own["module"], bare(own["module"]), _ROLES[own["letter"]])
-    return part
+    if key.endswith(".m"):
+        return Part(key[:-2], bare(key[:-2]), Role.MAGNITUDE)
+    return role_of(key)
 
 
 def prepare(name: str, tensors: Tensors, config: Config) -> Tensors:
@@ -46,8 +42,8 @@ def notes(config: Config) -> list[str]:
 DIALECT = Dialect(
     name="MLX",
     example="MODULE.lora_a",
-    scale="lora_parameters.scale of adapter_config.json (mlx-vlm: alpha), undivided",
-    source="mlx-lm, mlx-examples, mlx-vlm",
+    scale="lora_parameters.scale of adapter_config.json itself",
+    source="mlx-lm, mlx-examples",
     matches=matches,
     parse=parse,
     prepare=prepare,

@@ -121,6 +121,11 @@ JOINED = {
 }
 """Words after a dot or an underscore."""
 
+ALONE = {word: DOTTED[word] for word in ("lora_A", "lora_B")} | {
+    word: JOINED[word] for word in ("lora_down", "lora_up")
+}
+"""Words that may stand without a module: one adapted layer by itself."""
+
 MATRICES = ("lora_a", "lora_b", "lora.A", "lora.B")
 """Words of bare parameters that are stored (in, r) and (r, out); with `.weight` they are ordinary linear layers."""
 
@@ -132,16 +137,18 @@ def _alternatives(words: dict[str, Role]) -> str:
 
 
 _WORD = re.compile(
-    rf"^(?P<prefix>.+?)(?:\.(?P<dotted>{_alternatives(DOTTED)})|[._](?P<joined>{_alternatives(JOINED)}))"
+    rf"^(?:(?P<prefix>.+?)(?:\.(?P<dotted>{_alternatives(DOTTED)})|[._](?P<joined>{_alternatives(JOINED)}))|(?P<alone>{_alternatives(ALONE)}))"
     r"(?P<rest>(?:\..+)?)$"
 )
-_QUANTISED = re.compile(r"^(?:\.(?P<adapter>.+?))??\.(?:scale_weight|weight_scale|weight_scale_inv|weight\._?scale)$")
+_QUANTISED = re.compile(r"^(?:\.(?P<adapter>.+?))??\.(?:(?:weight[._]?)?_?scales?|scale_weight)$")
 _BLOCK = re.compile(r"^\.blocks\.(?P<block>\d+)\.weight$")
 _PROCESSOR = re.compile(
     r"^(?P<prefix>(?P<attention>.*?)\.?(?P<processor>processor\.)?to_(?P<projection>q|k|v|out)_lora)"
     r"\.(?P<role>down\.weight|up\.weight|alpha)$"
 )
-_NO_ADAPTER = re.compile(r"(^|\.)(weight|SCB|input_scale|scale_input|absmax|quant_map|scales?|zeros?|_data)(\.|$)|\.\.")
+_NO_ADAPTER = re.compile(
+    r"(^|\.)(weight|SCB|absmax|quant_map|nested_\w+|_data|blocks|\w*(scale|zero|quant)\w*)(\.|$)|\.\."
+)
 _WRAPPERS = re.compile(r"(^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LEADING = re.compile(r"^(?:base_model\.model\.|module\.(?=.))+")
 _ADAPTERHUB = re.compile(r"^(?P<module>.+)\.loras\.(?P<adapter>[^.]+)$")
@@ -163,8 +170,8 @@ def role_of(key: str) -> Part | None:
     match = _WORD.match(key)
     if not match:
         return None
-    word = match["dotted"] or match["joined"]
-    role, prefix, rest = DOTTED.get(word) or JOINED[word], match["prefix"], match["rest"]
+    word = match["dotted"] or match["joined"] or match["alone"]
+    role, prefix, rest = DOTTED.get(word) or JOINED[word], match["prefix"] or "", match["rest"]
     module, adapter, block, is_scale = prefix, "", None, False
     if hub := _ADAPTERHUB.match(prefix):
         module, adapter = hub["module"], hub["adapter"]
@@ -186,4 +193,4 @@ def role_of(key: str) -> Part | None:
         if not name or _NO_ADAPTER.search(name) or not (rest.endswith(".weight") or word not in JOINED):
             return None
         adapter = name
-    return Part(prefix, bare(module), role, adapter, block, is_scale)
+    return Part(prefix, bare(module) or "(one layer)", role, adapter, block, is_scale)

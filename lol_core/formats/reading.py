@@ -51,7 +51,7 @@ class Dialect:
     example, scale, source: a key, where the scale stands and who writes such files, for the page of dialects.
     matches: whether a file of these keys is of the dialect. parse: names, where the common table does not do. prepare:
     name, plain tensors (role → tensor) and configuration → tensors, for what a configuration changes in the factors.
-    unit_scale: there is no alpha and s = 1. zero_alpha_is_rank: alpha 0 means the rank (kohya). notes: what a
+    unit_scale: there is no alpha and s = 1. alpha_is_scale: the configuration's alpha is s itself. notes: what a
     configuration says of the update.
     """
 
@@ -63,7 +63,7 @@ class Dialect:
     parse: Parse = role_of
     prepare: Callable[[str, Tensors, Config], Tensors] = _unchanged
     unit_scale: bool = False
-    zero_alpha_is_rank: bool = False
+    alpha_is_scale: bool = False
     notes: Callable[[Config], list[str]] = _no_notes
 
     def read(self, file: TensorFile, fetch: Fetch, config: Config) -> LoRA:
@@ -71,7 +71,7 @@ class Dialect:
 
         Raises LoRAFormatError when not one module can be read, with the reason of the first.
         """
-        scales = Scales(file.metadata, config, self.unit_scale)
+        scales = Scales(file.metadata, config, self.unit_scale, self.alpha_is_scale)
         alike = file.structure() if fetch is file.peek else None
         key = None if alike is None else (self.name, alike, scales.settings, repr(config))
         content = _read_once(_Reading(key, self, file, fetch, config, scales))
@@ -87,6 +87,7 @@ class Dialect:
     def read_content(self, file: TensorFile, fetch: Fetch, config: Config, scales: Scales) -> Content:
         """What of a LoRA depends on its tensors, scales and configuration alone."""
         grouping = group(file.keys, self.parse)
+        scales.begin(grouping.modules)
         stored = {name: {slot: fetch(key) for slot, key in slots.items()} for name, slots in grouping.modules.items()}
         transposed = _vote(stored)
         layers = []
@@ -113,9 +114,6 @@ class Dialect:
         tensors.pop(Role.SCALE, None)
         tensors = self.prepare(name, factors.turned(name, tensors, transposed), config)
         tensors = factors.oriented_magnitude(factors.multiplied(name, tensors))
-        if self.zero_alpha_is_rank and scale.alpha == 0:
-            scales.zero.append(name)
-            scale = replace(scale, alpha=None)
         by_rank = scale.rank if any(role.startswith(("hada", "lokr")) for role in tensors) else None
         if (divisor := tensors.pop(Role.RANK, None)) is not None:
             by_rank = float(divisor)

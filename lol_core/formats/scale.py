@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import isfinite
 from typing import Any
@@ -49,12 +49,14 @@ def number(value: Any) -> float | None:
 class Scales:
     """Finds the scale of one module after another, and remembers what has to be said about them.
 
-    metadata: the header; config: the JSON beside the file; unit: the dialect has no alpha and its scale is 1.
+    metadata: the header; config: the JSON beside the file; unit: the dialect has no alpha and its scale is 1;
+    alpha_is_scale: the configuration's alpha is s itself.
     """
 
     metadata: Mapping[str, Any]
     config: Mapping[str, Any]
     unit: bool = False
+    alpha_is_scale: bool = False
     unknown: list[str] = field(default_factory=list)
     zero: list[str] = field(default_factory=list)
     sources: set[str] = field(default_factory=set)
@@ -85,14 +87,26 @@ class Scales:
     @property
     def settings(self) -> str:
         """All that `of` looks at besides a module's tensors: equal texts give equal scales."""
-        return repr((self.unit, self._sources, self.complaints))
+        return repr((self.unit, self.alpha_is_scale, self._sources, self.complaints))
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Tell the names of all modules: settings of one component alone hold for all where none begins with it."""
+        self._sources = [
+            replace(source, component="")
+            if source.only and not any(name.startswith(f"{source.component}.") for name in names)
+            else source
+            for source in self._sources
+        ]
 
     def of(self, name: str, tensors: Mapping[str, Tensor]) -> Scale:
         """The scale of a module, whose tensors may hold it. Raises LoRAFormatError when it is no finite number."""
         if (tensor := tensors.get(Role.SCALE)) is not None:
             return Scale(value=_one(name, "scale", tensor))
         if (tensor := tensors.get(Role.ALPHA)) is not None:
-            return Scale(_one(name, "alpha", tensor))
+            alpha = _one(name, "alpha", tensor)
+            if alpha == 0:
+                self.zero.append(name)
+            return Scale(alpha or None)
         if self.unit:
             return Scale()
         settings = self.config.get("lora_parameters")
@@ -102,9 +116,20 @@ class Scales:
             found = source.of(name, self.complaints)
             if found is not None:
                 self.sources.add(source.place)
-                return found
+                if found.alpha == 0:
+                    self.complaints[f"alpha is 0 in {source.place}: it switches the update off."] = None
+                if Role.DIAGONAL in tensors and self.config.get("peft_type") == "ADALORA":
+                    return self._adalora(found)
+                return Scale(value=found.alpha) if self.alpha_is_scale else found
         self.unknown.append(name)
         return Scale()
+
+    def _adalora(self, found: Scale) -> Scale:
+        """PEFT's AdaLoRA divides alpha by the rank it began with, and by a little more (`AdaLoraLayer`, 1e-5)."""
+        first = number(self.config.get("init_r"))
+        if first is None or first < 1 or found.alpha is None:
+            return found
+        return Scale(value=(found.alpha if found.alpha > 0 else first) / (first + 1e-5))
 
     def notes(self, modules: int) -> list[str]:
         """What is uncertain about the scales of a LoRA of so many modules."""
@@ -132,6 +157,7 @@ class _Source:
     place: str
     component: str
     options: Mapping[str, Any]
+    only: bool = False
 
     def of(self, name: str, complaints: dict[str, None]) -> Scale | None:
         if self.component and not name.startswith(f"{self.component}."):
@@ -164,7 +190,7 @@ def _by_component(place: str, flat: Mapping[str, Any]) -> Iterator[_Source]:
         elif isinstance(value, dict) and OPTIONS & value.keys():
             components.setdefault(str(key), {}).update(value)
     for component in sorted(components, key=lambda name: -len(name)):
-        yield _Source(place, component, components[component])
+        yield _Source(place, component, components[component], only=len(components) == 1)
 
 
 def _patterned(patterns: Any, names: tuple[str, ...]) -> Any:
