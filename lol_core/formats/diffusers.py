@@ -14,7 +14,7 @@ COMPONENTS = (
     *("diffusion_model", "prior"),
 )
 _OLD = re.compile(r"\.(\w+_lora|lora|lora_linear_layer)\.(down|up)\.weight$")
-_NEW = re.compile(rf"^({'|'.join(COMPONENTS)})\..+\.(lora_[AB]|lora_(down|up)\.weight)")
+_NEW = re.compile(rf"^({'|'.join(COMPONENTS)})\.(?!h\.\d).+\.(lora_[AB]|lora_(down|up)\.weight)")
 
 
 def matches(keys: list[str]) -> bool:

@@ -38,11 +38,11 @@ def plain(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         if role not in (Role.ALPHA, Role.SCALE) and (tensor.numel() == 0 or tensor.dtype in WHOLE_NUMBERS):
             what = (
-                "no numbers" if tensor.numel() == 0 else f"whole numbers ({str(tensor.dtype)[6:]}) without their scale"
+                "no numbers"
+                if tensor.numel() == 0
+                else f"whole numbers ({str(tensor.dtype)[6:]}) without a scale, as a quantised factor"
             )
-            raise LoRAFormatError(
-                f"{name}: its {role} of shape {tuple(tensor.shape)} holds {what}: a quantised factor?"
-            )
+            raise LoRAFormatError(f"{name}: its {role} of shape {tuple(tensor.shape)} holds {what}")
     return tensors
 
 

@@ -91,7 +91,8 @@ def _unknown_siblings(result: Grouping, places: dict[str, str], others: list[str
     unknown: dict[str, list[str]] = {}
     for key in others:
         module, rest = _owner(key, places)
-        if module and _is_unknown(rest) and parse(key) is None:
+        own = ".loras." in key  # AdapterHub: nothing of the base model lies there
+        if module and (own or _is_unknown(rest)) and parse(key) is None:
             unknown.setdefault(module, []).append(rest)
         else:
             result.extras.append(key)
@@ -123,8 +124,10 @@ def _is_unknown(rest: str) -> bool:
 def _why(rests: list[str]) -> str:
     listed = ", ".join(rests[:4]) + (" …" if len(rests) > 4 else "")
     why = f"beside its factors it has {listed}, which no known formula of ΔW accounts for"
-    if any(re.search(r"rout|gate|expert", rest) or re.match(r"lora_[AB]_?\d", rest) for rest in rests):
+    if any(re.search(r"rout|expert|^lora_[AB]_?\d", rest) for rest in rests):
         return f"a mixture of LoRAs, several factors weighted by a router: {why}"
+    if any(re.search(r"absmax|zero_?point|qzero|quant|SCB", rest) for rest in rests):
+        return f"factors quantised in a way that is not known: {why}"
     return why
 
 
@@ -165,7 +168,8 @@ def notes_on(grouping: Grouping) -> list[str]:
         listed = ", ".join(f"{leaf} ({count})" for leaf, count in kinds.most_common(6)) + (
             " …" if len(kinds) > 6 else ""
         )
-        notes.append(f"{sum(kinds.values())} tensors are no part of a low-rank product and are left out: {listed}.")
+        tensors = "1 tensor is" if kinds.total() == 1 else f"{kinds.total()} tensors are"
+        notes.append(f"{tensors} no part of a low-rank product and left out: {listed}.")
     return notes
 
 

@@ -27,6 +27,8 @@ def prepare(name: str, tensors: Tensors, config: Config) -> Tensors:
     if not _EMBEDDING.search(name) or Role.DOWN not in tensors or tensors[Role.DOWN].ndim != 2:
         return tensors
     rest = {role: tensor for role, tensor in tensors.items() if role not in (Role.DOWN, Role.UP)}
+    if (magnitude := rest.pop(Role.MAGNITUDE, None)) is not None:
+        rest[Role.DORA_SCALE] = magnitude.reshape(-1, 1)  # one per token, the rows of the weight
     return {**rest, Role.EMBEDDING_DOWN: tensors[Role.DOWN], Role.EMBEDDING_UP: tensors[Role.UP]}
 
 

@@ -140,7 +140,7 @@ _WORD = re.compile(
     rf"^(?:(?P<prefix>.+?)(?:\.(?P<dotted>{_alternatives(DOTTED)})|[._](?P<joined>{_alternatives(JOINED)}))|(?P<alone>{_alternatives(ALONE)}))"
     r"(?P<rest>(?:\..+)?)$"
 )
-_QUANTISED = re.compile(r"^(?:\.(?P<adapter>.+?))??\.(?:(?:weight[._]?)?_?scales?|scale_weight)$")
+_QUANTISED = re.compile(r"^(?:\.(?P<adapter>.+?))??\.(?:(?:weight[._]?)?_?scales?(?:_inv)?|scale_weight)$")
 _BLOCK = re.compile(r"^\.blocks\.(?P<block>\d+)\.weight$")
 _PROCESSOR = re.compile(
     r"^(?P<prefix>(?P<attention>.*?)\.?(?P<processor>processor\.)?to_(?P<projection>q|k|v|out)_lora)"

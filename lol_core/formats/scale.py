@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from math import isfinite
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +20,10 @@ from lol_core.formats.names import Role
 
 ALPHAS = ("lora_alpha", "alpha", "network_alpha", "ss_network_alpha")
 OPTIONS = frozenset((*ALPHAS, "r", "alpha_pattern", "rank_pattern", "use_rslora", "init_lora_weights", "peft_type"))
+
+
+LARGEST = 3.4028234e38
+"""The largest float32: what is above it is infinite to all that computes with it."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +223,8 @@ def _one(name: str, what: str, tensor: Tensor) -> float:
 
 
 def _finite(what: str, value: float) -> float:
-    if not isfinite(value):
+    if not abs(value) <= LARGEST:
         raise LoRAFormatError(
-            f"{what} is {value} (NaN or infinite), so the scale is not finite. The fine-tune diverged."
+            f"{what} is {value} (NaN, or infinite in float32), so the scale is not finite. The fine-tune diverged."
         )
     return value

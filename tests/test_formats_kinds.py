@@ -1,0 +1,399 @@
+"""Kinds of files in the field: each is read as its formula says, or refused, or noted. All data are synthetic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoRAFormatError
+from lol_core.formats import probe, read
+
+OUT, IN, RANK = 16, 24, 4
+A, B = torch.randn(RANK, IN, generator=torch.Generator().manual_seed(1)), torch.randn(OUT, RANK)
+INT8 = torch.arange(RANK * IN).reshape(RANK, IN).remainder(11).to(torch.int8)
+
+
+def written(folder: Path, tensors: Mapping[str, Tensor], config: Any = None, **metadata: str) -> LoRA:
+    """Written as safetensors, probed and read alike."""
+    path = folder / "adapter_model.safetensors"
+    save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, path, metadata=metadata or None)
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    probed, lora = probe(path), read(path)
+    assert probed.headers == lora.headers and probed.notes == lora.notes and probed.extras == lora.extras
+    return lora
+
+
+def pair(module: str = "layers.0.q", down: str = "lora_A.weight", up: str = "lora_B.weight") -> dict[str, Tensor]:
+    return {f"{module}.{down}": A, f"{module}.{up}": B}
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+BETWEEN = {
+    "MoSLoRA": ("lora_AB.weight", torch.randn(RANK, RANK), lambda M: B @ M @ A),
+    "LoRA-XS": ("default_lora_latent_mapping.weight", torch.randn(RANK, RANK), lambda M: B @ M @ A),
+    "KaSA": ("lora_diag", torch.randn(RANK), lambda d: B @ torch.diag(d) @ A),
+    "AdaLoRA": ("lora_E", torch.randn(RANK, 1), lambda d: B @ (A * d)),
+}
+
+
+@pytest.mark.parametrize(("name", "between", "formula"), BETWEEN.values(), ids=BETWEEN)
+def test_what_stands_between_the_factors_is_multiplied_in(
+    name: str, between: Tensor, formula: Any, tmp_path: Path
+) -> None:
+    lora = written(tmp_path, pair() | {f"layers.0.q.{name}": between}, {"lora_alpha": 8, "r": RANK})
+    close(lora["layers.0.q"].delta(), 2 * formula(between))
+
+
+def test_lora_xs_as_saving_leaves_its_name(tmp_path: Path) -> None:
+    mapping = torch.randn(RANK, RANK)
+    lora = written(tmp_path, pair() | {"layers.0.q_lora_latent_mapping.weight": mapping})
+    close(lora.layers[0].delta(), B @ mapping @ A)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adalora_is_what_peft_merges(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = nn.Linear(IN, OUT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.q(x)
+
+    base = Model()
+    weight = base.q.weight.detach().clone()
+    config = peft.AdaLoraConfig(init_r=6, target_r=4, lora_alpha=9, target_modules=["q"], total_step=10)
+    model = peft.get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    close(read(tmp_path)["q"].delta(), model.merge_and_unload().q.weight.detach() - weight)
+
+
+@pytest.mark.parametrize("name", ["lora_C", "lora_gate.weight", "m", "scale_of_ours", "lora_A.zero_point", "diff"])
+def test_an_unknown_tensor_refuses_its_module_by_name_and_no_other(name: str, tmp_path: Path) -> None:
+    tensors = pair() | {f"layers.0.q.{name}": torch.ones(3)} | pair("layers.1.q")
+    lora = written(tmp_path, tensors)
+    assert lora.names == ("layers.1.q",)
+    assert any("layers.0.q" in note and name in note for note in lora.notes)
+    (tmp_path / "alone").mkdir()
+    with pytest.raises(LoRAFormatError, match=name):
+        written(tmp_path / "alone", pair() | {f"layers.0.q.{name}": torch.ones(3)})
+
+
+def test_several_factors_with_a_router_are_a_mixture(tmp_path: Path) -> None:
+    tensors = {"l.q.lora_A.weight": A, "l.q.lora_B0.weight": B, "l.q.lora_B1.weight": B, "l.q.lora_route.weight": A}
+    with pytest.raises(LoRAFormatError, match="mixture of LoRAs.*lora_B0"):
+        written(tmp_path, tensors)
+
+
+SCALED = {
+    "beside": ({"layers.0.q.alpha": torch.tensor(8.0)}, None, {}, 2.0),
+    "beside, whole": ({"layers.0.q.alpha": torch.tensor([[2]])}, None, {}, 0.5),
+    "the scale itself": ({"layers.0.q.alpha_scale": torch.tensor(0.75)}, None, {}, 0.75),
+    "header": ({}, None, {"lora_alpha": "6"}, 1.5),
+    "header of kohya": ({}, None, {"ss_network_alpha": "6", "ss_network_dim": "4"}, 1.5),
+    "header, by component": ({}, None, {"layers.lora_alpha": "2", "layers.r": "4", "other.lora_alpha": "80"}, 0.5),
+    "header, one component": ({}, None, {"transformer.lora_alpha": "2", "transformer.r": "4"}, 0.5),
+    "header of diffusers": ({}, None, {"lora_adapter_metadata": '{"lora_alpha": 8, "use_rslora": true}'}, 4.0),
+    "header of diffusers, by component": ({}, None, {"lora_adapter_metadata": '{"layers.lora_alpha": 8}'}, 2.0),
+    "a pattern there": (
+        {},
+        None,
+        {"lora_adapter_metadata": '{"layers.lora_alpha": 8, "layers.alpha_pattern": {"^0.q": 1}}'},
+        0.25,
+    ),
+    "configuration": ({}, {"lora_alpha": 8, "r": 4}, {}, 2.0),
+    "configuration, as text": ({}, {"lora_alpha": "8", "r": "4"}, {}, 2.0),
+    "configuration, rsLoRA": ({}, {"lora_alpha": 8, "r": 4, "use_rslora": True}, {}, 4.0),
+    "configuration, a pattern": ({}, {"lora_alpha": 8, "alpha_pattern": {r"layers\.\d\.q": 1}}, {}, 0.25),
+    "configuration, null patterns": ({}, {"lora_alpha": 8, "alpha_pattern": None, "rank_pattern": None}, {}, 2.0),
+    "AdapterHub": ({}, {"config": {"architecture": "lora", "alpha": 8, "r": 4}}, {}, 2.0),
+    "beside wins": ({"layers.0.q.alpha": torch.tensor(4.0)}, {"lora_alpha": 64}, {"lora_alpha": "128"}, 1.0),
+}
+
+
+@pytest.mark.parametrize(("tensors", "config", "header", "scale"), SCALED.values(), ids=SCALED)
+def test_the_scale_is_found_wherever_it_stands(
+    tensors: dict[str, Tensor], config: Any, header: dict[str, str], scale: float, tmp_path: Path
+) -> None:
+    lora = written(tmp_path, pair() | tensors, config, **header)
+    assert lora.layers[0].scale == scale
+    assert not any("unknown" in note for note in lora.notes)
+    close(lora.layers[0].delta(), scale * B @ A)
+
+
+@pytest.mark.parametrize("config", [None, {"r": 4}, {"lora_alpha": "auto"}, {"lora_alpha": [8]}, {"lora_alpha": None}])
+def test_an_unknown_scale_is_1_and_said(config: Any, tmp_path: Path) -> None:
+    lora = written(tmp_path, pair(), config)
+    assert lora.layers[0].scale == 1.0 and any("alpha" in note and "unknown" in note for note in lora.notes)
+
+
+@pytest.mark.parametrize(
+    "alpha", [torch.tensor(float("nan")), torch.tensor(float("inf")), torch.ones(4), torch.ones(0)]
+)
+def test_an_alpha_that_is_no_finite_number_refuses_its_module(alpha: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(LoRAFormatError, match="alpha"):
+        written(tmp_path, pair() | {"layers.0.q.alpha": alpha})
+
+
+def test_an_alpha_of_zero_is_noted(tmp_path: Path) -> None:
+    lora = written(tmp_path, pair() | {"layers.0.q.alpha": torch.tensor(0.0)})
+    assert lora.layers[0].scale == 1.0 and any("alpha is 0" in note for note in lora.notes)
+
+
+@pytest.mark.parametrize("suffix", ["lora_A.scale_weight", "lora_A.weight_scale", "lora_A.weight.scale"])
+@pytest.mark.parametrize("scale", [torch.tensor(0.1), torch.rand(RANK), torch.rand(RANK, 1)], ids=str)
+def test_quantised_factors_are_dequantised(suffix: str, scale: Tensor, tmp_path: Path) -> None:
+    tensors = {"l.q.lora_A.weight": INT8, f"l.q.{suffix}": scale, "l.q.lora_B.weight": B}
+    close(written(tmp_path, tensors).layers[0].delta(), B @ (INT8.float() * scale.reshape(-1, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_is_read_with_a_scale_and_without(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {"l.q.lora_A.weight": A.to(dtype), "l.q.lora_B.weight": B}
+    close(written(tmp_path, tensors).layers[0].delta(), B @ A.to(dtype).float())
+    close(
+        written(tmp_path, tensors | {"l.q.lora_A.weight_scale": torch.tensor(0.5)}).layers[0].delta(),
+        B @ A.to(dtype).float() / 2,
+    )
+
+
+def test_whole_numbers_without_a_scale_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoRAFormatError, match="quantised"):
+        written(tmp_path, {"l.q.lora_A.weight": INT8, "l.q.lora_B.weight": B})
+    with pytest.raises(LoRAFormatError, match="scale"):
+        written(tmp_path, pair("l.q") | {"l.q.lora_A.weight_scale": torch.ones(1)})
+
+
+def test_transposed_factors_are_turned_as_the_other_modules_say(tmp_path: Path) -> None:
+    """PaddleNLP stores (in, r), (r, out); a square module alone does not tell."""
+    square = {"l.q.lora_A": torch.randn(IN, RANK), "l.q.lora_B": torch.randn(RANK, IN)}
+    other = {"l.up.lora_A": torch.randn(IN, RANK), "l.up.lora_B": torch.randn(RANK, OUT)}
+    lora = written(tmp_path, square | other)
+    assert lora.ranks == (RANK,)
+    close(lora["l.q"].delta(), (square["l.q.lora_A"] @ square["l.q.lora_B"]).T)
+    close(lora["l.up"].delta(), (other["l.up.lora_A"] @ other["l.up.lora_B"]).T)
+    with pytest.raises(LoRAFormatError, match="transposed"):
+        written(tmp_path, square)
+
+
+def test_a_rank_above_the_smaller_side_is_ordinary_unless_most_modules_have_it(tmp_path: Path) -> None:
+    narrow = {"img_in.lora_A.weight": torch.randn(RANK, 2), "img_in.lora_B.weight": torch.randn(OUT, RANK)}
+    assert len(written(tmp_path, pair() | narrow).layers) == 2
+    with pytest.raises(LoRAFormatError, match="rank"):
+        written(tmp_path, narrow)
+
+
+PREFIXES = (
+    "",
+    "base_model.model.",
+    "base_model.model.base_model.model.",
+    "module.",
+    "module.base_model.model.",
+    "_orig_mod.base_model.model.",
+    "base_model.model._orig_mod.",
+    "_fsdp_wrapped_module.",
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("adapter", ["", ".default", ".0", ".2024-run", ".my.adapter.v1", ".ünï"])
+def test_wrappers_and_names_of_adapters_leave_the_module(prefix: str, adapter: str, tmp_path: Path) -> None:
+    tensors = pair(f"{prefix}layers.0.q", f"lora_A{adapter}.weight", f"lora_B{adapter}.weight")
+    assert written(tmp_path, tensors).names == ("layers.0.q",)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lora_unet_blocks_0.attn.q",
+        "text_encoders.clip_l.q",
+        "transformer_2.q",
+        "net.q",
+        "pipe.dit.q",
+        "Ours_lora_q",
+        "q",
+    ],
+)
+@pytest.mark.parametrize("words", [("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")])
+def test_any_prefix_has_its_alpha(module: str, words: tuple[str, str], tmp_path: Path) -> None:
+    lora = written(tmp_path, pair(module, *words) | {f"{module}.alpha": torch.tensor(2.0)})
+    assert lora.names == (module,) and lora.layers[0].scale == 0.5
+
+
+def test_a_layer_by_itself_is_read(tmp_path: Path) -> None:
+    close(written(tmp_path, {"lora_A.weight": A, "lora_B.weight": B}).layers[0].delta(), B @ A)
+
+
+def test_two_adapters_are_never_read_as_one_module(tmp_path: Path) -> None:
+    speech, vision = (pair("l.q", f"lora_A.{name}.weight", f"lora_B.{name}.weight") for name in ("speech", "vision"))
+    with pytest.raises(LoRAFormatError, match="two adapters.*speech, vision"):
+        written(tmp_path, speech | vision)
+    with pytest.raises(LoRAFormatError, match="different adapters"):
+        written(tmp_path, {"l.q.lora_A.speech.weight": A, "l.q.lora_B.vision.weight": B})
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_blocks_of_a_fused_projection_stand_on_the_diagonal(parts: int, tmp_path: Path) -> None:
+    down, ups = torch.randn(2 * parts, IN), [torch.randn(5, 2) for _ in range(parts)]
+    tensors = {"qkv.lora_down.weight": down, "qkv.alpha_scale": torch.tensor(0.5)}
+    tensors |= {f"qkv.lora_up.blocks.{i}.weight": up for i, up in enumerate(ups)}
+    close(written(tmp_path, tensors).layers[0].delta(), 0.5 * torch.block_diag(*ups) @ down)
+
+
+def test_a_grouped_product_needs_to_know_its_parts(tmp_path: Path) -> None:
+    """loralib's MergedLinear, two of three parts of a fused projection adapted."""
+    down, up = torch.randn(2 * RANK, IN), torch.randn(2 * OUT, RANK)
+    tensors = {"c_attn.lora_A": down, "c_attn.lora_B": up}
+    with pytest.raises(LoRAFormatError, match="grouped"):
+        written(tmp_path, tensors)
+    lora = written(tmp_path, tensors, {"lora_alpha": 8, "r": RANK, "enable_lora": [True, False, True]})
+    expected = torch.zeros(3 * OUT, IN)
+    expected[:OUT], expected[2 * OUT :] = up[:OUT] @ down[:RANK], up[OUT:] @ down[RANK:]
+    close(lora.layers[0].delta(), 2 * expected)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_an_update_of_another_base_is_noted(start: str, tmp_path: Path) -> None:
+    lora = written(tmp_path, pair(), {"lora_alpha": 4, "r": 4, "init_lora_weights": start})
+    assert any("residual" in note for note in lora.notes)
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_the_axis_of_a_dora_magnitude_is_told_by_the_dialect(size: int, tmp_path: Path) -> None:
+    """A convolution from 8 channels to 8 or 12: LyCORIS keeps the axis in the shape, PEFT writes one per output."""
+    down, up = torch.randn(RANK, 8, 3, 3), torch.randn(size, RANK, 1, 1)
+    kohya = {
+        "lora_unet_c.lora_down.weight": down,
+        "lora_unet_c.lora_up.weight": up,
+        "lora_unet_c.alpha": torch.tensor(4.0),
+    }
+    along_inputs = written(tmp_path, kohya | {"lora_unet_c.dora_scale": torch.rand(1, 8, 1, 1)})
+    along_outputs = written(tmp_path, kohya | {"lora_unet_c.dora_scale": torch.rand(size, 1, 1, 1)})
+    of_peft = written(
+        tmp_path,
+        {"c.lora_A.weight": down, "c.lora_B.weight": up, "c.lora_magnitude_vector.weight": torch.rand(1, size, 1, 1)},
+    )
+    assert [lora.layers[0].magnitude_axis for lora in (along_inputs, along_outputs, of_peft)] == [1, 0, 0]
+    with pytest.raises(LoRAFormatError, match="magnitude"):
+        written(tmp_path, pair() | {"layers.0.q.lora_magnitude_vector": torch.rand(IN)})
+
+
+def test_mlx_dora_of_linear_and_embedding(tmp_path: Path) -> None:
+    tensors = {"l.q.lora_a": A.T, "l.q.lora_b": B.T, "l.q.m": torch.rand(OUT)}
+    tensors |= {"embed_tokens.lora_a": torch.randn(40, RANK), "embed_tokens.lora_b": torch.randn(RANK, IN)}
+    lora = written(tmp_path, tensors | {"embed_tokens.m": torch.rand(40)}, {"lora_parameters": {"scale": 20.0}})
+    close(lora["l.q"].delta(), 20 * B @ A)
+    close(lora["embed_tokens"].delta(), 20 * tensors["embed_tokens.lora_a"] @ tensors["embed_tokens.lora_b"])
+    assert all(layer.magnitude_axis == 0 and layer.magnitude is not None for layer in lora.layers)
+
+
+def test_mlx_vlm_scales_by_alpha_itself(tmp_path: Path) -> None:
+    lora = written(tmp_path, {"l.q.A": A.T, "l.q.B": B.T}, {"rank": RANK, "alpha": 0.1})
+    close(lora.layers[0].delta(), 0.1 * B @ A)
+
+
+WORDS = [
+    ("lora_A.weight", "lora_B.weight"),
+    ("lora_A.default.weight", "lora_B.default.weight"),
+    ("lora_A", "lora_B"),
+    ("lora_down.weight", "lora_up.weight"),
+    ("lora.down.weight", "lora.up.weight"),
+    ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
+    ("adapter.linear_in.weight", "adapter.linear_out.weight"),
+    ("matrix_A.0", "matrix_B.0"),
+    ("lora_a.weight", "lora_b.weight"),
+    ("lora_a", "lora_b"),
+    ("hada", ""),
+    ("lokr", ""),
+]
+STRANGERS = ["alpha", "lora_C", "bias", "weight", "diff_b", "w_norm", "lora_B.bias", "dora_scale", "m", "norm.weight"]
+
+
+@st.composite
+def files(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, str], Any]:
+    """Modules of many spellings and shapes, with what may stand beside them, whole or with something broken."""
+    tensors: dict[str, Tensor] = {}
+    for i in range(draw(st.integers(1, 4))):
+        prefix = draw(st.sampled_from(["", "unet.", "lora_unet_", "base_model.model.", "module.", "text_encoders."]))
+        module, (down, up) = f"{prefix}layer{i}", draw(st.sampled_from(WORDS))
+        n, m, r = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
+        shapes: dict[str, tuple[int, ...]]
+        if down == "hada":
+            shapes = {"hada_w1_a": (n, r), "hada_w1_b": (r, m), "hada_w2_a": (n, r), "hada_w2_b": (r, m)}
+        elif down == "lokr":
+            shapes = {"lokr_w1": (n, m), "lokr_w2_a": (n, r), "lokr_w2_b": (r, m)}
+        else:
+            tail = (draw(st.sampled_from([1, 3])),) * 2 if draw(st.booleans()) and down not in ("lora_a",) else ()
+            shapes = {down: (r, m, *tail), up: (n, r, *(1 for _ in tail))}
+            if draw(st.integers(0, 4)) == 0:
+                shapes = {word: shape[::-1] for word, shape in shapes.items()}
+        for word, shape in shapes.items():
+            tensors[f"{module}.{word}"] = torch.rand(shape).to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
+        for stranger in draw(st.lists(st.sampled_from(STRANGERS), max_size=2, unique=True)):
+            size: tuple[int, ...] = draw(st.sampled_from([(), (1,), (n,), (1, m), (r, r)]))
+            tensors[f"{module}.{stranger}"] = torch.rand(size)
+    header = draw(
+        st.dictionaries(st.sampled_from(["alpha", "ss_network_alpha", "unet.lora_alpha"]), st.text(max_size=4))
+    )
+    value = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=3)
+        | st.lists(st.integers(), max_size=1)
+    )
+    config = draw(
+        st.none()
+        | st.dictionaries(st.sampled_from(["lora_alpha", "r", "alpha_pattern", "use_rslora", "lora_parameters"]), value)
+    )
+    return tensors, header, config
+
+
+FACTOR_WORD = ("lora", "hada", "lokr", "dora", "alpha", "diff", "norm")
+
+
+@given(files())
+@settings(max_examples=300, deadline=None)
+def test_invariants_of_reading(tmp_path_factory: pytest.TempPathFactory, file: tuple[Any, Any, Any]) -> None:
+    """What probe reads, read reads, alike; ranks fit; scales are finite; nothing with a factor's word goes unsaid."""
+    tensors, header, config = file
+    folder = tmp_path_factory.mktemp("file")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata=header)
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    try:
+        probed = probe(folder)
+    except LoRAFormatError as error:
+        with pytest.raises(LoRAFormatError) as same:
+            read(folder)
+        assert str(same.value) == str(error)
+        return
+    lora = read(folder)
+    assert probed.headers == lora.headers and probed.notes == lora.notes and probed.extras == lora.extras
+    for layer, seen in zip(lora.layers, probed.layers, strict=True):
+        assert layer.scale == seen.scale and torch.isfinite(torch.tensor(layer.scale))
+        assert abs(layer.scale) > 1e30 or torch.isfinite(layer.delta()).all()
+        assert layer.kind not in ("linear", "conv") or "hada" in str(tensors) or layer.rank <= max(layer.n, layer.m)
+    noted = " ".join(lora.notes)
+    for key in lora.extras:
+        assert not any(word in key for word in FACTOR_WORD) or key.rsplit(".", 1)[-1] in noted or "…" in noted
+    assert len(lora.layers) + len(lora.extras) <= len(tensors)
