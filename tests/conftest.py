@@ -37,10 +37,13 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers that make a zoo are threads of this process: each process would import diffusers and peft anew."""
 
-    def threads(workers: int, context: object, start: Callable[..., None], started: tuple[Any, ...]) -> Executor:
-        return ThreadPoolExecutor(workers, initializer=start, initargs=started)
+    def threads(
+        workers: int, context: object, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
+    ) -> Executor:
+        return ThreadPoolExecutor(workers, initializer=initializer, initargs=initargs)
 
-    monkeypatch.setattr("lol_core.finetuning.machine.ProcessPoolExecutor", threads)
+    for module in ("machine", "pictures", "picture_data"):
+        monkeypatch.setattr(f"lol_core.finetuning.{module}.ProcessPoolExecutor", threads)
 
 
 @pytest.fixture(scope="session")

@@ -150,10 +150,13 @@ def test_a_fit_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
     assert curve[0].tolist() == [50, 60] and curve[1].iloc[-1] < curve[1].iloc[0]
 
 
-def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
+def test_from_drawings_to_a_pipeline_and_a_scorer(
+    tmp_path: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A few steps of everything: the folders open, the same call again changes nothing, a further one starts from the
     weights and keeps the scorer.
     """
+    monkeypatch.setattr("lol_core.finetuning.base_model.SAMPLE_PROMPTS", ["a dog"])
     out, clip, work = tmp_path / "small", tmp_path / "clip", tmp_path / "work"
     few = BaseSettings(vae_steps=4, vae_guided_steps=2, vae_batch=2, steps=3, batch=2)
     parts: list[str] = []
@@ -162,7 +165,7 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
         parts.append(part)
         return silent
 
-    measured = train_base(out, clip, work, PATH, 90, 1, 2, line, few, ScorerSettings(steps=3, batch=4))
+    measured = train_base(out, clip, work, PATH, 90, 1, 1, line, few, ScorerSettings(steps=3, batch=4))
     assert (
         parts == ["Pictures", "Scorer", "Pictures", "Autoencoder", "Diffusion"] and 0 <= measured["image_to_text"] <= 1
     )
@@ -173,14 +176,14 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(tmp_path: Path) -> None:
     assert Scorer(clip).embed_texts(["a dog"]).norm() == pytest.approx(1, abs=1e-5)
     stamp = (work / "any.npy").stat().st_mtime_ns
     weights = (out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    train_base(out, clip, work, PATH, 90, 1, 2, line, few, ScorerSettings(steps=3, batch=4))
+    train_base(out, clip, work, PATH, 90, 1, 1, line, few, ScorerSettings(steps=3, batch=4))
     assert (work / "any.npy").stat().st_mtime_ns == stamp
     assert (out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
     ruler = (clip / "model.safetensors").read_bytes()
     parts.clear()
     still = replace(few, steps=1, rate=1e-9, vae_steps=1, vae_rate=1e-9)
-    train_base(tmp_path / "further", clip, tmp_path / "more", PATH, 90, 1, 2, line, still, start=out)
+    train_base(tmp_path / "further", clip, tmp_path / "more", PATH, 90, 1, 1, line, still, start=out)
     assert "Scorer" not in parts and (clip / "model.safetensors").read_bytes() == ruler
     before, after = (
         UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
