@@ -139,7 +139,7 @@ def as_run(command: str, stand_ins: dict[str, str]) -> list[str]:
             "-c",
             (
                 f"from streamlit.testing.v1 import AppTest; assert not AppTest.from_file({words[2]!r},"
-                " default_timeout=60).run().exception"
+                " default_timeout=300).run().exception"
             ),
         ]
     assert words[:3] == ["python", "-m", "lol_core"], f"no way to run {command!r} is known"
@@ -158,7 +158,7 @@ def as_run(command: str, stand_ins: dict[str, str]) -> list[str]:
 def test_what_a_document_shows_runs(
     document: Path, workplace: Path, stand_ins: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    script = ["import subprocess, torch", "torch.set_num_threads(1)"]
+    script = ["from tests.shell import run"]
     for block in blocks(document):
         named = re.search(r"`([\w/.]+\.py)`", block.before)
         if block.language == "python" and named and re.search(r"Save it as|add:$", block.before):
@@ -167,17 +167,12 @@ def test_what_a_document_shows_runs(
         elif block.language == "python":
             script.append(re.sub(r"epochs=\d+", "epochs=2", block.text))
         elif not block.language:
-            script += [
-                f"subprocess.run({as_run(line, stand_ins)!r}, check=True)"
-                for line in block.text.splitlines()
-                if line.strip()
-            ]
+            script += [f"run({as_run(line, stand_ins)!r})" for line in block.text.splitlines() if line.strip()]
         else:
             assert block.language.startswith("{"), f"{document}: a block in {block.language!r}, which nothing runs"
     environment = os.environ | {
         "LOL_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(workplace),
+        "PYTHONPATH": f"{workplace}{os.pathsep}{ROOT}",
     }
     if document.name == "own_model.md":
         environment["LOL_MODELS"] = str(workplace / "rows.py")
@@ -188,7 +183,7 @@ def test_what_a_document_shows_runs(
     if document.name == "own_model.md":
         assert "Row norms" in done.stdout
         ask = """from streamlit.testing.v1 import AppTest
-print(AppTest.from_file("app.py", default_timeout=120).run().switch_page("pages/Train.py").run().multiselect)"""
+print(AppTest.from_file("app.py", default_timeout=300).run().switch_page("pages/Train.py").run().multiselect)"""
         shown = subprocess.run(
             [sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True
         )
