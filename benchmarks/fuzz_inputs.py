@@ -284,7 +284,8 @@ def mutated_header(header: dict[str, Any], data: bytes, rng: random.Random) -> b
 
 
 def mutated_shape(shape: Any, rng: random.Random) -> Any:
-    shape = list(shape) if isinstance(shape, list | tuple) else [4, 4]
+    sound = isinstance(shape, list) and all(type(side) is int for side in shape)
+    shape = list(shape) if sound else [4, 4]
     place = rng.randrange(len(shape)) if shape else 0
     match rng.randrange(8):
         case 0 if shape:
