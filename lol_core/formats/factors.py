@@ -47,6 +47,8 @@ def plain(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dequantised(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not any(slot.endswith("*") for slot in slots):
+        return dict(slots)
     tensors = {}
     for slot, tensor in slots.items():
         if slot.endswith("*"):
@@ -75,6 +77,8 @@ def _dequantised(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _together(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Factors stored in blocks become the matrix with these blocks on its diagonal (LongCat's fused projections)."""
     tensors = {slot: tensor for slot, tensor in slots.items() if "." not in slot}
+    if len(tensors) == len(slots):
+        return tensors
     blocks: dict[str, dict[int, Tensor]] = {}
     for slot, tensor in slots.items():
         role, dot, place = slot.partition(".")

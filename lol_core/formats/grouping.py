@@ -47,6 +47,10 @@ class Grouping:
     extras: list[str] = field(default_factory=list)
     adapters: list[str] = field(default_factory=list)
 
+    def copy(self) -> Grouping:
+        """One to which modules can be refused; what the modules hold is shared."""
+        return Grouping(dict(self.modules), dict(self.refused), list(self.extras))
+
 
 def group(keys: Iterable[str], parse: Parse = role_of) -> Grouping:
     """Sort tensor names into modules. A tensor inside an adapted module that nobody understands refuses that module.

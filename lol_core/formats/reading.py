@@ -18,7 +18,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import factors
 from lol_core.formats.container import TensorFile
-from lol_core.formats.grouping import Parse, group, notes_on
+from lol_core.formats.grouping import Grouping, Parse, group, notes_on
 from lol_core.formats.names import Role, role_of
 from lol_core.formats.roles import Fetch, assemble
 from lol_core.formats.scale import Scales
@@ -86,7 +86,7 @@ class Dialect:
 
     def read_content(self, file: TensorFile, fetch: Fetch, config: Config, scales: Scales) -> Content:
         """What of a LoRA depends on its tensors, scales and configuration alone."""
-        grouping = group(file.keys, self.parse)
+        grouping = _grouped(tuple(file.keys), self.parse).copy()
         scales.begin(grouping.modules)
         stored = {name: {slot: fetch(key) for slot, key in slots.items()} for name, slots in grouping.modules.items()}
         transposed = _vote(stored)
@@ -145,6 +145,11 @@ class _Reading:
     fetch: Fetch = field(compare=False)
     config: Config = field(compare=False)
     scales: Scales = field(compare=False)
+
+
+@lru_cache(maxsize=64)
+def _grouped(keys: tuple[str, ...], parse: Parse) -> Grouping:
+    return group(keys, parse)
 
 
 @lru_cache(maxsize=64)

@@ -45,7 +45,7 @@ def open_gguf(path: Path) -> TensorFile:
             f"Not a readable GGUF file ({type(error).__name__}: {error}). It is damaged or of another version; download"
             " it again."
         ) from error
-    shapes = {key: check_shape(key, tuple(map(int, reversed(t.shape.tolist())))) for key, t in tensors.items()}
+    shapes = {key: check_shape(key, tuple(map(int, reversed(t.shape.tolist()))))[0] for key, t in tensors.items()}
 
     def get(key: str) -> Tensor:
         from gguf.quants import dequantize

@@ -66,10 +66,10 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> tuple[
             raise TypeError("complex")
     except TypeError as error:
         raise LoRAFormatError(f"{key!r} has the NumPy dtype {dtype}; expected numbers that PyTorch knows.") from error
-    shape = check_shape(key, shape)
-    if prod(shape) * dtype.itemsize != rest:
+    shape, count = check_shape(key, shape)
+    if count * dtype.itemsize != rest:
         raise LoRAFormatError(
-            f"{key!r} of shape {shape} and dtype {dtype} takes {prod(shape) * dtype.itemsize:,} bytes; found {rest:,}."
+            f"{key!r} of shape {shape} and dtype {dtype} takes {count * dtype.itemsize:,} bytes; found {rest:,}."
             " The file is damaged; download it again."
         )
     return shape, torch_dtype

@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import orjson
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ DTYPES = {
 }
 BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
 """Bits a number takes, also of the types whose tensors may stand in a file but are not read."""
+AT_ONCE = 2**28
+"""Files of no more bytes of data are read by one read; of larger ones, each tensor as it is asked for."""
 NEAR = 4096
 """Single numbers this close to each other in the file are read at once, with what lies between them."""
 
@@ -105,16 +108,24 @@ def open_safetensors(path: Path, file: BinaryIO, size: int) -> TensorFile:
         return _single_numbers(file, data, layout)
 
     @cache
+    def whole() -> np.ndarray:
+        return _read_array(file, data, layout.size)
+
+    @cache
     def scalars() -> dict[str, Tensor]:
         return _as_tensors(layout, numbers())
 
     def get(key: str) -> Tensor:
         if prod(layout.shapes[key]) <= 1:
             return peek(key)
-        dtype, start, end = layout.places[key]
-        buffer = torch.empty(end - start, dtype=torch.uint8)
-        _read_into(buffer.numpy().data, file, data + start, key)
-        return buffer.view(_torch_dtype(key, dtype)).reshape(layout.shapes[key])
+        name, start, end = layout.places[key]
+        dtype = _torch_dtype(key, name)
+        if layout.size <= AT_ONCE and start % dtype.itemsize == 0:
+            buffer = whole()
+        else:
+            buffer, start = _read_array(file, data + start, end - start), 0
+        count = prod(layout.shapes[key])
+        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=start).reshape(layout.shapes[key])
 
     def peek(key: str) -> Tensor:
         shape, dtype = layout.shapes[key], _torch_dtype(key, layout.places[key][0])
@@ -132,21 +143,17 @@ def _torch_dtype(key: str, name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _read_into(buffer: memoryview, file: BinaryIO, position: int, key: str) -> None:
-    """Fill a buffer from the file. Not from a memory map: when another program cuts the file off, that would end this
-    one.
-    """
+def _read_array(file: BinaryIO, position: int, count: int) -> np.ndarray:
+    """Bytes of the file. Not a memory map: when another program cuts the file off, that would end this one."""
+    buffer = np.empty(count, dtype=np.uint8)
     file.seek(position)
     filled = 0
-    while filled < len(buffer):
-        count = file.readinto(buffer[filled:])  # type: ignore[attr-defined]
-        if not count:
-            raise _ended(key)
-        filled += count
-
-
-def _ended(key: str) -> LoRAFormatError:
-    return LoRAFormatError(f"The file ended before {key!r}: it was changed while it was read. Read it again.")
+    while filled < count:
+        added = file.readinto(buffer[filled:].data)  # type: ignore[attr-defined]
+        if not added:
+            raise LoRAFormatError("The file ended before its last tensor: it was changed while it was read. Try again.")
+        filled += added
+    return buffer
 
 
 def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
@@ -155,7 +162,7 @@ def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
     for start, end, keys in layout.runs:
         stretch = _read_at(file, data + start, end - start)
         if len(stretch) < end - start:
-            raise _ended(keys[0])
+            raise LoRAFormatError(f"The file ended before {keys[0]!r}: it was changed while it was read. Try again.")
         if len(keys) == 1:
             found.append(stretch)
             continue
@@ -246,7 +253,7 @@ def _parse(text: str) -> tuple[Layout, dict[str, str]]:
         try:
             dtype, (start, end) = entry["dtype"], entry["data_offsets"]
             bits = BITS.get(dtype)
-            shape = check_shape(key, entry["shape"])
+            shape, count = check_shape(key, entry["shape"])
         except (KeyError, TypeError, ValueError) as error:
             raise LoRAFormatError(
                 f"The safetensors header entry of {key!r} lacks its shape, dtype or offsets. {DAMAGED}"
@@ -257,9 +264,9 @@ def _parse(text: str) -> tuple[Layout, dict[str, str]]:
             raise LoRAFormatError(
                 f"{key!r} has the offsets {str([start, end])[:80]}; expected two whole numbers. {DAMAGED}"
             )
-        if bits * prod(shape) != 8 * (end - start):
+        if bits * count != 8 * (end - start):
             raise LoRAFormatError(
-                f"{key!r} of shape {shape} and dtype {dtype} takes {bits * prod(shape) / 8:,.0f} bytes, but the header"
+                f"{key!r} of shape {shape} and dtype {dtype} takes {bits * count / 8:,.0f} bytes, but the header"
                 f" gives it {end - start:,}. {DAMAGED}"
             )
         shapes[key], places[key] = shape, (dtype, start, end)

@@ -15,6 +15,7 @@ from lol_core.errors import LoRAFormatError
 
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**62
+_WHOLE = {int}
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,17 @@ def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def check_shape(key: str, shape: object) -> tuple[int, ...]:
-    """The shape as PyTorch can hold it. Raises LoRAFormatError when it is none."""
-    if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
+def check_shape(key: str, shape: object) -> tuple[tuple[int, ...], int]:
+    """(shape, number of elements) as PyTorch can hold them. Raises LoRAFormatError when the shape is none."""
+    if not isinstance(shape, list | tuple) or not set(map(type, shape)) <= _WHOLE or (shape and min(shape) < 0):
         raise LoRAFormatError(
             f"{key!r} has the shape {str(shape)[:80]}; expected a list of whole numbers. The file is damaged; download"
             " it again."
         )
-    if len(shape) > MAX_DIMENSIONS or prod(size or 1 for size in shape) > MAX_ELEMENTS:
+    count = prod(shape)
+    if len(shape) > MAX_DIMENSIONS or (count or prod(size or 1 for size in shape)) > MAX_ELEMENTS:
         raise LoRAFormatError(
             f"{key!r} has the shape {str(shape)[:80]}, more than any tensor can have. The file is damaged; download it"
             " again."
         )
-    return tuple(shape)
+    return tuple(shape), count
