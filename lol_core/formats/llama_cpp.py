@@ -43,12 +43,12 @@ def prepare(name: str, tensors: Tensors, config: Config) -> Tensors:
 class _Gguf(Dialect):
     def read(self, file: TensorFile, fetch: Fetch, config: Config) -> LoRA:
         """The header's names are llama.cpp's own; an alpha of 0 means there is none (`llama_adapter_lora_weight`)."""
-        metadata = dict(file.metadata)
-        if number(alpha := metadata.get("adapter.lora.alpha")):
-            metadata["lora_alpha"] = str(alpha)
-        if base := metadata.get("general.base_model.0.name"):
-            metadata["base_model"] = base
-        return super().read(replace(file, metadata=metadata), fetch, config)
+        alpha = file.metadata.get("adapter.lora.alpha", "")
+        header = {"lora_alpha": alpha} if number(alpha) else {}
+        if base := file.metadata.get("general.base_model.0.name"):
+            header["base_model"] = base
+        lora = super().read(replace(file, metadata=header), fetch, config)
+        return replace(lora, metadata=dict(config) | file.metadata)
 
 
 DIALECT = _Gguf(
