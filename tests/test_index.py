@@ -17,10 +17,11 @@ import pytest
 
 from lol_core.collections import describe as describe_module
 from lol_core.collections.describe import describe
-from lol_core.collections.entries import Entries
+from lol_core.collections.entries import Decoder, Entries
 from lol_core.collections.entry import Entry
 from lol_core.collections.index import Index
 from lol_core.collections.page import Filters, Order
+from lol_core.collections.schema import Row
 from lol_core.collections.walk import candidates
 from lol_core.collections.zoo import Zoo
 from tests.builders import MODULES, SHAPES, random_lora, write_peft, write_zoo
@@ -49,6 +50,22 @@ def test_what_files_share_is_kept_once(tmp_path: Path) -> None:
     Zoo.open(tmp_path / "zoo")
     with sqlite3.connect(Index(tmp_path / "zoo").path) as database:
         assert database.execute("SELECT COUNT(*) FROM structure").fetchone() == (1,)
+
+
+def test_opening_a_known_folder_makes_no_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_zoo(tmp_path, 5)
+    Zoo.open(tmp_path)
+    made: list[Row] = []
+    entry = Decoder.entry
+
+    def counting(decoder: Decoder, row: Row) -> Entry:
+        made.append(row)
+        return entry(decoder, row)
+
+    monkeypatch.setattr(Decoder, "entry", counting)
+    zoo = Zoo.open(tmp_path)
+    assert len(zoo.ids) == len(zoo) == len(zoo.by_id) == len(zoo.names) == 5 and zoo.fingerprint and not made
+    assert zoo.by_id[zoo.ids[2]].path == zoo.ids[2] and len(made) == 1
 
 
 def test_alphas_that_differ_come_back_each(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_civitais_description_of_a_version(tmp_path: Path) -> None:
     assert kept.tags == ("animal", "style") and kept.base_model == "SDXL 1.0" and kept.preview == "owls.preview.png"
     assert kept.notes == "Use at 0.8.\nCredit & fun\nBetter eyes"
     assert kept.licence == "commercial use: Image, Rent; not: no credit needed; derivatives; not: another licence"
+    assert Zoo.open(tmp_path).preview("owls.safetensors") == tmp_path / "owls.preview.png"
     assert kept.files == ("owls.civitai.info", "owls.preview.png")
 
 

@@ -76,9 +76,8 @@ def session() -> Session:
 
 
 def preview_of(zoo: Zoo, id: str) -> Path | None:
-    """The picture that came with a LoRA: previews/NAME.webp in the collection's folder."""
-    path = zoo.folder / "previews" / f"{Path(zoo.names[id]).name}.webp"
-    return path if path.is_file() else None
+    """The picture that came with a LoRA: beside it, or previews/NAME.webp in the collection's folder."""
+    return zoo.preview(id)
 
 
 def recent() -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from lol_core.collections.entries import ById, Entries
+from lol_core.collections.entry import Entry
 from lol_core.collections.index import Index
 from lol_core.collections.labels import join_labels, labels_file, read_labels
+from lol_core.collections.names import printable
 from lol_core.collections.source import Source, fingerprint_of
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ZooError
@@ -29,8 +31,8 @@ class Zoo(Source):
 
     folder: Path
     entries: Entries
-    refused: Entries
     labels: pd.DataFrame
+    refused: Sequence[Entry] = ()
     labels_path: Path | None = None
     join_column: str | None = None
     unjoined_labels: tuple[str, ...] = ()
@@ -38,7 +40,7 @@ class Zoo(Source):
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.folder.name)
+        object.__setattr__(self, "name", printable(self.folder.name))
 
     @classmethod
     def open(
@@ -61,14 +63,14 @@ class Zoo(Source):
         ids = entries.ids
         path = Path(labels).expanduser() if labels else labels_file(folder)
         if path is None:
-            return cls(folder, entries, refused, pd.DataFrame(index=ids))
+            return cls(folder, entries, pd.DataFrame(index=ids), refused)
         try:
             table, column, unjoined = join_labels(read_labels(path), ids, path)
         except ZooError as error:
             if labels:
                 raise
-            return cls(folder, entries, refused, pd.DataFrame(index=ids), labels_problem=str(error))
-        return cls(folder, entries, refused, table, path, column, unjoined)
+            return cls(folder, entries, pd.DataFrame(index=ids), refused, labels_problem=str(error))
+        return cls(folder, entries, table, refused, path, column, unjoined)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -86,6 +88,13 @@ class Zoo(Source):
         """Where the file of a LoRA is."""
         entry = self.by_id.get(id)
         return self.folder / (id if entry is None or entry.place is None else entry.place)
+
+    def preview(self, id: str) -> Path | None:
+        """A picture beside the file, else previews/NAME.webp in the folder."""
+        beside = self.by_id[id].sidecar.preview
+        named = self.folder / "previews" / f"{self.names[id].rpartition('/')[2]}.webp"
+        places = [self.path(id).parent / beside] if beside else []
+        return next((place for place in (*places, named) if place.is_file()), None)
 
     def check(self) -> None:
         if not self.folder.is_dir():

@@ -18,6 +18,11 @@ def short_name(path: str) -> str:
     return stem
 
 
+def printable(name: str) -> str:
+    """The name of a file as text: bytes that are no UTF-8 are written as \\xe9."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def display_names(ids: Sequence[str]) -> dict[str, str]:
     """id → what to call it: its short name, or the whole id where two share one."""
     short = {id: short_name(id) for id in ids}

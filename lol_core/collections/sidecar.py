@@ -16,6 +16,8 @@ from typing import Any
 
 import orjson
 
+from lol_core.collections.names import printable
+
 TEXTS = (".civitai.info", ".metadata.json", ".json")
 """In order of trust: what the first says is not replaced by the next."""
 PICTURES = tuple(f"{way}{suffix}" for way in (".preview", "") for suffix in (".png", ".jpg", ".jpeg", ".webp"))
@@ -98,11 +100,7 @@ def read_sidecar(path: Path, names: Collection[str] | None = None) -> Sidecar:
             said = claims | said
     if preview:
         files.append(preview)
-    return Sidecar(**said, preview=preview, files=tuple(_shown(file) for file in files)) if files else NONE
-
-
-def _shown(name: str) -> str:
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return Sidecar(**said, preview=preview, files=tuple(map(printable, files))) if files else NONE
 
 
 def _load(path: Path) -> Mapping[str, Any]:

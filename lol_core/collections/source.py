@@ -21,13 +21,15 @@ class Source(Protocol):
     rest follows from them.
 
     entries: what is known of each LoRA without its weights, in a fixed order; labels: one row per entry, indexed by its
-    id, NaN where there is none; labels_problem: why the labels that people have for it could not be used, if so.
+    id, NaN where there is none; labels_problem: why the labels that people have for it could not be used, if so;
+    refused: what could not be read, with the reason.
     """
 
     name: str
     entries: Sequence[Entry]
     labels: pd.DataFrame
     labels_problem: str | None = None
+    refused: Sequence[Entry] = ()
 
     def load(self, id: str) -> LoRA:
         """One LoRA with its weights. Raises LoRAFormatError naming it when it cannot be read, or is not finite."""
@@ -36,6 +38,10 @@ class Source(Protocol):
     def check(self) -> None:
         """Raises ZooError, with what to do, when the source itself can no longer be read."""
         return
+
+    def preview(self, id: str) -> Path | None:
+        """The picture that came with a LoRA, if one did."""
+        return None
 
     def store(self, cache: Path | None = None) -> Path:
         """The SQLite file that keeps what is computed from the weights, by digest."""

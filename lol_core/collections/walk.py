@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from lol_core.collections.names import printable
 from lol_core.collections.sidecar import CONFIGURATION, beside, may_be_beside
 from lol_core.formats import SUFFIXES
 
@@ -168,7 +169,5 @@ def _mark(folder: Path, names: tuple[str, ...]) -> str:
 
 
 def _joined(id: str, name: str) -> str:
-    """The id of what is called `name` in the folder of that id. Bytes that are no UTF-8 are written as \\xe9."""
-    if not name.isascii():
-        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return f"{id}/{name}" if id else name
+    """The id of what is called `name` in the folder of that id."""
+    return f"{id}/{printable(name)}" if id else printable(name)

@@ -154,8 +154,13 @@ def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     distances to each other.
     """
     found: dict[frozenset[tuple[str, int, int]], list[str]] = {}
+    known: dict[
+        int, tuple[object, frozenset[tuple[str, int, int]]]
+    ] = {}  # entries of one structure share their headers
     for entry in entries:
-        found.setdefault(frozenset((y.name, y.n, y.m) for y in entry.headers), []).append(entry.path)
+        if id(entry.headers) not in known:
+            known[id(entry.headers)] = entry.headers, frozenset((y.name, y.n, y.m) for y in entry.headers)
+        found.setdefault(known[id(entry.headers)][1], []).append(entry.path)
     return sorted((tuple(ids) for ids in found.values()), key=len, reverse=True)
 
 
