@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import probe, read
@@ -199,6 +200,53 @@ def test_a_rank_above_the_smaller_side_is_ordinary_unless_most_modules_have_it(t
     assert len(written(tmp_path, pair() | narrow).layers) == 2
     with pytest.raises(LoRAFormatError, match="rank"):
         written(tmp_path, narrow)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_experts_of_target_parameters_are_what_peft_adds(tmp_path: Path) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_up_proj = nn.Parameter(torch.zeros(3, OUT, IN))
+            self.down_proj = nn.Parameter(torch.zeros(3, IN, OUT))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.ModuleDict({"experts": Experts()})
+            self.q = nn.Linear(IN, OUT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.q(x)
+
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q"], target_parameters=targets)
+    base = Model()
+    model = peft.get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    merged, lora = model.merge_and_unload(), read(tmp_path)
+    assert sorted(lora.names) == ["mlp.experts", "mlp.experts.base_layer", "q"]
+    assert {layer.kind for layer in lora.layers} == {Kind.EXPERTS, Kind.LINEAR}
+    experts = [layer.delta() for layer in lora.layers if layer.kind == Kind.EXPERTS]
+    for expected in (merged.mlp["experts"].gate_up_proj, merged.mlp["experts"].down_proj):
+        found = next(delta for delta in experts if delta.shape == expected.shape)
+        close(found, expected.detach())
+
+
+@pytest.mark.parametrize("layout", ["linear", "transposed", "one above the other"])
+def test_a_pair_for_each_expert(layout: str, tmp_path: Path) -> None:
+    down, up = torch.randn(3, RANK, IN), torch.randn(3, OUT, RANK)
+    stored = {
+        "linear": (down, up),
+        "transposed": (down.mT, up.mT),
+        "one above the other": (down.flatten(0, 1), up),
+    }[layout]
+    lora = written(tmp_path, {"experts.up.lora_a": stored[0], "experts.up.lora_b": stored[1]})
+    assert lora.layers[0].kind == Kind.EXPERTS
+    close(lora.layers[0].delta(), up @ down)
 
 
 PREFIXES = (

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
+from lol_core.formats.assembly import Fetch
 from lol_core.formats.container import TensorFile
 from lol_core.formats.names import Part, Role
 from lol_core.formats.reading import Config, Dialect
-from lol_core.formats.roles import Fetch
 
 _KEY = re.compile(r"^(?P<module>(?:unet|text_encoder):\d+):(?P<role>up|down)$")
 _PLACE = re.compile(r"^\d+$", re.ASCII)

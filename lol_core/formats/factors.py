@@ -17,7 +17,8 @@ WHOLE_NUMBERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64,
 
 DIMENSIONS: dict[str, tuple[int, int]] = {
     **dict.fromkeys((Role.DOWN, Role.UP, Role.LOKR_W1, Role.LOKR_W2), (2, 5)),
-    **dict.fromkeys((Role.TRANSPOSED_DOWN, Role.TRANSPOSED_UP, Role.EMBEDDING_DOWN, Role.EMBEDDING_UP), (2, 2)),
+    **dict.fromkeys((Role.EMBEDDING_DOWN, Role.EMBEDDING_UP), (2, 2)),
+    **dict.fromkeys((Role.TRANSPOSED_DOWN, Role.TRANSPOSED_UP), (2, 3)),
     **dict.fromkeys((Role.HADA_W1_A, Role.HADA_W1_B, Role.HADA_W2_A, Role.HADA_W2_B, Role.MIXER), (2, 2)),
     **dict.fromkeys((Role.LOKR_W1_A, Role.LOKR_W1_B, Role.LOKR_W2_A, Role.LOKR_W2_B), (2, 2)),
     **dict.fromkeys((Role.HADA_T1, Role.HADA_T2, Role.LOKR_T2, Role.MID), (3, 5)),

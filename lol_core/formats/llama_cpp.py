@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass, replace
 
 from lol_core.core.lora import LoRA
+from lol_core.formats.assembly import Fetch
 from lol_core.formats.container import TensorFile
 from lol_core.formats.names import Part, Role
 from lol_core.formats.reading import Config, Dialect, Tensors
-from lol_core.formats.roles import Fetch
 from lol_core.formats.scale import number
 
 _KEY = re.compile(r"^(?P<module>.+)\.weight\.lora_(?P<factor>[ab])$")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import NotLowRankError
+from lol_core.formats.assembly import Fetch
 from lol_core.formats.container import TensorFile
 from lol_core.formats.reading import Config, Dialect
-from lol_core.formats.roles import Fetch
 
 
 def matches(keys: list[str]) -> bool:

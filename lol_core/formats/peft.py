@@ -29,16 +29,45 @@ def prepare(name: str, tensors: Tensors, config: Config) -> Tensors:
     down, up = tensors.get(Role.DOWN), tensors.get(Role.UP)
     if down is None or up is None or 0 in up.shape:
         return tensors
+    if experts := _experts_of(name, down, up, config):
+        return {**tensors, **experts}
     if config.get("use_bdlora"):
         down, up = _block_diagonal(name, down, up, config["use_bdlora"])
     elif config.get("use_qalora"):
         down = _unpooled(down, config)
-    elif down.ndim == 2 and (up.ndim == 2 or (up.ndim == 3 and up.shape[2] == 1)) and down.shape[0] != up.shape[1]:
+    elif down.ndim == 2 and down.shape[0] != up.shape[1] and (up.ndim == 2 or (up.ndim == 3 and up.shape[2] == 1)):
         rank = torch.tensor(up.shape[1])
         tensors, up = {**tensors, Role.RANK: rank}, _merged_linear(name, down, up.flatten(1), config)
     elif up.ndim > 2 and up.ndim == down.ndim and down.shape[0] != up.shape[1]:
         up = _grouped_convolution(down, up)
     return {**tensors, Role.DOWN: down, Role.UP: up}
+
+
+def _experts_of(name: str, down: Tensor, up: Tensor, config: Config) -> Tensors:
+    """PEFT's `target_parameters`: a pair for each expert of a stack in one linear layer each (`ParamWrapper`).
+
+    down: (E·r, in) → (E, r, in); up: (out, r·E), the experts innermost, → (E, out, r). Empty where the module is
+    no such stack.
+    """
+    targets = config.get("target_parameters")
+    owner = name
+    while owner.endswith(".base_layer"):
+        owner = owner.removesuffix(".base_layer")
+    if not isinstance(targets, list) or down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+        return {}
+    if not any(f".{owner}".endswith(f".{str(target).rpartition('.')[0]}") for target in targets):
+        return {}
+    rank = int(number(config.get("r")) or 0)
+    if rank < 1 or down.shape[0] % rank:
+        raise LoRAFormatError(
+            f"{name}: {down.shape[0]} rows of lora_A for a stack of experts (target_parameters); expected a multiple of"
+            f" the configured rank, r = {config.get('r')}."
+        )
+    count = down.shape[0] // rank
+    if count == 1:
+        return {}
+    pairs = down.reshape(count, rank, -1), up.reshape(len(up), rank, count).permute(2, 0, 1)
+    return {Role.DOWN: pairs[0], Role.UP: pairs[1], Role.RANK: torch.tensor(rank)}
 
 
 def _merged_linear(name: str, down: Tensor, up: Tensor, config: Config) -> Tensor:

@@ -7,7 +7,7 @@ without data.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +17,10 @@ from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import factors
+from lol_core.formats.assembly import Fetch, assemble
 from lol_core.formats.container import TensorFile
 from lol_core.formats.grouping import Grouping, Parse, group, notes_on
 from lol_core.formats.names import Role, role_of
-from lol_core.formats.roles import Fetch, assemble
 from lol_core.formats.scale import Scales
 
 Tensors = dict[str, Tensor]
@@ -114,23 +114,19 @@ class Dialect:
         tensors.pop(Role.SCALE, None)
         tensors = self.prepare(name, factors.turned(name, tensors, transposed), config)
         tensors = factors.oriented_magnitude(factors.multiplied(name, tensors))
-        by_rank = scale.rank if any(role.startswith(("hada", "lokr")) for role in tensors) else None
-        if (divisor := tensors.pop(Role.RANK, None)) is not None:
-            by_rank = float(divisor)
-        layer = assemble(
-            name,
-            tensors,
-            alpha=scale.alpha,
-            rslora=scale.rslora,
-            scale_rank=int(by_rank) if by_rank and by_rank >= 1 else None,
-        )
-        _check_magnitude(layer, tensors.get(Role.MAGNITUDE))
-        if not layer.factor_shapes and Role.DOWN in tensors and layer.rank > max(layer.n, layer.m):
+        divisor = tensors.pop(Role.RANK, None)
+        made, rank = assemble(name, tensors)
+        if divisor is not None:
+            rank = int(divisor)
+        elif made.kind in (Kind.HADAMARD, Kind.KRONECKER) and scale.rank and scale.rank >= 1:
+            rank = int(scale.rank)
+        layer = LoRALayer(name, made, scale.over(rank), scale.alpha if rank else None)
+        if made.kind in (Kind.LINEAR, Kind.CONV) and layer.rank > max(layer.n, layer.m):
             raise LoRAFormatError(
                 f"{name}: rank {layer.rank} of a {layer.n} × {layer.m} module. A rank above both dimensions means"
                 " transposed factors, or no LoRA."
             )
-        return layer if scale.value is None else replace(layer, scale=scale.value, alpha=None)
+        return layer
 
 
 @dataclass(frozen=True)
@@ -174,21 +170,13 @@ def _vote(stored: Mapping[str, Mapping[str, Tensor]]) -> bool | None:
 
 def _check_ranks(layers: list[LoRALayer]) -> None:
     """Raises LoRAFormatError when most modules have a rank above their smaller side: nobody trains that."""
-    pairs = [layer for layer in layers if not layer.factor_shapes and layer.kind in (Kind.LINEAR, Kind.CONV)]
+    pairs = [layer for layer in layers if layer.kind in (Kind.LINEAR, Kind.CONV)]
     above = [layer for layer in pairs if layer.rank > min(layer.n, layer.m)]
     if 2 * len(above) > len(pairs):
         layer = above[0]
         raise LoRAFormatError(
             f"{len(above)} of {len(pairs)} modules have a rank above their smaller side, such as {layer.name} with rank"
             f" {layer.rank} of {layer.n} × {layer.m}: transposed factors, or matrices that are no LoRA."
-        )
-
-
-def _check_magnitude(layer: LoRALayer, magnitude: Tensor | None) -> None:
-    if magnitude is not None and layer.magnitude_axis != (1 if magnitude.ndim > 1 else 0):
-        expected = layer.weight_shape[1] if magnitude.ndim > 1 else layer.weight_shape[0]
-        raise LoRAFormatError(
-            f"{layer.name}: the DoRA magnitude has {magnitude.numel()} entries; expected {expected} along this axis."
         )
 
 

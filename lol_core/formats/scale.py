@@ -37,6 +37,12 @@ class Scale:
     rank: float | None = None
     value: float | None = None
 
+    def over(self, rank: int) -> float:
+        """s for factors of a rank; 1 without alpha, and with rank 0, where no factor is a product (LyCORIS)."""
+        if self.value is not None:
+            return self.value
+        return 1.0 if self.alpha is None or rank == 0 else self.alpha / (rank**0.5 if self.rslora else rank)
+
 
 def number(value: Any) -> float | None:
     """A number from a header or a configuration, where it may be text; None when it is none. NaN and infinity pass."""

@@ -42,6 +42,8 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
                 f"{layer.name} is a Kronecker product (LoKr), which none of {', '.join(FORMS)} holds as a pair of"
                 " factors."
             )
+        if layer.kind == Kind.EXPERTS:
+            raise LoRAFormatError(f"{layer.name} has a pair for each expert, which none of {', '.join(FORMS)} holds.")
         if form != "PEFT" and layer.kind == Kind.EMBEDDING:
             raise LoRAFormatError(f"{layer.name} adapts an embedding; only PEFT's form has a place for it.")
         if form == "diffusers" and layer.magnitude is not None:
