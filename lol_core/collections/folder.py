@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -107,9 +107,17 @@ class Zoo(Source):
 
     def load(self, id: str) -> LoRA:
         """Read one LoRA with its weights. Raises LoRAFormatError naming the file, also when it has vanished since."""
-        try:
-            lora = read(self.path(id))
-            lora.check_finite()
-        except LoRAFormatError as error:
-            raise type(error)(f"{id}: {error}") from error
-        return lora
+        return load_file(self.path(id), id)
+
+    def reader(self, id: str) -> Callable[[], LoRA]:
+        return partial(load_file, self.path(id), id)
+
+
+def load_file(path: Path, id: str) -> LoRA:
+    """Read one file with its weights. Raises LoRAFormatError naming it by its id, also when it is not finite."""
+    try:
+        lora = read(path)
+        lora.check_finite()
+    except LoRAFormatError as error:
+        raise type(error)(f"{id}: {error}") from error
+    return lora

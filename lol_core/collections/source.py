@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,10 @@ class Source(Protocol):
     def load(self, id: str) -> LoRA:
         """One LoRA with its weights. Raises LoRAFormatError naming it when it cannot be read, or is not finite."""
         ...
+
+    def reader(self, id: str) -> Callable[[], LoRA]:
+        """`load` of one LoRA as a function that can be sent to another process."""
+        return partial(self.load, id)
 
     def check(self) -> None:
         """Raises ZooError, with what to do, when the source itself can no longer be read."""

@@ -11,9 +11,10 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,23 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 from lol_core.collections.entry import Entry
 from lol_core.collections.source import Source
 from lol_core.core.geometry import effective_rank, inner_product, same_function, spectrum
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
+from lol_core.learning.executor import executor
 
 SKETCH = 48
 """Numbers of a sketch."""
 SAME = 1e-2
 """‖ΔW_a − ΔW_b‖ / ‖ΔW_a‖ up to which two LoRAs count as the same function: bfloat16 rounds by about 4e-3."""
+NOISE = 1e-6
+"""Share of the largest singular value below which a Gram matrix knows nothing."""
+CHUNK = 8
+"""LoRAs that are sent to another process at a time."""
 BLOCK = 200
 """LoRAs whose neighbours are looked up at a time."""
 LOW_RANK_USE = 0.25
@@ -57,32 +64,98 @@ class Survey:
         return float(np.linalg.norm(self.norms))
 
 
-def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
-    """A random linear image of all ΔW, (size,): s_j = Σ_modules gᵀ ΔW h with fixed Gaussian g and h, drawn from the
-    module's name and shape.
+@lru_cache(maxsize=64)
+def _projection(side: str, length: int, size: int) -> Tensor:
+    """A fixed Gaussian matrix for one side of all modules of one length: (length, size)."""
+    seed = int.from_bytes(hashlib.sha256(f"{side} {length}".encode()).digest()[:6])
+    return torch.randn(length, size, generator=torch.Generator().manual_seed(seed)).double()
 
-    It depends on ΔW alone, not on the factors; the mean of s_j² is ‖ΔW‖², and as the map is linear ‖s_a − s_b‖ /
-    √size estimates ‖ΔW_a − ΔW_b‖.
+
+@lru_cache(maxsize=100_000)
+def _signs(module: str, size: int) -> np.ndarray:
+    """±1 for each number of a sketch, drawn from a module's name."""
+    bits = np.frombuffer(hashlib.shake_128(module.encode()).digest(size), np.uint8)
+    return np.where(bits % 2, 1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Modules of one shape and rank: U (L, n, r) and V (L, m, r) in float64, scales folded in; indices: their places in
+    the LoRA.
     """
-    total = torch.zeros(size, dtype=torch.float64)
-    for layer in lora.layers:
-        U, V = layer.folded(torch.float64)
-        generator = torch.Generator().manual_seed(
-            int.from_bytes(hashlib.sha256(f"{layer.name} {layer.n} {layer.m}".encode()).digest()[:6])
-        )
-        g, h = (torch.randn(len(factor), size, generator=generator, dtype=torch.float32).double() for factor in (U, V))
-        total += ((U.T @ g) * (V.T @ h)).sum(0)
-    return total.numpy()
+
+    indices: list[int]
+    names: list[str]
+    U: Tensor
+    V: Tensor
+
+
+def _stacks(lora: LoRA) -> Iterator[_Stack]:
+    shapes: dict[tuple[int, int, int], list[int]] = {}
+    for i, layer in enumerate(lora.layers):
+        shapes.setdefault((layer.n, layer.m, layer.rank), []).append(i)
+    for indices in shapes.values():
+        layers = [lora.layers[i] for i in indices]
+        scales = torch.tensor([layer.scale for layer in layers], dtype=torch.float64)
+        U, V = (torch.stack([getattr(y, side) for y in layers]).double() for side in ("U", "V"))
+        yield _Stack(indices, [layer.name for layer in layers], U * scales[:, None, None], V)
+
+
+def _sketch(stack: _Stack, size: int) -> np.ndarray:
+    _, n, _ = stack.U.shape
+    left = stack.U.mT @ _projection("left", n, size)
+    right = stack.V.mT @ _projection("right", stack.V.shape[1], size)
+    signs = np.stack([_signs(name, size) for name in stack.names])
+    return np.asarray(((left * right).sum(1).numpy() * signs).sum(0))
+
+
+def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
+    """A random linear image of all ΔW, (size,): s_j = Σ_modules ε_j gᵀ ΔW h with fixed Gaussian g and h for each length
+    of a side, and signs ε drawn from the module's name.
+
+    It depends on ΔW alone, not on the factors; the mean of s_j² is ‖ΔW‖² in expectation, and as the map is linear
+    ‖s_a − s_b‖ / √size estimates ‖ΔW_a − ΔW_b‖, with a relative standard error of about √(3 / size) at most
+    (for one module of rank one; √(1 / 2 size) where many singular values share the norm).
+    """
+    return np.sum([np.zeros(size), *(_sketch(stack, size) for stack in _stacks(lora))], axis=0)
+
+
+def _spectra(stack: _Stack) -> Tensor:
+    """Singular values of every module of a stack, (L, r), from the r × r Gram matrices of its factors in float64:
+    σ² are the eigenvalues of LᵀG_V L with G_U = L Lᵀ. Values below NOISE of the largest are rounding, and zero here.
+    """
+    G_U, G_V = (factor.mT @ factor for factor in (stack.U, stack.V))
+    size = torch.diagonal(G_U, dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(torch.float64).tiny)
+    eye = torch.eye(G_U.shape[-1], dtype=torch.float64)
+    L, failed = torch.linalg.cholesky_ex(G_U + 1e-14 * size[:, None, None] * eye)
+    if failed.any():  # beyond what the small shift mends: take the root from the eigenvalues
+        values, vectors = torch.linalg.eigh(G_U)
+        L = torch.where((failed > 0)[:, None, None], vectors * values.clamp(min=0).sqrt()[:, None, :], L)
+    values = torch.linalg.eigvalsh(L.mT @ G_V @ L).clamp(min=0).sqrt()
+    alive = (G_U.flatten(1).any(1) & G_V.flatten(1).any(1))[:, None]
+    return values * (alive & (values > NOISE * values.amax(-1, keepdim=True)))
+
+
+def _effective_ranks(values: Tensor) -> Tensor:
+    """`geometry.effective_rank` of every row: (L, r) → (L,)."""
+    total = values.sum(-1, keepdim=True)
+    share = torch.where(total > 0, values / total, torch.zeros_like(values))
+    entropy = -torch.special.xlogy(share, share).sum(-1)
+    return torch.where(total[:, 0] > 0, entropy.exp(), torch.zeros_like(entropy))
 
 
 def survey(lora: LoRA) -> Survey:
-    """Survey one LoRA, read with its weights. O((n + m) r²) a module."""
-    spectra = [spectrum(layer) for layer in lora.layers]
-    return Survey(
-        norms=np.array([float(values.norm()) for values in spectra], np.float32),
-        effective_ranks=np.array([effective_rank(values) for values in spectra], np.float32),
-        sketch=sketch(lora).astype(np.float32),
-    )
+    """Survey one LoRA, read with its weights, modules of one shape at a time. O((n + m) r (r + SKETCH)) a module."""
+    norms, ranks = (np.zeros(len(lora.layers), np.float32) for _ in range(2))
+    total = np.zeros(SKETCH)
+    for stack in _stacks(lora):
+        kronecker = [i for i in stack.indices if lora.layers[i].factor_shapes]
+        values = _spectra(stack)
+        norms[stack.indices], ranks[stack.indices] = values.norm(dim=-1).numpy(), _effective_ranks(values).numpy()
+        for i in kronecker:  # their pair has the norm of ΔW, but not its singular values
+            ranks[i] = effective_rank(spectrum(lora.layers[i]))
+        total += _sketch(stack, SKETCH)
+    return Survey(norms, ranks, total.astype(np.float32))
 
 
 class Surveys:
@@ -97,7 +170,7 @@ class Surveys:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=30)
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS surveys_1 (digest PRIMARY KEY, norms, effective_ranks, sketch, problem)"
+            "CREATE TABLE IF NOT EXISTS surveys_2 (digest PRIMARY KEY, norms, effective_ranks, sketch, problem)"
         )
         return connection
 
@@ -105,7 +178,7 @@ class Surveys:
         """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
         connection = self._connect()
         try:
-            return int(connection.execute("SELECT COUNT(*) FROM surveys_1").fetchone()[0])
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_2").fetchone()[0])
         finally:
             connection.close()
 
@@ -115,52 +188,68 @@ class Surveys:
         try:
             rows = {
                 row[0]: row[1:]
-                for row in connection.execute("SELECT digest, norms, effective_ranks, sketch, problem FROM surveys_1")
+                for row in connection.execute("SELECT digest, norms, effective_ranks, sketch, problem FROM surveys_2")
             }
         finally:
             connection.close()
         return {e.path: _from_row(rows[e.digest]) for e in self.zoo.entries if e.digest in rows}
 
     def complete(
-        self, progress: Callable[[int, int], None] | None = None, stop: Callable[[], bool] = lambda: False
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        *,
+        workers: int = 1,
     ) -> dict[str, Survey]:
-        """Read what has not been read; `progress(done, total)`. When `stop()` says so it ends with what it has,
-        which is kept.
+        """Read what has not been read, in `workers` processes; `progress(done, total)`. When `stop()` says so it ends
+        with what it has, which is kept.
         """
-        found = self.known()
-        missing = [entry for entry in self.zoo.entries if entry.path not in found]
+        surveys = self.known()
+        digests = {entry.path: entry.digest for entry in self.zoo.entries}
+        missing = [id for id in digests if id not in surveys]
+        size = 1 if workers <= 1 else CHUNK
+        chunks = [[(id, self.zoo.reader(id)) for id in missing[i : i + size]] for i in range(0, len(missing), size)]
+        results = executor(min(workers, len(chunks))).map(_survey_all, chunks)
         connection = self._connect()
+        done, saved = 0, time.monotonic()
         try:
-            saved = time.monotonic()
-            for done, entry in enumerate(missing, 1):
-                if stop():
-                    break
-                found[entry.path] = result = self._read(entry)
-                blobs = [
-                    array.astype(np.float32).tobytes()
-                    for array in (result.norms, result.effective_ranks, result.sketch)
-                ]
-                connection.execute(
-                    "INSERT OR REPLACE INTO surveys_1 VALUES (?, ?, ?, ?, ?)", (entry.digest, *blobs, result.problem)
-                )
-                if (
-                    time.monotonic() - saved > 1
-                ):  # not after each, which is slow, and not rarely: others wait for the file meanwhile
+            for _, chunk in results:
+                for id, result in chunk.items():
+                    surveys[id] = result
+                    connection.execute(
+                        "INSERT OR REPLACE INTO surveys_2 VALUES (?, ?, ?, ?, ?)", (digests[id], *_to_row(result))
+                    )
+                done += len(chunk)
+                if time.monotonic() - saved > 1:  # not after each, which is slow, and not rarely: others wait meanwhile
                     connection.commit()
                     saved = time.monotonic()
                 if progress:
                     progress(done, len(missing))
+                if stop():
+                    break
             connection.commit()
         finally:
+            results.close()
             connection.close()
-        return found
+        return surveys
 
-    def _read(self, entry: Entry) -> Survey:
+
+def _survey_all(readers: list[tuple[str, Callable[[], LoRA]]]) -> dict[str, Survey]:
+    """id → survey; what cannot be read gets its reason in place of numbers."""
+    surveys = {}
+    for id, reader in readers:
         try:
-            return survey(self.zoo.load(entry.path))
+            surveys[id] = survey(reader())
         except LoRAFormatError as error:
             nothing = np.zeros(0, np.float32)
-            return Survey(nothing, nothing, nothing, str(error))
+            surveys[id] = Survey(nothing, nothing, nothing, str(error))
+    return surveys
+
+
+def _to_row(survey: Survey) -> tuple[bytes, bytes, bytes, str | None]:
+    arrays = (survey.norms, survey.effective_ranks, survey.sketch)
+    norms, effective_ranks, sketch = (array.astype(np.float32).tobytes() for array in arrays)
+    return norms, effective_ranks, sketch, survey.problem
 
 
 def _from_row(row: tuple[bytes, bytes, bytes, str | None]) -> Survey:
