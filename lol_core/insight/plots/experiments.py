@@ -21,7 +21,7 @@ def models_beside_controls(table: pd.DataFrame, title: str) -> go.Figure:
     figure = go.Figure()
     shown = table[table["mean"].notna()]
     bars = {"type": "data", "array": shown["std"].fillna(0), "thickness": 1.5}
-    figure.addscatter(
+    figure.add_scatter(
         x=shown["mean"],
         y=shown["row"],
         mode="markers",
@@ -32,7 +32,7 @@ def models_beside_controls(table: pd.DataFrame, title: str) -> go.Figure:
     if (told := shown[shown["paper"].notna()]).shape[0]:
         bars = {"type": "data", "array": told["paper_std"].fillna(0), "thickness": 1.5}
         marker = {"color": COLORS[1], "size": 11, "symbol": "circle-open", "line": {"width": 2.5}}
-        figure.addscatter(
+        figure.add_scatter(
             x=told["paper"],
             y=told["row"],
             mode="markers",
@@ -91,7 +91,7 @@ def errors_of_models(table: pd.DataFrame, tolerance: float) -> go.Figure:
     figure = go.Figure()
     for i, column in enumerate(table.columns):
         marker = {"color": COLORS[i], "size": 11, "symbol": i}
-        figure.addscatter(
+        figure.add_scatter(
             x=table[column].clip(lower=1e-17), y=table.index, mode="markers", name=str(column), marker=marker
         )
     figure.add_vline(

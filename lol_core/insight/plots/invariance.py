@@ -46,7 +46,7 @@ def needle(dial: Dial) -> go.Figure:
     for value, line in ((dial.before, {"color": "gray", "width": 8}), (dial.after, {"color": color, "width": 4})):
         angle = np.pi * (1 - np.clip((value - dial.low) / ((dial.high - dial.low) or 1), 0, 1))
         hover = f"{dial.unit}: {value:.6g}<extra></extra>"
-        figure.addscatter(
+        figure.add_scatter(
             x=[0, 0.9 * np.cos(angle)], y=[0, 0.9 * np.sin(angle)], mode="lines", line=line, hovertemplate=hover
         )
     texts = (
@@ -166,7 +166,7 @@ def passage(names: Sequence[str], moved: Sequence[float], off: Sequence[float | 
     ):
         y = [None if value is None else max(value, 1e-18) for value in values]
         line = {"color": color, "width": 2.5}
-        figure.addscatter(
+        figure.add_scatter(
             x=list(names), y=y, mode="lines+markers", name=title, line=line, marker={"size": 10, "symbol": symbol}
         )
     figure.update_yaxes(title="relative change", type="log", exponentformat="power").update_xaxes(

@@ -86,7 +86,7 @@ def spectra(names: Sequence[str], values: Sequence[np.ndarray]) -> go.Figure:
     for i, (name, sigma) in enumerate(zip(names, values, strict=True)):
         positive = sigma[sigma > 0]
         line = {"color": COLORS[i % len(COLORS)], "width": 1.5}
-        figure.addscatter(
+        figure.add_scatter(
             x=np.arange(1, len(positive) + 1),
             y=positive,
             name=name,

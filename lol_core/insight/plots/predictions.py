@@ -56,7 +56,7 @@ def predicted_against_true(frame: pd.DataFrame, target: str, selected: Sequence[
     chosen = set(selected) & set(frame.index)
     figure = go.Figure()
     low, high = (float(f(f(frame["true"]), f(frame["predicted"]))) for f in (min, max))
-    figure.addscatter(
+    figure.add_scatter(
         x=[low, high],
         y=[low, high],
         mode="lines",
@@ -132,7 +132,7 @@ def calibration_curve(bins: pd.DataFrame, target: str, yes_no: bool) -> go.Figur
     )
     errors = {"type": "data", "array": bins["standard error"], "color": COLORS[0]}
     hover = "predicted %{x:.4g}<br>true %{y:.4g} ± %{error_y.array:.2g}<br>%{text} LoRAs<extra></extra>"
-    figure.addscatter(
+    figure.add_scatter(
         x=bins["predicted"],
         y=bins["true"],
         error_y=errors,
@@ -173,7 +173,7 @@ def along_run(table: pd.DataFrame, title: str) -> go.Figure:
     )
     figure.update_traces(line={"color": COLORS[0], "width": 2.5}, marker={"size": 9})
     if table["true"].notna().any():
-        figure.addscatter(
+        figure.add_scatter(
             x=table["step"],
             y=table["true"],
             text=table["name"],
