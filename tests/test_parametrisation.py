@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -124,6 +125,48 @@ def test_what_models_read_is_known_without_multiplying(name: str) -> None:
     again = of.with_pair(U, V)
     torch.testing.assert_close(again.delta(torch.float64), of.delta(torch.float64).reshape(again.weight_shape))
     assert of.parameters == sum(slot.numel() for slot in of.slots.values())
+
+
+LARGER: dict[str, Callable[[Draw], Parametrisation]] = {
+    "low rank": lambda draw: low_rank(draw, 7, 6, 2),
+    "Tucker": lambda draw: Tucker(draw(6, 2), draw(2, 3, 3, 3), draw(4, 3)),
+    "LoHa": lambda draw: Hadamard(low_rank(draw, 11, 11, 2), low_rank(draw, 11, 11, 2)),
+    "LoHa with cores": lambda draw: Hadamard(
+        Tucker(draw(8, 2), draw(2, 2, 3, 3), draw(9, 2)), Tucker(draw(8, 2), draw(2, 2, 3, 3), draw(9, 2))
+    ),
+    "LoKr": lambda draw: Kronecker(Whole(draw(3, 2)), Whole(draw(4, 5))),
+    "LoKr, factorised": lambda draw: Kronecker(low_rank(draw, 4, 3, 2), low_rank(draw, 4, 5, 2)),
+    "LoKr with a core": lambda draw: Kronecker(Whole(draw(2, 2)), Tucker(draw(6, 2), draw(2, 3, 3, 3), draw(4, 3))),
+    "experts": lambda draw: Experts(draw(3, 5, 2), draw(3, 4, 2)),
+}
+"""Of sizes at which ΔW leaves its factors no freedom besides the group."""
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_the_group_is_all_that_leaves_the_update_alone(name: str) -> None:
+    """The directions in which the slots may move while ΔW stays, to first order, are as many as the orbit has
+    dimensions: no larger connected group acts.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn: list[Tensor] = []
+
+    def draw(*shape: int) -> Tensor:
+        drawn.append(torch.randn(*shape, generator=generator, dtype=torch.float64))
+        return drawn[-1]
+
+    of = LARGER[name](draw)
+    shapes = [slot.shape for slot in drawn]
+
+    def update(flat: Tensor) -> Tensor:
+        slots = iter(
+            part.reshape(shape) for part, shape in zip(flat.split(list(map(prod, shapes))), shapes, strict=True)
+        )
+        return LARGER[name](lambda *shape: next(slots)).delta(torch.float64).flatten()
+
+    jacobian = torch.autograd.functional.jacobian(update, torch.cat([slot.flatten() for slot in drawn]))
+    assert len(drawn) == len(of.slots) and jacobian.shape[1] == of.parameters
+    rank = int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
+    assert of.parameters - rank == of.orbit_dimension
 
 
 def test_factors_that_do_not_fit_are_refused_with_their_shapes() -> None:

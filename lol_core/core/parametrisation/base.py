@@ -66,6 +66,13 @@ class Parametrisation(ABC):
         """A parametrisation of the same weight that stores this pair."""
 
     @property
+    def orbit_dimension(self) -> int:
+        """The dimension of the orbit of these slots under the group: of the numbers stored, how many say nothing of ΔW
+        (for slots in general position).
+        """
+        return self.group.dimension
+
+    @property
     def parameters(self) -> int:
         """Numbers stored."""
         return sum(slot.numel() for slot in self.slots.values())

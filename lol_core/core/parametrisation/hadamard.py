@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Self
 
 import torch
@@ -21,8 +22,9 @@ from lol_core.core.parametrisation.tucker import Tucker
 class Hadamard(Parametrisation):
     """LoHa: ΔW = ΔW₁ ∘ ΔW₂, entry by entry, of two low-rank products.
 
-    Each product has its own group; and a scaling of the rows (or, for products of one layout, of the columns) of
-    the one cancels against the inverse scaling of the other: GL(r₁) × GL(r₂) × scalings of n × scalings of m.
+    Each product has its own group, and whatever scales one product along an axis of the weight cancels against the
+    inverse in the other: GL(r₁) × GL(r₂) × scalings of the n rows × of the m columns, and with cores, whose products
+    have two groups each, × scalings of the kernel's positions.
     """
 
     first: LowRank | Tucker
@@ -50,9 +52,22 @@ class Hadamard(Parametrisation):
         return self.first, self.second
 
     @property
+    def _axes(self) -> list[int]:
+        """Lengths of the axes along which a product can be scaled."""
+        positions = [prod(self.first.core.shape[2:])] if isinstance(self.first, Tucker) else []
+        return [len(self.first.U), len(self.first.V), *positions]
+
+    @property
     def group(self) -> Product:
-        rows, columns = len(self.first.U), len(self.first.V)
-        return Product(self.first.group.factors + self.second.group.factors + ((SCALING, rows), (SCALING, columns)))
+        scalings = tuple((SCALING, length) for length in self._axes)
+        return Product(self.first.group.factors + self.second.group.factors + scalings)
+
+    @property
+    def orbit_dimension(self) -> int:
+        """Less than the group's by one for each axis but the first: one axis times λ and another over λ is what λI and
+        I/λ do as elements of the products' own groups.
+        """
+        return self.group.dimension - (len(self._axes) - 1)
 
     @property
     def pair_shape(self) -> tuple[int, int, int]:
@@ -61,14 +76,12 @@ class Hadamard(Parametrisation):
 
     def act(self, R: Sequence[Tensor]) -> Self:
         check_element(R, self.group)
-        *turns, rows, columns = R
         half = len(self.first.group.factors)
-        first, second = self.first.act(turns[:half]), self.second.act(turns[half:])
-        D, E = torch.diagonal(rows)[:, None], torch.diagonal(columns)[:, None]
+        scalings = [torch.diagonal(scaling) for scaling in R[2 * half :]]
         return replace(
             self,
-            first=replace(first, U=D * first.U, V=E * first.V),
-            second=replace(second, U=second.U / D, V=second.V / E),
+            first=_scaled_along(self.first.act(R[:half]), scalings),
+            second=_scaled_along(self.second.act(R[half : 2 * half]), [1 / scaling for scaling in scalings]),
         )
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
@@ -84,3 +97,12 @@ class Hadamard(Parametrisation):
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.first.delta(dtype) * self.second.delta(dtype)
+
+
+def _scaled_along(part: LowRank | Tucker, scalings: Sequence[Tensor]) -> LowRank | Tucker:
+    """A product scaled along the axes of its weight: outputs, inputs, and with a core the kernel's positions."""
+    outputs, inputs, *positions = scalings
+    part = replace(part, U=outputs[:, None] * part.U, V=inputs[:, None] * part.V)
+    if isinstance(part, Tucker):
+        part = replace(part, core=part.core * positions[0].reshape(part.core.shape[2:]))
+    return part
