@@ -12,7 +12,7 @@ from lol_core.errors import LoRAFormatError
 from lol_core.formats.assembly import Fetch
 from lol_core.formats.container import TensorFile
 from lol_core.formats.names import Part, Role
-from lol_core.formats.reading import Config, Dialect
+from lol_core.formats.reading import Config, Dialect, Spelling
 
 _KEY = re.compile(r"^(?P<module>(?:unet|text_encoder):\d+):(?P<role>up|down)$")
 _PLACE = re.compile(r"^\d+$", re.ASCII)
@@ -60,9 +60,7 @@ class _Numbered(Dialect):
 
 DIALECT = _Numbered(
     name="cloneofsimo",
-    example="unet:3:down",
-    scale="1",
-    source="cloneofsimo/lora",
+    spellings=(Spelling("LoRA, numbered", "unet:3:down", "1", "cloneofsimo/lora; its `.pt` are lists without names"),),
     matches=matches,
     parse=parse,
     unit_scale=True,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from lol_core.formats.peft import notes, prepare
-from lol_core.formats.reading import Dialect
+from lol_core.formats.reading import Dialect, Spelling
 
 COMPONENTS = (
     *("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoders"),
@@ -23,9 +23,38 @@ def matches(keys: list[str]) -> bool:
 
 DIALECT = Dialect(
     name="diffusers",
-    example="unet.MODULE.lora_A.weight",
-    scale="alpha/r of the header's lora_adapter_metadata, by component, or an `.alpha` beside; else 1",
-    source="diffusers, ai-toolkit, OneTrainer",
+    spellings=(
+        Spelling(
+            "LoRA",
+            "unet.MODULE.lora_A.weight",
+            "an `.alpha` beside; the header's lora_adapter_metadata, by component; else 1, noted",
+            "diffusers",
+        ),
+        Spelling(
+            "LoRA of its first attention processors",
+            "unet.MODULE.processor.to_q_lora.down.weight",
+            "1, noted",
+            "diffusers before 0.20",
+        ),
+        Spelling(
+            "LoRA, before PEFT",
+            "text_encoder.MODULE.lora_linear_layer.down.weight",
+            "as above",
+            "diffusers before 0.22",
+        ),
+        Spelling(
+            "LoRA for ComfyUI",
+            "diffusion_model.MODULE.lora_A.weight",
+            "`.alpha` beside / r; the header's alpha; else 1, noted",
+            "ai-toolkit, ComfyUI, DiffSynth-Studio",
+        ),
+        Spelling(
+            "DoRA",
+            "transformer.MODULE.lora_magnitude_vector",
+            "one magnitude per output",
+            "diffusers, ai-toolkit (`.magnitude`)",
+        ),
+    ),
     matches=matches,
     prepare=prepare,
     notes=notes,

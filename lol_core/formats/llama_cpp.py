@@ -12,7 +12,7 @@ from lol_core.core.lora import LoRA
 from lol_core.formats.assembly import Fetch
 from lol_core.formats.container import TensorFile
 from lol_core.formats.names import Part, Role
-from lol_core.formats.reading import Config, Dialect, Tensors
+from lol_core.formats.reading import Config, Dialect, Spelling, Tensors
 from lol_core.formats.scale import number
 
 _KEY = re.compile(r"^(?P<module>.+)\.weight\.lora_(?P<factor>[ab])$")
@@ -53,9 +53,14 @@ class _Gguf(Dialect):
 
 DIALECT = _Gguf(
     name="llama.cpp",
-    example="blk.0.attn_q.weight.lora_a",
-    scale="adapter.lora.alpha of the GGUF header / r",
-    source="llama.cpp, convert_lora_to_gguf.py",
+    spellings=(
+        Spelling(
+            "LoRA in GGUF",
+            "blk.0.attn_q.weight.lora_a",
+            "adapter.lora.alpha of the GGUF header / r",
+            "llama.cpp, convert_lora_to_gguf.py",
+        ),
+    ),
     matches=matches,
     parse=parse,
     prepare=prepare,

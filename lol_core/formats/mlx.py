@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from lol_core.formats.names import Part, Role, bare, role_of
-from lol_core.formats.reading import Config, Dialect, Tensors
+from lol_core.formats.reading import Config, Dialect, Spelling, Tensors
 
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|embed_in|wte|wpe|shared|embeddings?)$")
 
@@ -43,9 +43,16 @@ def notes(config: Config) -> list[str]:
 
 DIALECT = Dialect(
     name="MLX",
-    example="MODULE.lora_a",
-    scale="lora_parameters.scale of adapter_config.json itself",
-    source="mlx-lm, mlx-examples",
+    spellings=(
+        Spelling(
+            "LoRA, transposed",
+            "MODULE.lora_a",
+            "lora_parameters.scale of adapter_config.json, itself",
+            "mlx-lm, mlx-examples; safetensors or npz",
+        ),
+        Spelling("experts", "MODULE.switch_mlp.up_proj.lora_a", "as LoRA", "mlx-lm (LoRASwitchLinear)"),
+        Spelling("DoRA", "MODULE.m", "one magnitude per output, of embeddings per token", "mlx-lm"),
+    ),
     matches=matches,
     parse=parse,
     prepare=prepare,

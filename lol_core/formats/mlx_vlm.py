@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lol_core.formats import mlx
 from lol_core.formats.names import Part, Role, bare
-from lol_core.formats.reading import Dialect
+from lol_core.formats.reading import Dialect, Spelling
 
 _ROLES = {".A": Role.TRANSPOSED_DOWN, ".B": Role.TRANSPOSED_UP}
 
@@ -20,9 +20,7 @@ def parse(key: str) -> Part | None:
 
 DIALECT = Dialect(
     name="mlx-vlm",
-    example="MODULE.A",
-    scale="alpha of adapter_config.json itself",
-    source="mlx-vlm",
+    spellings=(Spelling("LoRA, transposed", "MODULE.A", "alpha of adapter_config.json, itself", "mlx-vlm"),),
     matches=matches,
     parse=parse,
     prepare=mlx.prepare,

@@ -8,7 +8,7 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import NotLowRankError
 from lol_core.formats.assembly import Fetch
 from lol_core.formats.container import TensorFile
-from lol_core.formats.reading import Config, Dialect
+from lol_core.formats.reading import Config, Dialect, Spelling
 
 
 def matches(keys: list[str]) -> bool:
@@ -26,8 +26,13 @@ class _Packed(Dialect):
 
 DIALECT = _Packed(
     name="Nunchaku",
-    example="transformer_blocks.0.qkv_proj.lora_down",
-    scale="refused: packed for its kernels",
-    source="nunchaku",
+    spellings=(
+        Spelling(
+            "LoRA packed for kernels",
+            "transformer_blocks.0.qkv_proj.lora_down",
+            "refused: take the file it was made from",
+            "nunchaku",
+        ),
+    ),
     matches=matches,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.grouping import FACTORS
 from lol_core.formats.names import Role, role_of
-from lol_core.formats.reading import Config, Dialect, Tensors
+from lol_core.formats.reading import Config, Dialect, Spelling, Tensors
 from lol_core.formats.scale import number
 
 RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
@@ -157,9 +157,68 @@ def notes(config: Config) -> list[str]:
 
 DIALECT = Dialect(
     name="PEFT",
-    example="base_model.model.MODULE.lora_A.weight",
-    scale="alpha/r (rsLoRA: alpha/√r) of adapter_config.json with its patterns, an `.alpha` beside, or the header",
-    source="peft, and whatever uses its words: adapters, loralib, SAT, Megatron",
+    spellings=(
+        Spelling(
+            "LoRA",
+            "base_model.model.MODULE.lora_A.weight",
+            "an `.alpha` beside; adapter_config.json with its patterns (rsLoRA: √r); the header; else 1, noted",
+            "peft",
+        ),
+        Spelling("embedding", "base_model.model.MODULE.lora_embedding_A", "as LoRA", "peft"),
+        Spelling("DoRA", "base_model.model.MODULE.lora_magnitude_vector", "one magnitude per output", "peft"),
+        Spelling(
+            "experts",
+            "base_model.model.MODULE.experts.lora_A.weight",
+            "as LoRA, of each expert's rank",
+            "peft (target_parameters)",
+        ),
+        Spelling(
+            "BD-LoRA, QALoRA, grouped convolutions",
+            "base_model.model.MODULE.lora_B.weight",
+            "as LoRA",
+            "peft (use_bdlora, use_qalora)",
+        ),
+        Spelling("AdaLoRA", "base_model.model.MODULE.lora_E", "lora_alpha / (init_r + 10⁻⁵)", "peft"),
+        Spelling("KaSA", "base_model.model.MODULE.lora_diag", "as LoRA", "peft"),
+        Spelling("MoSLoRA", "base_model.model.MODULE.lora_AB.weight", "as LoRA", "wutaiqiang/MoSLoRA"),
+        Spelling(
+            "LoRA-XS",
+            "base_model.model.MODULE.default_lora_latent_mapping.weight",
+            "as LoRA",
+            "MohammadrezaBanaei/LoRA-XS",
+        ),
+        Spelling(
+            "LoHa", "base_model.model.MODULE.hada_w1_a", "alpha/r of adapter_config.json with its patterns", "peft"
+        ),
+        Spelling(
+            "LoKr", "base_model.model.MODULE.lokr_w2_a", "alpha/r of adapter_config.json with its patterns", "peft"
+        ),
+        Spelling(
+            "merged projections",
+            "MODULE.c_attn.lora_A",
+            "alpha/r of each part; the parts stand in enable_lora",
+            "loralib, peft before 0.3, lit-gpt",
+        ),
+        Spelling(
+            "LoRA of adapters",
+            "MODULE.loras.NAME.lora_A",
+            "config.alpha / config.r of adapter_config.json",
+            "AdapterHub",
+        ),
+        Spelling(
+            "LoRA, transposed", "MODULE.lora_A", "lora_alpha/r of lora_config.json", "PaddleNLP; told by the shapes"
+        ),
+        Spelling("LoRA by hand", "MODULE.lora.A", "1, noted", "LLMs-from-scratch, lit-llama"),
+        Spelling("LoRA of torchtune", "MODULE.lora_a.weight", "alpha/r of adapter_config.json", "torchtune"),
+        Spelling("LoRA of Megatron", "MODULE.adapter.linear_in.weight", "1, noted", "NeMo, Megatron-Bridge"),
+        Spelling("LoRA of SAT", "MODULE.matrix_A.0", "1, noted", "SwissArmyTransformer, CogVideoX"),
+        Spelling(
+            "quantised factors",
+            "MODULE.lora_A.weight_scale",
+            "as LoRA; int8 and fp8 are multiplied by their scales",
+            "ComfyUI loaders",
+        ),
+    ),
     matches=matches,
     prepare=prepare,
     notes=notes,

@@ -44,21 +44,30 @@ class Content:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """A family of files in a dialect, for the page of dialects: what it is, a key, where its scale stands, who writes
+    it.
+    """
+
+    family: str
+    key: str
+    scale: str
+    source: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """One way of writing LoRA files.
 
-    example, scale, source: a key, where the scale stands and who writes such files, for the page of dialects.
-    matches: whether a file of these keys is of the dialect. parse: names, where the common table does not do. prepare:
-    name, plain tensors (role → tensor) and configuration → tensors, for what a configuration changes in the factors.
-    unit_scale: there is no alpha and s = 1. alpha_is_scale: the configuration's alpha is s itself. notes: what a
-    configuration says of the update.
+    spellings: what the page of dialects lists. matches: whether a file of these keys is of the dialect. parse: names,
+    where the common table does not do. prepare: name, plain tensors (role → tensor) and configuration → tensors, for
+    what a configuration changes in the factors. unit_scale: there is no alpha and s = 1. alpha_is_scale: the
+    configuration's alpha is s itself. notes: what a configuration says of the update.
     """
 
     name: str
-    example: str
-    scale: str
-    source: str
+    spellings: tuple[Spelling, ...]
     matches: Callable[[list[str]], bool]
     parse: Parse = role_of
     prepare: Callable[[str, Tensors, Config], Tensors] = _unchanged

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from lol_core.formats.names import Part, Role
-from lol_core.formats.reading import Dialect
+from lol_core.formats.reading import Dialect, Spelling
 
 _KEY = re.compile(r"^w_(?P<factor>[ab])_(?P<index>\d+)$", re.ASCII)
 
@@ -28,9 +28,7 @@ def parse(key: str) -> Part | None:
 
 DIALECT = Dialect(
     name="SAM",
-    example="w_a_000",
-    scale="1",
-    source="SAM and ViT LoRA (MathieuNlp/Sam_LoRA, JamesQFreeman/LoRA-ViT)",
+    spellings=(Spelling("LoRA of SAM and ViT", "w_a_000", "1", "MathieuNlp/Sam_LoRA, JamesQFreeman/LoRA-ViT"),),
     matches=matches,
     parse=parse,
     unit_scale=True,

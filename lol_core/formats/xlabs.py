@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from lol_core.formats.names import Part, Role
-from lol_core.formats.reading import Dialect
+from lol_core.formats.reading import Dialect, Spelling
 
 _KEY = re.compile(
     r"^(?P<module>(?:\w+\.)*(?:double|single)_blocks\.\d+\.processor\.\w*lora\d?)\.(?P<role>down|up)\.weight$"
@@ -25,9 +25,7 @@ def parse(key: str) -> Part | None:
 
 DIALECT = Dialect(
     name="XLabs",
-    example="double_blocks.0.processor.qkv_lora1.down.weight",
-    scale="1",
-    source="XLabs-AI/x-flux",
+    spellings=(Spelling("LoRA of Flux", "double_blocks.0.processor.qkv_lora1.down.weight", "1", "XLabs-AI/x-flux"),),
     matches=matches,
     parse=parse,
     unit_scale=True,
