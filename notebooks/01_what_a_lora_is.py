@@ -22,7 +22,7 @@ from lol_core.core.geometry import spectrum
 from lol_core.core.groups import GL
 from lol_core.core.symmetry import act, relative_change, sample_for
 from lol_core.insight import plots
-from lol_core.learning.fit import plan, train
+from lol_core.learning.training import plan, train
 
 torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/glosses")

@@ -19,7 +19,7 @@ from lol_core.core.batch import stack
 from lol_core.core.groups import GL, GROUPS
 from lol_core.core.symmetry import act, act_on, relative_change, sample_for
 from lol_core.learning.evaluation import score
-from lol_core.learning.fit import plan, train
+from lol_core.learning.training import plan, train
 
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from lol_core.insight import plots
 from lol_core.insight.embedding import space_of
 from lol_core.insight.explanation import explain
 from lol_core.insight.picture import project
-from lol_core.learning.fit import plan, train
+from lol_core.learning.training import plan, train
 
 torch.set_num_threads(1)
 zoo = Zoo.open("../sample_loras/faces")

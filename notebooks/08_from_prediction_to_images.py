@@ -17,7 +17,7 @@ import torch
 from lol_core import TrainingConfig, Zoo
 from lol_core.insight import plots
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
-from lol_core.learning.fit import plan, train
+from lol_core.learning.training import plan, train
 
 os.environ.update(
     DIFFUSERS_VERBOSITY="error", TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1"

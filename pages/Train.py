@@ -15,12 +15,12 @@ from lol_core.insight import plots
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.devices import devices
 from lol_core.learning.evaluation import METRIC_TITLES
-from lol_core.learning.fit import Plan, plan
 from lol_core.learning.leaderboard import verdict, verdicts
 from lol_core.learning.models import MODELS
 from lol_core.learning.models.layers import NONLINEARITIES
 from lol_core.learning.parts import parts_here
 from lol_core.learning.tasks import kind_of
+from lol_core.learning.training import Plan, plan
 from lol_core.learning.verdict import judge
 from ui.figures import figure
 from ui.frame import frame, need, page_link

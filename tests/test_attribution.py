@@ -11,8 +11,8 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.insight.attribution import contributions
 from lol_core.learning.checkpoint import TrainingConfig
-from lol_core.learning.fit import plan, train
 from lol_core.learning.models import MODELS, ModelConfig
+from lol_core.learning.training import plan, train
 
 
 @pytest.mark.parametrize(("model", "target"), [*((name, "size") for name in MODELS), ("dense", "positive")])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import TaskError
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
-from lol_core.learning.fit import Stopped
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.verdict import Difference
 
@@ -64,4 +64,4 @@ def test_it_stops_and_refuses(synthetic_folder: Path) -> None:
     with pytest.raises(TaskError, match="folds"):
         crossvalidate(zoo, ["size"], CONFIG, 61)
     with pytest.raises(Stopped):
-        crossvalidate(zoo, ["size"], CONFIG, 2, stop=lambda: True)
+        crossvalidate(zoo, ["size"], CONFIG, 2, reporter=Reporter(stop=lambda: True))

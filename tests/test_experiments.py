@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from lol_core.cli.commands import app
 from lol_core.collections.zoo import Zoo
 from lol_core.core.groups import GL
+from lol_core.core.progress import Reporter, Stopped
 from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import LoLError
 from lol_core.experiments import NAMES, run
@@ -29,7 +30,6 @@ from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.timing import Shape, needs
 from lol_core.experiments.trials import SMALL, Context, Setting, Trials, Variant
-from lol_core.learning.fit import Stopped
 from lol_core.learning.models import make_model
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Multiclass
@@ -64,7 +64,7 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     budget = replace(SMALL, loras=30)
     calls = iter(range(100))
     with pytest.raises(Stopped):
-        Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run(stop=lambda: next(calls) >= 1)
+        Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run(Reporter(stop=lambda: next(calls) >= 1))
     file = tmp_path / f"{LOSS_QUESTION.name}.jsonl"
     first = file.read_text()
     assert len(first.splitlines()) == 1

@@ -17,8 +17,8 @@ from lol_core.finetuning.dreambooth import Base, finetune_stack, write_lora
 from lol_core.finetuning.image_zoos import write_strip
 from lol_core.finetuning.recipes import CELEBA, Run
 from lol_core.learning.checkpoint import TrainingConfig
-from lol_core.learning.fit import plan, train
 from lol_core.learning.models import ModelConfig
+from lol_core.learning.training import plan, train
 from tests.conftest import ROOT
 from tests.test_pages import opened, text_of
 from tests.waiting import until

@@ -11,10 +11,10 @@ from lol_core.collections.zoo import Zoo
 from lol_core.insight.novelty import Known
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.evaluation import calibration, error_slices
-from lol_core.learning.fit import plan, train
 from lol_core.learning.leaderboard import disagreement, leaderboard, verdict, verdicts
 from lol_core.learning.metrics import Scores
 from lol_core.learning.models import ModelConfig
+from lol_core.learning.training import plan, train
 from lol_core.learning.verdict import Difference, Outcome, judge, over_seeds
 
 

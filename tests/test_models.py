@@ -22,7 +22,6 @@ from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_er
 from lol_core.errors import ModelError
 from lol_core.experiments.trials import SMALL, Variant
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.fit import plan, train
 from lol_core.learning.leaderboard import verdict
 from lol_core.learning.memory import check_memory, memory_needed
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model, registry
@@ -36,6 +35,7 @@ from lol_core.learning.models.layers import (
 from lol_core.learning.models.o_align import procrustes
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Binary
+from lol_core.learning.training import plan, train
 from lol_core.learning.verdict import Outcome
 from tests.builders import MODULES, SHAPES, random_batch, random_lora
 from tests.conftest import ROOT

@@ -18,9 +18,9 @@ from lol_core.experiments import OF_PAPER
 from lol_core.experiments.paper import SINCE
 from lol_core.experiments.result import Result
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.fit import plan, train
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.parts import parts_here
+from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
 from tests.waiting import PATIENCE, until

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.fit import Factors, Plan, Progress, Stopped, plan, train
+from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
 from lol_core.learning.tasks import Binary
+from lol_core.learning.training import Plan, plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 SMALL = ModelConfig(width=16, dropout=0.1)
@@ -37,9 +39,9 @@ def weights_of(folder: Path) -> Path:
     return next(folder.glob("model-*.safetensors"))
 
 
-def stop_after(batches: int) -> object:
+def stop_after(batches: int) -> Reporter:
     calls = iter(range(10**9))
-    return lambda: next(calls) >= batches
+    return Reporter(stop=lambda: next(calls) >= batches)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -75,7 +77,7 @@ def test_the_same_seed_gives_the_same_model_and_another_does_not(synthetic_zoo: 
 @pytest.mark.parametrize("batches", [70, 75, 80, 95])
 def test_stop_and_resume_end_like_an_uninterrupted_run(batches: int, synthetic_zoo: Zoo, tmp_path: Path) -> None:
     whole = fit(synthetic_zoo, tmp_path / "whole")
-    stopped = fit(synthetic_zoo, tmp_path / "parts", stop=stop_after(batches))
+    stopped = fit(synthetic_zoo, tmp_path / "parts", reporter=stop_after(batches))
     assert not stopped.finished and len(stopped.history) < 6
     assert "stopped before its end" in (tmp_path / "parts" / "README.md").read_text()
     resumed = fit(synthetic_zoo, tmp_path / "parts", resume=True)
@@ -104,7 +106,7 @@ def test_resuming_another_run_is_refused(synthetic_zoo: Zoo, tmp_path: Path) -> 
 
 def test_a_stop_while_reading_trains_nothing(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        fit(synthetic_zoo, tmp_path / "run", stop=stop_after(3))
+        fit(synthetic_zoo, tmp_path / "run", reporter=stop_after(3))
     assert not (tmp_path / "run" / "checkpoint.json").exists()
 
 
@@ -121,7 +123,7 @@ def test_early_stopping_keeps_the_best_epoch(synthetic_zoo: Zoo, tmp_path: Path)
 
 def test_progress_only_goes_forward(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    fit(synthetic_zoo, tmp_path / "run", on_progress=seen.append)
+    fit(synthetic_zoo, tmp_path / "run", reporter=Reporter(seen.append))
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
     assert [len(progress.history) for progress in seen][-1] == 6
@@ -328,9 +330,9 @@ def test_a_zoo_larger_than_the_memory_is_read_batch_by_batch(
     synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_memory = fit(synthetic_zoo, tmp_path / "memory")
-    monkeypatch.setattr("lol_core.learning.fit.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("lol_core.learning.factors.MEMORY_SHARE", 0.0)
     planned = plan(synthetic_zoo, ["size"], QUICK)
-    assert Factors(synthetic_zoo, planned.spec, planned.ids, lambda done, total: None, lambda: False).kept is None
+    assert Factors(synthetic_zoo, planned.spec, planned.ids).kept is None
     assert fit(synthetic_zoo, tmp_path / "disk").history == in_memory.history
 
 
@@ -362,7 +364,7 @@ def test_resuming_keeps_why_loras_were_left_out(tmp_path: Path) -> None:
     labels.loc[3, "size"] = float("nan")
     labels.to_csv(tmp_path / "zoo" / "labels.csv", index=False)
     zoo = Zoo.open(tmp_path / "zoo")
-    stopped = fit(zoo, tmp_path / "run", stop=stop_after(32))
+    stopped = fit(zoo, tmp_path / "run", reporter=stop_after(32))
     assert not stopped.finished and list(stopped.left_out) == ["lora003/adapter_model.safetensors"]
     resumed = train(zoo, Plan.of(Checkpoint.load(tmp_path / "run")), QUICK, tmp_path / "run", resume=True)
     assert resumed.finished and resumed.left_out == stopped.left_out

@@ -16,7 +16,7 @@ from lol_core.collections.walk import Candidate
 from lol_core.collections.zoo import Zoo, short_name, split_ids, training_runs
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
 from lol_core.learning.checkpoint import TrainingConfig
-from lol_core.learning.fit import plan
+from lol_core.learning.training import plan
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 

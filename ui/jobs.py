@@ -15,17 +15,17 @@ import pandas as pd
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import LoLError
 from lol_core.experiments import run as run_experiment
 from lol_core.experiments.result import Result
 from lol_core.experiments.trials import SMALL, Context
-from lol_core.insight.generation import Painter, Sampling, Stopped
+from lol_core.insight.generation import Painter, Sampling
 from lol_core.insight.maps import Map, MapSettings, draw_map
 from lol_core.insight.survey import Surveys, duplicates
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
-from lol_core.learning.fit import Plan, Progress, train
-from lol_core.learning.fit import Stopped as StoppedTraining
+from lol_core.learning.training import Plan, train
 from lol_core.learning.verdict import Difference
 
 ONE_AT_A_TIME = threading.Semaphore(1)
@@ -136,7 +136,7 @@ class IndexJob(Job):
             self.done, self.total = done, total
             self.message = f"Reading headers: {done:,} of {total:,} files"
             if self.stopping:
-                raise Stopped
+                raise Stopped("Stopped. The headers read so far are kept.")
 
         try:
             self.result = Zoo.open(Path(self.folder), self.labels or None, progress=report)
@@ -170,7 +170,8 @@ class TrainingJob(Job):
             run.progress = progress
 
         try:
-            run.checkpoint = train(self.zoo, run.plan, run.config, run.out, report, self._stop.is_set, run.resume)
+            reporter = Reporter(report, self._stop.is_set)
+            run.checkpoint = train(self.zoo, run.plan, run.config, run.out, reporter, resume=run.resume)
         except Exception as error:
             run.error = told(error)
 
@@ -207,10 +208,10 @@ class FoldsJob(Job):
                 self.share = (len(self.found) + progress.fraction) / len(self.configs)
 
             try:
-                folds = crossvalidate(self.zoo, self.targets, config, self.folds, report, self._stop.is_set)
+                folds = crossvalidate(self.zoo, self.targets, config, self.folds, Reporter(report, self._stop.is_set))
                 differences = {control: folds.difference(control) for control in ("norms only", "structure only")}
                 self.found[title] = Validated(folds, folds.scores(), differences)
-            except StoppedTraining:
+            except Stopped:
                 return
 
 
@@ -331,7 +332,7 @@ class ExperimentJob(Job):
         place = cache_folder() / "experiments"
         try:
             self.result = run_experiment(
-                self.name, Context(self.samples, place / "fits", SMALL, report, self._stop.is_set, place)
+                self.name, Context(self.samples, place / "fits", SMALL, Reporter(report, self._stop.is_set), place)
             )
-        except StoppedTraining:
+        except Stopped:
             return

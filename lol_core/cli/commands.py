@@ -11,12 +11,14 @@ from typing import Annotated
 import torch
 import typer
 from rich.progress import Progress as Bar
+from rich.progress import TaskID
 
 from lol_core.cli.console import AsJson, bar_for, err, out, print_json, print_table, reported
 from lol_core.cli.finetune import finetune
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import stack
 from lol_core.core.groups import GROUPS, named
+from lol_core.core.progress import Reporter
 from lol_core.core.symmetry import TOLERANCES, act, promises, relative_change, sample_for
 from lol_core.errors import LoLError
 from lol_core.experiments import NAMES as EXPERIMENTS
@@ -30,11 +32,11 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import crossvalidate as cross_validate
 from lol_core.learning.devices import find_device
 from lol_core.learning.evaluation import METRIC_TITLES
-from lol_core.learning.fit import Progress, plan
-from lol_core.learning.fit import train as train_model
 from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.models import MODELS, ModelConfig, find_model
 from lol_core.learning.models.gl_net import GLNetConfig
+from lol_core.learning.training import plan
+from lol_core.learning.training import train as train_model
 
 app = typer.Typer(
     help="Learning on LoRAs: look at LoRA files, train models that read them, check their symmetry.",
@@ -192,10 +194,7 @@ def train(
         planned = plan(opened, target, config)
         task = bar.add_task("Starting", total=1.0)
 
-        def show(progress: Progress) -> None:
-            bar.update(task, completed=progress.fraction, description=progress.message)
-
-        checkpoint = train_model(opened, planned, config, out_folder, show, stop, resume)
+        checkpoint = train_model(opened, planned, config, out_folder, reporter_for(bar, task, stop), resume=resume)
         interrupted = not checkpoint.finished
     report = {
         "model": model,
@@ -271,8 +270,7 @@ def crossvalidate(
             target,
             config,
             folds,
-            lambda p: bar.update(shown, completed=p.fraction, description=p.message),
-            stop,
+            reporter_for(bar, shown, stop),
         )
     scores, controls = found.scores(), [name for name in found.predicted if name != "model"]
     metric = found.task.ranked
@@ -332,11 +330,10 @@ def experiment(
     with reported(), Bar(console=err, transient=True) as bar, _interrupts() as stop:
         shown = bar.add_task("Starting", total=1.0)
 
-        def show(progress: Progress) -> None:
-            bar.update(shown, completed=progress.fraction, description=progress.message)
-
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
-        result = run_experiment(name, Context(samples, out_folder / "results" / "fits", budget, show, stop, work))
+        result = run_experiment(
+            name, Context(samples, out_folder / "results" / "fits", budget, reporter_for(bar, shown, stop), work)
+        )
         place = result.write(out_folder / "results")
         report = write_report(out_folder)
     if as_json:
@@ -358,6 +355,10 @@ def experiment(
     for finding in result.findings:
         out.print(f"{finding.holds}: {finding.paper} Here: {finding.here}", highlight=False, soft_wrap=True)
     out.print(f"Written to {place}", highlight=False, soft_wrap=True)
+
+
+def reporter_for(bar: Bar, task: TaskID, stop: Callable[[], bool]) -> Reporter:
+    return Reporter(lambda p: bar.update(task, completed=p.fraction, description=p.message), stop)
 
 
 @contextmanager

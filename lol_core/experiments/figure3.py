@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from lol_core.core.progress import Stopped
 from lol_core.experiments.comparison import cells, settings
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
@@ -17,10 +18,9 @@ from lol_core.experiments.table2 import QUESTION
 from lol_core.experiments.trials import KERNEL, Context, Kept, Trials
 from lol_core.finetuning.recipes import CELEBA
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
-from lol_core.insight.generation import Stopped as StoppedDrawing
 from lol_core.insight.plots import sheet
 from lol_core.learning.evaluation import control_predictions
-from lol_core.learning.fit import Progress, Stopped, control_features
+from lol_core.learning.factors import control_features
 
 TITLE = "Figure 3: the LoRAs predicted best and worst"
 GL_NET, NORMS, CHANCE = FIVE["gl_net"].title, "control: norms only", "control: all test LoRAs"
@@ -37,9 +37,8 @@ def run(context: Context) -> Result:
     for seed in range(context.budget.seeds):
         if any(line["seed"] == seed for line in kept.lines()):
             continue
-        if context.stop():
-            raise Stopped("Stopped. What was measured is kept; the same command goes on.")
-        context.on_progress(Progress(f"Ranking the test LoRAs of seed {seed}", 0.5 * seed / context.budget.seeds))
+        context.reporter.check("What was measured is kept; the same command goes on.")
+        context.reporter.show(f"Ranking the test LoRAs of seed {seed}", 0.5 * seed / context.budget.seeds)
         kept.add(seed=seed, rankings=rankings(ours, seed))
     scores = ours.zoo.labels["clip_score"]
     lines = [line for line in kept.lines() if line["seed"] < context.budget.seeds]
@@ -140,11 +139,11 @@ def draw(context: Context, trials: Trials, columns: list[str | None], predicted:
     sampling = Sampling(recipe.score_seed, 2 if context.small else DRAWING_STEPS, recipe.guidance)
     prompts, titles, drawn = (PROMPTS[:1] if context.small else PROMPTS), [], []
     for i, id in enumerate(columns):
-        context.on_progress(Progress(f"Drawing {i + 1} of {len(columns)}", 0.5 + 0.5 * i / len(columns)))
+        context.reporter.show(f"Drawing {i + 1} of {len(columns)}", 0.5 + 0.5 * i / len(columns))
         path = None if id is None else trials.zoo.folder / id
         try:
-            drawn.append(painter.draw(path, prompts, sampling, context.stop, keep=False))
-        except StoppedDrawing as error:
+            drawn.append(painter.draw(path, prompts, sampling, context.reporter.stop, keep=False))
+        except Stopped as error:
             raise Stopped("Stopped. The rankings are kept; the same command goes on.") from error
         measured = None if id is None else trials.zoo.labels["clip_score"][id]
         titles.append("base model\n" if id is None else f"predicted {predicted[id]:.2f}\nmeasured {measured:.2f}")

@@ -25,7 +25,7 @@ from lol_core.finetuning.picture_data import write_people
 from lol_core.finetuning.recipes import CELEBA
 from lol_core.insight.plots import across
 from lol_core.learning.evaluation import control_predictions, norm_features, structure_features
-from lol_core.learning.fit import Fit, Progress, Stopped
+from lol_core.learning.fit import Fit
 
 TITLE = "Figure 4: models of rank 4 on LoRAs of other ranks"
 RANKS = (1, 2, 4, 8, 16, 32)
@@ -53,10 +53,9 @@ def run(context: Context) -> Result:
         for name, shuffled in steps:
             if any((line["name"], line["seed"], line["shuffled"]) == (name, seed, shuffled) for line in kept.lines()):
                 continue
-            if context.stop():
-                raise Stopped("Stopped. What was measured is kept; the same command goes on.")
+            context.reporter.check("What was measured is kept; the same command goes on.")
             words = f"{name}{' on shuffled labels' if shuffled else ''}, seed {seed}: asked about every rank"
-            context.on_progress(Progress(words, seed / context.budget.seeds))
+            context.reporter.show(words, seed / context.budget.seeds)
             found = (
                 controls(ours, zoos, seed)
                 if name == "controls"
@@ -139,8 +138,7 @@ def fine_tunes(context: Context) -> Iterator[tuple[int, Zoo]]:
         for _ in zoo.build(
             folder / "people", count, machine, partial(said, context, f"Fine-tuning at rank {rank}"), known
         ):
-            if context.stop():
-                raise Stopped("Stopped. The fine-tunes made so far are kept; the same command goes on.")
+            context.reporter.check("The fine-tunes made so far are kept; the same command goes on.")
         table = pd.read_csv(zoo.labels).sort_values("lora")
         table.to_csv(
             zoo.labels, index=False
@@ -149,7 +147,7 @@ def fine_tunes(context: Context) -> Iterator[tuple[int, Zoo]]:
 
 
 def said(context: Context, words: str, done: int, total: int) -> None:
-    context.on_progress(Progress(f"{words}: {done} of {total}", done / max(1, total)))
+    context.reporter.show(f"{words}: {done} of {total}", done / max(1, total))
 
 
 def batch_of(zoo: Zoo, fit: Fit) -> Batch:

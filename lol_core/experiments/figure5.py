@@ -14,7 +14,6 @@ from lol_core.experiments.timing import MEMORY_SHARE, Shape, needs, time_model
 from lol_core.experiments.trials import Context
 from lol_core.insight.plots import across
 from lol_core.learning.devices import find_device
-from lol_core.learning.fit import Progress, Stopped
 from lol_core.learning.memory import free_memory
 
 TITLE = "Figure 5: time over the GPT-3 family"
@@ -50,9 +49,8 @@ def run(context: Context) -> Result:
     found, refused = {}, []
     for i, size in enumerate(sizes):
         for model in FIVE:
-            if context.stop():
-                raise Stopped("Stopped. Times are only comparable within one run, so the same command begins it anew.")
-            context.on_progress(Progress(f"GPT-3 {size}: {FIVE[model].title}", i / len(sizes)))
+            context.reporter.check("Times are only comparable within one run, so the same command begins it anew.")
+            context.reporter.show(f"GPT-3 {size}: {FIVE[model].title}", i / len(sizes))
             need, free = needs(model, shape(size)), free_memory(device)
             batch = need.batch(2 if context.small else LARGEST_BATCH, free)
             if batch == 0:

@@ -19,7 +19,6 @@ from lol_core.experiments.table5 import ACCURACY_QUESTION, LOSS_QUESTION, SOURCE
 from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context, Question, Trials
 from lol_core.learning.devices import find_device
-from lol_core.learning.fit import Progress
 
 TITLE = "Newer models and TuckerNet, beside the five"
 ASKED: dict[str, tuple[Question, str]] = {
@@ -147,7 +146,7 @@ def times(context: Context) -> dict[str, dict[str, float]]:
     device, found = find_device("cpu"), {}
     for name in COMPARED:
         if not COMPARED[name].memorizes:
-            context.on_progress(Progress(f"Timing {COMPARED[name].title}", 1.0))
+            context.reporter.show(f"Timing {COMPARED[name].title}", 1.0)
             found[name] = time_model(name, TIMED, 2 if context.small else 16, device, 0.01 if context.small else 0.5)
     unit = found["gl_net"].forward
     return {

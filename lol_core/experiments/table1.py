@@ -18,7 +18,6 @@ from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context
 from lol_core.insight.plots import errors_of_models
 from lol_core.learning.devices import find_device
-from lol_core.learning.fit import Progress, Stopped
 from lol_core.learning.models import make_model
 
 TITLE = "Table 1: invariance and time of the five models"
@@ -53,9 +52,8 @@ def run(context: Context) -> Result:
     loras = [zoo.load(id) for id in zoo.ids[:LORAS]]
     batch = stack(loras, shared_spec(loras), torch.float64)
     for i, model in enumerate(FIVE):
-        if context.stop():
-            raise Stopped("Stopped. Table 1 is measured in one go; the same command begins it anew.")
-        context.on_progress(Progress(f"{FIVE[model].title}: invariance and time", i / len(FIVE)))
+        context.reporter.check("Table 1 is measured in one go; the same command begins it anew.")
+        context.reporter.show(f"{FIVE[model].title}: invariance and time", i / len(FIVE))
         found = pd.DataFrame([movements(model, batch, seed) for seed in range(budget.seeds)])
         title = FIVE[model].title
         parts += [

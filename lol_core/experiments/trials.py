@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
 from lol_core.learning.checkpoint import TrainingConfig
-from lol_core.learning.devices import find_device
 from lol_core.learning.evaluation import bootstrap_interval, control_scores
-from lol_core.learning.fit import Factors, Fit, OnProgress, Plan, Progress, ShouldStop, Stopped, control_features, plan
+from lol_core.learning.factors import Factors, control_features
+from lol_core.learning.fit import Fit
 from lol_core.learning.models import MODELS
+from lol_core.learning.plan import Plan, plan
 from lol_core.learning.tasks import Task
 
 Scores = dict[str, float]
@@ -161,7 +162,7 @@ class Trials:
         self._factors: Factors | None = None
         self._kernels: dict[str, np.ndarray] | None = None
 
-    def run(self, on_progress: OnProgress = lambda progress: None, stop: ShouldStop = lambda: False) -> pd.DataFrame:
+    def run(self, reporter: Reporter = SILENT) -> pd.DataFrame:
         """Make what is missing; returns a row for each model (its best setting on validation data at that seed),
         kernel and control at each seed: columns model, seed, and its scores. Raises Stopped.
         """
@@ -176,14 +177,13 @@ class Trials:
         steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in self.variants]
         started, fitted = time.monotonic(), 0
         for i, (words, step) in enumerate(steps):
-            if stop():
-                raise Stopped("Stopped. What was fitted is kept; the same command goes on.")
+            reporter.check("What was fitted is kept; the same command goes on.")
             pace = (
                 f", about {(time.monotonic() - started) / fitted * (len(steps) - i) / 60:.0f} min left"
                 if fitted
                 else ""
             )
-            on_progress(Progress(f"{self.question.name}: {words}{pace}", i / len(steps)))
+            reporter.show(f"{self.question.name}: {words}{pace}", i / len(steps))
             before = len(self.kept.lines())
             step()
             fitted += len(self.kept.lines()) > before
@@ -240,25 +240,19 @@ class Trials:
     def _fitted(self, model: str, setting: Setting, seed: int, shuffled: bool = False) -> Fit:
         fit = self.prepared(model, setting, seed)
         if shuffled:
-            generator = torch.Generator().manual_seed(seed + 1)
-            for part in ("train", "validation"):
-                fit.encoded[part] = fit.encoded[part][torch.randperm(len(fit.encoded[part]), generator=generator)]
-        fit.run(None, {}, None, lambda progress: None, lambda: False)
-        fit.model.load_state_dict(fit.best)
+            fit = fit.shuffled()
+        fit.run()
         return fit
 
     def prepared(self, model: str, setting: Setting, seed: int) -> Fit:
         """A fit that has not begun: the split and labels of a seed, the model at its start."""
         planned, config = self._plan(model, setting, seed)
         if self._factors is None:
-            self._factors = Factors(self.zoo, planned.spec, planned.ids, lambda done, total: None, lambda: False)
+            self._factors = Factors(self.zoo, planned.spec, planned.ids)
             if self._factors.left_out:
                 id, reason = next(iter(self._factors.left_out.items()))
                 raise TaskError(f"{id}: {reason} An experiment needs every LoRA of its zoo.")
-        labels = self.zoo.labels
-        task = planned.task.fitted(labels.loc[planned.split["train"]])
-        encoded = {part: task.encode(labels.loc[ids]) for part, ids in planned.split.items()}
-        return Fit(self._factors, planned.split, encoded, task, planned.spec, config, find_device(config.device))
+        return Fit.of(self._factors, planned.split, planned.task, self.zoo.labels, config)
 
     def _fit(self, model: str, setting: Setting, seed: int) -> None:
         if self._known(model, seed, setting):
@@ -329,8 +323,7 @@ class Context:
     samples: Path
     folder: Path
     budget: Budget = field(default_factory=Budget)
-    on_progress: OnProgress = lambda progress: None
-    stop: ShouldStop = lambda: False
+    reporter: Reporter = SILENT
     work: Path = Path("build")
     answered: dict[tuple[Any, ...], Trials] = field(default_factory=dict)
 
@@ -349,6 +342,6 @@ class Context:
         key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
         if key not in self.answered:
             found = Trials(question, Zoo.open(self.samples / question.zoo), budget, self.folder, models)
-            found.run(self.on_progress, self.stop)
+            found.run(self.reporter)
             self.answered[key] = found
         return self.answered[key]

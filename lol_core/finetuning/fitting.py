@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lol_core.learning.checkpoint import load_state, save_state
+from lol_core.learning.state import load_state, save_state
 
 Advance = Callable[[float, str], None]
 """Hears the share of the work that is done, 0 to 1, and a line about it."""

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import content_digest
+from lol_core.core.progress import Stopped
 from lol_core.errors import DataMissingError, LoRAFormatError
 
 
@@ -27,10 +28,6 @@ class Sampling:
     steps: int = 20
     guidance: float = 1.0
     strength: float = 1.0
-
-
-class Stopped(Exception):
-    """Drawing was stopped; what was finished is kept."""
 
 
 class Painter:
@@ -102,7 +99,7 @@ class Painter:
             pipeline: object, step: int, timestep: int, values: dict[str, torch.Tensor]
         ) -> dict[str, torch.Tensor]:
             if stop():
-                raise Stopped
+                raise Stopped("Stopped. What was drawn is kept.")
             return values
 
         generators = [torch.Generator("cpu").manual_seed(sampling.seed) for _ in prompts]

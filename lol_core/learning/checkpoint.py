@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError, LoLError
-from lol_core.learning.durable import replace_file
+from lol_core.learning.durable import contiguous, plain_number, replace_file
 from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import METRIC_TITLES, Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
@@ -143,10 +143,10 @@ class Checkpoint:
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
         weights = folder / f"model-{secrets.token_hex(4)}.safetensors"
-        text = json.dumps(description | {"weights": weights.name}, indent=1, default=_number)
+        text = json.dumps(description | {"weights": weights.name}, indent=1, default=plain_number)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            replace_file(weights, lambda new: save_file(_contiguous(self.model.state_dict()), new))
+            replace_file(weights, lambda new: save_file(contiguous(self.model.state_dict()), new))
             (folder / CARD).unlink(missing_ok=True)  # no card rather than that of other weights
             replace_file(folder / DESCRIPTION, lambda new: new.write_text(text, encoding="utf-8"))
             replace_file(folder / CARD, lambda new: new.write_text(self.card(), encoding="utf-8"))
@@ -321,39 +321,3 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path}: names the model {description.get('config', {}).get('model')!r}; known are {', '.join(MODELS)}."
         )
     return description
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is not JSON")
-
-
-def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-
-
-def save_state(folder: Path, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
-    """What training needs to go on: tensors and a small JSON in their header, written whole or not at all."""
-    path = folder / "state.safetensors"
-    metadata = {"progress": json.dumps(progress, default=_number)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda new: save_file(_contiguous(tensors), new, metadata=metadata))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error}). Free some disk space or choose another folder."
-        ) from error
-
-
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The state in a folder, or None when there is none. Raises CheckpointError when it is damaged."""
-    path = folder / "state.safetensors"
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a file handle, not a dict)
-            return tensors, json.loads(file.metadata()["progress"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}). Delete it to start again.") from error

@@ -12,13 +12,15 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold, KFold
 
 from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter, Stopped
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import difference
 from lol_core.learning.checkpoint import TrainingConfig
-from lol_core.learning.devices import find_device
 from lol_core.learning.evaluation import control_predictions
-from lol_core.learning.fit import Factors, Fit, OnProgress, Progress, ShouldStop, Stopped, control_features, plan
+from lol_core.learning.factors import Factors, control_features
+from lol_core.learning.fit import Fit
 from lol_core.learning.metrics import Scores
+from lol_core.learning.plan import plan
 from lol_core.learning.tasks import Task
 from lol_core.learning.verdict import Difference
 
@@ -65,8 +67,7 @@ def crossvalidate(
     targets: Sequence[str],
     config: TrainingConfig,
     folds: int = 5,
-    on_progress: OnProgress = lambda progress: None,
-    stop: ShouldStop = lambda: False,
+    reporter: Reporter = SILENT,
 ) -> Folds:
     """Fit the model of `config` once for each fold, and the controls beside it. Of the LoRAs not held out, a part of
     the size that `config.fractions` gives validation beside training chooses the epoch; the controls are fitted to all
@@ -77,13 +78,7 @@ def crossvalidate(
     whole = plan(zoo, targets, config)
     if folds < 2:
         raise TaskError(f"Cross-validation needs at least two folds; found {folds}.")
-    factors = Factors(
-        zoo,
-        whole.spec,
-        whole.ids,
-        lambda done, total: on_progress(Progress(f"Reading LoRA {done} of {total}", 0.1 * done / total)),
-        stop,
-    )
+    factors = Factors(zoo, whole.spec, whole.ids, reporter.part(0.0, 0.1))
     ids = [id for id in whole.ids if id in factors.place]
     groups = (
         None if config.group_column is None else zoo.labels.loc[ids, config.group_column].fillna("(none)").astype(str)
@@ -104,23 +99,13 @@ def crossvalidate(
             name: [ids[i] for i in index]
             for name, index in (("train", order[cut:]), ("validation", order[:cut]), ("test", held_out))
         }
-        task = whole.task.fitted(labels.loc[split["train"]], config.class_weights)
-        encoded = {part: task.encode(labels.loc[members]) for part, members in split.items()}
-        fit = Fit(
-            factors, split, encoded, task, whole.spec, replace(config, seed=config.seed + k), find_device(config.device)
-        )
-
-        def show(progress: Progress, k: int = k) -> None:
-            on_progress(
-                Progress(f"Fold {k + 1} of {folds}: {progress.message}", 0.1 + 0.9 * (k + progress.fraction) / folds)
-            )
-
-        if not fit.run(None, {}, None, show, stop):
+        fit = Fit.of(factors, split, whole.task, labels, replace(config, seed=config.seed + k))
+        inner = reporter.part(0.1 + 0.9 * k / folds, 0.1 + 0.9 * (k + 1) / folds, f"Fold {k + 1} of {folds}: ")
+        if not fit.run(inner):
             raise Stopped("Stopped before all folds were fitted.")
-        fit.model.load_state_dict(fit.best)
-        found = {"model": task.decode(fit.outputs(split["test"]))}
+        found = {"model": fit.task.decode(fit.outputs(split["test"]))}
         found |= control_predictions(
-            task, labels, split["train"] + split["validation"], split["test"], features, config.seed
+            fit.task, labels, split["train"] + split["validation"], split["test"], features, config.seed
         )
         fold[held_out] = k
         for name, values in found.items():

@@ -1,0 +1,80 @@
+"""What would be trained, checked before anything long starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lol_core.collections.source import Source
+from lol_core.collections.splits import split_ids
+from lol_core.core.batch import WeightSpec, shared_spec
+from lol_core.errors import ModelError, TaskError
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.devices import find_device
+from lol_core.learning.memory import check_memory
+from lol_core.learning.tasks import Task, make_task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be trained, checked before anything long starts.
+
+    left_out_modules: modules that not all LoRAs have, which the model will not see; left_out: LoRA → why it takes no
+    part.
+    """
+
+    task: Task
+    spec: WeightSpec
+    split: dict[str, list[str]]
+    left_out: dict[str, str]
+    left_out_modules: tuple[str, ...]
+
+    @property
+    def ids(self) -> list[str]:
+        return [id for part in self.split.values() for id in part]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Plan:
+        """What a checkpoint was trained by, to go on with it."""
+        return cls(checkpoint.task, checkpoint.spec, checkpoint.split, checkpoint.left_out, checkpoint.left_out_modules)
+
+
+def plan(
+    zoo: Source,
+    targets: Sequence[str],
+    config: TrainingConfig,
+    kind: type[Task] | None = None,
+    ids: Sequence[str] | None = None,
+) -> Plan:
+    """Check labels, modules, split, memory and device. `ids`: the LoRAs to take, all by default.
+
+    Raises TaskError or ModelError with what is wrong and what to do.
+    """
+    if zoo.labels_problem:
+        raise TaskError(zoo.labels_problem)
+    wanted = zoo.ids if ids is None else list(ids)
+    task, usable = make_task(zoo.labels.loc[wanted], targets, kind)
+    left_out = dict.fromkeys(set(wanted) - set(usable), "It has no usable label.")
+    entries = [zoo.by_id[id] for id in usable]
+    try:
+        spec = shared_spec(entries)
+    except ModelError as error:
+        bases = Counter(entry.suggested_base or entry.base_model or "unknown base" for entry in entries)
+        raise ModelError(
+            f"{error} Here are {', '.join(f'{count} of {base}' for base, count in bases.most_common(4))}."
+        ) from error
+    seen = {module.name for entry in entries for module in entry.headers}
+    left_out_modules = tuple(sorted(seen - {module.name for module in spec.modules}))
+    groups = None
+    if config.group_column:
+        if config.group_column not in zoo.labels.columns:
+            raise TaskError(
+                f"No label column {config.group_column!r} to group by. There are"
+                f" {', '.join(map(repr, zoo.labels.columns))}."
+            )
+        groups = list(zoo.labels.loc[usable, config.group_column].fillna("(none)"))
+    split = split_ids(usable, config.fractions, config.seed, groups)
+    task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
+    check_memory(config.model, spec, task.outputs, config.shape, find_device(config.device))
+    return Plan(task, spec, split, left_out, left_out_modules)

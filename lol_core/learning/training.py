@@ -1,0 +1,93 @@
+"""From a plan to a checkpoint: fitted, measured beside its controls, saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import TaskError
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.evaluation import bootstrap_interval, control_predictions, paired_differences
+from lol_core.learning.factors import Factors, control_features
+from lol_core.learning.fit import Fit
+from lol_core.learning.plan import Plan, plan
+from lol_core.learning.state import SavedState
+
+__all__ = ["Plan", "measure", "plan", "train"]
+
+
+def train(
+    zoo: Source,
+    plan: Plan,
+    config: TrainingConfig,
+    out: Path,
+    reporter: Reporter = SILENT,
+    *,
+    resume: bool = False,
+) -> Checkpoint:
+    """Fit, evaluate and save a model into the folder `out`; returns its checkpoint.
+
+    When the reporter says to stop, the last finished epoch is saved, the best model so far is measured and the
+    checkpoint marked unfinished; with `resume`, training goes on from there and ends as if it had never stopped. Raises
+    TaskError, ModelError or CheckpointError, and Stopped when nothing was trained yet.
+    """
+    state = SavedState(out, config, zoo.fingerprint)
+    state.open(resume)
+    factors = Factors(zoo, plan.spec, plan.ids, reporter.part(0.0, 0.1))
+    split = {part: [id for id in ids if id in factors.place] for part, ids in plan.split.items()}
+    if empty := [part for part, ids in split.items() if not ids]:
+        raise TaskError(
+            f"No readable LoRA is left for the {empty[0]} part. First reason: {next(iter(factors.left_out.values()))}"
+        )
+    fit = Fit.of(factors, split, plan.task, zoo.labels, config)
+    finished = fit.run(reporter.part(0.1, 0.95), state)
+    history = tuple(fit.history)
+    shuffled = None
+    if config.shuffled_control and finished:
+        reporter.show("Fitting the shuffled-label control", 0.96, history)
+        control = fit.shuffled()
+        control.run(Reporter(stop=reporter.stop))
+        shuffled = fit.task.decode(control.outputs(split["test"]))
+    reporter.show("Measuring", 0.98, history)
+    checkpoint = Checkpoint(
+        fit.model.cpu().eval(),
+        fit.task,
+        config,
+        split,
+        zoo.name,
+        zoo.fingerprint,
+        digests={id: zoo.by_id[id].digest for part in split.values() for id in part},
+        history=fit.history,
+        left_out=plan.left_out | factors.left_out,
+        left_out_modules=plan.left_out_modules,
+        finished=finished,
+    )
+    measure(checkpoint, zoo, factors, shuffled)
+    checkpoint.save(out)
+    reporter.show("Done" if finished else "Stopped", 1.0, history)
+    return checkpoint
+
+
+def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.ndarray | None = None) -> None:
+    """Fill in metrics of all parts, the interval of the test score, the controls, and by how much the model exceeds
+    them. shuffled: what the same model fitted to shuffled labels predicts of the test part.
+    """
+    task, split, seed, labels = checkpoint.task, checkpoint.split, checkpoint.config.seed, zoo.labels
+    predicted = {}
+    with torch.no_grad():
+        for part, ids in split.items():
+            outputs = torch.cat([checkpoint.model(factors.batch(ids[i : i + 64])) for i in range(0, len(ids), 64)])
+            predicted[part] = task.decode(outputs)
+            checkpoint.metrics[part] = task.score(labels.loc[ids], predicted[part])
+    truth, ours = labels.loc[split["test"]], predicted["test"]
+    known, ids = split["train"] + split["validation"], [id for part in split.values() for id in part]
+    controls = control_predictions(
+        task, labels.loc[ids], known, split["test"], control_features(zoo, factors, ids), seed
+    ) | ({} if shuffled is None else {"shuffled labels": shuffled})
+    checkpoint.interval = bootstrap_interval(task, truth, ours, seed)
+    checkpoint.controls = {name: task.score(truth, values) for name, values in controls.items()}
+    checkpoint.differences = paired_differences(task, truth, ours, controls, seed)
