@@ -494,6 +494,10 @@ NEIGHBOURS = {
         {"model.embed_tokens.weight": torch.zeros(9, 4), "model.norm.weight": torch.zeros(4)},
         "whole language model",
     ),
+    "layers_with_statistics": (
+        {f"bn{i}.{leaf}": torch.zeros(3, 3) for i in range(9) for leaf in ("weight", "running_mean")},
+        "whole model",
+    ),
     "layers": ({f"layer.{i}.weight": torch.zeros(3, 3) for i in range(9)}, "whole model"),
 }
 
@@ -559,3 +563,18 @@ def test_files_of_one_structure_share_it_and_keep_what_differs(tmp_path: Path) -
     save_file(tensors(), tmp_path / "e.safetensors", metadata={"lora_alpha": "6"})
     save_file(tensors(), tmp_path / "f.safetensors", metadata={"lora_alpha": "8"})
     assert [probe(tmp_path / f"{name}.safetensors").layers[0].scale for name in "ef"] == [3.0, 4.0]
+
+
+def test_a_slice_of_a_tensor_parallel_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"module": tensors()}, tmp_path / "mp_rank_00_model_states.pt")
+    check(read(tmp_path / "mp_rank_00_model_states.pt"))
+    torch.save({"module": tensors()}, tmp_path / "mp_rank_01_model_states.pt")
+    for rank in (0, 1):
+        with pytest.raises(LoRAFormatError, match="tensor-parallel"):
+            probe(tmp_path / f"mp_rank_0{rank}_model_states.pt")
+
+
+def test_a_refusal_repeats_what_the_file_claims_to_be(tmp_path: Path) -> None:
+    save_file({"x": torch.ones(2, 2)}, tmp_path / "x.safetensors", metadata={"modelspec.architecture": "flux/odd"})
+    with pytest.raises(NotLowRankError, match="Its header calls it 'flux/odd'"):
+        probe(tmp_path / "x.safetensors")

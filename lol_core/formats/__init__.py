@@ -5,6 +5,8 @@ weights.
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -17,7 +19,7 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import cloneofsimo, diffusers, kohya, llama_cpp, mlx, mlx_vlm, nunchaku, peft, sam, xlabs
 from lol_core.formats.base_models import suggest_base_model
-from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_tensors
+from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_tensors, without_waiting
 from lol_core.formats.families import NEIGHBOURS, explain, family_of
 from lol_core.formats.reading import Dialect
 
@@ -39,6 +41,7 @@ IN_FOLDER = (
     "pytorch_lora_weights.bin",
     "adapters.safetensors",
     "adapters.npz",
+    "pytorch_adapter.bin",
     *INDEX_NAMES,
 )
 """What a folder's LoRA is called."""
@@ -59,29 +62,33 @@ def probe(path: Path | str) -> LoRA:
 
 
 def _open(path: Path, *, weights: bool) -> LoRA:
-    if path.is_dir():
+    version = _version(path)
+    if version is not None and stat.S_ISDIR(version[0]):
         path = _in_folder(path)
+        version = _version(path)
+    folder = os.path.dirname(path)
     for _ in range(2):
-        before = _version(path)
+        before = version
         try:
-            config = next(filter(None, (_read_config(path.parent / name) for name in CONFIGS)), {})
+            config = next(filter(None, (_read_config(os.path.join(folder, name)) for name in CONFIGS)), {})
             with open_tensors(path) as file:
                 lora = _read(file, config, weights=weights)
         except LoRAFormatError:
-            if _version(path) == before:
+            if (version := _version(path)) == before:
                 raise
             continue
-        if _version(path) == before:
+        if (version := _version(path)) == before:
             return lora
     raise LoRAFormatError("The file changes while it is read. Read it again when it is whole.")
 
 
-def _version(path: Path) -> tuple[int, int] | None:
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from itself before a change: mode, size and time."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return status.st_size, status.st_mtime_ns
+    return status.st_mode, status.st_size, status.st_mtime_ns
 
 
 def _in_folder(folder: Path) -> Path:
@@ -93,21 +100,22 @@ def _in_folder(folder: Path) -> Path:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: str) -> dict[str, Any]:
     """The configuration beside a file, empty when there is none. Raises LoRAFormatError when it cannot be read: its
     alpha is part of the function.
     """
     problem: object
     try:
-        if not path.is_file():
-            return {}
-        raw = path.read_bytes()[:MAX_CONFIG_BYTES]
+        with open(path, "rb", opener=without_waiting) as file:
+            raw = file.read(MAX_CONFIG_BYTES)
         encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
         text = raw.decode(encoding)
         try:
             config = orjson.loads(text)
         except ValueError:
             config = json.loads(text)  # which takes NaN, as PEFT writes it
+    except FileNotFoundError:
+        return {}
     except (ValueError, OSError, RecursionError) as error:
         problem = error
     else:
@@ -115,8 +123,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             return config
         problem = f"it holds a {type(config).__name__}, expected an object"
     raise LoRAFormatError(
-        f"{path.name} beside the file cannot be read ({str(problem)[:200]}), so its alpha is unknown. Repair or"
-        " remove it."
+        f"{os.path.basename(path)} beside the file cannot be read ({str(problem)[:200]}), so its alpha is unknown."
+        " Repair or remove it."
     )
 
 

@@ -23,7 +23,7 @@ from lol_core.formats.container.shards import INDEX_NAMES, join, shards_of
 from lol_core.formats.container.tensor_file import TensorFile
 from lol_core.formats.container.zips import members
 
-__all__ = ["INDEX_NAMES", "SUFFIXES", "TensorFile", "open_tensors"]
+__all__ = ["INDEX_NAMES", "SUFFIXES", "TensorFile", "open_tensors", "without_waiting"]
 
 SUFFIXES = (".safetensors", ".sft", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
 """Names under which LoRAs are published; what such a file is, its content says."""
@@ -47,21 +47,20 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 def _open_one(path: Path) -> Iterator[TensorFile]:
     with ExitStack() as stack:
         try:
-            # Without O_NONBLOCK a named pipe would wait for its other end.
-            file = cast(BinaryIO, stack.enter_context(open(path, "rb", buffering=0, opener=_open_without_waiting)))
+            file = cast(BinaryIO, stack.enter_context(open(path, "rb", buffering=0, opener=without_waiting)))
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise LoRAFormatError("No file but a pipe, a device or a folder of that name.")
             head = file.read(HEAD)
-            file.seek(0)
         except OSError as error:
             raise LoRAFormatError(f"The file cannot be read: {error.strerror or error}.") from error
         except ValueError as error:  # a name with a zero byte
             raise LoRAFormatError(f"The file cannot be read: {error}.") from error
-        yield _open_content(path, file, container_of(head, status.st_size), status.st_size)
+        yield _open_content(path, file, head, status.st_size)
 
 
-def _open_content(path: Path, file: BinaryIO, container: Container | None, size: int) -> TensorFile:
+def _open_content(path: Path, file: BinaryIO, head: bytes, size: int) -> TensorFile:
+    container = container_of(head, size)
     if container is Container.GGUF:
         return open_gguf(path)
     if container is Container.ZIP:
@@ -76,8 +75,9 @@ def _open_content(path: Path, file: BinaryIO, container: Container | None, size:
             "Neither safetensors nor GGUF, npz or a PyTorch file: its first bytes are of none of them. It is damaged,"
             " or of another kind."
         )
-    return open_safetensors(path, file, size)
+    return open_safetensors(path, file, head, size)
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
+def without_waiting(path: str, flags: int) -> int:
+    """An opener for `open`: a named pipe, which would wait for its other end, opens at once."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

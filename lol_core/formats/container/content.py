@@ -11,8 +11,10 @@ import orjson
 from lol_core.errors import LoRAFormatError, NotLowRankError
 from lol_core.formats.container.safetensors import MAX_HEADER_BYTES
 
-HEAD = 4096
-"""Bytes from the start of a file that tell what it is."""
+HEAD = 2**17
+"""Bytes read from the start of a file: they tell what it is, and hold the header of most."""
+SHOWN = 4096
+"""How many of them are looked at as text."""
 
 
 class Container(StrEnum):
@@ -59,7 +61,7 @@ def container_of(head: bytes, size: int) -> Container | None:
         raise LoRAFormatError(
             "A Git-LFS pointer, not the weights themselves. Run `git lfs pull` in its repository to fetch them."
         )
-    if size < 8:
+    if min(size, len(head)) < 8:
         raise LoRAFormatError(f"The file has {size} bytes: too short to hold any tensor. Download it again.")
     if head.startswith(b"GGUF") or head[4:8] == b"GGUF":
         return Container.GGUF
@@ -67,10 +69,10 @@ def container_of(head: bytes, size: int) -> Container | None:
         return Container.ZIP
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
         return Container.SAFETENSORS
-    if not any(head):
+    if not any(head[:SHOWN]):
         raise LoRAFormatError(
-            f"The file begins with {len(head):,} zero bytes: room that a download reserved and never filled. Download"
-            " it again."
+            f"The file begins with {len(head[:SHOWN]):,} zero bytes: room that a download reserved and never filled."
+            " Download it again."
         )
     for mark, what in OTHERS:
         if head.startswith(mark):
@@ -79,7 +81,7 @@ def container_of(head: bytes, size: int) -> Container | None:
         raise NotLowRankError("No weights but a tar archive; unpack it.")
     if head.startswith(_PICKLES):
         return Container.PICKLE
-    if (text := _text(head)) is not None:
+    if (text := _text(head[:SHOWN])) is not None:
         raise LoRAFormatError(_describe(text))
     return None
 

@@ -72,18 +72,20 @@ class Layout:
     runs: tuple[tuple[int, int, tuple[str, ...]], ...]
 
 
-def open_safetensors(path: Path, file: BinaryIO, size: int) -> TensorFile:
-    """The tensors of an open file of `size` bytes, which stays open as long as they are asked for. Raises
-    LoRAFormatError when any byte is unaccounted for.
+def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int) -> TensorFile:
+    """The tensors of an open file of `size` bytes that begins with `head`; it stays open as long as they are asked for.
+
+    Raises LoRAFormatError when any byte is unaccounted for.
     """
-    (length,) = struct.unpack("<Q", file.read(8))
+    (length,) = struct.unpack("<Q", head[:8])
     if length > min(size - 8, MAX_HEADER_BYTES):
         raise LoRAFormatError(
             f"Not a safetensors file, or cut off: its first 8 bytes announce a header of {length:,} bytes, but the"
             f" file has {size:,} bytes in all."
         )
     try:
-        text = file.read(length).decode()
+        raw = head[8 : 8 + length] if 8 + length <= len(head) else _read_array(file, 8, length).tobytes()
+        text = raw.decode()
     except ValueError as error:
         raise _no_json(error) from error
     metadata, structure = _split(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from lol_core.errors import LoRAFormatError
 from lol_core.formats.container.tensor_file import TensorFile
 
 INDEX = ".index.json"
-INDEX_NAMES = tuple(
-    f"{stem}{INDEX}" for stem in ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
-)
+INDEX_NAMES = (f"adapter_model.safetensors{INDEX}", f"adapter_model.bin{INDEX}")
 """Indexes that are looked for beside any file; of a file named as a shard, its own index is."""
+_SLICE = re.compile(r"^mp_rank_(\d+)(_model_states\.pt)$")
+"""Of DeepSpeed and Megatron: one file a rank."""
 _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<part>\d{1,6})-of-(?P<total>\d{1,6})(?P<suffix>\.\w+)$")
 
 
@@ -36,6 +37,11 @@ def shards_of(path: Path) -> Shards | None:
     """
     if path.name.endswith(INDEX):
         return _checked(_read_index(path), path)
+    if (rank := _SLICE.match(path.name)) and (int(rank[1]) or os.path.exists(path.with_name("mp_rank_01" + rank[2]))):
+        raise LoRAFormatError(
+            f"Part {int(rank[1])} of a tensor-parallel checkpoint: each tensor is cut into slices. Merge the ranks"
+            " where it was trained."
+        )
     numbered = _NUMBERED.match(path.name)
     if numbered:
         own = path.parent / f"{numbered['stem']}{numbered['suffix']}{INDEX}"
@@ -44,12 +50,11 @@ def shards_of(path: Path) -> Shards | None:
             if path in shards.files:
                 return _checked(shards, path)
         return _by_number(path, numbered)
-    for name in INDEX_NAMES:
-        index = path.parent / name
-        if index.is_file():
-            shards = _read_index(index)
-            if path in shards.files:
-                return _checked(shards, path)
+    index = os.path.join(os.path.dirname(path), f"adapter_model{path.suffix}{INDEX}")
+    if os.path.isfile(index):
+        shards = _read_index(Path(index))
+        if path in shards.files:
+            return _checked(shards, path)
     return None
 
 
