@@ -9,8 +9,8 @@ IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip -
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
 
-test: .venv/dev
-	$(BIN)/python -m pytest
+test: .venv/dev  ## side by side on up to four cores; `make test PYTEST="--numprocesses 1 -x"` for other options
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST)
 
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu

@@ -21,9 +21,16 @@ REAL_LORAS = ROOT.parent / "shared" / "real_loras"
 SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
 
 torch.set_num_threads(1)
+torch.manual_seed(0)  # for what test modules draw when they are imported
 # the same cases everywhere, on machines of any speed
 settings.register_profile("here", deadline=None, derandomize=True)
 settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws without a generator of its own is the same on every machine, whatever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

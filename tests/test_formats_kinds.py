@@ -160,7 +160,9 @@ def test_an_alpha_of_zero_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["lora_A.scale_weight", "lora_A.weight_scale", "lora_A.weight.scale"])
-@pytest.mark.parametrize("scale", [torch.tensor(0.1), torch.rand(RANK), torch.rand(RANK, 1)], ids=str)
+@pytest.mark.parametrize(
+    "scale", [torch.tensor(0.1), torch.rand(RANK), torch.rand(RANK, 1)], ids=["one", "row", "column"]
+)
 def test_quantised_factors_are_dequantised(suffix: str, scale: Tensor, tmp_path: Path) -> None:
     tensors = {"l.q.lora_A.weight": INT8, f"l.q.{suffix}": scale, "l.q.lora_B.weight": B}
     close(written(tmp_path, tensors).layers[0].delta(), B @ (INT8.float() * scale.reshape(-1, 1)))
