@@ -42,7 +42,9 @@ FACTOR_WORD = re.compile(r"lora_|hada_|lokr_")
 
 @dataclass
 class Tally:
-    """What a run has found: outcomes, and for each distinct finding how often and by which inputs."""
+    """What a run has found: outcomes, and for each distinct finding how often and by which inputs. mended: findings
+    whose inputs pass since the code was changed during the run.
+    """
 
     number: int
     next: int = 0
@@ -50,6 +52,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     containers: Counter[str] = field(default_factory=Counter)
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    mended: dict[str, dict[str, Any]] = field(default_factory=dict)
     last_new: int = 0
 
     def add(self, finding: str, index: int, seed: str) -> None:
@@ -201,6 +204,16 @@ def watched(seeds: list[Seed], tally: Tally, stop: int) -> Tally:
         return before
 
 
+def again(seeds: list[Seed], tally: Tally) -> None:
+    """Look once more at the inputs of all findings: those that pass now are mended."""
+    for key, finding in list(tally.findings.items()):
+        if any(watched(seeds, Tally(tally.number, next=index), index + 1).findings for index, _ in finding["inputs"]):
+            continue
+        tally.mended[key] = tally.findings.pop(key)
+        tally.outcomes[key.partition(":")[0]] -= finding["count"]
+        tally.outcomes["mended"] += finding["count"]
+
+
 def report(tally: Tally, seeds: list[Seed]) -> str:
     bad = {key: tally.outcomes[key] for key in ("crash", "hang", "disagreement", "breach")}
     lines = [
@@ -224,6 +237,9 @@ def report(tally: Tally, seeds: list[Seed]) -> str:
         lines.append(
             f"| {suffix} | {tally.containers[f'{suffix} read']:,} | {tally.containers[f'{suffix} refused']:,} |"
         )
+    if tally.mended:
+        lines += ["", "Found during the run and mended since; their inputs pass, and tests hold their kinds:", ""]
+        lines += [f"- {key} ({value['count']:,})" for key, value in tally.mended.items()]
     if tally.findings:
         lines += ["", "| finding | count | first inputs |", "|---|---|---|"]
         for key, value in sorted(tally.findings.items(), key=lambda item: -item[1]["count"]):
@@ -254,6 +270,7 @@ def main(
         if saved["number"] == number and saved["seeds"] == len(seeds):
             saved.pop("seeds")
             tally = Tally(**saved | {key: Counter(saved[key]) for key in ("outcomes", "containers")})
+    again(seeds, tally)
     while tally.next < count:
         tally = watched(seeds, tally, min(count, tally.next + batch))
         written = state.with_suffix(".part")

@@ -202,3 +202,19 @@ def test_a_pooling_that_cannot_be_is_refused(size: object, tmp_path: Path) -> No
     for open_ in (probe, read):
         with pytest.raises(LoRAFormatError, match="qalora_group_size"):
             open_(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float32])
+def test_blocks_of_any_types_are_put_together(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {"q.lora_down.weight": torch.ones(4, 8), "q.lora_up.blocks.1.weight": torch.ones(2, 2).to(dtype)}
+    save_file(tensors | {"q.lora_up.blocks.0.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    assert read(tmp_path / "x.safetensors").headers == probe(tmp_path / "x.safetensors").headers
+    assert (read(tmp_path / "x.safetensors").layers[0].delta() == 2).all()
+
+
+def test_blocks_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    tensors = {"q.lora_down.weight": torch.ones(4, 8), "q.lora_up.blocks.1.weight": torch.ones(2, 2, dtype=torch.int8)}
+    save_file(tensors | {"q.lora_up.blocks.0.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match="blocks of float32, int8: quantised"):
+            open_(tmp_path / "x.safetensors")

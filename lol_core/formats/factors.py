@@ -4,7 +4,7 @@ what stands between them multiplied in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -92,8 +92,21 @@ def _together(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
             or any(part.ndim != 2 for part in parts.values())
         ):
             raise LoRAFormatError(f"{name}: {role} in blocks {', '.join(map(str, sorted(parts)))}; a block is missing.")
-        tensors[role] = torch.block_diag(*(parts[i] for i in range(len(parts))))
+        tensors[role] = block_diagonal([parts[i] for i in range(len(parts))])
     return tensors
+
+
+def block_diagonal(parts: Sequence[Tensor]) -> Tensor:
+    """The matrix with these on its diagonal; in float32 where their types differ, or are fp8, which adds to no other.
+
+    Raises LoRAFormatError when they are whole numbers, which are quantised.
+    """
+    types = {part.dtype for part in parts}
+    if not all(dtype.is_floating_point for dtype in types):
+        raise LoRAFormatError(f"blocks of {', '.join(sorted(str(dtype)[6:] for dtype in types))}: quantised factors?")
+    if len(types) > 1 or any(dtype.itemsize == 1 for dtype in types):
+        parts = [part.float() for part in parts]
+    return torch.block_diag(*parts)
 
 
 def turned(name: str, tensors: Mapping[str, Tensor], transposed: bool | None) -> dict[str, Tensor]:

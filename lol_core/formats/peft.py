@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lol_core.errors import LoRAFormatError
+from lol_core.formats.factors import block_diagonal
 from lol_core.formats.grouping import FACTORS
 from lol_core.formats.names import Role, role_of
 from lol_core.formats.reading import Config, Dialect, Spelling, Tensors
@@ -113,7 +114,7 @@ def _block_diagonal(name: str, down: Tensor, up: Tensor, settings: object) -> tu
             return factor
         if factor.ndim != 2 or blocks < 1 or factor.shape[0] % blocks:
             raise LoRAFormatError(f"{name}: {tuple(factor.shape)} does not divide into {blocks} blocks (use_bdlora).")
-        return torch.block_diag(*factor.chunk(blocks))
+        return block_diagonal(factor.chunk(blocks))
 
     return whole(down, "target_modules_bd_a"), whole(up, "target_modules_bd_b")
 
@@ -136,7 +137,7 @@ def _grouped_convolution(down: Tensor, up: Tensor) -> Tensor:
     groups = rank // width
     if groups * width != rank or up.shape[0] % groups or up.flatten(1).shape[1] != width:
         return up
-    whole = torch.block_diag(*up.flatten(1).chunk(groups))
+    whole = block_diagonal(up.flatten(1).chunk(groups))
     return whole.reshape(*whole.shape, *[1] * (up.ndim - 2))
 
 
