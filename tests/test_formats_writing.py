@@ -5,12 +5,13 @@ is meant for.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel
 from torch import nn
@@ -18,7 +19,7 @@ from torch import nn
 from lol_core.core.geometry import same_function
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.parametrisation import Kronecker, Whole
+from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read
 from lol_core.formats.writing import FORMS, forms_of, write
@@ -68,6 +69,100 @@ def test_every_form_holds_the_same_function(
     lora = diffusion_lora(seed, ranks, scale)
     path = tmp_path_factory.mktemp("written") / ("adapter" if form == "PEFT" else "a.safetensors")
     assert same_function(lora, back(lora, path, form), 1e-5)
+
+
+VALUES = st.floats(0.01, 8, allow_nan=False) | st.sampled_from([1.0, 0.1, 1 / 3, 2.0])
+
+
+@st.composite
+def loras(draw: st.DrawFn, dtype: torch.dtype) -> LoRA:
+    """Linear layers and convolutions of mixed ranks and scales, with or without DoRA magnitudes."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    dora, layers = draw(st.booleans()), []
+    for i in range(draw(st.integers(1, 3))):
+        n, m, r, convolution = *(draw(st.integers(1, 5)) for _ in range(3)), draw(st.booleans())
+        U, V = (torch.randn(k, r, generator=generator).to(dtype) for k in (n, m * 9 if convolution else m))
+        shape, kind = ((n, m, 3, 3), Kind.CONV) if convolution else ((n, m), Kind.LINEAR)
+        made: Parametrisation = LowRank(U, V, shape, kind)
+        if dora:
+            made = Magnitude(made, torch.rand(n, generator=generator).to(dtype))
+        layers.append(LoRALayer(f"unet.down_blocks.{i}.layer", made, draw(VALUES) / r))  # as any alpha gives it
+    return LoRA(tuple(layers))
+
+
+@pytest.mark.parametrize("form", ["PEFT", "kohya"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_round_trip_changes_no_bit(
+    form: str, dtype: torch.dtype, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lora = data.draw(loras(dtype).filter(lambda lora: all(y.rank <= max(y.n, y.m) for y in lora.layers)))
+    assume(2 * sum(y.rank > min(y.n, y.m) for y in lora.layers) <= len(lora.layers))
+    path = tmp_path_factory.mktemp("written") / ("adapter" if form == "PEFT" else "a.safetensors")
+    write(lora, path, form, dtype)
+    found = read(path)
+    for a, b in zip(sorted_layers(found), sorted_layers(lora), strict=True):
+        assert a.scale == b.scale and a.weight_shape == b.weight_shape and a.magnitude_axis == b.magnitude_axis
+        assert torch.equal(a.U, b.U) and torch.equal(a.V, b.V)  # in another layout in memory
+        assert (a.magnitude is None) == (b.magnitude is None)
+        assert a.magnitude is None or torch.equal(a.magnitude, b.magnitude)  # type: ignore[arg-type]
+
+
+def test_diffusers_form_is_exact_where_the_scale_is_a_power_of_two(tmp_path: Path) -> None:
+    for scale in (0.25, 1.0, 2.0):
+        lora = diffusion_lora(3, (2, 3), scale)
+        for a, b in zip(
+            sorted_layers(back(lora, tmp_path / "a.safetensors", "diffusers")), sorted_layers(lora), strict=True
+        ):
+            assert torch.equal(a.U, b.U * scale) and torch.equal(a.V, b.V) and a.scale == 1.0
+
+
+class Everything(nn.Module):
+    """One of each layer that PEFT's form holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.conv, self.sound = nn.Conv2d(3, 7, 3), nn.Conv1d(4, 6, 5)
+        self.tokens = nn.Embedding(11, 6)
+        self.block = nn.ModuleDict({"first": nn.Linear(6, 8)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(self.tokens(x)))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_peft_reads_back_every_kind_of_layer(dora: bool, tmp_path: Path) -> None:
+    """Its factors bit for bit, its scales exactly, and its merged weights."""
+    model, generator = Everything(), torch.Generator().manual_seed(0)
+    layers = []
+    for i, (name, module) in enumerate(model.named_modules()):
+        if not hasattr(module, "weight"):
+            continue
+        shape, rank = tuple(module.weight.shape), 1 + i % 3
+        U, V = torch.randn(shape[0], rank, generator=generator), torch.randn(prod(shape[1:]), rank, generator=generator)
+        kinds = {nn.Linear: Kind.LINEAR, nn.Embedding: Kind.EMBEDDING}
+        made: Parametrisation = LowRank(U, V, shape, kinds.get(type(module), Kind.CONV))
+        if dora:
+            axis = 1 if isinstance(module, nn.Embedding) else 0
+            made = Magnitude(made, torch.rand(shape[axis], generator=generator) + 0.1, axis)
+        layers.append(LoRALayer(name, made, 0.1 * (i + 1)))
+    lora = LoRA(tuple(layers))
+    weights = dict(model.named_parameters())
+    expected = {y.name: y.merge(weights[f"{y.name}.weight"].detach()) for y in layers}
+    write(lora, tmp_path / "adapter", "PEFT", torch.float32)
+    loaded = PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
+    for layer in layers:
+        module = loaded.base_model.model.get_submodule(layer.name)
+        assert module.scaling["default"] == layer.scale
+        if layer.kind != Kind.EMBEDDING:
+            assert torch.equal(module.lora_A["default"].weight.flatten(1), layer.V.T)
+            assert torch.equal(module.lora_B["default"].weight.flatten(1), layer.U)
+    merged = loaded.merge_and_unload()
+    for name, weight in expected.items():
+        torch.testing.assert_close(dict(merged.named_parameters())[f"{name}.weight"], weight, rtol=1e-4, atol=1e-4)
 
 
 def test_published_files_are_written_in_every_form_they_have(real_loras: Path, tmp_path: Path) -> None:
@@ -126,17 +221,30 @@ def test_diffusers_adds_what_was_written(form: str, tmp_path: Path) -> None:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
-    linear = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q
+    linear, conv = (
+        unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q,
+        unet.down_blocks[0].resnets[0].conv1,
+    )
     lora = random_lora([(f"{ATTENTION}.to_q", 16, 16, 3)], 1, torch.float32, 0.4)
+    added = LoRALayer.pair(
+        "unet.down_blocks.0.resnets.0.conv1",
+        torch.randn(16, 2),
+        torch.randn(16 * 9, 2),
+        scale=0.7,
+        kind=Kind.CONV,
+        weight_shape=(16, 16, 3, 3),
+    )
     path = tmp_path / "a.safetensors"
-    write(lora, path, form, torch.float32)
+    write(replace(lora, layers=(*lora.layers, added)), path, form, torch.float32)
     with torch.no_grad():
-        expected = lora.layers[0].merge(linear.weight)
+        expected, convolved = lora.layers[0].merge(linear.weight), added.merge(conv.weight)
         state, alphas = StableDiffusionPipeline.lora_state_dict(str(path), unet_config=unet.config)
         StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet)
-        x = torch.randn(2, 16)
+        x, image = torch.randn(2, 16), torch.randn(1, 16, 5, 5)
         changed = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q(x)
         torch.testing.assert_close(changed, x @ expected.T, rtol=1e-4, atol=1e-4)
+        pixels = nn.functional.conv2d(image, convolved, conv.bias, padding=1)
+        torch.testing.assert_close(unet.down_blocks[0].resnets[0].conv1(image), pixels, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_form_cannot_hold_is_refused_with_a_reason(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def _compiled(key: str) -> re.Pattern[str]:
 def _one(name: str, what: str, tensor: Tensor) -> float:
     if tensor.numel() != 1 or tensor.is_meta or tensor.is_complex():
         raise LoRAFormatError(f"{name}: {what} has the shape {tuple(tensor.shape)}; expected one number.")
-    return _finite(f"{name}: {what}", float(tensor.float()))
+    return _finite(f"{name}: {what}", float(tensor.double()))
 
 
 def _finite(what: str, value: float) -> float:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from math import inf, nextafter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,6 +49,12 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
             raise LoRAFormatError(f"{layer.name} adapts an embedding; only PEFT's form has a place for it.")
         if form == "diffusers" and layer.magnitude is not None:
             raise LoRAFormatError(f"{layer.name} has a DoRA magnitude. Choose PEFT or kohya.")
+        if form == "PEFT" and layer.magnitude_axis not in (None, 1 if layer.kind == Kind.EMBEDDING else 0):
+            raise LoRAFormatError(
+                f"{layer.name} has a DoRA magnitude along the other axis than PEFT's. Choose kohya, if it is listed."
+            )
+    if form == "PEFT" and len({layer.magnitude is None for layer in lora.layers}) > 1:
+        raise LoRAFormatError("Some modules have a DoRA magnitude and some have none; PEFT's form has one setting.")
     flattened = all(_FLATTENED.match(name) for name in lora.names)
     if form == "kohya":
         names = {name: name if flattened else _flatten(name) for name in lora.names}
@@ -95,8 +102,9 @@ def forms_of(lora: LoRA) -> list[str]:
 def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16) -> None:
     """Write a LoRA: "PEFT" makes a folder with adapter_model.safetensors and adapter_config.json, the others one file.
 
-    The scale goes where the form keeps it: lora_alpha and alpha_pattern (PEFT), an alpha beside each module (kohya),
-    into U (diffusers, whose files need none). Raises LoRAFormatError when the form cannot hold it, or a number is too
+    The scale goes where the form keeps it, exactly: lora_alpha and alpha_pattern (PEFT), an alpha beside each module
+    (kohya); or into U, rounded to the dtype (diffusers, whose files need no alpha). Factors are written bit for bit
+    where the dtype holds them. Raises LoRAFormatError when the form cannot hold it, or a number is too
     large for the dtype.
     """
     names = names_in(form, lora)
@@ -131,10 +139,16 @@ def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16)
 
 def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict[str, Tensor]:
     up, down = (layer.U.float() * layer.scale if form == "diffusers" else layer.U).to(dtype), layer.V.T.to(dtype)
-    if layer.kind == Kind.EMBEDDING:  # stored as (r, tokens) and (dim, r), see roles._embedding
+    if layer.kind == Kind.EMBEDDING:  # stored as (r, tokens) and (dim, r), see assembly._embedding
+        embedding = {
+            "lora_embedding_A": layer.U.T,
+            "lora_embedding_B": layer.V,
+            "lora_magnitude_vector": layer.magnitude,
+        }
         return {
-            f"base_model.model.{name}.lora_embedding_A": layer.U.T.to(dtype),
-            f"base_model.model.{name}.lora_embedding_B": layer.V.to(dtype),
+            f"base_model.model.{name}.{part}": tensor.to(dtype)
+            for part, tensor in embedding.items()
+            if tensor is not None
         }
     if len(layer.weight_shape) > 2:
         up, down = up[..., *[None] * (len(layer.weight_shape) - 2)], down.reshape(layer.rank, *layer.weight_shape[1:])
@@ -142,32 +156,46 @@ def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict
         tensors = {
             f"{name}.lora_down.weight": down,
             f"{name}.lora_up.weight": up,
-            f"{name}.alpha": torch.tensor(layer.scale * layer.rank, dtype=torch.float32),
+            f"{name}.alpha": _alpha_tensor(layer),
         }
     else:
         prefix = "base_model.model." if form == "PEFT" else ""
         tensors = {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}
     if layer.magnitude is not None:
-        if form == "PEFT":
-            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = layer.magnitude.to(dtype)
-        else:
-            shape = [1] * len(layer.weight_shape)
-            shape[layer.magnitude_axis or 0] = -1
-            tensors[f"{name}.dora_scale"] = layer.magnitude.reshape(shape).to(dtype)
+        axis, dimensions = layer.magnitude_axis or 0, len(layer.weight_shape)
+        if form == "PEFT":  # flat, or along the channels of an output: (1, out, 1, …)
+            axis, dimensions = (0, 1) if dimensions == 2 else (1, dimensions)
+        key = f"base_model.model.{name}.lora_magnitude_vector" if form == "PEFT" else f"{name}.dora_scale"
+        shape = [-1 if d == axis else 1 for d in range(dimensions)]
+        tensors[key] = layer.magnitude.reshape(shape).to(dtype)
     return tensors
+
+
+def _alpha(layer: LoRALayer) -> float:
+    """An alpha that gives the scale back when it is divided by the rank: exactly where one does, as a file's own."""
+    product = layer.scale * layer.rank
+    candidates = (layer.alpha, product, nextafter(product, inf), nextafter(product, -inf))
+    exact = (alpha for alpha in candidates if alpha is not None and alpha / layer.rank == layer.scale)
+    return next(exact, product)
+
+
+def _alpha_tensor(layer: LoRALayer) -> Tensor:
+    """As float32, as kohya's trainer writes it, unless only float64 is exact."""
+    alpha = torch.tensor(_alpha(layer), dtype=torch.float64)
+    return alpha.float() if float(alpha.float()) / layer.rank == layer.scale else alpha
 
 
 def _peft_config(lora: LoRA, names: dict[str, str]) -> dict[str, Any]:
     ranks = {names[layer.name]: layer.rank for layer in lora.layers}
-    alphas = {names[layer.name]: layer.scale * layer.rank for layer in lora.layers}
+    alphas = {names[layer.name]: _alpha(layer) for layer in lora.layers}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": lora.base_model,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
+        "rank_pattern": {f"^{re.escape(name)}": value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {f"^{re.escape(name)}": value for name, value in alphas.items() if value != alpha},
         "target_modules": sorted(names.values()),
         "use_dora": any(layer.magnitude is not None for layer in lora.layers),
         "inference_mode": True,
