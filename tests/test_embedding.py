@@ -19,6 +19,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.geometry import distance, inner_product, spectrum
 from lol_core.core.groups import GL
+from lol_core.core.progress import Reporter
 from lol_core.errors import TaskError
 from lol_core.insight.embedding import (
     Space,
@@ -87,7 +88,7 @@ def test_a_large_collection_is_placed_by_its_products_with_some(tmp_path: Path) 
     assert directions is not None and np.linalg.norm(directions.vectors[:25], axis=1) == pytest.approx(
         np.ones(25), rel=1e-4
     )
-    assert space_of(zoo, zoo.ids, "updates", landmarks=25, stop=lambda: True) is None
+    assert space_of(zoo, zoo.ids, "updates", landmarks=25, reporter=Reporter(stop=lambda: True)) is None
 
 
 def test_nystroem_is_exact_where_the_landmarks_span_everything() -> None:
@@ -238,4 +239,4 @@ def test_a_map_that_was_cut_short_on_disk_is_made_again(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(again.picture, first.picture)
     assert not list((tmp_path / "maps").glob("*.writing"))
     (tmp_path / "changed").mkdir()
-    assert draw_map(zoo, settings, cache=tmp_path / "changed", stop=lambda: True) is None
+    assert draw_map(zoo, settings, cache=tmp_path / "changed", reporter=Reporter(stop=lambda: True)) is None

@@ -285,7 +285,7 @@ def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> 
 
 
 def run_to_the_end(test: AppTest) -> AppTest:
-    job = test.session_state["session"].job
+    job = test.session_state["session"].training
     until(lambda: not job.running, "the end of the training")
     return test.run()
 
@@ -297,19 +297,19 @@ def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:
     test.number_input(key="train.patience").set_value(0).run()
     next(button for button in test.button if button.label == "Train").click().run()
     assert not test.exception
-    job = test.session_state["session"].job
-    until(lambda: job.runs[0].progress.history, "the first epoch")
+    job = test.session_state["session"].training
+    until(lambda: job.subject[0].progress.history, "the first epoch")
     next(button for button in test.button if button.label == "Stop").click().run()
     run_to_the_end(test)
-    job = test.session_state["session"].job
-    assert job.runs[0].error is None and not job.runs[0].checkpoint.finished
-    reached = len(job.runs[0].checkpoint.history)
+    job = test.session_state["session"].training
+    assert job.subject[0].error is None and not job.subject[0].checkpoint.finished
+    reached = len(job.subject[0].checkpoint.history)
     next(button for button in test.button if button.label == "Resume").click().run()
-    job = test.session_state["session"].job
-    until(lambda: len(job.runs[0].progress.history) > reached, "an epoch more")
+    job = test.session_state["session"].training
+    until(lambda: len(job.subject[0].progress.history) > reached, "an epoch more")
     next(button for button in test.button if button.label == "Stop").click().run()
     run_to_the_end(test)
-    assert len(test.session_state["session"].job.runs[0].checkpoint.history) > reached
+    assert len(test.session_state["session"].training.subject[0].checkpoint.history) > reached
     assert not test.exception and not test.error
 
 
@@ -413,7 +413,7 @@ def test_a_model_is_cross_validated_on_the_page(synthetic_folder: Path) -> None:
     assert not test.exception
     table = next(frame.value for frame in test.dataframe if "control: norms only" in frame.value.index)
     assert table.index[0] == "GL-net" and "±" in table["Kendall τ"]["GL-net"]
-    assert "On 60 held-out LoRAs it is **worse than the norms of the updates**" in text_of(test), (
+    assert "On 60 held-out LoRAs it is **worse than the norms of the updates" in text_of(test), (
         "the label is a norm, and two epochs are too few"
     )
 

@@ -9,7 +9,8 @@ import streamlit as st
 
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import LoLError, ZooError
-from ui.jobs import IndexJob
+from ui import work
+from ui.jobs import running
 from ui.keys import FRAME, key
 from ui.progress import follow
 from ui.selection import panel, restore
@@ -82,7 +83,7 @@ def frame(page: str, title: str = "") -> Zoo:
             f" {counted(zoo.labels.shape[1], 'label column')}."
         )
         panel(zoo)
-        if (job := session().job) is not None and job.running:
+        if running(session().training):
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
     return zoo
 
@@ -163,11 +164,10 @@ def open_zoo(folder: str, labels: str, rescan: bool = False) -> Zoo:
         return state.zoos[key]
     state.zoos.pop(key, None)
     job = state.indexing
-    if job is None or (job.folder, job.labels) != key:
+    if job is None or job.subject != key:
         if job is not None:
             job.stop()
-        state.indexing = job = IndexJob(folder, labels)
-        job.start()
+        state.indexing = job = work.open_zoo(folder, labels)
         job.wait(PATIENCE)
     if job.running:
         st.caption(

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import streamlit as st
-from PIL import Image
 from streamlit.components.v2 import component
 
 from lol_core.collections.zoo import Zoo
 from ui.keys import key
-from ui.state import preview_of
+from ui.previews import tiles
 
 MAX_PREVIEWS = 2000
 SIDE = 64
@@ -25,10 +24,9 @@ def _thumbnails(fingerprint: str, ids: tuple[str, ...], _zoo: Zoo) -> dict[str, 
     """id → the first picture of its preview as a data URI."""
     found = {}
     for id in ids:
-        if (path := preview_of(_zoo, id)) is not None:
-            strip = Image.open(path)
+        if (path := _zoo.preview(id)) is not None:
             buffer = io.BytesIO()
-            strip.crop((0, 0, strip.height, strip.height)).resize((SIDE, SIDE)).save(buffer, "WEBP", quality=60)
+            tiles(path)[0].resize((SIDE, SIDE)).save(buffer, "WEBP", quality=60)
             found[id] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     return found
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from ui.jobs import Job
 from ui.keys import key
 
+Watched = Job[Any, Any]
 
-def show(job: Job) -> None:
+
+def show(job: Watched) -> None:
     """How far a job is, what it does, and the time left."""
     seconds = job.seconds_left
     left = f" · about {seconds:.0f} s left" if seconds is not None else ""
-    st.progress(min(job.fraction, 1.0), "Stopping …" if job.stopping else job.message + left)
+    st.progress(min(job.progress.fraction, 1.0), "Stopping …" if job.stopping else job.progress.message + left)
 
 
-def follow(job: Job, name: str) -> None:
-    """How far a job is, the time left and a stop button, until it ends; then the page runs again."""
+def follow(job: Watched, name: str) -> None:
+    """How far a job is, the time left and a stop button, until it ends; then the page runs again. And why it failed."""
     busy = job.running
 
     @st.fragment(run_every=0.4 if busy else None)
@@ -29,5 +33,7 @@ def follow(job: Job, name: str) -> None:
                 job.stop()
         elif busy:
             st.rerun(scope="app")
+        elif job.error:
+            st.error(job.error)
 
     watch()

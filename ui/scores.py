@@ -1,13 +1,16 @@
-"""Tables of scores that more than one page shows."""
+"""Scores and verdicts that more than one page shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
 import streamlit as st
 
 from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.evaluation import error_slices
 from lol_core.learning.leaderboard import leaderboard
+from lol_core.learning.verdict import Verdict
 from ui.keys import key
 
 
@@ -17,3 +20,22 @@ def show_leaderboard(models: Sequence[Checkpoint]) -> None:
         name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")
     }
     st.dataframe(leaderboard(models), hide_index=True, key=key("leaderboard"), column_config=numbers)
+
+
+def show_verdict(verdict: Verdict, words: str) -> None:
+    """A verdict in words, marked as good where the model is better than its controls."""
+    st.markdown(f":material/{'check_circle' if verdict.better else 'warning'}: {words}")
+
+
+def show_slices(errors: pd.Series, labels: pd.DataFrame) -> None:
+    """In which parts of the LoRAs, by their labels, a model is worst."""
+    slices = error_slices(errors, labels)
+    if slices.empty:
+        st.info("There is no other label to slice these LoRAs by, or too few of them.")
+        return
+    bar = st.column_config.ProgressColumn(min_value=0, max_value=float(slices["ratio"].max()), format="%.2f ×")
+    formats = {"p": st.column_config.NumberColumn(format="%.2g")}
+    formats["mean error"] = st.column_config.NumberColumn(format="%.4g")
+    st.dataframe(slices.head(15), hide_index=True, key=key("slices"), column_config=formats | {"ratio": bar})
+    words = "p: rank-sum test of a part against the rest, not corrected for their number."
+    st.caption(f"Mean error of all: {errors.abs().mean():.4g}. {words}")

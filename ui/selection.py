@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -113,6 +113,13 @@ def exported(zoo: Zoo) -> pd.DataFrame:
     for columns in computed(zoo).values():
         table = table.join(columns.drop(columns=[c for c in columns.columns if c in table.columns]))
     return table
+
+
+def select_button(zoo: Zoo, ids: Sequence[str], label: str, name: str) -> None:
+    """A button that makes these LoRAs the selection; none where there are none."""
+    if ids:
+        icon = ":material/select_all:"
+        st.button(label, icon=icon, on_click=select, args=(zoo, list(ids)), key=key(name))
 
 
 def offer(zoo: Zoo, source: str, columns: pd.DataFrame) -> None:

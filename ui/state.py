@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
+from lol_core.experiments.result import Result
 from lol_core.insight.generation import Painter
 from lol_core.insight.maps import Map, MapSettings
 from lol_core.insight.survey import Survey, Surveys
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
-from ui.jobs import DrawingJob, ExperimentJob, FoldsJob, IndexJob, MapJob, SurveyJob, TrainingJob
+from ui.jobs import Job
+from ui.work import Run, Validation
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_loras"
@@ -48,14 +52,14 @@ class Session:
 
     zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
     extra_checkpoints: list[str] = field(default_factory=list)
-    job: TrainingJob | None = None
-    validation: FoldsJob | None = None
-    drawing: DrawingJob | None = None
-    survey: SurveyJob | None = None
+    training: Job[Sequence[Run], None] | None = None
+    validation: Job[Validation, None] | None = None
+    drawing: Job[None, None] | None = None
+    survey: Job[str, pd.DataFrame | None] | None = None
     same: dict[str, pd.DataFrame] = field(default_factory=dict)
-    mapping: MapJob | None = None
-    experiment: ExperimentJob | None = None
-    indexing: IndexJob | None = None
+    mapping: Job[MapSettings, Map | None] | None = None
+    experiment: Job[str, Result] | None = None
+    indexing: Job[tuple[str, str], Zoo] | None = None
     maps: dict[MapSettings, Map] = field(default_factory=dict)
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: bool = False
@@ -73,11 +77,6 @@ def session() -> Session:
         st.session_state["session"] = Session()
     found: Session = st.session_state["session"]
     return found
-
-
-def preview_of(zoo: Zoo, id: str) -> Path | None:
-    """The picture that came with a LoRA: beside it, or previews/NAME.webp in the collection's folder."""
-    return zoo.preview(id)
 
 
 def recent() -> list[tuple[str, str]]:
@@ -118,6 +117,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no checkpoint there. Choose a folder that training wrote.") from error
 
 
+def load_or_stop(folder: Path | str) -> Checkpoint:
+    """A checkpoint; ends the page with the reason when it cannot be read."""
+    try:
+        return load_checkpoint(Path(folder))
+    except CheckpointError as error:
+        st.error(str(error))
+        st.stop()
+
+
 def checkpoints(zoo: Zoo) -> dict[str, Path]:
     """Title → folder of the models trained on this collection and of those opened by path, newest first."""
     found = sorted(runs_folder(zoo).glob("*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
@@ -134,6 +142,15 @@ def checkpoints(zoo: Zoo) -> dict[str, Path]:
             title, copies = f"{stem} ({copies})", copies + 1
         titles[title] = folder
     return titles
+
+
+def loaded_checkpoints(zoo: Zoo) -> dict[str, Checkpoint]:
+    """Title → checkpoint, of those offered for this collection that can be read."""
+    models = {}
+    for title, folder in checkpoints(zoo).items():
+        with suppress(CheckpointError):
+            models[title] = load_checkpoint(folder)
+    return models
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from lol_core.collections.source import Source
 from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
 from lol_core.core.geometry import spectrum
 from lol_core.core.lora import LoRA
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, TaskError
 from lol_core.learning.checkpoint import Checkpoint
 
@@ -164,17 +166,12 @@ def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     return sorted((tuple(ids) for ids in found.values()), key=len, reverse=True)
 
 
-Report = Callable[[float, str], None]
-Stop = Callable[[], bool]
-
-
 def space_of(
     zoo: Source,
     ids: Sequence[str],
     kind: Kind,
     checkpoint: Checkpoint | None = None,
-    report: Report = lambda done, message: None,
-    stop: Stop = lambda: False,
+    reporter: Reporter = SILENT,
     landmarks: int = LANDMARKS,
 ) -> Space | None:
     """Read LoRAs, a block at a time, and place them: by their updates, the directions of these, their singular values,
@@ -182,8 +179,8 @@ def space_of(
 
     Updates and directions of more than `landmarks` LoRAs are placed by their products with that many of them (Nyström's
     method; fewer where they would take over `LANDMARK_NUMBERS` numbers): see `Space.share`. Files that cannot be read,
-    or do not fit the checkpoint, are left out; None when `stop()` said so on the way. `report` hears the share done, 0
-    to 1, and a line about it. Raises TaskError when none can be read, or there is no checkpoint for a latent.
+    or do not fit the checkpoint, are left out; None when it was stopped on the way. Raises TaskError when none can be
+    read, or there is no checkpoint for a latent.
     """
     if kind == "latent" and checkpoint is None:
         raise TaskError("A latent space needs a checkpoint.")
@@ -192,11 +189,11 @@ def space_of(
         raise TaskError("None of these LoRAs fits the model.")
     spec = shared_spec(zoo.by_id[id] for id in ids)
     if kind in ("updates", "directions"):
-        found = _by_products(zoo, ids, spec, kind == "directions", report, stop, landmarks)
+        found = _by_products(zoo, ids, spec, kind == "directions", reporter, landmarks)
     else:
         kept: list[str] = []
         parts: list[np.ndarray] = []
-        for names, loras in _blocks(zoo, ids, report, stop):
+        for names, loras in _blocks(zoo, ids, reporter):
             kept += names
             if checkpoint is not None and kind == "latent":
                 parts.append(checkpoint.outputs(loras, embed=True).cpu().numpy())
@@ -208,21 +205,21 @@ def space_of(
                 )
         title = f"latent of {checkpoint.title}" if checkpoint is not None and kind == "latent" else "singular values"
         found = Space(title, tuple(kept), np.concatenate(parts)) if kept else None
-    if stop():
+    if reporter.stopping:
         return None
     if found is None:
         raise TaskError("None of these LoRAs can be read.")
     return found
 
 
-def _blocks(zoo: Source, ids: Sequence[str], report: Report, stop: Stop) -> Iterator[tuple[list[str], list[LoRA]]]:
-    """Those that can be read, a few at a time, until `stop()`."""
+def _blocks(zoo: Source, ids: Sequence[str], reporter: Reporter) -> Iterator[tuple[list[str], list[LoRA]]]:
+    """Those that can be read, a few at a time, until it is stopped."""
     for first in range(0, len(ids), READ_AT_ONCE):
         names, loras = [], []
         for done, id in enumerate(ids[first : first + READ_AT_ONCE], first + 1):
-            if stop():
+            if reporter.stopping:
                 return
-            report(done / len(ids), f"Reading weights: {done:,} of {len(ids):,}")
+            reporter.count("Reading weights:", done, len(ids))
             with suppress(LoRAFormatError):
                 loras.append(zoo.load(id))
                 names.append(id)
@@ -231,7 +228,7 @@ def _blocks(zoo: Source, ids: Sequence[str], report: Report, stop: Stop) -> Iter
 
 
 def _by_products(
-    zoo: Source, ids: Sequence[str], spec: WeightSpec, directions: bool, report: Report, stop: Stop, landmarks: int
+    zoo: Source, ids: Sequence[str], spec: WeightSpec, directions: bool, reporter: Reporter, landmarks: int
 ) -> Space | None:
     """The space of updates or of their directions; by the products with some where there are many. None when none can
     be read.
@@ -244,20 +241,20 @@ def _by_products(
         ids if all_of_them else sorted(np.random.default_rng(0).choice(np.array(ids, object), count, replace=False))
     )
     read, half = (0.6, 1.0) if all_of_them else (0.2, 0.4)  # shares of the whole after which these are done
-    blocks = list(_blocks(zoo, chosen, lambda done, message: report(read * done, message), stop))
+    blocks = list(_blocks(zoo, chosen, reporter.part(0.0, read)))
     if not blocks:
         return None
     kept = [name for names, _ in blocks for name in names]
     base = stack([lora for _, loras in blocks for lora in loras], spec)
     among = gram(
         base,
-        lambda done, total: report(read + (half - read) * done / total, f"Products of {done:,} of {total:,} LoRAs"),
+        partial(reporter.part(read, half).count, "Products of LoRAs:"),
     )
     if all_of_them:
         return from_gram(title, kept, among, directions)
     products, squares = [among], [np.diag(among)]
     rest = sorted(set(ids) - set(chosen))
-    for names, loras in _blocks(zoo, rest, lambda done, message: report(half + (1 - half) * done, message), stop):
+    for names, loras in _blocks(zoo, rest, reporter.part(half, 1.0)):
         batch = stack(loras, spec)
         kept += names
         products.append(gram(batch, others=base))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ class Sampling:
     steps: int = 20
     guidance: float = 1.0
     strength: float = 1.0
+
+    def with_strength(self, strength: float) -> Sampling:
+        return replace(self, strength=strength)
 
 
 class Painter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -15,7 +15,8 @@ import pandas as pd
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.source import Source
-from lol_core.insight.embedding import Kind, Report, Space, Stop, space_of
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.insight.embedding import Kind, Space, space_of
 from lol_core.insight.picture import Method, displacement, project
 from lol_core.learning.checkpoint import Checkpoint
 
@@ -66,12 +67,11 @@ def draw_map(
     *,
     checkpoint: Checkpoint | None = None,
     start: pd.DataFrame | None = None,
-    report: Report = lambda done, message: None,
-    stop: Stop = lambda: False,
+    reporter: Reporter = SILENT,
     cache: Path | None = None,
 ) -> Map | None:
     """A map of a collection; its space and its picture are taken from the cache (the user's by default) where they are
-    known. None when `stop()` said so on the way. Raises TaskError as `space_of` and `project` do.
+    known. None when it was stopped on the way. Raises TaskError as `space_of` and `project` do.
     """
     folder = (cache or cache_folder()) / "maps"
     place = _place(folder, settings.space_key)
@@ -79,12 +79,10 @@ def draw_map(
         title, share, ids = str(kept["title"]), float(kept["share"]), tuple(map(str, kept["ids"]))
         space, clusters = Space(title, ids, kept["vectors"], share), pd.Series(kept["clusters"], index=list(ids))
     else:
-        made = space_of(
-            source, settings.ids, settings.kind, checkpoint, lambda done, text: report(0.8 * done, text), stop
-        )
+        made = space_of(source, settings.ids, settings.kind, checkpoint, reporter.part(0.0, 0.8))
         if made is None:
             return None
-        report(0.8, "Finding clusters")
+        reporter.show("Finding clusters", 0.8)
         space, clusters = made, made.clusters()
         arrays = {"vectors": space.vectors, "clusters": clusters.to_numpy(), "ids": np.array(space.ids)}
         _write(place, arrays | {"share": np.array(space.share), "title": np.array(space.title)})
@@ -92,13 +90,36 @@ def draw_map(
     if (kept := _read(place)) is not None:
         places, moved = kept["places"], float(kept["moved"])
     else:
-        report(0.9, f"Drawing {len(space.ids):,} LoRAs by {settings.method}")
+        reporter.show(f"Drawing {len(space.ids):,} LoRAs by {settings.method}", 0.9)
         shape = {"dimensions": settings.dimensions, "seed": settings.seed, "neighbours": settings.neighbours}
         drawn = project(space, settings.method, start=start, **shape)
         places, moved = drawn.to_numpy(), float("nan") if start is None else displacement(drawn, start)
         _write(place, {"places": places, "moved": np.array(moved)})
     picture = pd.DataFrame(places, index=list(space.ids), columns=list("xyz")[: settings.dimensions])
     return Map(space, clusters, picture, None if np.isnan(moved) else moved)
+
+
+def colourings(source: Source, clusters: pd.Series) -> dict[str, pd.Series]:
+    """What LoRAs on a map can be coloured by, by id: their cluster, their labels, their base model."""
+    names = clusters.map(lambda k: "in no cluster" if k < 0 else f"cluster {k + 1}")
+    labels = {str(name): source.labels[name] for name in source.labels if source.labels[name].notna().any()}
+    base = {e.path: e.suggested_base or e.base_model or "unknown" for e in source.entries}
+    return {"cluster": names.rename("cluster")} | labels | {"base model": pd.Series(base, name="base model")}
+
+
+def regions(clusters: pd.Series, names: Mapping[int, str]) -> dict[str, list[str]]:
+    """The name of each cluster → its LoRAs; a name that several share carries its number of LoRAs."""
+    named: dict[str, list[str]] = {}
+    for k, name in names.items():
+        members = list(clusters.index[clusters == k])
+        named[f"{name} · {len(members)}" if name in named else name] = members
+    return named
+
+
+def family_title(source: Source, ids: Sequence[str]) -> str:
+    """What LoRAs of the same modules are called: how many, of which base model."""
+    entry = source.by_id[ids[0]]
+    return f"{len(ids):,} × {entry.suggested_base or entry.base_model or 'unknown base'}, {entry.modules} modules"
 
 
 def _place(folder: Path, key: tuple[object, ...]) -> Path:

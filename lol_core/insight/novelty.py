@@ -79,3 +79,9 @@ class Known:
         table = pd.DataFrame(found)
         table["outside"] = (table > OUTSIDE).any(axis=1)
         return table
+
+    def remark(self, lora: LoRA) -> str:
+        """Whether a LoRA is like those of the training, in words."""
+        mark = self.strangeness([lora]).iloc[0]
+        like = "unlike the LoRAs it was trained on: take it as a guess" if mark["outside"] else "like those it knows"
+        return f"{like} (farther than {mark['latent']:.0%} of them in its latent, {mark['norms']:.0%} in norms)"

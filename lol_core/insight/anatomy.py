@@ -1,0 +1,129 @@
+"""One LoRA's modules in numbers, two LoRAs module by module, and one cut to a smaller rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lol_core.core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum, truncate
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoLError
+from lol_core.insight.survey import SAME
+
+TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The singular values of every module, in the file's order, and what follows from them."""
+
+    lora: LoRA
+    sigmas: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, lora: LoRA) -> Anatomy:
+        """O((n + m) r²) a module."""
+        return cls(lora, tuple(spectrum(layer).numpy() for layer in lora.layers))
+
+    @property
+    def norms(self) -> np.ndarray:
+        """‖ΔW‖ of every module."""
+        return np.array([float(np.sqrt((sigma**2).sum())) for sigma in self.sigmas])
+
+    @property
+    def colourings(self) -> dict[str, np.ndarray]:
+        """What a map of the base model can be coloured by."""
+        largest = np.array([sigma.max(initial=0.0) for sigma in self.sigmas])
+        return {
+            "‖ΔW‖": self.norms,
+            "largest singular value": largest,
+            "energy of the largest singular value": largest**2 / np.maximum(self.norms**2, TINY),
+            "effective rank": np.array([float(effective_rank(torch.tensor(sigma))) for sigma in self.sigmas]),
+        }
+
+    def table(self) -> pd.DataFrame:
+        """A row for each module: its kind, sizes, scale and numbers."""
+        numbers = self.colourings
+        rows = [
+            {
+                "module": layer.name,
+                "kind": layer.kind + (" + DoRA" if layer.magnitude is not None else ""),
+                "n (out)": layer.n,
+                "m (in)": layer.m,
+                "rank": layer.rank,
+                "alpha": layer.alpha,
+                "scale": layer.scale,
+            }
+            for layer in self.lora.layers
+        ]
+        own = {name: numbers[name] for name in ("‖ΔW‖", "effective rank")}
+        return pd.DataFrame(rows).assign(**own, **{"largest σ": numbers["largest singular value"]})
+
+    def largest(self, count: int) -> dict[str, np.ndarray]:
+        """The singular values of the modules with the largest ‖ΔW‖, by name."""
+        order = np.argsort(-self.norms, kind="stable")[:count]
+        return {self.lora.names[i]: self.sigmas[i] for i in order}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two LoRAs. table: by module that both adapt in the same shape, columns ‖ΔW₁‖, ‖ΔW₂‖, ⟨ΔW₁, ΔW₂⟩, ‖ΔW₁ − ΔW₂‖ and
+    cosine; same: whether they are the same function.
+    """
+
+    table: pd.DataFrame
+    same: bool
+
+    @classmethod
+    def of(cls, first: LoRA, second: LoRA) -> Comparison:
+        rows = {}
+        for layer in first.layers:
+            if layer.name in second.names:
+                other = second[layer.name]
+                try:
+                    numbers = inner_product(layer, other), distance(layer, other)
+                except LoLError:
+                    continue
+                rows[layer.name] = (norm(layer), norm(other), *numbers)
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW₁‖", "‖ΔW₂‖", "⟨ΔW₁, ΔW₂⟩", "‖ΔW₁ − ΔW₂‖"])
+        table["cosine"] = table["⟨ΔW₁, ΔW₂⟩"] / (table["‖ΔW₁‖"] * table["‖ΔW₂‖"]).clip(lower=TINY)
+        return cls(table, same_function(first, second, SAME))
+
+    def _size(self, column: str) -> float:
+        return float(np.sqrt((self.table[column] ** 2).sum()))
+
+    @property
+    def cosine(self) -> float:
+        """Of the updates of all shared modules together."""
+        return float(self.table["⟨ΔW₁, ΔW₂⟩"].sum()) / max(self._size("‖ΔW₁‖") * self._size("‖ΔW₂‖"), TINY)
+
+    @property
+    def distance(self) -> float:
+        """‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ over all shared modules."""
+        return self._size("‖ΔW₁ − ΔW₂‖") / max(self._size("‖ΔW₁‖"), TINY)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A LoRA cut to a rank. errors: ‖ΔW − ΔW′‖ / ‖ΔW‖ of each module; lost: the same over all modules."""
+
+    lora: LoRA
+    errors: tuple[float, ...]
+    lost: float
+
+    @classmethod
+    def of(cls, lora: LoRA, rank: int, norms: np.ndarray) -> Resized:
+        """Modules of larger rank cut to it by their singular values, the others as they are. norms: ‖ΔW‖ of each."""
+        pairs = [truncate(layer, rank) if layer.rank > rank else (layer, 0.0) for layer in lora.layers]
+        errors = tuple(error for _, error in pairs)
+        lost = float(np.linalg.norm(np.array(errors) * norms)) / max(float(np.linalg.norm(norms)), TINY)
+        return cls(replace(lora, layers=tuple(layer for layer, _ in pairs)), errors, lost)
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The module that loses most, and how much."""
+        i = int(np.argmax(self.errors))
+        return self.lora.names[i], self.errors[i]

@@ -1,0 +1,159 @@
+"""What a model predicts of a collection beside the truth: errors, confusion, calibration, runs, other models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lol_core.collections.runs import training_runs
+from lol_core.collections.source import Source
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoLError
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.evaluation import calibration
+from lol_core.learning.leaderboard import disagreement, verdict
+from lol_core.learning.metrics import METRIC_TITLES
+from lol_core.learning.parts import parts_here
+from lol_core.learning.tasks import Binary, Multiclass, Regression, Task, class_name
+
+PARTS = ("test", "validation", "train", "new")
+"""Of a split, and what took no part in it, in the order in which a page offers them."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One target's predictions. values: of the whole task, as `Task.frame` gives them; table: a row for each LoRA with
+    its name, part, true label (NaN where there is none) and prediction.
+    """
+
+    task: Task
+    target: str
+    values: pd.DataFrame
+    table: pd.DataFrame
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, source: Source, values: pd.DataFrame, target: str) -> Predictions:
+        ids, parts = list(values.index), parts_here(checkpoint, source)
+        truth = source.labels[target].reindex(ids) if target in source.labels else np.nan
+        columns = {"name": [source.names[id] for id in ids], "part": [parts.get(id, "new") for id in ids]}
+        table = pd.DataFrame(columns, index=values.index).assign(true=truth, predicted=values[target])
+        return cls(checkpoint.task, target, values, table)
+
+    @property
+    def classes(self) -> bool:
+        """Whether predictions are classes, not numbers."""
+        return isinstance(self.task, Multiclass)
+
+    @property
+    def parts(self) -> list[str]:
+        return [part for part in PARTS if (self.table["part"] == part).any()]
+
+    @property
+    def labelled(self) -> pd.DataFrame:
+        """The rows whose true label is known."""
+        return self.table.dropna(subset=["true"])
+
+    def errors(self, rows: pd.DataFrame) -> pd.Series:
+        """predicted − true; for classes 1 where the class is another."""
+        if self.classes:
+            return (rows["true"].map(class_name) != rows["predicted"]).astype(float).rename("error")
+        return (rows["predicted"] - rows["true"].astype(float)).rename("error")
+
+    def confusion(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Counts of true classes, or of no and yes, in rows against the predicted ones in columns."""
+        if isinstance(self.task, Multiclass):
+            labels = rows[["true"]].rename(columns={"true": self.target})
+            return self.task.confusion(labels, self.values.loc[rows.index].iloc[:, 1:].to_numpy())
+        words = {0: "no", 1: "yes"}
+        said = (rows["predicted"] > 0.5).astype(int).map(words)
+        return pd.crosstab(rows["true"].astype(int).map(words), said).rename_axis(columns=None)
+
+    def calibration(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """See `evaluation.calibration`; of classes, the probability of the predicted one and whether it is right."""
+        if not self.classes:
+            return calibration(rows["predicted"], rows["true"])
+        return calibration(self.values.loc[rows.index].iloc[:, 1:].max(axis=1), 1 - self.errors(rows))
+
+    @property
+    def calibrated(self) -> str:
+        """Whose frequency or mean the calibration compares."""
+        return "the predicted class" if self.classes else self.target
+
+    @property
+    def probabilities(self) -> bool:
+        return self.classes or isinstance(self.task, Binary)
+
+    def extremes(self, rows: pd.DataFrame, count: int) -> dict[str, list[str]]:
+        """ "highest" and "lowest" → the LoRAs with these predictions, of those the model was not trained on."""
+        ordered = rows[rows["part"] != "train"].sort_values("predicted", ascending=False)
+        return {"highest": list(ordered.index[:count]), "lowest": list(ordered.index[-count:])}
+
+    def whole(self, source: Source, ids: Sequence[str]) -> pd.DataFrame:
+        """Every prediction of some LoRAs, each beside its truth where there are labels."""
+        table = self.table.loc[list(ids), ["name", "part"]].join(self.values)
+        for name in [target for target in self.task.targets if target in source.labels]:
+            true = source.labels[name].reindex(table.index)
+            true = true.map(class_name, na_action="ignore") if self.classes else true
+            table.insert(list(table.columns).index(name), f"{name} (true)", true)
+        if isinstance(self.task, Regression) and len(self.labelled):
+            table["error"] = self.errors(self.table.loc[table.index])
+        return table
+
+    def runs(self, source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Checkpoints of training runs with their predictions, and for each run how many there are and which is
+        predicted highest; both empty where there are no runs.
+        """
+        steps = training_runs(source.names).join(self.table[["name", "predicted", "true"]], how="inner")
+        best = steps.loc[steps.groupby("run", sort=False)["predicted"].idxmax()].set_index("run")
+        best.insert(0, "checkpoints", steps.groupby("run").size())
+        return steps, best.drop(columns="true").rename(columns={"name": "highest predicted"})
+
+
+def rivals(models: Mapping[str, Checkpoint], of: Predictions) -> list[str]:
+    """The models that predict the same target in the same way, by title; none of classes."""
+    same = [title for title, model in models.items() if type(model.task) is type(of.task)]
+    return [title for title in same if of.target in models[title].task.targets and not of.classes]
+
+
+def apart(predictions: Mapping[str, pd.Series], source: Source, target: str) -> tuple[pd.DataFrame, float]:
+    """Where models disagree (see `disagreement`), with names and truth; and the correlation of the first two."""
+    table = disagreement(predictions).reindex(columns=[*predictions, "spread"])
+    first, second = list(predictions)[:2]
+    correlation = float(np.corrcoef(table[first].astype(float), table[second].astype(float))[0, 1])
+    truth = source.labels[target].reindex(table.index) if target in source.labels else np.nan
+    table.insert(0, "true", truth)
+    table.insert(0, "name", [source.names[id] for id in table.index])
+    return table, correlation
+
+
+def opinions(models: Mapping[str, Checkpoint], lora: LoRA) -> pd.DataFrame:
+    """What models say of one LoRA: a row for each label, or one with a remark why a model cannot read it. Columns
+    model, label, predicted, test score, verdict, remark; all text.
+    """
+    rows = []
+    for title, model in models.items():
+        try:
+            if problems := model.spec.misfits(lora):
+                rows.append({"model": title, "remark": " ".join(problems)})
+                continue
+            values = model.task.frame(model.predict([lora]), ["it"]).loc["it"]
+        except LoLError as error:
+            rows.append({"model": title, "remark": str(error)})
+            continue
+        metric = model.task.headline
+        score = f"{METRIC_TITLES[metric]} {model.metrics['test'][metric]:.3f}"
+        for label in model.task.targets:
+            row = {"model": title, "label": label, "predicted": as_text(values[label])}
+            rows.append(row | {"test score": score, "verdict": verdict(model).sentence})
+    columns = ["model", "label", "predicted", "test score", "verdict", "remark"]
+    return pd.DataFrame(rows, columns=columns).fillna("")
+
+
+def as_text(value: object) -> str:
+    """A number to four digits, a class as it is, nothing where there is none."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

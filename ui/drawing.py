@@ -1,0 +1,51 @@
+"""What to draw images with, as chosen on a page."""
+
+from __future__ import annotations
+
+import json
+
+import streamlit as st
+
+from lol_core.collections.zoo import Zoo
+from lol_core.insight.generation import Sampling
+from lol_core.learning.devices import devices
+from ui.frame import need
+from ui.keys import key
+from ui.state import known_base
+
+PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
+
+
+def choose_drawing(zoo: Zoo) -> tuple[str, str, tuple[str, ...], Sampling]:
+    """The base model, its device, the prompts and the sampling; they start with what the collection's recipe says."""
+    path, known = zoo.folder / "recipe.json", known_base(zoo)
+    recipe = json.loads(path.read_text()) if path.is_file() else {}
+    with st.expander(
+        "Base model, prompts and sampling", icon=":material/tune:", key=key("settings"), expanded=not known
+    ):
+        a, b = st.columns([3, 1])
+        base = a.text_input(
+            "Base model",
+            known,
+            key=key("base"),
+            bind="query-params",
+            placeholder="a diffusers folder, or a hub id",
+            help="The text-to-image model these LoRAs were trained on.",
+        )
+        device = b.selectbox("Device", ["auto", *devices()], key=key("device"))
+        lines = "\n".join(recipe.get("preview_prompts") or PROMPTS)
+        text = st.text_area("Prompts, one a line", lines, key=key("prompts"), bind="query-params", height=110)
+        a, b, c = st.columns(3)
+        seed = a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key=key("seed"))
+        steps = b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key=key("steps"))
+        words, guidance = "1: none. Stable Diffusion: about 7.5.", float(recipe.get("guidance", 7.5))
+        guidance = c.number_input("Guidance", 1.0, 30.0, guidance, key=key("guidance"), help=words)
+    names = ", ".join(sorted({str(e.base_model or e.suggested_base or "nothing") for e in zoo.entries}))
+    need(
+        base,
+        "To draw images, name the base model these LoRAs were trained on, above: a folder in diffusers form on this"
+        f" computer, or a hub id such as `CompVis/stable-diffusion-v1-4`. The files say: {names}.",
+    )
+    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
+    need(prompts, "Write at least one prompt.")
+    return base, device, prompts, Sampling(seed=seed, steps=steps, guidance=guidance)

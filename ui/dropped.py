@@ -1,0 +1,38 @@
+"""LoRA files dropped on a page: read and forgotten, not stored."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import streamlit as st
+
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoLError
+from lol_core.formats import read
+from ui.keys import key
+
+
+def dropped_loras() -> dict[str, LoRA]:
+    """File name → LoRA of what was dropped; for what cannot be read the reason is shown."""
+    files = st.file_uploader(
+        "Drop a LoRA file; for PEFT its adapter_config.json beside it",
+        accept_multiple_files=True,
+        key=key("dropped"),
+        help="It is read and forgotten, not stored.",
+    )
+    loras: dict[str, LoRA] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            (Path(folder) / Path(file.name).name).write_bytes(file.getvalue())
+        weights = [path for path in sorted(Path(folder).iterdir()) if path.suffix != ".json"]
+        for path in weights:
+            try:
+                lora = read(Path(folder) if path.name.startswith("adapter_model") else path)
+                lora.check_finite()
+                loras[path.name] = lora
+            except LoLError as error:
+                st.error(str(error).replace(f"{folder}/", ""), icon=":material/broken_image:")
+    if files and not weights:
+        st.warning("There is no weights file among these. Drop the .safetensors file as well.")
+    return loras

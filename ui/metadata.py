@@ -1,0 +1,70 @@
+"""What a LoRA's file, and the files beside it, say about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from lol_core.collections.zoo import Zoo
+from lol_core.core.lora import LoRA
+from lol_core.insight import plots
+from lol_core.insight.survey import tag_counts
+from ui.figures import figure
+from ui.keys import key
+
+FEW = 30
+"""Tags that are drawn."""
+
+
+def show_pairs(pairs: Mapping[str, Any], name: str) -> None:
+    """A table of two columns."""
+    rows = [
+        {name: field, "value": value if isinstance(value, str) else json.dumps(value, default=str)}
+        for field, value in pairs.items()
+    ]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(420, 38 + 35 * len(rows)))
+
+
+def show_sidecar(zoo: Zoo, id: str) -> None:
+    """What the files beside a LoRA claim of it, with their picture; nothing where there are none."""
+    if not (sidecar := zoo.by_id[id].sidecar):
+        return
+    with st.container(border=True):
+        st.caption(f":material/attach_file: Claimed by {', '.join(sidecar.files)}, which lie beside the file.")
+        picture, words = st.columns([1, 4]) if sidecar.preview and zoo.preview(id) else (None, st.container())
+        if picture is not None:
+            picture.image(str(zoo.preview(id)), alt=f"Preview of {zoo.names[id]}", width="stretch")
+        claims = {
+            "Title": sidecar.title,
+            "Trigger words": ", ".join(f"`{word}`" for word in sidecar.trigger_words),
+            "Tags": ", ".join(sidecar.tags),
+            "Base model": sidecar.base_model,
+            "Licence": sidecar.licence,
+        }
+        words.markdown("  \n".join(f"**{name}** · {value}" for name, value in claims.items() if value))
+        if sidecar.notes:
+            words.text(sidecar.notes)
+
+
+def show_metadata(lora: LoRA) -> None:
+    """The tags it was trained on, everything its header says, and the tensors that are no part of it."""
+    st.subheader("Metadata")
+    if len(tags := tag_counts(lora.metadata)):
+        words = "How often each tag occurs in the captions it was trained on"
+        chart = plots.frequencies(tags.head(FEW), "pictures with the tag")
+        figure(chart, "tags", words, tags.rename_axis("tag").to_frame())
+        if len(tags) > FEW:
+            st.caption(f"The {FEW} most frequent of {len(tags):,} tags.")
+    if metadata := {name: value for name, value in lora.metadata.items() if value not in (None, "", [], {}, False)}:
+        show_pairs(metadata, "key")
+        with st.expander("Everything, as the file has it", key=key("everything")):
+            st.json(dict(lora.metadata), expanded=1)
+    else:
+        st.caption("The file says nothing about itself.")
+    if lora.extras:
+        with st.expander(f"{len(lora.extras)} tensors in the file are no part of a low-rank pair", key=key("extras")):
+            st.dataframe(pd.DataFrame({"tensor": lora.extras}), hide_index=True)

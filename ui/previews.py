@@ -1,0 +1,77 @@
+"""Pictures of what LoRAs draw, as they came with a collection: a strip of them in its `previews` folder, or one that a
+sidecar names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import streamlit as st
+from PIL import Image
+
+from lol_core.collections.zoo import Zoo
+from ui.frame import page_link
+from ui.keys import key
+
+GALLERY_PAGE = 48
+WIDTH = 180
+
+
+def tiles(path: Path) -> list[Image.Image]:
+    """The square pictures of a strip, from left to right; of a single picture its upper left square."""
+    strip = Image.open(path).convert("RGB")
+    side = min(strip.size)
+    count = strip.width // side if strip.width % side == 0 else 1
+    return [strip.crop((x, 0, x + side, side)) for x in range(0, count * side, side)]
+
+
+def show_previews(zoo: Zoo, ids: Sequence[str], *, linked: bool = False) -> None:
+    """The previews of some LoRAs beside each other, with their names where they are linked; nothing where there are
+    none.
+    """
+    pictures = [(id, path) for id in ids if (path := zoo.preview(id))]
+    if not pictures:
+        return
+    with st.container(horizontal=True):
+        for id, path in pictures:
+            with st.container(width=WIDTH + 10):
+                st.image(str(path), width=WIDTH, caption=None if linked else zoo.names[id])
+                if linked:
+                    link_to_lora(zoo, id)
+
+
+def link_to_lora(zoo: Zoo, id: str, label: str = "") -> None:
+    """A link to the page of a LoRA, called by the last part of its name."""
+    page_link("pages/LoRA.py", label or zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=id)
+
+
+def show_towers(zoo: Zoo, ids: Sequence[str], captions: Sequence[str]) -> None:
+    """Previews as columns of their pictures, where every one of these LoRAs has some."""
+    paths = [zoo.preview(id) for id in ids]
+    if not all(paths):
+        return
+    st.caption("From the highest to the lowest, previews that came with the collection:")
+    with st.container(horizontal=True):
+        for path, caption in zip(paths, captions, strict=True):
+            pictures = tiles(path or Path())
+            side = pictures[0].height
+            tower = Image.new("RGB", (side, side * len(pictures)))
+            for row, picture in enumerate(pictures):
+                tower.paste(picture, (0, row * side))
+            st.image(tower, caption=caption, width=72)
+
+
+def gallery(zoo: Zoo, ids: Sequence[str]) -> None:
+    """Previews, a page at a time, each linked to its LoRA."""
+    pages = -(-len(ids) // GALLERY_PAGE)
+    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key("gallery_page")) if pages > 1 else 1
+    with st.container(horizontal=True):
+        for id in ids[(page - 1) * GALLERY_PAGE : page * GALLERY_PAGE]:
+            with st.container(width=132, border=True):
+                if (path := zoo.preview(id)) is None:
+                    st.caption("No preview")
+                else:
+                    picture = tiles(path)[0].resize((128, 128), Image.Resampling.BICUBIC)
+                    st.image(picture, width=112, alt=f"Preview of {id}")
+                link_to_lora(zoo, id)

@@ -1,0 +1,69 @@
+"""An experiment's outcome on a page, and how many findings of all hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+import streamlit as st
+
+from lol_core.errors import LoLError
+from lol_core.experiments.result import Result, blocks
+from ui.figures import figure, take
+from ui.keys import key
+from ui.state import RESULTS
+
+MARKS = {
+    "holds": (":material/check_circle:", "green", "hold"),
+    "holds, not clearly": (":material/help:", "orange", "hold, but not clearly"),
+    "does not hold": (":material/cancel:", "red", "do not hold"),
+}
+"""Verdict on a finding → its icon, colour and plural."""
+
+
+def kept_results(names: Iterable[str]) -> dict[str, Result]:
+    """name → what the repository keeps of an experiment run in full; without those that were not."""
+    results = {}
+    for name in names:
+        try:
+            results[name] = Result.read(RESULTS / name)
+        except LoLError:
+            continue
+    return results
+
+
+def title_of(name: str) -> str:
+    """What an experiment is called: Table 1, Figure 4, …"""
+    return f"{name[:-1].capitalize()} {name[-1]}" if name[-1].isdigit() else name.capitalize()
+
+
+def show_counts(results: Mapping[str, Result], names: Iterable[str]) -> None:
+    """How many of the paper's findings hold, of each experiment."""
+    rows = {}
+    for name in names:
+        holds = [finding.holds for finding in results[name].findings if finding.of_paper] if name in results else None
+        title = results[name].title if name in results else title_of(name)
+        rows[title] = {mark: pd.NA if holds is None else holds.count(mark) for mark in MARKS}
+    counts = pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment").astype("Int64")
+    words = ", ".join(f"{counts[mark].sum()} {plural}" for mark, (_, _, plural) in MARKS.items())
+    title = f"Of the paper's findings {words}" if results else "Nothing has been run here yet"
+    with st.expander(title, icon=":material/fact_check:", key=key("overview")):
+        st.dataframe(counts, key=key("findings"))
+
+
+def show_result(result: Result, name: str) -> None:
+    """Findings, figure, tables, notes and settings of one experiment."""
+    for finding in result.findings:
+        icon, colour, _ = MARKS[finding.holds]
+        st.markdown(f"{icon} :{colour}[**{finding.holds}**] · {finding.paper}  \n:gray[Here: {finding.here}]")
+    words = f"{result.title}. {' '.join(finding.here for finding in result.findings)}"
+    figure(result.figure, f"{name}_figure", words, result.cells)
+    for i, (heading, table) in enumerate(blocks(result.cells)):
+        if heading:
+            st.markdown(f"**{heading[:1].upper()}{heading[1:]}**")
+        st.dataframe(table, key=key(f"{name}_table_{i}"))
+    take(lambda: result.cells, f"{name}_table")
+    for note in result.notes:
+        st.caption(note)
+    with st.expander("Settings", icon=":material/tune:", key=key(f"{name}_settings")):
+        st.json(result.settings, expanded=1)

@@ -1,0 +1,121 @@
+"""How models are to be trained, as chosen on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from lol_core.collections.zoo import Zoo
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.devices import devices
+from lol_core.learning.models import MODELS
+from lol_core.learning.models.layers import NONLINEARITIES
+from lol_core.learning.training import plan
+from ui.keys import key
+from ui.state import runs_folder
+from ui.work import Run
+
+PAPER = "https://arxiv.org/abs/2410.04207"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A number to choose: where its column is, its name, its label, its limits, and what it starts with."""
+
+    column: int
+    name: str
+    label: str
+    low: float
+    high: float
+    start: float
+    help: str | None = None
+
+
+EVERY_SEED = "Each model is trained once for every seed: another split, another initialisation."
+PATIENCE = "Stop after so many epochs without a better validation loss; 0: never."
+HOW = (
+    Field(0, "seeds", "Seeds", 1, 10, 1, EVERY_SEED),
+    Field(0, "first_seed", "First seed", 0, 10_000, 0),
+    Field(0, "folds", "Folds of the cross-validation", 2, 20, 5),
+    Field(1, "epochs", "Epochs, at most", 1, 2000, 60),
+    Field(1, "patience", "Patience", 0, 2000, 15, PATIENCE),
+    Field(2, "learning_rate", "Learning rate", 1e-6, 1.0, 1e-3),
+    Field(2, "weight_decay", "Weight decay", 0.0, 10.0, 0.0),
+    Field(3, "batch_size", "Batch size", 1, 1024, 32),
+)
+WHAT = (
+    Field(0, "width", "Width of the head", 4, 1024, 64),
+    Field(0, "depth", "Hidden layers of the head", 1, 8, 2),
+    Field(1, "equivariant_width", "GL-net: equivariant width", 1, 256, 16),
+    Field(1, "equivariant_layers", "GL-net: equivariant layers", 1, 6, 1),
+    Field(2, "dropout", "Dropout in the head", 0.0, 0.9, 0.0),
+)
+NORMALIZE = f"Divide each module's U and V by its training standard deviation. [The paper]({PAPER}) does not."
+MEAN = f"GL-net as the paper has it for CLIP scores ([appendix D.1.1]({PAPER}))."
+SIGMA = f"[Equation (6)]({PAPER}); used between equivariant layers."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to train. how: fields of a `TrainingConfig`; what: options of models, of which each takes its own."""
+
+    targets: tuple[str, ...]
+    models: tuple[str, ...]
+    first_seed: int
+    seeds: int
+    folds: int
+    how: Mapping[str, Any]
+    what: Mapping[str, Any]
+
+    def config(self, model: str, seed: int | None = None) -> TrainingConfig:
+        seed = self.first_seed if seed is None else seed
+        return TrainingConfig(model=model, model_config=MODELS[model].configure(**self.what), seed=seed, **self.how)
+
+    def configs(self) -> dict[str, TrainingConfig]:
+        """Title → configuration at the first seed."""
+        return {MODELS[name].title: self.config(name) for name in self.models}
+
+    def runs(self, zoo: Zoo, seeds: int) -> list[Run]:
+        """Every model at so many seeds, planned. Raises LoLError with what is wrong."""
+        runs = []
+        for name in self.models:
+            for seed in range(self.first_seed, self.first_seed + seeds):
+                config = self.config(name, seed)
+                out = runs_folder(zoo) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}-seed{seed}"
+                title = f"{MODELS[name].title}, seed {seed}"
+                runs.append(Run(title, plan(zoo, list(self.targets), config), config, out))
+        return runs
+
+
+def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequence[str]) -> Choice:
+    """The settings of a training, in an expander."""
+    with st.expander("Settings", icon=":material/tune:", key=key("settings")):
+        columns = st.columns(4)
+        how = {field.name: _number(field, columns[field.column]) for field in HOW}
+        how["device"] = columns[3].selectbox("Device", ["auto", *devices()], key=key("device"))
+        columns = st.columns(4)
+        what = {field.name: _number(field, columns[field.column]) for field in WHAT}
+        label = "GL-net: σ of the nonlinearity"
+        what["sigma"] = columns[2].selectbox(label, list(NONLINEARITIES), key=key("sigma"), help=SIGMA)
+        groups, last = [None, *labels.columns], columns[3]
+        how["group_column"] = last.selectbox(
+            "Keep together in the split", groups, format_func=lambda g: g or "(nothing)", key=key("group")
+        )
+        what["normalize"] = last.toggle("Normalise inputs", key=key("normalize"), help=NORMALIZE)
+        what["mean_products"] = last.toggle("Mean of products", key=key("mean_products"), help=MEAN)
+        how["class_weights"] = last.toggle("Class weights", key=key("class_weights"))
+        words = "Also fit each model to permuted labels. Doubles the time."
+        how["shuffled_control"] = last.toggle("Shuffled control", key=key("shuffled"), help=words)
+    first, seeds, folds = how.pop("first_seed"), how.pop("seeds"), how.pop("folds")
+    return Choice(tuple(targets), tuple(models), first, seeds, folds, how, what)
+
+
+def _number(field: Field, place: Any) -> Any:
+    limits = (field.low, field.high, field.start)
+    options = {} if all(isinstance(limit, int) for limit in limits) else {"format": "%g"}
+    return place.number_input(field.label, *limits, key=key(field.name), help=field.help, **options)

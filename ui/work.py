@@ -1,0 +1,169 @@
+"""The work that pages have done beside them: what each job does with a reporter, and what it works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from lol_core.collections.cache import cache_folder
+from lol_core.collections.source import Source
+from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Progress, Reporter
+from lol_core.experiments import run as run_experiment
+from lol_core.experiments.result import Result
+from lol_core.experiments.trials import SMALL, Context
+from lol_core.insight.generation import Painter, Sampling
+from lol_core.insight.maps import Map, MapSettings, draw_map
+from lol_core.insight.survey import Surveys, duplicates
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.crossvalidation import Folds, crossvalidate
+from lol_core.learning.training import Plan, train
+from lol_core.learning.verdict import Difference
+from ui.jobs import Job, sentence
+
+
+def open_zoo(folder: str, labels: str) -> Job[tuple[str, str], Zoo]:
+    """Reads the headers of a folder; ends after the present file, and reads none twice."""
+
+    def work(reporter: Reporter) -> Zoo:
+        def progress(done: int, total: int) -> None:
+            reporter.count("Reading headers: file", done, total)
+            reporter.check("The headers read so far are kept.")
+
+        return Zoo.open(Path(folder), labels or None, progress=progress)
+
+    return Job(work, (folder, labels), takes_turns=False).start()
+
+
+@dataclass
+class Run:
+    """One model to train and how far it is."""
+
+    title: str
+    plan: Plan
+    config: TrainingConfig
+    out: Path
+    resume: bool = False
+    progress: Progress = field(default_factory=lambda: Progress("Waiting", 0.0))
+    checkpoint: Checkpoint | None = None
+    error: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.checkpoint is not None or self.error is not None
+
+
+def train_runs(source: Source, runs: Sequence[Run]) -> Job[Sequence[Run], None]:
+    """Trains runs one after the other. Stopped, it ends the present one at its last finished epoch, saved, and skips
+    the rest.
+    """
+
+    def work(reporter: Reporter) -> None:
+        for number, run in enumerate(runs):
+            part = reporter.part(number / len(runs), (number + 1) / len(runs), f"{run.title}: ")
+
+            def hear(progress: Progress, run: Run = run, part: Reporter = part) -> None:
+                run.progress = progress
+                part.on_progress(progress)
+
+            if reporter.stopping:
+                run.error = "Skipped: training was stopped before it began."
+                continue
+            try:
+                own = Reporter(hear, reporter.stop)
+                run.checkpoint = train(source, run.plan, run.config, run.out, own, resume=run.resume)
+            except Exception as error:
+                run.error = sentence(error)
+
+    return Job(work, runs).start()
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A cross-validation, its scores (see `Folds.scores`), and how much better it ranks than each control."""
+
+    folds: Folds
+    scores: dict[str, dict[str, tuple[float, float]]]
+    differences: dict[str, Difference]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A cross-validation of several models. finished: title → what came out, filled as they end."""
+
+    fingerprint: str
+    targets: tuple[str, ...]
+    finished: dict[str, Validated] = field(default_factory=dict)
+
+
+def validate(
+    source: Source, targets: Sequence[str], configs: Mapping[str, TrainingConfig], folds: int
+) -> Job[Validation, None]:
+    """Cross-validates models one after the other. Stopped, it drops the present one."""
+    subject = Validation(source.fingerprint, tuple(targets))
+
+    def work(reporter: Reporter) -> None:
+        for number, (title, config) in enumerate(configs.items()):
+            part = reporter.part(number / len(configs), (number + 1) / len(configs), f"{title}: ")
+            made = crossvalidate(source, targets, config, folds, part)
+            differences = {control: made.difference(control) for control in ("norms only", "structure only")}
+            subject.finished[title] = Validated(made, made.scores(), differences)
+
+    return Job(work, subject).start()
+
+
+def read_weights(source: Source) -> Job[str, pd.DataFrame | None]:
+    """Reads the weights of a collection once and finds those that are the same function (see `duplicates`). Stopped, it
+    ends after the present file; what is read stays. Its subject is the collection's fingerprint.
+    """
+
+    def work(reporter: Reporter) -> pd.DataFrame | None:
+        read = partial(reporter.part(0.0, 0.9).count, "Reading weights:")
+        compare = partial(reporter.part(0.9, 1.0).count, "Comparing updates:")
+        surveys = Surveys(source).complete(read, reporter.stop)
+        same = duplicates(source, surveys, progress=compare, stop=reporter.stop)
+        return None if reporter.stopping else same
+
+    return Job(work, source.fingerprint, takes_turns=False).start()
+
+
+def map_of(
+    source: Source, settings: MapSettings, checkpoint: Checkpoint | None, start: pd.DataFrame | None
+) -> Job[MapSettings, Map | None]:
+    """Places a collection in a space and draws it."""
+
+    def work(reporter: Reporter) -> Map | None:
+        return draw_map(source, settings, checkpoint=checkpoint, start=start, reporter=reporter)
+
+    return Job(work, settings).start()
+
+
+def draw_sheets(
+    painter: Painter, loras: Sequence[Path | None], prompts: Sequence[str], sampling: Sampling
+) -> Job[None, None]:
+    """Draws the prompts with one LoRA after the other (None: the base alone) into the painter's cache. Stopped, it ends
+    between two sampling steps; what is finished stays.
+    """
+
+    def work(reporter: Reporter) -> None:
+        for number, lora in enumerate(loras):
+            reporter.show(f"Drawing {number + 1} of {len(loras)}", number / len(loras))
+            painter.draw(lora, prompts, sampling, reporter.stop)
+
+    return Job(work, None).start()
+
+
+def run_small(name: str, samples: Path) -> Job[str, Result]:
+    """Runs one of the paper's tables or figures small; its scores mean nothing. Stopped, it ends after the present fit,
+    which stays.
+    """
+    place = cache_folder() / "experiments"
+
+    def work(reporter: Reporter) -> Result:
+        return run_experiment(name, Context(samples, place / "fits", SMALL, reporter, place))
+
+    return Job(work, name).start()
