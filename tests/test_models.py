@@ -34,6 +34,7 @@ from lol_core.learning.models.layers import (
 )
 from lol_core.learning.models.o_align import procrustes
 from lol_core.learning.models.tucker import Part, TuckerConfig
+from lol_core.learning.models.wide import WideLinear
 from lol_core.learning.tasks import Binary
 from lol_core.learning.training import plan, train
 from lol_core.learning.verdict import Outcome
@@ -144,6 +145,45 @@ def test_equation_4_is_left_multiplication() -> None:
     for module in range(2):
         torch.testing.assert_close(out_U[:, module], torch.stack([layer.Phi[module] @ u for u in U[:, module]]))
         torch.testing.assert_close(out_V[:, module], torch.stack([layer.Psi[module] @ v for v in V[:, module]]))
+
+
+@pytest.mark.parametrize("config", [{}, {"equivariant_layers": 2}, {"mean_products": True}])
+def test_a_wide_gl_net_computes_what_a_plain_one_does(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its products are many they are read in parts, from a weight stored otherwise; the values, the gradients and
+    the names in a checkpoint are the same.
+    """
+    batch = random_batch()
+    plain = made("gl_net", batch, **config)
+    monkeypatch.setattr("lol_core.learning.models.layers.WIDE", 1)
+    for place in ("wide", "gl_net"):
+        monkeypatch.setattr(f"lol_core.learning.models.{place}.PART", 300)
+    split = made("gl_net", batch, **config)
+    first = split.head.latent[0]
+    assert isinstance(first, WideLinear) and (config.get("mean_products") or len(first.weights) > 1)
+    shapes = [{key: t.shape for key, t in model.state_dict().items()} for model in (split, plain)]
+    assert shapes[0] == shapes[1]
+    for key, tensor in plain.state_dict().items():
+        torch.testing.assert_close(split.state_dict()[key], tensor, msg=f"{key}: both begin alike")
+    split.load_state_dict({key: tensor + 0.01 for key, tensor in plain.state_dict().items()})
+    plain.load_state_dict({key: tensor + 0.01 for key, tensor in plain.state_dict().items()})
+    torch.testing.assert_close(split(batch), plain(batch))
+    torch.testing.assert_close(split.head.latent(split.features(batch)), split.embed(batch))
+    for model in (split, plain):
+        model(batch).square().sum().backward()
+    gradient = torch.cat([part.grad for part in first.weights if part.grad is not None]).T
+    torch.testing.assert_close(gradient, plain.head.latent[0].weight.grad)
+    assert isinstance(split, GLNet) and isinstance(plain, GLNet)
+    torch.testing.assert_close(split.first[0].Phi.grad, plain.first[0].Phi.grad)
+
+
+def test_a_wide_layer_names_what_does_not_fit() -> None:
+    layer = WideLinear(6, 2, [4, 2])
+    with pytest.raises(RuntimeError, match=r"weight is \(2, 5\); expected \(2, 6\)"):
+        layer.load_state_dict({"weight": torch.zeros(2, 5), "bias": torch.zeros(2)})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        layer.load_state_dict({"bias": torch.zeros(2)})
+    with pytest.raises(ValueError, match="do not make 6 inputs"):
+        WideLinear(6, 2, [4, 3])
 
 
 @pytest.mark.parametrize("name", NONLINEARITIES)

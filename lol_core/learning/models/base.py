@@ -136,6 +136,9 @@ class LoLModel(nn.Module):
         raise NotImplementedError
 
     def normalized(self, batch: Batch) -> Batch:
+        """The batch as the features read it; the same one where nothing is normalised, whose scales are 1."""
+        if not self.config.normalize:
+            return batch
         U = tuple(u * self.get_buffer(f"u_scale_{g}") for g, u in enumerate(batch.U))
         V = tuple(v * self.get_buffer(f"v_scale_{g}") for g, v in enumerate(batch.V))
         return Batch(batch.spec, U, V, batch.ranks, batch.magnitudes)
@@ -177,6 +180,11 @@ def flat_factors(batch: Batch) -> Tensor:
     """
     parts = []
     for (_, indices), U, V in zip(batch.spec.groups, batch.U, batch.V, strict=True):
+        ranks = {batch.spec.modules[i].rank for i in indices}
+        if len(ranks) == 1:  # in one piece, (B, L, (n + m) r)
+            (rank,) = ranks
+            parts.append(torch.cat([U[..., :rank].flatten(2), V[..., :rank].flatten(2)], 2).flatten(1))
+            continue
         for g, i in enumerate(indices):
             rank = batch.spec.modules[i].rank
             parts += [U[:, g, :, :rank].flatten(1), V[:, g, :, :rank].flatten(1)]

@@ -13,8 +13,9 @@ from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.core.symmetry import Stage
 from lol_core.learning.models.base import LoLModel, ModelConfig
-from lol_core.learning.models.layers import EquivariantLinear, EquivariantNonlinearity, InvariantProducts
+from lol_core.learning.models.layers import EquivariantLinear, EquivariantNonlinearity, Head, InvariantProducts
 from lol_core.learning.models.registry import register
+from lol_core.learning.models.wide import PART, WideLinear
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,18 @@ class GLNet(LoLModel):
         self.nonlinearity = EquivariantNonlinearity(config.sigma)
         self.products = InvariantProducts(config.mean_products)
 
+    @property
+    def _of_a_module(self) -> int:
+        return 1 if self.config.mean_products else self.config.equivariant_width**2
+
     def n_features(self) -> int:
-        return len(self.spec.modules) * (1 if self.config.mean_products else self.config.equivariant_width**2)
+        return len(self.spec.modules) * self._of_a_module
+
+    def make_head(self, features: int, outputs: int) -> nn.Module:
+        parts = [count * self._of_a_module for pieces in self.pieces for count in pieces]
+        magnitudes = [self.spec.magnitudes] if self.spec.magnitudes else []
+        config = self.config
+        return Head(features, outputs, config.width, config.depth, config.dropout, [*parts, *magnitudes])
 
     def stages(self, batch: Batch) -> list[Stage]:
         """The equivariant part, step by step; R passes through every stage unchanged. All groups are stacked: (B, L, w,
@@ -70,5 +81,36 @@ class GLNet(LoLModel):
         return found
 
     def features(self, batch: Batch) -> Tensor:
-        last = self.stages(batch)[-1]
-        return self.products(last.U, last.V)
+        return torch.cat(self.parts(batch), 1)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The latent vector of each LoRA: (B, width). Many products are read in parts and never copied together."""
+        if not isinstance(self.head.latent[0], WideLinear):
+            return super().embed(batch)
+        self.check_input(batch)
+        magnitudes = [] if batch.magnitudes is None else [batch.magnitudes]
+        latent: Tensor = self.head.latent([*self.parts(self.normalized(batch)), *magnitudes])
+        return latent
+
+    def parts(self, batch: Batch) -> list[Tensor]:
+        """The products of `pieces` modules each, flattened: (B, modules w²)."""
+        if self.further:
+            last = self.stages(batch)[-1]
+            pairs = [(last.U, last.V)]
+        else:
+            pairs = [layer(U, V) for layer, U, V in zip(self.first, batch.U, batch.V, strict=True)]
+        cut = [
+            pair
+            for (U, V), pieces in zip(pairs, self.pieces, strict=True)
+            for pair in zip(U.split(pieces, 1), V.split(pieces, 1), strict=True)
+        ]
+        return [self.products(U, V) for U, V in cut]
+
+    @property
+    def pieces(self) -> list[list[int]]:
+        """How many modules each part of the features holds, for each stack of modules."""
+        stacks = (
+            [len(self.spec.modules)] if self.config.equivariant_layers > 1 else [len(i) for _, i in self.spec.groups]
+        )
+        most = max(1, PART // (self._of_a_module * self.config.width))
+        return [[min(most, count - at) for at in range(0, count, most)] for count in stacks]

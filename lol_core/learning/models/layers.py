@@ -6,10 +6,15 @@ Factors are stacked: U (B, L, n, r), V (B, L, m, r).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from lol_core.learning.models.wide import WideLinear
+
+WIDE = 2**20
+"""Numbers in the head's first weight from which it is kept for speed; below, it is as quick as `nn.Linear` has it."""
 
 
 def relu_sign(x: Tensor) -> Tensor:
@@ -25,6 +30,15 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def left_product(maps: Tensor, factors: Tensor) -> Tensor:
+    """Each module's map times its factors, (L, n', n) and (B, L, n, r) → (B, L, n', r): L products of (n' × n) with
+    (n × B r). A broadcast over the batch would copy the maps B times.
+    """
+    B, L, n, r = factors.shape
+    columns = factors.permute(1, 2, 0, 3).reshape(L, n, B * r)
+    return torch.bmm(maps, columns).view(L, -1, B, r).permute(2, 0, 1, 3)
+
+
 class EquivariantLinear(nn.Module):
     """F(U, V) = (Φ U, Ψ V) for L modules of one shape (equation 4): every GL-equivariant linear map is of this form
     (proposition 1).
@@ -38,7 +52,7 @@ class EquivariantLinear(nn.Module):
         self.Psi = nn.Parameter(torch.empty(modules, m_out, m).uniform_(-1, 1) * m**-0.5)
 
     def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        return self.Phi @ U, self.Psi @ V
+        return left_product(self.Phi, U), left_product(self.Psi, V)
 
     def extra_repr(self) -> str:
         (modules, n_out, n), (_, m_out, m) = self.Phi.shape, self.Psi.shape
@@ -81,15 +95,25 @@ class Head(nn.Module):
     """The MLP on top: Linear, LayerNorm, ReLU, `depth − 1` further Linear–ReLU, then Linear to the outputs. `latent`:
     the last hidden layer (B, width).
 
-    With depth 0 the outputs are linear in the features, which are then the latent.
+    With depth 0 the outputs are linear in the features, which are then the latent. parts: how the features come in
+    pieces, where they are many; see `WideLinear`.
     """
 
-    def __init__(self, features: int, outputs: int, width: int, depth: int, dropout: float):
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        width: int,
+        depth: int,
+        dropout: float,
+        parts: Sequence[int] | None = None,
+    ):
         super().__init__()
         if depth == 0:
             self.latent, self.out = nn.Sequential(), nn.Sequential(nn.Dropout(dropout), nn.Linear(features, outputs))
             return
-        layers: list[nn.Module] = [nn.Linear(features, width), nn.LayerNorm(width), nn.ReLU()]
+        first = WideLinear(features, width, parts) if features * width >= WIDE else nn.Linear(features, width)
+        layers: list[nn.Module] = [first, nn.LayerNorm(width), nn.ReLU()]
         for _ in range(depth - 1):
             layers += [nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU()]
         self.latent = nn.Sequential(*layers)
