@@ -11,12 +11,13 @@ from lol_core.insight.explanation import explain
 from lol_core.insight.maps import MapSettings, colourings, regions
 from lol_core.insight.picture import Method
 from ui.choice import choose_lora
-from ui.figures import figure
+from ui.figures import figure, take
 from ui.frame import frame, need
 from ui.keys import key
 from ui.maps import choose_family, cluster_names, drawn
-from ui.points import walk_points
+from ui.points import any_previews, thumbnail, walk_points
 from ui.previews import link_to_lora, show_previews
+from ui.scatter import MAX_PLOTLY, scatter
 from ui.selection import computed, marked, offer, select, selected, visible
 from ui.state import checkpoints, load_or_stop
 
@@ -76,19 +77,49 @@ if space.share < 0.999:
     )
 if len(shown) < len(picture):
     st.caption(f"Showing the {len(shown):,} selected of {len(picture):,}.")
+many = flat and len(shown) > MAX_PLOTLY
 with st.container(horizontal=True):
     density = st.toggle("Density", key=key("density"), bind="query-params", disabled=not flat)
     clustered = flat and bool((clusters >= 0).any())
     named = st.toggle("Name the clusters", key=key("named"), bind="query-params", disabled=not clustered)
-over = regions(clusters, cluster_names(settings, zoo.fingerprint, clusters, zoo)) if named else {}
-figure(
-    plots.collection_map(shown, zoo.names, colours.get(colour), chosen, density, over),
-    "map",
-    f"Map of {len(shown)} LoRAs by {space.title}",
-    shown.assign(name=[zoo.names[id] for id in shown.index], cluster=clusters.reindex(shown.index)).rename_axis("lora"),
-    on_select=lambda: marked(zoo, "map"),
-    selection_mode=("points", "box", "lasso"),
-)
+    to_save = many and st.toggle(
+        "Figure to save", key=key("to_save"), help="Drawn by Plotly, whose toolbar saves it as SVG or PNG."
+    )
+alt, colouring = f"Map of {len(shown)} LoRAs by {space.title}", colours.get(colour)
+placed = shown.assign(name=[zoo.names[id] for id in shown.index], cluster=clusters.reindex(shown.index))
+placed = placed.rename_axis("lora")
+if many and not (density or named or to_save):
+    scatter(
+        shown,
+        zoo.names,
+        colouring,
+        name="many",
+        alt=alt,
+        selected=lambda: selected(zoo),
+        on_select=lambda ids: select(zoo, ids),
+        preview=(lambda id: thumbnail(zoo, id)) if any_previews(zoo) else None,
+    )
+    st.caption(
+        f"More than {MAX_PLOTLY:,} points are drawn by WebGL. The wheel zooms, a drag selects, Shift adds to the"
+        " selection and Alt takes from it. Density, names of clusters and figures to save are drawn by Plotly, which"
+        " takes longer."
+    )
+    take(lambda: placed, "map")
+else:
+    over = regions(clusters, cluster_names(settings, zoo.fingerprint, clusters, zoo)) if named else {}
+    figure(
+        plots.collection_map(shown, zoo.names, colouring, chosen, density, over),
+        "map",
+        alt,
+        placed,
+        on_select=lambda: marked(zoo, "map"),
+        selection_mode=("points", "box", "lasso"),
+    )
+    if many:
+        st.caption(
+            f"Drawn by Plotly. Without density, names and **Figure to save**, more than {MAX_PLOTLY:,} points are drawn"
+            " by WebGL, which is faster."
+        )
 if map_.moved is not None:
     st.caption(
         f"Laid over the map before it: its points lie {map_.moved:.0%} of that map's radius from where they were (root"

@@ -30,17 +30,19 @@ expect.set_options(timeout=MILLISECONDS)
 
 
 @contextmanager
-def server(cache: Path, log: Path = Path(os.devnull)) -> Iterator[str]:
-    """The app on a free port of this machine; yields its address. log: what it prints is written there."""
+def server(cache: Path, log: Path = Path(os.devnull), script: str = "app.py") -> Iterator[str]:
+    """The app, or another script, on a free port of this machine; yields its address. log: what it prints is written
+    there.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
+    command = [sys.executable, "-m", "streamlit", "run", script, f"--server.port={port}", "--server.headless=true"]
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"LOL_CACHE_DIR": str(cache)},
+            env=os.environ | {"LOL_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

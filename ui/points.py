@@ -15,20 +15,34 @@ from ui.keys import key
 from ui.previews import tiles
 
 MAX_PREVIEWS = 2000
+PROBED = 1000
 SIDE = 64
 _points = component("lol_explorer.points", js=(Path(__file__).parent / "points.js").read_text())
 
 
+def thumbnail(zoo: Zoo, id: str) -> str | None:
+    """The first picture of a LoRA's preview as a data URI."""
+    if (path := zoo.preview(id)) is None:
+        return None
+    buffer = io.BytesIO()
+    tiles(path)[0].resize((SIDE, SIDE)).save(buffer, "WEBP", quality=60)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _thumbnails(fingerprint: str, ids: tuple[str, ...], _zoo: Zoo) -> dict[str, str]:
-    """id → the first picture of its preview as a data URI."""
-    found = {}
-    for id in ids:
-        if (path := _zoo.preview(id)) is not None:
-            buffer = io.BytesIO()
-            tiles(path)[0].resize((SIDE, SIDE)).save(buffer, "WEBP", quality=60)
-            found[id] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return found
+    """id → its thumbnail, of those that have one."""
+    return {id: picture for id in ids if (picture := thumbnail(_zoo, id)) is not None}
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _any_previews(fingerprint: str, _zoo: Zoo) -> bool:
+    return any(_zoo.preview(id) for id in _zoo.ids[:: len(_zoo) // PROBED + 1])
+
+
+def any_previews(zoo: Zoo) -> bool:
+    """Whether LoRAs of a collection come with pictures; of a large one a thousand are looked at, evenly spread."""
+    return _any_previews(zoo.fingerprint, zoo)
 
 
 def walk_points(zoo: Zoo, ids: Sequence[str] = ()) -> None:
