@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
+from rich.progress import TaskID
 from rich.table import Table
 
+from lol_core.core.progress import Reporter
 from lol_core.errors import LoLError
 
 out, err = Console(), Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+LabelsFile = Annotated[
+    Path | None, typer.Option("--labels", help="A CSV or Parquet table of labels, if not labels.csv in the folder.")
+]
 
 
 @contextmanager
@@ -60,3 +67,24 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
 def bar_for(description: str, bar: Bar) -> Callable[[int, int], None]:
     task = bar.add_task(description, total=None)
     return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def reporter_for(bar: Bar, task: TaskID, stop: Callable[[], bool]) -> Reporter:
+    return Reporter(lambda p: bar.update(task, completed=p.fraction, description=p.message), stop)
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks for an orderly stop; a second one interrupts at once."""
+    pressed: list[int] = []
+
+    def handler(number: int, _frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from lol_core.errors import LoLError
-from lol_core.experiments.result import Result
-from lol_core.experiments.trials import Context
+
+if TYPE_CHECKING:
+    from lol_core.experiments.result import Result
+    from lol_core.experiments.trials import Context
 
 OF_PAPER = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure5")
 NAMES = (*OF_PAPER, "newer", "ablation")
@@ -20,5 +22,5 @@ def run(name: str, context: Context) -> Result:
     """Run an experiment. Raises LoLError for a name that is none, Stopped, and what the experiment raises."""
     if name not in NAMES:
         raise LoLError(f"No experiment {name!r}. There are {', '.join(NAMES)}.")
-    result = cast(Result, import_module(f"lol_core.experiments.{name}").run(context))
+    result = cast("Result", import_module(f"lol_core.experiments.{name}").run(context))
     return replace(result, title=f"{result.title} (small run: the scores mean nothing)") if context.small else result

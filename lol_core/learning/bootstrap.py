@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import bootstrap, kendalltau
 
 from lol_core.learning.verdict import LEVEL, Difference
 
@@ -18,6 +17,8 @@ Resampled = Callable[[np.ndarray], np.ndarray]
 
 def interval(score: Resampled, count: int, *, seed: int, draws: int, level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval of a score over resamples of `count` LoRAs; NaN for fewer than two."""
+    from scipy.stats import bootstrap  # takes a second to import
+
     if count < 2:
         return float("nan"), float("nan")
 
@@ -75,6 +76,8 @@ def concordance(y: np.ndarray, predicted: np.ndarray) -> Resampled:
     draws at once. (B,) each.
     """
     if len(y) > LARGEST_PAIRED:
+        from scipy.stats import kendalltau
+
         rows = np.arange(len(y))
 
         def one(count: np.ndarray) -> float:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import GroupKFold, KFold
 
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter, Stopped
@@ -75,6 +74,8 @@ def crossvalidate(
 
     Raises TaskError or ModelError as `plan` does, TaskError for fewer than two folds, and Stopped.
     """
+    from sklearn.model_selection import GroupKFold, KFold  # takes a second to import
+
     whole = plan(zoo, targets, config)
     if folds < 2:
         raise TaskError(f"Cross-validation needs at least two folds; found {folds}.")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from scipy.stats import t as student
 
 from lol_core.learning.metrics import METRIC_TITLES
 
@@ -101,6 +100,8 @@ def over_seeds(gaps: Sequence[float], test_share: float) -> Difference:
     The splits of several seeds overlap, so that their scores are not independent: the variance is that of Nadeau and
     Bengio (2003), (1/J + n_test/n_train) s², with Student's t of J − 1 degrees of freedom.
     """
+    from scipy.stats import t as student  # takes a second to import
+
     values = np.asarray(gaps, np.float64)
     mean, count = float(values.mean()), len(values)
     if count < 2 or not np.isfinite(values).all():

@@ -1,0 +1,70 @@
+"""The command `experiment`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress as Bar
+
+from lol_core.cli.console import AsJson, err, interrupts, out, print_json, print_table, reported, reporter_for
+from lol_core.experiments import NAMES
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
+    out_folder: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="results.md and the folder results/ go there; fits that are there are not made again."
+        ),
+    ],
+    samples: Annotated[Path, typer.Option("--zoo", help="The folder of the sample zoos.")] = Path("sample_loras"),
+    seeds: int = 3,
+    small: Annotated[
+        bool, typer.Option(help="A few LoRAs, one seed, two epochs: shows how it runs; the scores mean nothing.")
+    ] = False,
+    work: Annotated[Path, typer.Option(help="Where figure4 puts the LoRAs it makes.")] = Path("build"),
+    threads: Annotated[int, typer.Option(help="Threads of PyTorch; the last digits depend on it.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat a table or figure of the paper on the sample zoos, beside the paper's numbers. Ctrl-C stops it; the
+    same command goes on.
+    """
+    import torch
+
+    from lol_core.experiments import run as run_experiment
+    from lol_core.experiments.result import blocks, write_report
+    from lol_core.experiments.trials import SMALL, Budget, Context
+
+    torch.set_num_threads(threads)
+    with reported(), Bar(console=err, transient=True) as bar, interrupts() as stop:
+        shown = bar.add_task("Starting", total=1.0)
+
+        budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
+        result = run_experiment(
+            name, Context(samples, out_folder / "results" / "fits", budget, reporter_for(bar, shown, stop), work)
+        )
+        place = result.write(out_folder / "results")
+        report = write_report(out_folder)
+    if as_json:
+        print_json(
+            {
+                "name": name,
+                "title": result.title,
+                "cells": result.cells.to_dict("records"),
+                "findings": [vars(f) for f in result.findings],
+                "settings": result.settings,
+                "written": [str(place), str(report)],
+            }
+        )
+        return
+    for heading, table in blocks(result.cells):
+        print_table(
+            [{heading: row} | values for row, values in zip(table.index, table.to_dict("records"), strict=True)]
+        )
+    for finding in result.findings:
+        out.print(f"{finding.holds}: {finding.paper} Here: {finding.here}", highlight=False, soft_wrap=True)
+    out.print(f"Written to {place}", highlight=False, soft_wrap=True)

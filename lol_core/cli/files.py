@@ -1,0 +1,93 @@
+"""Commands that look at files: `probe`, `scan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.progress import Progress as Bar
+
+from lol_core.cli.console import AsJson, LabelsFile, bar_for, err, out, print_json, print_table, reported
+
+
+def probe(path: Path, as_json: AsJson = False) -> None:
+    """What a file's header says: dialect, modules, ranks, scales, base model. The weights are not read."""
+    from lol_core.formats import probe as probe_file
+    from lol_core.formats import suggest_base_model
+
+    with reported():
+        lora = probe_file(path)
+    modules = [
+        {
+            "name": y.name,
+            "kind": y.kind,
+            "n": y.n,
+            "m": y.m,
+            "rank": y.rank,
+            "alpha": y.alpha,
+            "scale": y.scale,
+            "dora": y.magnitude is not None,
+            "dtype": y.dtype,
+        }
+        for y in lora.layers
+    ]
+    summary = {
+        "path": str(path),
+        "dialect": lora.dialect,
+        "base_model": lora.base_model,
+        "suggested_base_model": suggest_base_model(lora),
+        "modules": len(modules),
+        "ranks": list(lora.ranks),
+        "parameters": lora.parameters,
+        "dtypes": list(lora.dtypes),
+    }
+    if as_json:
+        print_json(
+            summary
+            | {
+                "modules": modules,
+                "metadata": dict(lora.metadata),
+                "extras": list(lora.extras),
+                "notes": list(lora.notes),
+            }
+        )
+        return
+    print_table([{"": key, "value": value} for key, value in summary.items()])
+    print_table(modules)
+    for note in lora.notes:
+        out.print(note, highlight=False)
+
+
+def scan(folder: Path, labels: LabelsFile = None, as_json: AsJson = False) -> None:
+    """Every LoRA of a folder, and every file that is none, with the reason."""
+    from lol_core.collections.zoo import Zoo
+
+    with reported(), Bar(console=err, transient=True) as bar:
+        zoo = Zoo.open(folder, labels, progress=bar_for("Reading headers", bar))
+    loaded = [
+        {
+            "path": e.path,
+            "dialect": e.dialect,
+            "base_model": e.base_model,
+            "modules": e.modules,
+            "ranks": list(e.ranks),
+            "parameters": e.parameters,
+        }
+        for e in zoo.entries
+    ]
+    refused = [{"path": e.path, "reason": e.reason} for e in zoo.refused]
+    if as_json:
+        about = {
+            "folder": str(zoo.folder),
+            "fingerprint": zoo.fingerprint,
+            "unjoined_labels": list(zoo.unjoined_labels),
+            "labels_problem": zoo.labels_problem,
+        }
+        print_json(about | {"loaded": loaded, "refused": refused})
+        return
+    print_table(loaded)
+    if refused:
+        out.print(f"{len(refused)} files were refused:")
+        print_table(refused)
+    if zoo.labels_problem:
+        err.print(zoo.labels_problem, highlight=False, soft_wrap=True)
+    out.print(f"{len(loaded)} LoRAs, {len(refused)} refused, {zoo.labels.shape[1]} label columns.", highlight=False)

@@ -1,0 +1,257 @@
+"""Commands that learn and predict: `train`, `crossvalidate`, `predict`. Defaults are those of the configurations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress as Bar
+
+from lol_core.cli.console import (
+    AsJson,
+    LabelsFile,
+    err,
+    interrupts,
+    out,
+    print_json,
+    print_table,
+    reported,
+    reporter_for,
+)
+from lol_core.errors import LoLError
+
+MODEL_NAMES = "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, tucker"
+
+
+def train(
+    zoo: Annotated[Path, typer.Option(help="The folder of LoRAs.")],
+    target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes.")],
+    model: Annotated[str, typer.Option(help=f"One of {MODEL_NAMES}, or of your own.")] = "gl_net",
+    seed: int = 0,
+    labels: LabelsFile = None,
+    epochs: int = 60,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without a better validation loss before stopping; 0: never.")
+    ] = 15,
+    width: Annotated[int, typer.Option(help="Width of the head.")] = 64,
+    dropout: float = 0.0,
+    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = 16,
+    equivariant_layers: Annotated[int, typer.Option(help="GL-net only.")] = 1,
+    mean_products: Annotated[
+        bool, typer.Option(help="GL-net only: the mean of each product (appendix D.1.1).")
+    ] = False,
+    normalize: Annotated[
+        bool, typer.Option(help="Divide each module's factors by their training standard deviation.")
+    ] = False,
+    class_weights: bool = False,
+    group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
+    shuffled_control: Annotated[bool, typer.Option(help="Also fit the model to permuted labels.")] = False,
+    device: str = "auto",
+    resume: Annotated[
+        bool, typer.Option(help="Go on with a training that was stopped (Ctrl-C) in the same folder.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a LoL model and report its test scores beside its controls. Ctrl-C stops it with everything saved."""
+    from lol_core.collections.zoo import Zoo
+    from lol_core.learning.checkpoint import TrainingConfig
+    from lol_core.learning.leaderboard import verdicts
+    from lol_core.learning.metrics import METRIC_TITLES
+    from lol_core.learning.models import find_model
+    from lol_core.learning.training import plan
+    from lol_core.learning.training import train as train_model
+
+    with reported():
+        kind = find_model(model)
+    shape = kind.configure(
+        width=width,
+        dropout=dropout,
+        equivariant_width=equivariant_width,
+        equivariant_layers=equivariant_layers,
+        mean_products=mean_products,
+        normalize=normalize,
+    )
+    config = TrainingConfig(
+        model=model,
+        model_config=shape,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        patience=patience,
+        class_weights=class_weights,
+        seed=seed,
+        device=device,
+        group_column=group,
+        shuffled_control=shuffled_control,
+    )
+    interrupted = False
+    with reported(), Bar(console=err, transient=True) as bar, interrupts() as stop:
+        opened = Zoo.open(zoo, labels)
+        planned = plan(opened, target, config)
+        task = bar.add_task("Starting", total=1.0)
+
+        checkpoint = train_model(opened, planned, config, out_folder, reporter_for(bar, task, stop), resume=resume)
+        interrupted = not checkpoint.finished
+    report = {
+        "model": model,
+        "targets": target,
+        "task": checkpoint.task.kind,
+        "seed": seed,
+        "checkpoint": str(out_folder),
+        "finished": checkpoint.finished,
+        "split": {part: len(ids) for part, ids in checkpoint.split.items()},
+        "parameters": checkpoint.model.n_parameters,
+        "epochs": len(checkpoint.history),
+        "test": dict(checkpoint.metrics["test"]),
+        "test by target": checkpoint.metrics["test"].by_target,
+        "train": dict(checkpoint.metrics["train"]),
+        "interval": checkpoint.interval,
+        "controls": {name: dict(scores) for name, scores in checkpoint.controls.items()},
+        "verdicts": [asdict(given) for given in verdicts(checkpoint)],
+        "left_out": checkpoint.left_out,
+        "left_out_modules": list(checkpoint.left_out_modules),
+    }
+    if as_json:
+        print_json(report)
+    else:
+        names = list(checkpoint.metrics["test"])
+        scores = {"train": checkpoint.metrics["train"], "test": checkpoint.metrics["test"]} | {
+            f"control: {k}": v for k, v in checkpoint.controls.items()
+        }
+        print_table(
+            [{"": part} | {METRIC_TITLES[name]: values[name] for name in names} for part, values in scores.items()]
+        )
+        for given in verdicts(checkpoint):
+            out.print(f"It is {given.sentence}. {given.evidence}", highlight=False, soft_wrap=True)
+        out.print(f"{checkpoint.title}: saved in {out_folder}", highlight=False)
+    if interrupted:
+        err.print("Stopped before the end. Go on with the same command and --resume.")
+
+
+def crossvalidate(
+    zoo: Annotated[Path, typer.Option(help="The folder of LoRAs.")],
+    target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
+    model: Annotated[str, typer.Option(help=f"One of {MODEL_NAMES}, or of your own.")] = "gl_net",
+    folds: int = 5,
+    seed: int = 0,
+    labels: LabelsFile = None,
+    epochs: int = 60,
+    learning_rate: float = 1e-3,
+    width: Annotated[int, typer.Option(help="Width of the head.")] = 64,
+    dropout: float = 0.0,
+    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = 16,
+    group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Predict every LoRA by a model that has not seen it, and say how much better that ranks them than the controls
+    do.
+    """
+    from lol_core.collections.zoo import Zoo
+    from lol_core.learning.checkpoint import TrainingConfig
+    from lol_core.learning.crossvalidation import crossvalidate as cross_validate
+    from lol_core.learning.metrics import METRIC_TITLES
+    from lol_core.learning.models import find_model
+
+    with reported():
+        kind = find_model(model)
+    shape = kind.configure(width=width, dropout=dropout, equivariant_width=equivariant_width)
+    config = TrainingConfig(
+        model=model,
+        model_config=shape,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        group_column=group,
+    )
+    with reported(), Bar(console=err, transient=True) as bar, interrupts() as stop:
+        opened = Zoo.open(zoo, labels)
+        shown = bar.add_task("Starting", total=1.0)
+        found = cross_validate(
+            opened,
+            target,
+            config,
+            folds,
+            reporter_for(bar, shown, stop),
+        )
+    scores, controls = found.scores(), [name for name in found.predicted if name != "model"]
+    metric = found.task.ranked
+    differences = {name: found.difference(name) for name in controls}
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "targets": target,
+                "folds": folds,
+                "seed": seed,
+                "LoRAs": len(found.truth),
+                "mean and std over folds": scores,
+                "pooled": {name: dict(pooled) for name, pooled in found.pooled().items()},
+                "compared by": metric,
+                "model less control": {name: asdict(gap) for name, gap in differences.items()},
+            }
+        )
+        return
+    names = list(scores["model"])
+    print_table(
+        [
+            {"": part} | {METRIC_TITLES[name]: f"{values[name][0]:.3f} ± {values[name][1]:.3f}" for name in names}
+            for part, values in scores.items()
+        ]
+    )
+    for name, gap in differences.items():
+        line = (
+            f"{METRIC_TITLES[metric]} over all {len(found.truth)} LoRAs, {model} less {name}: {gap.value:+.3f}"
+            f" (95 % {gap.low:+.3f} to {gap.high:+.3f})"
+        )
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    path: Annotated[Path, typer.Argument(help="A LoRA file, a PEFT folder, or a folder of LoRAs.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a trained model says about a LoRA or about every LoRA of a folder."""
+    from lol_core.collections.zoo import Zoo
+    from lol_core.formats import read
+    from lol_core.learning.checkpoint import Checkpoint
+
+    with reported():
+        model = Checkpoint.load(checkpoint)
+        notes: list[str] = []
+        if path.is_dir() and not any(
+            (path / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")
+        ):
+            zoo = Zoo.open(path)
+            notes = model.compare(zoo)
+            table, refused = model.predict_zoo(zoo)
+        else:
+            lora = read(path)
+            if problems := model.spec.misfits(lora):
+                raise LoLError(f"{path} does not fit this model: {' '.join(problems)}")
+            lora.check_finite()
+            table, refused = model.task.frame(model.predict([lora]), [str(path)]), {}
+    if as_json:
+        print_json(
+            {
+                "model": model.title,
+                "predictions": {id: row.to_dict() for id, row in table.iterrows()},
+                "refused": refused,
+                "notes": notes,
+            }
+        )
+        return
+    print_table([{"lora": id} | row.to_dict() for id, row in table.iterrows()])
+    for id, reason in refused.items():
+        err.print(f"{id}: {reason}", highlight=False, soft_wrap=True)
+    for note in notes:
+        err.print(note, highlight=False, soft_wrap=True)
