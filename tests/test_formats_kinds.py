@@ -102,6 +102,10 @@ def test_several_factors_with_a_router_are_a_mixture(tmp_path: Path) -> None:
     tensors = {"l.q.lora_A.weight": A, "l.q.lora_B0.weight": B, "l.q.lora_B1.weight": B, "l.q.lora_route.weight": A}
     with pytest.raises(LoRAFormatError, match="mixture of LoRAs.*lora_B0"):
         written(tmp_path, tensors)
+    experts = pair("l.mlp.up_proj.experts.0") | pair("l.mlp.up_proj.experts.1") | {"l.mlp.moe_gate.weight": A}
+    with pytest.raises(LoRAFormatError, match="mixture of LoRAs"):
+        written(tmp_path, experts)
+    assert len(written(tmp_path, pair("l.mlp.experts.0.up_proj") | pair("l.mlp.experts.1.up_proj")).layers) == 2
 
 
 SCALED = {

@@ -142,6 +142,9 @@ LYCORIS = [
     ("locon", "square", {"weight_decompose": True, "wd_on_out": False}),
     ("locon", "conv", {"weight_decompose": True}),
     ("loha", "linear", {}),
+    ("loha", "conv", {"weight_decompose": True, "wd_on_out": False}),
+    ("lokr", "conv", {"weight_decompose": True, "wd_on_out": False}),
+    ("lokr", "sound", {"weight_decompose": True}),
     ("loha", "conv", {"use_tucker": True}),
     ("lokr", "linear", {}),
     ("lokr", "conv", {}),
@@ -169,6 +172,7 @@ def test_lycoris(algorithm: str, layer: str, options: dict[str, Any], tmp_path: 
         assert read_layer.scale == 1.5 and read_layer.rank == 2
     else:  # what its forward pass adds; its get_merged_weight applies the scale of LoHa and LoKr a second time
         merged = base.weight.detach() + module.get_weight(base.weight.shape).detach()
+        merged = module.apply_weight_decompose(merged).detach() if module.wd else merged
     torch.testing.assert_close(read_layer.merge(weight), merged.reshape(weight.shape), rtol=1e-4, atol=1e-4)
 
 

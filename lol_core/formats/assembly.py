@@ -99,7 +99,9 @@ def _hadamard(tensors: Mapping[str, Tensor]) -> Parametrisation:
 
     def product(i: int) -> LowRank | Tucker:
         a, b = tensors[f"hada_w{i}_a"], tensors[f"hada_w{i}_b"]
-        return Tucker(a.T, tensors[f"hada_t{i}"], b.T) if f"hada_t{i}" in tensors else LowRank(a, b.T)
+        if f"hada_t{i}" in tensors:
+            return Tucker(a.T, tensors[f"hada_t{i}"], b.T)
+        return LowRank(a, b.T, _unflattened(len(a), b.shape[1], _channels(tensors)))
 
     return Hadamard(product(1), product(2))
 
@@ -108,15 +110,29 @@ def _kronecker(tensors: Mapping[str, Tensor]) -> tuple[Parametrisation, int]:
     """LoKr, ΔW = W₁ ⊗ W₂, each whole or a product; also the rank of a factorised part (0 if none is)."""
     rank = 0
 
-    def factor(i: int) -> Whole | LowRank | Tucker:
+    def factor(i: int, channels: int = 0) -> Whole | LowRank | Tucker:
         nonlocal rank
         if f"lokr_w{i}" in tensors:
             return Whole(tensors[f"lokr_w{i}"])
         a, b = tensors[f"lokr_w{i}_a"], tensors[f"lokr_w{i}_b"]
         rank = b.shape[0]
-        return Tucker(a.T, tensors[Role.LOKR_T2], b.T) if i == 2 and Role.LOKR_T2 in tensors else LowRank(a, b.T)
+        if i == 2 and Role.LOKR_T2 in tensors:
+            return Tucker(a.T, tensors[Role.LOKR_T2], b.T)
+        return LowRank(a, b.T, _unflattened(len(a), b.shape[1], channels))
 
-    first, second = factor(1), factor(2)
+    first = factor(1)
     if isinstance(first, Tucker):
         raise LoRAFormatError("The first factor of a Kronecker product has no core.")
-    return Kronecker(first, second), rank
+    channels, blocks = _channels(tensors), first.weight_shape[1]
+    return Kronecker(first, factor(2, channels // blocks if channels % blocks == 0 else 0)), rank
+
+
+def _channels(tensors: Mapping[str, Tensor]) -> int:
+    """How many inputs a module has, as a magnitude along them tells; 0 when there is none."""
+    magnitude = tensors.get(Role.MAGNITUDE)
+    return magnitude.numel() if magnitude is not None and magnitude.ndim > 1 else 0
+
+
+def _unflattened(n: int, m: int, channels: int) -> tuple[int, ...]:
+    """(n, channels, kernel) of a convolution that LyCORIS stores flattened, (n, m) of any other weight."""
+    return (n, channels, m // channels) if channels and channels < m and m % channels == 0 else (n, m)

@@ -36,6 +36,10 @@ _FACTOR_WORD = re.compile(
 )
 
 
+_EXPERT = re.compile(r"\.(?:lora_)?experts?\.\d+$")
+"""A factor pair whose number stands right before it is one of several for the same module (MixLoRA)."""
+
+
 @dataclass
 class Grouping:
     """modules: name → slot → key in the file; refused: name → why it cannot be read; extras: all other keys; adapters:
@@ -82,6 +86,9 @@ def group(keys: Iterable[str], parse: Parse = role_of) -> Grouping:
         if len(names_there) > 1:
             result.modules.pop(name)
             result.refused[name] = f"its factors belong to different adapters ({', '.join(sorted(names_there))})"
+    for name in [name for name in result.modules if _EXPERT.search(name)]:
+        result.modules.pop(name)
+        result.refused[name] = "one of several experts of a mixture of LoRAs, which a router weights"
     result.adapters = sorted({adapter for names_there in adapters.values() for adapter in names_there})
     for name, slots in list(result.modules.items()):
         if not any(Role(slot.split(".")[0].rstrip("*")) in FACTORS for slot in slots):
