@@ -1,0 +1,93 @@
+"""An R for every module, as chosen on a page: drawn from a group, or typed."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import torch
+
+from lol_core.core.groups import GL, GROUPS, Group, named
+from lol_core.core.symmetry import given, sample_for
+from lol_core.insight.invariance import Study
+from ui.frame import need, needed
+from ui.keys import key
+
+Precision = Literal["float32", "float64"]
+HAND = "hand"
+TITLES = {group.key: group.title for group in GROUPS} | {HAND: "by hand"}
+EDITABLE = 16
+"""The largest rank whose R is edited by hand."""
+
+
+def choose_precision(name: str, default: Precision) -> Precision:
+    options: list[Precision] = ["float32", "float64"]
+    return st.segmented_control(
+        "Computed in", options, default=default, key=key(name), required=True, bind="query-params"
+    )
+
+
+def next_draw() -> None:
+    st.session_state[key("draw")] += 1
+
+
+def edited(r: int) -> torch.Tensor | None:
+    """The r × r matrix typed into the page, None while it has no inverse."""
+    start = pd.DataFrame(np.eye(r), columns=[f"column {j + 1}" for j in range(r)])
+    typed = st.data_editor(start, key=key(f"R_{r}"), hide_index=True)
+    R = torch.tensor(typed.fillna(0).to_numpy(np.float64))
+    if torch.linalg.matrix_rank(R) == r:
+        return R
+    st.error(
+        f"det R = {torch.linalg.det(R).item():.3g}: R has no inverse, so (UR, VR⁻ᵀ) does not exist. Change an entry."
+    )
+    return None
+
+
+def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, bool]:
+    """R for every module, its group, the precision, and whether all modules share it, as chosen on the page."""
+    choice = st.segmented_control(
+        "R is drawn from",
+        list(TITLES),
+        format_func=TITLES.__getitem__,
+        default=GL.key,
+        key=key("group"),
+        bind="query-params",
+        required=True,
+    )
+    by_hand = choice == HAND
+    group = GL if by_hand else named(choice)
+    sized, words = group.conditioned and not by_hand, "The condition number of R."
+    label, bound = "κ(R) = 10^x", cast(Literal["query-params"], "query-params")
+    exponent = st.slider(label, 0.0, 4.0, 1.0, 0.25, key=key("kappa"), bind=bound, disabled=not sized, help=words)
+    a, b = st.columns(2)
+    shared = a.segmented_control(
+        "R is",
+        ["own", "shared"],
+        format_func={"own": "each module's", "shared": "shared"}.__getitem__,
+        default="own",
+        key=key("shared"),
+        bind="query-params",
+        required=True,
+        disabled=by_hand,
+    )
+    with b:
+        precision = choose_precision("dtype", "float32")
+    a, b = st.columns(2, vertical_alignment="bottom")
+    icon, label = ":material/casino:", "Draw another R"
+    a.button(label, type="primary", icon=icon, width="stretch", on_click=next_draw, disabled=by_hand)
+    words = "The seed of R: the same number gives the same R."
+    draw = int(b.number_input("Draw", 1, 10**6, 1, key=key("draw"), bind=bound, help=words))
+    batch, r = study.start(getattr(torch, precision)), max(study.lora.ranks)
+    if not by_hand:
+        generator = torch.Generator().manual_seed(draw)
+        condition = 10.0**exponent if sized else 1.0
+        R = sample_for(batch, group, condition=condition, generator=generator, shared=shared == "shared")
+        return R, group, precision, shared == "shared"
+    words = (
+        f"R is {r} × {r} here: too large to type. Draw it from a group, or choose a LoRA of rank {EDITABLE} or less."
+    )
+    need(r <= EDITABLE, words)
+    return given(batch, {r: needed(edited(r), "Type a matrix that has an inverse.")}), group, precision, True
