@@ -158,6 +158,19 @@ def test_an_alpha_that_is_no_finite_number_refuses_its_module(alpha: Tensor, tmp
         written(tmp_path, pair() | {"layers.0.q.alpha": alpha})
 
 
+def test_tags_are_no_settings(tmp_path: Path) -> None:
+    """kohya keeps its training tags in the header; one of them may be called alpha."""
+    tags = json.dumps({"img": {"alpha": 3, "r": 2, "lora_alpha": 5}})
+    lora = written(tmp_path, pair(), ss_tag_frequency=tags, ss_datasets=tags)
+    assert lora.layers[0].scale == 1.0 and any("unknown" in note for note in lora.notes)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "((q|l)*)*x", "[", ".*.*.*.*.*.*q"])
+def test_a_pattern_that_cannot_be_matched_is_refused_at_once(pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(LoRAFormatError, match="pattern"):
+        written(tmp_path, pair("a" * 60), {"lora_alpha": 8, "alpha_pattern": {pattern: 1}})
+
+
 def test_an_alpha_of_zero_is_noted(tmp_path: Path) -> None:
     lora = written(tmp_path, pair() | {"layers.0.q.alpha": torch.tensor(0.0)})
     assert lora.layers[0].scale == 1.0 and any("alpha is 0" in note for note in lora.notes)

@@ -26,6 +26,11 @@ LARGEST = 3.4028234e38
 """The largest float32: what is above it is infinite to all that computes with it."""
 
 
+_REPEATS = re.compile(r"(?<!\\)[*+{]")
+_NESTED = re.compile(r"(?<!\\)[*+}].*\)[*+{]", re.DOTALL)
+"""Repetition of something that may repeat itself, whose matching can take exponential time."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """alpha and how it divides: by the rank or by `rank` where the library divides by a configured one; value: s itself
@@ -77,7 +82,9 @@ class Scales:
     def _find(self) -> Iterator[_Source]:
         """All settings there are, the nearest to the factors first."""
         for key, text in self.metadata.items():
-            if isinstance(text, str) and text.lstrip().startswith("{") and "alpha" in text:
+            if key.startswith(("ss_", "sshs_", "modelspec.")):
+                continue  # kohya's tags and arguments, where "alpha" may be anything
+            if isinstance(text, str) and text.lstrip().startswith("{") and 'lora_alpha"' in text:
                 try:
                     content = json.loads(text)
                 except (ValueError, RecursionError):
@@ -196,7 +203,7 @@ def _by_component(place: str, flat: Mapping[str, Any]) -> Iterator[_Source]:
         component, _, option = str(key).rpartition(".")
         if option in OPTIONS:
             components.setdefault(component, {})[option] = value
-        elif isinstance(value, dict) and OPTIONS & value.keys():
+        elif isinstance(value, dict) and "lora_alpha" in value:
             components.setdefault(str(key), {}).update(value)
     for component in sorted(components, key=lambda name: -len(name)):
         yield _Source(place, component, components[component], only=len(components) == 1)
@@ -214,6 +221,10 @@ def _patterned(patterns: Any, names: tuple[str, ...]) -> Any:
 
 @lru_cache(maxsize=4096)
 def _compiled(key: str) -> re.Pattern[str]:
+    if len(_REPEATS.findall(key)) > 4 or _NESTED.search(key):
+        raise LoRAFormatError(
+            f"The configuration's pattern {key[:80]!r} repeats too much to be matched in bounded time."
+        )
     try:
         return re.compile(rf"(?:.*\.)?(?:{key})$")
     except (re.error, OverflowError, RecursionError) as error:
