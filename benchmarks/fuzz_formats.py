@@ -204,6 +204,17 @@ def watched(seeds: list[Seed], tally: Tally, stop: int) -> Tally:
         return before
 
 
+def warm_up(seeds: list[Seed]) -> None:
+    """Open every seed as it is, so that what PyTorch loads when it is first needed is nobody's two seconds."""
+    for seed in seeds:
+        with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
+            for name, content in seed.files.items():
+                (Path(folder) / name).write_bytes(content)
+            outcome, finding = examine(Path(folder) / seed.main)
+            if finding:
+                print(f"{seed.name}, as it is: {outcome}: {finding}")
+
+
 def again(seeds: list[Seed], tally: Tally) -> None:
     """Look once more at the inputs of all findings: those that pass now are mended."""
     for key, finding in list(tally.findings.items()):
@@ -270,6 +281,7 @@ def main(
         if saved["number"] == number and saved["seeds"] == len(seeds):
             saved.pop("seeds")
             tally = Tally(**saved | {key: Counter(saved[key]) for key in ("outcomes", "containers")})
+    warm_up(seeds)
     again(seeds, tally)
     while tally.next < count:
         tally = watched(seeds, tally, min(count, tally.next + batch))

@@ -218,3 +218,22 @@ def test_blocks_of_whole_numbers_are_refused(tmp_path: Path) -> None:
     for open_ in (probe, read):
         with pytest.raises(LoRAFormatError, match="blocks of float32, int8: quantised"):
             open_(tmp_path / "x.safetensors")
+
+
+PATTERNS = (
+    "([a-z_.0-9]+)+!",
+    "(a|a)*b",
+    "((((a{100}){100}){100}){100})",
+    "(a{1000}){1000}",
+    "(" * 5000,
+    "a" * 20_000,
+    "[",
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_that_takes_for_ever_does_not(pattern: str, tmp_path: Path) -> None:
+    """Anyone may have written the configuration: it is read, or refused for its pattern, and soon."""
+    write_peft(tmp_path, random_lora([("a" * 60 + ".layers.0.self_attn.q_proj", 6, 5, 2)]), alpha_pattern={pattern: 1})
+    with contextlib.suppress(LoRAFormatError):
+        assert probe(tmp_path).layers[0].scale == 1.0

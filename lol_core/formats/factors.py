@@ -106,7 +106,12 @@ def block_diagonal(parts: Sequence[Tensor]) -> Tensor:
         raise LoRAFormatError(f"blocks of {', '.join(sorted(str(dtype)[6:] for dtype in types))}: quantised factors?")
     if len(types) > 1 or any(dtype.itemsize == 1 for dtype in types):
         parts = [part.float() for part in parts]
-    return torch.block_diag(*parts)
+    whole = parts[0].new_zeros(sum(len(part) for part in parts), sum(part.shape[1] for part in parts))
+    row = column = 0
+    for part in parts:  # torch.block_diag takes a second to load what it needs for tensors without data
+        whole[row : row + len(part), column : column + part.shape[1]] = part
+        row, column = row + len(part), column + part.shape[1]
+    return whole
 
 
 def turned(name: str, tensors: Mapping[str, Tensor], transposed: bool | None) -> dict[str, Tensor]:
@@ -156,17 +161,18 @@ def multiplied(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if down is None:
         raise LoRAFormatError(f"{name}: a matrix between factors that are no pair of up and down.")
     rank = down.shape[0]
+    if diagonal is not None and diagonal.numel() != rank:
+        raise LoRAFormatError(f"{name}: a diagonal of {diagonal.numel()} between factors of rank {rank}.")
+    if mixer is not None and mixer.shape != (rank, rank):
+        raise LoRAFormatError(
+            f"{name}: a matrix {tuple(mixer.shape)} between factors of rank {rank}; expected {(rank, rank)}."
+        )
     flat = down.float().flatten(1)
-    if diagonal is not None:
-        if diagonal.numel() != rank:
-            raise LoRAFormatError(f"{name}: a diagonal of {diagonal.numel()} between factors of rank {rank}.")
-        flat = diagonal.float().to(flat.device).reshape(rank, 1) * flat
-    if mixer is not None:
-        if mixer.shape != (rank, rank):
-            raise LoRAFormatError(
-                f"{name}: a matrix {tuple(mixer.shape)} between factors of rank {rank}; expected {(rank, rank)}."
-            )
-        flat = mixer.float().to(flat.device) @ flat
+    if not flat.is_meta:  # where there are no numbers to multiply, PyTorch takes a second to load how it would
+        if diagonal is not None:
+            flat = diagonal.float().reshape(rank, 1) * flat
+        if mixer is not None:
+            flat = mixer.float() @ flat
     tensors[role] = flat.reshape(down.shape)
     return tensors
 

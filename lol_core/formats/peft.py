@@ -128,7 +128,10 @@ def _unpooled(down: Tensor, config: Config) -> Tensor:
             f"QALoRA pools {str(given)[:40]} inputs (qalora_group_size) for a lora_A of shape {tuple(down.shape)};"
             f" expected a whole number up to {MAX_POOLED} and a matrix."
         )
-    return (down.float() * (down.shape[1] / size)).repeat_interleave(size, dim=1)
+    scaled = down.float()
+    if not scaled.is_meta:  # see factors.multiplied
+        scaled = scaled * (down.shape[1] / size)
+    return scaled.unsqueeze(2).expand(-1, -1, size).flatten(1)
 
 
 def _grouped_convolution(down: Tensor, up: Tensor) -> Tensor:

@@ -7,16 +7,24 @@ a note says so.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
+import regex
 from torch import Tensor
 
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.names import Role
+
+MAX_PATTERN = 10_000
+MAX_REPEATS = 1_000
+"""Characters, and counted repetitions of repetitions, of a pattern: compiling it takes as long as these are many."""
+_COUNTS = regex.compile(r"(?<=[{,])\s*(\d{1,9})")
+PATIENCE = 0.2
+"""Seconds that a pattern of a configuration may take for one name."""
 
 ALPHAS = ("lora_alpha", "alpha", "network_alpha", "ss_network_alpha")
 OPTIONS = frozenset((*ALPHAS, "r", "alpha_pattern", "rank_pattern", "use_rslora", "init_lora_weights", "peft_type"))
@@ -24,11 +32,6 @@ OPTIONS = frozenset((*ALPHAS, "r", "alpha_pattern", "rank_pattern", "use_rslora"
 
 LARGEST = 3.4028234e38
 """The largest float32: what is above it is infinite to all that computes with it."""
-
-
-_REPEATS = re.compile(r"(?<!\\)[*+{]")
-_NESTED = re.compile(r"(?<!\\)[*+}].*\)[*+{]", re.DOTALL)
-"""Repetition of something that may repeat itself, whose matching can take exponential time."""
 
 
 @dataclass(frozen=True)
@@ -214,23 +217,38 @@ def _patterned(patterns: Any, names: tuple[str, ...]) -> Any:
     if not isinstance(patterns, Mapping):
         return None
     for key, value in patterns.items():
-        if any(_compiled(str(key)).match(name) for name in names):
+        if any(_pattern(str(key)).matches(name) for name in names):
             return value
     return None
 
 
-@lru_cache(maxsize=4096)
-def _compiled(key: str) -> re.Pattern[str]:
-    if len(_REPEATS.findall(key)) > 4 or _NESTED.search(key):
+class _Pattern:
+    """A configuration's regular expression, which anyone may have written: one that takes long is given up for good."""
+
+    def __init__(self, key: str):
+        self.key = key
+        self.slow = False
+        if len(key) > MAX_PATTERN or prod(int(n) for n in _COUNTS.findall(key) if int(n)) > MAX_REPEATS:
+            raise LoRAFormatError(f"The pattern {key[:80]!r} … of the configuration is longer than any needs to be.")
+        try:
+            self.expression = regex.compile(rf"(?:.*\.)?(?:{key})$")
+        except (regex.error, OverflowError, RecursionError, MemoryError, ValueError) as error:
+            raise LoRAFormatError(
+                f"The pattern {key[:80]!r} of the configuration is no regular expression ({error})."
+            ) from error
+
+    def matches(self, name: str) -> bool:
+        try:
+            if not self.slow:
+                return self.expression.match(name, timeout=PATIENCE) is not None
+        except TimeoutError:
+            self.slow = True
         raise LoRAFormatError(
-            f"The configuration's pattern {key[:80]!r} repeats too much to be matched in bounded time."
+            f"The pattern {self.key[:80]!r} of the configuration takes more than {PATIENCE} s for a name. Simplify it."
         )
-    try:
-        return re.compile(rf"(?:.*\.)?(?:{key})$")
-    except (re.error, OverflowError, RecursionError) as error:
-        raise LoRAFormatError(
-            f"The pattern {key!r} of the configuration is no regular expression ({error})."
-        ) from error
+
+
+_pattern = lru_cache(maxsize=4096)(_Pattern)
 
 
 def _one(name: str, what: str, tensor: Tensor) -> float:
