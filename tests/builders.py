@@ -78,7 +78,7 @@ def write_zoo(folder: Path, count: int = 40, shapes: Sequence[Shape] = MODULES, 
         write_peft(folder / f"lora{i:03d}", lora)
         delta = lora.layers[0].delta(torch.float64)
         trace = float(delta.diagonal().sum())
-        size = float(np.log(delta.norm()))
+        size = float(delta.norm().log())
         rows.append(
             {
                 "name": f"lora{i:03d}",

@@ -274,8 +274,8 @@ def test_a_zoo_stops_and_goes_on(
     )
     rows = list(zoo.measure(None, machine))
     assert len(rows) == 4
-    preview = Image.open(zoo.preview("loras/0001.safetensors"))
-    assert preview.size == (2 * 32, 32)
+    with Image.open(zoo.preview("loras/0001.safetensors")) as preview:
+        assert preview.size == (2 * 32, 32)
     assert not list(zoo.measure(None, machine)), "nothing is left to measure"
     with pytest.raises(TaskError, match="recipe"):
         list(ImageZoo(out, replace(RECIPE, rank=3), str(base_folder)).build(celeba, None, machine))

@@ -96,7 +96,9 @@ class Source(Protocol):
             }
             for e in self.entries
         ]
-        table = pd.DataFrame(rows, index=self.ids).join(self.labels, rsuffix=" (label)")
+        table = pd.DataFrame(rows, index=self.ids).merge(
+            self.labels, "left", left_index=True, right_index=True, suffixes=(None, " (label)")
+        )
         return table[[c for c in first if c in table.columns] + [c for c in table.columns if c not in first]]
 
 
