@@ -10,8 +10,9 @@ from typing import Literal
 
 from lol_core.collections.cache import cache_folder
 from tests.browser import ROOT, chromium, server, settled
+from ui.frame import PAGES as LINKS
 
-PAGES = ("", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images", "Experiments")
+PAGES = ["", *(label for _, label, _ in LINKS[1:])]
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 

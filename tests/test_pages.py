@@ -24,19 +24,10 @@ from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
 from tests.waiting import PATIENCE, until
+from ui.frame import PAGES as LINKS
 from ui.state import runs_folder
 
-PAGES = {
-    "Home": "app.py",
-    "Zoo": "pages/Zoo.py",
-    "LoRA": "pages/LoRA.py",
-    "Map": "pages/Map.py",
-    "Train": "pages/Train.py",
-    "Predictions": "pages/Predictions.py",
-    "Invariance": "pages/Invariance.py",
-    "Images": "pages/Images.py",
-    "Experiments": "pages/Experiments.py",
-}
+PAGES = {label: path for path, label, _ in LINKS}
 
 
 def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
