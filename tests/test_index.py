@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lol_core.collections import describe as describe_module
 from lol_core.collections.describe import describe
@@ -181,6 +182,20 @@ def test_pipes_and_sockets_are_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
 def test_suffixes_in_any_case(tmp_path: Path) -> None:
     adapter(tmp_path / "LOUD.SAFETENSORS")
     assert [candidate.id for candidate in candidates(tmp_path)] == ["LOUD.SAFETENSORS"]
+
+
+def test_a_lora_in_shards_is_one_and_changes_with_any_of_them(tmp_path: Path) -> None:
+    whole = load_file(adapter(tmp_path / "whole.safetensors"))
+    keys = sorted(whole)
+    names = [f"zoo/a-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    (tmp_path / "zoo").mkdir()
+    for part, name in enumerate(names):
+        save_file({key: whole[key] for key in keys[3 * part : 3 * part + 3]}, tmp_path / name)
+    zoo = Zoo.open(tmp_path / "zoo")
+    assert len(zoo) == 1 and len(zoo.entries[0].headers) == 3 and len(zoo.refused) == 1
+    save_file({key: whole[key] * 2 for key in keys[3:]}, tmp_path / names[1])
+    changed = Zoo.open(tmp_path / "zoo")
+    assert changed.ids == zoo.ids and changed.fingerprint != zoo.fingerprint
 
 
 def test_links_are_followed_and_nothing_is_listed_twice(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from lol_core.collections.entry import Entry, KnownDetails
 from lol_core.collections.sidecar import read_sidecar
 from lol_core.collections.walk import Candidate
 from lol_core.errors import LoRAFormatError
-from lol_core.formats import probe
+from lol_core.formats import SUFFIXES, probe
 
 SAMPLED_BYTES = 65_536
 ATTEMPTS = 3
@@ -29,6 +29,16 @@ def content_digest(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
+def _digest(path: Path, size: int, beside: tuple[str, ...]) -> str:
+    """The digest of a file, or of all shards of one LoRA."""
+    shards = [path.parent / name for name in beside if name.lower().endswith(SUFFIXES)]
+    own = content_digest(path, size)
+    if not shards:
+        return own
+    parts = [own, *(content_digest(shard, shard.stat().st_size) for shard in shards)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
 def describe(folder: Path, candidate: Candidate) -> Entry:
     """Probe one file. Whatever is wrong with it becomes the entry's `reason`. One that changes meanwhile is read
     again.
@@ -42,7 +52,7 @@ def describe(folder: Path, candidate: Candidate) -> Entry:
     digest = ""
     for _ in range(ATTEMPTS):
         try:
-            digest = content_digest(path, size)
+            digest = _digest(path, size, candidate.beside)
             lora = probe(path)
             entry = Entry.of(
                 lora, path=candidate.id, size=size, mtime=mtime, digest=digest, place=place, sidecar=details.sidecar

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
-from lol_core.collections.names import MODEL_FILE_NAMES
+from lol_core.collections.names import MODEL_FILE_NAMES, stem_of
 from lol_core.errors import ZooError
 
 LABEL_FILES = ("labels.csv", "labels.parquet")
@@ -38,11 +38,11 @@ def _aliases(path: str) -> list[str]:
     """What a labels table may call a file, most specific first: relative path, path without suffix, folder, file name,
     stem, folder name.
     """
-    pure = PurePosixPath(path)
-    aliases = [path, pure.with_suffix("").as_posix(), pure.name, pure.stem]
-    if pure.stem in MODEL_FILE_NAMES and pure.parent.name:
-        aliases[1:] = [pure.parent.as_posix(), pure.parent.name]
-    return aliases
+    folder, _, name = path.rpartition("/")
+    stem = stem_of(name)
+    if folder and stem in MODEL_FILE_NAMES:
+        return [path, folder, folder.rpartition("/")[2]]
+    return [path, f"{folder}/{stem}" if folder else stem, name, stem]
 
 
 def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
@@ -51,17 +51,13 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
 
     A name that several files share joins none of them. Raises ZooError when nothing joins or a LoRA has two rows.
     """
-    targets: dict[str, set[str]] = {}
+    owners: dict[str, str | None] = {}
     for id in ids:
         for alias in _aliases(id):
-            targets.setdefault(alias, set()).add(id)
+            owners[alias] = id if owners.get(alias, id) == id else None
 
     def matched(column: str) -> pd.Series:
-        def find(value: object) -> str | None:
-            found = targets.get(str(value).removeprefix("./"), set())
-            return next(iter(found)) if len(found) == 1 else None
-
-        return table[column].map(find)
+        return table[column].astype(str).str.removeprefix("./").map(owners)
 
     textual = [column for column in table.columns if not pd.api.types.is_float_dtype(table[column])]
     matches = {column: matched(column) for column in textual}

@@ -9,10 +9,15 @@ MODEL_FILE_NAMES = ("adapter_model", "pytorch_lora_weights", "adapters")
 """File names that say nothing: such a file goes by its folder's name."""
 
 
+def stem_of(name: str) -> str:
+    """A file's name without its suffix."""
+    return name[: name.rfind(".")] if name.rfind(".") > 0 else name
+
+
 def short_name(path: str) -> str:
     """What people call a LoRA: its file name, or its folder's name when the file's says nothing."""
     folder, _, name = path.rpartition("/")
-    stem = name[: name.rfind(".")] if name.rfind(".") > 0 else name
+    stem = stem_of(name)
     if folder:
         return folder if stem in MODEL_FILE_NAMES else f"{folder}/{stem}"
     return stem

@@ -26,6 +26,7 @@ OTHER_FILES = {
 
 _SPECIAL = {stat.S_IFIFO: "A named pipe", stat.S_IFSOCK: "A socket"}
 _HUB_REPOSITORY = re.compile(r"(?:models|datasets|spaces)--(.+)")
+_SHARD = re.compile(r"(.+-)(\d+)(-of-0*(\d{1,4})\.\w+)")
 
 
 class Candidate(NamedTuple):
@@ -86,7 +87,7 @@ class _Walk:
             self.found.append(Candidate((id or ".") + "/", place, -1, 0.0, reason=reason))
             return
         subfolders = []
-        names = {entry.name for entry in entries if may_be_beside(entry.name)}
+        names = {entry.name for entry in entries if _bears_on_another(entry.name)}
         for entry in entries:
             below = f"{place}/{entry.name}" if place else entry.name
             try:
@@ -118,6 +119,7 @@ class _Walk:
         others: tuple[str, ...] = ()
         if names:
             others = tuple(n for n in (CONFIGURATION, *beside(name)) if n in names)
+            others += tuple(other for other in _shards(name) if other in names)
         mark = _mark(self.root / parent, others) if others else ""
         self.found.append(Candidate(id, place, status.st_size, status.st_mtime, others, mark, reason))
 
@@ -136,7 +138,7 @@ class _Walk:
         if stat.S_ISDIR(status.st_mode):
             self.folder(place, id)
         elif path.name.lower().endswith(SUFFIXES):
-            self.file(place, id, status, {name for name in os.listdir(path.parent) if may_be_beside(name)})
+            self.file(place, id, status, {name for name in os.listdir(path.parent) if _bears_on_another(name)})
 
     def unreadable(self, place: str, id: str, error: OSError) -> None:
         reason = f"The file cannot be read: {error.strerror or error}."
@@ -155,6 +157,19 @@ class _Walk:
             return None
         chosen = commit if commit in commits else max(commits, key=lambda name: commits[name])
         return f"{repository}/snapshots/{chosen}"
+
+
+def _bears_on_another(name: str) -> bool:
+    return may_be_beside(name) or _SHARD.fullmatch(name) is not None
+
+
+def _shards(name: str) -> list[str]:
+    """What the other files of a LoRA in several are called: it changes when any of them does."""
+    match = _SHARD.fullmatch(name)
+    if match is None:
+        return []
+    start, own, end, total = match.groups()
+    return [start + part + end for i in range(1, int(total) + 1) if (part := str(i).zfill(len(own))) != own]
 
 
 def _mark(folder: Path, names: tuple[str, ...]) -> str:
