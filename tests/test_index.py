@@ -179,6 +179,18 @@ def test_pipes_and_sockets_are_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
     assert "named pipe" in reasons["pipe.safetensors"] and "socket" in reasons["socket.pt"]
 
 
+def test_a_folder_as_deep_as_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1050):  # deeper than Python's stack
+        os.mkdir("d")
+        os.chdir("d")
+    adapter(Path("a.safetensors"))
+    (found,) = candidates(tmp_path)
+    assert found.id == "d/" * 1050 + "a.safetensors"
+    os.chdir(tmp_path)
+    subprocess.run(["rm", "-r", "d"], check=True)
+
+
 def test_suffixes_in_any_case(tmp_path: Path) -> None:
     adapter(tmp_path / "LOUD.SAFETENSORS")
     assert [candidate.id for candidate in candidates(tmp_path)] == ["LOUD.SAFETENSORS"]

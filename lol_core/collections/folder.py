@@ -20,7 +20,7 @@ from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.formats import read
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Zoo(Source):
     """A folder as a source. `entries` could be read, `refused` could not (with reasons); both in order of path, which
     is their id.

@@ -59,8 +59,8 @@ class Index:
                 yield connection
         except sqlite3.DatabaseError as error:
             raise ZooError(
-                f"The index {self.path} cannot be used ({error}). Free some disk space, or delete that file: it is"
-                " rebuilt by itself."
+                f"The index {self.path} cannot be used ({error}). Free some disk space, or delete that file, and"
+                f" {self.path.name}-wal where it is: the index is rebuilt by itself."
             ) from error
 
     def update(self, progress: Callable[[int, int], None] | None = None) -> Entries:

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ OTHER_FILES = {
 """Files that training runs leave beside LoRAs, known by their names: opening them would take long and tell no more."""
 
 _SPECIAL = {stat.S_IFIFO: "A named pipe", stat.S_IFSOCK: "A socket"}
+_NAME = attrgetter("name")
 _HUB_REPOSITORY = re.compile(r"(?:models|datasets|spaces)--(.+)")
 _SHARD = re.compile(r"(.+-)(\d+)(-of-0*(\d{1,4})\.\w+)")
 
@@ -53,7 +55,7 @@ def candidates(folder: Path) -> list[Candidate]:
     listed, such as a folder without permission, is there with its reason.
     """
     walk = _Walk(folder)
-    walk.folder("", "")
+    walk.below("", "")
     while walk.links:  # after what is no link, so that a file has the id of its own place
         walk.follow(*walk.links.pop(0))
     found = walk.found
@@ -73,46 +75,58 @@ class _Walk:
     seen: set[tuple[int, int]] = field(default_factory=set)
     linked: bool = False
 
-    def folder(self, place: str, id: str) -> None:
-        """Everything below one folder. place: its path below the root, "" for the root itself; id: of its files."""
+    def below(self, place: str, id: str) -> None:
+        """Everything below a folder, in order. place: its path below the root, "" for the root itself; id: of its
+        files.
+        """
+        waiting = [(place, id)]
+        while waiting:
+            place, id = waiting.pop()
+            waiting += reversed(self.folder(place, id))
+
+    def folder(self, place: str, id: str) -> list[tuple[str, str]]:
+        """The files of one folder; returns its subfolders, by name."""
         try:
             status = os.stat(self.root / place)
             if (status.st_dev, status.st_ino) in self.seen:
-                return
+                return []
             self.seen.add((status.st_dev, status.st_ino))
             with os.scandir(self.root / place) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
+                entries = sorted(listing, key=_NAME)
         except OSError as error:
             reason = f"The folder cannot be read: {error.strerror or error}. Nothing in it is part of the collection."
             self.found.append(Candidate((id or ".") + "/", place, -1, 0.0, reason=reason))
-            return
+            return []
         subfolders = []
         names = {entry.name for entry in entries if _bears_on_another(entry.name)}
+        before = f"{place}/" if place else ""
         for entry in entries:
-            below = f"{place}/{entry.name}" if place else entry.name
+            name = entry.name
             try:
                 if entry.is_symlink():
-                    self.links.append((below, _joined(id, entry.name)))
+                    self.links.append((before + name, _joined(id, name)))
                 elif entry.is_dir(follow_symlinks=False):
-                    subfolders.append((entry.name, below))
-                elif entry.name.lower().endswith(SUFFIXES):
-                    self.file(below, _joined(id, entry.name), entry.stat(), names)
+                    subfolders += self.subfolder(before, name, id)
+                elif name.lower().endswith(SUFFIXES):
+                    self.file(before, name, _joined(id, name), entry.stat(), names)
             except OSError as error:
-                self.unreadable(below, _joined(id, entry.name), error)
-        for name, below in subfolders:
-            if name == "huggingface" and place.rpartition("/")[2] == ".cache":
-                continue  # the hub's notes on what it downloaded beside them
-            if (hub := _HUB_REPOSITORY.fullmatch(name)) and (snapshot := self.snapshot(below)):
-                self.folder(snapshot, _joined(id, hub[1].replace("--", "/")))
-            else:
-                self.folder(below, _joined(id, name))
+                self.unreadable(before + name, _joined(id, name), error)
+        return subfolders
 
-    def file(self, place: str, id: str, status: os.stat_result, names: set[str]) -> None:
-        """One file. names: what of its folder may lie beside a LoRA."""
-        if self.linked and (status.st_dev, status.st_ino) in self.seen:
+    def subfolder(self, before: str, name: str, id: str) -> list[tuple[str, str]]:
+        """(place, id) of a folder to look into; of a hub's repository its snapshot, under the repository's name."""
+        if name == "huggingface" and before.endswith(".cache/"):
+            return []  # the hub's notes on what it downloaded beside them
+        if (hub := _HUB_REPOSITORY.fullmatch(name)) and (snapshot := self.snapshot(before + name)):
+            return [(snapshot, _joined(id, hub[1].replace("--", "/")))]
+        return [(before + name, _joined(id, name))]
+
+    def file(self, before: str, name: str, id: str, status: os.stat_result, names: set[str]) -> None:
+        """One file. before: its folder, with a slash; names: what of its folder bears on another file."""
+        identity = status.st_dev, status.st_ino
+        if self.linked and identity in self.seen:
             return
-        self.seen.add((status.st_dev, status.st_ino))
-        parent, _, name = place.rpartition("/")
+        self.seen.add(identity)
         reason = OTHER_FILES.get(name)
         if not stat.S_ISREG(status.st_mode):
             reason = f"{_SPECIAL.get(stat.S_IFMT(status.st_mode), 'A device')}, not a file. It was not opened."
@@ -120,8 +134,8 @@ class _Walk:
         if names:
             others = tuple(n for n in (CONFIGURATION, *beside(name)) if n in names)
             others += tuple(other for other in _shards(name) if other in names)
-        mark = _mark(self.root / parent, others) if others else ""
-        self.found.append(Candidate(id, place, status.st_size, status.st_mtime, others, mark, reason))
+        mark = _mark(self.root / before, others) if others else ""
+        self.found.append(Candidate(id, before + name, status.st_size, status.st_mtime, others, mark, reason))
 
     def follow(self, place: str, id: str) -> None:
         """What a link leads to, when it was not reached without it."""
@@ -136,9 +150,11 @@ class _Walk:
             return
         self.linked = True
         if stat.S_ISDIR(status.st_mode):
-            self.folder(place, id)
+            self.below(place, id)
         elif path.name.lower().endswith(SUFFIXES):
-            self.file(place, id, status, {name for name in os.listdir(path.parent) if _bears_on_another(name)})
+            before = place[: len(place) - len(path.name)]
+            names = {name for name in os.listdir(path.parent) if _bears_on_another(name)}
+            self.file(before, path.name, id, status, names)
 
     def unreadable(self, place: str, id: str, error: OSError) -> None:
         reason = f"The file cannot be read: {error.strerror or error}."
@@ -160,7 +176,7 @@ class _Walk:
 
 
 def _bears_on_another(name: str) -> bool:
-    return may_be_beside(name) or _SHARD.fullmatch(name) is not None
+    return may_be_beside(name) or ("-of-" in name and _SHARD.fullmatch(name) is not None)
 
 
 def _shards(name: str) -> list[str]:
