@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -62,28 +63,33 @@ def select(
     """A page. query: words that must all occur in the path, the names in the header, or the sidecar, in any case."""
     conditions = [f"file.reason IS {'NOT ' if filters.refused else ''}NULL"]
     values: list[object] = []
-    for word in query.lower().split():
-        conditions.append("instr(search.text, ?)")
-        values.append(word)
+    if words := query.lower().split():
+        found = " AND ".join(["instr(text, ?)"] * len(words))
+        conditions.append(f"file.path IN (SELECT path FROM search WHERE {found})")
+        values += words
     for column, chosen in (("file.dialect", filters.dialects), (_BASE, filters.bases)):
         if chosen:
-            conditions.append(f"{column} IN ({', '.join('?' * len(chosen))})")
+            conditions.append(f"{column} IN ({_marks(chosen)})")
             values += chosen
-    for array, several in (("file.ranks", filters.ranks), ("details.sidecar, '$.tags'", filters.tags)):
-        if several:
-            conditions.append(
-                f"EXISTS (SELECT 1 FROM json_each({array}) WHERE value IN ({', '.join('?' * len(several))}))"
-            )
-            values += several
-    joined = "".join(
-        f" JOIN {table} USING (path)" for table in ("details", "search") if any(f"{table}." in c for c in conditions)
-    )
-    where = f"{joined} WHERE {' AND '.join(conditions)}"
-    total = rows.connection.execute(f"SELECT COUNT(*) FROM file{where}", values).fetchone()[0]
+    if filters.ranks:
+        conditions.append(f"EXISTS (SELECT 1 FROM json_each(file.ranks) WHERE value IN ({_marks(filters.ranks)}))")
+        values += filters.ranks
+    if filters.tags:
+        tagged = (
+            f"SELECT details.path FROM details, json_each(sidecar, '$.tags') WHERE value IN ({_marks(filters.tags)})"
+        )
+        conditions.append(f"file.path IN ({tagged})")
+        values += filters.tags
+    where = f"WHERE {' AND '.join(conditions)}"
+    total = rows.connection.execute(f"SELECT COUNT(*) FROM file {where}", values).fetchone()[0]
     by = _BASE if order is Order.BASE else f"file.{order}"
     direction = "DESC" if descending else "ASC"
-    found = rows.fetch(f"{where} ORDER BY {by} {direction}, file.path LIMIT ? OFFSET ?", (*values, limit, offset))
-    return Page(tuple(rows.entries(found)), total)
+    page = rows.fetch(f"{where} ORDER BY {by} {direction}, file.path LIMIT ? OFFSET ?", (*values, limit, offset))
+    return Page(tuple(rows.entries(page)), total)
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def value_counts(connection: sqlite3.Connection, what: Counted) -> dict[object, int]:
