@@ -75,16 +75,16 @@ def show_layers() -> None:
     """The base model coloured by a number of each module, and the norms and spectra of all."""
     st.subheader("The layers of the base model")
     colourings = anatomy.colourings
-    asked = {f"contribution to {title}": model for title, model in models.items()}
-    colouring = st.selectbox("Coloured by", [*colourings, *asked], key=key("coloured_by"), bind="query-params")
-    if colouring in asked:
-        model = asked[colouring]
+    contributing = {f"contribution to {title}": model for title, model in models.items()}
+    colouring = st.selectbox("Coloured by", [*colourings, *contributing], key=key("coloured_by"), bind="query-params")
+    if colouring in contributing:
+        model = contributing[colouring]
         outputs = list(model.task.columns)
         output = st.selectbox("Output", outputs, key=key("output")) if len(outputs) > 1 else outputs[0]
         values, unit = contributions(model, lora, outputs.index(output)), f"∂ {output} / ∂ scale"
     else:
         values, unit = pd.Series(colourings[colouring], index=lora.names), colouring
-    chart = plots.base_map(layer_map(values), unit, colouring in asked)
+    chart = plots.base_map(layer_map(values), unit, colouring in contributing)
     figure(chart, "base_map", f"Map of the base model's modules coloured by {unit}", values.rename(unit).to_frame())
     strongest = values.loc[values.abs().nlargest(3).index]
     st.caption("Most of all: " + ", ".join(f"`{name}` ({value:.3g})" for name, value in strongest.items()) + ".")

@@ -118,9 +118,9 @@ def passing() -> pd.DataFrame:
 def listing() -> None:
     """Search, filters, and the LoRAs that pass them as a table or a gallery; alone redrawn at each keystroke."""
     shown, view, ailing = passing(), "Table", set(marks["path"])
-    a, b, c = st.columns([2, 2, 4], vertical_alignment="center")
+    line = st.container(horizontal=True, vertical_alignment="center")
     if any(zoo.preview(id) for id in zoo.ids[:20]):
-        view = a.segmented_control(
+        view = line.segmented_control(
             "View",
             ["Table", "Gallery"],
             default=view,
@@ -130,9 +130,9 @@ def listing() -> None:
             label_visibility="collapsed",
         )
     words = "LoRAs with something wrong or odd about them."
-    if ailing and b.toggle(f"Only unwell ({len(ailing):,})", key=key("unwell"), bind="query-params", help=words):
+    if ailing and line.toggle(f"Only unwell ({len(ailing):,})", key=key("unwell"), bind="query-params", help=words):
         shown = shown[shown.index.isin(ailing)]
-    c.caption(f"{len(shown):,} of {len(table):,} LoRAs. Tick rows to look at one or to select several.")
+    line.caption(f"{len(shown):,} of {len(table):,} LoRAs. Tick rows to look at one or to select several.")
     need(len(shown), "No LoRA matches. Clear the search or a filter.")
     if view == "Gallery":
         gallery(zoo, list(shown.index))

@@ -4,6 +4,7 @@ must show.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
@@ -474,3 +476,23 @@ def test_a_collection_is_known_by_its_content_and_not_by_its_folder(tmp_path: Pa
     kept = parts_here(checkpoint, changed)
     assert len(changed) == 39 and set(kept) == set(zoo.ids) - {zoo.ids[0], zoo.ids[1]}, "one gone, one overwritten"
     assert all(kept[id] == part for part, ids in checkpoint.split.items() for id in ids if id in kept)
+
+
+def test_what_a_sidecar_claims_is_shown_as_claimed_and_searched(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 6)
+    (tmp_path / "labels.csv").unlink()
+    claims = {"trainedWords": ["zibble"], "baseModel": "SD 1.5", "model": {"name": "A zibble", "tags": ["animal"]}}
+    (tmp_path / "lora003" / "adapter_model.civitai.info").write_text(json.dumps(claims))
+    Image.new("RGB", (40, 60), "red").save(tmp_path / "lora003" / "adapter_model.preview.png")
+    test = opened("LoRA", tmp_path, lora="lora003/adapter_model.safetensors")
+    text = text_of(test)
+    assert not test.exception and "Claimed by adapter_model.civitai.info" in text
+    assert "`zibble`" in text and "animal" in text and "SD 1.5" in text and len(test.get("image"))
+    assert "Claimed by" not in text_of(opened("LoRA", tmp_path, lora="lora002/adapter_model.safetensors"))
+    test = settled(opened("Zoo", tmp_path, q="zibble"))
+    assert "1 of 6 LoRAs" in text_of(test) and not test.exception
+    table = next(frame.value for frame in test.dataframe if "trigger words (claimed)" in frame.value.columns)
+    assert list(table["trigger words (claimed)"]) == ["zibble"]
+    assert {"tags (claimed)", "base model (claimed)"} <= set(table.columns)
+    by = next(widget for widget in test.multiselect if widget.key == "zoo.by")
+    assert "tags (claimed)" in by.options

@@ -19,7 +19,8 @@ def show_leaderboard(models: Sequence[Checkpoint]) -> None:
     numbers = {
         name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")
     }
-    st.dataframe(leaderboard(models), hide_index=True, key=key("leaderboard"), column_config=numbers)
+    table = leaderboard(models).dropna(axis=1, how="all")  # one seed each has no spread
+    st.dataframe(table, hide_index=True, key=key("leaderboard"), column_config=numbers)
 
 
 def show_verdict(verdict: Verdict, words: str) -> None:

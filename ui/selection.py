@@ -94,10 +94,10 @@ def restore(zoo: Zoo) -> None:
 
 def _slices(zoo: Zoo) -> dict[str, list[str]]:
     try:
-        found: dict[str, list[str]] = json.loads(_place("slices", _collection(zoo)).read_text())
+        slices: dict[str, list[str]] = json.loads(_place("slices", _collection(zoo)).read_text())
     except (OSError, ValueError):
         return {}
-    return found
+    return slices
 
 
 def save_slice(zoo: Zoo, name: str) -> None:

@@ -75,8 +75,8 @@ class Session:
 def session() -> Session:
     if "session" not in st.session_state:
         st.session_state["session"] = Session()
-    found: Session = st.session_state["session"]
-    return found
+    state: Session = st.session_state["session"]
+    return state
 
 
 def recent() -> list[tuple[str, str]]:
@@ -84,8 +84,8 @@ def recent() -> list[tuple[str, str]]:
     there.
     """
     try:
-        found = json.loads((cache_folder() / "recent.json").read_text())
-        return [(str(folder), str(labels)) for folder, labels in found if Path(folder).is_dir()]
+        known = json.loads((cache_folder() / "recent.json").read_text())
+        return [(str(folder), str(labels)) for folder, labels in known if Path(folder).is_dir()]
     except (OSError, ValueError):
         return []
 
@@ -128,8 +128,8 @@ def load_or_stop(folder: Path | str) -> Checkpoint:
 
 def checkpoints(zoo: Zoo) -> dict[str, Path]:
     """Title → folder of the models trained on this collection and of those opened by path, newest first."""
-    found = sorted(runs_folder(zoo).glob("*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    folders = [Path(f) for f in reversed(session().extra_checkpoints)] + [path.parent for path in found]
+    newest = sorted(runs_folder(zoo).glob("*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    folders = [Path(f) for f in reversed(session().extra_checkpoints)] + [path.parent for path in newest]
     titles: dict[str, Path] = {}
     for folder in folders:
         try:
@@ -175,18 +175,16 @@ def surveys_of(zoo: Zoo) -> dict[str, Survey]:
 
 def of_other_collections(zoo: Zoo) -> dict[str, Path]:
     """Title → folder of the latest models trained on other collections, that could be opened here."""
-    found = sorted(runs_folder(zoo).parent.glob("*/*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    newest = sorted(runs_folder(zoo).parent.glob("*/*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     titles: dict[str, Path] = {}
-    for folder in [path.parent for path in found if path.parent.parent != runs_folder(zoo)][:MAX_OFFERED]:
+    for folder in [path.parent for path in newest if path.parent.parent != runs_folder(zoo)][:MAX_OFFERED]:
         try:
-            said = read_description(folder)  # the weights of all of them may be large
+            description = read_description(folder)  # the weights of all of them may be large
         except CheckpointError:
             continue
-        titles.setdefault(
-            f"{title_of(said['config']['model'], said['task']['targets'], said['config']['seed'])}, trained on"
-            f" {said['zoo']}",
-            folder,
-        )
+        config, targets = description["config"], description["task"]["targets"]
+        title = title_of(config["model"], targets, config["seed"])
+        titles.setdefault(f"{title}, trained on {description['zoo']}", folder)
     return titles
 
 

@@ -155,15 +155,15 @@ def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     """The ids of LoRAs that adapt the same modules of the same shapes, the largest family first: those that have
     distances to each other.
     """
-    found: dict[frozenset[tuple[str, int, int]], list[str]] = {}
+    groups: dict[frozenset[tuple[str, int, int]], list[str]] = {}
     known: dict[
         int, tuple[object, frozenset[tuple[str, int, int]]]
     ] = {}  # entries of one structure share their headers
     for entry in entries:
         if id(entry.headers) not in known:
             known[id(entry.headers)] = entry.headers, frozenset((y.name, y.n, y.m) for y in entry.headers)
-        found.setdefault(known[id(entry.headers)][1], []).append(entry.path)
-    return sorted((tuple(ids) for ids in found.values()), key=len, reverse=True)
+        groups.setdefault(known[id(entry.headers)][1], []).append(entry.path)
+    return sorted((tuple(ids) for ids in groups.values()), key=len, reverse=True)
 
 
 def space_of(
@@ -189,7 +189,7 @@ def space_of(
         raise TaskError("None of these LoRAs fits the model.")
     spec = shared_spec(zoo.by_id[id] for id in ids)
     if kind in ("updates", "directions"):
-        found = _by_products(zoo, ids, spec, kind == "directions", reporter, landmarks)
+        space = _by_products(zoo, ids, spec, kind == "directions", reporter, landmarks)
     else:
         kept: list[str] = []
         parts: list[np.ndarray] = []
@@ -204,12 +204,12 @@ def space_of(
                     )
                 )
         title = f"latent of {checkpoint.title}" if checkpoint is not None and kind == "latent" else "singular values"
-        found = Space(title, tuple(kept), np.concatenate(parts)) if kept else None
+        space = Space(title, tuple(kept), np.concatenate(parts)) if kept else None
     if reporter.stopping:
         return None
-    if found is None:
+    if space is None:
         raise TaskError("None of these LoRAs can be read.")
-    return found
+    return space
 
 
 def _blocks(zoo: Source, ids: Sequence[str], reporter: Reporter) -> Iterator[tuple[list[str], list[LoRA]]]:

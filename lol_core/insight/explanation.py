@@ -28,16 +28,16 @@ def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
             if pd.api.types.is_numeric_dtype(values):
                 test = mannwhitneyu(mine.astype(float), others.astype(float))
                 auc = float(test.statistic) / (len(mine) * len(others))
-                said = f"{'higher' if auc > 0.5 else 'lower'}: mean {mine.mean():.4g} against {others.mean():.4g}"
-                rows.append((column, abs(2 * auc - 1), float(test.pvalue), said))
+                words = f"{'higher' if auc > 0.5 else 'lower'}: mean {mine.mean():.4g} against {others.mean():.4g}"
+                rows.append((column, abs(2 * auc - 1), float(test.pvalue), words))
             elif values.nunique() <= max(2, len(values) / 4):
                 table = pd.crosstab(inside[known], values[known].astype(str))
                 statistic, p, _, _ = chi2_contingency(table, correction=False)
                 effect = float(np.sqrt(statistic / table.to_numpy().sum() / max(1, min(table.shape) - 1)))
                 ours, theirs = table.loc[True] / len(mine), table.loc[False] / len(others)
                 name = str((ours - theirs).idxmax())
-                said = f"{name}: {ours[name]:.0%} against {theirs[name]:.0%}"
-                rows.append((column, effect, float(p), said))
+                words = f"{name}: {ours[name]:.0%} against {theirs[name]:.0%}"
+                rows.append((column, effect, float(p), words))
     return pd.DataFrame(rows, columns=["column", "effect", "p", "says"]).sort_values(
         "effect", ascending=False, ignore_index=True
     )

@@ -70,13 +70,13 @@ class Known:
         columns "latent" and "norms", and "outside", whether one of them exceeds 0.99. A training LoRA finds itself
         among its neighbours, so it looks a little more usual than it is.
         """
-        found = {}
+        shares = {}
         for name, values, scale, view, known in zip(
             ("latent", "norms"), _views(self.checkpoint, loras), self.scales, self.views, self.distances, strict=True
         ):
             distance = view.kneighbors(scale.transform(values))[0].mean(1)
-            found[name] = np.searchsorted(known, distance) / len(known)
-        table = pd.DataFrame(found)
+            shares[name] = np.searchsorted(known, distance) / len(known)
+        table = pd.DataFrame(shares)
         table["outside"] = (table > OUTSIDE).any(axis=1)
         return table
 

@@ -280,14 +280,14 @@ def never_trained(lora: LoRA) -> bool:
     return not any(bool(layer.U.any()) and bool(layer.V.any()) for layer in lora.layers)
 
 
-def health(entry: Entry, found: Survey | None) -> list[Diagnosis]:
+def health(entry: Entry, taken: Survey | None) -> list[Diagnosis]:
     """What is wrong or odd about a LoRA, from its header and, where it has been read, its weights."""
     marks = contradictions(entry)
-    if found is None:
+    if taken is None:
         return marks
-    if found.problem is not None:
-        return [Diagnosis(Ailment.UNREADABLE, found.problem.split(": ", 1)[-1]), *marks]
-    zero = found.norms == 0
+    if taken.problem is not None:
+        return [Diagnosis(Ailment.UNREADABLE, taken.problem.split(": ", 1)[-1]), *marks]
+    zero = taken.norms == 0
     if zero.all():
         return [Diagnosis(Ailment.UNTRAINED, "ΔW is zero in every module: it was never trained."), *marks]
     if zero.any():
@@ -295,7 +295,7 @@ def health(entry: Entry, found: Survey | None) -> list[Diagnosis]:
         marks.append(Diagnosis(Ailment.PARTLY_ZERO, reason))
     ranks = np.array([module.rank for module in entry.headers])
     large = ~zero & (ranks >= 4)
-    if large.any() and (use := float((found.effective_ranks[large] / ranks[large]).mean())) < LOW_RANK_USE:
+    if large.any() and (use := float((taken.effective_ranks[large] / ranks[large]).mean())) < LOW_RANK_USE:
         reason = f"Its modules use {use:.0%} of their rank on average (effective rank)."
         marks.append(Diagnosis(Ailment.RANK_DEFICIENT, reason))
     return marks
@@ -325,8 +325,8 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, ca
     own = surveys[id]
     others = [
         other
-        for other, found in surveys.items()
-        if other != id and found.problem is None and found.norm > 0 and other in zoo.by_id
+        for other, taken in surveys.items()
+        if other != id and taken.problem is None and taken.norm > 0 and other in zoo.by_id
     ]
     if own.problem is not None or own.norm == 0 or not others:
         return pd.DataFrame(columns=["distance", "cosine"])
@@ -378,7 +378,7 @@ def duplicates(
     `geometry.same_function` decides. identical: whether the file's content is that of another member of its group.
     `progress(done, total)` counts contents; when `stop()` says so, the pairs found so far are what is returned.
     """
-    ids = [id for id, found in surveys.items() if found.problem is None and found.norm > 0 and id in zoo.by_id]
+    ids = [id for id, taken in surveys.items() if taken.problem is None and taken.norm > 0 and id in zoo.by_id]
     if len(ids) < 2:
         return pd.DataFrame(columns=["group", "lora", "identical"])
     table = pd.DataFrame({"lora": ids, "digest": [zoo.by_id[id].digest for id in ids]})
@@ -409,9 +409,9 @@ def tag_counts(metadata: Mapping[str, Any]) -> pd.Series:
     """How often each tag stands in the captions a kohya LoRA was trained on (`ss_tag_frequency`, summed over its
     folders), the most frequent first.
     """
-    said = metadata.get("ss_tag_frequency")
+    frequencies = metadata.get("ss_tag_frequency")
     try:
-        folders = json.loads(said) if isinstance(said, str) else said
+        folders = json.loads(frequencies) if isinstance(frequencies, str) else frequencies
     except ValueError:
         folders = None
     counts: dict[str, int] = {}

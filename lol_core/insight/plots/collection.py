@@ -58,6 +58,7 @@ def collection_map(
         marker: dict[str, object] = {"size": size, "opacity": 0.85, "color": COLORS[i % len(COLORS)]}
         if numeric:
             bar = {"title": str(colours.name) if colours is not None else "", "thickness": 12}
+            bar |= {"orientation": "h", "y": 0, "yanchor": "top", "len": 0.6}
             marker |= {"color": own, "colorscale": "Viridis", "showscale": True, "colorbar": bar}
         trace = {axis: part[axis] for axis in part.columns}
         hover = (

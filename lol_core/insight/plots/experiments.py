@@ -29,12 +29,12 @@ def models_beside_controls(table: pd.DataFrame, title: str) -> go.Figure:
         marker={"color": COLORS[0], "size": 11},
         error_x=bars,
     )
-    if (told := shown[shown["paper"].notna()]).shape[0]:
-        bars = {"type": "data", "array": told["paper_std"].fillna(0), "thickness": 1.5}
+    if (published := shown[shown["paper"].notna()]).shape[0]:
+        bars = {"type": "data", "array": published["paper_std"].fillna(0), "thickness": 1.5}
         marker = {"color": COLORS[1], "size": 11, "symbol": "circle-open", "line": {"width": 2.5}}
         figure.add_scatter(
-            x=told["paper"],
-            y=told["row"],
+            x=published["paper"],
+            y=published["row"],
             mode="markers",
             name="in the paper (other zoos)",
             marker=marker,
