@@ -87,6 +87,10 @@ DOTTED = {
     "lora_linear_layer.up": Role.UP,
     "adapter.linear_in": Role.DOWN,  # Megatron, NeMo
     "adapter.linear_out": Role.UP,
+    "lora_layer.down": Role.DOWN,
+    "lora_layer.up": Role.UP,
+    "lora_right_weight": Role.TRANSPOSED_DOWN,  # DeepSpeed-Chat
+    "lora_left_weight": Role.TRANSPOSED_UP,
     "matrix_A": Role.DOWN,  # SAT: one pair for each part of a fused projection
     "matrix_B": Role.UP,
     "lora_embedding_A": Role.EMBEDDING_DOWN,
@@ -118,6 +122,8 @@ JOINED = {
     "lora_mid": Role.MID,
     "lora_latent_mapping": Role.MIXER,  # LoRA-XS; saving drops the adapter's name out of `q_proj.default_lora_…`
     "default_lora_latent_mapping": Role.MIXER,
+    "adapter.linear_in": Role.DOWN,  # NeMo's `adapter_layer.lora_kqv_adapter.linear_in`
+    "adapter.linear_out": Role.UP,
 }
 """Words after a dot or an underscore."""
 
@@ -141,6 +147,7 @@ _WORD = re.compile(
     r"(?P<rest>(?:\..+)?)$"
 )
 _QUANTISED = re.compile(r"^(?:\.(?P<adapter>.+?))??\.(?:(?:weight[._]?)?_?scales?(?:_inv)?|scale_weight)$")
+_HINT = re.compile(r"\.(input_scale|scale_input|output_scale|comfy_quant)$")
 _BLOCK = re.compile(r"^\.blocks\.(?P<block>\d+)\.weight$")
 _PROCESSOR = re.compile(
     r"^(?P<prefix>(?P<attention>.*?)\.?(?P<processor>processor\.)?to_(?P<projection>q|k|v|out)_lora)"
@@ -178,7 +185,7 @@ def role_of(key: str) -> Part | None:
     if role in (Role.ALPHA, Role.SCALE):
         if rest:
             return None
-    elif role == Role.APART or rest.endswith(".bias"):
+    elif role == Role.APART or rest.endswith(".bias") or _HINT.search(rest):
         role = Role.APART
     elif blocks := _BLOCK.match(rest):
         block = int(blocks["block"])

@@ -215,6 +215,7 @@ DIALECT = Dialect(
         Spelling("LoRA by hand", "MODULE.lora.A", "1, noted", "LLMs-from-scratch, lit-llama"),
         Spelling("LoRA of torchtune", "MODULE.lora_a.weight", "alpha/r of adapter_config.json", "torchtune"),
         Spelling("LoRA of Megatron", "MODULE.adapter.linear_in.weight", "1, noted", "NeMo, Megatron-Bridge"),
+        Spelling("LoRA of DeepSpeed-Chat", "MODULE.lora_right_weight", "1, noted", "DeepSpeed-Chat"),
         Spelling("LoRA of SAT", "MODULE.matrix_A.0", "1, noted", "SwissArmyTransformer, CogVideoX"),
         Spelling(
             "quantised factors",

@@ -12,11 +12,17 @@ from lol_core.formats.reading import Dialect, Spelling
 _KEY = re.compile(r"^w_(?P<factor>[ab])_(?P<index>\d+)$", re.ASCII)
 
 
+_LINEAR = re.compile(r"^(?P<module>.+)\.linear_(?P<factor>[ab])_(?P<part>[qkv])\.weight$")
+
+
 def matches(keys: list[str]) -> bool:
-    return any(_KEY.match(key) for key in keys)
+    return any(_KEY.match(key) or _LINEAR.match(key) for key in keys)
 
 
 def parse(key: str) -> Part | None:
+    if linear := _LINEAR.match(key):
+        role = Role.DOWN if linear["factor"] == "a" else Role.UP
+        return Part(f"{linear['module']}.linear_{linear['part']}", f"{linear['module']}.{linear['part']}", role)
     match = _KEY.match(key)
     if not match:
         return None
@@ -28,7 +34,10 @@ def parse(key: str) -> Part | None:
 
 DIALECT = Dialect(
     name="SAM",
-    spellings=(Spelling("LoRA of SAM and ViT", "w_a_000", "1", "MathieuNlp/Sam_LoRA, JamesQFreeman/LoRA-ViT"),),
+    spellings=(
+        Spelling("LoRA of SAM, whole layers", "MODULE.attn.qkv.linear_a_q.weight", "1", "hitachinsk/SAMed"),
+        Spelling("LoRA of SAM and ViT", "w_a_000", "1", "MathieuNlp/Sam_LoRA, JamesQFreeman/LoRA-ViT"),
+    ),
     matches=matches,
     parse=parse,
     unit_scale=True,
