@@ -180,7 +180,7 @@ def watched(seeds: list[Seed], tally: Tally, stop: int) -> Tally:
     child.start()
     sender.close()
     process, index, spent, since = psutil.Process(child.pid), -1, 0.0, time.monotonic()
-    reason = "its process ended"
+    reason = "crash"
     while not receiver.poll(0.25):
         if not child.is_alive():
             break
@@ -198,8 +198,8 @@ def watched(seeds: list[Seed], tally: Tally, stop: int) -> Tally:
         lost = place.value
         # What the lost process had counted up to that input is counted again, without it.
         before = watched(seeds, tally, lost) if lost > tally.next else tally
-        before.outcomes["hang" if reason == "hang" else "crash"] += 1
-        before.add(f"{reason} ({child.exitcode})", lost, "")
+        before.outcomes[reason] += 1
+        before.add(f"{reason}: the process ended with {child.exitcode}", lost, "")
         before.next = lost + 1
         return before
 

@@ -165,10 +165,15 @@ def test_tags_are_no_settings(tmp_path: Path) -> None:
     assert lora.layers[0].scale == 1.0 and any("unknown" in note for note in lora.notes)
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "((q|l)*)*x", "[", ".*.*.*.*.*.*q"])
-def test_a_pattern_that_cannot_be_matched_is_refused_at_once(pattern: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern, alpha", [("(a+)+$", 1), ("((q|l)*)*x", 8), (".*.*.*.*.*.*q", 8)])
+def test_a_pattern_that_backtracks_is_matched_at_once(pattern: str, alpha: float, tmp_path: Path) -> None:
+    lora = written(tmp_path, pair("a" * 60), {"lora_alpha": 8, "alpha_pattern": {pattern: 1}})
+    assert lora.layers[0].scale == alpha / RANK
+
+
+def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoRAFormatError, match="pattern"):
-        written(tmp_path, pair("a" * 60), {"lora_alpha": 8, "alpha_pattern": {pattern: 1}})
+        written(tmp_path, pair(), {"lora_alpha": 8, "alpha_pattern": {"[": 1}})
 
 
 def test_an_alpha_of_zero_is_noted(tmp_path: Path) -> None:
