@@ -12,7 +12,7 @@ from lol_core.formats.factors import block_diagonal
 from lol_core.formats.grouping import FACTORS
 from lol_core.formats.names import Role, role_of
 from lol_core.formats.reading import Config, Dialect, Spelling, Tensors
-from lol_core.formats.scale import number
+from lol_core.formats.scale import number, patterned
 
 RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Initialisations that take something out of the base weights, or replace them."""
@@ -58,6 +58,12 @@ def _experts_of(name: str, down: Tensor, up: Tensor, config: Config) -> Tensors:
         return {}
     if not any(f".{owner}".endswith(f".{str(target).rpartition('.')[0]}") for target in targets):
         return {}
+    names = tuple(str(target) for target in targets)
+    if any(patterned(config.get(key), names) is not None for key in ("rank_pattern", "alpha_pattern")):
+        raise LoRAFormatError(
+            f"{name}: rank_pattern or alpha_pattern names one of several parameters (target_parameters), and the file"
+            " does not say which of them this module adapts."
+        )
     rank = int(number(config.get("r")) or 0)
     if rank < 1 or down.shape[0] % rank:
         raise LoRAFormatError(

@@ -182,7 +182,7 @@ class _Source:
         if self.component and not name.startswith(f"{self.component}."):
             return None
         names = (name.removeprefix(f"{self.component}."), name) if self.component else (name, name.partition(".")[2])
-        given = _patterned(self.options.get("alpha_pattern"), names)
+        given = patterned(self.options.get("alpha_pattern"), names)
         key = "alpha_pattern"
         if given is None:
             key = next((key for key in ALPHAS if self.options.get(key) not in (None, "", "None")), "")
@@ -193,7 +193,7 @@ class _Source:
         if alpha is None:
             complaints[f"{key} is {given!r} in {self.place}, which is no number: alpha is not known from there."] = None
             return None
-        rank = _patterned(self.options.get("rank_pattern"), names)
+        rank = patterned(self.options.get("rank_pattern"), names)
         rank = number(self.options.get("r") if rank is None else rank)
         _finite(f"{key} in {self.place}", alpha)
         return Scale(alpha, self.options.get("use_rslora") in (True, "true", "True"), rank)
@@ -212,7 +212,7 @@ def _by_component(place: str, flat: Mapping[str, Any]) -> Iterator[_Source]:
         yield _Source(place, component, components[component], only=len(components) == 1)
 
 
-def _patterned(patterns: Any, names: tuple[str, ...]) -> Any:
+def patterned(patterns: Any, names: tuple[str, ...]) -> Any:
     """The value of a rank or alpha pattern: the first key k such that `(.*\\.)?(k)$` matches a name (PEFT)."""
     if not isinstance(patterns, Mapping):
         return None
