@@ -24,7 +24,7 @@ st.markdown(
 )
 show_counts(results, OF_PAPER)
 chosen = st.selectbox("Table or figure", NAMES, format_func=title_of, key=key("experiment"), bind="query-params")
-command = f"python -m lol_core experiment {chosen} --out docs"
+command = f"python -m lol_core experiment {chosen} --out docs --fits benchmarks/fits"
 left, right = st.columns([3, 1], vertical_alignment="center")
 left.code(command, language="bash")
 if right.button(

@@ -21,11 +21,11 @@ from lol_core.core.groups import GL
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import LoLError
-from lol_core.experiments import NAMES, run
+from lol_core.experiments import NAMES, OF_PAPER, run
 from lol_core.experiments.ablation import without
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
-from lol_core.experiments.result import Result, blocks, said, verdict, wide, write_report
+from lol_core.experiments.result import Finding, Result, blocks, said, verdict, wide, write_report
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.timing import Shape, needs
@@ -48,7 +48,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_runs_small_and_comes_back_whole(name: str, kept: Path) -> None:
-    result = run(name, Context(SAMPLES, kept / "results" / "fits", SMALL, work=kept / "work"))
+    result = run(name, Context(SAMPLES, kept / "fits", SMALL, work=kept / "work"))
     assert "the scores mean nothing" in result.title and result.findings and result.notes
     assert list(result.cells.columns) == CELLS and result.cells["mean"].notna().any()
     assert {finding.holds for finding in result.findings} <= {"holds", "holds, not clearly", "does not hold"}
@@ -202,8 +202,8 @@ def test_memory_is_known_before_anything_is_allocated() -> None:
 
 def test_the_command_writes_what_the_page_reads(tmp_path: Path, kept: Path) -> None:
     out = tmp_path / "docs"
-    if (kept / "results" / "fits").is_dir():
-        shutil.copytree(kept / "results" / "fits", out / "results" / "fits")
+    if (kept / "fits").is_dir():
+        shutil.copytree(kept / "fits", out / "fits")
     result = CliRunner().invoke(
         app, ["experiment", "table2", "--zoo", str(SAMPLES), "--out", str(out), "--small", "--json"]
     )
@@ -228,3 +228,28 @@ def test_the_committed_results_are_full_runs_on_the_committed_zoos(name: str) ->
     for question in result.settings.get("questions", {}).values():
         zoo = Zoo.open(SAMPLES / question["zoo"])
         assert question["fingerprint"] == zoo.fingerprint and question["LoRAs"] == len(zoo)
+
+
+def test_a_question_of_our_own_says_so() -> None:
+    asked = Finding("GL-net is best.", "holds", "it is.")
+    ours = Finding("Does it rank better than norms?", "holds", "it does.", in_paper=False)
+    assert asked.statement == "GL-net is best."
+    assert ours.statement == "Not asked in the paper: does it rank better than norms?"
+    for name in OF_PAPER:
+        findings = Result.read(ROOT / "docs" / "results" / name).findings
+        assert any(finding.in_paper for finding in findings)
+
+
+@pytest.mark.parametrize("name", ["table5", "table3"])
+def test_the_committed_table_is_made_of_the_committed_fits(name: str, tmp_path: Path) -> None:
+    """To the last digit, and without fitting anything anew."""
+    shutil.copytree(ROOT / "benchmarks" / "fits", tmp_path / "fits")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "fits").iterdir()}
+    result = run(name, Context(SAMPLES, tmp_path / "fits"))
+    assert result.markdown() == (ROOT / "docs" / "results" / name / "table.md").read_text()
+    assert {path.name: path.stat().st_size for path in (tmp_path / "fits").iterdir()} == sizes
+
+
+def test_the_committed_report_is_made_of_the_committed_tables(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
+    assert write_report(tmp_path).read_text() == (ROOT / "docs" / "results.md").read_text()

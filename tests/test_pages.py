@@ -265,7 +265,7 @@ def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> 
         finding
         for name in OF_PAPER
         for finding in Result.read(ROOT / "docs" / "results" / name).findings
-        if finding.of_paper
+        if finding.in_paper
     ]
     counts = test.dataframe[0].value
     assert int(counts.sum().sum()) == len(findings) and "TuckerNet" not in " ".join(counts.index)

@@ -41,7 +41,7 @@ def show_counts(results: Mapping[str, Result], names: Iterable[str]) -> None:
     """How many of the paper's findings hold, of each experiment."""
     rows = {}
     for name in names:
-        holds = [finding.holds for finding in results[name].findings if finding.of_paper] if name in results else None
+        holds = [finding.holds for finding in results[name].findings if finding.in_paper] if name in results else None
         title = results[name].title if name in results else title_of(name)
         rows[title] = {mark: pd.NA if holds is None else holds.count(mark) for mark in MARKS}
     counts = pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment").astype("Int64")
@@ -55,7 +55,7 @@ def show_result(result: Result, name: str) -> None:
     """Findings, figure, tables, notes and settings of one experiment."""
     for finding in result.findings:
         icon, colour, _ = MARKS[finding.holds]
-        st.markdown(f"{icon} :{colour}[**{finding.holds}**] · {finding.paper}  \n:gray[Here: {finding.here}]")
+        st.markdown(f"{icon} :{colour}[**{finding.holds}**] · {finding.statement}  \n:gray[Here: {finding.here}]")
     words = f"{result.title}. {' '.join(finding.here for finding in result.findings)}"
     figure(result.figure, f"{name}_figure", words, result.cells)
     for i, (heading, table) in enumerate(blocks(result.cells)):

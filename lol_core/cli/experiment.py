@@ -17,10 +17,12 @@ def experiment(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
     out_folder: Annotated[
         Path,
-        typer.Option(
-            "--out", help="results.md and the folder results/ go there; fits that are there are not made again."
-        ),
+        typer.Option("--out", help="results.md and the folder results/ go there."),
     ],
+    fits: Annotated[
+        Path | None,
+        typer.Option(help="Where fits are kept; those there are not made again. By default fits in --out."),
+    ] = None,
     samples: Annotated[Path, typer.Option("--zoo", help="The folder of the sample zoos.")] = Path("sample_loras"),
     seeds: int = 3,
     small: Annotated[
@@ -45,7 +47,7 @@ def experiment(
 
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
         result = run_experiment(
-            name, Context(samples, out_folder / "results" / "fits", budget, reporter_for(bar, shown, stop), work)
+            name, Context(samples, fits or out_folder / "fits", budget, reporter_for(bar, shown, stop), work)
         )
         place = result.write(out_folder / "results")
         report = write_report(out_folder)
@@ -66,5 +68,5 @@ def experiment(
             [{heading: row} | values for row, values in zip(table.index, table.to_dict("records"), strict=True)]
         )
     for finding in result.findings:
-        out.print(f"{finding.holds}: {finding.paper} Here: {finding.here}", highlight=False, soft_wrap=True)
+        out.print(f"{finding.holds}: {finding.statement} Here: {finding.here}", highlight=False, soft_wrap=True)
     out.print(f"Written to {place}", highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lol_core.experiments.trials import Context
 
 OF_PAPER = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure5")
-NAMES = (*OF_PAPER, "newer", "ablation")
+NAMES = (*OF_PAPER, "models", "ablation")
 
 
 def run(name: str, context: Context) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from lol_core.experiments.comparison import SEARCH, cells, chart, differences, settings, summary
-from lol_core.experiments.newer import ASKED
+from lol_core.experiments.models import ASKED
 from lol_core.experiments.result import Finding, Result, verdict
 from lol_core.experiments.trials import Context, Variant
 from lol_core.learning.models.tucker import Part

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.kernel_ridge import KernelRidge
 
 from lol_core.core.batch import Batch
-from lol_core.insight.embedding import gram
 from lol_core.learning.evaluation import norm_features
 
 ALPHAS = tuple(10.0**k for k in range(-4, 3))
@@ -20,6 +18,8 @@ def kernels(batch: Batch, others: Batch | None = None) -> dict[str, np.ndarray]:
 
     (B, B) for a batch; with `others` (B + C, B), their rows below. The diagonal of the first B rows has mean 1.
     """
+    from lol_core.insight.embedding import gram
+
     unit = directions(batch)
     found = {"updates": gram(batch), "directions": gram(unit)}
     below = (
@@ -52,6 +52,8 @@ def kernel_ridge(
 
     known, validation, asked: positions; y: (B, k) numbers (or 0/1). Returns predictions (asked, k) and what was chosen.
     """
+    from sklearn.kernel_ridge import KernelRidge  # takes a second to import
+
     mean = y[known].mean(0)
     best: tuple[float, str, float] = (float("inf"), "", 0.0)
     for name, matrix in products.items():

@@ -23,18 +23,19 @@ PACKAGES = ("torch", "numpy", "scikit-learn", "pandas")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something the paper found, and whether it is so here. holds: "holds", "holds, not clearly" or "does not
-    hold"; here: the numbers that say so.
+    """Something the paper found, or a question of our own (in_paper false), and whether it is so here. holds: "holds",
+    "holds, not clearly" or "does not hold"; here: the numbers that say so.
     """
 
     paper: str
     holds: str
     here: str
+    in_paper: bool = True
 
     @property
-    def of_paper(self) -> bool:
-        """Whether the paper says so; what it does not ask begins with these words."""
-        return not self.paper.startswith("Not asked in the paper")
+    def statement(self) -> str:
+        """What is judged, and whether the paper asks it."""
+        return self.paper if self.in_paper else f"Not asked in the paper: {self.paper[0].lower()}{self.paper[1:]}"
 
 
 def verdict(margin: float, error: float) -> str:
@@ -108,7 +109,7 @@ class Result:
         lines = [f"## {self.title}", ""]
         for heading, table in blocks(self.cells):
             lines += [*([f"**{heading}**", ""] if heading else []), markdown_table(table), ""]
-        lines += [f"- **{finding.holds}**: {finding.paper} Here: {finding.here}" for finding in self.findings]
+        lines += [f"- **{finding.holds}**: {finding.statement} Here: {finding.here}" for finding in self.findings]
         lines += ["", "\n\n".join(self.notes), ""]
         return "\n".join(lines)
 

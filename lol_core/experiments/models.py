@@ -80,7 +80,9 @@ def run(context: Context) -> Result:
         ),
     ]
     table = pd.concat(parts, ignore_index=True)
-    return Result("newer", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(asked, budget))
+    return Result(
+        "models", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(asked, budget)
+    )
 
 
 def unseen(context: Context, question: Question, score: str) -> pd.DataFrame:
