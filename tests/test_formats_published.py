@@ -16,7 +16,7 @@ from lol_core.formats import probe, read, suggest_base_model
 from tests.conftest import REAL_LORAS
 
 INDEX = REAL_LORAS / "INDEX.tsv"
-ROWS = list(csv.DictReader(INDEX.open(encoding="utf-8"), delimiter="\t")) if INDEX.is_file() else []
+ROWS = list(csv.DictReader(INDEX.read_text(encoding="utf-8").splitlines(), delimiter="\t")) if INDEX.is_file() else []
 REFUSED = ("NEGATIVE", "alpha/dropout_p", "textual inversion", "PROMPT_TUNING")
 GOOD = [row for row in ROWS if not any(mark in row["format guess"] for mark in REFUSED)]
 BAD = [row for row in ROWS if any(mark in row["format guess"] for mark in REFUSED)]
