@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from lol_core.formats import probe
 
 ROOT = Path(__file__).resolve().parent.parent
-RANKS = (4, 8, 16, 32)
+RANKS = (1, 2, 4, 8)
 
 
 def modules() -> list[tuple[str, int, int]]:
