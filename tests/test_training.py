@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from lol_core.collections.zoo import Zoo
@@ -158,7 +159,8 @@ def test_a_checkpoint_comes_back_whole(synthetic_zoo: Zoo, tmp_path: Path) -> No
             weights_of(tmp_path / model).name,
             "state.safetensors",
         ]
-        assert "control: norms only" in (tmp_path / model / "README.md").read_text()
+        card = ModelCard.load(tmp_path / model / "README.md")
+        assert "control: norms only" in card.text and model in card.data.tags
 
 
 def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:

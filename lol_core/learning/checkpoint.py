@@ -250,9 +250,16 @@ class Checkpoint:
         return notes
 
     def card(self) -> str:
-        """The model card."""
+        """The model card, with the fields that the hub reads at its head."""
+        from huggingface_hub import ModelCardData
+
+        about = ModelCardData(library_name="lol_core", tags=["lora", "learning-on-loras", self.config.model])
         headline, shown = self.task.headline, list(next(iter(self.metrics.values()), {}))
         lines = [
+            "---",
+            about.to_yaml(),
+            "---",
+            "",
             f"# {self.title}",
             "",
             (
