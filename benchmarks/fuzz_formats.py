@@ -27,7 +27,8 @@ import psutil
 import torch
 import typer
 
-from benchmarks.fuzz_inputs import Seed, inputs, own_seeds, seeds_in
+from benchmarks.fuzz_inputs import inputs
+from benchmarks.fuzz_seeds import Seed, own_seeds, seeds_in
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from benchmarks import fuzz_formats
 from benchmarks.fuzz_formats import Tally, work
-from benchmarks.fuzz_inputs import own_seeds
+from benchmarks.fuzz_seeds import own_seeds
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import probe, read
