@@ -12,6 +12,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -29,7 +30,7 @@ from lol_core.collections.source import Source
 from lol_core.core.geometry import effective_rank, inner_product, same_function, spectrum
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
-from lol_core.learning.executor import executor
+from lol_core.learning.executor import Executor, Lost, Serial, executor
 
 SKETCH = 48
 """Numbers of a sketch."""
@@ -199,22 +200,23 @@ class Surveys:
         progress: Callable[[int, int], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
         *,
-        workers: int = 1,
+        workers: int | str = 1,
     ) -> dict[str, Survey]:
-        """Read what has not been read, in `workers` processes; `progress(done, total)`. When `stop()` says so it ends
-        with what it has, which is kept.
+        """Read what has not been read; `workers` as `executor` takes them; `progress(done, total)`. When `stop()` says
+        so it ends with what it has, which is kept.
         """
         surveys = self.known()
         digests = {entry.path: entry.digest for entry in self.zoo.entries}
         missing = [id for id in digests if id not in surveys]
-        size = 1 if workers <= 1 else CHUNK
-        chunks = [[(id, self.zoo.reader(id)) for id in missing[i : i + size]] for i in range(0, len(missing), size)]
-        results = executor(min(workers, len(chunks))).map(_survey_all, chunks)
+        runner = executor(workers if len(missing) > CHUNK else 1)
         connection = self._connect()
         done, saved = 0, time.monotonic()
         try:
-            for _, chunk in results:
+            for chunk in _surveyed(runner, [(id, self.zoo.reader(id)) for id in missing]):
                 for id, result in chunk.items():
+                    if isinstance(result, Lost):  # not kept: a larger machine may read it
+                        surveys[id] = _unread(result.reason)
+                        continue
                     surveys[id] = result
                     connection.execute(
                         "INSERT OR REPLACE INTO surveys_2 VALUES (?, ?, ?, ?, ?)", (digests[id], *_to_row(result))
@@ -229,21 +231,44 @@ class Surveys:
                     break
             connection.commit()
         finally:
-            results.close()
             connection.close()
         return surveys
 
 
-def _survey_all(readers: list[tuple[str, Callable[[], LoRA]]]) -> dict[str, Survey]:
+Reader = tuple[str, Callable[[], LoRA]]
+
+
+def _surveyed(runner: Executor, readers: list[Reader], size: int = CHUNK) -> Iterator[dict[str, Survey | Lost]]:
+    """id → survey, some at a time; those that a worker died over go again one by one."""
+    size = 1 if isinstance(runner, Serial) else size
+    chunks = [readers[i : i + size] for i in range(0, len(readers), size)]
+    again: list[Reader] = []
+    with closing(runner.map(_survey_all, chunks)) as results:
+        for chunk, result in results:
+            if not isinstance(result, Lost):
+                yield {**result}
+            elif len(chunk) > 1:
+                again += chunk
+            else:
+                yield {chunk[0][0]: result}
+    if again:
+        yield from _surveyed(runner, again, 1)
+
+
+def _survey_all(readers: list[Reader]) -> dict[str, Survey]:
     """id → survey; what cannot be read gets its reason in place of numbers."""
     surveys = {}
     for id, reader in readers:
         try:
             surveys[id] = survey(reader())
         except LoRAFormatError as error:
-            nothing = np.zeros(0, np.float32)
-            surveys[id] = Survey(nothing, nothing, nothing, str(error))
+            surveys[id] = _unread(str(error))
     return surveys
+
+
+def _unread(reason: str) -> Survey:
+    nothing = np.zeros(0, np.float32)
+    return Survey(nothing, nothing, nothing, reason)
 
 
 def _to_row(survey: Survey) -> tuple[bytes, bytes, bytes, str | None]:

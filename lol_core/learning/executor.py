@@ -1,24 +1,48 @@
-"""Where wide work runs: here, or in several processes. The same function and the same results either way."""
+"""Where wide work runs: here, in several processes, or on a Ray cluster. The same function and the same results
+wherever it runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
-from typing import Protocol, TypeVar
+from multiprocessing.queues import Queue
+from typing import Generic, Protocol, TypeVar
+
+from lol_core.errors import LoLError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+ATTEMPTS = 3
+"""Workers that an item may take with it before it is given up."""
+AHEAD = 4
+"""Items handed out before their turn, for each worker: enough to keep it busy, few enough to stop soon."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """In the place of a result: every worker that took the item died over it. reason: a sentence."""
+
+    reason: str
+
+    @classmethod
+    def after(cls, attempts: int) -> Lost:
+        return cls(f"{attempts} workers that took this died over it, most likely for want of memory.")
 
 
 class Executor(Protocol):
     """Applies a function to items that do not depend on each other."""
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R], None, None]:
-        """(item, result) as results come, in any order. Closing the iterator abandons what has not begun. What the
-        function raises is raised here.
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Lost], None, None]:
+        """(item, result) once for each item as results come, in any order. Closing the iterator abandons what has not
+        begun. What the function raises is raised here. An item may be begun again on another worker when its own
+        dies, so that what the function writes must be written whole.
         """
         ...
 
@@ -26,42 +50,118 @@ class Executor(Protocol):
 class Serial:
     """One after the other, in this process."""
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R], None, None]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Lost], None, None]:
         for item in items:
             yield item, function(item)
 
 
 @dataclass(frozen=True)
+class _Try(Generic[T]):
+    item: T
+    deaths: int = 0
+    """Workers that died over it while they had nothing else."""
+
+
+@dataclass(frozen=True)
 class Processes:
-    """In `workers` processes with one thread each. Functions, items and results are pickled on the way."""
+    """In `workers` processes with one thread each. Functions, items and results are pickled on the way.
+
+    devices: one for each process in turn, which `device()` tells there.
+
+    When a process dies, all that its pool had in hand are suspects. Each is tried again alone, so that only the one
+    that kills is given up. Raises BrokenProcessPool when workers cannot even start.
+    """
 
     workers: int
-    ahead: int = 4
-    """Items handed out before their turn, for each worker: enough to keep it busy, few enough to stop soon."""
+    devices: Sequence[str] = ("cpu",)
+    threads: int = 1
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R], None, None]:
-        waiting = iter(items)
-        pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_one_thread)
-        running: dict[Future[R], T] = {}
+    def _pool(self) -> ProcessPoolExecutor:
+        context = get_context("spawn")
+        places = context.Queue()
+        for i in range(self.workers):
+            places.put(self.devices[i % len(self.devices)])
+        return ProcessPoolExecutor(self.workers, context, _begin, (places, self.threads))
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Lost], None, None]:
+        waiting, suspects = iter(items), deque[_Try[T]]()
+        running: dict[Future[R], _Try[T]] = {}
+        pool = self._pool()
         try:
             while True:
-                for item in islice(waiting, self.workers * self.ahead - len(running)):
-                    running[pool.submit(function, item)] = item
+                if suspects and not running:
+                    tried = suspects.popleft()
+                    running[_submit(pool, function, tried.item)] = tried
+                elif not suspects:
+                    for item in islice(waiting, self.workers * AHEAD - len(running)):
+                        running[_submit(pool, function, item)] = _Try(item)
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
+                if any(map(_died, done)):
+                    done, _ = wait(running)  # with one process the whole pool ends
+                    pool.shutdown()
+                    pool = self._pool()
+                    pool.submit(device).result()
+                alone = len(running) == 1
                 for future in done:
-                    yield running.pop(future), future.result()
+                    tried = running.pop(future)
+                    if not _died(future):
+                        yield tried.item, future.result()
+                    elif alone and tried.deaths + 1 == ATTEMPTS:
+                        yield tried.item, Lost.after(ATTEMPTS)
+                    else:
+                        suspects.append(_Try(tried.item, tried.deaths + alone))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
+    try:
+        return pool.submit(function, item)
+    except BrokenProcessPool as error:  # it ended while nobody waited for it
+        failed = Future[R]()
+        failed.set_exception(error)
+        return failed
+
+
+def _died(future: Future[R]) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)
+
+
+_device = "cpu"
+
+
+def _begin(places: Queue[str], threads: int) -> None:
     import torch
 
-    torch.set_num_threads(1)
+    set_device(places.get())
+    torch.set_num_threads(threads)
 
 
-def executor(workers: int = 1) -> Executor:
-    """The executor for a number of workers."""
-    return Serial() if workers <= 1 else Processes(workers)
+def device() -> str:
+    """The device that this process computes on, as its executor gave it out."""
+    return _device
+
+
+def set_device(name: str) -> None:
+    global _device
+    _device = name
+
+
+def executor(workers: int | str = 1) -> Executor:
+    """The executor for what stands after `--workers`: "serial", a number of processes, "ray" for the Ray cluster that
+    this machine belongs to (or one that is started here), "ray://HOST:10001" for one elsewhere.
+
+    Raises LoLError for anything else, and where Ray is not installed.
+    """
+    words = str(workers)
+    if words == "ray" or words.startswith("ray://"):
+        from lol_core.learning.cluster import Ray
+
+        return Ray(None if words == "ray" else words)
+    if words == "serial" or (words.isdecimal() and int(words) <= 1):
+        return Serial()
+    if not words.isdecimal():
+        raise LoLError(f"--workers {words}: give a number of processes, serial, ray, or ray://HOST:10001.")
+    return Processes(int(words))

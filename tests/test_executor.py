@@ -1,0 +1,84 @@
+"""Wide work gives the same results wherever it runs: each item once, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lol_core.errors import LoLError
+from lol_core.learning.executor import AHEAD, Lost, Processes, Serial, device, executor
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def dies_once(folder: Path, deadly: int, item: int) -> int:
+    if item == deadly and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(item)
+
+
+def dies_always(deadly: int, item: int) -> int:
+    if item == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(item)
+
+
+def fails(item: int) -> int:
+    raise LoLError(f"No {item}.")
+
+
+def where(item: int) -> str:
+    return device()
+
+
+@pytest.mark.parametrize("runner", [Serial(), Processes(2)], ids=["serial", "processes"])
+def test_every_item_comes_once_with_its_result(runner: Serial | Processes) -> None:
+    assert sorted(runner.map(square, range(30))) == [(i, i * i) for i in range(30)]
+    assert list(runner.map(square, [])) == []
+    with pytest.raises(LoLError, match="No 3"):
+        list(runner.map(fails, [3]))
+
+
+def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
+    results = Processes(2).map(partial(dies_once, tmp_path, 5), range(12))
+    assert sorted(results) == [(i, i * i) for i in range(12)]
+    assert (tmp_path / "died").exists()
+
+
+def test_only_the_item_that_kills_is_given_up() -> None:
+    results = dict(Processes(2).map(partial(dies_always, 2), range(12)))
+    assert isinstance(results[2], Lost) and "died" in results.pop(2).reason
+    assert results == {i: i * i for i in range(12) if i != 2}
+
+
+def test_no_more_is_handed_out_than_keeps_the_workers_busy() -> None:
+    drawn = itertools.count()
+    results = Processes(1).map(square, drawn)
+    for _ in range(3):
+        next(results)
+    results.close()
+    assert next(drawn) <= 3 + AHEAD
+
+
+def test_each_process_has_its_device() -> None:
+    assert {place for _, place in Processes(1, ("cuda:3",)).map(where, range(3))} == {"cuda:3"}
+    assert list(Serial().map(where, [0])) == [(0, "cpu")]
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(1, Serial), ("1", Serial), ("serial", Serial), ("2", Processes)])
+def test_what_stands_after_workers(workers: int | str, kind: type) -> None:
+    assert isinstance(executor(workers), kind)
+
+
+@pytest.mark.parametrize("words", ["many", "-2", "ray:", "http://head"])
+def test_what_is_no_executor_is_refused(words: str) -> None:
+    with pytest.raises(LoLError, match="ray://HOST"):
+        executor(words)
