@@ -55,7 +55,8 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
 
 def test_only_the_item_that_kills_is_given_up() -> None:
     results = dict(Processes(2).map(partial(dies_always, 2), range(12)))
-    assert isinstance(results[2], Lost) and "died" in results.pop(2).reason
+    lost = results.pop(2)
+    assert isinstance(lost, Lost) and "died" in lost.reason
     assert results == {i: i * i for i in range(12) if i != 2}
 
 

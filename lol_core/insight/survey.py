@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from lol_core.collections.entry import Entry
@@ -30,6 +29,7 @@ from lol_core.collections.source import Source
 from lol_core.core.geometry import effective_rank, inner_product, same_function, spectrum
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
+from lol_core.insight.neighbours import BLOCK, within
 from lol_core.learning.executor import Executor, Lost, Serial, executor
 
 SKETCH = 48
@@ -40,16 +40,14 @@ NOISE = 1e-6
 """Share of the largest singular value below which a Gram matrix knows nothing."""
 CHUNK = 8
 """LoRAs that are sent to another process at a time."""
-BLOCK = 200
-"""LoRAs whose neighbours are looked up at a time."""
 LOW_RANK_USE = 0.25
 """A LoRA whose modules use on average less than this share of their rank counts as rank-deficient."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """One LoRA's weights. norms: ‖ΔW‖ of each module; effective_ranks: of each module; sketch: (SKETCH,); problem:
-    why it could not be read, else None.
+    """One LoRA's weights. norms: ‖ΔW‖ of each module; effective_ranks: of each module; sketch: (SKETCH,); range: the
+    least and the largest number of its factors, as they are stored, (2,); problem: why it could not be read, else None.
 
     The order of modules is that of the entry's layers.
     """
@@ -57,6 +55,7 @@ class Survey:
     norms: np.ndarray
     effective_ranks: np.ndarray
     sketch: np.ndarray
+    range: np.ndarray
     problem: str | None = None
 
     @property
@@ -156,7 +155,13 @@ def survey(lora: LoRA) -> Survey:
         for i in kronecker:  # their pair has the norm of ΔW, but not its singular values
             ranks[i] = effective_rank(spectrum(lora.layers[i]))
         total += _sketch(stack, SKETCH)
-    return Survey(norms, ranks, total.astype(np.float32))
+    return Survey(norms, ranks, total.astype(np.float32), _range(lora))
+
+
+def _range(lora: LoRA) -> np.ndarray:
+    slots = [slot for layer in lora.layers for slot in layer.parametrisation.slots.values()]
+    bounds = torch.stack([torch.stack(slot.float().aminmax()) for slot in slots if slot.numel()])
+    return np.array([bounds[:, 0].min(), bounds[:, 1].max()], np.float32)
 
 
 class Surveys:
@@ -171,7 +176,7 @@ class Surveys:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=30)
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS surveys_2 (digest PRIMARY KEY, norms, effective_ranks, sketch, problem)"
+            "CREATE TABLE IF NOT EXISTS surveys_3 (digest PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
         )
         return connection
 
@@ -179,7 +184,7 @@ class Surveys:
         """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
         connection = self._connect()
         try:
-            return int(connection.execute("SELECT COUNT(*) FROM surveys_2").fetchone()[0])
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_3").fetchone()[0])
         finally:
             connection.close()
 
@@ -189,7 +194,9 @@ class Surveys:
         try:
             rows = {
                 row[0]: row[1:]
-                for row in connection.execute("SELECT digest, norms, effective_ranks, sketch, problem FROM surveys_2")
+                for row in connection.execute(
+                    "SELECT digest, norms, effective_ranks, sketch, range, problem FROM surveys_3"
+                )
             }
         finally:
             connection.close()
@@ -208,7 +215,9 @@ class Surveys:
         surveys = self.known()
         digests = {entry.path: entry.digest for entry in self.zoo.entries}
         missing = [id for id in digests if id not in surveys]
-        runner = executor(workers if len(missing) > CHUNK else 1)
+        runner = executor(workers)
+        if len(missing) <= CHUNK:
+            runner = Serial()
         connection = self._connect()
         done, saved = 0, time.monotonic()
         try:
@@ -219,7 +228,7 @@ class Surveys:
                         continue
                     surveys[id] = result
                     connection.execute(
-                        "INSERT OR REPLACE INTO surveys_2 VALUES (?, ?, ?, ?, ?)", (digests[id], *_to_row(result))
+                        "INSERT OR REPLACE INTO surveys_3 VALUES (?, ?, ?, ?, ?, ?)", (digests[id], *_to_row(result))
                     )
                 done += len(chunk)
                 if time.monotonic() - saved > 1:  # not after each, which is slow, and not rarely: others wait meanwhile
@@ -268,18 +277,18 @@ def _survey_all(readers: list[Reader]) -> dict[str, Survey]:
 
 def _unread(reason: str) -> Survey:
     nothing = np.zeros(0, np.float32)
-    return Survey(nothing, nothing, nothing, reason)
+    return Survey(nothing, nothing, nothing, nothing, reason)
 
 
-def _to_row(survey: Survey) -> tuple[bytes, bytes, bytes, str | None]:
-    arrays = (survey.norms, survey.effective_ranks, survey.sketch)
-    norms, effective_ranks, sketch = (array.astype(np.float32).tobytes() for array in arrays)
-    return norms, effective_ranks, sketch, survey.problem
+def _to_row(survey: Survey) -> tuple[bytes | str | None, ...]:
+    arrays = (survey.norms, survey.effective_ranks, survey.sketch, survey.range)
+    return *(array.astype(np.float32).tobytes() for array in arrays), survey.problem
 
 
-def _from_row(row: tuple[bytes, bytes, bytes, str | None]) -> Survey:
-    norms, effective_ranks, drawn = (np.frombuffer(blob, np.float32) for blob in row[:3])
-    return Survey(norms, effective_ranks, drawn, row[3])
+def _from_row(row: tuple[Any, ...]) -> Survey:
+    *arrays, problem = row
+    norms, effective_ranks, drawn, bounds = (np.frombuffer(blob, np.float32) for blob in arrays)
+    return Survey(norms, effective_ranks, drawn, bounds, problem)
 
 
 class Ailment(StrEnum):
@@ -410,16 +419,13 @@ def duplicates(
     contents = table.drop_duplicates("digest", ignore_index=True)
     sketches = np.stack([surveys[id].sketch for id in contents["lora"]])
     directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
-    neighbours = NearestNeighbors(radius=4 * tolerance).fit(directions)
     root = np.arange(len(contents))
-    for i, id in enumerate(contents["lora"]):
+    for i, (id, near) in enumerate(zip(contents["lora"], within(directions, 4 * tolerance), strict=True)):
         if stop():
             break
-        if i % BLOCK == 0:
-            block = neighbours.radius_neighbors(directions[i : i + BLOCK], return_distance=False)
-            if progress:
-                progress(i, len(contents))
-        for j in sorted({int(root[j]) for j in block[i % BLOCK] if j < i}):
+        if progress and i % BLOCK == 0:
+            progress(i, len(contents))
+        for j in np.unique(root[near[near < i]]):
             if same_function(zoo.load(contents["lora"][j]), zoo.load(id), tolerance):
                 root[i] = j
                 break

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lol_core.errors import LoLError
 from lol_core.learning.executor import AHEAD, ATTEMPTS, Lost, set_device
@@ -38,7 +38,8 @@ class Ray:
         )
         remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(_on_worker)
         shared = ray.put(function)  # sent once, whatever it holds
-        waiting, running = iter(items), {}
+        waiting = iter(items)
+        running: dict[Any, T] = {}
         try:
             while True:
                 width = max(1, int(ray.cluster_resources().get("CPU", 1) / self.threads)) * AHEAD
@@ -61,7 +62,7 @@ class Ray:
                 ray.cancel(reference)
 
 
-def connected(address: str | None):  # type: ignore[no-untyped-def] # Ray is optional
+def connected(address: str | None) -> Any:
     """The module `ray`, connected to a cluster; the connection lasts as long as this process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

@@ -4,6 +4,7 @@ wherever it runs.
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -135,6 +136,7 @@ _device = "cpu"
 def _begin(places: Queue[str], threads: int) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too; the process that asked for them stops them
     set_device(places.get())
     torch.set_num_threads(threads)
 

@@ -1,0 +1,109 @@
+"""`survey` and `duplicates`: what the weights of a whole folder say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress as Bar
+
+from lol_core.cli.console import AsJson, bar_for, err, interrupts, out, print_json, print_table, reported
+
+if TYPE_CHECKING:
+    from lol_core.collections.entry import Entry
+    from lol_core.collections.zoo import Zoo
+    from lol_core.insight.survey import Survey
+
+Workers = Annotated[
+    str,
+    typer.Option(metavar="N|ray|ray://HOST:10001", help="How many processes; or a Ray cluster, here or elsewhere."),
+]
+STOPPED = "Stopped before the end. What was read is kept; the same command goes on."
+
+
+def survey(folder: Path, workers: Workers = "1", as_json: AsJson = False) -> None:
+    """What the weights of every LoRA of a folder say: norm, effective rank, health. They are read once; Ctrl-C stops
+    it with everything kept.
+    """
+    with reported():
+        zoo, surveys = _surveyed(folder, workers)
+    rows = [_row(entry, surveys[entry.path]) for entry in zoo.entries if entry.path in surveys]
+    finished = len(rows) == len(zoo)
+    if as_json:
+        refused = [{"path": entry.path, "reason": entry.reason} for entry in zoo.refused]
+        print_json({"folder": str(zoo.folder), "finished": finished, "loras": rows, "refused": refused})
+        return
+    shown = ("path", "dtypes", "norm", "effective_rank", "health")
+    print_table([{key: row[key] for key in shown} | {"health": " ".join(_reasons(row))} for row in rows])
+    ill = sum(bool(row["health"]) for row in rows)
+    out.print(f"{len(rows)} of {len(zoo)} LoRAs read, {ill} with something odd about them.", highlight=False)
+    if not finished:
+        err.print(STOPPED)
+
+
+def duplicates(
+    folder: Path,
+    workers: Workers = "1",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="‖ΔW − ΔW′‖ / ‖ΔW‖ up to which two are the same; by default what bfloat16 rounds."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """LoRAs of a folder that are the same function, whatever their names, factors, ranks or dtypes."""
+    from lol_core.insight.survey import SAME
+    from lol_core.insight.survey import duplicates as find_duplicates
+
+    with reported():
+        zoo, surveys = _surveyed(folder, workers)
+        with Bar(console=err, transient=True) as bar, interrupts() as stop:
+            show = bar_for("Comparing", bar)
+            table = find_duplicates(zoo, surveys, SAME if tolerance is None else tolerance, show, stop)
+            finished = len(surveys) == len(zoo) and not stop()
+    groups = [
+        [
+            {"path": lora, "identical": bool(identical)}
+            for lora, identical in zip(g["lora"], g["identical"], strict=True)
+        ]
+        for _, g in table.groupby("group")
+    ]
+    if as_json:
+        print_json({"folder": str(zoo.folder), "finished": finished, "groups": groups})
+        return
+    print_table(table.to_dict("records"))
+    out.print(f"{len(groups)} functions have more than one file, of {len(zoo)} LoRAs.", highlight=False)
+    if not finished:
+        err.print(STOPPED)
+
+
+def _surveyed(folder: Path, workers: str) -> tuple[Zoo, dict[str, Survey]]:
+    from lol_core.collections.zoo import Zoo
+    from lol_core.insight.survey import Surveys
+
+    with Bar(console=err, transient=True) as bar:
+        zoo = Zoo.open(folder, progress=bar_for("Reading headers", bar))
+        with interrupts() as stop:
+            return zoo, Surveys(zoo).complete(bar_for("Reading weights", bar), stop, workers=workers)
+
+
+def _row(entry: Entry, survey: Survey) -> dict[str, Any]:
+    from lol_core.insight.survey import health
+
+    read = survey.problem is None
+    return {
+        "path": entry.path,
+        "digest": entry.digest,
+        "dialect": entry.dialect,
+        "modules": entry.modules,
+        "ranks": list(entry.ranks),
+        "dtypes": ", ".join(entry.dtypes),
+        "range": [float(bound) for bound in survey.range],
+        "norm": survey.norm if read else None,
+        "effective_rank": float(survey.effective_ranks.mean()) if read else None,
+        "health": [{"ailment": mark.ailment.value, "reason": mark.reason} for mark in health(entry, survey)],
+    }
+
+
+def _reasons(row: dict[str, Any]) -> list[str]:
+    return [mark["reason"] for mark in row["health"]]
