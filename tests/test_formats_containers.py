@@ -355,6 +355,8 @@ TWICE = (
     '{"__metadata__":{"alpha":"1","alpha":"2"},"a":' + ONE + "}",
     '{"a":' + ONE + ',"__metadata__":{"alpha":"1","alpha":"2"}}',
     '{"__metadata__":{"x":"1"},"a":' + ONE + ',"__metadata__":{"x":"2"}}',
+    '{"__metadata__":{},"a":' + ONE + ',"__metadata__":{"x":"2"}}',
+    '{"a":' + ONE + ',"__metadata__":{},"__metadata__":{"x":"2"}}',
 )
 
 

@@ -90,9 +90,9 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int) -> Tens
         raise _no_json(error) from error
     metadata, structure = _split(text)
     layout, later = (_parse if length <= _CACHED_HEADER else _parse.__wrapped__)(structure)
-    if metadata and later:
+    if metadata is not None and later is not None:
         raise LoRAFormatError("The safetensors header names '__metadata__' twice, so it is not clear which is meant.")
-    metadata = metadata or dict(later)
+    metadata = metadata or dict(later or {})
     if 8 + length + layout.size > size:
         raise LoRAFormatError(
             f"The file is cut off: its header promises {8 + length + layout.size:,} bytes and {size:,} are there."
@@ -199,10 +199,12 @@ def _as_tensors(layout: Layout, numbers: Sequence[bytes]) -> dict[str, Tensor]:
     return found
 
 
-def _split(text: str) -> tuple[dict[str, str], str]:
-    """(metadata, the rest of the header as JSON). The metadata come first in every file that the library wrote."""
+def _split(text: str) -> tuple[dict[str, str] | None, str]:
+    """(metadata, the rest of the header as JSON). The metadata come first in every file that the library wrote; None
+    where they do not.
+    """
     if not (start := _METADATA.match(text)):
-        return {}, text
+        return None, text
     try:
         metadata, end = json.JSONDecoder(object_pairs_hook=_reject_twins).raw_decode(text, start.end())
     except (ValueError, RecursionError) as error:
@@ -239,7 +241,7 @@ def check_metadata(metadata: object) -> dict[str, str]:
 
 
 @lru_cache(maxsize=64)
-def _parse(text: str) -> tuple[Layout, dict[str, str]]:
+def _parse(text: str) -> tuple[Layout, dict[str, str] | None]:
     """The layout that a header describes, and the metadata where they do not come first."""
     try:
         header = orjson.loads(text)
@@ -249,7 +251,7 @@ def _parse(text: str) -> tuple[Layout, dict[str, str]]:
         raise _no_json(error) from error
     if not isinstance(header, dict):
         raise LoRAFormatError(f"The safetensors header is no JSON object but {_json_type(header)}. {DAMAGED}")
-    metadata = check_metadata(header.pop("__metadata__", None))
+    metadata = check_metadata(header.pop("__metadata__")) if "__metadata__" in header else None
     shapes, places = {}, {}
     for key, entry in header.items():
         try:
