@@ -9,7 +9,7 @@ import streamlit as st
 from ui.scatter import scatter
 
 
-@st.cache_data
+@st.cache_resource
 def synthetic(count: int) -> tuple[pd.DataFrame, dict[str, str], pd.DataFrame]:
     """Eight round clouds on a circle, their names, and a number and a category of each point."""
     rng = np.random.default_rng(0)

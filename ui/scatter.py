@@ -75,7 +75,7 @@ def colour_column(values: pd.Series | None, count: int) -> tuple[Scale, bytes]:
     known = values.astype("str").where(values.notna())
     frequent = known.value_counts()
     names = sorted(frequent.index[: len(COLORS)])
-    codes = pd.Categorical(known, names).codes
+    codes = pd.Index(names).get_indexer(pd.Index(known))
     codes = np.where(codes < 0, len(names), codes).astype(np.uint8)
     rest = "unknown" if len(frequent) <= len(COLORS) else "other" if values.notna().all() else "other or unknown"
     return Scale("names", title, COLORS[: len(names)], tuple(names), rest=rest), codes.tobytes()
@@ -117,16 +117,16 @@ def scatter(
     that were selected here, after which the page runs again. preview: the picture of a point as a data URI, which is
     taken only when the mouse or the keyboard rests on it.
     """
-    ids = points.index
+    ids = points.index.tolist()
     place, peeked = key(name), key(f"{name}_peeked")
-    scale, codes = colour_column(None if colours is None else colours.reindex(ids), len(points))
+    scale, codes = colour_column(None if colours is None else colours.reindex(points.index), len(points))
     with st.container(gap=None):
         _engine(key=key(f"{name}_engine"))
         xy = points[["x", "y"]].to_numpy(np.float32)
         sent = {
             "coordinates": _send(xy.T.tobytes(), f"{name}_coordinates"),
             "colour": _send(codes, f"{name}_colour"),
-            "names": _send("".join(f"{names[id]}\n" for id in ids).encode(), f"{name}_names"),
+            "names": _send("\n".join([*map(names.__getitem__, ids), ""]).encode(), f"{name}_names"),
         }
 
         def answer(event: str, field: str) -> object:
@@ -136,17 +136,18 @@ def scatter(
 
         def take() -> None:
             if isinstance(mask := answer("selection", "mask"), str):
-                on_select(list(ids[unpack(mask, len(ids))]))
+                on_select([ids[i] for i in unpack(mask, len(ids))])
 
         def peek() -> None:
             if preview is not None and isinstance(index := answer("peek", "index"), int) and 0 <= index < len(ids):
                 st.session_state[peeked] = {"index": index, "preview": preview(ids[index]) or ""}
 
+        chosen = set(selected())  # several times as fast as pandas' isin
         result = _map(
             data=sent
             | {
                 "scale": asdict(scale),
-                "selection": pack(ids.isin(selected())),
+                "selection": pack(np.fromiter((id in chosen for id in ids), bool, len(ids))),
                 "alt": alt,
                 "previews": preview is not None,
                 "peeked": st.session_state.pop(peeked, None),

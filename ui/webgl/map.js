@@ -1,7 +1,7 @@
 // A map of many points by regl-scatterplot. Python sends the digests of columns (see carrier.js) and the selection as a bitmask; the map sends back the bitmask
 // of what a lasso, a box, a click, the legend or the keyboard selected. Text is set as text, never as HTML.
 const STEP = 5 // pixels: the arrow keys go at least so far, that each step is seen
-const DIM = 0.15 // of the opacity of points that are not selected
+const DIM = 0.25 // of the opacity of points that are not selected
 const make = (tag, kind, text = "") => Object.assign(document.createElement(tag), { className: kind, textContent: text })
 const worded = (value) => (Number.isNaN(value) ? "unknown" : String(+value.toPrecision(4)))
 const counted = (value) => value.toLocaleString("en")
