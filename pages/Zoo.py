@@ -12,7 +12,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.errors import ZooError
 from lol_core.insight.overview import diagnoses, matching, overview, searchable
 from lol_core.insight.survey import SAME, Survey
-from ui.frame import frame, need
+from ui.frame import counted, frame, need
 from ui.keys import key
 from ui.previews import gallery, link_to_lora
 from ui.selection import computed, select, select_button, visible
@@ -36,7 +36,7 @@ if zoo.unjoined_labels:
     with st.expander(words, icon=":material/link_off:", key=key("unjoined")):
         st.dataframe(pd.DataFrame({zoo.join_column or "name": zoo.unjoined_labels}), hide_index=True)
 if zoo.labels.shape[1] and (unlabelled := int(zoo.labels.isna().all(axis=1).sum())):
-    st.caption(f"{unlabelled} LoRAs have no row in the labels table.")
+    st.caption(f"Without a row in the labels table: {counted(unlabelled, 'LoRA')}.")
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

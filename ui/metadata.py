@@ -16,6 +16,8 @@ from lol_core.insight.survey import tag_counts
 from ui.figures import figure
 from ui.keys import key
 
+WIDTH = 200
+"""Pixels of the picture."""
 FEW = 30
 """Tags that are drawn."""
 
@@ -35,9 +37,10 @@ def show_sidecar(zoo: Zoo, id: str) -> None:
         return
     with st.container(border=True):
         st.caption(f":material/attach_file: Claimed by {', '.join(sidecar.files)}, which lie beside the file.")
-        picture, words = st.columns([1, 4]) if sidecar.preview and zoo.preview(id) else (None, st.container())
-        if picture is not None:
-            picture.image(str(zoo.preview(id)), alt=f"Preview of {zoo.names[id]}", width="stretch")
+        row = st.container(horizontal=True)
+        if path := zoo.preview(id):
+            row.image(str(path), alt=f"Preview of {zoo.names[id]}", width=WIDTH)
+        words = row.container()
         claims = {
             "Title": sidecar.title,
             "Trigger words": ", ".join(f"`{word}`" for word in sidecar.trigger_words),
