@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from lol_core.collections.memory import MemorySource
+from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ZooError
@@ -32,6 +33,29 @@ def test_a_model_is_trained_on_loras_made_in_python(tmp_path: Path) -> None:
 
 def in_memory(zoo: Zoo) -> MemorySource:
     return MemorySource({id: zoo.load(id) for id in zoo.ids}, zoo.labels, zoo.name)
+
+
+class FirstHalf(Source):
+    """A source outside the package: the first half of another one."""
+
+    name = "half"
+
+    def __init__(self, whole: Source):
+        self.whole = whole
+        self.entries = whole.entries[: len(whole) // 2]
+        self.labels = whole.labels.iloc[: len(self.entries)]
+
+    def load(self, id: str) -> LoRA:
+        return self.whole.load(id)
+
+
+def test_a_source_of_ones_own_is_four_members(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    half = FirstHalf(synthetic_zoo)
+    assert len(half) == 30 and half.ids == synthetic_zoo.ids[:30] and half.fingerprint != synthetic_zoo.fingerprint
+    config = TrainingConfig("dense", epochs=1)
+    model = train(half, plan(half, ["size"], config), config, tmp_path / "model")
+    assert model.compare(half) == [] and len(model.predict_zoo(half)[0]) == 30
+    assert len(Surveys(half).complete()) == len(half.table()) == 30
 
 
 def test_memory_and_folder_give_the_same_model_and_the_same_views(tmp_path: Path) -> None:
