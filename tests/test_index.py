@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,11 @@ def test_what_files_share_is_kept_once(tmp_path: Path) -> None:
         assert len({id(entry.headers) for entry in zoo.entries}) == 2
         assert len({id(entry.scales) for entry in zoo.entries}) == 1
     assert first.entries == again.entries
-    with sqlite3.connect(Index(tmp_path / "zoo").path) as database:
+    with closing(sqlite3.connect(Index(tmp_path / "zoo").path)) as database:
         assert database.execute("SELECT COUNT(*) FROM structure").fetchone() == (2,)
     shutil.rmtree(tmp_path / "zoo" / "other")
     Zoo.open(tmp_path / "zoo")
-    with sqlite3.connect(Index(tmp_path / "zoo").path) as database:
+    with closing(sqlite3.connect(Index(tmp_path / "zoo").path)) as database:
         assert database.execute("SELECT COUNT(*) FROM structure").fetchone() == (1,)
 
 
@@ -148,7 +149,7 @@ def test_two_indexes_of_one_folder_at_once(tmp_path: Path, monkeypatch: pytest.M
 def test_the_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
     write_zoo(tmp_path / "zoo", 3)
     index = Index(tmp_path / "zoo")
-    with sqlite3.connect(index.path) as old:
+    with closing(sqlite3.connect(index.path)) as old:
         old.execute("CREATE TABLE files (path, size)")
         old.execute("CREATE TABLE file (path)")
         old.execute("PRAGMA user_version = 2")
