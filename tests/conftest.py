@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test is one thread here and in what it starts; tests run side by side
@@ -14,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from lol_core.collections.zoo import Zoo
+from tests import workers
 from tests.builders import write_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,16 +40,10 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.fixture
-def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workers that make a zoo are threads of this process: each process would import diffusers and peft anew."""
-
-    def threads(
-        workers: int, context: object, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
-    ) -> Executor:
-        return ThreadPoolExecutor(workers, initializer=initializer, initargs=initargs)
-
-    for module in ("machine", "pictures", "picture_data"):
-        monkeypatch.setattr(f"lol_core.finetuning.{module}.ProcessPoolExecutor", threads)
+def in_threads() -> Iterator[None]:
+    """Workers that make a zoo are threads."""
+    with workers.in_threads():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
+
+from tests.workers import in_threads
 
 
 def run(words: list[str]) -> None:
@@ -14,7 +17,8 @@ def run(words: list[str]) -> None:
     elif words[:3] == [sys.executable, "-m", "lol_core"]:
         sys.argv = words[2:]
         try:
-            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+            with in_threads() if words[3] == "finetune" else nullcontext():
+                runpy.run_module(words[2], run_name="__main__", alter_sys=True)
         except SystemExit as end:
             assert not end.code, f"{' '.join(words)} ended with {end.code}"
     else:

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.shell import run
 from tests.test_finetuning_arc import write_arc, write_qwen
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -77,13 +79,11 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     that knows sixteen words.
     """
     place = tmp_path_factory.mktemp("stand-ins")
-    for part, options in (("people", ["--count", "12", "--workers", "1"]), ("things", [])):
-        subprocess.run(
-            [sys.executable, "-m", "lol_core", "finetune", part, "--out", str(place / part), *options],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        )
+    with pytest.MonkeyPatch.context() as patches:
+        patches.chdir(ROOT)
+        patches.setattr(sys, "argv", sys.argv)
+        for part, options in (("people", ["--count", "12", "--workers", "1"]), ("things", [])):
+            run([sys.executable, "-m", "lol_core", "finetune", part, "--out", str(place / part), *options])
     return {
         "CompVis/stable-diffusion-v1-4": "sample_loras/small-diffusion",
         "openai/clip-vit-base-patch16": "sample_loras/small-clip",
@@ -139,7 +139,7 @@ def as_run(command: str, stand_ins: dict[str, str]) -> list[str]:
             "-c",
             (
                 f"from streamlit.testing.v1 import AppTest; assert not AppTest.from_file({words[2]!r},"
-                " default_timeout=300).run().exception"
+                f" default_timeout={PATIENCE}).run().exception"
             ),
         ]
     assert words[:3] == ["python", "-m", "lol_core"], f"no way to run {command!r} is known"
@@ -182,8 +182,8 @@ def test_what_a_document_shows_runs(
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     if document.name == "own_model.md":
         assert "Row norms" in done.stdout
-        ask = """from streamlit.testing.v1 import AppTest
-print(AppTest.from_file("app.py", default_timeout=300).run().switch_page("pages/Train.py").run().multiselect)"""
+        ask = f"""from streamlit.testing.v1 import AppTest
+print(AppTest.from_file("app.py", default_timeout={PATIENCE}).run().switch_page("pages/Train.py").run().multiselect)"""
         shown = subprocess.run(
             [sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True
         )

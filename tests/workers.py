@@ -1,0 +1,25 @@
+"""Zoos made by threads of this process, where it is not the processes that are tested: each would import diffusers and
+peft anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+
+def _threads(
+    workers: int, context: object, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
+) -> Executor:
+    return ThreadPoolExecutor(workers, initializer=initializer, initargs=initargs)
+
+
+@contextmanager
+def in_threads() -> Iterator[None]:
+    with ExitStack() as patches:
+        for module in ("machine", "pictures", "picture_data"):
+            patches.enter_context(patch(f"lol_core.finetuning.{module}.ProcessPoolExecutor", _threads))
+        yield
