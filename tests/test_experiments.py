@@ -81,6 +81,25 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     assert other.kept.lines() == [], "fits of another budget are not taken for this one's"
 
 
+def test_a_sweep_in_processes_has_the_digits_of_one_here(tmp_path: Path) -> None:
+    zoo, budget = Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30, learning_rates=(1e-3, 3e-3))
+    alone, together = (
+        Trials(LOSS_QUESTION, zoo, budget, tmp_path / str(workers), ("svd",)).run(workers=workers) for workers in (1, 2)
+    )
+    alone, together = (table.sort_values("model", ignore_index=True) for table in (alone, together))
+    pd.testing.assert_frame_equal(alone, together, check_exact=True)
+
+
+def test_half_a_line_is_no_fit(tmp_path: Path) -> None:
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30), tmp_path, ("svd",))
+    whole = trials.run()
+    lines = trials.kept.path.read_text().splitlines()
+    trials.kept.path.write_text("\n".join(lines)[:-40])
+    assert len(trials.kept.lines()) == len(lines) - 1
+    pd.testing.assert_frame_equal(whole, trials.run())
+    assert len(trials.kept.lines()) == len(lines)
+
+
 def test_labels_are_shuffled_for_a_model_that_memorises_too(tmp_path: Path) -> None:
     trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path, ("dsire",))
     whole, shuffled = (
@@ -103,7 +122,7 @@ def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
     trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path)
     for setting, loss, r2 in zip(budget.settings(Variant.of("svd")), (0.5, 0.4, 0.6), (0.9, 0.1, 0.95), strict=True):
         assert trials.table().empty, "a search that is not complete does not count"
-        trials._write("svd", 0, {"r2": r2}, setting.to_dict(), loss)
+        trials.kept.add(model="svd", seed=0, setting=setting.to_dict(), validation_loss=loss, scores={"r2": r2})
     assert trials.table()["r2"].tolist() == [0.1]
 
 

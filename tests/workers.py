@@ -1,4 +1,4 @@
-"""Zoos made by threads of this process, where it is not the processes that are tested: each would import diffusers and
+"""Zoos made in this process, where it is not the processes that are tested: each would import diffusers and
 peft anew.
 """
 
@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from lol_core.learning.executor import Serial
+
 
 def _threads(
     workers: int, context: object, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
@@ -20,6 +22,7 @@ def _threads(
 @contextmanager
 def in_threads() -> Iterator[None]:
     with ExitStack() as patches:
-        for module in ("machine", "pictures", "picture_data"):
+        patches.enter_context(patch("lol_core.finetuning.machine.runner", lambda machine: Serial()))
+        for module in ("pictures", "picture_data"):
             patches.enter_context(patch(f"lol_core.finetuning.{module}.ProcessPoolExecutor", _threads))
         yield

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress as Bar
 
-from lol_core.cli.console import AsJson, err, interrupts, out, print_json, print_table, reported, reporter_for
+from lol_core.cli.console import AsJson, Workers, err, interrupts, out, print_json, print_table, reported, reporter_for
 from lol_core.experiments import NAMES
 
 
@@ -30,6 +30,7 @@ def experiment(
     ] = False,
     work: Annotated[Path, typer.Option(help="Where figure4 puts the LoRAs it makes.")] = Path("build"),
     threads: Annotated[int, typer.Option(help="Threads of PyTorch; the last digits depend on it.")] = 1,
+    workers: Workers = "1",
     as_json: AsJson = False,
 ) -> None:
     """Repeat a table or figure of the paper on the sample zoos, beside the paper's numbers. Ctrl-C stops it; the
@@ -47,7 +48,7 @@ def experiment(
 
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
         result = run_experiment(
-            name, Context(samples, fits or out_folder / "fits", budget, reporter_for(bar, shown, stop), work)
+            name, Context(samples, fits or out_folder / "fits", budget, reporter_for(bar, shown, stop), work, workers)
         )
         place = result.write(out_folder / "results")
         report = write_report(out_folder)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress as Bar
 
-from lol_core.cli.console import bar_for, err, out, reported
+from lol_core.cli.console import WORKERS, Workers, bar_for, err, out, reported
 from lol_core.errors import LoLError
 
 finetune = typer.Typer(help="Make LoRA zoos by fine-tuning.", no_args_is_help=True)
@@ -46,7 +46,7 @@ def finetune_glosses(
         str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     count: int = 400,
-    workers: int = 2,
+    workers: Workers = "2",
     threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
 ) -> None:
     """Fine-tune the sample language zoo. Stop it at any time; the same command goes on."""
@@ -153,7 +153,10 @@ def finetune_zoo(
         typer.Option(help="CLIP model for the score: a folder or hub id. Without it the zoo is not measured."),
     ] = None,
     count: Annotated[int | None, typer.Option(help="Only the first so many LoRAs.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; one for each GPU, or one, by default.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar=WORKERS, help="Processes, one for each GPU or one by default; or a Ray cluster."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
     stack: Annotated[
         int, typer.Option(help="LoRAs trained together over one frozen base; 1 uses PEFT and accelerate.")

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress as Bar
 
-from lol_core.cli.console import AsJson, bar_for, err, interrupts, out, print_json, print_table, reported
+from lol_core.cli.console import AsJson, Workers, bar_for, err, interrupts, out, print_json, print_table, reported
 
 if TYPE_CHECKING:
     from lol_core.collections.entry import Entry
     from lol_core.collections.zoo import Zoo
     from lol_core.insight.survey import Survey
 
-Workers = Annotated[
-    str,
-    typer.Option(metavar="N|ray|ray://HOST:10001", help="How many processes; or a Ray cluster, here or elsewhere."),
-]
 STOPPED = "Stopped before the end. What was read is kept; the same command goes on."
 
 

@@ -131,7 +131,7 @@ def fine_tunes(context: Context) -> Iterator[tuple[int, Zoo]]:
     folder = context.work / f"ranks-{count}"
     if not (folder / "people" / "identity_CelebA.txt").exists():
         write_people(
-            folder / "people", count, machine.workers, partial(said, context, "Drawing people"), first=known + 1
+            folder / "people", count, int(machine.workers), partial(said, context, "Drawing people"), first=known + 1
         )
     for rank in ranks:
         zoo = ImageZoo(folder / f"rank-{rank}", replace(recipe, rank=rank), str(context.samples / "small-diffusion"))

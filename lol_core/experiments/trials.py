@@ -5,8 +5,10 @@ stopped experiment goes on.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.evaluation import bootstrap_interval, control_scores
+from lol_core.learning.executor import Executor, Lost, executor
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
 from lol_core.learning.models import MODELS
@@ -139,15 +142,38 @@ class Kept:
         self.path, self.about = path, json.loads(json.dumps(about))
 
     def lines(self) -> list[dict[str, Any]]:
+        """Those that are whole: a machine that stopped may have left half of one."""
         if not self.path.is_file():
             return []
-        found = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [line for line in found if line["about"] == self.about]
+        parsed = map(_parsed, self.path.read_text().splitlines())
+        return [line for line in parsed if line is not None and line["about"] == self.about]
 
     def add(self, **line: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line | {"about": self.about}) + "\n")
+        with self.path.open("ab+") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
+                file.write(b"\n")
+            file.write((json.dumps(line | {"about": self.about}) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None
+
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of a sweep, which does not depend on the others. words: for people; make: its lines of fits."""
+
+    words: str
+    make: Callable[[Trials], list[Line]]
 
 
 class Trials:
@@ -159,35 +185,62 @@ class Trials:
         self.question, self.zoo, self.budget = question, zoo, budget
         self.variants = {variant.name: variant for variant in map(Variant.of, models)}
         self.kept = Kept(folder / f"{question.name}.jsonl", {"zoo": zoo.fingerprint, "budget": budget.about})
+        self.identity = (question, zoo.fingerprint, zoo.labels_digest, budget, tuple(self.variants.values()))
         self._factors: Factors | None = None
         self._kernels: dict[str, np.ndarray] | None = None
 
-    def run(self, reporter: Reporter = SILENT) -> pd.DataFrame:
-        """Make what is missing; returns a row for each model (its best setting on validation data at that seed),
-        kernel and control at each seed: columns model, seed, and its scores. Raises Stopped.
+    def run(self, reporter: Reporter = SILENT, workers: int | str = 1) -> pd.DataFrame:
+        """Make what is missing; workers as `executor` takes them. Returns a row for each model (its best setting on
+        validation data at that seed), kernel and control at each seed: columns model, seed, and its scores. Raises
+        Stopped.
         """
-        steps: list[tuple[str, Callable[[], None]]] = []
-        for seed in range(self.budget.seeds):
-            steps += [
-                (f"{model}, seed {seed}", partial(self._fit, model, setting, seed))
-                for model, variant in self.variants.items()
-                for setting in self.budget.settings(variant)
-            ]
-            steps.append((f"controls, seed {seed}", partial(self._controls, seed)))
-        steps += [(f"{model}, shuffled labels", partial(self._shuffled, model)) for model in self.variants]
-        started, fitted = time.monotonic(), 0
-        for i, (words, step) in enumerate(steps):
-            reporter.check("What was fitted is kept; the same command goes on.")
-            pace = (
-                f", about {(time.monotonic() - started) / fitted * (len(steps) - i) / 60:.0f} min left"
-                if fitted
-                else ""
-            )
-            reporter.show(f"{self.question.name}: {words}{pace}", i / len(steps))
-            before = len(self.kept.lines())
-            step()
-            fitted += len(self.kept.lines()) > before
+        runner = executor(workers)
+        self._make(self._searched(), runner, reporter)
+        self._make(self._shuffled(), runner, reporter)
         return self.table()
+
+    def _searched(self) -> Iterator[Step]:
+        for seed in range(self.budget.seeds):
+            for model, variant in self.variants.items():
+                for setting in self.budget.settings(variant):
+                    if not self._known(model, seed, setting.to_dict()):
+                        yield Step(
+                            f"{model}, seed {seed}", partial(Trials._fit, model=model, setting=setting, seed=seed)
+                        )
+            if not self._known(KERNEL, seed):
+                yield Step(f"controls, seed {seed}", partial(Trials._controls, seed=seed))
+
+    def _shuffled(self) -> Iterator[Step]:
+        """The chosen setting of each model at seed 0, fitted to permuted training and validation labels."""
+        for model, variant in self.variants.items():
+            if not self._known(variant.shuffled, 0):
+                make = partial(Trials._fit_shuffled, model=model, setting=self._setting(model, 0))
+                yield Step(f"{model}, {SHUFFLED}", make)
+
+    def _make(self, steps: Iterable[Step], runner: Executor, reporter: Reporter) -> None:
+        steps = list(steps)
+        started, lost = time.monotonic(), list[str]()
+        kept = "What was fitted is kept; the same command goes on."
+        reporter.check(kept)
+        reporter.show(f"{self.question.name}: {steps[0].words if steps else ''}", 0.0)
+        with closing(runner.map(partial(_made, self), steps)) as results:
+            for done, (step, lines) in enumerate(results, 1):
+                if isinstance(lines, Lost):
+                    lost.append(f"{step.words}: {lines.reason}")
+                else:
+                    for line in lines:
+                        if not self._known(line["model"], line["seed"], line["setting"]):  # nothing twice
+                            self.kept.add(**line)
+                left = (time.monotonic() - started) / done * (len(steps) - done) / 60
+                reporter.show(f"{self.question.name}: {step.words}, about {left:.0f} min left", done / len(steps))
+                if done < len(steps):
+                    reporter.check(kept)
+        if lost:
+            raise TaskError(f"{self.question.name}: {' '.join(lost)} {kept}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sent to other processes without what they make themselves."""
+        return self.__dict__ | {"_factors": None, "_kernels": None}
 
     def table(self) -> pd.DataFrame:
         rows = []
@@ -217,20 +270,10 @@ class Trials:
                 best[key] = line
         return list(best.values())
 
-    def _known(self, model: str, seed: int, setting: Setting | None = None) -> bool:
-        given = None if setting is None else setting.to_dict()
-        return any((line["model"], line["seed"], line["setting"]) == (model, seed, given) for line in self.kept.lines())
-
-    def _write(
-        self,
-        model: str,
-        seed: int,
-        scores: Scores,
-        setting: dict[str, Any] | None = None,
-        validation_loss: float = 0.0,
-        **more: Any,
-    ) -> None:
-        self.kept.add(model=model, seed=seed, setting=setting, validation_loss=validation_loss, scores=scores, **more)
+    def _known(self, model: str, seed: int, setting: dict[str, Any] | None = None) -> bool:
+        return any(
+            (line["model"], line["seed"], line["setting"]) == (model, seed, setting) for line in self.kept.lines()
+        )
 
     def _plan(self, model: str, setting: Setting, seed: int) -> tuple[Plan, TrainingConfig]:
         config = self.budget.config(self.variants.get(model) or Variant.of(model), setting, seed)
@@ -254,9 +297,7 @@ class Trials:
                 raise TaskError(f"{id}: {reason} An experiment needs every LoRA of its zoo.")
         return Fit.of(self._factors, planned.split, planned.task, self.zoo.labels, config)
 
-    def _fit(self, model: str, setting: Setting, seed: int) -> None:
-        if self._known(model, seed, setting):
-            return
+    def _fit(self, model: str, setting: Setting, seed: int) -> list[Line]:
         fit = self._fitted(model, setting, seed)
         train, test = fit.outputs(fit.split["train"]), fit.outputs(fit.split["test"])
         scores = {"train loss": float(fit.task.loss(train, fit.encoded["train"]))}
@@ -264,7 +305,7 @@ class Trials:
             "test loss": float(fit.task.loss(test, fit.encoded["test"]))
         }
         more = {"parameters": fit.model.n_parameters, "epochs": len(fit.history)}
-        self._write(model, seed, scores, setting.to_dict(), fit.best_loss, **more)
+        return [_line(model, seed, scores, setting.to_dict(), fit.best_loss, **more)]
 
     def _tested(self, task: Task, ids: Sequence[str], predicted: np.ndarray) -> Scores:
         truth = self.zoo.labels.loc[list(ids)]
@@ -274,10 +315,8 @@ class Trials:
             scores | {"low": low, "high": high} | (self.question.extra(truth, predicted) if self.question.extra else {})
         )
 
-    def _controls(self, seed: int) -> None:
+    def _controls(self, seed: int) -> list[Line]:
         """Constant, structure and norms; and the product kernel, at one seed's split."""
-        if self._known(KERNEL, seed):
-            return
         fit = self.prepared("gl_net", self.budget.settings(Variant.of("gl_net"))[0], seed)
         split = fit.split
         assert self._factors is not None
@@ -285,9 +324,7 @@ class Trials:
         found = control_scores(
             fit.task, self.zoo.labels.loc[ids], split, control_features(self.zoo, self._factors, ids), seed
         )
-        for name, scores in found.items():
-            if not self._known(name, seed):
-                self._write(name, seed, dict(scores))
+        lines = [_line(name, seed, dict(scores)) for name, scores in found.items()]
         everyone = list(self._factors.place)
         if self._kernels is None:
             self._kernels = kernels(self._factors.batch(everyone))
@@ -296,28 +333,58 @@ class Trials:
         y = fit.task.numbers(fit.task.encode(self.zoo.labels.loc[everyone]))
         values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y)
         predicted = fit.task.from_numbers(values)
-        self._write(KERNEL, seed, self._tested(fit.task, split["test"], predicted), picked={**picked}, setting=None)
+        return [*lines, _line(KERNEL, seed, self._tested(fit.task, split["test"], predicted), picked={**picked})]
 
-    def _shuffled(self, model: str) -> None:
-        """The chosen setting of a model at seed 0, fitted to permuted training and validation labels."""
-        name = self.variants[model].shuffled
-        if self._known(name, 0):
-            return
-        fit = self.refit(model, 0, shuffled=True)
-        self._write(name, 0, self._tested(fit.task, fit.split["test"], fit.task.decode(fit.outputs(fit.split["test"]))))
+    def _fit_shuffled(self, model: str, setting: Setting) -> list[Line]:
+        fit = self._fitted(model, setting, 0, shuffled=True)
+        predicted = fit.task.decode(fit.outputs(fit.split["test"]))
+        return [_line(self.variants[model].shuffled, 0, self._tested(fit.task, fit.split["test"], predicted))]
+
+    def _setting(self, model: str, seed: int) -> Setting:
+        """The chosen setting of a model at a seed."""
+        chosen = (line for line in self.chosen() if line["model"] == model and line["seed"] == seed)
+        return Setting.from_dict(next(chosen)["setting"])
 
     def refit(self, model: str, seed: int, shuffled: bool = False) -> Fit:
         """The chosen setting of a model at a seed, fitted anew, its best weights loaded. shuffled: to permuted
         training and validation labels.
         """
-        setting = next(line["setting"] for line in self.chosen() if line["model"] == model and line["seed"] == seed)
-        return self._fitted(model, Setting.from_dict(setting), seed, shuffled)
+        return self._fitted(model, self._setting(model, seed), seed, shuffled)
+
+
+def _line(
+    model: str,
+    seed: int,
+    scores: Scores,
+    setting: dict[str, Any] | None = None,
+    validation_loss: float = 0.0,
+    **more: Any,
+) -> Line:
+    return {
+        "model": model,
+        "seed": seed,
+        "setting": setting,
+        "validation_loss": validation_loss,
+        "scores": scores,
+        **more,
+    }
+
+
+_latest: Trials | None = None
+
+
+def _made(trials: Trials, step: Step) -> list[Line]:
+    """The lines of a step. What the last sweep that this process worked for has read of its zoo is kept."""
+    global _latest
+    if _latest is None or _latest.identity != trials.identity:
+        _latest = trials
+    return step.make(_latest)
 
 
 @dataclass
 class Context:
     """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept; work:
-    where LoRAs made for an experiment go.
+    where LoRAs made for an experiment go; workers: as `executor` takes them.
     """
 
     samples: Path
@@ -325,6 +392,7 @@ class Context:
     budget: Budget = field(default_factory=Budget)
     reporter: Reporter = SILENT
     work: Path = Path("build")
+    workers: int | str = 1
     answered: dict[tuple[Any, ...], Trials] = field(default_factory=dict)
 
     @property
@@ -342,6 +410,6 @@ class Context:
         key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
         if key not in self.answered:
             found = Trials(question, Zoo.open(self.samples / question.zoo), budget, self.folder, models)
-            found.run(self.reporter)
+            found.run(self.reporter, self.workers)
             self.answered[key] = found
         return self.answered[key]

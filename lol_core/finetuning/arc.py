@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +171,9 @@ def finetune(
 _worker: dict[str, Any] = {}
 
 
-def _start(
-    recipe: LanguageRecipe, base: str, splits: dict[str, list[Question]], machine: Machine, places: Queue[str]
-) -> None:
+def _start(recipe: LanguageRecipe, base: str, splits: dict[str, list[Question]], machine: Machine, device: str) -> None:
     torch.set_num_threads(machine.threads)
-    _worker.update(recipe=recipe, splits=splits, reader=Reader(base, places.get(), machine.mixed_precision))
+    _worker.update(recipe=recipe, splits=splits, reader=Reader(base, device, machine.mixed_precision))
 
 
 def _finetune(out: Path, drawn: Hyperparameters) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +201,7 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, places: Queue[str]) -> None:
+def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, device: str) -> None:
     torch.set_num_threads(threads)
     encoder = Encoder(base)
     _worker.update(
@@ -220,7 +219,7 @@ def _build_one(drawn: Hyperparameters) -> dict[str, Any]:
 
 
 def build(
-    base: str, out: Path, count: int, workers: int = 2, threads: int = 1, progress: Progress | None = None
+    base: str, out: Path, count: int, workers: int | str = 2, threads: int = 1, progress: Progress | None = None
 ) -> Iterator[dict[str, Any]]:
     """Fine-tune LoRAs 1 … count into `out`, those already in its labels.csv left alone; yields each new row of labels
     as it is written.

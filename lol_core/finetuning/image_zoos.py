@@ -9,7 +9,6 @@ import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +140,16 @@ def stacks(runs: Sequence[Run], size: int) -> list[list[Run]]:
 _worker: dict[str, Any] = {}
 
 
-def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, places: Queue[str]) -> None:
+def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, device: str) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     name = Path(base).name if Path(base).is_dir() else base
-    _worker.update(
-        recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, places.get())
-    )
+    _worker.update(recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, device))
 
 
-def _start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, places: Queue[str]) -> None:
+def _start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, device: str) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
-    device = places.get()
     _worker.update(
         recipe=recipe, painter=Painter(base, device), scorer=None if scorer is None else Scorer(scorer, device)
     )

@@ -113,8 +113,20 @@ class Processes:
                         yield tried.item, Lost.after(ATTEMPTS)
                     else:
                         suspects.append(_Try(tried.item, tried.deaths + alone))
+        except KeyboardInterrupt:
+            _kill(pool)
+            raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            try:
+                pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:  # who asks again does not want to wait for what is running
+                _kill(pool)
+                raise
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
