@@ -237,3 +237,20 @@ def test_a_pattern_that_takes_for_ever_does_not(pattern: str, tmp_path: Path) ->
     write_peft(tmp_path, random_lora([("a" * 60 + ".layers.0.self_attn.q_proj", 6, 5, 2)]), alpha_pattern={pattern: 1})
     with contextlib.suppress(LoRAFormatError):
         assert probe(tmp_path).layers[0].scale == 1.0
+
+
+def test_a_block_of_one_number_is_put_together_with_larger_ones(tmp_path: Path) -> None:
+    tensors = {"q.lora_down.weight": torch.ones(3, 8), "q.lora_up.blocks.0.weight": torch.ones(1, 1)}
+    save_file(tensors | {"q.lora_up.blocks.1.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    assert read(tmp_path / "x.safetensors").headers == probe(tmp_path / "x.safetensors").headers
+
+
+@pytest.mark.parametrize("rank", [float("inf"), float("nan"), "inf"])
+def test_a_configured_rank_that_is_not_finite_is_refused(rank: object, tmp_path: Path) -> None:
+    tensors = {f"q.hada_{part}": torch.ones(2, 2) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LOHA", "r": rank, "alpha": 4}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match="rank in adapter_config.json is (inf|nan)"):
+            open_(tmp_path)

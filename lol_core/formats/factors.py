@@ -106,7 +106,10 @@ def block_diagonal(parts: Sequence[Tensor]) -> Tensor:
         raise LoRAFormatError(f"blocks of {', '.join(sorted(str(dtype)[6:] for dtype in types))}: quantised factors?")
     if len(types) > 1 or any(dtype.itemsize == 1 for dtype in types):
         parts = [part.float() for part in parts]
-    whole = parts[0].new_zeros(sum(len(part) for part in parts), sum(part.shape[1] for part in parts))
+    shape = sum(len(part) for part in parts), sum(part.shape[1] for part in parts)
+    if any(part.is_meta for part in parts):  # a block of one number has it even where the others have none
+        return torch.empty(shape, dtype=parts[0].dtype, device="meta")
+    whole = parts[0].new_zeros(shape)
     row = column = 0
     for part in parts:  # torch.block_diag takes a second to load what it needs for tensors without data
         whole[row : row + len(part), column : column + part.shape[1]] = part

@@ -196,6 +196,8 @@ class _Source:
         rank = patterned(self.options.get("rank_pattern"), names)
         rank = number(self.options.get("r") if rank is None else rank)
         _finite(f"{key} in {self.place}", alpha)
+        if rank is not None:
+            _finite(f"The rank in {self.place}", rank)
         return Scale(alpha, self.options.get("use_rslora") in (True, "true", "True"), rank)
 
 
