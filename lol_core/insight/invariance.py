@@ -34,7 +34,6 @@ from lol_core.insight.plots import Dial
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.memory import check_memory
 from lol_core.learning.models import LoLModel, make_model
-from lol_core.learning.models.gl_net import GLNet
 from lol_core.learning.tasks import Multiclass, Regression, Task
 
 NUMBERS_AT_ONCE = 20_000_000
@@ -168,7 +167,7 @@ class Study:
     @property
     def equivariant(self) -> list[Examined]:
         """The models whose inside can be looked at."""
-        return [examined for examined in self.models if isinstance(examined.model, GLNet)]
+        return [examined for examined in self.models if examined.model.equivariant]
 
     def cost(self, count: int) -> int:
         """Numbers read for so many draws from each group."""
@@ -266,7 +265,6 @@ class Study:
     def passage(self, examined: Examined, group: Group, dtype: torch.dtype) -> Passage:
         """A random R followed through an equivariant model."""
         batch, net = self.start(dtype, examined.model.spec), self.model(examined, dtype)
-        assert isinstance(net, GLNet)
         R = sample_for(batch, group, condition=10.0, generator=torch.Generator().manual_seed(0))
         stages = carried(lambda x: net.stages(net.normalized(x)), batch, R)
         turned = act(R, batch)

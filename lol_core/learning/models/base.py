@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import Group
+from lol_core.core.symmetry import Stage
 from lol_core.errors import ModelError
 from lol_core.learning.models.layers import Head
 
@@ -72,6 +73,8 @@ class LoLModel(nn.Module):
     kept_features: ClassVar[bool] = False
     """Whether training computes the features once and keeps them: they are not learnt, and take longer than the head.
     """
+    equivariant: ClassVar[bool] = False
+    """Whether it has equivariant layers, whose factors `stages` shows."""
     memorizes: ClassVar[bool] = False
     """Whether it keeps its training LoRAs (`memorize`) instead of being fitted."""
 
@@ -104,6 +107,10 @@ class LoLModel(nn.Module):
         if not isinstance(config, cls.Config):
             raise ModelError(f"{cls.title} is configured by {cls.Config.__name__}; found {type(config).__name__}.")
         return config
+
+    def stages(self, batch: Batch) -> list[Stage]:
+        """The equivariant layers of a model that has them, step by step, of the normalised factors."""
+        raise NotImplementedError
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
         """A module with `latent` and `out`."""

@@ -42,6 +42,7 @@ class GLNet(LoLModel):
     title = "GL-net"
     symmetry = GL
     any_rank = True
+    equivariant = True
     learnt_features = True
 
     def __init__(self, spec: WeightSpec, outputs: int, config: GLNetConfig):

@@ -10,14 +10,18 @@ from torch import Tensor
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import O
 from lol_core.learning.models.base import LoLModel, ModelConfig, flat_factors
+from lol_core.learning.models.layers import left_product
 from lol_core.learning.models.registry import register
 
 
 def procrustes(U: Tensor, V: Tensor, template_U: Tensor, template_V: Tensor) -> Tensor:
-    """Q ∈ O(r) that minimises ‖UQ − 𝐔‖² + ‖VQ − 𝐕‖² (equation 3): A Bᵀ from the SVD of the r × r matrix Uᵀ𝐔 + Vᵀ𝐕 = A Σ
-    Bᵀ. (…, r, r).
-    """
-    A, _, Bh = torch.linalg.svd(U.mT @ template_U + V.mT @ template_V)
+    """Q ∈ O(r) that minimises ‖UQ − 𝐔‖² + ‖VQ − 𝐕‖² (equation 3): (…, r, r)."""
+    return orthogonal_factor(U.mT @ template_U + V.mT @ template_V)
+
+
+def orthogonal_factor(M: Tensor) -> Tensor:
+    """The orthogonal matrix nearest to M = A Σ Bᵀ, A Bᵀ: (…, r, r)."""
+    A, _, Bh = torch.linalg.svd(M)
     return A @ Bh
 
 
@@ -48,7 +52,9 @@ class OAlign(LoLModel):
     def features(self, batch: Batch) -> Tensor:
         aligned_U, aligned_V = [], []
         for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
-            Q = procrustes(U, V, self.get_buffer(f"template_U_{g}"), self.get_buffer(f"template_V_{g}"))
+            template_U, template_V = self.get_buffer(f"template_U_{g}"), self.get_buffer(f"template_V_{g}")
+            # (𝐔ᵀU + 𝐕ᵀV)ᵀ, which, as GL-net's maps, does not copy the templates for each LoRA
+            Q = orthogonal_factor((left_product(template_U.mT, U) + left_product(template_V.mT, V)).mT)
             aligned_U.append(U @ Q)
             aligned_V.append(V @ Q)
         return flat_factors(Batch(batch.spec, tuple(aligned_U), tuple(aligned_V), batch.ranks))
