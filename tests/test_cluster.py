@@ -1,0 +1,94 @@
+"""Wide work on a local cluster of two nodes, one of which is killed: nothing lost, nothing twice, the same digits."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lol_core.collections.zoo import Zoo
+from lol_core.errors import LoLError
+from lol_core.insight.survey import Surveys
+from lol_core.learning.executor import executor
+from tests.builders import write_zoo
+from tests.waiting import until
+
+ray = pytest.importorskip("ray", reason="Ray, an optional extra, is not installed")
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes with one processor each; this process belongs to the first."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    for node in ({"num_cpus": 1, "include_dashboard": False}, {"num_cpus": 1}):
+        until(partial(started, cluster, node), "a node starts")
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def started(cluster: Any, node: dict[str, Any]) -> bool:
+    """Whether a node starts within Ray's 30 seconds, which on a busy machine it may not."""
+    try:
+        cluster.add_node(**node)
+    except Exception as error:
+        assert "timed out" in str(error), error
+        return False
+    return True
+
+
+def powers(folder: Path, head: str, item: int) -> float:
+    """A sum of powers. On the second node it hangs until that node is gone, on the first until the second has begun."""
+    if ray.is_initialized():
+        here = ray.get_runtime_context().get_node_id()
+        if here != head:
+            (folder / "reached").touch()
+            until((folder / "gone").exists, "the node is killed")
+        until((folder / "reached").exists, "an item begins on the second node")
+    return float(sum(0.1**k for k in range(item)))
+
+
+def fails(item: int) -> int:
+    raise LoLError(f"No {item}.")
+
+
+def test_what_a_function_raises_on_a_node_is_raised_here(cluster: Any) -> None:
+    with pytest.raises(LoLError, match="No 7"):
+        list(executor("ray").map(fails, [7]))
+
+
+def test_a_survey_on_the_cluster_has_the_digits_of_one_here(cluster: Any, tmp_path: Path) -> None:
+    write_zoo(tmp_path, 20)
+    (tmp_path / "lora003" / "adapter_model.safetensors").write_bytes(b"broken")
+    zoo = Zoo.open(tmp_path)
+    alone = Surveys(zoo).complete()
+    with sqlite3.connect(Surveys(zoo).path) as connection:
+        connection.execute("DELETE FROM surveys_3")
+    heard: list[tuple[int, int]] = []
+    together = Surveys(zoo).complete(lambda *counts: heard.append(counts), workers="ray")
+    assert together.keys() == alone.keys() and heard[-1] == (len(zoo), len(zoo))
+    for id, own in alone.items():
+        assert all(np.array_equal(getattr(own, a), getattr(together[id], a)) for a in ("norms", "sketch"))
+    assert Surveys(zoo).known().keys() == alone.keys(), "a run after it has nothing to do"
+
+
+def test_a_killed_node_costs_nothing(cluster: Any, tmp_path: Path) -> None:
+    head = ray.get_runtime_context().get_node_id()
+    items = range(24)
+    results = executor("ray").map(partial(powers, tmp_path, head), items)
+    came = [next(results)]
+    until((tmp_path / "reached").exists, "an item begins on the second node")
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    (tmp_path / "gone").touch()
+    came += results
+    assert sorted(item for item, _ in came) == list(items), "nothing lost, nothing twice"
+    assert dict(came) == dict(executor("serial").map(partial(powers, tmp_path, head), items)), "the same digits"
