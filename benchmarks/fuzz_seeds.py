@@ -196,8 +196,9 @@ def laid_out(header: dict[str, Any], metadata: Any, rng: random.Random) -> bytes
     for key, entry in header.items():
         entry = dict(entry) if isinstance(entry, dict) else {}
         shape, bits = entry.get("shape"), BITS.get(str(entry.get("dtype")))
-        whole = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
-        size = min(prod(shape) * (bits or 8) // 8, 1_000_000) if whole else 4
+        size = 4
+        if isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape):
+            size = min(prod(shape) * (bits or 8) // 8, 1_000_000)
         dtype = DTYPES.get(str(entry.get("dtype")))
         if dtype in (torch.float32, torch.float16, torch.bfloat16) and rng.random() < 0.9:
             value = rng.choice([1.0, 1.0, 0.5, 2.0, 0.0, -1.0, float("nan"), float("inf"), 1e30])
