@@ -9,7 +9,6 @@
 
 # %%
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +134,9 @@ assert np.ptp(predictions["mlp"]) > 1e3 * np.ptp(predictions["gl_net"])
 # 1. A LoRA of rank 4 can be stored at rank 6. Build the wider pair without changing $\Delta W$, and check it.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
-wider = replace(
-    layer,
-    U=torch.cat([layer.U, torch.zeros(layer.n, 2)], 1),
-    V=torch.cat([layer.V, torch.randn(layer.m, 2)], 1),  # whatever stands here is multiplied by zero
+wider = layer.with_pair(
+    torch.cat([layer.U, torch.zeros(layer.n, 2)], 1),
+    torch.cat([layer.V, torch.randn(layer.m, 2)], 1),  # whatever stands here is multiplied by zero
 )
 assert wider.rank == layer.rank + 2 and torch.allclose(wider.delta(), layer.delta())
 

@@ -85,7 +85,7 @@ layer = EquivariantLinear(1, n, m, n_out, m_out)
 with torch.no_grad():
     layer.Phi.copy_(Phi[None])
     layer.Psi.copy_(Psi[None])
-    ours = torch.cat([part.flatten() for part in layer(U, V)])
+    ours = torch.cat([part.flatten() for part in layer(U[None, None], V[None, None])])
 assert torch.allclose(L @ torch.cat([U.flatten(), V.flatten()]), ours)
 
 # %% [markdown]

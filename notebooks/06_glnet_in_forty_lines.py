@@ -70,7 +70,7 @@ print(
     f"{sum(p.numel() for p in model.parameters()):,} parameters; ΔW of all modules would be {sum(y.n * y.m for y in spec.modules):,} numbers"
 )
 print(
-    f"before it has learnt anything: invariance error {invariance_error(model, batch[torch.arange(8)], 'gl', condition=100.0):.1e}"
+    f"before it has learnt anything: invariance error {invariance_error(model, batch[torch.arange(8)], GL, condition=100.0):.1e}"
 )
 
 # %% [markdown]
@@ -137,7 +137,8 @@ for _ in range(10):
 with torch.no_grad():
     controls["shuffled labels"] = score(task, truth, task.decode(blind(batch[rows["test"]])))
 
-table = pd.DataFrame({"GL-net in forty lines": ours, **controls}).T[["r2", "kendall_tau"]]
+scores = {"GL-net in forty lines": ours, **controls}
+table = pd.DataFrame({name: dict(values) for name, values in scores.items()}).T[["r2", "kendall_tau"]]
 print(f"R² {ours['r2']:.3f}, 95 % {low:.3f} to {high:.3f} (bootstrap over {len(truth)} test LoRAs)")
 table.style.format("{:.3f}", na_rep="–")
 

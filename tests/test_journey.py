@@ -16,6 +16,7 @@ from PIL import Image
 from lol_core.core.groups import GL
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import SAMPLE_ZOO
+from tests.waiting import until
 from ui.frame import PAGES as LINKS
 from ui.state import SAMPLE_ZOOS
 
@@ -303,14 +304,23 @@ def test_r_is_turned_by_hand(page: Page, address: str, synthetic_folder: Path) -
     expect(metric).to_have_text("0.0%")
     settled(page)
     grid = page.get_by_test_id("stDataFrame").first
-    grid.scroll_into_view_if_needed()
-    box = grid.bounding_box()
-    assert box is not None
+    overlay = page.locator("#portal input")
 
-    def write(value: str) -> None:  # into the first cell, below the header
+    def opened() -> bool:
+        """Whether the first cell, below the header, is open for writing; clicked again where the page has moved."""
+        if overlay.is_visible():
+            return True
+        grid.scroll_into_view_if_needed()
+        box = grid.bounding_box()
+        assert box is not None
         page.mouse.click(box["x"] + 30, box["y"] + 52)
         page.keyboard.press("Enter")
-        overlay = page.locator("#portal input")
+        page.wait_for_timeout(200)  # what is drawn is not told otherwise; a miss costs one more try
+        return overlay.is_visible()
+
+    def write(value: str) -> None:
+        settled(page)
+        until(opened, "the first cell of R open")
         overlay.fill(value)
         overlay.press("Enter")
 

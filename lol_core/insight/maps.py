@@ -129,7 +129,7 @@ def _place(folder: Path, key: tuple[object, ...]) -> Path:
 def _read(place: Path) -> Mapping[str, np.ndarray] | None:
     """The arrays of a file, None when it is not there or damaged."""
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with place.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
         os.utime(place)
         return arrays

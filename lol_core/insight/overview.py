@@ -25,7 +25,7 @@ def overview(source: Source, surveys: Mapping[str, Survey]) -> pd.DataFrame:
     rows = {e.path: _from_weights(e, surveys.get(e.path)) for e in source.entries}
     weights = pd.DataFrame.from_dict(rows, orient="index", columns=FROM_WEIGHTS).dropna(axis=1, how="all")
     if "health" in weights:
-        weights["health"] = weights["health"].fillna("")
+        weights["health"] = weights["health"].astype(object).fillna("")
     runs = training_runs(source.names)["run"].rename("training run").to_frame()
     extra = runs.join(claims(source), how="outer").reindex(source.ids).dropna(axis=1, how="all")
     table = source.table().join(weights).join(extra)

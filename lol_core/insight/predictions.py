@@ -149,7 +149,7 @@ def opinions(models: Mapping[str, Checkpoint], lora: LoRA) -> pd.DataFrame:
             row = {"model": title, "label": label, "predicted": as_text(values[label])}
             rows.append(row | {"test score": score, "verdict": verdict(model).sentence})
     columns = ["model", "label", "predicted", "test score", "verdict", "remark"]
-    return pd.DataFrame(rows, columns=columns).fillna("")
+    return pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
 
 
 def as_text(value: object) -> str:
