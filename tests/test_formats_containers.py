@@ -580,3 +580,17 @@ def test_a_refusal_repeats_what_the_file_claims_to_be(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2, 2)}, tmp_path / "x.safetensors", metadata={"modelspec.architecture": "flux/odd"})
     with pytest.raises(NotLowRankError, match="Its header calls it 'flux/odd'"):
         probe(tmp_path / "x.safetensors")
+
+
+def test_quantised_gguf_factors_of_no_blocks_are_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_type("adapter")
+    writer.add_tensor("blk.0.x.weight.lora_a", np.zeros((4, 0), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("blk.0.x.weight.lora_b", np.ones((6, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for open_ in (probe, read):
+        with pytest.raises(LoRAFormatError, match=r"lora_a' of the shape \(4, 0\) is no whole number of blocks"):
+            open_(tmp_path / "x.gguf")

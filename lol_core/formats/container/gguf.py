@@ -54,7 +54,13 @@ def open_gguf(path: Path) -> TensorFile:
         if tensor.tensor_type.name in NATIVE:
             data = tensor.data.astype(tensor.data.dtype.newbyteorder("="))
         else:
-            data = dequantize(tensor.data, tensor.tensor_type)
+            try:
+                data = dequantize(tensor.data, tensor.tensor_type)
+            except ValueError as error:
+                raise LoRAFormatError(
+                    f"{key!r} of the shape {shapes[key]} is no whole number of blocks of {tensor.tensor_type.name}"
+                    f" ({error}). The file is damaged; download it again."
+                ) from error
         return torch.from_numpy(data).to(dtype).reshape(shapes[key])
 
     def peek(key: str) -> Tensor:
