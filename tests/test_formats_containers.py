@@ -209,6 +209,14 @@ def test_shards_of_other_names_are_known_by_their_index(tmp_path: Path) -> None:
         read(tmp_path / "b.safetensors")
 
 
+def test_an_index_of_shards_with_impossible_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model-00001-of-00002.safetensors").write_bytes(b"0" * 100)
+    names = {"x.lora_A.weight": "adapter_model-00001-of-00002.safetensors", "x.lora_B.weight": "y" * 400}
+    (tmp_path / "adapter_model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(LoRAFormatError, match="part 1 of 2"):
+        probe(tmp_path / "adapter_model-00001-of-00002.safetensors")
+
+
 def test_a_lone_shard_is_refused_as_one(tmp_path: Path) -> None:
     first, second = spread(tmp_path)
     second.unlink()

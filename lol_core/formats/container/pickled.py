@@ -76,9 +76,7 @@ def _load(path: Path, *, zipped: bool) -> Any:
                 f"A pickle that holds {what}. It was not executed. Convert it to safetensors where it was made."
             ) from error
         except Exception as error:  # damaged pickles raise anything at all
-            raise LoRAFormatError(
-                f"Not a readable PyTorch file ({type(error).__name__}). It is damaged, or of another kind."
-            ) from error
+            raise LoRAFormatError("Not a readable PyTorch file. It is damaged, or of another kind.") from error
 
 
 def _tensors_in(content: Any, above: tuple[int, ...], visits: Iterator[int]) -> Tree:

@@ -45,7 +45,7 @@ def shards_of(path: Path) -> Shards | None:
     numbered = _NUMBERED.match(path.name)
     if numbered:
         own = path.parent / f"{numbered['stem']}{numbered['suffix']}{INDEX}"
-        if own.is_file():
+        if os.path.isfile(own):
             shards = _read_index(own)
             if path in shards.files:
                 return _checked(shards, path)
@@ -127,7 +127,7 @@ def _read_index(index: Path) -> Shards:
 def _checked(shards: Shards, path: Path) -> Shards | None:
     total = len(shards.files)
     place = shards.files.index(path) + 1 if path in shards.files else 1
-    missing = [file.name for file in shards.files if not file.is_file()]
+    missing = [file.name for file in shards.files if not os.path.isfile(file)]  # a name may be too long
     if missing:
         raise LoRAFormatError(
             f"A shard, part {place} of {total} of one LoRA: {len(missing)} of them, first {missing[0]}, are not beside"
