@@ -275,7 +275,7 @@ def main(
     for folder in (corpora / "field" / "cases", corpora / "real_loras"):
         seeds += seeds_in(folder) if folder.is_dir() else []
     results.mkdir(parents=True, exist_ok=True)
-    state = state or results / "fuzz.json"
+    state = state or results / f"fuzz-{number}.json"
     tally = Tally(number)
     if state.is_file():
         saved = json.loads(state.read_text())
@@ -289,7 +289,7 @@ def main(
         written = state.with_suffix(".part")
         written.write_text(json.dumps(vars(tally) | {"seeds": len(seeds)}, indent=1, ensure_ascii=True) + "\n")
         os.replace(written, state)
-        (results / "fuzz.md").write_text(report(tally, seeds))
+        (results / f"fuzz-{number}.md").write_text(report(tally, seeds))
         print(tally.next, dict(tally.outcomes), len(tally.findings), "findings", f"{tally.seconds:.0f} s", flush=True)
 
 
