@@ -59,7 +59,7 @@ def server(cache: Path, log: Path = Path(os.devnull), script: str = "app.py") ->
         until(healthy, f"the server at {address}")
         yield address
     finally:
-        process.terminate()
+        process.kill()  # no test asks how it ends, and jobs that it still runs would be waited for
         process.wait(PATIENCE)
 
 
