@@ -72,6 +72,10 @@ class Zoo(Source):
             return cls(folder, entries, pd.DataFrame(index=ids), refused, labels_problem=str(error))
         return cls(folder, entries, table, refused, path, column, unjoined)
 
+    @property
+    def address(self) -> str:
+        return str(self.folder)
+
     @cached_property
     def ids(self) -> list[str]:
         return self.entries.ids

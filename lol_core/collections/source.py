@@ -31,6 +31,11 @@ class Source(Protocol):
     labels_problem: str | None = None
     refused: Sequence[Entry] = ()
 
+    @property
+    def address(self) -> str:
+        """What `open_source` opens it by, and what tells it from every other collection of this user."""
+        return f"memory://{self.name}"
+
     def load(self, id: str) -> LoRA:
         """One LoRA with its weights. Raises LoRAFormatError naming it when it cannot be read, or is not finite."""
         ...

@@ -1,0 +1,39 @@
+"""From what a user writes to the collection it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from lol_core.collections.folder import Zoo
+from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
+
+
+class Opener(Protocol):
+    """Opens the addresses of one kind of place."""
+
+    def __call__(self, address: str, labels: str | None, cache: Path | None, reporter: Reporter) -> Source: ...
+
+
+OPENERS: dict[str, Opener] = {}
+"""By the scheme or the suffix of an address, such as "hf://" or ".zip"."""
+
+
+def open_source(
+    address: str | Path, labels: str | Path | None = None, cache: Path | None = None, reporter: Reporter = SILENT
+) -> Source:
+    """The collection at an address: a folder's path, or whatever an opener knows.
+
+    Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
+    """
+    address = str(address)
+    for mark, opener in OPENERS.items():
+        if address.startswith(mark) if mark.endswith("://") else address.lower().endswith(mark):
+            return opener(address, str(labels) if labels else None, cache, reporter)
+
+    def progress(done: int, total: int) -> None:
+        reporter.count("Reading headers: file", done, total)
+        reporter.check("The headers read so far are kept.")
+
+    return Zoo.open(Path(address), labels, cache, progress)
