@@ -11,7 +11,7 @@ import gc
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -20,6 +20,7 @@ from pathlib import Path
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import describe
 from lol_core.collections.entries import Entries
+from lol_core.collections.entry import Entry
 from lol_core.collections.page import Counted, Filters, Order, Page, select, value_counts
 from lol_core.collections.rows import Rows
 from lol_core.collections.schema import COLUMNS, SCHEMA, Row, make_tables
@@ -32,18 +33,19 @@ READERS = 4
 _MARK = COLUMNS.index("mark")
 
 
-class Index:
-    """The SQLite file of one collection. Each use opens a connection of its own, so threads may share an Index."""
+class Database:
+    """The SQLite file of one collection. Each use opens a connection of its own, so threads may share one.
 
-    def __init__(self, folder: Path, cache: Path | None = None):
-        self.folder = folder.resolve()
-        name = f"{self.folder.name}-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}.sqlite"
-        self.path = (cache or cache_folder()) / "index" / name
+    Raises ZooError when its folder cannot be made.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ZooError(
-                f"The cache folder {self.path.parent} cannot be made ({error.strerror}). Set LOL_CACHE_DIR to a folder"
+                f"The cache folder {path.parent} cannot be made ({error.strerror}). Set LOL_CACHE_DIR to a folder"
                 " you may write to."
             ) from error
 
@@ -63,33 +65,38 @@ class Index:
                 f" {self.path.name}-wal where it is: the index is rebuilt by itself."
             ) from error
 
-    def update(self, progress: Callable[[int, int], None] | None = None) -> Entries:
-        """Bring the index up to date and return all entries, those of each folder by name, then its subfolders.
+    def refresh(
+        self,
+        present: Callable[[], Sequence[Candidate]],
+        describe: Callable[[Candidate], Entry],
+        progress: Callable[[int, int], None] | None = None,
+        readers: int = READERS,
+    ) -> Entries:
+        """Describe what is new or changed of `present()`, in that many threads, and return the entries of all, in its
+        order.
 
-        `progress(done, total)`; when it raises, what was read is kept and the next update goes on from there. Raises
-        ZooError when the folder is gone or the index cannot be written.
+        `progress(done, total)`; when it raises, what was read is kept and the next refresh goes on from there. Raises
+        ZooError when the database cannot be written.
         """
-        if not self.folder.is_dir():
-            raise ZooError(f"{self.folder}: not a folder, or it has gone. Check the path, or plug the drive in again.")
         with self.connection() as connection:
             rows = Rows(self.path, connection)
             with _uncollected():
-                present = candidates(self.folder)
+                there = present()
                 known = {row[0]: row for row in rows.fetch()}
-                changed = [c for c in present if not _unchanged(c, known.get(c.id))]
+                changed = [c for c in there if not _unchanged(c, known.get(c.id))]
             if progress:
-                progress(len(present) - len(changed), len(present))
-            with ThreadPoolExecutor(READERS) as readers:
+                progress(len(there) - len(changed), len(there))
+            with ThreadPoolExecutor(readers) as pool:
                 for start in range(0, len(changed), BLOCK):
                     block = changed[start : start + BLOCK]
-                    rows.write(zip(block, readers.map(partial(describe, self.folder), block), strict=True))
+                    rows.write(zip(block, pool.map(describe, block), strict=True))
                     if progress:
-                        progress(len(present) - len(changed) + start + len(block), len(present))
-            if vanished := known.keys() - {candidate.id for candidate in present}:
+                        progress(len(there) - len(changed) + start + len(block), len(there))
+            if vanished := known.keys() - {candidate.id for candidate in there}:
                 rows.delete(vanished)
             if changed:
                 known = {row[0]: row for row in rows.fetch()}
-            return rows.entries([known[c.id] for c in present if c.id in known])
+            return rows.entries([known[c.id] for c in there if c.id in known])
 
     def page(
         self,
@@ -119,6 +126,25 @@ class Index:
         """How many readable files have each dialect, base, rank or tag, the most frequent first."""
         with self.connection() as connection:
             return value_counts(connection, what)
+
+
+class Index(Database):
+    """The database of a folder."""
+
+    def __init__(self, folder: Path, cache: Path | None = None):
+        self.folder = folder.resolve()
+        name = f"{self.folder.name}-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}.sqlite"
+        super().__init__((cache or cache_folder()) / "index" / name)
+
+    def update(self, progress: Callable[[int, int], None] | None = None) -> Entries:
+        """Bring the index up to date and return all entries, those of each folder by name, then its subfolders.
+
+        `progress(done, total)`; when it raises, what was read is kept and the next update goes on from there. Raises
+        ZooError when the folder is gone or the index cannot be written.
+        """
+        if not self.folder.is_dir():
+            raise ZooError(f"{self.folder}: not a folder, or it has gone. Check the path, or plug the drive in again.")
+        return self.refresh(partial(candidates, self.folder), partial(describe, self.folder), progress)
 
 
 @contextmanager

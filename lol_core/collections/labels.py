@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
 
@@ -18,10 +19,13 @@ def labels_file(folder: Path) -> Path | None:
     return next((folder / name for name in LABEL_FILES if (folder / name).is_file()), None)
 
 
-def read_labels(path: Path) -> pd.DataFrame:
-    """Read a labels table. Raises ZooError naming the file when it cannot be read or is empty."""
+def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
+    """Read a labels table. content: what to read instead of what lies at the path. Raises ZooError naming the file when
+    it cannot be read or is empty.
+    """
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
+        table = read(path if content is None else content)
     except (OSError, ValueError, ImportError) as error:
         raise ZooError(
             f"{path}: the labels cannot be read ({error}). Expected a CSV file with a header line, or Parquet."

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,15 @@ def beside(name: str) -> tuple[str, ...]:
     return tuple([stem + ending for ending in _BESIDE])
 
 
-def read_sidecar(path: Path, names: Collection[str] | None = None) -> Sidecar:
-    """The sidecar of a LoRA file. names: the file names of its folder where they are known. A file beside it that
-    cannot be read, or says nothing of the kind, counts as absent.
+def read_sidecar(
+    path: Path, names: Collection[str] | None = None, read: Callable[[str], bytes] | None = None
+) -> Sidecar:
+    """The sidecar of a LoRA file. names: the file names of its folder where they are known; read: the content of one of
+    them, where it does not lie on a disk. A file beside it that cannot be read, or says nothing of the kind, counts as
+    absent.
     """
     names = set(os.listdir(path.parent)) if names is None else names
+    read = read or partial(_content, path.parent)
     said: dict[str, Any] = {}
     files, preview = [], None
     for other in beside(path.name):
@@ -94,7 +99,7 @@ def read_sidecar(path: Path, names: Collection[str] | None = None) -> Sidecar:
         if other.endswith(PICTURES):
             preview = preview or other
             continue
-        claims = _READERS[next(ending for ending in TEXTS if other.endswith(ending))](_load(path.parent / other))
+        claims = _READERS[next(ending for ending in TEXTS if other.endswith(ending))](_load(read, other))
         if claims := {name: value for name, value in claims.items() if value}:
             files.append(other)
             said = claims | said
@@ -103,11 +108,14 @@ def read_sidecar(path: Path, names: Collection[str] | None = None) -> Sidecar:
     return Sidecar(**said, preview=preview, files=tuple(map(printable, files))) if files else NONE
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _content(folder: Path, name: str) -> bytes:
+    path = folder / name
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_BYTES else b""
+
+
+def _load(read: Callable[[str], bytes], name: str) -> Mapping[str, Any]:
     try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            return {}
-        content = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        content = orjson.loads(read(name).removeprefix(b"\xef\xbb\xbf"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -19,11 +19,11 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import cloneofsimo, diffusers, kohya, llama_cpp, mlx, mlx_vlm, nunchaku, peft, sam, xlabs
 from lol_core.formats.base_models import suggest_base_model
-from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_tensors, without_waiting
+from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_stream, open_tensors, without_waiting
 from lol_core.formats.families import NEIGHBOURS, explain, family_of
 from lol_core.formats.reading import Dialect
 
-__all__ = ["DIALECTS", "SUFFIXES", "probe", "read", "suggest_base_model"]
+__all__ = ["CONFIGS", "DIALECTS", "SUFFIXES", "probe", "read", "read_stream", "suggest_base_model"]
 
 DIALECTS = tuple(
     module.DIALECT for module in (llama_cpp, sam, cloneofsimo, nunchaku, mlx, mlx_vlm, xlabs, diffusers, kohya, peft)
@@ -59,6 +59,19 @@ def probe(path: Path | str) -> LoRA:
     read. Raises LoRAFormatError where `read` would.
     """
     return _open(Path(path), weights=False)
+
+
+def read_stream(
+    file: BinaryIO, name: str, size: int, config: tuple[str, bytes] | None = None, *, weights: bool = True
+) -> LoRA:
+    """Read a LoRA from an open, seekable stream of `size` bytes, such as a member of an archive.
+
+    name: its file name; config: name and content of the configuration beside it, if there is one; weights: without
+    them, as `probe` reads. Raises LoRAFormatError as `read` does.
+    """
+    settings = _parse_config(*config) if config else {}
+    with open_stream(file, name, size) as tensors:
+        return _read(tensors, settings, weights=weights)
 
 
 def _open(path: Path, *, weights: bool) -> LoRA:
@@ -104,27 +117,34 @@ def _read_config(path: str) -> dict[str, Any]:
     """The configuration beside a file, empty when there is none. Raises LoRAFormatError when it cannot be read: its
     alpha is part of the function.
     """
-    problem: object
     try:
         with open(path, "rb", opener=without_waiting) as file:
             raw = file.read(MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise _unreadable(os.path.basename(path), error) from error
+    return _parse_config(os.path.basename(path), raw)
+
+
+def _parse_config(name: str, raw: bytes) -> dict[str, Any]:
+    try:
         encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
         text = raw.decode(encoding)
         try:
             config = orjson.loads(text)
         except ValueError:
             config = json.loads(text)  # which takes NaN, as PEFT writes it
-    except FileNotFoundError:
-        return {}
-    except (ValueError, OSError, RecursionError) as error:
-        problem = error
-    else:
-        if isinstance(config, dict):
-            return config
-        problem = f"it holds a {type(config).__name__}, expected an object"
-    raise LoRAFormatError(
-        f"{os.path.basename(path)} beside the file cannot be read ({str(problem)[:200]}), so its alpha is unknown."
-        " Repair or remove it."
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(name, error) from error
+    if not isinstance(config, dict):
+        raise _unreadable(name, f"it holds a {type(config).__name__}, expected an object")
+    return config
+
+
+def _unreadable(name: str, problem: object) -> LoRAFormatError:
+    return LoRAFormatError(
+        f"{name} beside the file cannot be read ({str(problem)[:200]}), so its alpha is unknown. Repair or remove it."
     )
 
 

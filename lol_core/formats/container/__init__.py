@@ -7,10 +7,12 @@ A `TensorFile` knows the names, shapes and dtypes from the header alone and read
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import BinaryIO, cast
 
 from lol_core.errors import LoRAFormatError
@@ -23,7 +25,7 @@ from lol_core.formats.container.shards import INDEX_NAMES, join, shards_of
 from lol_core.formats.container.tensor_file import TensorFile
 from lol_core.formats.container.zips import members
 
-__all__ = ["INDEX_NAMES", "SUFFIXES", "TensorFile", "open_tensors", "without_waiting"]
+__all__ = ["INDEX_NAMES", "SUFFIXES", "TensorFile", "open_stream", "open_tensors", "without_waiting"]
 
 SUFFIXES = (".safetensors", ".sft", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
 """Names under which LoRAs are published; what such a file is, its content says."""
@@ -44,6 +46,27 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 
 
 @contextmanager
+def open_stream(file: BinaryIO, name: str, size: int, head: int = HEAD) -> Iterator[TensorFile]:
+    """Open the tensors of `size` bytes that need not be a file of their own: a member of an archive, a range of a
+    remote file. file: open for reading and seeking; head: how many bytes to look at first.
+
+    Raises LoRAFormatError with the reason when it is none, or is broken. A shard is one: its others are not beside it.
+    """
+    path = Path(name)
+    if shards_of(Path(path.name)) is not None:
+        raise LoRAFormatError("A shard of one LoRA in several files, which is read from a folder only. Unpack them.")
+    start = file.read(head)
+    if container_of(start, size) is not Container.GGUF:
+        yield _open_content(path, file, start, size, on_disk=False)
+        return
+    with NamedTemporaryFile(suffix=".gguf") as copy:  # the package reads from a path only
+        file.seek(0)
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        yield open_gguf(Path(copy.name))
+
+
+@contextmanager
 def _open_one(path: Path) -> Iterator[TensorFile]:
     with ExitStack() as stack:
         try:
@@ -59,7 +82,7 @@ def _open_one(path: Path) -> Iterator[TensorFile]:
         yield _open_content(path, file, head, status.st_size)
 
 
-def _open_content(path: Path, file: BinaryIO, head: bytes, size: int) -> TensorFile:
+def _open_content(path: Path, file: BinaryIO, head: bytes, size: int, *, on_disk: bool = True) -> TensorFile:
     container = container_of(head, size)
     if container is Container.GGUF:
         return open_gguf(path)
@@ -67,9 +90,9 @@ def _open_content(path: Path, file: BinaryIO, head: bytes, size: int) -> TensorF
         infos = members(file, size)
         if infos and all(info.filename.endswith(".npy") for info in infos):
             return open_npz(path, file, infos)
-        return open_pickled(path, infos)
+        return open_pickled(path, infos, None if on_disk else file)
     if container is Container.PICKLE:
-        return open_pickled(path)
+        return open_pickled(path, None, None if on_disk else file)
     if container is None and path.suffix.lower() not in (".safetensors", ".sft"):
         raise LoRAFormatError(
             "Neither safetensors nor GGUF, npz or a PyTorch file: its first bytes are of none of them. It is damaged,"

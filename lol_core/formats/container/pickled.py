@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -33,8 +33,11 @@ _CONTAINERS = 100_000
 Tree = dict[str, "Tensor | Tree"]
 
 
-def open_pickled(path: Path, members: Sequence[zipfile.ZipInfo] | None = None) -> TensorFile:
-    """The tensors of a PyTorch file; members: of its zip archive, None for the older container.
+def open_pickled(
+    path: Path, members: Sequence[zipfile.ZipInfo] | None = None, file: BinaryIO | None = None
+) -> TensorFile:
+    """The tensors of a PyTorch file; members: of its zip archive, None for the older container; file: what to read
+    instead of what lies at the path.
 
     Raises LoRAFormatError when it is damaged or holds more than tensors, NotLowRankError when it holds none.
     """
@@ -45,7 +48,7 @@ def open_pickled(path: Path, members: Sequence[zipfile.ZipInfo] | None = None) -
             raise NotLowRankError(f"A zip archive of {inside}, no weights as PyTorch or NumPy write them. Unpack it.")
         if any(name.endswith("constants.pkl") for name in names):
             raise NotLowRankError("A TorchScript program: code and weights in one, no adapter. It was not executed.")
-    content = _load(path, zipped=members is not None)
+    content = _load(path, file, zipped=members is not None)
     tree, notes = _unwrap(_tensors_in(content, (), iter(range(_CONTAINERS))))
     tensors = dict(_named(tree, ""))
     if not tensors:
@@ -61,14 +64,17 @@ def open_pickled(path: Path, members: Sequence[zipfile.ZipInfo] | None = None) -
     return TensorFile(path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, {}, get, peek, notes)
 
 
-def _load(path: Path, *, zipped: bool) -> Any:
+def _load(path: Path, file: BinaryIO | None, *, zipped: bool) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries of damaged files complain at length, and are answered below
         try:
+            if file is not None:
+                file.seek(0)
+                return torch.load(file, map_location="cpu", weights_only=True)
             if zipped and path.suffix.lower() not in (".safetensors", ".sft"):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:  # not by its name, by which PyTorch would take it for safetensors
-                return torch.load(file, map_location="cpu", weights_only=True)
+            with path.open("rb") as opened:  # not by its name, by which PyTorch would take it for safetensors
+                return torch.load(opened, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             forbidden = _FORBIDDEN.search(str(error))
             what = f"Python objects ({forbidden[1]})" if forbidden else "more than tensors, or is damaged"

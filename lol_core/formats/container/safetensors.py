@@ -6,6 +6,7 @@ header that describes tensors is parsed once for all files that share it, byte f
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -175,7 +176,7 @@ def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
 
 
 def _read_at(file: BinaryIO, position: int, count: int) -> bytes:
-    if hasattr(os, "pread"):
+    if isinstance(file, io.FileIO) and hasattr(os, "pread"):
         return os.pread(file.fileno(), count, position)
     file.seek(position)
     return file.read(count)
