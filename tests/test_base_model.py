@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
+from lol_core.core.progress import SILENT, Progress, Reporter, Stopped
 from lol_core.errors import DataMissingError
 from lol_core.finetuning.base_model import (
     LATENT_CHANNELS,
@@ -21,7 +23,7 @@ from lol_core.finetuning.base_model import (
     principal_latents,
     train_base,
 )
-from lol_core.finetuning.fitting import Advance, fit, silent
+from lol_core.finetuning.fitting import fit
 from lol_core.finetuning.pictures import (
     ATTRIBUTES,
     CLASSES,
@@ -129,7 +131,7 @@ def test_a_fit_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
         torch.manual_seed(0)
         return nn.Linear(4, 3)
 
-    def run(folder: Path, until: int | None) -> nn.Module:
+    def run(folder: Path, until: int | None, reporter: Reporter = SILENT) -> nn.Module:
         model = make()
 
         def loss_of(generator: torch.Generator, step: int) -> torch.Tensor:
@@ -138,11 +140,13 @@ def test_a_fit_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
             x = torch.randn(8, 4, generator=generator)
             return (model(x) - x[:, :3].flip(1)).square().mean()
 
-        return fit(folder, model, loss_of, 60, 1e-2, 5, silent, saved_every=10)
+        return fit(folder, model, loss_of, steps=60, rate=1e-2, seed=5, reporter=reporter, saved_every=10)
 
     whole = run(tmp_path / "a", None)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", 37)
+    with pytest.raises(Stopped, match="Step 40 of 60 is kept"):
+        run(tmp_path / "b", None, Reporter(stop=lambda: True))
     resumed = run(tmp_path / "b", None)
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=0)
@@ -159,16 +163,13 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(
     monkeypatch.setattr("lol_core.finetuning.base_model.SAMPLE_PROMPTS", ["a dog"])
     out, clip, work = tmp_path / "small", tmp_path / "clip", tmp_path / "work"
     few = BaseSettings(vae_steps=4, vae_guided_steps=2, vae_batch=2, steps=3, batch=2)
-    parts: list[str] = []
-
-    def line(part: str) -> Advance:
-        parts.append(part)
-        return silent
-
-    measured = train_base(out, clip, work, PATH, 90, 1, 1, line, few, ScorerSettings(steps=3, batch=4))
-    assert (
-        parts == ["Pictures", "Scorer", "Pictures", "Autoencoder", "Diffusion"] and 0 <= measured["image_to_text"] <= 1
-    )
+    seen: list[Progress] = []
+    how: Any = {"n_pictures": 100, "workers": 1, "n_threads": 1, "reporter": Reporter(seen.append)}
+    measured = train_base(out, clip, work, PATH, settings=few, scorer_settings=ScorerSettings(steps=3, batch=4), **how)
+    parts = [progress.message.partition(":")[0] for progress in seen]
+    assert parts == ["Pictures", "Scorer", "Pictures", "Autoencoder", "Diffusion"]
+    assert [progress.fraction for progress in seen] == pytest.approx([0.05, 0.25, 0.3, 0.6, 1.0])
+    assert 0 <= measured["image_to_text"] <= 1
     pipeline = StableDiffusionPipeline.from_pretrained(out)
     assert {p.dtype for p in pipeline.unet.parameters()} == {torch.float32} and (out / "samples.png").is_file()
     names = [name for name, _ in pipeline.unet.named_modules()]
@@ -176,18 +177,19 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(
     assert Scorer(clip).embed_texts(["a dog"]).norm() == pytest.approx(1, abs=1e-5)
     stamp = (work / "any.npy").stat().st_mtime_ns
     weights = (out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    train_base(out, clip, work, PATH, 90, 1, 1, line, few, ScorerSettings(steps=3, batch=4))
+    train_base(out, clip, work, PATH, settings=few, scorer_settings=ScorerSettings(steps=3, batch=4), **how)
     assert (work / "any.npy").stat().st_mtime_ns == stamp
     assert (out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
     ruler = (clip / "model.safetensors").read_bytes()
-    parts.clear()
+    seen.clear()
     still = replace(few, steps=1, rate=1e-9, vae_steps=1, vae_rate=1e-9)
-    train_base(tmp_path / "further", clip, tmp_path / "more", PATH, 90, 1, 1, line, still, start=out)
-    assert "Scorer" not in parts and (clip / "model.safetensors").read_bytes() == ruler
+    further = tmp_path / "further"
+    train_base(further, clip, tmp_path / "more", PATH, settings=still, start=out, **how)
+    assert not any("Scorer" in progress.message for progress in seen)
+    assert (clip / "model.safetensors").read_bytes() == ruler
     before, after = (
-        UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
-        for folder in (out, tmp_path / "further")
+        UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict() for folder in (out, further)
     )
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-5, rtol=1e-2)

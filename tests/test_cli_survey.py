@@ -11,6 +11,7 @@ import torch
 
 from lol_core.cli.commands import app
 from lol_core.core.geometry import norm
+from lol_core.core.progress import Reporter
 from lol_core.insight.survey import Surveys
 from tests.builders import MODULES, random_lora, write_peft
 from tests.test_cli import output, run
@@ -61,8 +62,8 @@ def test_duplicates(folder: Path) -> None:
 def test_a_stopped_survey_says_so_and_keeps_what_it_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     complete = Surveys.complete
 
-    def stopped(self: Surveys, progress: object, stop: object, *, workers: str) -> object:
-        return complete(self, None, lambda: True, workers=workers)
+    def stopped(self: Surveys, reporter: Reporter, *, workers: str) -> object:
+        return complete(self, Reporter(stop=lambda: True), workers=workers)
 
     with monkeypatch.context() as patched:
         patched.setattr(Surveys, "complete", stopped)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Progress, Reporter
 from lol_core.errors import LoLError
 from lol_core.insight.survey import Surveys
 from lol_core.learning.executor import executor
@@ -73,9 +74,9 @@ def test_a_survey_on_the_cluster_has_the_digits_of_one_here(cluster: Any, tmp_pa
     alone = Surveys(zoo).complete()
     with sqlite3.connect(Surveys(zoo).path) as connection:
         connection.execute("DELETE FROM surveys_3")
-    heard: list[tuple[int, int]] = []
-    together = Surveys(zoo).complete(lambda *counts: heard.append(counts), workers="ray")
-    assert together.keys() == alone.keys() and heard[-1] == (len(zoo), len(zoo))
+    seen: list[Progress] = []
+    together = Surveys(zoo).complete(Reporter(seen.append), workers="ray")
+    assert together.keys() == alone.keys() and seen[-1].fraction == 1
     for id, own in alone.items():
         assert all(np.array_equal(getattr(own, a), getattr(together[id], a)) for a in ("norms", "sketch"))
     assert Surveys(zoo).known().keys() == alone.keys(), "a run after it has nothing to do"

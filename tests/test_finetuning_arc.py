@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import DataMissingError
 from lol_core.finetuning.arc import ARC, Question, Reader, build_arc, read_questions
 from lol_core.finetuning.machine import Machine
@@ -104,7 +105,9 @@ def test_hyperparameters_follow_table_8() -> None:
 
 def test_a_zoo_of_language_models(arc: Path, base: Path, tmp_path: Path, in_threads: None) -> None:
     out = tmp_path / "zoo"
-    assert len(list(build_arc(RECIPE, str(base), arc, out, 2, Machine()))) == 2
+    with pytest.raises(Stopped, match="goes on"):
+        list(build_arc(RECIPE, str(base), arc, out, 2, Machine(), Reporter(stop=lambda: True)))
+    assert len(list(build_arc(RECIPE, str(base), arc, out, 2, Machine()))) == 1
     assert len(list(build_arc(RECIPE, str(base), arc, out, 3, Machine()))) == 1, "finished ones are left alone"
     zoo = Zoo.open(out)
     assert len(zoo) == 3 and not zoo.unjoined_labels and {e.ranks for e in zoo.entries} == {(4,)}

@@ -26,6 +26,7 @@ from lol_core.collections.page import Filters, Order
 from lol_core.collections.schema import Row
 from lol_core.collections.walk import candidates
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Progress, Reporter, Stopped
 from tests.builders import MODULES, SHAPES, random_lora, write_peft, write_zoo
 
 
@@ -90,10 +91,11 @@ import os, signal, sys
 from pathlib import Path
 from lol_core.collections import index
 index.BLOCK = 4
-def progress(done, total):
-    if done >= 8:
+from lol_core.core.progress import Reporter
+def kill(progress):
+    if progress.fraction >= 8 / 20:
         os.kill(os.getpid(), signal.SIGKILL)
-index.Index(Path(sys.argv[1])).update(progress)
+index.Index(Path(sys.argv[1])).update(Reporter(kill))
 """
 
 
@@ -109,14 +111,10 @@ def test_a_killed_index_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
 def test_an_update_that_is_stopped_keeps_what_it_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zoo(tmp_path / "zoo", 20)
     monkeypatch.setattr("lol_core.collections.index.BLOCK", 4)
-
-    def stop(done: int, total: int) -> None:
-        assert total == 20
-        if done == 12:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Zoo.open(tmp_path / "zoo", progress=stop)
+    seen: list[Progress] = []
+    with pytest.raises(Stopped, match="kept"):
+        Zoo.open(tmp_path / "zoo", reporter=Reporter(seen.append, stop=lambda: len(seen) == 4))
+    assert seen[-1].message == "Reading headers: file 12 of 20"
     opened = counted(monkeypatch)
     assert len(Zoo.open(tmp_path / "zoo")) == 20 and len(opened) == 8
 

@@ -16,6 +16,9 @@ def test_a_part_of_the_work_reports_its_share_of_the_whole() -> None:
     assert [progress.message for progress in seen] == ["Fold 1: Reading LoRA 2 of 4", "Fold 1: done"]
     assert [progress.fraction for progress in seen] == pytest.approx([0.5, 0.6])
     assert seen[1].history == ({"epoch": 1.0},)
+    seen.clear()
+    whole.item(2, 4, "Third: ").show("half", 0.5)
+    assert seen == [Progress("Third: half", 0.625)]
 
 
 def test_a_stop_reaches_every_part_and_says_what_is_kept() -> None:

@@ -13,10 +13,11 @@ from PIL import Image
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import norm
+from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import LoRAFormatError
 from lol_core.finetuning.pictures import CLASSES, Drawings, any_picture
 from lol_core.finetuning.scorer import SCORE_WEIGHT, Scorer, retrieval
-from lol_core.insight.generation import Painter, Sampling, Stopped, contact_sheet
+from lol_core.insight.generation import Painter, Sampling, contact_sheet
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
@@ -137,12 +138,15 @@ def test_a_lora_loads_with_diffusers(painter: Painter, zoo: Zoo) -> None:
 def test_images_are_kept_and_drawing_stops(painter: Painter) -> None:
     sampling = Sampling(seed=7, steps=4)
     assert not painter.is_drawn(None, "a cat", sampling)
+    stopped = Reporter(stop=lambda: True)
     with pytest.raises(Stopped):
-        painter.draw(None, ["a cat"], sampling, stop=lambda: True)
+        painter.draw(None, ["a cat"], sampling, stopped)
     assert not painter.is_drawn(None, "a cat", sampling)
-    first = painter.draw(None, ["a cat"], sampling)[0]
+    seen: list[Progress] = []
+    first = painter.draw(None, ["a cat"], sampling, Reporter(seen.append))[0]
+    assert [progress.fraction for progress in seen] == [0.25, 0.5, 0.75, 1.0]
     assert painter.is_drawn(None, "a cat", sampling)
-    second = painter.draw(None, ["a cat"], sampling, stop=lambda: True)[0]
+    second = painter.draw(None, ["a cat"], sampling, stopped)[0]
     assert np.array_equal(np.asarray(first), np.asarray(second)), "found, not drawn"
 
 

@@ -20,6 +20,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import distance, effective_rank, norm, spectrum
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA
+from lol_core.core.progress import Progress, Reporter
 from lol_core.insight.survey import SKETCH, Surveys, duplicates, health, layer_map, nearest, sketch, survey, tag_counts
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
@@ -92,13 +93,13 @@ def test_duplicates_by_function(folder: Path) -> None:
 
 def test_what_was_read_is_kept_and_reading_can_be_stopped(folder: Path) -> None:
     zoo = Zoo.open(folder)
-    surveys, seen = Surveys(zoo), []
-    partial = surveys.complete(lambda done, total: seen.append((done, total)), stop=lambda: len(seen) == 3)
-    assert len(partial) >= 3 and seen[-1] == (3, 13) and len(surveys.known()) < 13
+    surveys, seen = Surveys(zoo), list[Progress]()
+    partial = surveys.complete(Reporter(seen.append, stop=lambda: len(seen) == 3))
+    assert len(partial) >= 3 and seen[-1].message.endswith("3 of 13") and len(surveys.known()) < 13
     whole = surveys.complete()
     assert set(whole) == set(zoo.ids) == set(Surveys(Zoo.open(folder)).known())
     seen.clear()
-    surveys.complete(lambda done, total: seen.append((done, total)))
+    surveys.complete(Reporter(seen.append))
     assert not seen, "nothing is read twice"
 
 

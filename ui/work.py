@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -30,11 +29,7 @@ def open_zoo(folder: str, labels: str) -> Job[tuple[str, str], Zoo]:
     """Reads the headers of a folder; ends after the present file, and reads none twice."""
 
     def work(reporter: Reporter) -> Zoo:
-        def progress(done: int, total: int) -> None:
-            reporter.count("Reading headers: file", done, total)
-            reporter.check("The headers read so far are kept.")
-
-        return Zoo.open(Path(folder), labels or None, progress=progress)
+        return Zoo.open(Path(folder), labels or None, reporter=reporter)
 
     return Job(work, (folder, labels), takes_turns=False).start()
 
@@ -64,7 +59,7 @@ def train_runs(source: Source, runs: Sequence[Run]) -> Job[Sequence[Run], None]:
 
     def work(reporter: Reporter) -> None:
         for number, run in enumerate(runs):
-            part = reporter.part(number / len(runs), (number + 1) / len(runs), f"{run.title}: ")
+            part = reporter.item(number, len(runs), f"{run.title}: ")
 
             def hear(progress: Progress, run: Run = run, part: Reporter = part) -> None:
                 run.progress = progress
@@ -108,7 +103,7 @@ def validate(
 
     def work(reporter: Reporter) -> None:
         for number, (title, config) in enumerate(configs.items()):
-            part = reporter.part(number / len(configs), (number + 1) / len(configs), f"{title}: ")
+            part = reporter.item(number, len(configs), f"{title}: ")
             made = crossvalidate(source, targets, config, folds, part)
             differences = {control: made.difference(control) for control in ("norms only", "structure only")}
             subject.finished[title] = Validated(made, made.scores(), differences)
@@ -122,10 +117,8 @@ def read_weights(source: Source) -> Job[str, pd.DataFrame | None]:
     """
 
     def work(reporter: Reporter) -> pd.DataFrame | None:
-        read = partial(reporter.part(0.0, 0.9).count, "Reading weights:")
-        compare = partial(reporter.part(0.9, 1.0).count, "Comparing updates:")
-        surveys = Surveys(source).complete(read, reporter.stop)
-        same = duplicates(source, surveys, progress=compare, stop=reporter.stop)
+        surveys = Surveys(source).complete(reporter.part(0.0, 0.9))
+        same = duplicates(source, surveys, reporter=reporter.part(0.9, 1.0))
         return None if reporter.stopping else same
 
     return Job(work, source.fingerprint, takes_turns=False).start()
@@ -151,8 +144,8 @@ def draw_sheets(
 
     def work(reporter: Reporter) -> None:
         for number, lora in enumerate(loras):
-            reporter.show(f"Drawing {number + 1} of {len(loras)}", number / len(loras))
-            painter.draw(lora, prompts, sampling, reporter.stop)
+            part = reporter.item(number, len(loras), f"Drawing {number + 1} of {len(loras)}: ")
+            painter.draw(lora, prompts, sampling, part)
 
     return Job(work, None).start()
 

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.progress import TaskID
 from rich.table import Table
 
 from lol_core.core.progress import Reporter
@@ -66,18 +65,17 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
     out.print(table)
 
 
-def bar_for(description: str, bar: Bar) -> Callable[[int, int], None]:
-    task = bar.add_task(description, total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def reporter_for(bar: Bar, task: TaskID, stop: Callable[[], bool]) -> Reporter:
-    return Reporter(lambda p: bar.update(task, completed=p.fraction, description=p.message), stop)
+@contextmanager
+def progress_bar(stop: Callable[[], bool] = lambda: False) -> Iterator[Reporter]:
+    """A reporter whose progress is a bar on the terminal, gone when the work ends."""
+    with Bar(console=err, transient=True) as bar:
+        task = bar.add_task("Starting", total=1.0)
+        yield Reporter(lambda p: bar.update(task, completed=p.fraction, description=p.message), stop)
 
 
 @contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks for an orderly stop; a second one interrupts at once."""
+def stoppable() -> Iterator[Reporter]:
+    """The reporter of `progress_bar`; Ctrl-C asks for an orderly stop, a second one interrupts at once."""
     pressed: list[int] = []
 
     def handler(number: int, _frame: object) -> None:
@@ -87,6 +85,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
     before = signal.signal(signal.SIGINT, handler)
     try:
-        yield lambda: bool(pressed)
+        with progress_bar(lambda: bool(pressed)) as reporter:
+            yield reporter
     finally:
         signal.signal(signal.SIGINT, before)

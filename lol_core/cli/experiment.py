@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress as Bar
 
-from lol_core.cli.console import AsJson, Workers, err, interrupts, out, print_json, print_table, reported, reporter_for
+from lol_core.cli.console import AsJson, Workers, out, print_json, print_table, reported, stoppable
 from lol_core.experiments import NAMES
 
 
@@ -43,13 +42,9 @@ def experiment(
     from lol_core.experiments.trials import SMALL, Budget, Context
 
     torch.set_num_threads(threads)
-    with reported(), Bar(console=err, transient=True) as bar, interrupts() as stop:
-        shown = bar.add_task("Starting", total=1.0)
-
+    with reported(), stoppable() as reporter:
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
-        result = run_experiment(
-            name, Context(samples, fits or out_folder / "fits", budget, reporter_for(bar, shown, stop), work, workers)
-        )
+        result = run_experiment(name, Context(samples, fits or out_folder / "fits", budget, reporter, work, workers))
         place = result.write(out_folder / "results")
         report = write_report(out_folder)
     if as_json:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.progress import Progress as Bar
-
-from lol_core.cli.console import AsJson, LabelsFile, bar_for, err, out, print_json, print_table, reported
+from lol_core.cli.console import AsJson, LabelsFile, err, out, print_json, print_table, reported, stoppable
 
 
 def probe(path: Path, as_json: AsJson = False) -> None:
@@ -61,8 +59,8 @@ def scan(folder: Path, labels: LabelsFile = None, as_json: AsJson = False) -> No
     """Every LoRA of a folder, and every file that is none, with the reason."""
     from lol_core.collections.zoo import Zoo
 
-    with reported(), Bar(console=err, transient=True) as bar:
-        zoo = Zoo.open(folder, labels, progress=bar_for("Reading headers", bar))
+    with reported(), stoppable() as reporter:
+        zoo = Zoo.open(folder, labels, reporter=reporter)
     loaded = [
         {
             "path": e.path,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress as Bar
 
-from lol_core.cli.console import WORKERS, Workers, bar_for, err, out, reported
+from lol_core.cli.console import WORKERS, Workers, out, progress_bar, reported
 from lol_core.errors import LoLError
 
 finetune = typer.Typer(help="Make LoRA zoos by fine-tuning.", no_args_is_help=True)
@@ -52,8 +50,8 @@ def finetune_glosses(
     """Fine-tune the sample language zoo. Stop it at any time; the same command goes on."""
     from lol_core.finetuning.glosses import build
 
-    with reported(), Bar(console=err, transient=True) as bar:
-        for row in build(base, out_folder, count, workers, threads, bar_for("Fine-tuning", bar)):
+    with reported(), progress_bar() as reporter:
+        for row in build(base, out_folder, count, workers, threads, reporter):
             out.print(
                 f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}",
                 highlight=False,
@@ -63,11 +61,6 @@ def finetune_glosses(
 DrawingsFile = Annotated[
     Path, typer.Option("--drawings", help="drawings.json: the drawn things that pictures are made of.")
 ]
-
-
-def _line(bar: Bar, description: str) -> Callable[[float, str], None]:
-    task = bar.add_task(description, total=1.0)
-    return lambda done, message: bar.update(task, completed=done, description=f"{description}: {message}")
 
 
 @finetune.command("base")
@@ -94,18 +87,18 @@ def finetune_base(
 
     settings = BaseSettings(vae_steps=autoencoder_steps, steps=steps)
 
-    with reported(), Bar(*Bar.get_default_columns(), console=err, transient=True) as bar:
+    with reported(), progress_bar() as reporter:
         measured = train_base(
             out_folder,
             scorer,
             work,
             drawings,
-            pictures,
-            workers,
-            threads,
-            lambda part: _line(bar, part),
-            settings,
+            n_pictures=pictures,
+            workers=workers,
+            n_threads=threads,
+            settings=settings,
             start=start,
+            reporter=reporter,
         )
     for name, value in measured.items():
         out.print(f"{name}: {value}", highlight=False)
@@ -120,8 +113,8 @@ def finetune_people(
     """Draw people, 21 pictures each, with their attributes."""
     from lol_core.finetuning.picture_data import write_people
 
-    with reported(), Bar(console=err, transient=True) as bar:
-        write_people(out_folder, count, workers, bar_for("Drawing people", bar))
+    with reported(), progress_bar() as reporter:
+        write_people(out_folder, count, workers, reporter)
 
 
 @finetune.command("things")
@@ -171,12 +164,12 @@ def finetune_zoo(
 
     gpus = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
     machine = Machine(workers or max(1, len(gpus)), gpus or ("cpu",), threads, stack, mixed_precision)
-    with reported(), Bar(*Bar.get_default_columns(), console=err, transient=True) as bar:
+    with reported(), progress_bar() as reporter:
         if recipe == "arc":
             from lol_core.finetuning.arc import ARC, build_arc
 
             chosen_arc = ARC if settings is None else ARC.with_settings(settings)
-            for row in build_arc(chosen_arc, base, data, out_folder, count, machine, bar_for("Fine-tuning", bar)):
+            for row in build_arc(chosen_arc, base, data, out_folder, count, machine, reporter):
                 out.print(
                     f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}",
                     highlight=False,
@@ -186,10 +179,10 @@ def finetune_zoo(
             raise LoLError(f"No recipe {recipe!r}. Choose celeba, imagenette or arc.")
         chosen = IMAGE_RECIPES[recipe] if settings is None else IMAGE_RECIPES[recipe].with_settings(settings)
         zoo = ImageZoo(out_folder, chosen, base)
-        for row in zoo.build(data, count, machine, bar_for("Fine-tuning", bar)):
+        for row in zoo.build(data, count, machine, reporter):
             out.print(f"{row['lora']}: final training loss {row['final_train_loss']:.4f}", highlight=False)
         if scorer is not None or not chosen.score_prompts:
-            for row in zoo.measure(scorer, machine, bar_for("Measuring", bar)):
+            for row in zoo.measure(scorer, machine, reporter):
                 out.print(
                     f"{row['lora']}:"
                     f" {'CLIP score ' + format(row['clip_score'], '.4f') if 'clip_score' in row else 'previews drawn'}",

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress as Bar
 
-from lol_core.cli.console import AsJson, bar_for, err, out, print_json, reported
+from lol_core.cli.console import AsJson, out, print_json, progress_bar, reported
 from lol_core.errors import LoLError
 
 
@@ -39,16 +38,15 @@ def generate(
 
     sampling = Sampling(seed, steps, guidance, strength)
     columns: list[Path | None] = [None, *(lora or [])]
-    with reported(), Bar(console=err, transient=True) as bar:
+    with reported(), progress_bar() as reporter:
         for given in lora or []:
             if not given.exists():
                 raise LoLError(f"{given}: no such file. Give a LoRA file or a PEFT folder.")
         painter = Painter(base, str(find_device(device)))
-        show = bar_for("Drawing", bar)
-        drawn = []
-        for i, path in enumerate(columns):
-            show(i, len(columns))
-            drawn.append(painter.draw(path, prompt, sampling))
+        drawn = [
+            painter.draw(path, prompt, sampling, reporter.item(i, len(columns), f"Drawing {i + 1} of {len(columns)}: "))
+            for i, path in enumerate(columns)
+        ]
         titles = ["base model" if path is None else path.stem for path in columns]
         written = []
         if out_path.suffix.lower() == ".png":

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress as Bar
 
 from lol_core.cli.console import (
     AsJson,
     LabelsFile,
     err,
-    interrupts,
     out,
     print_json,
     print_table,
     reported,
-    reporter_for,
+    stoppable,
 )
 from lol_core.errors import LoLError
 
@@ -92,12 +90,11 @@ def train(
         shuffled_control=shuffled_control,
     )
     interrupted = False
-    with reported(), Bar(console=err, transient=True) as bar, interrupts() as stop:
+    with reported(), stoppable() as reporter:
         opened = Zoo.open(zoo, labels)
         planned = plan(opened, target, config)
-        task = bar.add_task("Starting", total=1.0)
 
-        checkpoint = train_model(opened, planned, config, out_folder, reporter_for(bar, task, stop), resume=resume)
+        checkpoint = train_model(opened, planned, config, out_folder, reporter, resume=resume)
         interrupted = not checkpoint.finished
     report = {
         "model": model,
@@ -172,15 +169,14 @@ def crossvalidate(
         device=device,
         group_column=group,
     )
-    with reported(), Bar(console=err, transient=True) as bar, interrupts() as stop:
+    with reported(), stoppable() as reporter:
         opened = Zoo.open(zoo, labels)
-        shown = bar.add_task("Starting", total=1.0)
         found = cross_validate(
             opened,
             target,
             config,
             folds,
-            reporter_for(bar, shown, stop),
+            reporter,
         )
     scores, controls = found.scores(), [name for name in found.predicted if name != "model"]
     metric = found.task.ranked

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress as Bar
 
-from lol_core.cli.console import AsJson, Workers, bar_for, err, interrupts, out, print_json, print_table, reported
+from lol_core.cli.console import AsJson, Workers, err, out, print_json, print_table, reported, stoppable
 
 if TYPE_CHECKING:
     from lol_core.collections.entry import Entry
@@ -53,10 +52,9 @@ def duplicates(
 
     with reported():
         zoo, surveys = _surveyed(folder, workers)
-        with Bar(console=err, transient=True) as bar, interrupts() as stop:
-            show = bar_for("Comparing", bar)
-            table = find_duplicates(zoo, surveys, SAME if tolerance is None else tolerance, show, stop)
-            finished = len(surveys) == len(zoo) and not stop()
+        with stoppable() as reporter:
+            table = find_duplicates(zoo, surveys, SAME if tolerance is None else tolerance, reporter)
+            finished = len(surveys) == len(zoo) and not reporter.stopping
     groups = [
         [
             {"path": lora, "identical": bool(identical)}
@@ -77,10 +75,9 @@ def _surveyed(folder: Path, workers: str) -> tuple[Zoo, dict[str, Survey]]:
     from lol_core.collections.zoo import Zoo
     from lol_core.insight.survey import Surveys
 
-    with Bar(console=err, transient=True) as bar:
-        zoo = Zoo.open(folder, progress=bar_for("Reading headers", bar))
-        with interrupts() as stop:
-            return zoo, Surveys(zoo).complete(bar_for("Reading weights", bar), stop, workers=workers)
+    with stoppable() as reporter:
+        zoo = Zoo.open(folder, reporter=reporter.part(0.0, 0.1))
+        return zoo, Surveys(zoo).complete(reporter.part(0.1, 1.0), workers=workers)
 
 
 def _row(entry: Entry, survey: Survey) -> dict[str, Any]:

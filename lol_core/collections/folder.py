@@ -16,6 +16,7 @@ from lol_core.collections.labels import join_labels, labels_file, read_labels
 from lol_core.collections.names import printable
 from lol_core.collections.source import Source, fingerprint_of
 from lol_core.core.lora import LoRA
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.formats import read
 
@@ -48,16 +49,16 @@ class Zoo(Source):
         folder: Path | str,
         labels: Path | str | None = None,
         cache: Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        reporter: Reporter = SILENT,
     ) -> Zoo:
         """Open any folder, recursively. `labels`: a CSV or Parquet table; found by itself when labels.csv or
         labels.parquet lies in the folder.
 
-        Raises ZooError when the folder is gone, or the table given as `labels` cannot be read or joined; one found by
-        itself is left out, and says so.
+        Raises ZooError when the folder is gone, or the table given as `labels` cannot be read or joined (one found by
+        itself is left out, and says so), and Stopped when the reporter says so; the headers read so far are kept.
         """
         folder = Path(folder).expanduser()
-        described = Index(folder, cache).update(progress)
+        described = Index(folder, cache).update(reporter)
         folder = folder.resolve()
         entries, refused = described.parted()
         ids = entries.ids

@@ -25,6 +25,7 @@ from lol_core.collections.page import Counted, Filters, Order, Page, select, val
 from lol_core.collections.rows import Rows
 from lol_core.collections.schema import COLUMNS, SCHEMA, Row, make_tables
 from lol_core.collections.walk import Candidate, candidates
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 
 BLOCK = 256
@@ -69,13 +70,13 @@ class Database:
         self,
         present: Callable[[], Sequence[Candidate]],
         describe: Callable[[Candidate], Entry],
-        progress: Callable[[int, int], None] | None = None,
+        reporter: Reporter = SILENT,
         readers: int = READERS,
     ) -> Entries:
         """Describe what is new or changed of `present()`, in that many threads, and return the entries of all, in its
         order.
 
-        `progress(done, total)`; when it raises, what was read is kept and the next refresh goes on from there. Raises
+        Raises Stopped when the reporter says so; what was read is kept, and the next refresh goes on from there. Raises
         ZooError when the database cannot be written.
         """
         with self.connection() as connection:
@@ -84,14 +85,12 @@ class Database:
                 there = present()
                 known = {row[0]: row for row in rows.fetch()}
                 changed = [c for c in there if not _unchanged(c, known.get(c.id))]
-            if progress:
-                progress(len(there) - len(changed), len(there))
+            _report(reporter, len(there) - len(changed), len(there))
             with ThreadPoolExecutor(readers) as pool:
                 for start in range(0, len(changed), BLOCK):
                     block = changed[start : start + BLOCK]
                     rows.write(zip(block, pool.map(describe, block), strict=True))
-                    if progress:
-                        progress(len(there) - len(changed) + start + len(block), len(there))
+                    _report(reporter, len(there) - len(changed) + start + len(block), len(there))
             if vanished := known.keys() - {candidate.id for candidate in there}:
                 rows.delete(vanished)
             if changed:
@@ -136,15 +135,20 @@ class Index(Database):
         name = f"{self.folder.name}-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}.sqlite"
         super().__init__((cache or cache_folder()) / "index" / name)
 
-    def update(self, progress: Callable[[int, int], None] | None = None) -> Entries:
+    def update(self, reporter: Reporter = SILENT) -> Entries:
         """Bring the index up to date and return all entries, those of each folder by name, then its subfolders.
 
-        `progress(done, total)`; when it raises, what was read is kept and the next update goes on from there. Raises
+        Raises Stopped when the reporter says so; what was read is kept, and the next update goes on from there. Raises
         ZooError when the folder is gone or the index cannot be written.
         """
         if not self.folder.is_dir():
             raise ZooError(f"{self.folder}: not a folder, or it has gone. Check the path, or plug the drive in again.")
-        return self.refresh(partial(candidates, self.folder), partial(describe, self.folder), progress)
+        return self.refresh(partial(candidates, self.folder), partial(describe, self.folder), reporter)
+
+
+def _report(reporter: Reporter, done: int, total: int) -> None:
+    reporter.count("Reading headers: file", done, total)
+    reporter.check("The headers read so far are kept.")
 
 
 @contextmanager

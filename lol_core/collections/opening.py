@@ -31,9 +31,4 @@ def open_source(
     for mark, opener in OPENERS.items():
         if address.startswith(mark) if mark.endswith("://") else address.lower().endswith(mark):
             return opener(address, str(labels) if labels else None, cache, reporter)
-
-    def progress(done: int, total: int) -> None:
-        reporter.count("Reading headers: file", done, total)
-        reporter.check("The headers read so far are kept.")
-
-    return Zoo.open(Path(address), labels, cache, progress)
+    return Zoo.open(Path(address), labels, cache, reporter)

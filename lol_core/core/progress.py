@@ -63,5 +63,9 @@ class Reporter:
 
         return Reporter(scaled, self.stop)
 
+    def item(self, index: int, count: int, words: str = "") -> Reporter:
+        """A reporter for one of `count` equal parts of the work, from 0."""
+        return self.part(index / count, (index + 1) / count, words)
+
 
 SILENT = Reporter()

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from lol_core.core.progress import Stopped
+from lol_core.core.progress import Reporter, Stopped
 from lol_core.experiments.comparison import cells, settings
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
@@ -143,7 +143,7 @@ def draw(context: Context, trials: Trials, columns: list[str | None], predicted:
         context.reporter.show(f"Drawing {i + 1} of {len(columns)}", 0.5 + 0.5 * i / len(columns))
         path = None if id is None else trials.zoo.folder / id
         try:
-            drawn.append(painter.draw(path, prompts, sampling, context.reporter.stop, keep=False))
+            drawn.append(painter.draw(path, prompts, sampling, Reporter(stop=context.reporter.stop), keep=False))
         except Stopped as error:
             raise Stopped("Stopped. The rankings are kept; the same command goes on.") from error
         measured = None if id is None else trials.zoo.labels["clip_score"][id]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -130,24 +129,16 @@ def fine_tunes(context: Context) -> Iterator[tuple[int, Zoo]]:
         recipe = replace(recipe, steps=(2,), batch_sizes=(1,))
     folder = context.work / f"ranks-{count}"
     if not (folder / "people" / "identity_CelebA.txt").exists():
-        write_people(
-            folder / "people", count, int(machine.workers), partial(said, context, "Drawing people"), first=known + 1
-        )
+        write_people(folder / "people", count, int(machine.workers), context.reporter, first=known + 1)
     for rank in ranks:
         zoo = ImageZoo(folder / f"rank-{rank}", replace(recipe, rank=rank), str(context.samples / "small-diffusion"))
-        for _ in zoo.build(
-            folder / "people", count, machine, partial(said, context, f"Fine-tuning at rank {rank}"), known
-        ):
-            context.reporter.check("The fine-tunes made so far are kept; the same command goes on.")
+        for _ in zoo.build(folder / "people", count, machine, context.reporter.part(0, 1, f"Rank {rank}: "), known):
+            pass
         table = pd.read_csv(zoo.labels).sort_values("lora")
         table.to_csv(
             zoo.labels, index=False
         )  # the order in which two processes finished is chance, and the fingerprint reads it
         yield rank, Zoo.open(zoo.folder)
-
-
-def said(context: Context, words: str, done: int, total: int) -> None:
-    context.reporter.show(f"{words}: {done} of {total}", done / max(1, total))
 
 
 def batch_of(zoo: Zoo, fit: Fit) -> Batch:

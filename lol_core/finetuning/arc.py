@@ -19,8 +19,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError
-from lol_core.finetuning.machine import Machine, Progress, spread
+from lol_core.finetuning.machine import GOES_ON, Machine, spread
 from lol_core.finetuning.recipes import Hyperparameters, LanguageRecipe
 from lol_core.finetuning.rows import append_row
 
@@ -188,10 +189,10 @@ def build_arc(
     out: Path,
     count: int | None,
     machine: Machine,
-    progress: Progress | None = None,
+    reporter: Reporter = SILENT,
 ) -> Iterator[dict[str, Any]]:
     """Fine-tune LoRAs 1 … count (2,000 by default), those already in `out`/labels.csv left alone; yields each new row
-    of labels as it is written.
+    of labels as it is written. Raises Stopped after a LoRA when the reporter says so.
     """
     train, test = read_questions(data, "Train"), read_questions(data, "Test")
     order = np.random.default_rng(0).permutation(len(train))
@@ -213,6 +214,6 @@ def build_arc(
     for row in spread(machine, _start, (recipe, base, splits, machine), _finetune, todo):
         append_row(labels, row)
         finished += 1
-        if progress:
-            progress(finished, count)
+        reporter.count("Fine-tuning: LoRA", finished, count)
         yield row
+        reporter.check(GOES_ON)

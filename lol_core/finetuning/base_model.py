@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lol_core.finetuning.fitting import Advance, fit, silent, threads
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.finetuning.fitting import fit, threads
 from lol_core.finetuning.pictures import SIDE, PictureMaker, any_picture, draw_many, familiar_picture
 from lol_core.finetuning.scorer import Scorer, ScorerSettings, make_processor, retrieval, train_scorer
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
@@ -176,7 +177,12 @@ def principal_latents(images: np.ndarray) -> Callable[[Tensor], Tensor]:
 
 
 def train_vae(
-    images: np.ndarray, folder: Path, settings: BaseSettings, advance: Advance = silent, start: Path | None = None
+    images: np.ndarray,
+    folder: Path,
+    settings: BaseSettings,
+    *,
+    start: Path | None = None,
+    reporter: Reporter = SILENT,
 ) -> AutoencoderKL:
     """The autoencoder, by errors of pixels and of their differences to the neighbours, and a little KL divergence.
 
@@ -207,7 +213,15 @@ def train_vae(
             )
         return distance(vae.decode(posterior.sample(generator)).sample, x) + divergence
 
-    fit(folder, vae, loss_of, settings.vae_steps, settings.vae_rate, settings.seed, advance)
+    fit(
+        folder,
+        vae,
+        loss_of,
+        steps=settings.vae_steps,
+        rate=settings.vae_rate,
+        seed=settings.seed,
+        reporter=reporter,
+    )
     with torch.no_grad():
         sample = vae.encode(pixels(images[:512])).latent_dist.mean
         vae.register_to_config(scaling_factor=float(1 / sample.std()))
@@ -260,8 +274,9 @@ def train_diffusion(
     tokenizer: CLIPTokenizer,
     folder: Path,
     settings: BaseSettings,
-    advance: Advance = silent,
+    *,
     start: Path | None = None,
+    reporter: Reporter = SILENT,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """The U-Net and its text encoder, together, on scaled latents; from nothing, or from the weights in the pipeline
     folder `start`.
@@ -286,7 +301,7 @@ def train_diffusion(
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (settings.batch,), generator=generator)
         return diffusion_loss(both["unet"], scheduler, x, both["text"](ids).last_hidden_state, noise, timesteps).mean()
 
-    fit(folder, both, loss_of, settings.steps, settings.rate, settings.seed, advance)
+    fit(folder, both, loss_of, steps=settings.steps, rate=settings.rate, seed=settings.seed, reporter=reporter)
     return both["unet"], both["text"]
 
 
@@ -305,40 +320,58 @@ def train_base(
     scorer_out: Path,
     work: Path,
     drawings: Path,
+    *,
     n_pictures: int,
     workers: int,
     n_threads: int,
-    line: Callable[[str], Advance],
     settings: BaseSettings | None = None,
     scorer_settings: ScorerSettings | None = None,
     start: Path | None = None,
+    reporter: Reporter = SILENT,
 ) -> dict[str, float]:
     """The whole way from drawings to the two model folders, in half precision; returns the scorer's retrieval accuracy
     on the last thousand pictures.
 
-    Everything half-done lies in `work`; the same call goes on from there. `line(part)` gives the Advance that each part
-    reports to. With `start`, the pipeline folder of an earlier base, its weights are trained further. A scorer that is
-    already there is kept: scores compare only under one.
+    Everything half-done lies in `work`; the same call goes on from there, also after Stopped. With `start`, the
+    pipeline folder of an earlier base, its weights are trained further. A scorer that is already there is kept: scores
+    compare only under one.
     """
     settings, scorer_settings = settings or BaseSettings(), scorer_settings or ScorerSettings()
     with threads(n_threads):
-        shown, told = draw_once(work, "any", any_picture, drawings, n_pictures, workers, line)
-        n_train = len(told) - min(1000, len(told) // 10)
-        tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer") if start else make_tokenizer(told)
+        seeds, drawing = range(n_pictures), reporter.part(0.0, 0.05, "Pictures: ")
+        shown, titles = draw_once(work, "any", any_picture, drawings, seeds, workers, drawing)
+        n_train = len(titles) - min(1000, len(titles) // 10)
+        tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer") if start else make_tokenizer(titles)
         if not (scorer_out / "config.json").is_file():
             clip = train_scorer(
-                shown[:n_train], told[:n_train], tokenizer, work / "clip_run", scorer_settings, line("Scorer")
+                shown[:n_train],
+                titles[:n_train],
+                tokenizer,
+                work / "clip_run",
+                scorer_settings,
+                reporter.part(0.05, 0.25, "Scorer: "),
             )
             make_processor(tokenizer).save_pretrained(scorer_out)
             shutil.copy(work / "clip_run" / "curve.csv", scorer_out / "curve.csv")
             clip.half().save_pretrained(scorer_out)
-        measured = retrieval(Scorer(scorer_out), [Image.fromarray(x) for x in shown[n_train:]], told[n_train:])
-        images, captions = draw_once(work, "familiar", familiar_picture, drawings, n_pictures, workers, line)
+        measured = retrieval(Scorer(scorer_out), [Image.fromarray(x) for x in shown[n_train:]], titles[n_train:])
+        drawing = reporter.part(0.25, 0.3, "Pictures: ")
+        images, captions = draw_once(work, "familiar", familiar_picture, drawings, seeds, workers, drawing)
         vae = train_vae(
-            np.concatenate([shown[:n_train], images]), work / "vae_run", settings, line("Autoencoder"), start
+            np.concatenate([shown[:n_train], images]),
+            work / "vae_run",
+            settings,
+            start=start,
+            reporter=reporter.part(0.3, 0.6, "Autoencoder: "),
         )
         unet, text = train_diffusion(
-            encode(vae, images), captions, tokenizer, work / "unet_run", settings, line("Diffusion"), start
+            encode(vae, images),
+            captions,
+            tokenizer,
+            work / "unet_run",
+            settings,
+            start=start,
+            reporter=reporter.part(0.6, 1.0, "Diffusion: "),
         )
     publish(assemble(vae, unet, text, tokenizer), work, out)
     return measured
@@ -363,12 +396,12 @@ def publish(pipeline: StableDiffusionPipeline, work: Path, out: Path) -> None:
 
 
 def draw_once(
-    work: Path, name: str, make: PictureMaker, drawings: Path, count: int, workers: int, line: Callable[[str], Advance]
+    work: Path, name: str, make: PictureMaker, drawings: Path, seeds: range, workers: int, reporter: Reporter
 ) -> tuple[np.ndarray, list[str]]:
     """Pictures and captions, drawn now or found in the work folder."""
     if not (work / f"{name}.json").is_file():
         work.mkdir(parents=True, exist_ok=True)
-        images, captions = draw_many(make, drawings, range(count), workers, line("Pictures"))
+        images, captions = draw_many(make, drawings, seeds, workers, reporter)
         np.save(work / f"{name}.npy", images)
         (work / f"{name}.json").write_text(json.dumps(captions))
     return np.load(work / f"{name}.npy", mmap_mode="r"), json.loads((work / f"{name}.json").read_text())

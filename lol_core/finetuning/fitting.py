@@ -11,25 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.learning.state import load_state, save_state
 
-Advance = Callable[[float, str], None]
-"""Hears the share of the work that is done, 0 to 1, and a line about it."""
 EMA_DECAY = 0.999
-
-
-def silent(done: float, message: str) -> None:
-    """An Advance that nobody hears."""
 
 
 def fit(
     folder: Path,
     model: nn.Module,
     loss_of: Callable[[torch.Generator, int], Tensor],
+    *,
     steps: int,
     rate: float,
     seed: int,
-    advance: Advance = silent,
+    reporter: Reporter = SILENT,
     saved_every: int = 200,
 ) -> nn.Module:
     """Minimise a loss with AdamW, a warm-up and a cosine to zero, and leave in the model the running average of its
@@ -37,6 +33,7 @@ def fit(
 
     `loss_of(generator, step)` draws its batch from that generator, which depends on the seed and the step alone: a run
     that was stopped goes on exactly. The state is kept in `folder`, the mean loss of each fifty steps in its curve.csv.
+    Raises Stopped when the reporter says so, after a step that was kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for name, _ in model.named_parameters()]
@@ -72,7 +69,7 @@ def fit(
             losses.clear()
             with (folder / "curve.csv").open("a", newline="") as file:
                 csv.writer(file).writerow([step + 1, f"{mean:.5f}"])
-            advance((step + 1) / steps, f"step {step + 1:,} of {steps:,}, loss {mean:.4f}")
+            reporter.show(f"step {step + 1:,} of {steps:,}, loss {mean:.4f}", (step + 1) / steps)
         if (step + 1) % saved_every == 0 or step + 1 == steps:
             moments = [optimizer.state[p] for p in parameters]
             tensors = {f"model.{n}": p.detach() for n, p in zip(names, parameters, strict=True)}
@@ -80,6 +77,7 @@ def fit(
             tensors |= {f"first.{n}": m["exp_avg"] for n, m in zip(names, moments, strict=True)}
             tensors |= {f"second.{n}": m["exp_avg_sq"] for n, m in zip(names, moments, strict=True)}
             save_state(folder, tensors, {"step": step + 1})
+            reporter.check(f"Step {step + 1:,} of {steps:,} is kept; the same command goes on.")
     with torch.no_grad():
         for p, a in zip(parameters, average, strict=True):
             p.copy_(a)

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError
-from lol_core.finetuning.machine import Machine, Progress, spread
+from lol_core.finetuning.machine import GOES_ON, Machine, spread
 from lol_core.finetuning.questions import make_questions, read_glosses
 from lol_core.finetuning.recipes import Hyperparameters, LanguageRecipe
 from lol_core.finetuning.rows import append_row
@@ -219,12 +220,12 @@ def _build_one(drawn: Hyperparameters) -> dict[str, Any]:
 
 
 def build(
-    base: str, out: Path, count: int, workers: int | str = 2, threads: int = 1, progress: Progress | None = None
+    base: str, out: Path, count: int, workers: int | str = 2, threads: int = 1, reporter: Reporter = SILENT
 ) -> Iterator[dict[str, Any]]:
     """Fine-tune LoRAs 1 … count into `out`, those already in its labels.csv left alone; yields each new row of labels
     as it is written.
 
-    Needs `out`/questions.csv (see `write_questions`). `progress(done, count)` is called after each.
+    Needs `out`/questions.csv (see `write_questions`). Raises Stopped after a LoRA when the reporter says so.
     """
     if not (out / "questions.csv").is_file():
         raise DataMissingError(
@@ -242,9 +243,9 @@ def build(
     ):
         append_row(labels, row)
         finished += 1
-        if progress:
-            progress(finished, count)
+        reporter.count("Fine-tuning: LoRA", finished, count)
         yield row
+        reporter.check(GOES_ON)
 
 
 def write_questions(base: str, wordnet: Path, out: Path, seed: int = 0) -> pd.DataFrame:

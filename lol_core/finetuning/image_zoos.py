@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, TaskError
 from lol_core.finetuning.dreambooth import Base, Outcome, finetune_one, finetune_stack, write_lora
-from lol_core.finetuning.machine import Machine, Progress, spread
+from lol_core.finetuning.machine import GOES_ON, Machine, spread
 from lol_core.finetuning.recipes import ImageRecipe, Run, plan_runs
 from lol_core.finetuning.rows import append_row
 from lol_core.finetuning.scorer import Scorer
@@ -44,10 +45,10 @@ class ImageZoo:
         return self.folder / "clip_scores.csv"
 
     def build(
-        self, data: Path, count: int | None, machine: Machine, progress: Progress | None = None, after: int = 0
+        self, data: Path, count: int | None, machine: Machine, reporter: Reporter = SILENT, after: int = 0
     ) -> Generator[dict[str, Any], None, None]:
         """Fine-tune runs after + 1 … after + count, those already in labels.csv or failures.csv left alone; yields each
-        new row of labels once it is written.
+        new row of labels once it is written. Raises Stopped after a stack when the reporter says so.
         """
         runs = plan_runs(self.recipe, data, count, after)
         self._settle_recipe()
@@ -71,16 +72,15 @@ class ImageZoo:
                     append_row(self.labels, row)
                     yield row
             finished += len(rows)
-            if progress:
-                progress(finished, len(runs))
+            reporter.count("Fine-tuning: LoRA", finished, len(runs))
+            reporter.check(GOES_ON)
 
-    def measure(
-        self, scorer: str | None, machine: Machine, progress: Progress | None = None
-    ) -> Iterator[dict[str, Any]]:
+    def measure(self, scorer: str | None, machine: Machine, reporter: Reporter = SILENT) -> Iterator[dict[str, Any]]:
         """Draw previews and, where the recipe has prompts for it, CLIP scores of every LoRA of labels.csv that has
         none; then put them into labels.csv.
 
-        Raises DataMissingError when there is nothing to measure, or nothing to score with.
+        Raises DataMissingError when there is nothing to measure, or nothing to score with, and Stopped after a LoRA
+        when the reporter says so.
         """
         if self.recipe.score_prompts and scorer is None:
             raise DataMissingError("The CLIP score needs a CLIP model: name its folder or hub id with --scorer.")
@@ -99,8 +99,8 @@ class ImageZoo:
                 append_row(self.clip_scores, row)
             yield row
             finished += 1
-            if progress:
-                progress(finished, len(labels))
+            reporter.count("Measuring: LoRA", finished, len(labels))
+            reporter.check(GOES_ON)
         if self.clip_scores.is_file():
             scores = pd.read_csv(self.clip_scores).set_index("lora")["clip_score"]
             labels["clip_score"] = labels["lora"].map(scores)

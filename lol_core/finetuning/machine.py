@@ -12,8 +12,7 @@ from lol_core.errors import LoLError
 from lol_core.learning.cluster import Ray
 from lol_core.learning.executor import Executor, Lost, Processes, device, executor
 
-Progress = Callable[[int, int], None]
-"""Hears how many are done, of how many."""
+GOES_ON = "Finished LoRAs are kept; the same command goes on."
 
 
 @dataclass(frozen=True)

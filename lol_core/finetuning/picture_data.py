@@ -4,7 +4,6 @@ real ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
 from lol_core.finetuning.pictures import ATTRIBUTES, CLASSES, Drawings, Look, Person, one_thing, portrait
 
@@ -24,27 +24,27 @@ is drawn anew.
 """
 
 
-def write_people(
-    out: Path, count: int, workers: int = 2, progress: Callable[[int, int], None] | None = None, first: int = 1
-) -> None:
+def write_people(out: Path, count: int, workers: int = 2, reporter: Reporter = SILENT, first: int = 1) -> None:
     """People first, first + 1, … (`count` of them) with 21 pictures each: identity_CelebA.txt, list_attr_celeba.txt (−1
     or 1), img_align_celeba/.
 
-    Person k is drawn from seed k.
+    Person k is drawn from seed k. Raises Stopped when the reporter says so; the next call draws everyone anew.
     """
     pictures = out / "img_align_celeba"
     if (out / "identity_CelebA.txt").exists():
         raise TaskError(f"{out} already holds people. Choose an empty folder.")
     pictures.mkdir(parents=True, exist_ok=True)
     identities, attributes = [], []
+    people = range(first, first + count)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        people = range(first, first + count)
         for k, rows in zip(people, pool.map(_draw_person, people, [pictures] * count, chunksize=4), strict=True):
             for name, shown in rows:
                 identities.append(f"{name} {k}")
                 attributes.append(" ".join([name, *("1" if shown[a] else "-1" for a in ATTRIBUTES)]))
-            if progress:
-                progress(k - first + 1, count)
+            reporter.count("Drawing people: person", k - first + 1, count)
+            if reporter.stopping:
+                pool.shutdown(cancel_futures=True)
+            reporter.check("No people are kept; the same command draws them anew.")
     (out / "list_attr_celeba.txt").write_text(
         "\n".join([str(len(attributes)), " ".join(ATTRIBUTES), *attributes]) + "\n"
     )

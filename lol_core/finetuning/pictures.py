@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError
 
 SIDE = 64
@@ -436,10 +437,10 @@ def draw_many(
     path: Path,
     seeds: range,
     workers: int = 2,
-    advance: Callable[[float, str], None] = lambda done, message: None,
+    reporter: Reporter = SILENT,
 ) -> tuple[np.ndarray, list[str]]:
-    """The pictures of these seeds, (k, 64, 64, 3) uint8, and their captions. `path` is drawings.json; `advance`
-    hears the share done and a line about it.
+    """The pictures of these seeds, (k, 64, 64, 3) uint8, and their captions. `path` is drawings.json. Raises
+    Stopped when the reporter says so; nothing is kept.
     """
     images, captions = np.zeros((len(seeds), SIDE, SIDE, 3), np.uint8), []
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_open, initargs=(make, path)) as pool:
@@ -447,7 +448,10 @@ def draw_many(
             images[i] = image
             captions.append(caption)
             if i % 100 == 99:
-                advance((i + 1) / len(seeds), f"{i + 1:,} of {len(seeds):,} pictures drawn")
+                reporter.count("picture", i + 1, len(seeds))
+            if reporter.stopping:
+                pool.shutdown(cancel_futures=True)
+            reporter.check("No pictures are kept; the same command draws them anew.")
     return images, captions
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError
-from lol_core.finetuning.fitting import Advance, fit, silent
+from lol_core.finetuning.fitting import fit
 from lol_core.finetuning.pictures import SIDE
 
 SCORE_WEIGHT = 2.5
@@ -70,7 +71,7 @@ def train_scorer(
     tokenizer: CLIPTokenizer,
     folder: Path,
     settings: ScorerSettings,
-    advance: Advance = silent,
+    reporter: Reporter = SILENT,
 ) -> CLIPModel:
     """CLIP's symmetric contrastive loss on pictures (k, 64, 64, 3) and their captions, half of the pictures
     mirrored.
@@ -92,7 +93,7 @@ def train_scorer(
         )
         return out.loss
 
-    fit(folder, model, loss_of, settings.steps, settings.rate, settings.seed, advance)
+    fit(folder, model, loss_of, steps=settings.steps, rate=settings.rate, seed=settings.seed, reporter=reporter)
     return model
 
 

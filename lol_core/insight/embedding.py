@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -76,7 +75,7 @@ class Space:
         return pd.Series(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(vectors), index=list(self.ids))
 
 
-def gram(batch: Batch, progress: Callable[[int, int], None] | None = None, others: Batch | None = None) -> np.ndarray:
+def gram(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT) -> np.ndarray:
     """⟨ΔW_a, ΔW_b⟩ summed over modules for all pairs of a batch, or of a batch (B, rows) and `others` (C, columns) of
     the same modules: (B, C) float64.
 
@@ -91,8 +90,7 @@ def gram(batch: Batch, progress: Callable[[int, int], None] | None = None, other
         for U, V, U_b, V_b in zip(batch.U, batch.V, columns.U, columns.V, strict=True):
             for layer in range(U.shape[1]):
                 total[rows] += _products(U[rows, layer], U_b[:, layer], V[rows, layer], V_b[:, layer])
-        if progress:
-            progress(min(start + block, count), count)
+        reporter.count("Products of LoRAs:", min(start + block, count), count)
     return total.numpy()
 
 
@@ -246,10 +244,7 @@ def _by_products(
         return None
     kept = [name for names, _ in blocks for name in names]
     base = stack([lora for _, loras in blocks for lora in loras], spec)
-    among = gram(
-        base,
-        partial(reporter.part(read, half).count, "Products of LoRAs:"),
-    )
+    among = gram(base, reporter=reporter.part(read, half))
     if all_of_them:
         return from_gram(title, kept, among, directions)
     products, squares = [among], [np.diag(among)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import content_digest
-from lol_core.core.progress import Stopped
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, LoRAFormatError
 
 
@@ -72,20 +72,22 @@ class Painter:
         lora: Path | None,
         prompts: Sequence[str],
         sampling: Sampling = Sampling(),
-        stop: Callable[[], bool] = lambda: False,
+        reporter: Reporter = SILENT,
+        *,
         keep: bool = True,
     ) -> list[Image.Image]:
         """One image for each prompt, by the base alone when `lora` is None. With `keep` finished images are taken from
         and put into the cache.
 
-        Raises Stopped, DataMissingError, and LoRAFormatError when diffusers cannot apply the file to this base.
+        Raises Stopped, between two sampling steps, DataMissingError, and LoRAFormatError when diffusers cannot apply
+        the file to this base.
         """
         paths = [self.cache / f"{self._key(lora, prompt, sampling)}.png" for prompt in prompts]
         wanted = [i for i, path in enumerate(paths) if not (keep and path.is_file())]
         if wanted:
             with self._lock:
                 self._wear(lora, sampling.strength)
-                drawn = self._sample([prompts[i] for i in wanted], sampling, stop)
+                drawn = self._sample([prompts[i] for i in wanted], sampling, reporter)
             if not keep:
                 return drawn
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -97,12 +99,12 @@ class Painter:
     def is_drawn(self, lora: Path | None, prompt: str, sampling: Sampling) -> bool:
         return (self.cache / f"{self._key(lora, prompt, sampling)}.png").is_file()
 
-    def _sample(self, prompts: list[str], sampling: Sampling, stop: Callable[[], bool]) -> list[Image.Image]:
+    def _sample(self, prompts: list[str], sampling: Sampling, reporter: Reporter) -> list[Image.Image]:
         def watch(
             pipeline: object, step: int, timestep: int, values: dict[str, torch.Tensor]
         ) -> dict[str, torch.Tensor]:
-            if stop():
-                raise Stopped("Stopped. What was drawn is kept.")
+            reporter.count("step", step + 1, sampling.steps)
+            reporter.check("What was drawn is kept.")
             return values
 
         generators = [torch.Generator("cpu").manual_seed(sampling.seed) for _ in prompts]

@@ -28,6 +28,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.source import Source
 from lol_core.core.geometry import effective_rank, inner_product, same_function, spectrum
 from lol_core.core.lora import LoRA
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError
 from lol_core.insight.neighbours import BLOCK, within
 from lol_core.learning.executor import Executor, Lost, Serial, executor
@@ -204,13 +205,12 @@ class Surveys:
 
     def complete(
         self,
-        progress: Callable[[int, int], None] | None = None,
-        stop: Callable[[], bool] = lambda: False,
+        reporter: Reporter = SILENT,
         *,
         workers: int | str = 1,
     ) -> dict[str, Survey]:
-        """Read what has not been read; `workers` as `executor` takes them; `progress(done, total)`. When `stop()` says
-        so it ends with what it has, which is kept.
+        """Read what has not been read; `workers` as `executor` takes them. When the reporter says to stop it ends with
+        what it has, which is kept.
         """
         surveys = self.known()
         digests = {entry.path: entry.digest for entry in self.zoo.entries}
@@ -234,9 +234,8 @@ class Surveys:
                 if time.monotonic() - saved > 1:  # not after each, which is slow, and not rarely: others wait meanwhile
                     connection.commit()
                     saved = time.monotonic()
-                if progress:
-                    progress(done, len(missing))
-                if stop():
+                reporter.count("Reading weights: LoRA", done, len(missing))
+                if reporter.stopping:
                     break
             connection.commit()
         finally:
@@ -402,15 +401,14 @@ def duplicates(
     zoo: Source,
     surveys: dict[str, Survey],
     tolerance: float = SAME,
-    progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    reporter: Reporter = SILENT,
 ) -> pd.DataFrame:
     """LoRAs that are the same function, whatever their file, factors, dtype or padded rank: a row for each, with
     columns group, lora, identical.
 
     Equal content is the same function; among different contents sketches find the candidates, and
     `geometry.same_function` decides. identical: whether the file's content is that of another member of its group.
-    `progress(done, total)` counts contents; when `stop()` says so, the pairs found so far are what is returned.
+    When the reporter says to stop, the pairs found so far are what is returned.
     """
     ids = [id for id, taken in surveys.items() if taken.problem is None and taken.norm > 0 and id in zoo.by_id]
     if len(ids) < 2:
@@ -421,10 +419,10 @@ def duplicates(
     directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
     root = np.arange(len(contents))
     for i, (id, near) in enumerate(zip(contents["lora"], within(directions, 4 * tolerance), strict=True)):
-        if stop():
+        if reporter.stopping:
             break
-        if progress and i % BLOCK == 0:
-            progress(i, len(contents))
+        if i % BLOCK == 0:
+            reporter.count("Comparing updates: LoRA", i, len(contents))
         for j in np.unique(root[near[near < i]]):
             if same_function(zoo.load(contents["lora"][j]), zoo.load(id), tolerance):
                 root[i] = j
