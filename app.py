@@ -12,7 +12,7 @@ from ui.frame import frame, open_collection, page_link
 from ui.keys import key
 from ui.state import SAMPLE_SUBJECTS, SAMPLE_ZOOS, checkpoints, load_checkpoint, of_other_collections, recent, session
 
-zoo = frame("Home", "LoL Explorer")
+source = frame("Home", "LoL Explorer")
 st.markdown(
     "A LoRA is a fine-tune of a model, stored as pairs of thin matrices with ΔW = U Vᵀ. This program reads those"
     " weights and learns to predict things about the fine-tune: how good it is, what it was trained on. (U, V) and (UR,"
@@ -21,15 +21,15 @@ st.markdown(
 )
 
 with st.container(border=True):
-    st.subheader(zoo.name)
-    st.caption(str(zoo.folder))
+    st.subheader(source.name)
+    st.caption(source.address)
     with st.container(horizontal=True, gap="large"):
-        st.metric("LoRAs", f"{len(zoo):,}")
-        st.metric("Refused files", f"{len(zoo.refused):,}")
-        st.metric("Label columns", zoo.labels.shape[1])
-        st.metric("Ranks", ", ".join(str(r) for r in sorted({r for e in zoo.entries for r in e.ranks})) or "–")
-    if len(zoo):
-        table = zoo.table()
+        st.metric("LoRAs", f"{len(source):,}")
+        st.metric("Refused files", f"{len(source.refused):,}")
+        st.metric("Label columns", source.labels.shape[1])
+        st.metric("Ranks", ", ".join(str(r) for r in sorted({r for e in source.entries for r in e.ranks})) or "–")
+    if len(source):
+        table = source.table()
         counts = table.groupby(
             ["dialect", table["base model"].fillna("not named"), table["suggested base"].fillna("unknown")]
         ).size()
@@ -72,7 +72,7 @@ STEPS = (
         "image",
     ),
 )
-done = {page for _, page, *_ in STEPS if page in session().visited and (page != "Train" or checkpoints(zoo))}
+done = {page for _, page, *_ in STEPS if page in session().visited and (page != "Train" or checkpoints(source))}
 ahead = next((page for _, page, *_ in STEPS if page not in done), None)
 st.subheader("A first visit" if len(done) < 3 else "Go on")
 for i, (place, (name, page, words, link, icon)) in enumerate(zip(st.columns(len(STEPS)), STEPS, strict=True), 1):
@@ -92,7 +92,7 @@ with left:
 
     with st.container(horizontal=True):
         for name, place_of in SAMPLE_ZOOS.items():
-            is_open, sample = zoo.folder == place_of.resolve(), str(place_of)
+            is_open, sample = source.address == str(place_of.resolve()), str(place_of)
             st.button(
                 name,
                 on_click=open_collection,
@@ -101,19 +101,19 @@ with left:
                 disabled=is_open,
                 help=SAMPLE_SUBJECTS[name],
             )
-    if others := [(folder, labels) for folder, labels in recent() if Path(folder).resolve() != zoo.folder]:
+    if others := [(address, labels) for address, labels in recent() if address != source.address]:
         st.markdown("**Opened before:**")
-        for folder, labels in others:
+        for address, labels in others:
             st.button(
-                folder,
+                address,
                 on_click=open_collection,
-                args=(folder, labels),
+                args=(address, labels),
                 icon=":material/history:",
                 type="tertiary",
-                key=key(f"recent {folder}"),
+                key=key(f"recent {address}"),
             )
 with right:
-    elsewhere = of_other_collections(zoo)
+    elsewhere = of_other_collections(source)
     picked = (
         st.selectbox(
             "A model trained on another collection",
@@ -134,10 +134,10 @@ with right:
         if folder not in session().extra_checkpoints:
             session().extra_checkpoints.append(folder)
         st.success(f"Opened **{opened.title}**. It is now offered on the pages Predictions and Invariance.")
-        for note in opened.compare(zoo):
+        for note in opened.compare(source):
             st.warning(note)
 
-models = checkpoints(zoo)
+models = checkpoints(source)
 st.caption(
     f"Trained models for this collection: {len(models)}."
     if models

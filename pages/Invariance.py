@@ -30,16 +30,15 @@ from ui.turning import TITLES, Precision, choose_precision, choose_R
 TRIED = 20  # LoRAs among which the page looks for one that is not zero, to open with
 FEWEST = 50
 UNASKED = 1_000_000_000  # numbers read in all, up to which many draws are made without asking
-zoo = frame("Invariance")
-need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
+source = frame("Invariance", loras=True)
 
 
 @st.cache_data(max_entries=8, show_spinner="Looking for a LoRA that was trained …")
-def first_trained(fingerprint: str, _zoo: Source) -> int:
+def first_trained(fingerprint: str, _source: Source) -> int:
     """The place of the first LoRA whose update is not zero: turning R changes nothing in one that is."""
-    for place, id in enumerate(_zoo.ids[:TRIED]):
+    for place, id in enumerate(_source.ids[:TRIED]):
         with suppress(LoLError):
-            if not never_trained(load_lora(_zoo, id)):
+            if not never_trained(load_lora(_source, id)):
                 return place
     return 0
 
@@ -47,7 +46,7 @@ def first_trained(fingerprint: str, _zoo: Source) -> int:
 @st.cache_resource(max_entries=4, show_spinner="Making models …")
 def study_of(fingerprint: str, id: str, titles: tuple[str, ...], stamps: tuple[str, ...], fresh: bool) -> Study:
     """Raises LoLError."""
-    return Study.of(load_lora(zoo, id), {title: saved[title] for title in titles}, FIVE if fresh else {})
+    return Study.of(load_lora(source, id), {title: saved[title] for title in titles}, FIVE if fresh else {})
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -59,11 +58,11 @@ def changes_of(identity: str, count: int, condition: float, precision: Precision
     return changes
 
 
-saved = loaded_checkpoints(zoo)
+saved = loaded_checkpoints(source)
 left, right = st.columns(2)
 with left:
-    first = first_trained(zoo.fingerprint, zoo)
-    chosen = needed(choose_lora(zoo, zoo.ids, "lora", "LoRA", index=first), "Choose a LoRA.")
+    first = first_trained(source.fingerprint, source)
+    chosen = needed(choose_lora(source, source.ids, "lora", "LoRA", index=first), "Choose a LoRA.")
 titles = right.multiselect(
     "Trained models",
     list(saved),
@@ -79,7 +78,7 @@ fresh = st.toggle(
 )
 stamps = tuple(saved[title].created for title in titles)
 try:
-    study = study_of(zoo.fingerprint, chosen, tuple(titles), stamps, fresh)
+    study = study_of(source.fingerprint, chosen, tuple(titles), stamps, fresh)
 except LoLError as error:
     st.error(str(error))
     st.stop()
@@ -148,7 +147,7 @@ def many_draws() -> None:
         words = f"will read a LoRA of {study.lora.parameters:,} parameters so many times."
         st.caption(f"Choose how many: each of the {len(study.models)} models {words}")
         return
-    identity = repr((zoo.fingerprint, chosen, titles, stamps, fresh))
+    identity = repr((source.fingerprint, chosen, titles, stamps, fresh))
     try:
         changes = changes_of(identity, count, 10.0**power, precision, study)
     except LoLError as error:
@@ -209,4 +208,4 @@ part = st.segmented_control(
     label_visibility="collapsed",
 )
 PARTS[part]()
-walk_points(zoo)
+walk_points(source)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.insight import plots
@@ -30,12 +30,11 @@ from ui.tables import download
 
 MOST = 12  # modules whose singular values are drawn
 HEIGHT, ROW = 420, 35  # pixels of a table at most, and of its row
-zoo = frame("LoRA")
-need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
-chosen = needed(choose_lora(zoo, zoo.ids, "lora", "LoRA"), "Choose a LoRA.")
-entry = zoo.by_id[chosen]
+source = frame("LoRA", loras=True)
+chosen = needed(choose_lora(source, source.ids, "lora", "LoRA"), "Choose a LoRA.")
+entry = source.by_id[chosen]
 try:
-    lora = load_lora(zoo, chosen)
+    lora = load_lora(source, chosen)
 except LoLError as error:
     st.error(str(error), icon=":material/broken_image:")
     st.stop()
@@ -52,11 +51,11 @@ def compared(digest: str, other: str, _first: LoRA, _second: LoRA) -> Comparison
 
 
 @st.cache_data(max_entries=32, show_spinner="Looking for neighbours …")
-def nearest_to(fingerprint: str, n_read: int, id: str, _zoo: Zoo, _known: dict[str, Survey]) -> pd.DataFrame:
-    return nearest(_zoo, _known, id)
+def nearest_to(fingerprint: str, n_read: int, id: str, _source: Source, _known: dict[str, Survey]) -> pd.DataFrame:
+    return nearest(_source, _known, id)
 
 
-anatomy, models = anatomy_of(entry.digest, lora), loaded_checkpoints(zoo)
+anatomy, models = anatomy_of(entry.digest, lora), loaded_checkpoints(source)
 models = {title: model for title, model in models.items() if not model.spec.misfits(entry)}
 facts = {"Dialect": entry.dialect, "Modules": len(lora.layers), "Rank": ", ".join(map(str, lora.ranks))}
 with st.container(horizontal=True, gap="large"):
@@ -64,11 +63,11 @@ with st.container(horizontal=True, gap="large"):
         st.metric(label, fact)
 shapes = f"as the shapes suggest: {entry.suggested_base or '*nothing known*'}"
 st.markdown(f"**Base model** as the file claims: {entry.base_model or '*nothing*'} · {shapes}")
-if known_base(zoo):
+if known_base(source):
     page_link("pages/Images.py", "What it draws", ":material/image:", also=chosen)
 for note in lora.notes:
     st.caption(f":material/info: {note}")
-show_sidecar(zoo, chosen)
+show_sidecar(source, chosen)
 
 
 def show_layers() -> None:
@@ -113,33 +112,34 @@ st.dataframe(layers, hide_index=True, height=min(HEIGHT, ROW * (len(layers) + 1)
 download(layers, "layers")
 
 st.subheader("Nearest in weight space")
-known = surveys_of(zoo)
-if chosen not in known or len(known) < min(len(zoo), 2):
+known = surveys_of(source)
+if chosen not in known or len(known) < min(len(source), 2):
     st.info("The weights of this collection have not been read yet.", icon=":material/arrow_forward:")
     page_link("pages/Zoo.py", "Read them on the page Zoo", ":material/table_rows:")
-elif (near := nearest_to(zoo.fingerprint, len(known), chosen, zoo, known)).empty:
+elif (near := nearest_to(source.fingerprint, len(known), chosen, source, known)).empty:
     st.caption("It is zero, or no other LoRA has been read.")
 else:
-    table = near.assign(name=[zoo.names[id] for id in near.index])[["name", "distance", "cosine"]].join(zoo.labels)
+    table = near.assign(name=[source.names[id] for id in near.index])
+    table = table[["name", "distance", "cosine"]].join(source.labels)
     formats = {name: st.column_config.NumberColumn(format="%.4g") for name in ("distance", "cosine")}
     st.dataframe(table, hide_index=True, key=key("near"), column_config=formats)
-    show_previews(zoo, [chosen, *near.index])
-    rest = f" {len(known):,} of {len(zoo):,} have been read." if len(known) < len(zoo) else ""
+    show_previews(source, [chosen, *near.index])
+    rest = f" {len(known):,} of {len(source):,} have been read." if len(known) < len(source) else ""
     st.caption(f"Distance: ‖ΔW − ΔW′‖ / ‖ΔW‖ over all modules.{rest}")
-    select_button(zoo, [chosen, *near.index], "Select these", "select_near")
+    select_button(source, [chosen, *near.index], "Select these", "select_near")
 
 st.subheader("Beside another LoRA")
-others = [id for id in zoo.ids if id != chosen]
-if second := choose_lora(zoo, others, "beside", "Compare with", index=None, placeholder="choose one"):
+others = [id for id in source.ids if id != chosen]
+if second := choose_lora(source, others, "beside", "Compare with", index=None, placeholder="choose one"):
     try:
-        pair = compared(entry.digest, zoo.by_id[second].digest, lora, load_lora(zoo, second))
+        pair = compared(entry.digest, source.by_id[second].digest, lora, load_lora(source, second))
         need(len(pair.table), "They share no module of the same name and shape, so there is nothing to compare.")
         same = "They are the same function." if pair.same else "They are different functions."
         st.markdown(
             f"Over {len(pair.table)} shared modules: cosine of the updates **{pair.cosine:.4f}**, ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ ="
             f" **{pair.distance:.4g}**. {same}"
         )
-        chart = plots.module_comparison(pair.table, zoo.names[chosen], zoo.names[second])
+        chart = plots.module_comparison(pair.table, source.names[chosen], source.names[second])
         figure(chart, "comparison", "Norms and cosines of both, module by module", pair.table)
         st.dataframe(pair.table, key=key("differences"), height=min(HEIGHT, ROW * (len(pair.table) + 1) + 3))
     except LoLError as error:
@@ -148,14 +148,14 @@ if second := choose_lora(zoo, others, "beside", "Compare with", index=None, plac
 if models:
     st.subheader("What models say")
     table = opinions(models, lora)
-    truths = [zoo.labels[name].get(chosen) if name in zoo.labels else None for name in table["label"]]
+    truths = [source.labels[name].get(chosen) if name in source.labels else None for name in table["label"]]
     table.insert(3, "true", [as_text(truth) for truth in truths])
-    table.insert(4, "part", [parts_here(models[title], zoo).get(chosen, "new") for title in table["model"]])
+    table.insert(4, "part", [parts_here(models[title], source).get(chosen, "new") for title in table["model"]])
     st.dataframe(table, hide_index=True, key=key("opinions"))
 
-show_saving(anatomy, entry.digest, Path(zoo.names[chosen]).name)
-if labels := zoo.labels.loc[chosen:chosen].dropna(axis="columns").astype(str).iloc[0].to_dict():
+show_saving(anatomy, entry.digest, Path(source.names[chosen]).name)
+if labels := source.labels.loc[chosen:chosen].dropna(axis="columns").astype(str).iloc[0].to_dict():
     st.subheader("Labels")
     show_pairs({str(name): value for name, value in labels.items()}, "label")
 show_metadata(lora)
-walk_points(zoo)
+walk_points(source)

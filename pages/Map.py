@@ -29,13 +29,12 @@ SPACES: dict[str, Kind] = {
 METHODS: tuple[Method, ...] = ("PCA", "UMAP")
 OFFERED = 1000  # LoRAs in a list to choose from; of more, those that are selected
 SHOWN = 12  # previews of selected LoRAs under the map
-zoo = frame("Map")
-need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
+source = frame("Map", loras=True)
 
 
 def choose_settings() -> MapSettings:
     """What to draw, as chosen on the page."""
-    latents = {f"Latent of {title}": folder for title, folder in checkpoints(zoo).items()}
+    latents = {f"Latent of {title}": folder for title, folder in checkpoints(source).items()}
     space = a.selectbox("Space", [*SPACES, *latents], key=key("space"), bind="query-params")
     method = b.segmented_control(
         "Picture", METHODS, default="PCA", key=key("method"), required=True, bind="query-params"
@@ -43,7 +42,7 @@ def choose_settings() -> MapSettings:
     dimensions = c.segmented_control(
         "Dimensions", [2, 3], default=2, key=key("dimensions"), required=True, bind="query-params"
     )
-    ids = choose_family(zoo)
+    ids = choose_family(source)
     need(
         len(ids) > dimensions,
         f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs that adapt the same modules.",
@@ -53,22 +52,22 @@ def choose_settings() -> MapSettings:
         seed = left.number_input("Seed", 0, 2**31 - 1, 0, key=key("map_seed"), bind="query-params")
         near = right.number_input("Neighbours (UMAP)", 2, 200, 15, key=key("map_neighbours"), bind="query-params")
     model = f"{latents[space]} {load_or_stop(latents[space]).created}" if space in latents else ""
-    return MapSettings(zoo.fingerprint, ids, SPACES.get(space, "latent"), model, method, dimensions, seed, near)
+    return MapSettings(source.fingerprint, ids, SPACES.get(space, "latent"), model, method, dimensions, seed, near)
 
 
 a, b, c, d = st.columns([4, 2, 2, 4])
 settings = choose_settings()
-flat, map_ = settings.dimensions == 2, drawn(zoo, settings)
+flat, map_ = settings.dimensions == 2, drawn(source, settings)
 space, picture, clusters = map_.space, map_.picture, map_.clusters
-offer(zoo, "map", picture.add_prefix("map "))
-shown = picture.loc[[id for id in visible(zoo) if id in picture.index]]
-colours = colourings(zoo, clusters)
-colours |= {name: t[name] for source, t in computed(zoo).items() if source != "map" for name in t.columns}
+offer(source, "map", picture.add_prefix("map "))
+shown = picture.loc[[id for id in visible(source) if id in picture.index]]
+colours = colourings(source, clusters)
+colours |= {name: t[name] for origin, t in computed(source).items() if origin != "map" for name in t.columns}
 names = ["nothing", *colours]
 colour = d.selectbox(
-    "Colour", names, index=2 if zoo.labels.shape[1] and len(names) > 2 else 1, key=key("colour"), bind="query-params"
+    "Colour", names, index=2 if source.labels.shape[1] and len(names) > 2 else 1, key=key("colour"), bind="query-params"
 )
-chosen = selected(zoo)
+chosen = selected(source)
 if space.share < 0.999:
     st.caption(
         f"So many LoRAs are placed by their products with {len(space.vectors[0]):,} of them, drawn at random. That"
@@ -86,18 +85,18 @@ with st.container(horizontal=True):
         "Figure to save", key=key("to_save"), help="Drawn by Plotly, whose toolbar saves it as SVG or PNG."
     )
 alt, colouring = f"Map of {len(shown)} LoRAs by {space.title}", colours.get(colour)
-placed = shown.assign(name=[zoo.names[id] for id in shown.index], cluster=clusters.reindex(shown.index))
+placed = shown.assign(name=[source.names[id] for id in shown.index], cluster=clusters.reindex(shown.index))
 placed = placed.rename_axis("lora")
 if many and not (density or named or to_save):
     scatter(
         shown,
-        zoo.names,
+        source.names,
         colouring,
         name="many",
         alt=alt,
-        selected=lambda: selected(zoo),
-        on_select=lambda ids: select(zoo, ids),
-        preview=(lambda id: thumbnail(zoo, id)) if any_previews(zoo) else None,
+        selected=lambda: selected(source),
+        on_select=lambda ids: select(source, ids),
+        preview=(lambda id: thumbnail(source, id)) if any_previews(source) else None,
     )
     st.caption(
         f"More than {MAX_PLOTLY:,} points are drawn by WebGL. The wheel zooms, a drag selects, Shift adds to the"
@@ -106,13 +105,13 @@ if many and not (density or named or to_save):
     )
     take(lambda: placed, "map")
 else:
-    over = regions(clusters, cluster_names(settings, zoo.fingerprint, clusters, zoo)) if named else {}
+    over = regions(clusters, cluster_names(settings, source.fingerprint, clusters, source)) if named else {}
     figure(
-        plots.collection_map(shown, zoo.names, colouring, chosen, density, over),
+        plots.collection_map(shown, source.names, colouring, chosen, density, over),
         "map",
         alt,
         placed,
-        on_select=lambda: marked(zoo, "map"),
+        on_select=lambda: marked(source, "map"),
         selection_mode=("points", "box", "lasso"),
     )
     if many:
@@ -125,7 +124,7 @@ if map_.moved is not None:
         f"Laid over the map before it: its points lie {map_.moved:.0%} of that map's radius from where they were (root"
         " mean square)."
     )
-show_previews(zoo, chosen[:SHOWN], linked=True)
+show_previews(source, chosen[:SHOWN], linked=True)
 if not flat:
     st.caption("Drag to turn it. Lasso and box work in two dimensions.")
 
@@ -133,27 +132,27 @@ left, right = st.columns(2)
 with left:
     st.subheader("Neighbours")
     options = [id for id in chosen or picture.index[:OFFERED] if id in picture.index]
-    if centre := choose_lora(zoo, options, "neighbours_of", "of"):
+    if centre := choose_lora(source, options, "neighbours_of", "of"):
         near = space.neighbours(centre, 8)
-        columns = {"name": [zoo.names[id] for id in near.index], "distance": near}
+        columns = {"name": [source.names[id] for id in near.index], "distance": near}
         columns |= {colour: colours[colour].reindex(near.index)} if colour in colours else {}
         numbers = {"distance": st.column_config.NumberColumn(format="%.4g")}
         st.dataframe(pd.DataFrame(columns), hide_index=True, key=key("neighbours"), column_config=numbers)
         st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
-        show_previews(zoo, [centre, *near.index])
+        show_previews(source, [centre, *near.index])
         with st.container(horizontal=True):
             st.button(
                 "Select these",
                 icon=":material/select_all:",
                 on_click=select,
-                args=(zoo, [centre, *near.index]),
+                args=(source, [centre, *near.index]),
                 key=key("select_neighbours"),
             )
-            link_to_lora(zoo, centre, f"Look at {zoo.names[centre]}")
+            link_to_lora(source, centre, f"Look at {source.names[centre]}")
 with right:
     st.subheader("What tells the selection apart")
     if inside := [id for id in chosen if id in picture.index]:
-        reasons = explain(zoo.labels.loc[list(picture.index)].assign(cluster=colours["cluster"]), inside)
+        reasons = explain(source.labels.loc[list(picture.index)].assign(cluster=colours["cluster"]), inside)
         bar = st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f")
         formats = {"effect": bar, "p": st.column_config.NumberColumn(format="%.2g")}
         st.dataframe(reasons.head(12), hide_index=True, key=key("reasons"), column_config=formats)
@@ -163,4 +162,4 @@ with right:
             "Draw a lasso around points, or select LoRAs on any page. Then the columns stand here in which they differ"
             " from the others."
         )
-walk_points(zoo, list(picture.index))
+walk_points(source, list(picture.index))

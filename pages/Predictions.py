@@ -27,15 +27,14 @@ from ui.state import checkpoints, load_or_stop, loaded_checkpoints
 from ui.tables import download
 
 EXTREMES = 20
-zoo = frame("Predictions")
-need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
-folders, models = checkpoints(zoo), loaded_checkpoints(zoo)
+source = frame("Predictions", loras=True)
+folders, models = checkpoints(source), loaded_checkpoints(source)
 if not folders:
     st.info("No model has been trained on this collection yet.", icon=":material/arrow_forward:")
     page_link("pages/Train.py", "Train one", ":material/model_training:")
     st.caption("Or open one that was trained on another collection, on the page Home.")
     st.stop()
-at_home = {title for title, model in models.items() if parts_here(model, zoo)}
+at_home = {title for title, model in models.items() if parts_here(model, source)}
 if len(at_home) > 1:
     st.subheader("Leaderboard")
     show_leaderboard([model for title, model in models.items() if title in at_home])
@@ -45,11 +44,11 @@ if len(at_home) > 1:
     )
 title = st.selectbox("Model", list(folders), key=key("model"), bind="query-params")
 model, folder = load_or_stop(folders[title]), folders[title]
-for note in model.compare(zoo):
+for note in model.compare(source):
     st.warning(note)
-values, refused = predictions_of(zoo, folder)
+values, refused = predictions_of(source, folder)
 need(len(values), "This model can read none of these LoRAs: they belong to another base model or hold other modules.")
-offer(zoo, f"predictions of {title}", values.add_prefix("predicted "))
+offer(source, f"predictions of {title}", values.add_prefix("predicted "))
 if title in at_home:
     st.subheader("Scores")
     test = model.metrics["test"]
@@ -67,16 +66,16 @@ if title in at_home:
 
 targets = model.task.targets
 target = st.selectbox("Label", targets, key=key("label")) if len(targets) > 1 else targets[0]
-predictions = Predictions.of(model, zoo, values, target)
+predictions = Predictions.of(model, source, values, target)
 labelled, regression = predictions.labelled, isinstance(model.task, Regression)
 if len(labelled):
-    offer(zoo, f"errors of {title}", predictions.errors(labelled).to_frame())
+    offer(source, f"errors of {title}", predictions.errors(labelled).to_frame())
 st.subheader(f"{target}: predicted against true" if len(labelled) else f"{target}, predicted")
 parts = predictions.parts
 chosen = parts
 if len(parts) > 1:
     chosen = st.segmented_control("Show", parts, selection_mode="multi", default=parts[:1], key=key("parts")) or parts
-shown = predictions.table[predictions.table["part"].isin(chosen) & predictions.table.index.isin(visible(zoo))]
+shown = predictions.table[predictions.table["part"].isin(chosen) & predictions.table.index.isin(visible(source))]
 compared = shown.dropna(subset=["true"])
 if not len(compared):
     st.caption(f"These LoRAs have no label {target!r} to compare with; the table below holds the predictions.")
@@ -85,17 +84,17 @@ elif predictions.classes:
     figure(plots.confusion_heatmap(counts), "confusion", "Confusion matrix, true classes in rows", counts)
 else:
     figure(
-        plots.predicted_against_true(compared, target, selected(zoo)),
+        plots.predicted_against_true(compared, target, selected(source)),
         "scatter",
         "Predicted against true values",
         compared,
-        on_select=lambda: marked(zoo, "scatter"),
+        on_select=lambda: marked(source, "scatter"),
         selection_mode=("points", "box", "lasso"),
     )
 if not predictions.classes:
     with st.container(horizontal=True):
         for end, ids in predictions.extremes(shown, EXTREMES).items():
-            select_button(zoo, ids, f"Select the {len(ids)} {end} predicted", f"select_{end}")
+            select_button(source, ids, f"Select the {len(ids)} {end} predicted", f"select_{end}")
 
 
 def show_errors() -> None:
@@ -118,24 +117,24 @@ def show_errors() -> None:
         words = "bins of equal number; bars: one standard error of the mean truth."
         st.caption(f"{len(compared)} LoRAs in {len(bins)} {words}")
     with worst:
-        show_slices(errors, zoo.labels.drop(columns=list(targets), errors="ignore"))
+        show_slices(errors, source.labels.drop(columns=list(targets), errors="ignore"))
     with others:
         titles = rivals(models, predictions)
         if len(titles) < 2:
             words = f"Train a second model, or a second seed, on {target} to see where they disagree."
             st.info(words, icon=":material/arrow_forward:")
         else:
-            each = {other: predictions_of(zoo, folders[other])[0][target] for other in titles}
-            table, correlation = apart(each, zoo, target)
+            each = {other: predictions_of(source, folders[other])[0][target] for other in titles}
+            table, correlation = apart(each, source, target)
             st.dataframe(table.head(50), hide_index=True, key=key("apart"))
             st.caption(f"Correlation of the first two: {correlation:.3f}.")
             furthest = list(table.index[:EXTREMES])
-            select_button(zoo, furthest, f"Select the {len(furthest)} they disagree on most", "select_apart")
+            select_button(source, furthest, f"Select the {len(furthest)} they disagree on most", "select_apart")
 
 
 if len(compared):
     show_errors()
-if not predictions.classes and len((steps_and_best := predictions.runs(zoo))[0]):
+if not predictions.classes and len((steps_and_best := predictions.runs(source))[0]):
     steps, best = steps_and_best
     st.subheader("Checkpoints of one training run")
     st.dataframe(best, key=key("runs"))
@@ -145,19 +144,19 @@ if not predictions.classes and len((steps_and_best := predictions.runs(zoo))[0])
     figure(plots.along_run(of_run, f"predicted {target}"), "along_run", words, of_run)
 
 st.subheader("Every LoRA")
-among = [id for id in visible(zoo) if id in values.index]
+among = [id for id in visible(source) if id in values.index]
 if len(among) < len(values):
     st.caption(f"The {len(among):,} selected of {len(values):,}.")
-table = predictions.whole(zoo, among)
+table = predictions.whole(source, among)
 if title in at_home and st.toggle("Mark LoRAs unlike those it was trained on", key=key("mark_strange")):
     try:
-        table.insert(2, "outside", outside(zoo, folder, tuple(values.index)).reindex(table.index))
+        table.insert(2, "outside", outside(source, folder, tuple(values.index)).reindex(table.index))
         strangers = list(table.index[table["outside"]])
         st.caption(
             f"{len(strangers)} of {len(table):,} lie farther from the training LoRAs than 99 % of these from each"
             " other, in its latent or in their norms."
         )
-        select_button(zoo, strangers, "Select those outside", "select_outside")
+        select_button(source, strangers, "Select those outside", "select_outside")
     except LoLError as error:
         st.error(str(error))
 st.dataframe(table, hide_index=True, height=420, key=key("table"))
@@ -173,6 +172,6 @@ for name, lora in dropped_loras().items():
     table = opinions(models, lora)
     for other in at_home:
         rows = (table["model"] == other) & (table["remark"] == "")
-        table.loc[rows, "remark"] = remark(zoo, folders[other], lora) if rows.any() else ""
+        table.loc[rows, "remark"] = remark(source, folders[other], lora) if rows.any() else ""
     st.dataframe(table, hide_index=True, key=key(f"dropped_{name}"))
-walk_points(zoo, list(values.index))
+walk_points(source, list(values.index))

@@ -28,14 +28,13 @@ from ui.training import choose_training
 from ui.work import Run, Validation
 
 PREFERRED = ("validation_loss", "accuracy", "clip_score")
-zoo = frame("Train")
-need(len(zoo), "No LoRA could be read in this collection. Open another folder in the sidebar.")
+source = frame("Train", loras=True)
 need(
-    zoo.labels.shape[1],
+    source.labels.shape[1],
     "This collection has no labels, so there is nothing to predict. Put a `labels.csv` beside the files, or name one"
     " under *Labels file* in the sidebar: one column with file names, and a column for each label.",
 )
-state, columns = session(), list(zoo.labels.columns)
+state, columns = session(), list(source.labels.columns)
 left, right = st.columns([3, 2])
 targets = left.multiselect(
     "Predict",
@@ -53,13 +52,13 @@ names = right.multiselect(
     key=key("models"),
     bind="query-params",
 )
-kinds = [f"{t}: {kind_of(zoo.labels[t]).kind}, {zoo.labels[t].notna().sum()} labelled" for t in targets]
+kinds = [f"{t}: {kind_of(source.labels[t]).kind}, {source.labels[t].notna().sum()} labelled" for t in targets]
 left.caption(", ".join(kinds))
-choice = choose_training(zoo.labels, targets, names)
+choice = choose_training(source.labels, targets, names)
 need(targets and names, "Choose at least one target and one model.")
 ready = False
 try:
-    planned = choice.runs(zoo, 1)[0].plan
+    planned = choice.runs(source, 1)[0].plan
     ready = True
     st.caption("  \n".join(describe(planned)))
 except LoLError as problem:
@@ -68,7 +67,7 @@ except LoLError as problem:
 busy = running(state.training)
 start, stop, cross, _ = st.columns([2, 2, 3, 5])
 if start.button("Train", type="primary", icon=":material/play_arrow:", disabled=busy or not ready, width="stretch"):
-    state.training = work.train_runs(zoo, choice.runs(zoo, choice.seeds))
+    state.training = work.train_runs(source, choice.runs(source, choice.seeds))
     st.rerun()
 if stop.button("Stop", icon=":material/stop:", disabled=not busy, width="stretch") and state.training is not None:
     state.training.stop()
@@ -80,7 +79,7 @@ if cross.button(
     help="Predicts every LoRA by models that have not seen it, and compares with the controls LoRA by LoRA. As long as"
     " that many trainings.",
 ):
-    state.validation = work.validate(zoo, choice.targets, choice.configs(), choice.folds)
+    state.validation = work.validate(source, choice.targets, choice.configs(), choice.folds)
     st.rerun()
 
 
@@ -124,17 +123,17 @@ def watch() -> None:
             st.caption(f"{model.model.title}: left out {id}: {reason}")
 
 
-if state.validation is not None and state.validation.subject.fingerprint == zoo.fingerprint:
+if state.validation is not None and state.validation.subject.fingerprint == source.fingerprint:
     show_validation(state.validation)
 watch()
-walk_points(zoo)
+walk_points(source)
 
-folders, models = checkpoints(zoo), loaded_checkpoints(zoo)
+folders, models = checkpoints(source), loaded_checkpoints(source)
 st.subheader("Trained models of this collection")
 need(models, "None yet. Choose a target and press **Train**; on the sample zoo GL-net takes seconds.")
 together, single, curves = st.tabs(["Seeds together", "Every model", "Curves"])
 with together:
-    show_leaderboard([model for model in models.values() if parts_here(model, zoo)])
+    show_leaderboard([model for model in models.values() if parts_here(model, source)])
 with single:
     st.dataframe(results_table(list(models.values())), hide_index=True, key=key("saved"))
 with curves:
@@ -155,9 +154,9 @@ if resume.button(
     help="Goes on with a training that was stopped.",
 ):
     title = f"{model.model.title}, seed {model.config.seed}"
-    state.training = work.train_runs(zoo, [Run(title, Plan.of(model), model.config, folder, resume=True)])
+    state.training = work.train_runs(source, [Run(title, Plan.of(model), model.config, folder, resume=True)])
     st.rerun()
-ours = folder.parent == runs_folder(zoo)
+ours = folder.parent == runs_folder(source)
 with delete.popover("Remove", icon=":material/delete:", disabled=busy, width="stretch"):
     stays = f"Take it off the list? The folder {folder} stays as it is."
     st.write("Delete this model from the disk?" if ours else stays)

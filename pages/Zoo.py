@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.errors import ZooError
 from lol_core.insight.overview import diagnoses, matching, overview, searchable
 from lol_core.insight.survey import SAME, Survey
@@ -28,48 +28,49 @@ FORMATS = {
     "‖ΔW‖ by module": st.column_config.BarChartColumn(y_min=0, help="In the order of the file."),
     "rank used": st.column_config.NumberColumn(format="percent", help="Effective rank over rank, mean of the modules."),
 }
-zoo = frame("Zoo")
-if zoo.labels_path:
-    st.caption(f"Labels from {zoo.labels_path}, joined by its column {zoo.join_column!r}.")
-if zoo.unjoined_labels:
-    words = f"{len(zoo.unjoined_labels)} rows of the labels table belong to no readable file"
+source = frame("Zoo")
+if source.labels_path:
+    st.caption(f"Labels from {source.labels_path}, joined by its column {source.join_column!r}.")
+if source.unjoined_labels:
+    words = f"{len(source.unjoined_labels)} rows of the labels table belong to no readable file"
     with st.expander(words, icon=":material/link_off:", key=key("unjoined")):
-        st.dataframe(pd.DataFrame({zoo.join_column or "name": zoo.unjoined_labels}), hide_index=True)
-if zoo.labels.shape[1] and (unlabelled := int(zoo.labels.isna().all(axis=1).sum())):
+        st.dataframe(pd.DataFrame({source.join_column or "name": source.unjoined_labels}), hide_index=True)
+if source.labels.shape[1] and (unlabelled := int(source.labels.isna().all(axis=1).sum())):
     st.caption(f"Without a row in the labels table: {counted(unlabelled, 'LoRA')}.")
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def texts_of(fingerprint: str, _zoo: Zoo) -> list[str]:
-    return searchable(_zoo)
+def texts_of(fingerprint: str, _source: Source) -> list[str]:
+    return searchable(_source)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def tables_of(
-    fingerprint: str, labels: str, n_read: int, _zoo: Zoo, _known: dict[str, Survey]
+    fingerprint: str, labels: str, n_read: int, _source: Source, _known: dict[str, Survey]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The collection's table, and what is wrong with its LoRAs. Shared: not to be changed."""
-    return overview(_zoo, _known), diagnoses(_zoo, _known)
+    return overview(_source, _known), diagnoses(_source, _known)
 
 
-known = surveys_of(zoo)
-table, marks = tables_of(zoo.fingerprint, zoo.labels_digest, len(known), zoo, known)
-job, same = weights_job(zoo, len(known))
+known = surveys_of(source)
+table, marks = tables_of(source.fingerprint, source.labels_digest, len(known), source, known)
+job, same = weights_job(source, len(known))
 n_groups = "…" if same is None else f"{same['group'].nunique():,}"
-titles = [f"LoRAs ({len(zoo):,})", f"Unwell ({marks['path'].nunique():,})", f"Same function ({n_groups})"]
-loaded, unwell, repeated, refused = st.tabs([*titles, f"Refused ({len(zoo.refused):,})"])
+titles = [f"LoRAs ({len(source):,})", f"Unwell ({marks['path'].nunique():,})", f"Same function ({n_groups})"]
+loaded, unwell, repeated, refused = st.tabs([*titles, f"Refused ({len(source.refused):,})"])
 with unwell:
     if len(marks):
         wrapped(marks, "unwell")
-    elif len(zoo):
+    elif len(source):
         st.success(f"Nothing is wrong with the {len(known):,} LoRAs whose weights have been read.")
 with refused:
-    if zoo.refused:
-        wrapped(pd.DataFrame([{"path": e.path, "reason": e.reason, "bytes": e.size} for e in zoo.refused]), "refused")
+    if source.refused:
+        rows = [{"path": e.path, "reason": e.reason, "bytes": e.size} for e in source.refused]
+        wrapped(pd.DataFrame(rows), "refused")
     else:
         st.success("Every candidate file was read.")
 with repeated:
-    if same is None and len(zoo):
+    if same is None and len(source):
         words = "Known when all weights have been read and compared: the tab LoRAs says how far that is."
         st.info(words, icon=":material/arrow_back:")
     elif same is not None and len(same):
@@ -78,12 +79,12 @@ with repeated:
             " padded ranks."
         )
         copies = np.where(same["identical"], "same bytes", "other file, same ΔW")
-        groups = same.assign(name=same["lora"].map(zoo.names), copy=copies)[["group", "name", "copy", "lora"]]
+        groups = same.assign(name=same["lora"].map(source.names), copy=copies)[["group", "name", "copy", "lora"]]
         st.dataframe(groups, hide_index=True, column_config={"lora": "path"})
-        select_button(zoo, list(same["lora"]), "Select these", "select_same")
+        select_button(source, list(same["lora"]), "Select these", "select_same")
         download(groups, "same-function")
-    elif len(zoo):
-        st.success(f"No two of the {len(zoo):,} LoRAs are the same function.")
+    elif len(source):
+        st.success(f"No two of the {len(source):,} LoRAs are the same function.")
 
 
 def passing() -> pd.DataFrame:
@@ -96,20 +97,20 @@ def passing() -> pd.DataFrame:
         placeholder="name, path, trigger word, metadata; or /regex/",
         live="100ms",
     )
-    keep = table.index.isin(visible(zoo))
+    keep = table.index.isin(visible(source))
     for column, place, label in (("dialect", dialect, "Dialect"), ("suggested base", base, "Base model")):
         values, name = sorted(table[column].dropna().unique()), label.split()[0].lower()
         if picked := place.multiselect(label, values, key=key(name), bind="query-params"):
             keep &= table[column].isin(picked).to_numpy()
-    ranks = sorted({r for e in zoo.entries for r in e.ranks})
+    ranks = sorted({r for e in source.entries for r in e.ranks})
     if picked_ranks := set(rank.multiselect("Rank", ranks, key=key("rank"), bind="query-params")):
-        keep &= np.array([bool(picked_ranks & set(e.ranks)) for e in zoo.entries])
+        keep &= np.array([bool(picked_ranks & set(e.ranks)) for e in source.entries])
     try:
-        keep &= matching(texts_of(zoo.fingerprint, zoo), text) if text else True
+        keep &= matching(texts_of(source.fingerprint, source), text) if text else True
     except ZooError as error:
         st.error(str(error))
     pool = table.drop(columns=UNFILTERED, errors="ignore")
-    for columns in computed(zoo).values():
+    for columns in computed(source).values():
         pool = pool.join(columns.drop(columns=pool.columns, errors="ignore"))
     return table[keep & filters(pool)]
 
@@ -119,7 +120,7 @@ def listing() -> None:
     """Search, filters, and the LoRAs that pass them as a table or a gallery; alone redrawn at each keystroke."""
     shown, view, ailing = passing(), "Table", set(marks["path"])
     line = st.container(horizontal=True, vertical_alignment="center")
-    if any(zoo.preview(id) for id in zoo.ids[:20]):
+    if any(source.preview(id) for id in source.ids[:20]):
         view = line.segmented_control(
             "View",
             ["Table", "Gallery"],
@@ -135,7 +136,7 @@ def listing() -> None:
     line.caption(f"{len(shown):,} of {len(table):,} LoRAs. Tick rows to look at one or to select several.")
     need(len(shown), "No LoRA matches. Clear the search or a filter.")
     if view == "Gallery":
-        gallery(zoo, list(shown.index))
+        gallery(source, list(shown.index))
         return
     event = st.dataframe(
         shown,
@@ -149,22 +150,21 @@ def listing() -> None:
     ticked, taken = list(shown.index[event.selection.rows]), list[str]()
     left, right = st.columns([1, 3])
     with left:
-        download(shown, zoo.name)
+        download(shown, source.name)
     with right, st.container(horizontal=True):
         if st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", key=key("select_shown")):
             taken = list(shown.index)
         if ticked:
             if st.button(f"Select the {len(ticked):,} ticked", icon=":material/check_box:", key=key("select_ticked")):
                 taken = ticked
-            link_to_lora(zoo, ticked[0], f"Look at {zoo.names[ticked[0]]}")
+            link_to_lora(source, ticked[0], f"Look at {source.names[ticked[0]]}")
     if taken:
-        select(zoo, taken)
+        select(source, taken)
         st.rerun()  # the whole page: the selection stands in the sidebar
 
 
 with loaded:
-    need(
-        len(zoo), "No LoRA could be read in this folder. The other tab says why; or open another folder in the sidebar."
-    )
-    survey_line(zoo, job, len(known))
+    words = "The other tab says why; or open another collection in the sidebar."
+    need(len(source), f"No LoRA could be read in this collection. {words}")
+    survey_line(source, job, len(known))
     listing()

@@ -42,7 +42,7 @@ def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
     for name, value in params.items():
         test.query_params[name if name == "selected" else f"{page.lower()}.{name}"] = value
     test.run()
-    while (job := test.session_state["session"].indexing) is not None:
+    while (job := test.session_state["session"].opening) is not None:
         job.wait(PATIENCE)
         test.run()
     return test

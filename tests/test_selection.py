@@ -141,7 +141,7 @@ def test_collections_opened_before_are_offered_and_open_ones_switched(synthetic_
     test = opened("Home", synthetic_folder)
     test.query_params["collection"] = str(tmp_path / "other")
     test.run()
-    while (job := test.session_state["session"].indexing) is not None:
+    while (job := test.session_state["session"].opening) is not None:
         job.wait(PATIENCE)
         test.run()
     assert any(str(synthetic_folder) == button.label for button in test.button), (

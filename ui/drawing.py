@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import streamlit as st
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.insight.generation import Sampling
 from lol_core.learning.devices import devices
 from ui.frame import need
@@ -16,9 +17,9 @@ from ui.state import known_base
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
 
 
-def choose_drawing(zoo: Zoo) -> tuple[str, str, tuple[str, ...], Sampling]:
+def choose_drawing(source: Source) -> tuple[str, str, tuple[str, ...], Sampling]:
     """The base model, its device, the prompts and the sampling; they start with what the collection's recipe says."""
-    path, known = zoo.folder / "recipe.json", known_base(zoo)
+    path, known = Path(source.address) / "recipe.json", known_base(source)
     recipe = json.loads(path.read_text()) if path.is_file() else {}
     with st.expander(
         "Base model, prompts and sampling", icon=":material/tune:", key=key("settings"), expanded=not known
@@ -40,7 +41,7 @@ def choose_drawing(zoo: Zoo) -> tuple[str, str, tuple[str, ...], Sampling]:
         steps = b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key=key("steps"))
         words, guidance = "1: none. Stable Diffusion: about 7.5.", float(recipe.get("guidance", 7.5))
         guidance = c.number_input("Guidance", 1.0, 30.0, guidance, key=key("guidance"), help=words)
-    names = ", ".join(sorted({str(e.base_model or e.suggested_base or "nothing") for e in zoo.entries}))
+    names = ", ".join(sorted({str(e.base_model or e.suggested_base or "nothing") for e in source.entries}))
     need(
         base,
         "To draw images, name the base model these LoRAs were trained on, above: a folder in diffusers form on this"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import streamlit as st
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.errors import LoLError, ZooError
 from ui import work
 from ui.jobs import running
 from ui.keys import FRAME, key
 from ui.progress import follow
 from ui.selection import panel, restore
-from ui.state import MAX_OPEN_ZOOS, SAMPLE_ZOO, SAMPLE_ZOOS, remember, session
+from ui.state import MAX_OPEN, SAMPLE_ZOO, SAMPLE_ZOOS, remember, session
 
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
@@ -31,10 +32,11 @@ PAGES = (
 )
 
 
-def frame(page: str, title: str = "") -> Zoo:
+def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
     """Draw the frame and return the open collection. Ends the page, with what to do, when there is none to show.
 
-    page: its name, which the keys of its widgets carry; title: what stands above it, the name by default.
+    page: its name, which the keys of its widgets carry; title: what stands above it, the name by default; loras:
+    whether there is nothing to show without a LoRA.
     """
     st.set_page_config(page_title=f"{page} · LoL Explorer", page_icon=":material/hub:", layout="wide")
     session().page = page
@@ -42,8 +44,12 @@ def frame(page: str, title: str = "") -> Zoo:
         st.markdown("### LoL Explorer\nLearning on LoRAs")
         navigation = st.container()
         st.divider()
-        folder = url_field(
-            "collection", "Collection", "Any folder of LoRAs on this computer. It is only ever read.", "the sample zoo"
+        address = url_field(
+            "collection",
+            "Collection",
+            "Where the LoRAs are: a folder on this computer, or another address that can be opened. It is only ever"
+            " read.",
+            "the sample zoo",
         )
         labels = url_field(
             "labels",
@@ -64,52 +70,54 @@ def frame(page: str, title: str = "") -> Zoo:
             page_link(path, label, icon)
     st.title(title or page)
     try:
-        zoo = open_zoo(folder or str(SAMPLE_ZOO), labels, rescan)
+        source = opened(address or str(SAMPLE_ZOO), labels, rescan)
     except LoLError as error:
         st.error(str(error), icon=":material/folder_off:")
         st.info(
-            "Type the path of a folder of LoRAs under **Collection** in the sidebar, or empty the field for the sample"
-            " zoo."
+            "Under **Collection** in the sidebar type where LoRAs are, such as the path of a folder, or empty the field"
+            " for the sample zoo."
         )
         st.stop()
-    restore(zoo)
+    restore(source)
     session().visited.add(page)
     with st.sidebar:
-        switcher(zoo)
-        if zoo.labels_problem:
-            st.warning(zoo.labels_problem)
+        switcher(source)
+        if source.labels_problem:
+            st.warning(source.labels_problem)
         st.caption(
-            f"{counted(len(zoo), 'LoRA')} open, {counted(len(zoo.refused), 'file')} refused,"
-            f" {counted(zoo.labels.shape[1], 'label column')}."
+            f"{counted(len(source), 'LoRA')} open, {counted(len(source.refused), 'file')} refused,"
+            f" {counted(source.labels.shape[1], 'label column')}."
         )
-        panel(zoo)
+        panel(source)
         if running(session().training):
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
-    return zoo
+    words = "No LoRA could be read in this collection. Open another in the sidebar; the page Zoo says what was refused."
+    need(len(source) or not loras, words)
+    return source
 
 
-def switcher(zoo: Zoo) -> None:
+def switcher(source: Source) -> None:
     """The collections open in this session, to change between them without opening them again."""
-    opened = list(session().zoos)
-    if len(opened) < 2:
+    places, sources = list(session().opened), list(session().opened.values())
+    if len(places) < 2:
         return
-    names = [f"{other.name} ({len(other):,})" for other in session().zoos.values()]
-    present = next(i for i, other in enumerate(session().zoos.values()) if other is zoo)
+    names = [f"{other.name} ({len(other):,})" for other in sources]
+    present = next(i for i, other in enumerate(sources) if other is source)
     chosen = st.selectbox(
         "Open collections",
-        range(len(opened)),
+        range(len(places)),
         index=present,
         format_func=names.__getitem__,
-        key=key(f"switch_{len(opened)}_{present}", FRAME),
+        key=key(f"switch_{len(places)}_{present}", FRAME),
     )
     if chosen != present:
-        open_collection(*opened[chosen])
+        open_collection(*places[chosen])
         st.rerun()
 
 
-def open_collection(folder: str, labels: str = "") -> None:
+def open_collection(address: str, labels: str = "") -> None:
     """Make a collection the open one at the next run of the page."""
-    set_url("collection", "" if folder == str(SAMPLE_ZOO) else folder)
+    set_url("collection", "" if address == str(SAMPLE_ZOO) else address)
     set_url("labels", labels)
 
 
@@ -153,41 +161,43 @@ def page_link(page: str, label: str, icon: str, **params: str) -> None:
     )
 
 
-def open_zoo(folder: str, labels: str, rescan: bool = False) -> Zoo:
+def opened(address: str, labels: str, rescan: bool = False) -> Source:
     """The collection. Where this session has not opened it yet its headers are read beside the page, which ends here
     with the progress until they are.
 
     Raises ZooError.
     """
-    state, key = session(), (folder, labels)
-    if not rescan and key in state.zoos and state.zoos[key].folder.is_dir():
-        return state.zoos[key]
-    state.zoos.pop(key, None)
-    job = state.indexing
-    if job is None or job.subject != key:
+    state, place = session(), (address, labels)
+    if not rescan and place in state.opened:
+        with suppress(ZooError):
+            state.opened[place].check()
+            return state.opened[place]
+    state.opened.pop(place, None)
+    job = state.opening
+    if job is None or job.subject != place:
         if job is not None:
             job.stop()
-        state.indexing = job = work.open_zoo(folder, labels)
+        state.opening = job = work.open_collection(address, labels)
         job.wait(PATIENCE)
     if job.running:
         st.caption(
-            f"Opening {folder}. Other pages and collections can be looked at meanwhile; what has been read is not read"
+            f"Opening {address}. Other pages and collections can be looked at meanwhile; what has been read is not read"
             " again."
         )
         follow(job, "stop_index")
         st.stop()
-    state.indexing = None
+    state.opening = None
     if job.error is not None:
         raise ZooError(job.error)
     if job.result is None:
         st.info("Stopped before all headers were read.", icon=":material/arrow_forward:")
         st.button("Go on reading", type="primary", icon=":material/play_arrow:")
         st.stop()
-    while len(state.zoos) >= MAX_OPEN_ZOOS:
-        state.zoos.pop(next(iter(state.zoos)))
-    state.zoos[key] = job.result
-    if folder not in {str(place) for place in (SAMPLE_ZOO, *SAMPLE_ZOOS.values())}:
-        remember(folder, labels)
+    while len(state.opened) >= MAX_OPEN:
+        state.opened.pop(next(iter(state.opened)))
+    state.opened[place] = job.result
+    if job.result.address not in {str(sample.resolve()) for sample in (SAMPLE_ZOO, *SAMPLE_ZOOS.values())}:
+        remember(job.result.address, labels)
     return job.result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.insight.embedding import families
 from lol_core.insight.explanation import name_clusters
 from lol_core.insight.maps import Map, MapSettings, family_title
@@ -19,27 +19,27 @@ KEPT = 6
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def families_of(fingerprint: str, _zoo: Zoo) -> list[tuple[str, ...]]:
-    return families(_zoo.entries)
+def families_of(fingerprint: str, _source: Source) -> list[tuple[str, ...]]:
+    return families(_source.entries)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def cluster_names(settings: MapSettings, fingerprint: str, _clusters: pd.Series, _zoo: Zoo) -> dict[int, str]:
-    return name_clusters(_clusters, _zoo.labels)
+def cluster_names(settings: MapSettings, fingerprint: str, _clusters: pd.Series, _source: Source) -> dict[int, str]:
+    return name_clusters(_clusters, _source.labels)
 
 
-def choose_family(zoo: Zoo) -> tuple[str, ...]:
+def choose_family(source: Source) -> tuple[str, ...]:
     """The LoRAs to place, which adapt the same modules: only these have distances."""
-    groups = families_of(zoo.fingerprint, zoo)
+    groups = families_of(source.fingerprint, source)
     if len(groups) == 1:
         return groups[0]
-    titles = [family_title(zoo, group) for group in groups]
+    titles = [family_title(source, group) for group in groups]
     label, words = "LoRAs of the same modules", "Only these have distances."
     place = st.selectbox(label, range(len(groups)), format_func=titles.__getitem__, key=key("family"), help=words)
     return groups[place]
 
 
-def drawn(zoo: Zoo, settings: MapSettings) -> Map:
+def drawn(source: Source, settings: MapSettings) -> Map:
     """The map, from the session where it has been drawn there. Ends the page with the progress until it is."""
     state = session()
     if settings in state.maps:
@@ -49,7 +49,7 @@ def drawn(zoo: Zoo, settings: MapSettings) -> Map:
             job.stop()
         earlier = [known.picture for other, known in state.maps.items() if settings.continues(other)]
         model = load_or_stop(settings.model.rpartition(" ")[0]) if settings.model else None
-        state.mapping = job = work.map_of(zoo, settings, model, earlier[-1] if earlier else None)
+        state.mapping = job = work.map_of(source, settings, model, earlier[-1] if earlier else None)
     follow(job, "stop_map")
     if job.result is not None:
         state.maps = dict([*state.maps.items()][1 - KEPT :]) | {settings: job.result}

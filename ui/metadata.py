@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.insight import plots
 from lol_core.insight.survey import tag_counts
@@ -31,15 +31,15 @@ def show_pairs(pairs: Mapping[str, Any], name: str) -> None:
     st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(420, 38 + 35 * len(rows)))
 
 
-def show_sidecar(zoo: Zoo, id: str) -> None:
+def show_sidecar(source: Source, id: str) -> None:
     """What the files beside a LoRA claim of it, with their picture; nothing where there are none."""
-    if not (sidecar := zoo.by_id[id].sidecar):
+    if not (sidecar := source.by_id[id].sidecar):
         return
     with st.container(border=True):
         st.caption(f":material/attach_file: Claimed by {', '.join(sidecar.files)}, which lie beside the file.")
         row = st.container(horizontal=True)
-        if path := zoo.preview(id):
-            row.image(str(path), alt=f"Preview of {zoo.names[id]}", width=WIDTH)
+        if path := source.preview(id):
+            row.image(str(path), alt=f"Preview of {source.names[id]}", width=WIDTH)
         words = row.container()
         claims = {
             "Title": sidecar.title,

@@ -10,7 +10,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.components.v2 import component
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from ui.keys import key
 from ui.previews import tiles
 
@@ -20,9 +20,9 @@ SIDE = 64
 _points = component("lol_explorer.points", js=(Path(__file__).parent / "points.js").read_text())
 
 
-def thumbnail(zoo: Zoo, id: str) -> str | None:
+def thumbnail(source: Source, id: str) -> str | None:
     """The first picture of a LoRA's preview as a data URI."""
-    if (path := zoo.preview(id)) is None:
+    if (path := source.preview(id)) is None:
         return None
     buffer = io.BytesIO()
     tiles(path)[0].resize((SIDE, SIDE)).save(buffer, "WEBP", quality=60)
@@ -30,26 +30,26 @@ def thumbnail(zoo: Zoo, id: str) -> str | None:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _thumbnails(fingerprint: str, ids: tuple[str, ...], _zoo: Zoo) -> dict[str, str]:
+def _thumbnails(fingerprint: str, ids: tuple[str, ...], _source: Source) -> dict[str, str]:
     """id → its thumbnail, of those that have one."""
-    return {id: picture for id in ids if (picture := thumbnail(_zoo, id)) is not None}
+    return {id: picture for id in ids if (picture := thumbnail(_source, id)) is not None}
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _any_previews(fingerprint: str, _zoo: Zoo) -> bool:
-    return any(_zoo.preview(id) for id in _zoo.ids[:: len(_zoo) // PROBED + 1])
+def _any_previews(fingerprint: str, _source: Source) -> bool:
+    return any(_source.preview(id) for id in _source.ids[:: len(_source) // PROBED + 1])
 
 
-def any_previews(zoo: Zoo) -> bool:
+def any_previews(source: Source) -> bool:
     """Whether LoRAs of a collection come with pictures; of a large one a thousand are looked at, evenly spread."""
-    return _any_previews(zoo.fingerprint, zoo)
+    return _any_previews(source.fingerprint, source)
 
 
-def walk_points(zoo: Zoo, ids: Sequence[str] = ()) -> None:
+def walk_points(source: Source, ids: Sequence[str] = ()) -> None:
     """Put at the end of a page: charts take the keyboard focus and arrow keys walk along their points; `ids` show their
     preview there and under the mouse.
 
     Of more than two thousand LoRAs no previews are sent.
     """
-    previews = _thumbnails(zoo.fingerprint, tuple(ids), zoo) if len(ids) <= MAX_PREVIEWS else {}
+    previews = _thumbnails(source.fingerprint, tuple(ids), source) if len(ids) <= MAX_PREVIEWS else {}
     _points(data={"previews": previews}, key=key("points"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import streamlit as st
 from PIL import Image
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from ui.frame import page_link
 from ui.keys import key
 
@@ -26,29 +26,29 @@ def tiles(path: Path) -> list[Image.Image]:
     return [strip.crop((x, 0, x + side, side)) for x in range(0, count * side, side)]
 
 
-def show_previews(zoo: Zoo, ids: Sequence[str], *, linked: bool = False) -> None:
+def show_previews(source: Source, ids: Sequence[str], *, linked: bool = False) -> None:
     """The previews of some LoRAs beside each other, with their names where they are linked; nothing where there are
     none.
     """
-    pictures = [(id, path) for id in ids if (path := zoo.preview(id))]
+    pictures = [(id, path) for id in ids if (path := source.preview(id))]
     if not pictures:
         return
     with st.container(horizontal=True):
         for id, path in pictures:
             with st.container(width=WIDTH + 10):
-                st.image(str(path), width=WIDTH, caption=None if linked else zoo.names[id])
+                st.image(str(path), width=WIDTH, caption=None if linked else source.names[id])
                 if linked:
-                    link_to_lora(zoo, id)
+                    link_to_lora(source, id)
 
 
-def link_to_lora(zoo: Zoo, id: str, label: str = "") -> None:
+def link_to_lora(source: Source, id: str, label: str = "") -> None:
     """A link to the page of a LoRA, called by the last part of its name."""
-    page_link("pages/LoRA.py", label or zoo.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=id)
+    page_link("pages/LoRA.py", label or source.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=id)
 
 
-def show_towers(zoo: Zoo, ids: Sequence[str], captions: Sequence[str]) -> None:
+def show_towers(source: Source, ids: Sequence[str], captions: Sequence[str]) -> None:
     """Previews as columns of their pictures, where every one of these LoRAs has some."""
-    paths = [zoo.preview(id) for id in ids]
+    paths = [source.preview(id) for id in ids]
     if not all(paths):
         return
     st.caption("From the highest to the lowest, previews that came with the collection:")
@@ -62,16 +62,16 @@ def show_towers(zoo: Zoo, ids: Sequence[str], captions: Sequence[str]) -> None:
             st.image(tower, caption=caption, width=72)
 
 
-def gallery(zoo: Zoo, ids: Sequence[str]) -> None:
+def gallery(source: Source, ids: Sequence[str]) -> None:
     """Previews, a page at a time, each linked to its LoRA."""
     pages = -(-len(ids) // GALLERY_PAGE)
     page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key("gallery_page")) if pages > 1 else 1
     with st.container(horizontal=True):
         for id in ids[(page - 1) * GALLERY_PAGE : page * GALLERY_PAGE]:
             with st.container(width=132, border=True):
-                if (path := zoo.preview(id)) is None:
+                if (path := source.preview(id)) is None:
                     st.caption("No preview")
                 else:
                     picture = tiles(path)[0].resize((128, 128), Image.Resampling.BICUBIC)
                     st.image(picture, width=112, alt=f"Preview of {id}")
-                link_to_lora(zoo, id)
+                link_to_lora(source, id)

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from lol_core.collections.cache import cache_folder
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from ui.keys import FRAME, key
 from ui.state import session
 
@@ -20,33 +20,33 @@ def _place(kind: str, name: str) -> Path:
     return cache_folder() / kind / f"{name}.json"
 
 
-def _collection(zoo: Zoo) -> str:
-    return hashlib.sha256(str(zoo.folder).encode()).hexdigest()[:16]
+def _collection(source: Source) -> str:
+    return hashlib.sha256(source.address.encode()).hexdigest()[:16]
 
 
-def select(zoo: Zoo, ids: Iterable[str]) -> None:
+def select(source: Source, ids: Iterable[str]) -> None:
     """Make these LoRAs the selection. It is written beside the indexes, so that its short name in the URL opens it
     again.
     """
     wanted = set(ids)
-    chosen = [id for id in zoo.ids if id in wanted]
-    session().selections[_collection(zoo)] = tuple(chosen)
+    chosen = [id for id in source.ids if id in wanted]
+    session().selections[_collection(source)] = tuple(chosen)
     if chosen:
-        path = _place("selections", _token(zoo))
+        path = _place("selections", _token(source))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"collection": _collection(zoo), "ids": chosen}))
-    _show(zoo)
+        path.write_text(json.dumps({"collection": _collection(source), "ids": chosen}))
+    _show(source)
 
 
-def _token(zoo: Zoo) -> str:
+def _token(source: Source) -> str:
     """The short name of the selection, "" when there is none."""
-    chosen = selected(zoo)
-    return hashlib.sha256("\0".join([str(zoo.folder), *chosen]).encode()).hexdigest()[:12] if chosen else ""
+    chosen = selected(source)
+    return hashlib.sha256("\0".join([source.address, *chosen]).encode()).hexdigest()[:12] if chosen else ""
 
 
-def _show(zoo: Zoo) -> None:
+def _show(source: Source) -> None:
     """Write the selection's name into the URL."""
-    token = session().url["selected"] = _token(zoo)
+    token = session().url["selected"] = _token(source)
     if token:
         st.query_params["selected"] = token
     else:
@@ -54,7 +54,7 @@ def _show(zoo: Zoo) -> None:
         session().isolated = False
 
 
-def marked(zoo: Zoo, chart: str) -> None:
+def marked(source: Source, chart: str) -> None:
     """Points marked in a chart of the page (`customdata` holds ids) become the selection; marking nothing leaves it."""
     points = st.session_state[key(chart)].selection.points
     ids = [
@@ -63,21 +63,21 @@ def marked(zoo: Zoo, chart: str) -> None:
         if "customdata" in point
     ]
     if ids:
-        select(zoo, ids)
+        select(source, ids)
 
 
-def selected(zoo: Zoo) -> list[str]:
+def selected(source: Source) -> list[str]:
     """The selected LoRAs in the collection's order."""
-    return [id for id in session().selections.get(_collection(zoo), ()) if id in zoo.by_id]
+    return [id for id in session().selections.get(_collection(source), ()) if id in source.by_id]
 
 
-def visible(zoo: Zoo) -> list[str]:
+def visible(source: Source) -> list[str]:
     """The LoRAs to show: all, or only the selected ones when they are isolated."""
-    chosen = selected(zoo)
-    return chosen if session().isolated and chosen else zoo.ids
+    chosen = selected(source)
+    return chosen if session().isolated and chosen else source.ids
 
 
-def restore(zoo: Zoo) -> None:
+def restore(source: Source) -> None:
     """Take up the selection that the URL names, or write this session's into the URL."""
     token = st.query_params.get("selected", "")
     if token and token != session().url.get("selected", ""):
@@ -86,58 +86,59 @@ def restore(zoo: Zoo) -> None:
             saved = json.loads(path.read_text()) if token.isalnum() else {}
         except (OSError, ValueError):
             saved = {}
-        if saved.get("collection") == _collection(zoo):
-            select(zoo, saved["ids"])
+        if saved.get("collection") == _collection(source):
+            select(source, saved["ids"])
             return
-    _show(zoo)
+    _show(source)
 
 
-def _slices(zoo: Zoo) -> dict[str, list[str]]:
+def _slices(source: Source) -> dict[str, list[str]]:
     try:
-        slices: dict[str, list[str]] = json.loads(_place("slices", _collection(zoo)).read_text())
+        slices: dict[str, list[str]] = json.loads(_place("slices", _collection(source)).read_text())
     except (OSError, ValueError):
         return {}
     return slices
 
 
-def save_slice(zoo: Zoo, name: str) -> None:
-    path = _place("slices", _collection(zoo))
+def save_slice(source: Source, name: str) -> None:
+    path = _place("slices", _collection(source))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_slices(zoo) | {name: selected(zoo)}))
+    path.write_text(json.dumps(_slices(source) | {name: selected(source)}))
 
 
-def exported(zoo: Zoo) -> pd.DataFrame:
+def exported(source: Source) -> pd.DataFrame:
     """The selected LoRAs: path, name, labels, and what pages have computed of them (predictions, places on the map)."""
-    ids = selected(zoo)
-    table = pd.DataFrame({"name": [zoo.names[id] for id in ids]}, index=pd.Index(ids, name="lora")).join(zoo.labels)
-    for columns in computed(zoo).values():
+    ids = selected(source)
+    names = pd.DataFrame({"name": [source.names[id] for id in ids]}, index=pd.Index(ids, name="lora"))
+    table = names.join(source.labels)
+    for columns in computed(source).values():
         table = table.join(columns.drop(columns=[c for c in columns.columns if c in table.columns]))
     return table
 
 
-def select_button(zoo: Zoo, ids: Sequence[str], label: str, name: str) -> None:
+def select_button(source: Source, ids: Sequence[str], label: str, name: str) -> None:
     """A button that makes these LoRAs the selection; none where there are none."""
     if ids:
         icon = ":material/select_all:"
-        st.button(label, icon=icon, on_click=select, args=(zoo, list(ids)), key=key(name))
+        st.button(label, icon=icon, on_click=select, args=(source, list(ids)), key=key(name))
 
 
-def offer(zoo: Zoo, source: str, columns: pd.DataFrame) -> None:
+def offer(source: Source, origin: str, columns: pd.DataFrame) -> None:
     """Let a page's computed columns, indexed by id, go along when a selection is exported."""
-    session().computed.setdefault(_collection(zoo), {})[source] = columns
+    session().computed.setdefault(_collection(source), {})[origin] = columns
 
 
-def computed(zoo: Zoo) -> dict[str, pd.DataFrame]:
-    """Source → columns that pages have offered, indexed by id."""
-    return session().computed.get(_collection(zoo), {})
+def computed(source: Source) -> dict[str, pd.DataFrame]:
+    """Origin → columns that pages have offered, indexed by id."""
+    return session().computed.get(_collection(source), {})
 
 
-def panel(zoo: Zoo) -> None:
+def panel(source: Source) -> None:
     """The selection in the sidebar: its size, and what can be done with it."""
-    chosen, slices = selected(zoo), _slices(zoo)
+    chosen, slices = selected(source), _slices(source)
     if not chosen and not slices:
         return
-    st.markdown(f"**{len(chosen):,} of {len(zoo):,} selected**")
+    st.markdown(f"**{len(chosen):,} of {len(source):,} selected**")
     if slices:
         name = st.selectbox(
             "Saved slices",
@@ -148,32 +149,33 @@ def panel(zoo: Zoo) -> None:
             key=key("slice", FRAME),
         )
         if name and session().opened_slice != name:
-            select(zoo, slices[name])
+            select(source, slices[name])
             session().opened_slice = name
             st.rerun()
     if not chosen:
         return
     with st.container(horizontal=True):
-        st.button("Clear", icon=":material/close:", on_click=select, args=(zoo, ()), key=key("clear", FRAME))
-        others = [id for id in zoo.ids if id not in set(chosen)]
+        st.button("Clear", icon=":material/close:", on_click=select, args=(source, ()), key=key("clear", FRAME))
+        known = set(chosen)
+        others = [id for id in source.ids if id not in known]
         st.button(
-            "Invert", icon=":material/invert_colors:", on_click=select, args=(zoo, others), key=key("invert", FRAME)
+            "Invert", icon=":material/invert_colors:", on_click=select, args=(source, others), key=key("invert", FRAME)
         )
     session().isolated = st.toggle("Show only these", value=session().isolated, key=key("isolated", FRAME))
     with st.popover("Save or export", icon=":material/download:", width="stretch"):
         name = st.text_input("Name of the slice", key=key("slice_name", FRAME), placeholder="e.g. smiling, low score")
         if st.button("Save as slice", disabled=not name, key=key("slice_save", FRAME)):
-            save_slice(zoo, name)
+            save_slice(source, name)
             st.rerun()
-        table = exported(zoo)
+        table = exported(source)
         st.caption(
             f"Export: {len(chosen):,} rows with {', '.join(table.columns[:6])}{' …' if len(table.columns) > 6 else ''}"
         )
         # encoded when asked for, outside the session: so from the table, not from the selection
         st.download_button(
-            "CSV", lambda: table.to_csv(), f"{zoo.name}-selection.csv", "text/csv", key=key("csv", FRAME)
+            "CSV", lambda: table.to_csv(), f"{source.name}-selection.csv", "text/csv", key=key("csv", FRAME)
         )
-        parquet = f"{zoo.name}-selection.parquet"
+        parquet = f"{source.name}-selection.parquet"
         st.download_button(
             "Parquet", lambda: table.to_parquet(), parquet, "application/octet-stream", key=key("parquet", FRAME)
         )

@@ -14,7 +14,6 @@ import streamlit as st
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.source import Source
-from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
 from lol_core.experiments.result import Result
@@ -35,14 +34,14 @@ SAMPLE_SUBJECTS = {
     "emojinette": "The same model, each LoRA on a subset of ten classes of drawings",
 }
 SAMPLE_ZOOS = {name: SAMPLES / name for name in SAMPLE_SUBJECTS if (SAMPLES / name / "labels.csv").is_file()}
-MAX_OPEN_ZOOS = 4
+MAX_OPEN = 4
 MAX_RECENT = 8
 MAX_OFFERED = 20
 
 
 @dataclass
 class Session:
-    """What one visitor has open. zoos: by (folder, labels file); extra_checkpoints: folders opened by path;
+    """What one visitor has open. opened: by (address, labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
     same: LoRAs that are the same function, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
     see ui/selection.py, by collection. picture: the format in which figures are saved; page: the present one;
@@ -50,7 +49,7 @@ class Session:
     linked: what `ui.choice` last wrote into the URL, by key.
     """
 
-    zoos: dict[tuple[str, str], Zoo] = field(default_factory=dict)
+    opened: dict[tuple[str, str], Source] = field(default_factory=dict)
     extra_checkpoints: list[str] = field(default_factory=list)
     training: Job[Sequence[Run], None] | None = None
     validation: Job[Validation, None] | None = None
@@ -59,7 +58,7 @@ class Session:
     same: dict[str, pd.DataFrame] = field(default_factory=dict)
     mapping: Job[MapSettings, Map | None] | None = None
     experiment: Job[str, Result] | None = None
-    indexing: Job[tuple[str, str], Zoo] | None = None
+    opening: Job[tuple[str, str], Source] | None = None
     maps: dict[MapSettings, Map] = field(default_factory=dict)
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: bool = False
@@ -80,28 +79,29 @@ def session() -> Session:
 
 
 def recent() -> list[tuple[str, str]]:
-    """(folder, labels file) of the collections opened by path, the latest first, as far as their folders are still
-    there.
+    """(address, labels file) of the collections opened by hand, the latest first, without folders and files that have
+    gone.
     """
     try:
         known = json.loads((cache_folder() / "recent.json").read_text())
-        return [(str(folder), str(labels)) for folder, labels in known if Path(folder).is_dir()]
-    except (OSError, ValueError):
+        return [(str(address), str(labels)) for address, labels in known if "://" in address or Path(address).exists()]
+    except (OSError, ValueError, TypeError):
         return []
 
 
-def remember(folder: str, labels: str) -> None:
+def remember(address: str, labels: str) -> None:
     """Put a collection at the head of the recent ones."""
-    known = [entry for entry in recent() if entry[0] != folder]
+    known = [entry for entry in recent() if entry[0] != address]
     cache_folder().mkdir(parents=True, exist_ok=True)
-    (cache_folder() / "recent.json").write_text(json.dumps([(folder, labels), *known][:MAX_RECENT]))
+    (cache_folder() / "recent.json").write_text(json.dumps([(address, labels), *known][:MAX_RECENT]))
 
 
-def runs_folder(zoo: Zoo) -> Path:
-    """Where models trained on a zoo are kept: in the user's cache, never in the collection; by the folder, so that they
-    stay when its files change.
+def runs_folder(source: Source) -> Path:
+    """Where models trained on a collection are kept: in the user's cache, never in the collection; by its address, so
+    that they stay when its LoRAs change.
     """
-    return cache_folder() / "runs" / f"{zoo.name}-{hashlib.sha256(str(zoo.folder).encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(source.address.encode()).hexdigest()[:16]
+    return cache_folder() / "runs" / f"{source.name.replace('/', '-')}-{digest}"
 
 
 @st.cache_resource(max_entries=32, show_spinner="Loading the model …")
@@ -126,9 +126,9 @@ def load_or_stop(folder: Path | str) -> Checkpoint:
         st.stop()
 
 
-def checkpoints(zoo: Zoo) -> dict[str, Path]:
+def checkpoints(source: Source) -> dict[str, Path]:
     """Title → folder of the models trained on this collection and of those opened by path, newest first."""
-    newest = sorted(runs_folder(zoo).glob("*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    newest = sorted(runs_folder(source).glob("*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     folders = [Path(f) for f in reversed(session().extra_checkpoints)] + [path.parent for path in newest]
     titles: dict[str, Path] = {}
     for folder in folders:
@@ -144,40 +144,41 @@ def checkpoints(zoo: Zoo) -> dict[str, Path]:
     return titles
 
 
-def loaded_checkpoints(zoo: Zoo) -> dict[str, Checkpoint]:
+def loaded_checkpoints(source: Source) -> dict[str, Checkpoint]:
     """Title → checkpoint, of those offered for this collection that can be read."""
     models = {}
-    for title, folder in checkpoints(zoo).items():
+    for title, folder in checkpoints(source).items():
         with suppress(CheckpointError):
             models[title] = load_checkpoint(folder)
     return models
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _load_lora(fingerprint: str, digest: str, id: str, _zoo: Source) -> LoRA:
-    return _zoo.load(id)
+def _load_lora(fingerprint: str, digest: str, id: str, _source: Source) -> LoRA:
+    return _source.load(id)
 
 
-def load_lora(zoo: Source, id: str) -> LoRA:
+def load_lora(source: Source, id: str) -> LoRA:
     """A LoRA with its weights, cached by content. Raises LoRAFormatError."""
-    return _load_lora(zoo.fingerprint, zoo.by_id[id].digest, id, zoo)
+    return _load_lora(source.fingerprint, source.by_id[id].digest, id, source)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _surveys(fingerprint: str, count: int, _zoo: Zoo) -> dict[str, Survey]:
-    return Surveys(_zoo).known()
+def _surveys(fingerprint: str, count: int, _source: Source) -> dict[str, Survey]:
+    return Surveys(_source).known()
 
 
-def surveys_of(zoo: Zoo) -> dict[str, Survey]:
+def surveys_of(source: Source) -> dict[str, Survey]:
     """id → what has been read of the weights so far, taken from the disk only when there is more of it."""
-    return _surveys(zoo.fingerprint, Surveys(zoo).count(), zoo) if len(zoo) else {}
+    return _surveys(source.fingerprint, Surveys(source).count(), source) if len(source) else {}
 
 
-def of_other_collections(zoo: Zoo) -> dict[str, Path]:
+def of_other_collections(source: Source) -> dict[str, Path]:
     """Title → folder of the latest models trained on other collections, that could be opened here."""
-    newest = sorted(runs_folder(zoo).parent.glob("*/*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    ours = runs_folder(source)
+    newest = sorted(ours.parent.glob("*/*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     titles: dict[str, Path] = {}
-    for folder in [path.parent for path in newest if path.parent.parent != runs_folder(zoo)][:MAX_OFFERED]:
+    for folder in [path.parent for path in newest if path.parent.parent != ours][:MAX_OFFERED]:
         try:
             description = read_description(folder)  # the weights of all of them may be large
         except CheckpointError:
@@ -188,11 +189,11 @@ def of_other_collections(zoo: Zoo) -> dict[str, Path]:
     return titles
 
 
-def known_base(zoo: Zoo) -> str:
+def known_base(source: Source) -> str:
     """The folder of the base model that this collection's files name, when it comes with the repository; empty when it
     does not.
     """
-    named = {entry.base_model for entry in zoo.entries}
+    named = {entry.base_model for entry in source.entries}
     if len(named) == 1 and (name := named.pop()):
         folder = SAMPLES / Path(name).name
         if (folder / "model_index.json").is_file():

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from lol_core.collections.zoo import Zoo
+from lol_core.collections.source import Source
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import devices
 from lol_core.learning.models import MODELS
@@ -80,15 +80,15 @@ class Choice:
         """Title → configuration at the first seed."""
         return {MODELS[name].title: self.config(name) for name in self.models}
 
-    def runs(self, zoo: Zoo, seeds: int) -> list[Run]:
+    def runs(self, source: Source, seeds: int) -> list[Run]:
         """Every model at so many seeds, planned. Raises LoLError with what is wrong."""
         runs = []
         for name in self.models:
             for seed in range(self.first_seed, self.first_seed + seeds):
                 config = self.config(name, seed)
-                out = runs_folder(zoo) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}-seed{seed}"
+                out = runs_folder(source) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}-seed{seed}"
                 title = f"{MODELS[name].title}, seed {seed}"
-                runs.append(Run(title, plan(zoo, list(self.targets), config), config, out))
+                runs.append(Run(title, plan(source, list(self.targets), config), config, out))
         return runs
 
 

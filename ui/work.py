@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from lol_core.collections.cache import cache_folder
+from lol_core.collections.opening import open_source
 from lol_core.collections.source import Source
-from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter
 from lol_core.experiments import run as run_experiment
 from lol_core.experiments.result import Result
@@ -25,13 +25,13 @@ from lol_core.learning.verdict import Difference
 from ui.jobs import Job, sentence
 
 
-def open_zoo(folder: str, labels: str) -> Job[tuple[str, str], Zoo]:
-    """Reads the headers of a folder; ends after the present file, and reads none twice."""
+def open_collection(address: str, labels: str) -> Job[tuple[str, str], Source]:
+    """Opens what lies at an address. Stopped, it ends after the present file; none is read twice."""
 
-    def work(reporter: Reporter) -> Zoo:
-        return Zoo.open(Path(folder), labels or None, reporter=reporter)
+    def work(reporter: Reporter) -> Source:
+        return open_source(address, labels or None, reporter=reporter)
 
-    return Job(work, (folder, labels), takes_turns=False).start()
+    return Job(work, (address, labels), takes_turns=False).start()
 
 
 @dataclass

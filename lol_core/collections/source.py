@@ -22,13 +22,17 @@ class Source(Protocol):
 
     entries: what is known of each LoRA without its weights, in a fixed order; labels: one row per entry, indexed by its
     id, NaN where there is none; labels_problem: why the labels that people have for it could not be used, if so;
-    refused: what could not be read, with the reason.
+    labels_path: the table that they come from; join_column: its column that names LoRAs, and unjoined_labels: the names
+    in it that no LoRA has; refused: what could not be read, with the reason.
     """
 
     name: str
     entries: Sequence[Entry]
     labels: pd.DataFrame
     labels_problem: str | None = None
+    labels_path: Path | None = None
+    join_column: str | None = None
+    unjoined_labels: tuple[str, ...] = ()
     refused: Sequence[Entry] = ()
 
     @property
@@ -47,6 +51,10 @@ class Source(Protocol):
     def check(self) -> None:
         """Raises ZooError, with what to do, when the source itself can no longer be read."""
         return
+
+    def path(self, id: str) -> Path | None:
+        """The file or folder that holds nothing but this LoRA, where there is one on this computer."""
+        return None
 
     def preview(self, id: str) -> Path | None:
         """The picture that came with a LoRA, if one did."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import content_digest
+from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, LoRAFormatError
+from lol_core.formats.writing import forms_of, write
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,26 @@ class Painter:
         return hashlib.sha256(
             repr((stamp, weights, prompt, sampling.seed, sampling.steps, sampling.guidance, strength)).encode()
         ).hexdigest()[:32]
+
+
+def weights_file(source: Source, id: str, cache: Path | None = None) -> Path:
+    """A file of a LoRA that diffusers loads: its own where the source has one, else one that is written once, in
+    float32, to the cache (the user's by default).
+
+    Raises LoRAFormatError when it cannot be read, or is no LoRA that diffusers has a form for.
+    """
+    if (own := source.path(id)) is not None:
+        return own
+    path = (cache or cache_folder()) / "written" / f"{source.by_id[id].digest}.safetensors"
+    if not path.is_file():
+        lora = source.load(id)
+        form = next((form for form in forms_of(lora) if form != "PEFT"), None)
+        if form is None:
+            raise LoRAFormatError(f"{id}: no LoRA of a diffusion model that diffusers can load, so it draws nothing.")
+        writing = path.with_suffix(f".{os.getpid()}.writing")
+        write(lora, writing, form, torch.float32)
+        writing.replace(path)
+    return path
 
 
 def _identity(lora: Path) -> tuple[str, ...]:

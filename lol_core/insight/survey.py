@@ -175,6 +175,7 @@ class Surveys:
         self.path = zoo.store(cache)
 
     def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=30)
         connection.execute(
             "CREATE TABLE IF NOT EXISTS surveys_3 (digest PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"

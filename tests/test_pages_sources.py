@@ -1,0 +1,134 @@
+"""Every page on LoRAs that were made in Python and lie in no folder, as on a folder of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from lol_core.collections.memory import MemorySource
+from lol_core.collections.opening import OPENERS
+from lol_core.collections.source import Source
+from lol_core.core.lora import LoRA
+from lol_core.core.progress import Reporter
+from lol_core.errors import LoRAFormatError
+from lol_core.formats import read
+from lol_core.insight.generation import Painter, Sampling, weights_file
+from tests.builders import MODULES, random_lora
+from tests.conftest import ROOT
+from tests.test_pages import PAGES, opened, settled, text_of
+from tests.waiting import until
+from ui.state import recent
+
+ADDRESS = "memory://made"
+COUNT = 40
+BASE = ROOT / "sample_loras" / "small-diffusion"
+FACES = ROOT / "sample_loras" / "faces" / "loras"
+
+
+def made() -> MemorySource:
+    """Random factors, with labels that are functions of ΔW."""
+    loras = {f"lora{i:02d}": random_lora(MODULES, i, torch.float32, scale=1 + i % 7) for i in range(COUNT)}
+    sizes = {id: float(lora.layers[0].delta().norm().log()) for id, lora in loras.items()}
+    labels = pd.DataFrame({"size": sizes, "kind": {id: "big" if size > 2.5 else "small" for id, size in sizes.items()}})
+    return MemorySource(loras, labels, name="made")
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemorySource]:
+    """A collection in memory that the field of the sidebar opens."""
+    known = made()
+
+    def opener(address: str, labels: str | None, cache: Path | None, reporter: Reporter) -> Source:
+        assert address == ADDRESS
+        return known
+
+    monkeypatch.setitem(OPENERS, "memory://", opener)
+    yield known
+
+
+MAIN = {
+    "Home": "made\n",
+    "Zoo": f"{COUNT} of {COUNT} LoRAs",
+    "LoRA": "The layers of the base model",
+    "Map": "What tells the selection apart",
+    "Train": "Trained models of this collection",
+    "Predictions": "No model has been trained on this collection yet",
+    "Invariance": "took (UR, VR⁻ᵀ) for another LoRA",
+    "Images": "name the base model these LoRAs were trained on",
+    "Experiments": "measured on the sample zoos",
+}
+"""Words that stand on a page when it shows what it is for."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_shows_what_it_is_for(page: str, source: MemorySource) -> None:
+    test = settled(opened(page, ADDRESS))
+    text = text_of(test)
+    assert not test.exception and not test.error
+    assert f"{COUNT} LoRAs open, 0 files refused, 2 label columns" in text
+    assert MAIN[page] in text
+
+
+def test_an_address_that_is_no_folder_is_among_those_opened_before(source: MemorySource, tmp_path: Path) -> None:
+    opened("Zoo", ADDRESS)
+    assert recent() == [(ADDRESS, "")]
+    test = opened("Home", None)
+    assert ADDRESS in [button.label for button in test.button] and not test.exception
+    next(button for button in test.button if button.label == ADDRESS).click().run()
+    assert f"{COUNT} LoRAs open" in text_of(test)
+
+
+def button(test: AppTest, label: str) -> AppTest:
+    next(button for button in test.button if button.label == label).click().run()
+    return test
+
+
+def test_train_predict_map_and_turn_on_loras_that_lie_in_no_folder(source: MemorySource) -> None:
+    test = opened("Train", ADDRESS, targets="size")
+    test.number_input(key="train.epochs").set_value(3)
+    test = button(test, "Train")
+    job = test.session_state["session"].training
+    until(lambda: not job.running, "the end of the training")
+    assert [run.error for run in job.subject] == [None]
+    test.run()
+    assert "GL-net → size" in " ".join(test.selectbox[-1].options) and not test.exception
+
+    test.switch_page(PAGES["Predictions"]).run()
+    table = next(table.value for table in test.dataframe if "size (true)" in table.value.columns)
+    assert len(table) == COUNT and np.isfinite(table[["size", "size (true)"]]).all(axis=None)
+    assert not test.exception and not test.error
+
+    test.switch_page(PAGES["Map"]).run()
+    assert not settled(test).exception and test.get("plotly_chart")
+    test.selectbox(key="map.space").select_index(3).run()
+    assert not settled(test).exception and "Latent" in str(test.selectbox(key="map.space").value)
+
+    test.switch_page(PAGES["Invariance"]).run()
+    moves = next(table.value for table in test.dataframe if "relative change" in table.value.columns)
+    assert (moves["relative change"] < 1e-3).all() and not test.exception
+
+    test.switch_page(PAGES["LoRA"]).run()
+    assert "What models say" in text_of(test) and not test.exception
+
+
+def test_a_lora_without_a_file_is_drawn_as_its_file_is(tmp_path: Path) -> None:
+    file = sorted(FACES.iterdir())[0]
+    source = MemorySource({"face": read(file)}, name="faces")
+    written = weights_file(source, "face", tmp_path)
+    stamp = written.stat().st_mtime_ns
+    assert weights_file(source, "face", tmp_path) == written and written.stat().st_mtime_ns == stamp, "written once"
+    painter, sampling = Painter(BASE, cache=tmp_path / "images"), Sampling(steps=2)
+    pictures = [np.asarray(painter.draw(lora, ["a person"], sampling)[0], np.float32) for lora in (file, written, None)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2 < np.abs(pictures[0] - pictures[2]).max()
+
+
+def test_a_lora_that_diffusers_has_no_form_for_says_so(tmp_path: Path) -> None:
+    source = MemorySource({"a": LoRA(random_lora(MODULES, 0, torch.float32).layers, "PEFT")})
+    with pytest.raises(LoRAFormatError, match="a: no LoRA of a diffusion model"):
+        weights_file(source, "a", tmp_path)
