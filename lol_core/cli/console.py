@@ -22,6 +22,9 @@ from lol_core.errors import LoLError
 out, err = Console(), Console(stderr=True)
 WORKERS = "N|ray|ray://HOST:10001"
 Workers = Annotated[str, typer.Option(metavar=WORKERS, help="How many processes; or a Ray cluster, here or elsewhere.")]
+Address = Annotated[
+    str, typer.Argument(metavar="FOLDER|ARCHIVE|ADDRESS", help="A folder, a .zip or .tar, or an address of the hub.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 LabelsFile = Annotated[
     Path | None, typer.Option("--labels", help="A CSV or Parquet table of labels, if not labels.csv in the folder.")

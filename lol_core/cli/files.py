@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lol_core.cli.console import AsJson, LabelsFile, err, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import Address, AsJson, LabelsFile, err, out, print_json, print_table, reported, stoppable
 
 
 def probe(path: Path, as_json: AsJson = False) -> None:
@@ -55,12 +55,12 @@ def probe(path: Path, as_json: AsJson = False) -> None:
         out.print(note, highlight=False)
 
 
-def scan(folder: Path, labels: LabelsFile = None, as_json: AsJson = False) -> None:
-    """Every LoRA of a folder, and every file that is none, with the reason."""
-    from lol_core.collections.zoo import Zoo
+def scan(folder: Address, labels: LabelsFile = None, as_json: AsJson = False) -> None:
+    """Every LoRA of a collection, and every file that is none, with the reason."""
+    from lol_core.collections.opening import open_source
 
     with reported(), stoppable() as reporter:
-        zoo = Zoo.open(folder, labels, reporter=reporter)
+        zoo = open_source(folder, labels, reporter=reporter)
     loaded = [
         {
             "path": e.path,
@@ -75,10 +75,11 @@ def scan(folder: Path, labels: LabelsFile = None, as_json: AsJson = False) -> No
     refused = [{"path": e.path, "reason": e.reason} for e in zoo.refused]
     if as_json:
         about = {
-            "folder": str(zoo.folder),
+            "folder": zoo.address,
             "fingerprint": zoo.fingerprint,
             "unjoined_labels": list(zoo.unjoined_labels),
             "labels_problem": zoo.labels_problem,
+            "remarks": list(zoo.remarks),
         }
         print_json(about | {"loaded": loaded, "refused": refused})
         return
@@ -86,6 +87,7 @@ def scan(folder: Path, labels: LabelsFile = None, as_json: AsJson = False) -> No
     if refused:
         out.print(f"{len(refused)} files were refused:")
         print_table(refused)
-    if zoo.labels_problem:
-        err.print(zoo.labels_problem, highlight=False, soft_wrap=True)
+    for sentence in (zoo.labels_problem, *zoo.remarks):
+        if sentence:
+            err.print(sentence, highlight=False, soft_wrap=True)
     out.print(f"{len(loaded)} LoRAs, {len(refused)} refused, {zoo.labels.shape[1]} label columns.", highlight=False)

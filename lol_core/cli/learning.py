@@ -24,7 +24,7 @@ MODEL_NAMES = "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, 
 
 
 def train(
-    zoo: Annotated[Path, typer.Option(help="The folder of LoRAs.")],
+    zoo: Annotated[str, typer.Option(help="A folder, archive or address of LoRAs.")],
     target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes.")],
     model: Annotated[str, typer.Option(help=f"One of {MODEL_NAMES}, or of your own.")] = "gl_net",
@@ -57,7 +57,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a LoL model and report its test scores beside its controls. Ctrl-C stops it with everything saved."""
-    from lol_core.collections.zoo import Zoo
+    from lol_core.collections.opening import open_source
     from lol_core.learning.checkpoint import TrainingConfig
     from lol_core.learning.leaderboard import verdicts
     from lol_core.learning.metrics import METRIC_TITLES
@@ -91,7 +91,7 @@ def train(
     )
     interrupted = False
     with reported(), stoppable() as reporter:
-        opened = Zoo.open(zoo, labels)
+        opened = open_source(zoo, labels)
         planned = plan(opened, target, config)
 
         checkpoint = train_model(opened, planned, config, out_folder, reporter, resume=resume)
@@ -133,7 +133,7 @@ def train(
 
 
 def crossvalidate(
-    zoo: Annotated[Path, typer.Option(help="The folder of LoRAs.")],
+    zoo: Annotated[str, typer.Option(help="A folder, archive or address of LoRAs.")],
     target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
     model: Annotated[str, typer.Option(help=f"One of {MODEL_NAMES}, or of your own.")] = "gl_net",
     folds: int = 5,
@@ -151,7 +151,7 @@ def crossvalidate(
     """Predict every LoRA by a model that has not seen it, and say how much better that ranks them than the controls
     do.
     """
-    from lol_core.collections.zoo import Zoo
+    from lol_core.collections.opening import open_source
     from lol_core.learning.checkpoint import TrainingConfig
     from lol_core.learning.crossvalidation import crossvalidate as cross_validate
     from lol_core.learning.metrics import METRIC_TITLES
@@ -170,7 +170,7 @@ def crossvalidate(
         group_column=group,
     )
     with reported(), stoppable() as reporter:
-        opened = Zoo.open(zoo, labels)
+        opened = open_source(zoo, labels)
         found = cross_validate(
             opened,
             target,
@@ -213,21 +213,20 @@ def crossvalidate(
 
 def predict(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
-    path: Annotated[Path, typer.Argument(help="A LoRA file, a PEFT folder, or a folder of LoRAs.")],
+    address: Annotated[str, typer.Argument(help="A LoRA file or PEFT folder; or a collection of many.")],
     as_json: AsJson = False,
 ) -> None:
-    """What a trained model says about a LoRA or about every LoRA of a folder."""
-    from lol_core.collections.zoo import Zoo
-    from lol_core.formats import read
+    """What a trained model says about a LoRA or about every LoRA of a collection."""
+    from lol_core.collections.opening import is_collection, open_source
+    from lol_core.formats import IN_FOLDER, read
     from lol_core.learning.checkpoint import Checkpoint
 
     with reported():
         model = Checkpoint.load(checkpoint)
         notes: list[str] = []
-        if path.is_dir() and not any(
-            (path / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")
-        ):
-            zoo = Zoo.open(path)
+        path = Path(address)
+        if is_collection(address) and not any((path / name).is_file() for name in IN_FOLDER):
+            zoo = open_source(address)
             notes = model.compare(zoo)
             table, refused = model.predict_zoo(zoo)
         else:

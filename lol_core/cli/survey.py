@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lol_core.cli.console import AsJson, Workers, err, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import Address, AsJson, Workers, err, out, print_json, print_table, reported, stoppable
 
 if TYPE_CHECKING:
     from lol_core.collections.entry import Entry
-    from lol_core.collections.zoo import Zoo
+    from lol_core.collections.source import Source
     from lol_core.insight.survey import Survey
 
 STOPPED = "Stopped before the end. What was read is kept; the same command goes on."
 
 
-def survey(folder: Path, workers: Workers = "1", as_json: AsJson = False) -> None:
+def survey(folder: Address, workers: Workers = "1", as_json: AsJson = False) -> None:
     """What the weights of every LoRA of a folder say: norm, effective rank, health. They are read once; Ctrl-C stops
     it with everything kept.
     """
@@ -27,7 +26,7 @@ def survey(folder: Path, workers: Workers = "1", as_json: AsJson = False) -> Non
     finished = len(rows) == len(zoo)
     if as_json:
         refused = [{"path": entry.path, "reason": entry.reason} for entry in zoo.refused]
-        print_json({"folder": str(zoo.folder), "finished": finished, "loras": rows, "refused": refused})
+        print_json({"folder": zoo.address, "finished": finished, "loras": rows, "refused": refused})
         return
     shown = ("path", "dtypes", "norm", "effective_rank", "health")
     print_table([{key: row[key] for key in shown} | {"health": " ".join(_reasons(row))} for row in rows])
@@ -38,7 +37,7 @@ def survey(folder: Path, workers: Workers = "1", as_json: AsJson = False) -> Non
 
 
 def duplicates(
-    folder: Path,
+    folder: Address,
     workers: Workers = "1",
     tolerance: Annotated[
         float | None,
@@ -63,7 +62,7 @@ def duplicates(
         for _, g in table.groupby("group")
     ]
     if as_json:
-        print_json({"folder": str(zoo.folder), "finished": finished, "groups": groups})
+        print_json({"folder": zoo.address, "finished": finished, "groups": groups})
         return
     print_table(table.to_dict("records"))
     out.print(f"{len(groups)} functions have more than one file, of {len(zoo)} LoRAs.", highlight=False)
@@ -71,12 +70,12 @@ def duplicates(
         err.print(STOPPED)
 
 
-def _surveyed(folder: Path, workers: str) -> tuple[Zoo, dict[str, Survey]]:
-    from lol_core.collections.zoo import Zoo
+def _surveyed(folder: str, workers: str) -> tuple[Source, dict[str, Survey]]:
+    from lol_core.collections.opening import open_source
     from lol_core.insight.survey import Surveys
 
     with stoppable() as reporter:
-        zoo = Zoo.open(folder, reporter=reporter.part(0.0, 0.1))
+        zoo = open_source(folder, reporter=reporter.part(0.0, 0.1))
         return zoo, Surveys(zoo).complete(reporter.part(0.1, 1.0), workers=workers)
 
 

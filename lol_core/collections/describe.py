@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import partial
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from lol_core.collections.entry import Entry, KnownDetails
 from lol_core.collections.sidecar import read_sidecar
@@ -20,12 +21,17 @@ UNSETTLED = -1.0
 
 
 def content_digest(path: Path, size: int) -> str:
-    digest = hashlib.sha256(str(size).encode())
     with path.open("rb", buffering=0) as file:
-        digest.update(file.read(SAMPLED_BYTES))
-        if size > 2 * SAMPLED_BYTES:
-            file.seek(-SAMPLED_BYTES, os.SEEK_END)
-        digest.update(file.read(SAMPLED_BYTES))
+        return sampled_digest(file, size)
+
+
+def sampled_digest(file: BinaryIO | FileIO, size: int) -> str:
+    """Identity of an open file's content by its size, head and tail."""
+    digest = hashlib.sha256(str(size).encode())
+    digest.update(file.read(SAMPLED_BYTES))
+    if size > 2 * SAMPLED_BYTES:
+        file.seek(size - SAMPLED_BYTES)
+    digest.update(file.read(SAMPLED_BYTES))
     return digest.hexdigest()
 
 

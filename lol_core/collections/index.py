@@ -24,7 +24,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.page import Counted, Filters, Order, Page, select, value_counts
 from lol_core.collections.rows import Rows
 from lol_core.collections.schema import COLUMNS, SCHEMA, Row, make_tables
-from lol_core.collections.walk import Candidate, candidates
+from lol_core.collections.walk import UNKNOWN, Candidate, candidates
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 
@@ -166,4 +166,6 @@ def _uncollected() -> Iterator[None]:
 
 
 def _unchanged(candidate: Candidate, row: Row | None) -> bool:
-    return row is not None and (row[1], row[2], row[_MARK]) == (candidate.size, candidate.mtime, candidate.mark)
+    if row is None or (row[2], row[_MARK]) != (candidate.mtime, candidate.mark):
+        return False
+    return candidate.size in (row[1], UNKNOWN)

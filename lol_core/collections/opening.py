@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from lol_core.collections import archive
 from lol_core.collections.folder import Zoo
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
@@ -16,8 +17,8 @@ class Opener(Protocol):
     def __call__(self, address: str, labels: str | None, cache: Path | None, reporter: Reporter) -> Source: ...
 
 
-OPENERS: dict[str, Opener] = {}
-"""By the scheme or the suffix of an address, such as "hf://" or ".zip"."""
+OPENERS: dict[str, Opener] = dict.fromkeys(archive.SUFFIXES, archive.open_archive)
+"""By the scheme or the suffix of an address, such as "hf://" or ".zip". A folder of such a name is a folder."""
 
 
 def open_source(
@@ -28,7 +29,19 @@ def open_source(
     Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
     """
     address = str(address)
-    for mark, opener in OPENERS.items():
-        if address.startswith(mark) if mark.endswith("://") else address.lower().endswith(mark):
-            return opener(address, str(labels) if labels else None, cache, reporter)
+    if opener := _opener(address):
+        return opener(address, str(labels) if labels else None, cache, reporter)
     return Zoo.open(Path(address), labels, cache, reporter)
+
+
+def is_collection(address: str) -> bool:
+    """Whether an address is of a folder, an archive or another place of many LoRAs, rather than of one file."""
+    return _opener(address) is not None or Path(address).expanduser().is_dir()
+
+
+def _opener(address: str) -> Opener | None:
+    if "://" in address:
+        return next((opener for mark, opener in OPENERS.items() if address.startswith(mark)), None)
+    if Path(address).expanduser().is_dir():
+        return None
+    return next((opener for mark, opener in OPENERS.items() if address.lower().endswith(mark)), None)

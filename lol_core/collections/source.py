@@ -23,7 +23,8 @@ class Source(Protocol):
     entries: what is known of each LoRA without its weights, in a fixed order; labels: one row per entry, indexed by its
     id, NaN where there is none; labels_problem: why the labels that people have for it could not be used, if so;
     labels_path: the table that they come from; join_column: its column that names LoRAs, and unjoined_labels: the names
-    in it that no LoRA has; refused: what could not be read, with the reason.
+    in it that no LoRA has; refused: what could not be read, with the reason; remarks: sentences on the whole that
+    people should read, such as that it was opened without a network.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source(Protocol):
     join_column: str | None = None
     unjoined_labels: tuple[str, ...] = ()
     refused: Sequence[Entry] = ()
+    remarks: Sequence[str] = ()
 
     @property
     def address(self) -> str:

@@ -25,6 +25,8 @@ OTHER_FILES = {
 }
 """Files that training runs leave beside LoRAs, known by their names: opening them would take long and tell no more."""
 
+UNKNOWN = -2
+"""The size of a file that is not known before it is opened."""
 _SPECIAL = {stat.S_IFIFO: "A named pipe", stat.S_IFSOCK: "A socket"}
 _NAME = attrgetter("name")
 _HUB_REPOSITORY = re.compile(r"(?:models|datasets|spaces)--(.+)")
@@ -59,10 +61,11 @@ def candidates(folder: Path) -> list[Candidate]:
     while walk.links:  # after what is no link, so that a file has the id of its own place
         walk.follow(*walk.links.pop(0))
     found = walk.found
-    return sorted(found, key=_order) if walk.linked else found
+    return sorted(found, key=in_order) if walk.linked else found
 
 
-def _order(candidate: Candidate) -> tuple[tuple[int, str], ...]:
+def in_order(candidate: Candidate) -> tuple[tuple[int, str], ...]:
+    """By this key the files of each folder come by name, then its subfolders."""
     *folders, name = candidate.id.split("/")
     return (*((1, part) for part in folders), (0, name))
 
