@@ -4,33 +4,27 @@ same prompts and seeds.
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-
-import numpy as np
-import pandas as pd
 import streamlit as st
 from PIL import Image
 
-from lol_core.collections.source import Source
 from lol_core.errors import LoRAFormatError
 from lol_core.insight import plots
 from lol_core.insight.generation import contact_sheet, weights_file
-from lol_core.insight.ranking import Ranking, by_label, by_prediction, held_out, measured_numbers
+from lol_core.insight.ranking import Ranking, by_label, by_prediction, held_out, measured_numbers, ways
 from lol_core.learning.devices import find_device
-from lol_core.learning.tasks import Regression
 from ui import work
 from ui.choice import choose_loras
 from ui.drawing import choose_drawing
-from ui.figures import figure
+from ui.figures import as_png, figure
 from ui.frame import frame, need, page_link
 from ui.jobs import running
 from ui.keys import key
 from ui.points import walk_points
+from ui.predicting import predictions_of
 from ui.previews import link_to_lora, show_towers
 from ui.progress import follow
 from ui.selection import marked, selected, visible
-from ui.state import checkpoints, known_base, load_checkpoint, loaded_checkpoints, painter, session
+from ui.state import checkpoints, known_base, loaded_checkpoints, painter, session
 
 STRIP = 9  # previews along the ranking
 MAX_ALSO = 3
@@ -40,40 +34,31 @@ source = frame("Images", loras=True)
 state = session()
 
 
-@st.cache_data(max_entries=8, show_spinner="Predicting every LoRA …")
-def predicted(folder: str, created: str, label: str, fingerprint: str, _source: Source) -> tuple[pd.Series, list[str]]:
-    """Predictions of a label, and the LoRAs that were held out."""
-    model = load_checkpoint(Path(folder))
-    table, _ = model.predict_zoo(_source)
-    return table[label], held_out(model, _source, list(table.index))
-
-
 def choose_ranking() -> Ranking | None:
     """What the LoRAs are ranked by, as chosen on the page; None, with what to do about it, where fewer than two have a
     score.
     """
-    folders, numbers = checkpoints(source), measured_numbers(source)
-    models = {t: model for t, model in loaded_checkpoints(source).items() if isinstance(model.task, Regression)}
-    ways = {f"{label} predicted by {t}": (label, t) for t, model in models.items() for label in model.task.targets}
-    ways |= {f"{label}, measured": (label, "") for label in numbers}
-    if not ways:
+    folders, models = checkpoints(source), loaded_checkpoints(source)
+    offered = ways(source, models)
+    if not offered:
         words = "To rank LoRAs there must be a label with numbers, or a model that predicts one."
         st.info(f"{words} Any can be drawn without.", icon=FORWARD)
         return None
-    if not models:
+    if not any(predictor for _, predictor in offered.values()):
         words = "No model that predicts a number has been trained here yet"
         st.info(f"{words}, so the ranking below is by measured labels.", icon=FORWARD)
-        label = "clip_score" if "clip_score" in numbers else numbers[0]
+        label = measured_numbers(source)[0]
         page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
-    titles = sorted(ways, key=lambda title: ways[title][0] != "clip_score")  # CLIP scores first
-    label, model = ways[left.selectbox("Rank by", titles, key=key("rank_by"), bind="query-params")]
-    ranking = by_label(source, label) if not model else None
-    if ranking is None:
-        values, out = predicted(str(folders[model]), models[model].created, label, source.fingerprint, source)
+    label, predictor = offered[left.selectbox("Rank by", list(offered), key=key("rank_by"), bind="query-params")]
+    if predictor is None:
+        ranking = by_label(source, label)
+    else:
+        values = predictions_of(source, folders[predictor])[0][label]
         words = "test: LoRAs the model did not see in training."
         which = right.segmented_control("Of", ["test", "all"], default="test", key=key("which"), help=words)
-        ranking = by_prediction(source, label, values.loc[out] if which != "all" and out else values)
+        kept = held_out(models[predictor], source, list(values.index)) if which != "all" else []
+        ranking = by_prediction(source, label, values.loc[kept] if kept else values)
     if len(among := visible(source)) < len(source):
         ranking = ranking.among(among)
         st.caption(f"Among the {len(among):,} selected, of which {len(ranking.scores):,} have a score here.")
@@ -93,19 +78,16 @@ if ranking is not None:
     ids, count = list(ranking.scores.index), len(ranking.scores)
     words, middle = "1 is the highest.", 1 + count // 2
     place = a.slider("Walk along the ranking", 1, count, middle, key=key("place"), bind="query-params", help=words)
-    table = ranking.table
+    measured = ranking.table["measured"] if ranking.predicted else None
     figure(
-        plots.ranking(
-            ranking.scores, table["measured"] if ranking.predicted else None, ranking.label, selected(source)
-        ),
+        plots.ranking(ranking.scores, measured, ranking.label, selected(source)),
         "ranking",
         "Scores in order of rank",
-        table.assign(name=[source.names[id] for id in ids]),
+        ranking.table.assign(name=[source.names[id] for id in ids]),
         on_select=lambda: marked(source, "ranking"),
         selection_mode=("points", "box", "lasso"),
     )
-    along = np.unique(np.linspace(0, count - 1, STRIP).round().astype(int))
-    show_towers(source, [ids[i] for i in along], [f"#{i + 1}" for i in along])
+    show_towers(source, ranking.along(STRIP))
     chosen = {"Highest": ids[0], f"Rank {place}": ids[place - 1], "Lowest": ids[-1]}
 also = choose_loras(
     source,
@@ -161,10 +143,8 @@ for column, (title, id) in zip(st.columns(len(columns)), columns.items(), strict
             larger = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) if image.width < SIDE else image
             st.image(larger, caption=prompt, width="stretch")
 if len(shown) == len(columns):
-    buffer = io.BytesIO()
-    contact_sheet(rows, shown, prompts).save(buffer, "PNG")
-    name, icon = f"{source.name}-{ranking.label if ranking else 'images'}.png", ":material/download:"
-    st.download_button("Download the grid", buffer.getvalue(), name, "image/png", icon=icon)
+    name, grid = f"{source.name}-{ranking.label if ranking else 'images'}.png", contact_sheet(rows, shown, prompts)
+    st.download_button("Download the grid", lambda: as_png(grid), name, "image/png", icon=":material/download:")
 with st.container(horizontal=True):
     for title, id in chosen.items():
         link_to_lora(source, id, f"{title}: look inside")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
 from lol_core.insight import plots
@@ -18,7 +17,7 @@ from ui.maps import choose_family, cluster_names, drawn
 from ui.points import any_previews, thumbnail, walk_points
 from ui.previews import link_to_lora, show_previews
 from ui.scatter import MAX_PLOTLY, scatter
-from ui.selection import computed, marked, offer, select, selected, visible
+from ui.selection import computed, marked, offer, select, select_button, selected, visible
 from ui.state import checkpoints, load_or_stop
 
 SPACES: dict[str, Kind] = {
@@ -57,36 +56,28 @@ def choose_settings() -> MapSettings:
 
 a, b, c, d = st.columns([4, 2, 2, 4])
 settings = choose_settings()
-flat, map_ = settings.dimensions == 2, drawn(source, settings)
+map_, flat = drawn(source, settings), settings.dimensions == 2
 space, picture, clusters = map_.space, map_.picture, map_.clusters
 offer(source, "map", picture.add_prefix("map "))
 shown = picture.loc[[id for id in visible(source) if id in picture.index]]
-colours = colourings(source, clusters)
-colours |= {name: t[name] for origin, t in computed(source).items() if origin != "map" for name in t.columns}
+colours = colourings(source, clusters) | computed(source, but="map")
 names = ["nothing", *colours]
 colour = d.selectbox(
     "Colour", names, index=2 if source.labels.shape[1] and len(names) > 2 else 1, key=key("colour"), bind="query-params"
 )
 chosen = selected(source)
-if space.share < 0.999:
-    st.caption(
-        f"So many LoRAs are placed by their products with {len(space.vectors[0]):,} of them, drawn at random. That"
-        f" holds {space.share:.0%} of the others' squared norm: distances come out too small where it is little. The"
-        " page LoRA finds the nearest by exact distances."
-    )
 if len(shown) < len(picture):
     st.caption(f"Showing the {len(shown):,} selected of {len(picture):,}.")
 many = flat and len(shown) > MAX_PLOTLY
 with st.container(horizontal=True):
     density = st.toggle("Density", key=key("density"), bind="query-params", disabled=not flat)
-    clustered = flat and bool((clusters >= 0).any())
-    named = st.toggle("Name the clusters", key=key("named"), bind="query-params", disabled=not clustered)
+    unnamed = not flat or bool((clusters < 0).all())
+    named = st.toggle("Name the clusters", key=key("named"), bind="query-params", disabled=unnamed)
     to_save = many and st.toggle(
         "Figure to save", key=key("to_save"), help="Drawn by Plotly, whose toolbar saves it as SVG or PNG."
     )
 alt, colouring = f"Map of {len(shown)} LoRAs by {space.title}", colours.get(colour)
-placed = shown.assign(name=[source.names[id] for id in shown.index], cluster=clusters.reindex(shown.index))
-placed = placed.rename_axis("lora")
+placed = map_.table(source, list(shown.index))
 if many and not (density or named or to_save):
     scatter(
         shown,
@@ -119,35 +110,23 @@ else:
             f"Drawn by Plotly. Without density, names and **Figure to save**, more than {MAX_PLOTLY:,} points are drawn"
             " by WebGL, which is faster."
         )
-if map_.moved is not None:
-    st.caption(
-        f"Laid over the map before it: its points lie {map_.moved:.0%} of that map's radius from where they were (root"
-        " mean square)."
-    )
+for remark in map_.remarks:
+    st.caption(remark)
 show_previews(source, chosen[:SHOWN], linked=True)
-if not flat:
-    st.caption("Drag to turn it. Lasso and box work in two dimensions.")
 
 left, right = st.columns(2)
 with left:
     st.subheader("Neighbours")
     options = [id for id in chosen or picture.index[:OFFERED] if id in picture.index]
     if centre := choose_lora(source, options, "neighbours_of", "of"):
-        near = space.neighbours(centre, 8)
-        columns = {"name": [source.names[id] for id in near.index], "distance": near}
-        columns |= {colour: colours[colour].reindex(near.index)} if colour in colours else {}
+        near = map_.neighbours(source, centre)
+        shades = {} if colouring is None else {colour: colouring.reindex(near.index)}
         numbers = {"distance": st.column_config.NumberColumn(format="%.4g")}
-        st.dataframe(pd.DataFrame(columns), hide_index=True, key=key("neighbours"), column_config=numbers)
+        st.dataframe(near.assign(**shades), hide_index=True, key=key("neighbours"), column_config=numbers)
         st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
         show_previews(source, [centre, *near.index])
         with st.container(horizontal=True):
-            st.button(
-                "Select these",
-                icon=":material/select_all:",
-                on_click=select,
-                args=(source, [centre, *near.index]),
-                key=key("select_neighbours"),
-            )
+            select_button(source, [centre, *near.index], "Select these", "select_neighbours")
             link_to_lora(source, centre, f"Look at {source.names[centre]}")
 with right:
     st.subheader("What tells the selection apart")

@@ -110,9 +110,8 @@ def passing() -> pd.DataFrame:
     except ZooError as error:
         st.error(str(error))
     pool = table.drop(columns=UNFILTERED, errors="ignore")
-    for columns in computed(source).values():
-        pool = pool.join(columns.drop(columns=pool.columns, errors="ignore"))
-    return table[keep & filters(pool)]
+    offered = {name: column.reindex(pool.index) for name, column in computed(source).items() if name not in pool}
+    return table[keep & filters(pool.assign(**offered))]
 
 
 @st.fragment

@@ -223,6 +223,13 @@ def test_a_map_is_kept_on_disk_and_read_again_by_another_session(tmp_path: Path)
     pd.testing.assert_frame_equal(again.picture, first.picture)
     turned = draw_map(zoo, replace(settings, seed=1), start=first.picture)
     assert turned is not None and turned.moved == pytest.approx(0, abs=1e-6), "PCA of the same space"
+    assert not first.remarks and ["Laid over the map before it" in remark for remark in turned.remarks] == [True]
+    table = first.table(zoo, zoo.ids[3:5])
+    assert list(table["name"]) == ["lora003", "lora004"] and (table[["x", "y"]] == first.picture.iloc[3:5]).all(
+        axis=None
+    )
+    near = first.neighbours(zoo, zoo.ids[0], 3)
+    assert near["distance"].is_monotonic_increasing and len(near) == 3 and "lora000" not in list(near["name"])
     with pytest.raises(TaskError, match="can be read"):
         draw_map(zoo, replace(settings, kind="spectra"))
 

@@ -26,7 +26,7 @@ def figure(shown: go.Figure, name: str, alt: str, data: pd.DataFrame | None = No
         st.image(source, alt=alt, width="stretch")
         st.download_button(
             "PNG",
-            lambda: png_of(source),
+            lambda: as_png(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))),
             f"{name}.png",
             "image/png",
             icon=":material/download:",
@@ -43,10 +43,10 @@ def figure(shown: go.Figure, name: str, alt: str, data: pd.DataFrame | None = No
     take((lambda: numbers_of(shown)) if data is None else (lambda: data), name)
 
 
-def png_of(source: str) -> bytes:
-    """A picture's data URI as a PNG file."""
+def as_png(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -4,7 +4,7 @@ sidecar names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import streamlit as st
@@ -46,14 +46,14 @@ def link_to_lora(source: Source, id: str, label: str = "") -> None:
     page_link("pages/LoRA.py", label or source.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=id)
 
 
-def show_towers(source: Source, ids: Sequence[str], captions: Sequence[str]) -> None:
-    """Previews as columns of their pictures, where every one of these LoRAs has some."""
-    paths = [source.preview(id) for id in ids]
+def show_towers(source: Source, captioned: Mapping[str, str]) -> None:
+    """Previews as columns of their pictures, where every one of these LoRAs has some. captioned: caption → id."""
+    paths = [source.preview(id) for id in captioned.values()]
     if not all(paths):
         return
     st.caption("From the highest to the lowest, previews that came with the collection:")
     with st.container(horizontal=True):
-        for path, caption in zip(paths, captions, strict=True):
+        for path, caption in zip(paths, captioned, strict=True):
             pictures = tiles(path or Path())
             side = pictures[0].height
             tower = Image.new("RGB", (side, side * len(pictures)))

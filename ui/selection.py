@@ -111,9 +111,8 @@ def exported(source: Source) -> pd.DataFrame:
     ids = selected(source)
     names = pd.DataFrame({"name": [source.names[id] for id in ids]}, index=pd.Index(ids, name="lora"))
     table = names.join(source.labels)
-    for columns in computed(source).values():
-        table = table.join(columns.drop(columns=[c for c in columns.columns if c in table.columns]))
-    return table
+    offered = {name: column for name, column in computed(source).items() if name not in table}
+    return table.assign(**{name: column.reindex(ids) for name, column in offered.items()})
 
 
 def select_button(source: Source, ids: Sequence[str], label: str, name: str) -> None:
@@ -128,9 +127,12 @@ def offer(source: Source, origin: str, columns: pd.DataFrame) -> None:
     session().computed.setdefault(_collection(source), {})[origin] = columns
 
 
-def computed(source: Source) -> dict[str, pd.DataFrame]:
-    """Origin → columns that pages have offered, indexed by id."""
-    return session().computed.get(_collection(source), {})
+def computed(source: Source, but: str = "") -> dict[str, pd.Series]:
+    """Name → column that a page has offered, indexed by id; of one name the first. but: an origin to leave out."""
+    columns: dict[str, pd.Series] = {}
+    for origin, table in session().computed.get(_collection(source), {}).items():
+        columns |= {} if origin == but else {str(name): table[name] for name in table if name not in columns}
+    return columns
 
 
 def panel(source: Source) -> None:

@@ -60,6 +60,36 @@ class Map:
     picture: pd.DataFrame
     moved: float | None = None
 
+    def table(self, source: Source, ids: Sequence[str]) -> pd.DataFrame:
+        """Where some LoRAs lie, what they are called and their clusters. Index: lora, their ids."""
+        names = [source.names[id] for id in ids]
+        placed = self.picture.loc[list(ids)].assign(name=names, cluster=self.clusters.reindex(list(ids)))
+        return placed.rename_axis("lora")
+
+    def neighbours(self, source: Source, id: str, count: int = 8) -> pd.DataFrame:
+        """The LoRAs nearest to one in the space, not on the picture: index ids, columns name and distance."""
+        near = self.space.neighbours(id, count)
+        return pd.DataFrame({"name": [source.names[other] for other in near.index], "distance": near})
+
+    @property
+    def remarks(self) -> list[str]:
+        """What must be known to read the picture, in sentences."""
+        remarks = []
+        if self.space.share < 0.999:
+            remarks.append(
+                f"So many LoRAs are placed by their products with {len(self.space.vectors[0]):,} of them, drawn at"
+                f" random. That holds {self.space.share:.0%} of the others' squared norm: distances come out too small"
+                " where it is little. The page LoRA finds the nearest by exact distances."
+            )
+        if self.moved is not None:
+            remarks.append(
+                f"Laid over the map before it: its points lie {self.moved:.0%} of that map's radius from where they"
+                " were (root mean square)."
+            )
+        if "z" in self.picture:
+            remarks.append("Drag to turn it. Lasso and box work in two dimensions.")
+        return remarks
+
 
 def draw_map(
     source: Source,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from lol_core.collections.source import Source
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.parts import parts_here
+from lol_core.learning.tasks import Regression
+
+CLIP_SCORE = "clip_score"
+"""The label by which LoRAs of diffusion models are ranked first."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,11 @@ class Ranking:
         """The same of some LoRAs only."""
         return Ranking(self.label, self.scores[self.scores.index.isin(ids)], self.measured, self.predicted)
 
+    def along(self, count: int) -> dict[str, str]:
+        """LoRAs evenly spaced from the highest to the lowest, at most so many: "#" and the place → id."""
+        places = np.linspace(0, len(self.scores) - 1, count).round().astype(int)
+        return {f"#{place + 1}": str(self.scores.index[place]) for place in places}
+
     @property
     def table(self) -> pd.DataFrame:
         return pd.DataFrame({"score": self.scores, "measured": self.measured.reindex(self.scores.index)})
@@ -39,9 +49,10 @@ class Ranking:
 
 
 def measured_numbers(source: Source) -> list[str]:
-    """The label columns that rank LoRAs: numbers with more than two values."""
+    """The label columns that rank LoRAs: numbers with more than two values, CLIP scores first."""
     labels = source.labels
-    return [str(c) for c in labels if pd.api.types.is_numeric_dtype(labels[c]) and labels[c].nunique() > 2]
+    numbers = [str(c) for c in labels if pd.api.types.is_numeric_dtype(labels[c]) and labels[c].nunique() > 2]
+    return sorted(numbers, key=lambda name: name != CLIP_SCORE)
 
 
 def by_label(source: Source, label: str) -> Ranking:
@@ -55,6 +66,18 @@ def by_prediction(source: Source, label: str, predictions: pd.Series) -> Ranking
     known = label in source.labels
     measured = source.labels[label].dropna() if known else pd.Series(dtype=float)
     return Ranking(label, predictions.sort_values(ascending=False), measured, predicted=True)
+
+
+def ways(source: Source, models: Mapping[str, Checkpoint]) -> dict[str, tuple[str, str | None]]:
+    """What LoRAs can be ranked by: a title → (label, the title of the model that predicts it, or None for the label
+    itself). Those of CLIP scores come first; models that predict no number give none.
+    """
+    by: dict[str, tuple[str, str | None]] = {}
+    for title, model in models.items():
+        if isinstance(model.task, Regression):
+            by |= {f"{label} predicted by {title}": (label, title) for label in model.task.targets}
+    by |= {f"{label}, measured": (label, None) for label in measured_numbers(source)}
+    return dict(sorted(by.items(), key=lambda way: way[1][0] != CLIP_SCORE))
 
 
 def held_out(checkpoint: Checkpoint, source: Source, ids: Sequence[str]) -> list[str]:
