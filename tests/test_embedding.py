@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lol_core.collections.store import Store
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.geometry import distance, inner_product, spectrum
@@ -238,12 +239,15 @@ def test_a_map_that_was_cut_short_on_disk_is_made_again(tmp_path: Path) -> None:
     write_zoo(tmp_path / "zoo", 12)
     zoo = Zoo.open(tmp_path / "zoo")
     settings = MapSettings(zoo.fingerprint, tuple(zoo.ids), "spectra")
-    first = draw_map(zoo, settings, cache=tmp_path)
-    for path in (tmp_path / "maps").glob("*.npz"):
+    store = Store(tmp_path / "store")
+    first = draw_map(zoo, settings, store=store)
+    kept = list((tmp_path / "store" / "maps").iterdir())
+    assert len(kept) == 2, "the space, and the picture of it"
+    for path in kept:
         path.write_bytes(path.read_bytes()[:200])
-    again = draw_map(zoo, settings, cache=tmp_path)
+    again = draw_map(zoo, settings, store=store)
     assert first is not None and again is not None
     pd.testing.assert_frame_equal(again.picture, first.picture)
-    assert not list((tmp_path / "maps").glob("*.writing"))
-    (tmp_path / "changed").mkdir()
-    assert draw_map(zoo, settings, cache=tmp_path / "changed", reporter=Reporter(stop=lambda: True)) is None
+    never = Reporter(stop=lambda: True)
+    assert draw_map(zoo, settings, store=store, reporter=never) is not None, "taken from the store"
+    assert draw_map(zoo, settings, store=Store(tmp_path / "other"), reporter=never) is None

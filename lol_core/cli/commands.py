@@ -12,6 +12,7 @@ from lol_core.cli.finetune import finetune
 from lol_core.cli.generate import generate
 from lol_core.cli.invariance import invariance
 from lol_core.cli.learning import crossvalidate, predict, train
+from lol_core.cli.store import store
 from lol_core.cli.survey import duplicates, survey
 
 app = typer.Typer(
@@ -20,5 +21,6 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(finetune, name="finetune")
+app.add_typer(store, name="store")
 for command in (probe, scan, survey, duplicates, train, crossvalidate, experiment, predict, invariance, generate):
     app.command()(command)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import zlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from lol_core.collections.cache import cache_folder
 from lol_core.collections.source import Source
+from lol_core.collections.store import Kept, Store
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.insight.embedding import Kind, Space, space_of
 from lol_core.insight.picture import Method, displacement, project
 from lol_core.learning.checkpoint import Checkpoint
-
-MAX_KEPT = 32
-"""Files of spaces and pictures that are kept; the longest unused goes first."""
 
 
 @dataclass(frozen=True)
@@ -98,33 +93,36 @@ def draw_map(
     checkpoint: Checkpoint | None = None,
     start: pd.DataFrame | None = None,
     reporter: Reporter = SILENT,
-    cache: Path | None = None,
+    store: Store | None = None,
 ) -> Map | None:
-    """A map of a collection; its space and its picture are taken from the cache (the user's by default) where they are
+    """A map of a collection; its space and its picture are taken from the store (the user's by default) where they are
     known. None when it was stopped on the way. Raises TaskError as `space_of` and `project` do.
     """
-    folder = (cache or cache_folder()) / "maps"
-    place = _place(folder, settings.space_key)
-    if (kept := _read(place)) is not None:
-        title, share, ids = str(kept["title"]), float(kept["share"]), tuple(map(str, kept["ids"]))
-        space, clusters = Space(title, ids, kept["vectors"], share), pd.Series(kept["clusters"], index=list(ids))
+    store = store or Store()
+    key = repr(settings.space_key)
+    if (kept := store.read(Kept.MAPS, key)) is not None:
+        arrays, words = kept
+        ids = tuple(json.loads(words["ids"]))
+        space = Space(words["title"], ids, arrays["vectors"].numpy(), float(words["share"]))
+        clusters = pd.Series(arrays["clusters"].numpy(), index=list(ids))
     else:
         made = space_of(source, settings.ids, settings.kind, checkpoint, reporter.part(0.0, 0.8))
         if made is None:
             return None
         reporter.show("Finding clusters", 0.8)
         space, clusters = made, made.clusters()
-        arrays = {"vectors": space.vectors, "clusters": clusters.to_numpy(), "ids": np.array(space.ids)}
-        _write(place, arrays | {"share": np.array(space.share), "title": np.array(space.title)})
-    place = _place(folder, astuple(settings))
-    if (kept := _read(place)) is not None:
-        places, moved = kept["places"], float(kept["moved"])
+        words = {"title": space.title, "share": repr(space.share), "ids": json.dumps(space.ids)}
+        store.write(Kept.MAPS, key, _tensors(vectors=space.vectors, clusters=clusters.to_numpy()), words)
+    key = repr(astuple(settings))
+    if (kept := store.read(Kept.MAPS, key)) is not None:
+        arrays, words = kept
+        places, moved = arrays["places"].numpy(), float(words["moved"])
     else:
         reporter.show(f"Drawing {len(space.ids):,} LoRAs by {settings.method}", 0.9)
         shape = {"dimensions": settings.dimensions, "seed": settings.seed, "neighbours": settings.neighbours}
         drawn = project(space, settings.method, start=start, **shape)
         places, moved = drawn.to_numpy(), float("nan") if start is None else displacement(drawn, start)
-        _write(place, {"places": places, "moved": np.array(moved)})
+        store.write(Kept.MAPS, key, _tensors(places=places), {"moved": repr(moved)})
     picture = pd.DataFrame(places, index=list(space.ids), columns=list("xyz")[: settings.dimensions])
     return Map(space, clusters, picture, None if np.isnan(moved) else moved)
 
@@ -152,31 +150,5 @@ def family_title(source: Source, ids: Sequence[str]) -> str:
     return f"{len(ids):,} × {entry.suggested_base or entry.base_model or 'unknown base'}, {entry.modules} modules"
 
 
-def _place(folder: Path, key: tuple[object, ...]) -> Path:
-    return folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npz"
-
-
-def _read(place: Path) -> Mapping[str, np.ndarray] | None:
-    """The arrays of a file, None when it is not there or damaged."""
-    try:
-        with place.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = dict(file)
-        os.utime(place)
-        return arrays
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
-        return None
-
-
-def _write(place: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a file whole or not at all, and delete the longest unused of too many. On a full disk nothing is kept."""
-    writing = place.with_suffix(f".{os.getpid()}.writing")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with writing.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        writing.replace(place)
-        by_use = sorted(place.parent.glob("*.npz"), key=lambda path: path.stat().st_mtime)
-        for path in by_use[:-MAX_KEPT]:
-            path.unlink(missing_ok=True)
-    except OSError:
-        writing.unlink(missing_ok=True)
+def _tensors(**arrays: np.ndarray) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}

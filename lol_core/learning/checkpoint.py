@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lol_core.collections.durable import contiguous, plain_number, replace_file
 from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError, LoLError
-from lol_core.learning.durable import contiguous, plain_number, replace_file
 from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import METRIC_TITLES, Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model

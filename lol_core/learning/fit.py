@@ -177,7 +177,7 @@ class Fit:
         factors may take.
         """
         ids = [id for part in self.split.values() for id in part]
-        if not fits(self.model.n_features() * len(ids)):
+        if not fits(4 * self.model.n_features() * len(ids)):
             return None
         parts = [
             self.model.described(self.factors.batch(ids[i : i + 64]).to(self.device)) for i in range(0, len(ids), 64)

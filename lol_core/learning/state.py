@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lol_core.collections.durable import contiguous, plain_number, replace_file
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import TrainingConfig
-from lol_core.learning.durable import contiguous, plain_number, replace_file
 
 if TYPE_CHECKING:
     from lol_core.learning.fit import Fit

@@ -16,15 +16,24 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     `write` raises; the old file is then still there.
     """
     new = path.with_name(path.name + ".writing")
+    write_file(new, write)
     try:
-        write(new)
-        with new.open("rb+") as file:
-            os.fsync(file.fileno())
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` a file and bring it to the disk. Raises OSError, and what `write` raises; nothing is then left of it."""
+    try:
+        write(path)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

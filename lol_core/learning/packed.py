@@ -1,0 +1,67 @@
+"""The factors of one LoRA as a record of bytes, and many records as a batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lol_core.core.batch import Batch, WeightSpec
+
+ALIGNMENT = 8
+VERSION = 1
+"""Of the records' layout: another one makes kept records others' records."""
+
+
+class Packing:
+    """How the factors of one LoRA lie in a record: U and V of each group of modules, padded to the largest rank, then
+    DoRA magnitudes, then ranks. dtype: of the numbers.
+    """
+
+    def __init__(self, spec: WeightSpec, dtype: torch.dtype = torch.float32):
+        self.spec = spec
+        shapes = [(len(indices), side, spec.rank) for sides, indices in spec.groups for side in sides]
+        numbers: list[tuple[int, ...]] = [*shapes, *([(spec.magnitudes,)] if spec.magnitudes else [])]
+        self.parts = [(shape, dtype) for shape in numbers] + [((len(spec.modules),), torch.int64)]
+        sizes = [-(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT for shape, dtype in self.parts]
+        self.starts = [*accumulate(sizes, initial=0)]
+        content = json.dumps([VERSION, str(dtype), spec.to_dict()], default=str)
+        self.key = hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    @property
+    def size(self) -> int:
+        """Bytes of a record."""
+        return self.starts[-1]
+
+    def pack(self, batch: Batch) -> Tensor:
+        """(B, size) bytes."""
+        factors = [factor for pair in zip(batch.U, batch.V, strict=True) for factor in pair]
+        padded = [torch.nn.functional.pad(factor, (0, self.spec.rank - factor.shape[-1])) for factor in factors]
+        magnitudes = [] if batch.magnitudes is None else [batch.magnitudes]
+        records = torch.zeros(len(batch), self.size, dtype=torch.uint8)
+        for slot, part in zip(self._slots(records), [*padded, *magnitudes, batch.ranks], strict=True):
+            slot.copy_(part.flatten(1))
+        return records
+
+    def batch(self, records: Tensor, places: Sequence[int]) -> Batch:
+        """The batch of some of the records, which may be mapped from a file: only they are read."""
+        index = torch.tensor(places)
+        parts = [
+            torch.index_select(slot, 0, index).view(len(places), *shape)
+            for slot, (shape, _) in zip(self._slots(records), self.parts, strict=True)
+        ]
+        *factors, ranks = parts
+        magnitudes = factors.pop() if self.spec.magnitudes else None
+        return Batch(self.spec, tuple(factors[::2]), tuple(factors[1::2]), ranks, magnitudes)
+
+    def _slots(self, records: Tensor) -> list[Tensor]:
+        """The parts of all records, each as (N, numbers)."""
+        return [
+            records[:, start : start + prod(shape) * dtype.itemsize].view(dtype)
+            for start, (shape, dtype) in zip(self.starts, self.parts, strict=False)
+        ]
