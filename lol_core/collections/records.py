@@ -100,7 +100,7 @@ class Records:
                     return False
                 with self.store.path(self.item).open("rb+", buffering=0) as file:
                     file.seek(places[0] * self.size)
-                    left = memoryview(records[list(new.values())].numpy()).cast("B")
+                    left = memoryview(records[list(new.values())].numpy().tobytes())
                     while left:
                         left = left[file.write(left) :]
                     os.fsync(file.fileno())
