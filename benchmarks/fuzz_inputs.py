@@ -37,8 +37,8 @@ PREFIXES = (
     "0.",
 )
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 8, 0.5, -0.0, 1e308, 2**31, 2**63, 2**64, 10**400, float("nan"), float("inf"), "", "auto",  # noqa: E501
-    "8", "NaN", "1e400", "None", "ünï😀", "\ud800", "a" * 300, [], [1], ["x"], {}, {"a": 1}, {"lora_alpha": 4}, [[[[[]]]]],  # noqa: E501
+    None, True, False, 0, -1, 1, 2, 8, 0.5, -0.0, 1e308, 2**31, 2**63, 2**64, 10**400, float("nan"), float("inf"), "", "auto",  # noqa: E501  (a list to read across)
+    "8", "NaN", "1e400", "None", "ünï😀", "\ud800", "a" * 300, [], [1], ["x"], {}, {"a": 1}, {"lora_alpha": 4}, [[[[[]]]]],  # noqa: E501  (a list to read across)
     "LORA", "VERA", "(", "(a+)+$", ".*", "[", "q", "(?P<x>", "x" * 40,
     "([a-z_.0-9]+)+!", "(a{99}){99}",
 )  # fmt: skip

@@ -17,8 +17,8 @@ from lol_core.core.symmetry import TOLERANCES
 from lol_core.errors import LoLError
 from lol_core.experiments.paper import FIVE
 from lol_core.insight import plots
+from lol_core.insight.health import never_trained
 from lol_core.insight.invariance import CORNER, Study, first_matrix
-from lol_core.insight.survey import never_trained
 from ui.choice import choose_lora
 from ui.figures import figure, take
 from ui.frame import frame, need, needed

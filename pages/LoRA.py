@@ -11,10 +11,11 @@ from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.insight import plots
-from lol_core.insight.anatomy import Anatomy, Comparison
+from lol_core.insight.anatomy import Anatomy, Comparison, layer_map
 from lol_core.insight.attribution import contributions
+from lol_core.insight.neighbours import nearest
 from lol_core.insight.predictions import as_text, opinions
-from lol_core.insight.survey import Survey, layer_map, nearest
+from lol_core.insight.survey import Survey
 from lol_core.learning.parts import parts_here
 from ui.choice import choose_lora
 from ui.figures import figure

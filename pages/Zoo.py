@@ -10,8 +10,9 @@ import streamlit as st
 
 from lol_core.collections.source import Source
 from lol_core.errors import ZooError
+from lol_core.insight.duplicates import SAME
 from lol_core.insight.overview import diagnoses, matching, overview, searchable
-from lol_core.insight.survey import SAME, Survey
+from lol_core.insight.survey import Survey
 from ui.frame import counted, frame, need
 from ui.keys import key
 from ui.previews import gallery, link_to_lora

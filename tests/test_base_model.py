@@ -24,18 +24,15 @@ from lol_core.finetuning.base_model import (
     train_base,
 )
 from lol_core.finetuning.fitting import fit
+from lol_core.finetuning.people import ATTRIBUTES, Look, Person, portrait
 from lol_core.finetuning.pictures import (
-    ATTRIBUTES,
     CLASSES,
     FAMILIAR,
     FAMILIAR_DESIGNS,
     Drawings,
-    Look,
-    Person,
     PictureMaker,
     any_picture,
     familiar_picture,
-    portrait,
 )
 from lol_core.finetuning.scorer import Scorer, ScorerSettings
 from tests.conftest import ROOT

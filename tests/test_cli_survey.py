@@ -12,7 +12,7 @@ import torch
 from lol_core.cli.commands import app
 from lol_core.core.geometry import norm
 from lol_core.core.progress import Reporter
-from lol_core.insight.survey import Surveys
+from lol_core.insight.surveys import Surveys
 from tests.builders import MODULES, random_lora, write_peft
 from tests.test_cli import output, run
 

@@ -14,7 +14,7 @@ import pytest
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter
 from lol_core.errors import LoLError
-from lol_core.insight.survey import Surveys
+from lol_core.insight.surveys import Surveys
 from lol_core.learning.executor import executor
 from tests.builders import write_zoo
 from tests.waiting import until

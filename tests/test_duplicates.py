@@ -16,8 +16,9 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.formats import read
+from lol_core.insight.duplicates import duplicates
 from lol_core.insight.neighbours import within
-from lol_core.insight.survey import Surveys, duplicates
+from lol_core.insight.surveys import Surveys
 from tests.builders import write_peft
 from tests.conftest import ROOT
 
@@ -67,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_copy_and_nothing_else(folder: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if engine == "faiss":
         pytest.importorskip("faiss", reason="faiss, an optional extra, is not installed")
-        monkeypatch.setattr("lol_core.insight.survey.within", lambda points, radius: within(points, radius, many=0))
+        monkeypatch.setattr("lol_core.insight.duplicates.within", lambda points, radius: within(points, radius, many=0))
     zoo = Zoo.open(folder)
     found = duplicates(zoo, Surveys(zoo).complete())
     pairs = {pair for _, group in found.groupby("group") for pair in combinations(sorted(group["lora"]), 2)}

@@ -25,7 +25,7 @@ from lol_core.experiments import NAMES, OF_PAPER, run
 from lol_core.experiments.ablation import without
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
-from lol_core.experiments.result import Finding, Result, blocks, said, verdict, wide, write_report
+from lol_core.experiments.result import Finding, Result, blocks, verdict, wide, with_spread, write_report
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.timing import Shape, needs
@@ -190,9 +190,9 @@ def test_verdicts_and_numbers_are_said_plainly() -> None:
         "holds, not clearly",
     ]
     assert (
-        said(0.1234, 0.004) == "0.123 ± 0.004"
-        and said(2e-7, float("nan")) == "2e-07"
-        and said(float("nan"), 0.1) == "–"
+        with_spread(0.1234, 0.004) == "0.123 ± 0.004"
+        and with_spread(2e-7, float("nan")) == "2e-07"
+        and with_spread(float("nan"), 0.1) == "–"
     )
     cells = pd.DataFrame(
         [

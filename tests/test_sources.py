@@ -15,7 +15,7 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.insight.embedding import space_of
 from lol_core.insight.novelty import Known
-from lol_core.insight.survey import Surveys
+from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_zoo

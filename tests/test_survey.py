@@ -21,7 +21,13 @@ from lol_core.core.geometry import distance, effective_rank, norm, spectrum
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import Progress, Reporter
-from lol_core.insight.survey import SKETCH, Surveys, duplicates, health, layer_map, nearest, sketch, survey, tag_counts
+from lol_core.insight.anatomy import layer_map
+from lol_core.insight.duplicates import duplicates
+from lol_core.insight.health import health
+from lol_core.insight.neighbours import nearest
+from lol_core.insight.survey import SKETCH, sketch, survey
+from lol_core.insight.surveys import Surveys
+from lol_core.insight.tags import tag_counts
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 

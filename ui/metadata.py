@@ -12,7 +12,7 @@ import streamlit as st
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.insight import plots
-from lol_core.insight.survey import tag_counts
+from lol_core.insight.tags import tag_counts
 from ui.figures import figure
 from ui.keys import key
 

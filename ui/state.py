@@ -19,7 +19,8 @@ from lol_core.errors import CheckpointError
 from lol_core.experiments.result import Result
 from lol_core.insight.generation import Painter
 from lol_core.insight.maps import Map, MapSettings
-from lol_core.insight.survey import Survey, Surveys
+from lol_core.insight.survey import Survey
+from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
 from ui.jobs import Job
 from ui.work import Run, Validation

@@ -15,9 +15,10 @@ from lol_core.core.progress import Progress, Reporter
 from lol_core.experiments import run as run_experiment
 from lol_core.experiments.result import Result
 from lol_core.experiments.trials import SMALL, Context
+from lol_core.insight.duplicates import duplicates
 from lol_core.insight.generation import Painter, Sampling
 from lol_core.insight.maps import Map, MapSettings, draw_map
-from lol_core.insight.survey import Surveys, duplicates
+from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
 from lol_core.learning.training import Plan, train

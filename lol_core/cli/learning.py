@@ -171,16 +171,16 @@ def crossvalidate(
     )
     with reported(), stoppable() as reporter:
         opened = open_source(zoo, labels)
-        found = cross_validate(
+        validated = cross_validate(
             opened,
             target,
             config,
             folds,
             reporter,
         )
-    scores, controls = found.scores(), [name for name in found.predicted if name != "model"]
-    metric = found.task.ranked
-    differences = {name: found.difference(name) for name in controls}
+    scores, controls = validated.scores(), [name for name in validated.predicted if name != "model"]
+    metric = validated.task.ranked
+    differences = {name: validated.difference(name) for name in controls}
     if as_json:
         print_json(
             {
@@ -188,9 +188,9 @@ def crossvalidate(
                 "targets": target,
                 "folds": folds,
                 "seed": seed,
-                "LoRAs": len(found.truth),
+                "LoRAs": len(validated.truth),
                 "mean and std over folds": scores,
-                "pooled": {name: dict(pooled) for name, pooled in found.pooled().items()},
+                "pooled": {name: dict(pooled) for name, pooled in validated.pooled().items()},
                 "compared by": metric,
                 "model less control": {name: asdict(gap) for name, gap in differences.items()},
             }
@@ -205,7 +205,7 @@ def crossvalidate(
     )
     for name, gap in differences.items():
         line = (
-            f"{METRIC_TITLES[metric]} over all {len(found.truth)} LoRAs, {model} less {name}: {gap.value:+.3f}"
+            f"{METRIC_TITLES[metric]} over all {len(validated.truth)} LoRAs, {model} less {name}: {gap.value:+.3f}"
             f" (95 % {gap.low:+.3f} to {gap.high:+.3f})"
         )
         out.print(line, highlight=False, soft_wrap=True)

@@ -46,8 +46,8 @@ def duplicates(
     as_json: AsJson = False,
 ) -> None:
     """LoRAs of a folder that are the same function, whatever their names, factors, ranks or dtypes."""
-    from lol_core.insight.survey import SAME
-    from lol_core.insight.survey import duplicates as find_duplicates
+    from lol_core.insight.duplicates import SAME
+    from lol_core.insight.duplicates import duplicates as find_duplicates
 
     with reported():
         zoo, surveys = _surveyed(folder, workers)
@@ -72,7 +72,7 @@ def duplicates(
 
 def _surveyed(folder: str, workers: str) -> tuple[Source, dict[str, Survey]]:
     from lol_core.collections.opening import open_source
-    from lol_core.insight.survey import Surveys
+    from lol_core.insight.surveys import Surveys
 
     with stoppable() as reporter:
         zoo = open_source(folder, reporter=reporter.part(0.0, 0.1))
@@ -80,7 +80,7 @@ def _surveyed(folder: str, workers: str) -> tuple[Source, dict[str, Survey]]:
 
 
 def _row(entry: Entry, survey: Survey) -> dict[str, Any]:
-    from lol_core.insight.survey import health
+    from lol_core.insight.health import health
 
     read = survey.problem is None
     return {

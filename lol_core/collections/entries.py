@@ -23,21 +23,21 @@ _REASON, _DIGEST = COLUMNS.index("reason"), COLUMNS.index("digest")
 class StoredDetails:
     """The details of one file, read from the index when they are wanted; empty when they are no longer there."""
 
-    __slots__ = ("_found", "_index", "_path")
+    __slots__ = ("_content", "_index", "_path")
 
     def __init__(self, index: Path, path: str):
         self._index, self._path = index, path
-        self._found: tuple[Mapping[str, Any], Sidecar] | None = None
+        self._content: tuple[Mapping[str, Any], Sidecar] | None = None
 
     def _read(self) -> tuple[Mapping[str, Any], Sidecar]:
-        if self._found is None:
+        if self._content is None:
             row = None
             if self._index.is_file():
                 with closing(sqlite3.connect(self._index, timeout=60)) as connection:
                     statement = "SELECT metadata, sidecar FROM details WHERE path = ?"
                     row = connection.execute(statement, (self._path,)).fetchone()
-            self._found = (orjson.loads(row[0]), Sidecar.from_json(row[1])) if row else ({}, NONE)
-        return self._found
+            self._content = (orjson.loads(row[0]), Sidecar.from_json(row[1])) if row else ({}, NONE)
+        return self._content
 
     @property
     def metadata(self) -> Mapping[str, Any]:

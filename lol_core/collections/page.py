@@ -64,8 +64,8 @@ def select(
     conditions = [f"file.reason IS {'NOT ' if filters.refused else ''}NULL"]
     values: list[object] = []
     if words := query.lower().split():
-        found = " AND ".join(["instr(text, ?)"] * len(words))
-        conditions.append(f"file.path IN (SELECT path FROM search WHERE {found})")
+        containing = " AND ".join(["instr(text, ?)"] * len(words))
+        conditions.append(f"file.path IN (SELECT path FROM search WHERE {containing})")
         values += words
     for column, chosen in (("file.dialect", filters.dialects), (_BASE, filters.bases)):
         if chosen:

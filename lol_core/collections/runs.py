@@ -20,9 +20,11 @@ def training_runs(names: Mapping[str, str]) -> pd.DataFrame:
 
     Index ids; columns run (the name without the step) and step, in order of both. Only runs of two checkpoints or more.
     """
-    found = {id: STEP.fullmatch(name) for id, name in names.items()}
+    matches = {id: STEP.fullmatch(name) for id, name in names.items()}
     rows = {
-        id: (match[1].rstrip("-_/. ") or "(unnamed)", int(match[2] or match[3])) for id, match in found.items() if match
+        id: (match[1].rstrip("-_/. ") or "(unnamed)", int(match[2] or match[3]))
+        for id, match in matches.items()
+        if match
     }
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["run", "step"])
     table = table[table.groupby("run")["step"].transform("nunique") > 1]

@@ -91,7 +91,7 @@ def read_sidecar(
     """
     names = set(os.listdir(path.parent)) if names is None else names
     read = read or partial(_content, path.parent)
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     files, preview = [], None
     for other in beside(path.name):
         if other not in names:
@@ -102,10 +102,10 @@ def read_sidecar(
         claims = _READERS[next(ending for ending in TEXTS if other.endswith(ending))](_load(read, other))
         if claims := {name: value for name, value in claims.items() if value}:
             files.append(other)
-            said = claims | said
+            values = claims | values
     if preview:
         files.append(preview)
-    return Sidecar(**said, preview=preview, files=tuple(map(printable, files))) if files else NONE
+    return Sidecar(**values, preview=preview, files=tuple(map(printable, files))) if files else NONE
 
 
 def _content(folder: Path, name: str) -> bytes:
@@ -195,12 +195,12 @@ def _permissions(model: Mapping[str, Any]) -> str:
         return _text(model.get("license"))
     commercial = model.get("allowCommercialUse")
     uses = _words(str(commercial).strip("{}") if isinstance(commercial, str) else commercial)
-    said = ["commercial use: " + (", ".join(uses) or "none")] if "allowCommercialUse" in model else []
+    terms = ["commercial use: " + (", ".join(uses) or "none")] if "allowCommercialUse" in model else []
     for name, what in (
         ("allowNoCredit", "no credit needed"),
         ("allowDerivatives", "derivatives"),
         ("allowDifferentLicense", "another licence"),
     ):
         if name in model:
-            said.append(what if model[name] else f"not: {what}")
-    return "; ".join(said)
+            terms.append(what if model[name] else f"not: {what}")
+    return "; ".join(terms)

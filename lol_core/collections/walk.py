@@ -60,8 +60,7 @@ def candidates(folder: Path) -> list[Candidate]:
     walk.below("", "")
     while walk.links:  # after what is no link, so that a file has the id of its own place
         walk.follow(*walk.links.pop(0))
-    found = walk.found
-    return sorted(found, key=in_order) if walk.linked else found
+    return sorted(walk.candidates, key=in_order) if walk.linked else walk.candidates
 
 
 def in_order(candidate: Candidate) -> tuple[tuple[int, str], ...]:
@@ -73,7 +72,7 @@ def in_order(candidate: Candidate) -> tuple[tuple[int, str], ...]:
 @dataclass
 class _Walk:
     root: Path
-    found: list[Candidate] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
     links: list[tuple[str, str]] = field(default_factory=list)
     seen: set[tuple[int, int]] = field(default_factory=set)
     linked: bool = False
@@ -98,7 +97,7 @@ class _Walk:
                 entries = sorted(listing, key=_NAME)
         except OSError as error:
             reason = f"The folder cannot be read: {error.strerror or error}. Nothing in it is part of the collection."
-            self.found.append(Candidate((id or ".") + "/", place, -1, 0.0, reason=reason))
+            self.candidates.append(Candidate((id or ".") + "/", place, -1, 0.0, reason=reason))
             return []
         subfolders = []
         names = {entry.name for entry in entries if _bears_on_another(entry.name)}
@@ -138,7 +137,7 @@ class _Walk:
             others = tuple(n for n in (CONFIGURATION, *beside(name)) if n in names)
             others += tuple(other for other in _shards(name) if other in names)
         mark = _mark(self.root / before, others) if others else ""
-        self.found.append(Candidate(id, before + name, status.st_size, status.st_mtime, others, mark, reason))
+        self.candidates.append(Candidate(id, before + name, status.st_size, status.st_mtime, others, mark, reason))
 
     def follow(self, place: str, id: str) -> None:
         """What a link leads to, when it was not reached without it."""
@@ -161,7 +160,7 @@ class _Walk:
 
     def unreadable(self, place: str, id: str, error: OSError) -> None:
         reason = f"The file cannot be read: {error.strerror or error}."
-        self.found.append(Candidate(id, place, -1, 0.0, reason=reason))
+        self.candidates.append(Candidate(id, place, -1, 0.0, reason=reason))
 
     def snapshot(self, repository: str) -> str | None:
         """The snapshot of a hub's repository that its main branch names, else the newest; None when it has none."""

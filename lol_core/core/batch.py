@@ -36,10 +36,10 @@ class WeightSpec:
         """((n, m), indices of the modules of that shape), in order of first appearance. Kronecker products of other
         factor shapes are groups of their own, even where n and m agree.
         """
-        found: dict[tuple[Any, ...], list[int]] = {}
+        indices_of: dict[tuple[Any, ...], list[int]] = {}
         for i, module in enumerate(self.modules):
-            found.setdefault((module.n, module.m, module.factor_shapes), []).append(i)
-        return tuple(((n, m), tuple(indices)) for (n, m, _), indices in found.items())
+            indices_of.setdefault((module.n, module.m, module.factor_shapes), []).append(i)
+        return tuple(((n, m), tuple(indices)) for (n, m, _), indices in indices_of.items())
 
     @property
     def magnitudes(self) -> int:
@@ -61,11 +61,11 @@ class WeightSpec:
         """Why a LoRA cannot be read under this specification: one sentence for each kind of problem, none when it fits.
         Its header suffices.
         """
-        found = {module.name: module for module in member.headers}
+        theirs = {module.name: module for module in member.headers}
         problems = []
-        if missing := [module.name for module in self.modules if module.name not in found]:
+        if missing := [module.name for module in self.modules if module.name not in theirs]:
             problems.append(f"{len(missing)} of {len(self.modules)} modules are missing, first {missing[0]}.")
-        reasons = (module.misfit(found[module.name]) for module in self.modules if module.name in found)
+        reasons = (module.misfit(theirs[module.name]) for module in self.modules if module.name in theirs)
         if reason := next((reason for reason in reasons if reason), None):
             problems.append(reason)
         return problems

@@ -23,7 +23,6 @@ class Group(ABC):
     conditioned: ClassVar[bool]
     """Whether its elements have condition numbers above 1, so that `condition` counts."""
 
-    @abstractmethod
     def sample(
         self,
         r: int,
@@ -37,6 +36,13 @@ class Group(ABC):
 
         Raises ValueError for a condition number below 1.
         """
+        if condition < 1:
+            raise ValueError(f"A condition number is at least 1; found {condition}.")
+        return self._draw((*count, r), 0.5 * torch.log(torch.tensor(condition, dtype=dtype)), generator)
+
+    @abstractmethod
+    def _draw(self, shape: tuple[int, ...], half: Tensor, random: torch.Generator | None) -> Tensor:
+        """Random elements, (*shape, r) for a shape that ends in r, in the dtype of half: ½ ln κ."""
 
     @abstractmethod
     def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
@@ -45,6 +51,10 @@ class Group(ABC):
     @abstractmethod
     def includes(self, other: Group) -> bool:
         """Whether `other` is a subgroup: what is invariant under this group is so under `other`."""
+
+    @abstractmethod
+    def dimension(self, r: int) -> int:
+        """The dimension of the group of that rank as a manifold."""
 
     def __repr__(self) -> str:
         return self.title
@@ -56,12 +66,6 @@ class Group(ABC):
         return hash(type(self))
 
 
-def _log_condition(condition: float, dtype: torch.dtype) -> Tensor:
-    if condition < 1:
-        raise ValueError(f"A condition number is at least 1; found {condition}.")
-    return torch.log(torch.tensor(condition, dtype=dtype))
-
-
 def _finite(R: Tensor) -> bool:
     return R.ndim >= 2 and R.shape[-1] == R.shape[-2] and bool(torch.isfinite(R).all())
 
@@ -71,16 +75,8 @@ class Orthogonal(Group):
 
     key, title, conditioned = "o", "O(r)", False
 
-    def sample(
-        self,
-        r: int,
-        *,
-        condition: float = 10.0,
-        count: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> Tensor:
-        Q, R = torch.linalg.qr(torch.randn(*count, r, r, generator=generator, dtype=dtype))
+    def _draw(self, shape: tuple[int, ...], half: Tensor, random: torch.Generator | None) -> Tensor:
+        Q, R = torch.linalg.qr(torch.randn(*shape, shape[-1], generator=random, dtype=half.dtype))
         return Q * torch.diagonal(R, dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
     def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
@@ -88,6 +84,9 @@ class Orthogonal(Group):
 
     def includes(self, other: Group) -> bool:
         return other in (O, PERMUTATION)
+
+    def dimension(self, r: int) -> int:
+        return r * (r - 1) // 2
 
 
 class GeneralLinear(Group):
@@ -98,20 +97,11 @@ class GeneralLinear(Group):
 
     key, title, conditioned = "gl", "GL(r)", True
 
-    def sample(
-        self,
-        r: int,
-        *,
-        condition: float = 10.0,
-        count: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> Tensor:
-        half = 0.5 * _log_condition(condition, dtype)
-        left, right = (O.sample(r, count=count, generator=generator, dtype=dtype) for _ in range(2))
-        if r == 1:
-            return left * torch.exp(half * (2 * torch.rand(*count, 1, 1, generator=generator, dtype=dtype) - 1))
-        values = torch.exp(torch.linspace(1, -1, r, dtype=dtype) * half)
+    def _draw(self, shape: tuple[int, ...], half: Tensor, random: torch.Generator | None) -> Tensor:
+        left, right = (O._draw(shape, half, random) for _ in range(2))
+        if shape[-1] == 1:
+            return left * torch.exp(half * (2 * torch.rand(*shape, 1, generator=random, dtype=half.dtype) - 1))
+        values = torch.exp(torch.linspace(1, -1, shape[-1], dtype=half.dtype) * half)
         return left * values @ right.mT
 
     def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
@@ -120,23 +110,17 @@ class GeneralLinear(Group):
     def includes(self, other: Group) -> bool:
         return True
 
+    def dimension(self, r: int) -> int:
+        return r * r
+
 
 class Permutation(Group):
     """Permutation matrices, uniform."""
 
     key, title, conditioned = "permutation", "permutations", False
 
-    def sample(
-        self,
-        r: int,
-        *,
-        condition: float = 10.0,
-        count: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> Tensor:
-        order = torch.rand(*count, r, generator=generator).argsort(-1)
-        return torch.eye(r, dtype=dtype)[order]
+    def _draw(self, shape: tuple[int, ...], half: Tensor, random: torch.Generator | None) -> Tensor:
+        return torch.eye(shape[-1], dtype=half.dtype)[torch.rand(*shape, generator=random).argsort(-1)]
 
     def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
         if not O.contains(R, tolerance):
@@ -146,6 +130,9 @@ class Permutation(Group):
     def includes(self, other: Group) -> bool:
         return other == PERMUTATION
 
+    def dimension(self, r: int) -> int:
+        return 0
+
 
 class Scaling(Group):
     """Invertible diagonal matrices, with random signs; their sizes are those of the singular values of GL, in random
@@ -154,23 +141,14 @@ class Scaling(Group):
 
     key, title, conditioned = "scaling", "scalings", True
 
-    def sample(
-        self,
-        r: int,
-        *,
-        condition: float = 10.0,
-        count: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> Tensor:
-        half = 0.5 * _log_condition(condition, dtype)
-        signs = torch.randint(0, 2, (*count, r), generator=generator).to(dtype) * 2 - 1
-        if r > 1:
-            exponents = torch.linspace(1, -1, r, dtype=dtype)
+    def _draw(self, shape: tuple[int, ...], half: Tensor, random: torch.Generator | None) -> Tensor:
+        signs = torch.randint(0, 2, shape, generator=random).to(half.dtype) * 2 - 1
+        if shape[-1] > 1:
+            exponents = torch.linspace(1, -1, shape[-1], dtype=half.dtype)
         else:
-            exponents = 2 * torch.rand(*count, 1, generator=generator, dtype=dtype) - 1
-        order = torch.rand(*count, r, generator=generator).argsort(-1)
-        return torch.diag_embed(signs * torch.exp(exponents * half).expand(*count, r).gather(-1, order))
+            exponents = 2 * torch.rand(shape, generator=random, dtype=half.dtype) - 1
+        order = torch.rand(shape, generator=random).argsort(-1)
+        return torch.diag_embed(signs * torch.exp(exponents * half).expand(shape).gather(-1, order))
 
     def contains(self, R: Tensor, tolerance: float = 1e-6) -> bool:
         off = R - torch.diag_embed(torch.diagonal(R, dim1=-2, dim2=-1))
@@ -178,6 +156,9 @@ class Scaling(Group):
 
     def includes(self, other: Group) -> bool:
         return other == SCALING
+
+    def dimension(self, r: int) -> int:
+        return r
 
 
 GL, O, PERMUTATION, SCALING = GeneralLinear(), Orthogonal(), Permutation(), Scaling()  # noqa: E741 (the group's name)
@@ -206,7 +187,7 @@ class Product:
     @property
     def dimension(self) -> int:
         """The dimension of the group as a manifold."""
-        return sum(_DIMENSIONS[group](r) for group, r in self.factors)
+        return sum(group.dimension(r) for group, r in self.factors)
 
     def sample(
         self,
@@ -228,14 +209,6 @@ class Product:
 
     def __str__(self) -> str:
         return self.title
-
-
-_DIMENSIONS = {
-    GL: lambda r: r * r,
-    O: lambda r: r * (r - 1) // 2,
-    PERMUTATION: lambda r: 0,
-    SCALING: lambda r: r,
-}
 
 
 def _sized(group: Group, r: int) -> str:

@@ -61,8 +61,8 @@ class ModuleHeader:
         if (own.n, own.m) != (self.n, self.m):
             return f"{self.name} is {own.n} × {own.m}; expected {self.n} × {self.m}: another base model."
         if self.kind is not None and own.factor_shapes != self.factor_shapes:
-            found, expected = (_stored(module) for module in (own, self))
-            return f"{self.name} is stored as {found}; expected {expected}."
+            actual, expected = (_stored(module) for module in (own, self))
+            return f"{self.name} is stored as {actual}; expected {expected}."
         if own.magnitude != self.magnitude or (self.kind is not None and own.magnitude_axis != self.magnitude_axis):
             how = "has another" if own.magnitude and self.magnitude else "has a" if own.magnitude else "lacks a"
             return f"{self.name} {how} DoRA magnitude, unlike the LoRAs the model knows."

@@ -196,14 +196,14 @@ def carried(stages: Callable[[Batch], Sequence[Stage]], batch: Batch, R: tuple[T
     in the same order.
     """
     stacked = torch.cat(R, 1)
-    found = []
+    steps = []
     for before, after in zip(stages(batch), stages(act(R, batch)), strict=True):
         expected = Stage(before.name, *act_on(stacked, before.U, before.V))
         one, two, three = (torch.cat([stage.U.flatten(), stage.V.flatten()]) for stage in (before, after, expected))
         product = relative_change(after.U @ after.V.mT, before.U @ before.V.mT)
-        found.append(
+        steps.append(
             Carried(
                 before.name, relative_change(two, one), relative_change(two, three), product, before, after, expected
             )
         )
-    return found
+    return steps

@@ -31,15 +31,16 @@ VARIANTS: tuple[str | Variant, ...] = ("tucker", *map(without, Part))
 
 
 def run(context: Context) -> Result:
-    asked = {column: context.trials(ASKED[column][0], VARIANTS) for column in COLUMNS[: 1 if context.small else None]}
+    columns = COLUMNS[: 1 if context.small else None]
+    trials_of = {column: context.trials(ASKED[column][0], VARIANTS) for column in columns}
     table = pd.concat(
-        [cells(column, summary(trials, ASKED[column][1])) for column, trials in asked.items()], ignore_index=True
+        [cells(column, summary(trials, ASKED[column][1])) for column, trials in trials_of.items()], ignore_index=True
     )
     findings = []
     for part, said in MEANT.items():
         gaps = {
             column: differences(trials, ASKED[column][1], "tucker", without(part).name)
-            for column, trials in asked.items()
+            for column, trials in trials_of.items()
         }
         best = max(gaps, key=lambda column: gaps[column][0] / max(gaps[column][1], 1e-9))
         findings.append(
@@ -65,5 +66,5 @@ def run(context: Context) -> Result:
         findings,
         notes,
         chart(table, COLUMNS[0]),
-        settings(list(asked.values()), context.budget),
+        settings(list(trials_of.values()), context.budget),
     )

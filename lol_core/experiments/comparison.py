@@ -42,11 +42,11 @@ def intervals(trials: Trials, score: str) -> pd.DataFrame:
     """As `summary`, with half the width of the 95 % interval of the mean over seeds (Student's t) as its spread; none
     for shuffled labels.
     """
-    found = summary(trials, score)
+    means = summary(trials, score)
     seeds = trials.table().groupby("model")["seed"].nunique()
-    counts = seeds.rename(index=title_of).reindex(found.index).to_numpy(float)
-    found["std"] *= student.ppf(0.975, counts - 1) / np.sqrt(counts)
-    return found
+    counts = seeds.rename(index=title_of).reindex(means.index).to_numpy(float)
+    means["std"] *= student.ppf(0.975, counts - 1) / np.sqrt(counts)
+    return means
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
@@ -64,10 +64,10 @@ def title_of(name: str, trials: Trials | None = None) -> str:
     return name if name == KERNEL else f"control: {name}"
 
 
-def cells(column: str, found: pd.DataFrame, papers: Papers | None = None) -> pd.DataFrame:
+def cells(column: str, means: pd.DataFrame, papers: Papers | None = None) -> pd.DataFrame:
     """One column of a table, beside the paper's."""
-    told = {COMPARED[name].title: values for name, values in (papers or {}).items()}
-    rows = [(row, column, mean, std, *told.get(row, (np.nan, np.nan))) for row, mean, std in found.itertuples()]
+    published = {COMPARED[name].title: values for name, values in (papers or {}).items()}
+    rows = [(row, column, mean, std, *published.get(row, (np.nan, np.nan))) for row, mean, std in means.itertuples()]
     return pd.DataFrame(rows, columns=["row", "column", "mean", "std", "paper", "paper_std"])
 
 

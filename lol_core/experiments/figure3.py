@@ -42,25 +42,25 @@ def run(context: Context) -> Result:
         kept.add(seed=seed, rankings=rankings(ours, seed))
     scores = ours.zoo.labels["clip_score"]
     lines = [line for line in kept.lines() if line["seed"] < context.budget.seeds]
-    found = pd.concat([ends(line["rankings"], scores).assign(seed=line["seed"]) for line in lines])
+    table = pd.concat([ends(line["rankings"], scores).assign(seed=line["seed"]) for line in lines])
     parts = []
     for column in ("highest", "lowest", "difference"):
-        by_row = found.groupby("row", sort=False)[column]
+        by_row = table.groupby("row", sort=False)[column]
         parts.append(cells(NAMES[column], pd.DataFrame({"mean": by_row.mean(), "std": by_row.std(ddof=1)})))
     best = lines[0]["rankings"][GL_NET]
     names = list(best)
     columns = [*names[:SHOWN], None, *names[-SHOWN:]]
     picture = draw(context, ours, columns, best)
-    gap = found[found["row"] == GL_NET].set_index("seed")["difference"]
-    over = gap - found[found["row"] == NORMS].set_index("seed")["difference"]
-    ends_said = found[found["row"] == GL_NET][["highest", "lowest"]].mean()
+    gap = table[table["row"] == GL_NET].set_index("seed")["difference"]
+    over = gap - table[table["row"] == NORMS].set_index("seed")["difference"]
+    mean_ends = table[table["row"] == GL_NET][["highest", "lowest"]].mean()
     findings = [
         Finding(
             "LoRAs that GL-net predicts a high CLIP score for draw what was asked; those it predicts a low one for do"
             " not.",
             verdict(*mean_and_error(gap)),
-            f"the {ENDS} held-out LoRAs it ranks highest were measured at {ends_said['highest']:.3f}, the {ENDS} lowest"
-            f" at {ends_said['lowest']:.3f} (difference {gap.mean():+.3f}, standard error"
+            f"the {ENDS} held-out LoRAs it ranks highest were measured at {mean_ends['highest']:.3f}, the {ENDS} lowest"
+            f" at {mean_ends['lowest']:.3f} (difference {gap.mean():+.3f}, standard error"
             f" {mean_and_error(gap)[1]:.3f}).",
         ),
         Finding(
@@ -104,17 +104,17 @@ def rankings(trials: Trials, seed: int) -> dict[str, dict[str, float]]:
     fit = trials.refit("gl_net", seed)
     split, labels = fit.split, trials.zoo.labels
     known, test = split["train"] + split["validation"], split["test"]
-    found = {GL_NET: fit.task.decode(fit.outputs(test))}
+    predicted = {GL_NET: fit.task.decode(fit.outputs(test))}
     norms = {"norms only": control_features(trials.zoo, fit.factors, known + test)["norms only"]}
-    found[NORMS] = control_predictions(fit.task, labels.loc[known + test], known, test, norms, seed)["norms only"]
+    predicted[NORMS] = control_predictions(fit.task, labels.loc[known + test], known, test, norms, seed)["norms only"]
     places = np.arange(len(known) + len(test))
-    train, validation, asked = np.split(places, [len(split["train"]), len(known)])
+    train, validation, test_places = np.split(places, [len(split["train"]), len(known)])
     y = fit.task.encode(labels.loc[known + test]).double().numpy()
-    values, _ = kernel_ridge(kernels(fit.factors.batch(known + test)), train, validation, asked, y)
-    found[KERNEL] = fit.task.decode(torch.from_numpy(values))
+    values, _ = kernel_ridge(kernels(fit.factors.batch(known + test)), train, validation, test_places, y)
+    predicted[KERNEL] = fit.task.decode(torch.from_numpy(values))
     return {
         name: dict(sorted(zip(test, values[:, 0].tolist(), strict=True), key=lambda pair: pair[1], reverse=True))
-        for name, values in found.items()
+        for name, values in predicted.items()
     }
 
 

@@ -55,12 +55,12 @@ def run(context: Context) -> Result:
             context.reporter.check("What was measured is kept; the same command goes on.")
             words = f"{name}{' on shuffled labels' if shuffled else ''}, seed {seed}: asked about every rank"
             context.reporter.show(words, seed / context.budget.seeds)
-            found = (
+            scores = (
                 controls(ours, zoos, seed)
                 if name == "controls"
-                else {name: asked(ours.refit(name, seed, shuffled), zoos)}
+                else {name: scores_of(ours.refit(name, seed, shuffled), zoos)}
             )
-            kept.add(name=name, seed=seed, shuffled=shuffled, scores=found)
+            kept.add(name=name, seed=seed, shuffled=shuffled, scores=scores)
     rows = [
         {"model": "shuffled labels" if line["shuffled"] else name, "seed": line["seed"], "rank": int(rank)} | scores
         for line in kept.lines()
@@ -146,14 +146,14 @@ def batch_of(zoo: Zoo, fit: Fit) -> Batch:
 
 
 @torch.no_grad()
-def asked(fit: Fit, zoos: dict[int, Zoo]) -> dict[int, Scores]:
+def scores_of(fit: Fit, zoos: dict[int, Zoo]) -> dict[int, Scores]:
     """Rank → scores of a fitted model."""
     fit.model.eval()
-    found = {}
+    measured = {}
     for rank, zoo in zoos.items():
         outputs = fit.model(batch_of(zoo, fit).to(fit.device)).float().cpu()
-        found[rank] = dict(fit.task.score(zoo.labels, fit.task.decode(outputs)))
-    return found
+        measured[rank] = dict(fit.task.score(zoo.labels, fit.task.decode(outputs)))
+    return measured
 
 
 def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[int, Scores]]:
@@ -165,7 +165,7 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
     own = fit.factors.batch(known)
     y = fit.task.numbers(fit.task.encode(faces.labels.loc[known]))
     train, validation = np.arange(len(fit.split["train"])), np.arange(len(fit.split["train"]), len(known))
-    found: dict[str, dict[int, Scores]] = {}
+    measured: dict[str, dict[int, Scores]] = {}
     for rank, zoo in zoos.items():
         batch = batch_of(zoo, fit)
         ids = [*known, *(f"held out {id}" for id in zoo.ids)]
@@ -183,8 +183,8 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
         values, _ = kernel_ridge(products, train, validation, np.arange(len(known), len(ids)), y)
         predicted[KERNEL] = fit.task.from_numbers(values)
         for name, p in predicted.items():
-            found.setdefault(name, {})[rank] = dict(fit.task.score(zoo.labels, p))
-    return found
+            measured.setdefault(name, {})[rank] = dict(fit.task.score(zoo.labels, p))
+    return measured
 
 
 def drawn(measured: pd.DataFrame) -> go.Figure:
@@ -214,13 +214,13 @@ def findings(measured: pd.DataFrame) -> list[Finding]:
     both = {name: fall(name, unseen).mean() for name in ("dense", "gl_net")}
     first = {name: fall(name, [1]) for name in ("dense", "gl_net")}
     worse = rise("svd") - rise("gl_net")
-    said = {name: FIVE[name].title for name in ANY_RANK}
+    titles = {name: FIVE[name].title for name in ANY_RANK}
     return [
         Finding(
             "MLP + Dense and GL-net generalise to ranks they have not seen.",
             "holds" if max(both.values()) <= LOSS_OF_ACCURACY else "does not hold",
             "; ".join(
-                f"{said[name]}: accuracy {accuracy[KNOWN][name].mean():.3f} at rank {KNOWN}, less {value:+.3f} at"
+                f"{titles[name]}: accuracy {accuracy[KNOWN][name].mean():.3f} at rank {KNOWN}, less {value:+.3f} at"
                 f" the worst of ranks {', '.join(map(str, unseen))}"
                 for name, value in both.items()
             )
@@ -229,7 +229,7 @@ def findings(measured: pd.DataFrame) -> list[Finding]:
         Finding(
             "They do less well at rank 1.",
             weakest(verdict(*mean_and_error(gap)) for gap in first.values()),
-            "; ".join(f"{said[name]}: {-gap.mean():+.3f} at rank 1" for name, gap in first.items()) + ".",
+            "; ".join(f"{titles[name]}: {-gap.mean():+.3f} at rank 1" for name, gap in first.items()) + ".",
         ),
         Finding(
             "MLP + SVD does not generalise as well.",

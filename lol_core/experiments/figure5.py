@@ -46,7 +46,7 @@ def shape(size: str) -> Shape:
 def run(context: Context) -> Result:
     device = find_device("auto")
     sizes = list(FAMILY)[:2] if context.small else list(FAMILY)
-    found, refused = {}, []
+    times_of, refused = {}, []
     for i, size in enumerate(sizes):
         for model in FIVE:
             context.reporter.check("Times are only comparable within one run, so the same command begins it anew.")
@@ -59,13 +59,13 @@ def run(context: Context) -> Result:
                     f" {MEMORY_SHARE * free / 1e9:,.0f} GB)"
                 )
                 continue
-            found[model, size] = time_model(model, shape(size), batch, device, 0.01 if context.small else 0.3)
+            times_of[model, size] = time_model(model, shape(size), batch, device, 0.01 if context.small else 0.3)
     gpu = device.type == "cuda"
-    unit = 1.0 if gpu else found[UNIT].forward * PASSED
+    unit = 1.0 if gpu else times_of[UNIT].forward * PASSED
     seconds = pd.DataFrame(
         [
             (model, size, half, getattr(times, name) * count / unit, times.batch)
-            for (model, size), times in found.items()
+            for (model, size), times in times_of.items()
             for half, name, count in halves_of()
         ],
         columns=["model", "size", "half", "time", "batch"],
@@ -123,7 +123,7 @@ def run(context: Context) -> Result:
         "refused": refused,
         "environment": environment(),
     }
-    each = {(model, size): times.preprocess for (model, size), times in found.items()}
+    each = {(model, size): times.preprocess for (model, size), times in times_of.items()}
     return Result("figure5", TITLE, table, findings(seconds, sizes, refused, max(each.values())), notes, figure, about)
 
 

@@ -21,16 +21,16 @@ def kernels(batch: Batch, others: Batch | None = None) -> dict[str, np.ndarray]:
     from lol_core.insight.embedding import gram
 
     unit = directions(batch)
-    found = {"updates": gram(batch), "directions": gram(unit)}
+    matrices = {"updates": gram(batch), "directions": gram(unit)}
     below = (
         {}
         if others is None
         else {"updates": gram(others, others=batch), "directions": gram(directions(others), others=unit)}
     )
-    sizes = {name: np.diag(matrix).mean() for name, matrix in found.items()}
+    sizes = {name: np.diag(matrix).mean() for name, matrix in matrices.items()}
     return {
         name: np.concatenate([matrix, *([below[name]] if below else [])]) / sizes[name]
-        for name, matrix in found.items()
+        for name, matrix in matrices.items()
     }
 
 
@@ -46,11 +46,12 @@ def directions(batch: Batch) -> Batch:
 
 
 def kernel_ridge(
-    products: dict[str, np.ndarray], known: np.ndarray, validation: np.ndarray, asked: np.ndarray, y: np.ndarray
+    products: dict[str, np.ndarray], known: np.ndarray, validation: np.ndarray, unknown: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, dict[str, float | str]]:
     """Ridge on the kernel and α with the lowest squared error on validation LoRAs, fitted to the `known`.
 
-    known, validation, asked: positions; y: (B, k) numbers (or 0/1). Returns predictions (asked, k) and what was chosen.
+    known, validation, unknown: positions; y: (B, k) numbers (or 0/1). Returns predictions (unknown, k) and what was
+    chosen.
     """
     from sklearn.kernel_ridge import KernelRidge  # takes a second to import
 
@@ -63,4 +64,4 @@ def kernel_ridge(
             best = min(best, (error, name, alpha))
     _, name, alpha = best
     ridge = KernelRidge(alpha=alpha, kernel="precomputed").fit(products[name][np.ix_(known, known)], y[known] - mean)
-    return ridge.predict(products[name][np.ix_(asked, known)]) + mean, {"kernel": name, "alpha": alpha}
+    return ridge.predict(products[name][np.ix_(unknown, known)]) + mean, {"kernel": name, "alpha": alpha}

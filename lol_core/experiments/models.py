@@ -40,15 +40,15 @@ SEEN, UNSEEN = 3, 5
 
 
 def run(context: Context) -> Result:
-    parts, findings, asked = [], [], []
+    parts, findings, trials = [], [], []
     budget = context.budget if context.small else replace(context.budget, seeds=max(SEEDS, context.budget.seeds))
     for column, (question, score) in list(ASKED.items())[: 2 if context.small else None]:
         ours = context.trials(question, ORDER, budget.seeds)
-        asked.append(ours)
+        trials.append(ours)
         parts.append(cells(column, intervals(ours, score)))
         findings.append(beats(ours, unseen(context, question, score), column, score))
-    attributes = asked[1].table()
-    sizes = {line["model"]: float(line["parameters"]) for line in asked[1].chosen() if "parameters" in line}
+    attributes = trials[1].table()
+    sizes = {line["model"]: float(line["parameters"]) for line in trials[1].chosen() if "parameters" in line}
     parts.append(
         cells(
             "parameters (attributes), thousands",
@@ -56,7 +56,7 @@ def run(context: Context) -> Result:
         )
     )
     took = times(context)
-    findings.append(frugal(asked, took))
+    findings.append(frugal(trials, took))
     for half, values in took.items():
         parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, attributes)))
     notes = [
@@ -81,7 +81,7 @@ def run(context: Context) -> Result:
     ]
     table = pd.concat(parts, ignore_index=True)
     return Result(
-        "models", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(asked, budget)
+        "models", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(trials, budget)
     )
 
 
@@ -100,8 +100,8 @@ def beats(trials: Trials, judged: pd.DataFrame, column: str, score: str) -> Find
     gap, error = mean_and_error(gaps)
     (ours, half), (theirs, other_half) = interval(judged["tucker"]), interval(judged["gl_net"])
     apart = abs(ours - theirs) > half + other_half
-    found = intervals(trials, score)
-    means = found["mean"]
+    measured = intervals(trials, score)
+    means = measured["mean"]
     others = means[[model.title for name, model in COMPARED.items() if name in trials.variants and name != "tucker"]]
     return Finding(
         f"TuckerNet is above GL-net: {column}.",
@@ -114,10 +114,10 @@ def beats(trials: Trials, judged: pd.DataFrame, column: str, score: str) -> Find
     )
 
 
-def frugal(asked: list[Trials], took: dict[str, dict[str, float]]) -> Finding:
+def frugal(trials: list[Trials], took: dict[str, dict[str, float]]) -> Finding:
     """Whether TuckerNet has no more parameters than GL-net on any question, and at most twice its forward time."""
     sizes = pd.DataFrame(
-        [(line["model"], t.question.name, line.get("parameters")) for t in asked for line in t.chosen()],
+        [(line["model"], t.question.name, line.get("parameters")) for t in trials for line in t.chosen()],
         columns=["model", "question", "size"],
     )
     table = (
@@ -137,20 +137,21 @@ def frugal(asked: list[Trials], took: dict[str, dict[str, float]]) -> Finding:
 
 def constants(values: dict[str, float], rows: pd.DataFrame) -> pd.DataFrame:
     """Numbers without a spread, by the models' titles, for those in `rows`."""
-    found = {COMPARED[name].title: (value, np.nan) for name, value in values.items() if name in set(rows["model"])}
-    return pd.DataFrame.from_dict(found, orient="index", columns=["mean", "std"])
+    measured = {COMPARED[name].title: (value, np.nan) for name, value in values.items() if name in set(rows["model"])}
+    return pd.DataFrame.from_dict(measured, orient="index", columns=["mean", "std"])
 
 
 def times(context: Context) -> dict[str, dict[str, float]]:
     """ "preprocess" and "forward" → model → time for one LoRA in units of GL-net's forward pass. DSiRe's search depends
     on how many LoRAs it knows.
     """
-    device, found = find_device("cpu"), {}
+    device, measured = find_device("cpu"), {}
     for name in COMPARED:
         if not COMPARED[name].memorizes:
             context.reporter.show(f"Timing {COMPARED[name].title}", 1.0)
-            found[name] = time_model(name, TIMED, 2 if context.small else 16, device, 0.01 if context.small else 0.5)
-    unit = found["gl_net"].forward
+            measured[name] = time_model(name, TIMED, 2 if context.small else 16, device, 0.01 if context.small else 0.5)
+    unit = measured["gl_net"].forward
     return {
-        half: {name: getattr(time, half) / unit for name, time in found.items()} for half in ("preprocess", "forward")
+        half: {name: getattr(time, half) / unit for name, time in measured.items()}
+        for half in ("preprocess", "forward")
     }

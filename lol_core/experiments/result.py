@@ -121,7 +121,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def said(mean: float, std: float, digits: int = 3) -> str:
+def with_spread(mean: float, std: float, digits: int = 3) -> str:
     """ "0.123 ± 0.004"; "2e-07" for what would round to zero; a dash for what is not defined."""
 
     def number(value: float) -> str:
@@ -136,16 +136,16 @@ def wide(cells: pd.DataFrame) -> pd.DataFrame:
     """
     table = pd.DataFrame(index=pd.Index(cells["row"].unique(), name=""))
     for column, part in cells.groupby("column", sort=False):
-        found = part.set_index("row")
+        rows = part.set_index("row")
         table[column] = (
-            [said(mean, std) for mean, std in zip(found["mean"], found["std"], strict=True)]
-            if len(found) == len(table)
-            else pd.Series({row: said(cell["mean"], cell["std"]) for row, cell in found.iterrows()})
+            [with_spread(mean, std) for mean, std in zip(rows["mean"], rows["std"], strict=True)]
+            if len(rows) == len(table)
+            else pd.Series({row: with_spread(cell["mean"], cell["std"]) for row, cell in rows.iterrows()})
             .reindex(table.index)
             .fillna("")
         )
-        if found["paper"].notna().any():
-            papers = {row: said(cell["paper"], cell["paper_std"]) for row, cell in found.iterrows()}
+        if rows["paper"].notna().any():
+            papers = {row: with_spread(cell["paper"], cell["paper_std"]) for row, cell in rows.iterrows()}
             table[f"{column} (paper)"] = pd.Series(papers).reindex(table.index).fillna("–")
     return table
 

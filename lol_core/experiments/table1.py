@@ -54,17 +54,17 @@ def run(context: Context) -> Result:
     for i, model in enumerate(FIVE):
         context.reporter.check("Table 1 is measured in one go; the same command begins it anew.")
         context.reporter.show(f"{FIVE[model].title}: invariance and time", i / len(FIVE))
-        found = pd.DataFrame([movements(model, batch, seed) for seed in range(budget.seeds)])
+        measured = pd.DataFrame([movements(model, batch, seed) for seed in range(budget.seeds)])
         title = FIVE[model].title
         parts += [
             (
                 title,
                 f"moved by: {column}",
-                found[column].mean(),
-                found[column].std(ddof=1) if len(found) > 1 else np.nan,
+                measured[column].mean(),
+                measured[column].std(ddof=1) if len(measured) > 1 else np.nan,
                 np.nan,
             )
-            for column in found
+            for column in measured
         ]
         slopes = exponents(model, small=context.small)
         for half, stated in (("preprocess", PREPROCESS), ("forward", FORWARD)):
@@ -122,11 +122,11 @@ def movements(model: str, batch: Batch, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         built = make_model(model, batch.spec, 1).double().eval()
     built.prepare(batch, torch.Generator().manual_seed(seed))
-    found = {}
+    measured = {}
     with torch.no_grad():
         for name, (group, dtype) in ERRORS.items():
             own = built.to(dtype)
-            found[name] = invariance_error(
+            measured[name] = invariance_error(
                 own.embed,
                 batch.to(dtype=dtype),
                 group,
@@ -135,21 +135,21 @@ def movements(model: str, batch: Batch, seed: int) -> dict[str, float]:
             )
         built = built.double()
         negative = Batch(batch.spec, tuple(-U for U in batch.U), batch.V, batch.ranks)
-        found[SIGN] = relative_change(built.embed(negative), built.embed(batch))
-    return found
+        measured[SIGN] = relative_change(built.embed(negative), built.embed(batch))
+    return measured
 
 
 def exponents(model: str, small: bool = False) -> dict[tuple[str, str], float]:
     """(half, variable) → slope of log time against log size."""
-    found: dict[tuple[str, str], float] = {}
+    measured: dict[tuple[str, str], float] = {}
     device = find_device("cpu")
     for variable, shapes in SWEEPS.items():
         kept = shapes[:2] if small else shapes
         times = [time_model(model, shape, 2 if small else 4, device, 0.01 if small else 0.3) for shape in kept]
         sizes = np.log([float(getattr(shape, variable)) for shape in kept])
         for half in ("preprocess", "forward"):
-            found[half, variable] = float(np.polyfit(sizes, np.log([getattr(time, half) for time in times]), 1)[0])
-    return found
+            measured[half, variable] = float(np.polyfit(sizes, np.log([getattr(time, half) for time in times]), 1)[0])
+    return measured
 
 
 def findings(shown: pd.DataFrame) -> list[Finding]:

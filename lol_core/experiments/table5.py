@@ -69,13 +69,13 @@ def run(context: Context) -> Result:
         ignore_index=True,
     )
     findings = []
-    for said, trial in (("the validation loss", loss), ("the accuracy", accuracy)):
+    for measure, trial in (("the validation loss", loss), ("the accuracy", accuracy)):
         means = summary(trial, "r2")["mean"]
         good = [FIVE[name].title for name in FIVE if means[FIVE[name].title] >= 0.98]
         gap, error = differences(trial, "r2", best_rival(trial, "r2", list(FIVE)), "norms only")
         findings.append(
             Finding(
-                f"Several models predict {said} almost perfectly (R² of .98 and more).",
+                f"Several models predict {measure} almost perfectly (R² of .98 and more).",
                 "holds" if len(good) > 1 else "does not hold",
                 f"{', '.join(good) or 'none'} reach .98; norms alone {means['control: norms only']:.3f}, the best model"
                 f" {gap:+.3f} ± {error:.3f} above them.",
@@ -84,7 +84,7 @@ def run(context: Context) -> Result:
         poor = min(FIVE, key=lambda name: means[FIVE[name].title])
         findings.append(
             Finding(
-                f"A plain MLP predicts {said} hardly at all.",
+                f"A plain MLP predicts {measure} hardly at all.",
                 "holds" if poor == "mlp" and means["MLP"] < 0.3 else "does not hold",
                 f"R² {means['MLP']:.3f}.",
             )

@@ -321,10 +321,10 @@ class Trials:
         split = fit.split
         assert self._factors is not None
         ids = [id for part in split.values() for id in part]
-        found = control_scores(
+        scores_of = control_scores(
             fit.task, self.zoo.labels.loc[ids], split, control_features(self.zoo, self._factors, ids), seed
         )
-        lines = [_line(name, seed, dict(scores)) for name, scores in found.items()]
+        lines = [_line(name, seed, dict(scores)) for name, scores in scores_of.items()]
         everyone = list(self._factors.place)
         if self._kernels is None:
             self._kernels = kernels(self._factors.batch(everyone))
@@ -409,7 +409,7 @@ class Context:
         budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
         key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
         if key not in self.answered:
-            found = Trials(question, Zoo.open(self.samples / question.zoo), budget, self.folder, models)
-            found.run(self.reporter, self.workers)
-            self.answered[key] = found
+            trials = Trials(question, Zoo.open(self.samples / question.zoo), budget, self.folder, models)
+            trials.run(self.reporter, self.workers)
+            self.answered[key] = trials
         return self.answered[key]

@@ -62,15 +62,15 @@ def read_questions(data: Path, part: str) -> list[Question]:
             raise DataMissingError(f"{path}: not found. Expected {LAYOUT}.")
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                found = json.loads(line)
-                choices = found["question"]["choices"]
-                name = re.match(r"[A-Za-z&]+", found["id"])
+                content = json.loads(line)
+                choices = content["question"]["choices"]
+                name = re.match(r"[A-Za-z&]+", content["id"])
                 questions.append(
                     Question(
                         source=name[0] if name else "other",
-                        stem=found["question"]["stem"],
+                        stem=content["question"]["stem"],
                         choices=tuple(choice["text"] for choice in choices),
-                        answer=[choice["label"] for choice in choices].index(found["answerKey"]),
+                        answer=[choice["label"] for choice in choices].index(content["answerKey"]),
                     )
                 )
             except (ValueError, KeyError, TypeError) as error:

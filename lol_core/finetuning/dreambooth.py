@@ -97,14 +97,14 @@ def adapted(unet: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers whose names end in one of the targets, in the model's order. Raises TaskError when there is
     none.
     """
-    found = {
+    layers = {
         name: module
         for name, module in unet.named_modules()
         if isinstance(module, nn.Linear) and name.endswith(tuple("." + t for t in targets))
     }
-    if not found:
+    if not layers:
         raise TaskError(f"No linear layer of the base model ends in {', '.join(targets)}.")
-    return found
+    return layers
 
 
 def _pixels(path: Path, resolution: int) -> Tensor:

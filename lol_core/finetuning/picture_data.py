@@ -14,7 +14,8 @@ import numpy as np
 
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
-from lol_core.finetuning.pictures import ATTRIBUTES, CLASSES, Drawings, Look, Person, one_thing, portrait
+from lol_core.finetuning.people import ATTRIBUTES, Look, Person, portrait
+from lol_core.finetuning.pictures import CLASSES, Drawings, one_thing
 
 PICTURES_PER_PERSON = 21
 PICTURES_PER_DESIGN = 6

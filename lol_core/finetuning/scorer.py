@@ -145,7 +145,7 @@ def retrieval(
     Chance is 1/candidates.
     """
     candidates = min(candidates, len(set(captions)))
-    shown, said = scorer.embed_images(images), scorer.embed_texts(captions)
+    pictures, texts = scorer.embed_images(images), scorer.embed_texts(captions)
     order = np.random.default_rng(seed).permutation(len(images))
     hits: dict[str, list[float]] = {"image_to_text": [], "text_to_image": []}
     group: list[int] = []
@@ -154,7 +154,7 @@ def retrieval(
             continue
         group.append(int(i))
         if len(group) == candidates:
-            similar = shown[group] @ said[group].T
+            similar = pictures[group] @ texts[group].T
             right = torch.arange(candidates, device=similar.device)
             hits["image_to_text"].append((similar.argmax(1) == right).float().mean().item())
             hits["text_to_image"].append((similar.argmax(0) == right).float().mean().item())

@@ -44,8 +44,8 @@ class Evidence:
 
     def last(self, pattern: str) -> int:
         """The highest number that the pattern's group catches, -1 without one."""
-        found = (re.search(pattern, name) for name in self.modules)
-        return max((int(match[1]) for match in found if match and len(match[1]) < 6), default=-1)
+        matches = (re.search(pattern, name) for name in self.modules)
+        return max((int(match[1]) for match in matches if match and len(match[1]) < 6), default=-1)
 
 
 Rule = Callable[[Evidence], str | None]
@@ -177,8 +177,8 @@ def _unet(e: Evidence) -> bool:
 
 def _stable_diffusion(e: Evidence) -> str | None:
     if e.has("^_unet:"):
-        found = e.widths("^_unet:") & CROSS_ATTENTION.keys()
-        return CROSS_ATTENTION[found.pop()] if len(found) == 1 else "a Stable Diffusion UNet"
+        known = e.widths("^_unet:") & CROSS_ATTENTION.keys()
+        return CROSS_ATTENTION[known.pop()] if len(known) == 1 else "a Stable Diffusion UNet"
     if not _unet(e):
         return None
     cross = e.widths("_attn2_(to_[kv]|processor_to_[kv])_") & CROSS_ATTENTION.keys()

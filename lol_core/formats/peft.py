@@ -151,18 +151,18 @@ def _grouped_convolution(down: Tensor, up: Tensor) -> Tensor:
 
 
 def notes(config: Config) -> list[str]:
-    found = []
+    sentences = []
     start = str(config.get("init_lora_weights") or "").lower()
     if start.startswith(RESIDUAL):
-        found.append(
+        sentences.append(
             f"Trained from a {start} initialisation and not converted: the update is relative to a changed (residual)"
             " base, not to the original weights."
         )
     if config.get("alora_invocation_tokens"):
-        found.append("An activated LoRA: it acts only after its invocation tokens.")
+        sentences.append("An activated LoRA: it acts only after its invocation tokens.")
     if config.get("use_qalora"):
-        found.append("QALoRA: the input is pooled in groups, so columns of the update repeat.")
-    return found
+        sentences.append("QALoRA: the input is pooled in groups, so columns of the update repeat.")
+    return sentences
 
 
 DIALECT = Dialect(

@@ -132,23 +132,23 @@ class Scales:
         if isinstance(settings, dict) and (scale := number(settings.get("scale"))) is not None:  # mlx-lm
             return Scale(value=_finite("scale in adapter_config.json", scale))
         for source in self._sources:
-            found = source.of(name, self.complaints)
-            if found is not None:
+            known = source.of(name, self.complaints)
+            if known is not None:
                 self.sources.add(source.place)
-                if found.alpha == 0:
+                if known.alpha == 0:
                     self.complaints[f"alpha is 0 in {source.place}: it switches the update off."] = None
                 if Role.DIAGONAL in tensors and self.config.get("peft_type") == "ADALORA":
-                    return self._adalora(found)
-                return Scale(value=found.alpha) if self.alpha_is_scale else found
+                    return self._adalora(known)
+                return Scale(value=known.alpha) if self.alpha_is_scale else known
         self.unknown.append(name)
         return Scale()
 
-    def _adalora(self, found: Scale) -> Scale:
+    def _adalora(self, scale: Scale) -> Scale:
         """PEFT's AdaLoRA divides alpha by the rank it began with, and by a little more (`AdaLoraLayer`, 1e-5)."""
         first = number(self.config.get("init_r"))
-        if first is None or first < 1 or found.alpha is None:
-            return found
-        return Scale(value=(found.alpha if found.alpha > 0 else first) / (first + 1e-5))
+        if first is None or first < 1 or scale.alpha is None:
+            return scale
+        return Scale(value=(scale.alpha if scale.alpha > 0 else first) / (first + 1e-5))
 
     def notes(self, modules: int) -> list[str]:
         """What is uncertain about the scales of a LoRA of so many modules."""

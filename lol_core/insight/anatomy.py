@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from lol_core.core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum, truncate
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
-from lol_core.insight.survey import SAME
+from lol_core.insight.duplicates import SAME
 
 TINY = 1e-30
 
@@ -127,3 +128,23 @@ class Resized:
         """The module that loses most, and how much."""
         i = int(np.argmax(self.errors))
         return self.lora.names[i], self.errors[i]
+
+
+def layer_map(values: pd.Series) -> pd.DataFrame:
+    """Values of modules, by name, as a map of the base model: a row for each kind of projection, in the file's order, a
+    column for each block, in order of their names with numbers as numbers (0, 1, 2, 10).
+
+    The block is the name up to its last number that is followed by something (encoder.layer.3), the projection is
+    the rest (attention.self.key); the numbers of diffusers' to_out.0 and ff.net.2 belong to the projection.
+    """
+    parts = [re.match(r"(?:(.*(?<!net)(?<!to_out)[._]\d+)[._])?(.+)$", str(name)) for name in values.index]
+    blocks = [(part[1] or "") if part else "" for part in parts]
+    rows = [part[2] if part else str(name) for part, name in zip(parts, values.index, strict=True)]
+    table = pd.DataFrame({"row": rows, "block": blocks, "value": values.to_numpy()})
+    table = table.pivot_table("value", "row", "block", "sum", sort=False, observed=True)
+    return table[sorted(table.columns, key=lambda block: _natural(str(block)))]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts the numbers in a name as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

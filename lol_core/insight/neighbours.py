@@ -1,4 +1,6 @@
-"""Which points lie near each other, among up to millions: exact, by faiss where there are many and it is installed."""
+"""What lies near each other: points, exactly, by faiss where there are many and it is installed; and LoRAs in weight
+space.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,12 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import numpy as np
+import pandas as pd
 from sklearn.neighbors import NearestNeighbors
+
+from lol_core.collections.source import Source
+from lol_core.core.geometry import inner_product
+from lol_core.insight.survey import Survey
 
 MANY = 20_000
 """Points from which faiss, an optional extra, is quicker than scikit-learn."""
@@ -32,3 +39,32 @@ def _by_faiss(points: np.ndarray, radius: float) -> Iterator[np.ndarray]:
     for start in range(0, len(points), BLOCK):
         limits, _, places = index.range_search(points[start : start + BLOCK], radius**2)
         yield from np.split(places, limits[1:-1].astype(int))
+
+
+def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, candidates: int = 40) -> pd.DataFrame:
+    """The LoRAs whose updates are nearest to one: index ids; columns distance, ‖ΔW − ΔW′‖ / ‖ΔW‖, and cosine,
+    ascending by distance.
+
+    Sketches choose the candidates; the numbers are exact, over the modules of both (a module that only one has
+    counts as zero in the other).
+    """
+    own = surveys[id]
+    others = [
+        other
+        for other, taken in surveys.items()
+        if other != id and taken.problem is None and taken.norm > 0 and other in zoo.by_id
+    ]
+    if own.problem is not None or own.norm == 0 or not others:
+        return pd.DataFrame(columns=["distance", "cosine"])
+    gaps = np.linalg.norm(np.stack([surveys[other].sketch for other in others]) - own.sketch, axis=1)
+    lora = zoo.load(id)
+    rows = {}
+    for i in np.argsort(gaps)[:candidates]:
+        other = zoo.load(others[i])
+        product = 0.0
+        for layer in lora.layers:
+            if layer.name in other.names and (other[layer.name].n, other[layer.name].m) == (layer.n, layer.m):
+                product += inner_product(layer, other[layer.name])
+        a, b = own.norm, surveys[others[i]].norm
+        rows[others[i]] = (max(a**2 + b**2 - 2 * product, 0.0) ** 0.5 / a, product / (a * b))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["distance", "cosine"]).nsmallest(count, "distance")

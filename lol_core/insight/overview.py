@@ -13,7 +13,8 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.runs import training_runs
 from lol_core.collections.source import Source
 from lol_core.errors import ZooError
-from lol_core.insight.survey import Survey, health
+from lol_core.insight.health import health
+from lol_core.insight.survey import Survey
 
 FROM_WEIGHTS = ["health", "‖ΔW‖", "‖ΔW‖ by module", "rank used"]
 

@@ -28,7 +28,7 @@ def interval(score: Resampled, count: int, *, seed: int, draws: int, level: floa
         counts = np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape)
         return score(counts.astype(np.float64)).reshape(index.shape[:-1])
 
-    found = bootstrap(
+    limits = bootstrap(
         (np.arange(count),),
         statistic,
         vectorized=True,
@@ -37,7 +37,7 @@ def interval(score: Resampled, count: int, *, seed: int, draws: int, level: floa
         confidence_level=level,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(limits.low), float(limits.high)
 
 
 def difference(ours: Resampled, theirs: Resampled, count: int, *, seed: int, draws: int = 1000) -> Difference:

@@ -318,9 +318,9 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path}: no valid JSON ({error}). The checkpoint is damaged; train the model again."
         ) from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        actual = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise CheckpointError(
-            f"{path}: written in checkpoint format {found}; this version reads format {FORMAT}. Train the model again,"
+            f"{path}: written in checkpoint format {actual}; this version reads format {FORMAT}. Train the model again,"
             " or use the version that wrote it."
         )
     if description.get("config", {}).get("model") not in MODELS:

@@ -37,15 +37,15 @@ class Folds:
 
     def scores(self) -> dict[str, dict[str, tuple[float, float]]]:
         """name → metric → mean and standard deviation over the folds."""
-        found = {}
+        table = {}
         for name, values in self.predicted.items():
             each = pd.DataFrame(
                 [self.task.score(self.truth[self.fold == k], values[self.fold == k]) for k in np.unique(self.fold)]
             )
-            found[name] = {
+            table[name] = {
                 metric: (float(each[metric].mean()), float(each[metric].std(ddof=1))) for metric in each.columns
             }
-        return found
+        return table
 
     def pooled(self) -> dict[str, Scores]:
         """name → metrics over all LoRAs at once."""
@@ -104,11 +104,11 @@ def crossvalidate(
         inner = reporter.part(0.1 + 0.9 * k / folds, 0.1 + 0.9 * (k + 1) / folds, f"Fold {k + 1} of {folds}: ")
         if not fit.run(inner):
             raise Stopped("Stopped before all folds were fitted.")
-        found = {"model": fit.task.decode(fit.outputs(split["test"]))}
-        found |= control_predictions(
+        decoded = {"model": fit.task.decode(fit.outputs(split["test"]))}
+        decoded |= control_predictions(
             fit.task, labels, split["train"] + split["validation"], split["test"], features, config.seed
         )
         fold[held_out] = k
-        for name, values in found.items():
+        for name, values in decoded.items():
             predicted.setdefault(name, np.zeros((len(ids), values.shape[1])))[held_out] = values
     return Folds(whole.task.fitted(labels), labels[list(targets)], predicted, fold)

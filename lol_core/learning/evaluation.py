@@ -52,13 +52,13 @@ def paired_differences(
     """Control → metric of `Task.judged` → by how much predictions exceed the control's, by a paired bootstrap over the
     LoRAs of `truth`.
     """
-    found: dict[str, dict[str, Difference]] = {name: {} for name in controls}
+    gaps: dict[str, dict[str, Difference]] = {name: {} for name in controls}
     for metric in task.judged:
         ours = task.resampled(metric, truth, predicted)
         for name, values in controls.items():
             theirs = task.resampled(metric, truth, values)
-            found[name][metric] = difference(ours, theirs, len(truth), seed=seed)
-    return found
+            gaps[name][metric] = difference(ours, theirs, len(truth), seed=seed)
+    return gaps
 
 
 def calibration(predicted: pd.Series, true: pd.Series, bins: int = 10) -> pd.DataFrame:
@@ -70,9 +70,9 @@ def calibration(predicted: pd.Series, true: pd.Series, bins: int = 10) -> pd.Dat
     known = pd.DataFrame({"predicted": predicted, "true": true.astype(float)}).dropna()
     parts = pd.qcut(known["predicted"].rank(method="first"), min(bins, max(1, len(known) // 5)), labels=False)
     groups = known.groupby(parts)
-    found = groups.agg(predicted=("predicted", "mean"), true=("true", "mean"), LoRAs=("true", "size"))
-    found["standard error"] = groups["true"].std(ddof=1) / np.sqrt(found["LoRAs"])
-    return found.reset_index(drop=True)
+    means = groups.agg(predicted=("predicted", "mean"), true=("true", "mean"), LoRAs=("true", "size"))
+    means["standard error"] = groups["true"].std(ddof=1) / np.sqrt(means["LoRAs"])
+    return means.reset_index(drop=True)
 
 
 def error_slices(errors: pd.Series, labels: pd.DataFrame, smallest: int = 5) -> pd.DataFrame:

@@ -27,15 +27,15 @@ class SavedState:
 
     def __init__(self, folder: Path, config: TrainingConfig, fingerprint: str):
         self.folder, self.config, self.fingerprint = folder, config, fingerprint
-        self.found: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     def open(self, resume: bool) -> None:
         """Find what is there, or clear it to begin anew. Raises CheckpointError when there is nothing to resume, or the
         folder cannot be written.
         """
         if resume:
-            self.found = load_state(self.folder)
-            if self.found is None:
+            self.saved = load_state(self.folder)
+            if self.saved is None:
                 raise CheckpointError(f"{self.folder}: nothing to resume (no {STATE}). Start the training anew.")
             return
         try:
@@ -61,9 +61,9 @@ class SavedState:
 
     def restore(self, fit: Fit) -> None:
         """Bring a fit to where the run was, if one was found. Raises CheckpointError when it was another run."""
-        if self.found is None:
+        if self.saved is None:
             return
-        tensors, progress = self.found
+        tensors, progress = self.saved
         if not self._same_run(progress["settings"]):
             raise CheckpointError(
                 "The saved training used other settings or another collection, so going on would mix two runs. Start it"

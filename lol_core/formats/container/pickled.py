@@ -100,12 +100,12 @@ def _tensors_in(content: Any, above: tuple[int, ...], visits: Iterator[int]) -> 
     tree: Tree = {}
     for key, value in content.items():
         if isinstance(value, Tensor):
-            found: Tensor | Tree = value.detach()
-        elif id(value) in above or not (found := _tensors_in(value, (*above, id(value)), visits)):
+            inner: Tensor | Tree = value.detach()
+        elif id(value) in above or not (inner := _tensors_in(value, (*above, id(value)), visits)):
             continue
         if str(key) in tree:
             raise LoRAFormatError(f"The file holds {str(key)!r} twice, so it is not clear which is meant.")
-        tree[str(key)] = found
+        tree[str(key)] = inner
     return tree
 
 

@@ -161,18 +161,18 @@ def _read_array(file: BinaryIO, position: int, count: int) -> np.ndarray:
 
 def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
     """The bytes of all tensors of one number (or none), in the order of `layout.runs`, by few reads."""
-    found = []
+    values = []
     for start, end, keys in layout.runs:
         stretch = _read_at(file, data + start, end - start)
         if len(stretch) < end - start:
             raise LoRAFormatError(f"The file ended before {keys[0]!r}: it was changed while it was read. Try again.")
         if len(keys) == 1:
-            found.append(stretch)
+            values.append(stretch)
             continue
         for key in keys:
             _, first, last = layout.places[key]
-            found.append(stretch[first - start : last - start])
-    return found
+            values.append(stretch[first - start : last - start])
+    return values
 
 
 def _read_at(file: BinaryIO, position: int, count: int) -> bytes:
@@ -188,16 +188,16 @@ def _as_tensors(layout: Layout, numbers: Sequence[bytes]) -> dict[str, Tensor]:
         names, values = groups.setdefault((layout.places[key][0], layout.shapes[key]), ([], []))
         names.append(key)
         values.append(value)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for (dtype, shape), (names, values) in groups.items():
         if dtype not in DTYPES:
             continue
         if not values[0]:
-            found |= {name: torch.empty(shape, dtype=DTYPES[dtype]) for name in names}
+            tensors |= {name: torch.empty(shape, dtype=DTYPES[dtype]) for name in names}
             continue
         together = torch.frombuffer(bytearray(b"".join(values)), dtype=DTYPES[dtype])
-        found |= zip(names, together.reshape(-1, *shape).unbind(), strict=True)
-    return found
+        tensors |= zip(names, together.reshape(-1, *shape).unbind(), strict=True)
+    return tensors
 
 
 def _split(text: str) -> tuple[dict[str, str] | None, str]:

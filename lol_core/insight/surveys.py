@@ -1,0 +1,148 @@
+"""The surveys of a collection, read once and kept beside its index."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lol_core.collections.source import Source
+from lol_core.core.lora import LoRA
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import LoRAFormatError
+from lol_core.insight.survey import Survey, survey
+from lol_core.learning.executor import Executor, Lost, Serial, executor
+
+CHUNK = 8
+"""LoRAs that are sent to another process at a time."""
+
+
+class Surveys:
+    """The surveys of a collection, by content, in the SQLite file of its index: what was read once is not read
+    again.
+    """
+
+    def __init__(self, zoo: Source, cache: Path | None = None):
+        self.zoo = zoo
+        self.path = zoo.store(cache)
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=30)
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS surveys_3 (digest PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
+        )
+        return connection
+
+    def count(self) -> int:
+        """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
+        connection = self._connect()
+        try:
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_3").fetchone()[0])
+        finally:
+            connection.close()
+
+    def known(self) -> dict[str, Survey]:
+        """id → survey of the LoRAs read so far."""
+        connection = self._connect()
+        try:
+            rows = {
+                row[0]: row[1:]
+                for row in connection.execute(
+                    "SELECT digest, norms, effective_ranks, sketch, range, problem FROM surveys_3"
+                )
+            }
+        finally:
+            connection.close()
+        return {e.path: _from_row(rows[e.digest]) for e in self.zoo.entries if e.digest in rows}
+
+    def complete(
+        self,
+        reporter: Reporter = SILENT,
+        *,
+        workers: int | str = 1,
+    ) -> dict[str, Survey]:
+        """Read what has not been read; `workers` as `executor` takes them. When the reporter says to stop it ends with
+        what it has, which is kept.
+        """
+        surveys = self.known()
+        digests = {entry.path: entry.digest for entry in self.zoo.entries}
+        missing = [id for id in digests if id not in surveys]
+        runner = executor(workers)
+        if len(missing) <= CHUNK:
+            runner = Serial()
+        connection = self._connect()
+        done, saved = 0, time.monotonic()
+        try:
+            for chunk in _surveyed(runner, [(id, self.zoo.reader(id)) for id in missing]):
+                for id, result in chunk.items():
+                    if isinstance(result, Lost):  # not kept: a larger machine may read it
+                        surveys[id] = _unread(result.reason)
+                        continue
+                    surveys[id] = result
+                    connection.execute(
+                        "INSERT OR REPLACE INTO surveys_3 VALUES (?, ?, ?, ?, ?, ?)", (digests[id], *_to_row(result))
+                    )
+                done += len(chunk)
+                if time.monotonic() - saved > 1:  # not after each, which is slow, and not rarely: others wait meanwhile
+                    connection.commit()
+                    saved = time.monotonic()
+                reporter.count("Reading weights: LoRA", done, len(missing))
+                if reporter.stopping:
+                    break
+            connection.commit()
+        finally:
+            connection.close()
+        return surveys
+
+
+Reader = tuple[str, Callable[[], LoRA]]
+
+
+def _surveyed(runner: Executor, readers: list[Reader], size: int = CHUNK) -> Iterator[dict[str, Survey | Lost]]:
+    """id → survey, some at a time; those that a worker died over go again one by one."""
+    size = 1 if isinstance(runner, Serial) else size
+    chunks = [readers[i : i + size] for i in range(0, len(readers), size)]
+    again: list[Reader] = []
+    with closing(runner.map(_survey_all, chunks)) as results:
+        for chunk, result in results:
+            if not isinstance(result, Lost):
+                yield {**result}
+            elif len(chunk) > 1:
+                again += chunk
+            else:
+                yield {chunk[0][0]: result}
+    if again:
+        yield from _surveyed(runner, again, 1)
+
+
+def _survey_all(readers: list[Reader]) -> dict[str, Survey]:
+    """id → survey; what cannot be read gets its reason in place of numbers."""
+    surveys = {}
+    for id, reader in readers:
+        try:
+            surveys[id] = survey(reader())
+        except LoRAFormatError as error:
+            surveys[id] = _unread(str(error))
+    return surveys
+
+
+def _unread(reason: str) -> Survey:
+    nothing = np.zeros(0, np.float32)
+    return Survey(nothing, nothing, nothing, nothing, reason)
+
+
+def _to_row(survey: Survey) -> tuple[bytes | str | None, ...]:
+    arrays = (survey.norms, survey.effective_ranks, survey.sketch, survey.range)
+    return *(array.astype(np.float32).tobytes() for array in arrays), survey.problem
+
+
+def _from_row(row: tuple[Any, ...]) -> Survey:
+    *arrays, problem = row
+    norms, effective_ranks, drawn, bounds = (np.frombuffer(blob, np.float32) for blob in arrays)
+    return Survey(norms, effective_ranks, drawn, bounds, problem)
