@@ -154,17 +154,19 @@ def test_settings_replace_the_papers_and_unknown_ones_are_refused(tmp_path: Path
         CELEBA.with_settings(tmp_path / "c.json")
 
 
-def test_a_stack_and_single_runs_of_peft_agree(base: Base, celeba: Path) -> None:
+@pytest.mark.parametrize("alpha", [None, 1.0])
+def test_a_stack_and_single_runs_of_peft_agree(base: Base, celeba: Path, alpha: float | None) -> None:
+    recipe = replace(RECIPE, alpha=alpha)
     runs = [
         replace(run, steps=6, batch_size=2, learning_rate=rate)
-        for run, rate in zip(plan_runs(RECIPE, celeba), (1e-3, 3e-3, 1e-2, 3e-2), strict=True)
+        for run, rate in zip(plan_runs(recipe, celeba), (1e-3, 3e-3, 1e-2, 3e-2), strict=True)
     ]
-    together = finetune_stack(base, RECIPE, runs)
+    together = finetune_stack(base, recipe, runs)
     for run, stacked in zip(runs, together, strict=True):
-        alone = finetune_one(base, RECIPE, run)
+        alone = finetune_one(base, recipe, run)
         assert alone.final_loss == pytest.approx(stacked.final_loss, rel=1e-4)
         for name, (A, B) in alone.factors.items():
-            start, _ = base.fresh_factors(RECIPE, run.number)[name]
+            start, _ = base.fresh_factors(recipe, run.number)[name]
             moved = (A - start).norm()
             assert moved > 0 and B.norm() > 0
             assert (A - stacked.factors[name][0]).norm() < 1e-2 * moved
@@ -220,13 +222,15 @@ def test_the_loss_of_a_clean_sample_is_that_of_the_velocity() -> None:
     torch.testing.assert_close(clean, velocity, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("alpha", [None, 1.0])
 def test_a_written_lora_is_read_back_and_worn_by_diffusers(
-    base: Base, base_folder: Path, celeba: Path, tmp_path: Path
+    base: Base, base_folder: Path, celeba: Path, tmp_path: Path, alpha: float | None
 ) -> None:
     run = replace(plan_runs(RECIPE, celeba)[0], steps=4, learning_rate=1e-2)
     outcome = finetune_one(base, RECIPE, run)
     path = tmp_path / "one.safetensors"
-    write_lora(path, outcome.factors, "tiny")
+    write_lora(path, outcome.factors, "tiny", alpha)
+    scale = 1.0 if alpha is None else alpha / RECIPE.rank
     lora = read(path)
     assert (
         lora.base_model == "tiny"
@@ -235,7 +239,7 @@ def test_a_written_lora_is_read_back_and_worn_by_diffusers(
     )
     layer = lora.layers[0]
     A, B = outcome.factors[layer.name.removeprefix("unet.")]
-    torch.testing.assert_close(layer.delta().float(), B @ A, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(layer.delta().float(), scale * (B @ A), rtol=1e-2, atol=1e-4)
 
     pipeline = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None)
     x, t, text = torch.randn(1, 16, 4, 4), torch.tensor([500]), torch.randn(1, 5, 128)
@@ -244,6 +248,10 @@ def test_a_written_lora_is_read_back_and_worn_by_diffusers(
         pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
         after = pipeline.unet(x, t, text).sample
     assert (after - before).abs().max() > 1e-4
+    pipeline.fuse_lora()
+    own = base.unet.get_submodule(layer.name.removeprefix("unet.")).weight
+    fused = pipeline.unet.get_submodule(layer.name.removeprefix("unet."))
+    torch.testing.assert_close(fused.base_layer.weight - own, layer.delta().float(), rtol=1e-2, atol=1e-4)
 
 
 def test_what_diverged_is_not_written(tmp_path: Path) -> None:

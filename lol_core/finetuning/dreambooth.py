@@ -7,6 +7,7 @@ so they agree up to rounding.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def finetune_one(base: Base, recipe: ImageRecipe, run: Run, mixed_precision: str
     subject = base.subject(run, recipe.resolution)
     fresh = base.fresh_factors(recipe, run.number)
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=base.device == "cpu")
-    base.unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=list(fresh)))
+    base.unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.scale * recipe.rank, target_modules=list(fresh)))
     try:
         weights = {name: _peft_weights(base.unet.get_submodule(name)) for name in fresh}
         with torch.no_grad():
@@ -197,20 +198,20 @@ def _peft_weights(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 class StackedLinear(nn.Module):
-    """A frozen linear layer with K LoRAs, each seeing its own consecutive part of the batch: x (K·b, t, in) → (K·b,
-    t, out).
+    """A frozen linear layer with K LoRAs of one scale, each seeing its own consecutive part of the batch:
+    x (K·b, t, in) → (K·b, t, out).
     """
 
-    def __init__(self, linear: nn.Linear, A: list[Tensor], B: list[Tensor]):
+    def __init__(self, linear: nn.Linear, A: list[Tensor], B: list[Tensor], scale: float):
         super().__init__()
-        self.linear = linear
+        self.linear, self.scale = linear, scale
         self.A, self.B = nn.ParameterList(A), nn.ParameterList(B)
 
     def forward(self, x: Tensor) -> Tensor:
         A, B = torch.stack(list(self.A)), torch.stack(list(self.B))
         own = x.reshape(len(A), -1, x.shape[-1])
         change = (own @ A.transpose(1, 2)) @ B.transpose(1, 2)
-        return self.linear(x) + change.reshape(*x.shape[:-1], -1)
+        return self.linear(x) + self.scale * change.reshape(*x.shape[:-1], -1)
 
 
 def finetune_stack(base: Base, recipe: ImageRecipe, runs: Sequence[Run]) -> list[Outcome]:
@@ -223,7 +224,7 @@ def finetune_stack(base: Base, recipe: ImageRecipe, runs: Sequence[Run]) -> list
     starts = [base.fresh_factors(recipe, run.number) for run in runs]
     linears = adapted(base.unet, recipe.targets)
     stacked = {
-        name: StackedLinear(linear, [s[name][0] for s in starts], [s[name][1] for s in starts])
+        name: StackedLinear(linear, [s[name][0] for s in starts], [s[name][1] for s in starts], recipe.scale)
         for name, linear in linears.items()
     }
     groups = [
@@ -278,11 +279,15 @@ def _tail_mean(losses: list[float]) -> float:
     return sum(tail) / len(tail)
 
 
-def write_lora(path: Path, factors: Factors, base_name: str) -> None:
-    """A diffusers LoRA file in half precision; without a stated alpha its scale is 1. Raises TaskError when
-    training diverged.
+def write_lora(path: Path, factors: Factors, base_name: str, alpha: float | None = None) -> None:
+    """A diffusers LoRA file in half precision. alpha: as diffusers keeps it, in the header; without it the scale is 1.
+    Raises TaskError when training diverged.
     """
-    tensors = {}
+    tensors, metadata = {}, {"format": "pt", "base_model": base_name}
+    if alpha is not None:
+        rank = len(next(iter(factors.values()))[0])
+        adapter = {"unet.r": rank, "unet.lora_alpha": alpha, "unet.target_modules": sorted(factors)}
+        metadata["lora_adapter_metadata"] = json.dumps(adapter)
     for name, pair in factors.items():
         for letter, factor in zip("AB", pair, strict=True):
             half = factor.half().cpu().contiguous()
@@ -290,4 +295,4 @@ def write_lora(path: Path, factors: Factors, base_name: str) -> None:
                 raise TaskError(f"{path.name}: {name} is not finite after training; its learning rate is too high.")
             tensors[f"unet.{name}.lora_{letter}.weight"] = half
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"format": "pt", "base_model": base_name})
+    save_file(tensors, path, metadata=metadata)

@@ -175,7 +175,7 @@ def _finetune_stack(folder: Path, runs: list[Run]) -> list[dict[str, Any]]:
             "seed": run.number,
         }
         try:
-            write_lora(folder / lora, outcome.factors, _worker["base_name"])
+            write_lora(folder / lora, outcome.factors, _worker["base_name"], recipe.alpha)
             row["final_train_loss"] = outcome.final_loss
         except TaskError as error:
             row = {"lora": lora, "reason": str(error)}

@@ -96,7 +96,8 @@ class Settings:
 class ImageRecipe(Settings):
     """How a zoo of image LoRAs is made. Where a setting is a tuple, each run draws one of it with equal chance.
 
-    targets: the ends of the names of the adapted projections. Alpha equals the rank, so the scale is 1.
+    targets: the ends of the names of the adapted projections. alpha: the scale is alpha / rank; None is the rank, so
+    that the scale is 1.
     sampling_steps, guidance: how images are generated for the CLIP score (paper: 20 steps; guidance 1 is none).
     """
 
@@ -118,8 +119,13 @@ class ImageRecipe(Settings):
     score_seed: int = 42
     sampling_steps: int = 20
     guidance: float = 7.5
+    alpha: float | None = None
     preview_prompts: tuple[str, ...] = ()
     """Beside the run's own prompt; previews are drawn with the score's seed."""
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 SD14_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
