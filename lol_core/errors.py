@@ -7,6 +7,7 @@ from lol_core.core.errors import (
     LoRAFormatError,
     ModelError,
     NotLowRankError,
+    SourceSilentError,
     TaskError,
     ZooError,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "LoRAFormatError",
     "ModelError",
     "NotLowRankError",
+    "SourceSilentError",
     "TaskError",
     "ZooError",
 ]

@@ -250,7 +250,7 @@ def test_an_archive_that_changes_says_so(packed: Path, tmp_path: Path) -> None:
 def test_a_known_archive_is_not_read_again(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(packed, tmp_path / "z.zip")
     first = open_source(path)
-    monkeypatch.setattr("lol_core.collections.files.read_stream", None)
+    monkeypatch.setattr("lol_core.collections.files.probe_stream", None)
     again = open_source(path)
     assert again.ids == first.ids and again.fingerprint == first.fingerprint
 

@@ -30,6 +30,7 @@ from lol_core.collections.names import printable
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError
+from lol_core.formats.container import SPARING_HEAD
 
 SUFFIXES = (".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar", ".tgz")
 _UNPACK: Mapping[str, Callable[..., Any]] = {
@@ -118,6 +119,10 @@ class ZipMember:
         return f"{self.info.file_size} {self.info.CRC:08x} {self.info.date_time}"
 
     @property
+    def sparing(self) -> bool:
+        return self.archive.sparing
+
+    @property
     def stored(self) -> bool:
         return self.info.compress_type == zipfile.ZIP_STORED
 
@@ -156,13 +161,12 @@ class ZipMember:
             return packed
         return cast(BinaryIO, zipfile.ZipExtFile(packed, "r", self.info, None, True))
 
-    def digest(self) -> str:
+    def digest(self, file: BinaryIO) -> str:
         """Of head and tail as of a file, or, where the tail would cost, of the head and the archive's checksum."""
+        if self.stored and not self.sparing:
+            return sampled_digest(file, self.size)
         try:
-            with self._member() as file:
-                if self.stored:
-                    return sampled_digest(file, self.size)
-                head = file.read(SAMPLED_BYTES)
+            head = file.read(SPARING_HEAD if self.sparing else SAMPLED_BYTES)
         except (*_DAMAGED, RuntimeError) as error:
             raise LoRAFormatError(f"It cannot be unpacked ({error}): the archive is damaged or cut off.") from error
         return hashlib.sha256(f"{self.size} {self.info.CRC}\0".encode() + head).hexdigest()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, ClassVar, Protocol, cast
 
 from lol_core.collections.describe import sampled_digest
 from lol_core.errors import LoRAFormatError
@@ -17,8 +17,11 @@ class Blob(Protocol):
     """The content of one file. It can be sent to another process.
 
     size: in bytes, None where it is not known before it is opened; identity: what tells its content from that before a
-    change, known without reading it.
+    change, known without reading it; sparing: whether each read of it costs.
     """
+
+    @property
+    def sparing(self) -> bool: ...
 
     @property
     def size(self) -> int | None: ...
@@ -34,8 +37,8 @@ class Blob(Protocol):
         """The same, to read a header only: what is not read does not cost."""
         ...
 
-    def digest(self) -> str:
-        """Identity of its content, which may take a look at it."""
+    def digest(self, file: BinaryIO) -> str:
+        """Identity of its content, as it was opened to glance at."""
         ...
 
 
@@ -115,6 +118,7 @@ class LocalFile:
     path: Path
     size: int
     time: int
+    sparing: ClassVar[bool] = False
 
     @classmethod
     def of(cls, path: Path) -> LocalFile:
@@ -136,9 +140,8 @@ class LocalFile:
 
     glance = open
 
-    def digest(self) -> str:
-        with self.open() as file:
-            return sampled_digest(file, self.size)
+    def digest(self, file: BinaryIO) -> str:
+        return sampled_digest(file, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +153,17 @@ class Part:
     size: int
     identity: str
 
+    @property
+    def sparing(self) -> bool:
+        return self.whole.sparing
+
     def open(self) -> BinaryIO:
         return part_of(self.whole.glance(), self.start, self.size)
 
     glance = open
 
-    def digest(self) -> str:
-        with self.open() as file:
-            return sampled_digest(file, self.size)
+    def digest(self, file: BinaryIO) -> str:
+        return sampled_digest(file, self.size)
 
 
 def part_of(whole: BinaryIO, start: int, size: int) -> BinaryIO:

@@ -26,8 +26,8 @@ from lol_core.collections.source import Source, fingerprint_of
 from lol_core.collections.walk import OTHER_FILES, UNKNOWN, Candidate, in_order
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import LoRAFormatError, ZooError
-from lol_core.formats import CONFIGS, SUFFIXES, read_stream
+from lol_core.errors import LoRAFormatError, SourceSilentError, ZooError
+from lol_core.formats import CONFIGS, SUFFIXES, probe_stream, read_stream
 
 MAX_TABLE_BYTES = 200_000_000
 MAX_CONFIG_BYTES = 10_000_000
@@ -42,6 +42,9 @@ class Listing:
     files: Mapping[str, Blob]
     refused: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files or name in self.refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,7 @@ class FileSource(Source):
     labels_path: Path | None = None
     join_column: str | None = None
     unjoined_labels: tuple[str, ...] = ()
+    remarks: Sequence[str] = ()
 
     @classmethod
     def open(
@@ -77,13 +81,17 @@ class FileSource(Source):
         Raises ZooError when the table given as `labels` cannot be read or joined, and Stopped when the reporter says
         so; what was read is kept.
         """
-        name = printable(name)
-        digest = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:16]
-        database = Database((cache or cache_folder()) / "index" / f"{name[:80].replace('/', '--')}-{digest}.sqlite")
+        database = Database(database_path(address, name, cache))
 
-        describe = partial(_describe, listing)
+        silent: list[SourceSilentError] = []
+        describe = partial(_describe, listing, silent)
         entries, refused = database.refresh(partial(_candidates, listing), describe, reporter, readers).parted()
-        source = cls(address, name, database.path, listing, entries, refused, pd.DataFrame(index=entries.ids))
+        remarks = listing.remarks
+        if silent:
+            unread = sum(entry.mtime == UNSETTLED for entry in refused)
+            remarks += (f"The headers of {unread:,} files could not be read. {silent[0]}",)
+        none = pd.DataFrame(index=entries.ids)
+        source = cls(address, printable(name), database.path, listing, entries, refused, none, remarks=remarks)
         return source._labelled(labels)
 
     def _labelled(self, labels: str | None) -> FileSource:
@@ -96,7 +104,9 @@ class FileSource(Source):
                 table = read_labels(path)
             else:
                 path = Path(str(inside))
-                table = read_labels(path, BytesIO(_content(self.listing, str(inside), MAX_TABLE_BYTES)))
+                table = read_labels(
+                    path, BytesIO(_read(self.listing.files[str(inside)].open(), str(inside), MAX_TABLE_BYTES))
+                )
             joined, column, unjoined = join_labels(table, self.ids, path)
         except (ZooError, LoRAFormatError, OSError) as error:
             if labels:
@@ -107,10 +117,6 @@ class FileSource(Source):
     @property
     def address(self) -> str:
         return self.where
-
-    @property
-    def remarks(self) -> Sequence[str]:  # type: ignore[override]
-        return self.listing.remarks
 
     @cached_property
     def ids(self) -> list[str]:
@@ -174,10 +180,18 @@ class FileSource(Source):
         )
 
 
+def database_path(address: str, name: str, cache: Path | None = None) -> Path:
+    """Where what is known of the files of an address is kept."""
+    digest = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:16]
+    return (cache or cache_folder()) / "index" / f"{printable(name)[:80].replace('/', '--')}-{digest}.sqlite"
+
+
 def load_blob(blob: Blob, id: str, config: tuple[str, Blob] | None = None) -> LoRA:
     """Read one LoRA with its weights. Raises LoRAFormatError naming it by its id, also when it is not finite."""
     try:
-        settings = (config[0].rpartition("/")[2], _read(config[1], config[0], MAX_CONFIG_BYTES)) if config else None
+        settings = (
+            (config[0].rpartition("/")[2], _read(config[1].open(), config[0], MAX_CONFIG_BYTES)) if config else None
+        )
         with blob.open() as file:
             lora = read_stream(file, id.rpartition("/")[2], _size(file), settings)
         lora.check_finite()
@@ -216,28 +230,36 @@ def _or_unknown(blob: Blob) -> int:
 def _config_of(listing: Listing, id: str) -> str | None:
     """The configuration beside a LoRA, also one that may not be read: its alpha is part of the function."""
     folder = id[: id.rfind("/") + 1]
-    return next((folder + c for c in CONFIGS if folder + c in listing.files or folder + c in listing.refused), None)
+    return next((folder + name for name in CONFIGS if folder + name in listing), None)
 
 
-def _describe(listing: Listing, candidate: Candidate) -> Entry:
-    """Probe one file. Whatever is wrong with it becomes the entry's `reason`; what may pass is tried again later."""
+def _describe(listing: Listing, silent: list[SourceSilentError], candidate: Candidate) -> Entry:
+    """Probe one file. Whatever is wrong with it becomes the entry's `reason`; what may pass is tried again later.
+
+    silent: why the place does not answer any more, added to when it does not; then no other file is asked for.
+    """
     id, size = candidate.id, candidate.size
     if candidate.reason is not None:
         return Entry(id, size, 0.0, "", reason=candidate.reason)
+    if silent:
+        return Entry(id, size, UNSETTLED, "", reason=f"Its header has not been read. {silent[0]}")
     blob, sidecar, digest = listing.files[id], NONE, ""
     try:
         sidecar = _sidecar(listing, candidate)
         name = _config_of(listing, id)
         config = (name.rpartition("/")[2], _content(listing, name, MAX_CONFIG_BYTES)) if name else None
-        digest = blob.digest()
         with blob.glance() as file:
             size = _size(file)
-            lora = read_stream(file, id.rpartition("/")[2], size, config, weights=False)
+            digest = blob.digest(file)
+            file.seek(0)
+            lora = probe_stream(file, id.rpartition("/")[2], size, config, sparing=blob.sparing)
         return Entry.of(lora, path=id, size=size, digest=digest, sidecar=sidecar)
     except LoRAFormatError as error:
         reason, time = str(error), 0.0
     except ZooError as error:
         reason, time = str(error), UNSETTLED
+        if isinstance(error, SourceSilentError):
+            silent.append(error)
     except OSError as error:
         reason, time = f"It cannot be read: {error.strerror or error}.", UNSETTLED
     except Exception as error:  # a file this strange is the file's fault, and must not stop the collection
@@ -263,11 +285,11 @@ def _content(listing: Listing, name: str, limit: int) -> bytes:
     """Raises LoRAFormatError when the file may not be read, or is longer than the limit."""
     if name in listing.refused:
         raise LoRAFormatError(f"{name.rpartition('/')[2]} cannot be read: {listing.refused[name]}")
-    return _read(listing.files[name], name.rpartition("/")[2], limit)
+    return _read(listing.files[name].glance(), name.rpartition("/")[2], limit)
 
 
-def _read(blob: Blob, name: str, limit: int) -> bytes:
-    with blob.open() as file:
+def _read(opened: BinaryIO, name: str, limit: int) -> bytes:
+    with opened as file:
         if (size := _size(file)) > limit:
             raise LoRAFormatError(f"{name} has {size:,} bytes; expected no more than {limit:,}.")
         return file.read(limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from lol_core.collections import archive
+from lol_core.collections import archive, hub, hub_address
 from lol_core.collections.folder import Zoo
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
@@ -17,7 +17,10 @@ class Opener(Protocol):
     def __call__(self, address: str, labels: str | None, cache: Path | None, reporter: Reporter) -> Source: ...
 
 
-OPENERS: dict[str, Opener] = dict.fromkeys(archive.SUFFIXES, archive.open_archive)
+OPENERS: dict[str, Opener] = {
+    hub_address.SCHEME: hub.open_hub,
+    **dict.fromkeys(archive.SUFFIXES, archive.open_archive),
+}
 """By the scheme or the suffix of an address, such as "hf://" or ".zip". A folder of such a name is a folder."""
 
 

@@ -21,6 +21,10 @@ class ZooError(LoLError):
     """A collection that cannot be opened, or labels that do not fit it."""
 
 
+class SourceSilentError(ZooError):
+    """The place of a collection does not answer, so that nothing of it can be had at present."""
+
+
 class TaskError(LoLError):
     """Labels that cannot be learnt: missing, constant, of the wrong type, or too few."""
 

@@ -23,7 +23,7 @@ from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_s
 from lol_core.formats.families import NEIGHBOURS, explain, family_of
 from lol_core.formats.reading import Dialect
 
-__all__ = ["CONFIGS", "DIALECTS", "SUFFIXES", "probe", "read", "read_stream", "suggest_base_model"]
+__all__ = ["CONFIGS", "DIALECTS", "SUFFIXES", "probe", "probe_stream", "read", "read_stream", "suggest_base_model"]
 
 DIALECTS = tuple(
     module.DIALECT for module in (llama_cpp, sam, cloneofsimo, nunchaku, mlx, mlx_vlm, xlabs, diffusers, kohya, peft)
@@ -61,17 +61,24 @@ def probe(path: Path | str) -> LoRA:
     return _open(Path(path), weights=False)
 
 
-def read_stream(
-    file: BinaryIO, name: str, size: int, config: tuple[str, bytes] | None = None, *, weights: bool = True
-) -> LoRA:
+def read_stream(file: BinaryIO, name: str, size: int, config: tuple[str, bytes] | None = None) -> LoRA:
     """Read a LoRA from an open, seekable stream of `size` bytes, such as a member of an archive.
 
-    name: its file name; config: name and content of the configuration beside it, if there is one; weights: without
-    them, as `probe` reads. Raises LoRAFormatError as `read` does.
+    name: its file name; config: name and content of the configuration beside it, if there is one. Raises
+    LoRAFormatError as `read` does.
     """
-    settings = _parse_config(*config) if config else {}
     with open_stream(file, name, size) as tensors:
-        return _read(tensors, settings, weights=weights)
+        return _read(tensors, _parse_config(*config) if config else {}, weights=True)
+
+
+def probe_stream(
+    file: BinaryIO, name: str, size: int, config: tuple[str, bytes] | None = None, *, sparing: bool = False
+) -> LoRA:
+    """What `probe` says of such a stream. sparing: each read costs; then one alpha is read for all where they are
+    scattered over the file, and a note says so.
+    """
+    with open_stream(file, name, size, sparing=sparing) as tensors:
+        return _read(tensors, _parse_config(*config) if config else {}, weights=False)
 
 
 def _open(path: Path, *, weights: bool) -> LoRA:

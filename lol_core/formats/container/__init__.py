@@ -29,6 +29,10 @@ __all__ = ["INDEX_NAMES", "SUFFIXES", "TensorFile", "open_stream", "open_tensors
 
 SUFFIXES = (".safetensors", ".sft", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
 """Names under which LoRAs are published; what such a file is, its content says."""
+SPARING_HEAD = 2**15
+"""Bytes read from the start where each costs: the header of most."""
+GGUF_HEADER = 2**20
+"""Bytes of a GGUF file that hold any adapter's header."""
 
 
 @contextmanager
@@ -46,22 +50,24 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 
 
 @contextmanager
-def open_stream(file: BinaryIO, name: str, size: int, head: int = HEAD) -> Iterator[TensorFile]:
+def open_stream(file: BinaryIO, name: str, size: int, *, sparing: bool = False) -> Iterator[TensorFile]:
     """Open the tensors of `size` bytes that need not be a file of their own: a member of an archive, a range of a
-    remote file. file: open for reading and seeking; head: how many bytes to look at first.
+    remote file. file: open for reading and seeking. sparing: each read costs, and only what a header says is wanted, so
+    `get` is not to be used.
 
     Raises LoRAFormatError with the reason when it is none, or is broken. A shard is one: its others are not beside it.
     """
     path = Path(name)
     if shards_of(Path(path.name)) is not None:
         raise LoRAFormatError("A shard of one LoRA in several files, which is read from a folder only. Unpack them.")
-    start = file.read(head)
-    if container_of(start, size) is not Container.GGUF:
-        yield _open_content(path, file, start, size, on_disk=False)
+    head = file.read(SPARING_HEAD if sparing else HEAD)
+    if container_of(head, size) is not Container.GGUF:
+        yield _open_content(path, file, head, size, stream=True, sparing=sparing)
         return
     with NamedTemporaryFile(suffix=".gguf") as copy:  # the package reads from a path only
         file.seek(0)
-        shutil.copyfileobj(file, copy)
+        shutil.copyfileobj(file, copy) if not sparing else copy.write(file.read(GGUF_HEADER))
+        copy.truncate(size)
         copy.flush()
         yield open_gguf(Path(copy.name))
 
@@ -82,7 +88,10 @@ def _open_one(path: Path) -> Iterator[TensorFile]:
         yield _open_content(path, file, head, status.st_size)
 
 
-def _open_content(path: Path, file: BinaryIO, head: bytes, size: int, *, on_disk: bool = True) -> TensorFile:
+def _open_content(
+    path: Path, file: BinaryIO, head: bytes, size: int, *, stream: bool = False, sparing: bool = False
+) -> TensorFile:
+    """stream: the file is no file at that path."""
     container = container_of(head, size)
     if container is Container.GGUF:
         return open_gguf(path)
@@ -90,15 +99,15 @@ def _open_content(path: Path, file: BinaryIO, head: bytes, size: int, *, on_disk
         infos = members(file, size)
         if infos and all(info.filename.endswith(".npy") for info in infos):
             return open_npz(path, file, infos)
-        return open_pickled(path, infos, None if on_disk else file)
+        return open_pickled(path, infos, file if stream else None, sparing=sparing)
     if container is Container.PICKLE:
-        return open_pickled(path, None, None if on_disk else file)
+        return open_pickled(path, None, file if stream else None)
     if container is None and path.suffix.lower() not in (".safetensors", ".sft"):
         raise LoRAFormatError(
             "Neither safetensors nor GGUF, npz or a PyTorch file: its first bytes are of none of them. It is damaged,"
             " or of another kind."
         )
-    return open_safetensors(path, file, head, size)
+    return open_safetensors(path, file, head, size, sparing=sparing)
 
 
 def without_waiting(path: str, flags: int) -> int:

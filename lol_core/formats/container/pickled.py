@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lol_core.errors import LoRAFormatError, NotLowRankError
-from lol_core.formats.container.tensor_file import TensorFile, blank
+from lol_core.formats.container.tensor_file import FEW_READS, SAMPLED, TensorFile, blank
 
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|type)[ :'\"<]+([\w.]+\.[\w]+)")
 _ASIDE = re.compile(r"optim|sched|(?:^|_)ema(?:_|$)|rng|scaler|loss|callbacks|loops", re.IGNORECASE)
@@ -34,10 +34,14 @@ Tree = dict[str, "Tensor | Tree"]
 
 
 def open_pickled(
-    path: Path, members: Sequence[zipfile.ZipInfo] | None = None, file: BinaryIO | None = None
+    path: Path,
+    members: Sequence[zipfile.ZipInfo] | None = None,
+    file: BinaryIO | None = None,
+    *,
+    sparing: bool = False,
 ) -> TensorFile:
     """The tensors of a PyTorch file; members: of its zip archive, None for the older container; file: what to read
-    instead of what lies at the path.
+    instead of what lies at the path; sparing: of which only what `peek` needs is read.
 
     Raises LoRAFormatError when it is damaged or holds more than tensors, NotLowRankError when it holds none.
     """
@@ -48,20 +52,46 @@ def open_pickled(
             raise NotLowRankError(f"A zip archive of {inside}, no weights as PyTorch or NumPy write them. Unpack it.")
         if any(name.endswith("constants.pkl") for name in names):
             raise NotLowRankError("A TorchScript program: code and weights in one, no adapter. It was not executed.")
-    content = _load(path, file, zipped=members is not None)
+    content = _without_data(file) if sparing and file else _load(path, file, zipped=members is not None)
     tree, notes = _unwrap(_tensors_in(content, (), iter(range(_CONTAINERS))))
     tensors = dict(_named(tree, ""))
     if not tensors:
         raise NotLowRankError(f"The file holds no tensors but {_summary(content)}.")
+
+    sampled: dict[tuple[str, torch.dtype], Tensor] = {}
+    scattered = sparing and sum(tensor.numel() <= 1 for tensor in tensors.values()) > FEW_READS
+    notes += (SAMPLED,) if scattered else ()
 
     def get(key: str) -> Tensor:
         return _dense(key, tensors[key])
 
     def peek(key: str) -> Tensor:
         tensor = _dense(key, tensors[key])
-        return tensor if tensor.numel() <= 1 else blank(tuple(tensor.shape), tensor.dtype)
+        if tensor.numel() > 1:
+            return blank(tuple(tensor.shape), tensor.dtype)
+        if not (sparing and file):
+            return tensor
+        kind = (key.rpartition(".")[2] if scattered else key), tensor.dtype
+        if kind not in sampled:
+            sampled[kind] = _single_number(file, tensor)
+        return sampled[kind].reshape(tuple(tensor.shape))
 
     return TensorFile(path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, {}, get, peek, notes)
+
+
+def _without_data(file: BinaryIO) -> Any:
+    """What the file holds, its tensors without numbers, which know where in the file theirs are."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while to import, and few people need it
+
+    with FakeTensorMode():
+        return _load(Path(), file, zipped=True)
+
+
+def _single_number(file: BinaryIO, tensor: Tensor) -> Tensor:
+    start = int(tensor.untyped_storage()._checkpoint_offset or 0)
+    file.seek(start + int(tensor.storage_offset()) * tensor.element_size())
+    data = bytearray(file.read(tensor.numel() * tensor.element_size()))
+    return torch.frombuffer(data, dtype=tensor.dtype) if data else torch.empty(0, dtype=tensor.dtype)
 
 
 def _load(path: Path, file: BinaryIO | None, *, zipped: bool) -> Any:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lol_core.errors import LoRAFormatError
-from lol_core.formats.container.tensor_file import TensorFile, blank, check_shape
+from lol_core.formats.container.tensor_file import FEW_READS, SAMPLED, TensorFile, blank, check_shape
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
@@ -56,6 +56,7 @@ AT_ONCE = 2**28
 NEAR = 4096
 """Single numbers this close to each other in the file are read at once, with what lies between them."""
 
+
 _METADATA = re.compile(r'\{\s*"__metadata__"\s*:\s*')
 _CACHED_HEADER = 4_000_000
 DAMAGED = "The file is damaged; download it again."
@@ -73,8 +74,9 @@ class Layout:
     runs: tuple[tuple[int, int, tuple[str, ...]], ...]
 
 
-def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int) -> TensorFile:
+def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, sparing: bool = False) -> TensorFile:
     """The tensors of an open file of `size` bytes that begins with `head`; it stays open as long as they are asked for.
+    sparing: each read costs, so of single numbers scattered over the file only the first of each kind is read.
 
     Raises LoRAFormatError when any byte is unaccounted for.
     """
@@ -106,9 +108,11 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int) -> Tens
         )
     data = 8 + length
 
+    sampled = sparing and len(layout.runs) > FEW_READS
+
     @cache
     def numbers() -> list[bytes]:
-        return _single_numbers(file, data, layout)
+        return (_sampled_numbers if sampled else _single_numbers)(file, data, layout)
 
     @cache
     def whole() -> np.ndarray:
@@ -137,7 +141,8 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int) -> Tens
     def same() -> Hashable:
         return layout, b"".join(numbers())
 
-    return TensorFile(path, layout.shapes, metadata, get, peek, structure=same)
+    notes = (SAMPLED,) if sampled else ()
+    return TensorFile(path, layout.shapes, metadata, get, peek, notes, structure=same)
 
 
 def _torch_dtype(key: str, name: str) -> torch.dtype:
@@ -173,6 +178,19 @@ def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
             _, first, last = layout.places[key]
             values.append(stretch[first - start : last - start])
     return values
+
+
+def _sampled_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
+    """The same when the first of each dtype, shape and last part of a name stands for all of them."""
+    first: dict[tuple[str, tuple[int, ...], str], bytes] = {}
+    found = []
+    for key in (key for _, _, keys in layout.runs for key in keys):
+        dtype, start, end = layout.places[key]
+        kind = dtype, layout.shapes[key], key.rpartition(".")[2]
+        if kind not in first:
+            first[kind] = _read_at(file, data + start, end - start)
+        found.append(first[kind])
+    return found
 
 
 def _read_at(file: BinaryIO, position: int, count: int) -> bytes:

@@ -15,6 +15,9 @@ from lol_core.errors import LoRAFormatError
 
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**62
+FEW_READS = 3
+"""Stretches of a file with single numbers that are read also where each read costs."""
+SAMPLED = "Its alphas were not all read: until its weights are, the first is taken for all."
 _WHOLE = {int}
 
 

@@ -1,0 +1,190 @@
+"""Collections on the Hugging Face hub: a repository, a data set, or all adapters of an author.
+
+Headers are read by range requests, so that a thousand adapters are browsed without their weights; weights come when
+they are needed, through the hub library's own cache, up to a limit. What was listed and read once opens again without
+a network. This was run against a server of our own that speaks the hub's interface, never against the hub itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import orjson
+
+from lol_core.collections import archive
+from lol_core.collections.blob import Blob
+from lol_core.collections.cache import bytes_allowed, cache_folder
+from lol_core.collections.files import FileSource, Listing, database_path
+from lol_core.collections.http import PassingError, pages
+from lol_core.collections.hub_address import HubAddress, Kind, parse
+from lol_core.collections.remote_files import GIGABYTE, Budget, HubFile, Kept
+from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import ZooError
+from lol_core.formats import SUFFIXES
+
+READERS = 16
+"""Threads that read headers: each mostly waits for the server."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the hub listed. files: by the path in the collection; facts: of each repository, as its card has them; time:
+    when, in ISO 8601.
+    """
+
+    files: Mapping[str, HubFile]
+    facts: Mapping[str, Mapping[str, Any]]
+    time: str
+
+    def to_json(self) -> bytes:
+        plain = {name: {k: v for k, v in asdict(file).items() if k != "budget"} for name, file in self.files.items()}
+        return orjson.dumps({"files": plain, "facts": self.facts, "time": self.time}, default=str)
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Catalogue:
+        loaded = orjson.loads(content)
+        files = {name: HubFile(**(file | {"kind": Kind(file["kind"])})) for name, file in loaded["files"].items()}
+        return cls(files, loaded["facts"], loaded["time"])
+
+
+def open_hub(address: str, labels: str | None = None, cache: Path | None = None, reporter: Reporter = SILENT) -> Source:
+    """The LoRAs at an address of the hub. Raises ZooError when there is none, with what to do, and Stopped when the
+    reporter says so.
+    """
+    spot = parse(address)
+    name = str(spot).removeprefix("hf://").replace("@", "-")
+    kept = database_path(str(spot), name, cache).with_suffix(".json")
+    remarks: tuple[str, ...] = ()
+    try:
+        catalogue = list_hub(spot, reporter)
+        _write(kept, catalogue.to_json())
+    except PassingError as error:
+        if not kept.is_file():
+            raise
+        catalogue = Catalogue.from_json(kept.read_bytes())
+        remarks = (
+            f"Opened as it was on {catalogue.time[:10]}, without the hub: {error} Only what was downloaded before can"
+            " be read with its weights.",
+        )
+    budget = Budget(bytes_allowed())
+    if spot.path.lower().endswith(archive.SUFFIXES):
+        listing = _members(spot, catalogue, (cache or cache_folder()) / "members", budget)
+    else:
+        listing = Listing({path: replace(file, budget=budget) for path, file in catalogue.files.items()})
+    listing = replace(listing, remarks=(*listing.remarks, *remarks))
+    source = FileSource.open(str(spot), name, listing, labels=labels, cache=cache, reporter=reporter, readers=READERS)
+    budget.used = sum(_bytes_here(listing.files[id]) for id in source.ids)
+    return replace(source, remarks=(*source.remarks, _sizes(source, budget, catalogue)))
+
+
+def _members(spot: HubAddress, catalogue: Catalogue, folder: Path, budget: Budget) -> Listing:
+    """The members of an archive in a repository, read by ranges and kept one by one."""
+    if not catalogue.files:
+        raise ZooError(f"{spot}: there is no such archive in the repository. Check the path.")
+    whole = replace(next(iter(catalogue.files.values())), unlimited=True)
+    if not whole.path.lower().endswith((".zip", ".tar")):
+        raise ZooError(
+            f"{spot}: in a compressed tar nothing can be found without reading all before it. Download it and open it"
+            " from here."
+        )
+    listed = (archive.list_zip if whole.path.lower().endswith(".zip") else archive.list_tar)(whole, whole.shown)
+    return replace(
+        listed, files={name: Kept(part, f"{spot}/{name}", folder, budget) for name, part in listed.files.items()}
+    )
+
+
+def _bytes_here(blob: Blob) -> int:
+    path = blob.downloaded() if isinstance(blob, HubFile) else blob.copy if isinstance(blob, Kept) else None
+    return path.stat().st_size if path and path.is_file() else 0
+
+
+def _sizes(source: FileSource, budget: Budget, catalogue: Catalogue) -> str:
+    total = sum(entry.size for entry in source.entries)
+    archives = sum(path.lower().endswith(archive.SUFFIXES) for path in catalogue.files)
+    sentence = (
+        f"The weights of these {len(source):,} LoRAs are {total / GIGABYTE:.2f} GB on the hub, of which"
+        f" {budget.used / GIGABYTE:.2f} GB are here. Each comes when it is needed, up to"
+        f" {budget.allowed / GIGABYTE:.0f} GB in all (LOL_CACHE_LIMIT_GB)."
+    )
+    if archives and not source.entries:
+        sentence = f"It holds {archives} archives, such as {source.address}/… .zip: open each by its own address."
+    return sentence
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def list_hub(spot: HubAddress, reporter: Reporter = SILENT) -> Catalogue:
+    """What the hub has at an address now. Raises NetworkError, and Stopped when the reporter says so."""
+    files, facts = _author(spot, reporter) if spot.several else _repository(spot, reporter)
+    return Catalogue(files, facts, datetime.now(UTC).isoformat())
+
+
+def _author(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile], dict[str, Any]]:
+    files: dict[str, HubFile] = {}
+    facts: dict[str, Any] = {}
+    wanted = [("author", spot.owner), *(("expand", key) for key in ("siblings", "sha", "cardData", "gated", "tags"))]
+    for page in _api(f"models?{urlencode(wanted)}", str(spot)):
+        for found in page:
+            owner, _, name = found["id"].partition("/")
+            if owner.lower() != spot.owner.lower() or not fnmatchcase(name, spot.name or "*"):
+                continue
+            facts[name] = _facts(found)
+            for sibling in found.get("siblings") or ():
+                path = sibling["rfilename"]
+                files[f"{name}/{path}"] = HubFile(Kind.MODEL, found["id"], found["sha"], path)
+        reporter.show(f"Listing {spot}: {len(facts):,} repositories", 0.0)
+        reporter.check("Nothing was read yet.")
+    if not facts:
+        raise ZooError(f"{spot}: no repository of that name on the hub that you can see. Check the spelling.")
+    return {path: file for path, file in files.items() if _of_a_lora(path)}, facts
+
+
+def _of_a_lora(path: str) -> bool:
+    """Whether a file of an author's repositories bears on a LoRA: training states and pictures are not listed."""
+    return path.lower().endswith((*SUFFIXES, ".json", ".md", ".csv", ".parquet"))
+
+
+def _repository(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile], dict[str, Any]]:
+    place = f"{spot.kind}s/{spot.repository}"
+    revision = quote(spot.revision or "main", safe="")
+    found = next(_api(f"{place}/revision/{revision}", str(spot)))
+    commit, files = found["sha"], {}
+    folder, _, last = spot.path.rpartition("/")
+    one = "." in last  # a file, which has no tree of its own
+    below = quote(folder if one else spot.path)
+    for page in _api(f"{place}/tree/{commit}{'/' + below if below else ''}?recursive=True", str(spot)):
+        for entry in page:
+            path = entry["path"]
+            if entry["type"] != "file" or (one and path != spot.path):
+                continue
+            lfs = entry.get("lfs") or {}
+            size, oid = lfs.get("size", entry["size"]), lfs.get("oid", entry["oid"])
+            shown = path[len(folder) + 1 if one and folder else len(spot.path) + 1 if spot.path and not one else 0 :]
+            files[shown] = HubFile(spot.kind, spot.repository, commit, path, size, oid)
+        reporter.show(f"Listing {spot}: {len(files):,} files", 0.0)
+        reporter.check("Nothing was read yet.")
+    return files, {"": _facts(found)}
+
+
+def _facts(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"card": found.get("cardData") or {}, "tags": found.get("tags") or [], "gated": found.get("gated") or False}
+
+
+def _api(path: str, what: str) -> Iterator[Any]:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers
+
+    return pages(f"{constants.ENDPOINT}/api/{path}", build_hf_headers(), what)

@@ -1,0 +1,147 @@
+"""Files on the Hugging Face hub: glanced at by ranges, downloaded through the hub library's cache when needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, cast
+
+from lol_core.collections.blob import Blob
+from lol_core.collections.http import GLANCE_BYTES, RemoteFile, asked_once
+from lol_core.collections.hub_address import Kind
+from lol_core.errors import ZooError
+
+GIGABYTE = 10**9
+
+
+@dataclass
+class Budget:
+    """What one collection may put into a cache. used: bytes that it has there; of each process its own."""
+
+    allowed: int
+    used: int = 0
+
+    def take(self, size: int, what: str) -> None:
+        """Raises ZooError when so many bytes more are too many."""
+        if self.used + size > self.allowed:
+            raise ZooError(
+                f"{what} has {size:,} bytes, and {self.used / GIGABYTE:.1f} GB of this collection are here already;"
+                f" {self.allowed / GIGABYTE:.1f} GB are allowed. Set LOL_CACHE_LIMIT_GB to allow more."
+            )
+        self.used += size
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository at one commit. oid: the hub's identity of its content, "" where a list does not say;
+    unlimited: whether a glance may read any part of it, as for the members of an archive.
+    """
+
+    kind: Kind
+    repository: str
+    commit: str
+    path: str
+    size: int | None = None
+    oid: str = ""
+    budget: Budget | None = field(default=None, compare=False)
+    unlimited: bool = False
+    sparing: ClassVar[bool] = True
+
+    @property
+    def identity(self) -> str:
+        return self.oid or f"{self.repository}@{self.commit}/{self.path}"
+
+    @property
+    def shown(self) -> str:
+        return f"{self.repository}/{self.path}"
+
+    def open(self) -> BinaryIO:
+        """The file as it was downloaded, now or before. Raises NetworkError, or ZooError when it is over budget."""
+        return (self.downloaded() or self._download()).open("rb")
+
+    def glance(self) -> BinaryIO:
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+
+        if there := self.downloaded():
+            return there.open("rb")
+        url = hf_hub_url(
+            self.repository, self.path, repo_type=self.kind, revision=self.commit, endpoint=constants.ENDPOINT
+        )
+        limit = None if self.unlimited else GLANCE_BYTES
+        return cast(BinaryIO, RemoteFile(url, build_hf_headers(), self.shown, size=self.size, limit=limit))
+
+    def digest(self, file: BinaryIO) -> str:
+        return self.oid or getattr(file, "etag", "") or hashlib.sha256(self.identity.encode()).hexdigest()
+
+    def downloaded(self) -> Path | None:
+        """Where it lies in the hub library's cache, if it does."""
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        path = try_to_load_from_cache(
+            self.repository, self.path, constants.HF_HUB_CACHE, self.commit, repo_type=self.kind
+        )
+        return Path(path) if isinstance(path, str) else None
+
+    def _download(self) -> Path:
+        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.utils import tqdm
+
+        class Silent(tqdm):
+            def __init__(self, *args: Any, **named: Any):
+                super().__init__(*args, **(named | {"disable": True}))
+
+        wanted: dict[str, Any] = {"repo_type": self.kind.value, "revision": self.commit, "endpoint": constants.ENDPOINT}
+        with asked_once(self.shown):
+            if self.budget:
+                size = self.size
+                if size is None:
+                    size = hf_hub_download(self.repository, self.path, dry_run=True, **wanted).file_size
+                self.budget.take(size or 0, self.shown)
+            return Path(hf_hub_download(self.repository, self.path, tqdm_class=Silent, **wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A part of a remote file, which is kept in a folder of the cache once it was read whole."""
+
+    part: Blob
+    place: str
+    folder: Path
+    budget: Budget = field(compare=False)
+
+    @property
+    def size(self) -> int | None:
+        return self.part.size
+
+    @property
+    def identity(self) -> str:
+        return self.part.identity
+
+    @property
+    def sparing(self) -> bool:
+        return self.part.sparing
+
+    @property
+    def copy(self) -> Path:
+        return self.folder / hashlib.sha256(f"{self.place}\0{self.identity}".encode()).hexdigest()[:32]
+
+    def open(self) -> BinaryIO:
+        """Raises ZooError when it is over budget."""
+        if not self.copy.is_file():
+            self.budget.take(self.size or 0, self.place)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = self.copy.with_suffix(f".{os.getpid()}.part")
+            with self.part.open() as source, part.open("wb") as out:
+                shutil.copyfileobj(source, out, 2**22)
+            part.replace(self.copy)
+        return self.copy.open("rb")
+
+    def glance(self) -> BinaryIO:
+        return self.copy.open("rb") if self.copy.is_file() else self.part.glance()
+
+    def digest(self, file: BinaryIO) -> str:
+        return hashlib.sha256(f"{self.place}\0{self.identity}".encode()).hexdigest()
