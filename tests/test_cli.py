@@ -202,37 +202,6 @@ def test_ctrl_c_stops_with_everything_saved(zoo: Path, tmp_path: Path) -> None:
     assert process.returncode == 0 and not report["finished"] and report["epochs"] > 0 and "--resume" in stderr
 
 
-HEAVY = ("torch", "numpy", "pandas", "scipy", "sklearn", "plotly", "transformers", "diffusers", "umap", "streamlit")
-
-
-def imported_by(script: str) -> set[str]:
-    """Which heavy packages a fresh interpreter holds after a script."""
-    told = f"import sys\n{script}\nprint('LOADED', *(name for name in {HEAVY!r} if name in sys.modules))"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.partition("LOADED")[2].split())
-
-
-def test_help_imports_nothing_heavy() -> None:
-    script = "from typer.testing import CliRunner\nfrom lol_core.cli.commands import app\n"
-    for words in (["--help"], ["train", "--help"], ["experiment", "--help"], ["finetune", "--help"]):
-        script += f"assert CliRunner().invoke(app, {words!r}).exit_code == 0\n"
-    assert imported_by(script) == set()
-
-
-@pytest.mark.parametrize(
-    ("modules", "allowed"),
-    [
-        ("lol_core.formats", {"torch", "numpy"}),
-        ("lol_core.collections.zoo, lol_core.learning.training", {"torch", "numpy", "pandas"}),
-        ("lol_core.learning.crossvalidation, lol_core.learning.leaderboard", {"torch", "numpy", "pandas"}),
-    ],
-)
-def test_a_command_imports_no_more_than_it_works_with(modules: str, allowed: set[str]) -> None:
-    assert imported_by(f"import {modules}") <= allowed
-
-
 def test_what_help_says_of_defaults_and_names_is_so() -> None:
     """They are written out, so that help needs no torch."""
     shapes: dict[str, list[Any]] = {

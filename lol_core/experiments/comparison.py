@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import t as student
 
 from lol_core.experiments.paper import COMPARED
 from lol_core.experiments.result import environment, mean_and_error
@@ -42,6 +41,8 @@ def intervals(trials: Trials, score: str) -> pd.DataFrame:
     """As `summary`, with half the width of the 95 % interval of the mean over seeds (Student's t) as its spread; none
     for shuffled labels.
     """
+    from scipy.stats import t as student  # takes a second to import
+
     means = summary(trials, score)
     seeds = trials.table().groupby("model")["seed"].nunique()
     counts = seeds.rename(index=title_of).reindex(means.index).to_numpy(float)
@@ -51,6 +52,8 @@ def intervals(trials: Trials, score: str) -> pd.DataFrame:
 
 def interval(values: pd.Series) -> tuple[float, float]:
     """Mean over seeds, and half the width of its 95 % interval (Student's t; infinite for a single seed)."""
+    from scipy.stats import t as student
+
     mean, error = mean_and_error(values)
     return mean, float(student.ppf(0.975, len(values) - 1)) * error if len(values) > 1 else float("inf")
 

@@ -19,7 +19,6 @@ from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION
 from lol_core.experiments.trials import CONTROLS, KERNEL, Context, Kept, Scores, Trials, Variant
-from lol_core.finetuning.image_zoos import ImageZoo
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people
 from lol_core.finetuning.recipes import CELEBA
@@ -138,6 +137,8 @@ def fine_tunes(context: Context) -> Iterator[tuple[str, int, Zoo]]:
     """Kind of alpha, rank, and the zoo of fine-tunes of people whom Faces does not hold, made now as far as it is
     missing.
     """
+    from lol_core.finetuning.image_zoos import ImageZoo  # imports diffusers
+
     faces = context.samples / "faces"
     recipe = CELEBA.with_settings(faces / "recipe.json")
     known = len(pd.read_csv(faces / "labels.csv"))

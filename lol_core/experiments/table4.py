@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
 
 from lol_core.experiments.comparison import SEARCH, Papers, cells, chart, differences, settings, summary
 from lol_core.experiments.paper import FIVE
@@ -39,6 +38,8 @@ def size_accuracy(p: float, sizes: np.ndarray) -> float:
 
     sizes: P(η) for η = 0 … k classes, (k + 1,).
     """
+    from scipy.stats import binom  # takes a second to import
+
     k = len(sizes) - 1
     total = 0.0
     for size, probability in enumerate(sizes):

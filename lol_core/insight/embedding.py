@@ -12,8 +12,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.cluster import HDBSCAN
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from lol_core.collections.entry import Entry
@@ -67,6 +65,9 @@ class Space:
         """A cluster number for each LoRA by HDBSCAN, −1 for those in none; of more than `MANY` LoRAs by their first
         `FEW_DIRECTIONS` principal components.
         """
+        from sklearn.cluster import HDBSCAN  # takes a second to import
+        from sklearn.decomposition import PCA
+
         if len(self.ids) < max(2, smallest):
             return pd.Series(-1, index=list(self.ids))
         vectors = self.vectors

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chi2_contingency, mannwhitneyu
 
 
 def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
@@ -16,6 +15,8 @@ def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
     Numbers: the size of 2 AUC − 1, of the rank-sum test. Texts with at most a quarter as many values as rows: Cramér's
     V. The p-values are those of one test each, not corrected for the number of columns.
     """
+    from scipy.stats import chi2_contingency, mannwhitneyu  # takes a second to import
+
     inside = labels.index.isin(list(selected))
     rows = []
     if inside.any() and not inside.all():

@@ -9,14 +9,14 @@ from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
+import torch
 
 from lol_core.collections.source import Source
 from lol_core.core.geometry import inner_product
 from lol_core.insight.survey import Survey
 
 MANY = 20_000
-"""Points from which faiss, an optional extra, is quicker than scikit-learn."""
+"""Points from which faiss, an optional extra, is quicker than a table of distances."""
 BLOCK = 200
 """Points whose neighbours are looked up at a time."""
 
@@ -26,9 +26,9 @@ def within(points: np.ndarray, radius: float, many: int = MANY) -> Iterator[np.n
     if len(points) >= many and find_spec("faiss"):
         yield from _by_faiss(np.ascontiguousarray(points, np.float32), radius)
         return
-    neighbours = NearestNeighbors(radius=radius).fit(points)
+    every = torch.from_numpy(np.asarray(points, np.float64))
     for start in range(0, len(points), BLOCK):
-        yield from neighbours.radius_neighbors(points[start : start + BLOCK], return_distance=False)
+        yield from (row.nonzero()[:, 0].numpy() for row in torch.cdist(every[start : start + BLOCK], every) <= radius)
 
 
 def _by_faiss(points: np.ndarray, radius: float) -> Iterator[np.ndarray]:

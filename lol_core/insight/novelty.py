@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 
 from lol_core.collections.source import Source
 from lol_core.core.batch import stack
@@ -31,6 +30,11 @@ def _views(checkpoint: Checkpoint, loras: Sequence[LoRA]) -> tuple[np.ndarray, n
     )
 
 
+if TYPE_CHECKING:
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.preprocessing import StandardScaler
+
+
 @dataclass(frozen=True)
 class Known:
     """The training LoRAs of a model in two views: its own latent vectors, and the norms of the updates by module, which
@@ -47,6 +51,9 @@ class Known:
         """Reads the training LoRAs of a checkpoint from its zoo. Raises TaskError when fewer than twice the neighbours
         are there.
         """
+        from sklearn.neighbors import NearestNeighbors  # takes a second to import
+        from sklearn.preprocessing import StandardScaler
+
         loras = []
         for id in (id for id, part in parts_here(checkpoint, zoo).items() if part == "train"):
             try:

@@ -6,8 +6,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import orthogonal_procrustes
-from sklearn.decomposition import PCA
 
 from lol_core.errors import TaskError
 from lol_core.insight.embedding import Space
@@ -34,6 +32,8 @@ def project(
         raise TaskError(
             f"A map in {dimensions} dimensions needs more than {dimensions} LoRAs; {len(space.ids)} can be read."
         )
+    from sklearn.decomposition import PCA  # takes a second to import
+
     places = PCA(min(dimensions, *space.vectors.shape), random_state=seed).fit_transform(space.vectors)
     places = np.pad(places, ((0, 0), (0, dimensions - places.shape[1])))
     if method == "UMAP":
@@ -64,6 +64,8 @@ def align(picture: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
     if not len(shared):
         return picture
     new, old = picture.loc[shared], earlier.loc[shared]
+    from scipy.linalg import orthogonal_procrustes
+
     turn, _ = orthogonal_procrustes(new - new.mean(), old - old.mean())
     return pd.DataFrame((picture - new.mean()).to_numpy() @ turn, picture.index, picture.columns) + old.mean()
 

@@ -74,12 +74,12 @@ def crossvalidate(
 
     Raises TaskError or ModelError as `plan` does, TaskError for fewer than two folds, and Stopped.
     """
-    from sklearn.model_selection import GroupKFold, KFold  # takes a second to import
-
     whole = plan(zoo, targets, config)
     if folds < 2:
         raise TaskError(f"Cross-validation needs at least two folds; found {folds}.")
     factors = Factors(zoo, whole.spec, whole.ids, reporter.part(0.0, 0.1))
+    from sklearn.model_selection import GroupKFold, KFold  # takes a second to import
+
     ids = [id for id in whole.ids if id in factors.place]
     groups = (
         None if config.group_column is None else zoo.labels.loc[ids, config.group_column].fillna("(none)").astype(str)

@@ -48,8 +48,8 @@ class EquivariantLinear(nn.Module):
 
     def __init__(self, modules: int, n: int, m: int, n_out: int, m_out: int):
         super().__init__()
-        self.Phi = nn.Parameter(torch.empty(modules, n_out, n).uniform_(-1, 1) * n**-0.5)
-        self.Psi = nn.Parameter(torch.empty(modules, m_out, m).uniform_(-1, 1) * m**-0.5)
+        self.Phi = nn.Parameter(torch.empty(modules, n_out, n).uniform_(-1, 1).mul_(n**-0.5))
+        self.Psi = nn.Parameter(torch.empty(modules, m_out, m).uniform_(-1, 1).mul_(m**-0.5))
 
     def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         return left_product(self.Phi, U), left_product(self.Psi, V)

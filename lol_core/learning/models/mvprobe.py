@@ -17,7 +17,7 @@ ENCODING = 8
 
 
 def _random(modules: int, rows: int, columns: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(modules, rows, columns) * columns**-0.5)
+    return nn.Parameter(torch.randn(modules, rows, columns).mul_(columns**-0.5))
 
 
 class Views(nn.Module):

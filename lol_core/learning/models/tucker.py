@@ -128,7 +128,8 @@ class TuckerNet(LoLModel):
         super().__init__(spec, outputs, config)
         for g, ((n, m), indices) in enumerate(spec.groups):
             for side, size in (("left", n), ("right", m)):
-                self.register_buffer(f"{side}_{g}", torch.eye(size, self._width(size)).repeat(len(indices), 1, 1))
+                eye = torch.zeros(size, self._width(size)).fill_diagonal_(1)
+                self.register_buffer(f"{side}_{g}", eye.repeat(len(indices), 1, 1))
             self.register_buffer(f"chosen_{g}", torch.arange(self._kept(n, m)).repeat(len(indices), 1))
             self.register_buffer(f"center_{g}", torch.zeros(len(indices), self._kept(n, m)))
         self.register_buffer("spread", torch.ones(()))

@@ -44,7 +44,7 @@ class TokenHead(nn.Module):
         width = HEADS * -(-config.width // HEADS)
         self.images = nn.ModuleList(nn.Linear(k - 1, width) for _, _, k in self.shapes)
         self.size = nn.Linear(1, width)
-        self.module = nn.Parameter(0.1 * torch.randn(len(spec.modules), width))
+        self.module = nn.Parameter(torch.randn(len(spec.modules), width).mul_(0.1))
         layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, config.dropout, batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
         self.mlp = Head(width + extra, outputs, config.width, config.depth, config.dropout)
