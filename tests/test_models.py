@@ -25,12 +25,14 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.leaderboard import verdict
 from lol_core.learning.memory import check_memory, memory_needed
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model, registry
+from lol_core.learning.models.base import flat_factors
 from lol_core.learning.models.gl_net import GLNet, GLNetConfig
 from lol_core.learning.models.layers import (
     NONLINEARITIES,
     EquivariantLinear,
     EquivariantNonlinearity,
     InvariantProducts,
+    columns,
 )
 from lol_core.learning.models.o_align import procrustes
 from lol_core.learning.models.tucker import Part, TuckerConfig
@@ -411,3 +413,23 @@ def test_scale_is_part_of_the_function(scale: float) -> None:
         model = made(name, batch)
         torch.testing.assert_close(model(batch), model(stack([moved], spec, torch.float64)))
         assert not torch.allclose(model(batch), model(stack([random_lora()], spec, torch.float64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 3, 4, 8])
+def test_columns_are_the_factors_side_by_side(rank: int, dtype: torch.dtype) -> None:
+    factors = torch.randn(3, 2, 5, rank).to(dtype)
+    expected = torch.stack([torch.cat(list(factors[:, layer]), 1) for layer in range(2)])
+    for same in (factors, factors.transpose(0, 1).contiguous().transpose(0, 1), factors.clone().requires_grad_()):
+        assert torch.equal(columns(same), expected)
+
+
+def test_flat_factors_leave_out_padding_and_carry_gradients() -> None:
+    loras = [random_lora([("a", 4, 3, 2), ("b", 4, 3, 1), ("c", 4, 3, 1), ("d", 5, 2, 2)], seed) for seed in range(2)]
+    batch = stack(loras, shared_spec(loras), torch.float32).map(lambda factor: factor.requires_grad_())
+    flat = flat_factors(batch)
+    for row, lora in zip(flat, loras, strict=True):
+        expected = torch.cat([part for y in lora.layers for part in (y.U.float().flatten(), y.V.float().flatten())])
+        assert torch.equal(row.detach(), expected)
+    flat.sum().backward()
+    assert batch.U[0].grad is not None and batch.U[0].grad.sum() == 2 * 4 * (2 + 1 + 1), "nothing of the padding"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from typing import Any, ClassVar, Self
 
 import torch
@@ -185,14 +186,14 @@ def flat_factors(batch: Batch) -> Tensor:
     """All entries of all factors of each LoRA: (B, Σ (n + m) r). Columns that are padding in every module are left
     out.
     """
-    parts = []
-    for (_, indices), U, V in zip(batch.spec.groups, batch.U, batch.V, strict=True):
-        ranks = {batch.spec.modules[i].rank for i in indices}
-        if len(ranks) == 1:  # in one piece, (B, L, (n + m) r)
-            (rank,) = ranks
-            parts.append(torch.cat([U[..., :rank].flatten(2), V[..., :rank].flatten(2)], 2).flatten(1))
-            continue
-        for g, i in enumerate(indices):
-            rank = batch.spec.modules[i].rank
-            parts += [U[:, g, :, :rank].flatten(1), V[:, g, :, :rank].flatten(1)]
-    return torch.cat(parts, 1)
+    flat, at = batch.U[0].new_empty(len(batch), batch.spec.parameters), 0
+    for ((n, m), indices), U, V in zip(batch.spec.groups, batch.U, batch.V, strict=True):
+        ranks = [batch.spec.modules[i].rank for i in indices]
+        for rank, run in groupby(range(len(indices)), ranks.__getitem__):
+            places = list(run)
+            first, size = places[0], len(places) * (n + m) * rank
+            part = flat[:, at : at + size].view(len(batch), len(places), n + m, rank)
+            part[:, :, :n] = U[:, first : first + len(places), :, :rank]
+            part[:, :, n:] = V[:, first : first + len(places), :, :rank]
+            at += size
+    return flat
