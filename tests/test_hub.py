@@ -355,3 +355,59 @@ def test_the_listing_can_be_stopped(hub: Hub, folder: Path) -> None:
     hub.add("models/someone/zoo", folder)
     with pytest.raises(Stopped):
         open_source("hf://someone/zoo", reporter=Reporter(stop=lambda: True))
+
+
+def test_a_file_whose_header_needs_most_of_it_is_refused_with_what_to_do(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lol_core.collections.remote_files.GLANCE_BYTES", 100_000)
+    (tmp_path / "zoo").mkdir()
+    weights = {"unet.a.lora_A.weight": torch.randn(16, 9000), "unet.a.lora_B.weight": torch.randn(9000, 16)}
+    torch.save(weights, tmp_path / "zoo" / "older.bin", _use_new_zipfile_serialization=False)
+    hub.add("models/someone/zoo", tmp_path / "zoo")
+    source = open_source("hf://someone/zoo")
+    assert "Download the file" in reasons(source)[0] and hub.sent() < 200_000
+
+
+def test_an_archive_on_the_web_is_read_by_ranges(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "zoo.zip", "w") as opened:
+        for path in sorted(folder.rglob("*.*")):
+            opened.write(path, path.relative_to(folder).as_posix())
+    hub.add("models/some/site", {"zoo.zip": (tmp_path / "zoo.zip").read_bytes()})
+    address = f"{hub.endpoint}/some/site/resolve/main/zoo.zip"
+    source, zoo = open_source(address), Zoo.open(folder)
+    assert source.ids == zoo.ids and source.name == "zoo" and source.address == address
+    assert hub.sent() < (tmp_path / "zoo.zip").stat().st_size * 2 / 3
+    assert torch.equal(source.load(zoo.ids[2]).layers[0].U, zoo.load(zoo.ids[2]).layers[0].U)
+    with pytest.raises(ZooError, match="There is no http"):
+        open_source(f"{hub.endpoint}/some/site/resolve/main/other.zip")
+    with pytest.raises(ZooError, match=r"\.zip and \.tar"):
+        open_source(f"{hub.endpoint}/some/page")
+
+
+def test_pages_of_the_hub_are_its_addresses(hub: Hub, folder: Path) -> None:
+    hub.add("models/someone/zoo", folder)
+    hub.add("datasets/someone/zoo", folder)
+    page = "https://huggingface.co/someone/zoo"
+    assert open_source(page).address == "hf://someone/zoo"
+    assert open_source(f"{page}/tree/main/lora001").address == "hf://someone/zoo/lora001"
+    assert open_source("https://huggingface.co/datasets/someone/zoo").address == "hf://datasets/someone/zoo"
+
+
+def test_what_fsspec_reaches(folder: Path, tmp_path: Path) -> None:
+    source, zoo = open_source(folder.as_uri()), Zoo.open(folder)
+    assert source.ids == zoo.ids and source.address.startswith("file://")
+    pd.testing.assert_frame_equal(source.labels, zoo.labels)
+    assert torch.equal(source.load(zoo.ids[2]).layers[0].U, zoo.load(zoo.ids[2]).layers[0].U)
+    with zipfile.ZipFile(tmp_path / "zoo.zip", "w") as opened:
+        for path in sorted(folder.rglob("*.*")):
+            opened.write(path, path.relative_to(folder).as_posix())
+    assert open_source((tmp_path / "zoo.zip").as_uri()).ids == zoo.ids
+    with pytest.raises(ZooError, match="Install"):
+        open_source("s3://bucket/loras")
+    with pytest.raises(ZooError, match="Install"):
+        open_source("nonsense://bucket/loras")
+    with pytest.raises(ZooError, match="cannot be listed"):
+        open_source((tmp_path / "nowhere").as_uri())
+    with pytest.raises(ZooError, match="live in the program"):
+        open_source("memory://mine")

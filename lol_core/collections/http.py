@@ -48,15 +48,24 @@ class Piece:
 
 
 class RemoteFile(RangeFile):
-    """A file on a server, read by blocks. etag: of its content, "" before the first read.
+    """A file on a server, read by blocks. etag: of its content, "" where it is not known before the first read.
 
     what: what to call it in errors; size: None where it is not known, which costs a read; limit: bytes that may be
     read of it in all.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], what: str, *, size: int | None, limit: int | None):
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        what: str,
+        *,
+        size: int | None = None,
+        limit: int | None = None,
+        etag: str = "",
+    ):
         self._where, self._limit, self._spent = (url, headers, what), limit, 0
-        self.etag = ""
+        self.etag = etag
         first = b""
         if size is None:
             piece = fetch(*self._where, 0, BLOCK)
@@ -188,6 +197,8 @@ def sentences(what: str) -> Iterator[None]:
 
 
 def _not_found(what: str) -> str:
+    if what.startswith("http"):
+        return f"There is no {what}. Check the spelling."
     return (
         f"There is no {what} on the hub, or it is private. Check the spelling; a data set's address begins with"
         " hf://datasets/; log in with `hf auth login` if it is yours."

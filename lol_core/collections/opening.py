@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from lol_core.collections import archive, hub, hub_address
+from lol_core.collections import archive, hub, hub_address, remote
 from lol_core.collections.folder import Zoo
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
@@ -44,7 +44,7 @@ def is_collection(address: str) -> bool:
 
 def _opener(address: str) -> Opener | None:
     if "://" in address:
-        return next((opener for mark, opener in OPENERS.items() if address.startswith(mark)), None)
+        return next((opener for mark, opener in OPENERS.items() if address.startswith(mark)), remote.open_url)
     if Path(address).expanduser().is_dir():
         return None
     return next((opener for mark, opener in OPENERS.items() if address.lower().endswith(mark)), None)

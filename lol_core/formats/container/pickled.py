@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from lol_core.core.errors import LoLError
 from lol_core.errors import LoRAFormatError, NotLowRankError
 from lol_core.formats.container.tensor_file import FEW_READS, SAMPLED, TensorFile, blank
 
@@ -112,6 +113,9 @@ def _load(path: Path, file: BinaryIO | None, *, zipped: bool) -> Any:
                 f"A pickle that holds {what}. It was not executed. Convert it to safetensors where it was made."
             ) from error
         except Exception as error:  # damaged pickles raise anything at all
+            for of_stream in (error, error.__cause__):  # PyTorch wraps what a stream raises
+                if isinstance(of_stream, LoLError):
+                    raise of_stream from None
             raise LoRAFormatError("Not a readable PyTorch file. It is damaged, or of another kind.") from error
 
 

@@ -1,0 +1,142 @@
+"""Archives on the web, and folders and archives on whatever fsspec reaches (s3://, gs://, sftp://, …) where its package
+is installed. Parts are read by ranges, and kept in the cache once they were read whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, ClassVar, cast
+from urllib.parse import urlsplit
+
+from lol_core.collections import archive
+from lol_core.collections.blob import Blob
+from lol_core.collections.cache import bytes_allowed, cache_folder
+from lol_core.collections.files import FileSource, Listing
+from lol_core.collections.http import BLOCK, PassingError, RemoteFile
+from lol_core.collections.hub import READERS, open_hub
+from lol_core.collections.hub_address import SCHEME, check_secrets
+from lol_core.collections.remote_files import Budget, Kept
+from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import ZooError
+
+_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([^/?#]+)(?:/([^/?#]+))?(.*)")
+_WITHIN = re.compile(r"/(?:tree|blob|resolve)/([^/?#]+)(/[^?#]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class WebFile:
+    """A file on the web, as it was when its size and ETag were asked for."""
+
+    url: str
+    size: int
+    etag: str
+    sparing: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, url: str) -> WebFile:
+        file = RemoteFile(url, {}, url)
+        return cls(url, file.seek(0, 2), file.etag)
+
+    @property
+    def identity(self) -> str:
+        return f"{self.size} {self.etag}"
+
+    def open(self) -> BinaryIO:
+        return cast(BinaryIO, RemoteFile(self.url, {}, self.url, size=self.size, etag=self.etag))
+
+    glance = open
+
+    def digest(self, file: BinaryIO) -> str:
+        return self.identity
+
+
+@dataclass(frozen=True, slots=True)
+class FsspecFile:
+    """A file that fsspec reaches. identity: what its file system says of it, such as an ETag or a time."""
+
+    url: str
+    size: int
+    identity: str
+    sparing: ClassVar[bool] = True
+
+    def open(self) -> BinaryIO:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(self.url)
+        return cast(BinaryIO, system.open(path, "rb", block_size=BLOCK))
+
+    glance = open
+
+    def digest(self, file: BinaryIO) -> str:
+        return f"{self.size} {self.identity}"
+
+
+def open_url(address: str, labels: str | None = None, cache: Path | None = None, reporter: Reporter = SILENT) -> Source:
+    """The LoRAs at a URL. Raises ZooError when there are none, with what to do."""
+    check_secrets(address)
+    if page := _PAGE.fullmatch(address):
+        return open_hub(_of_page(page), labels, cache, reporter)
+    place = urlsplit(address)
+    if place.scheme == "memory":
+        raise ZooError(f"{address}: LoRAs made in Python live in the program that made them. Write them to a folder.")
+    if place.scheme in ("http", "https"):
+        if not place.path.lower().endswith((".zip", ".tar")):
+            raise ZooError(f"{address}: of the web, addresses of .zip and .tar archives are opened, and of the hub.")
+        listing = _archived(WebFile.of(address), place.path)
+    else:
+        listing = _listed(address, place.path)
+    budget, folder = Budget(bytes_allowed()), (cache or cache_folder()) / "members"
+    kept = {name: Kept(blob, f"{address}\0{name}", folder, budget) for name, blob in listing.files.items()}
+    budget.used = sum(blob.copy.stat().st_size for blob in kept.values() if blob.copy.is_file())
+    name = archive.stem_of(place.path.rstrip("/").rpartition("/")[2]) or place.netloc
+    return FileSource.open(
+        address, name, replace(listing, files=kept), labels=labels, cache=cache, reporter=reporter, readers=READERS
+    )
+
+
+def _of_page(page: re.Match[str]) -> str:
+    """The address of what a page of the hub shows."""
+    within = _WITHIN.match(page[4] or "")
+    name = f"/{page[3]}" if page[3] else ""
+    revision = f"@{within[1]}" if within and within[1] != "main" else ""
+    return f"{SCHEME}{page[1] or ''}{page[2]}{name}{revision}{(within[2] or '') if within else ''}"
+
+
+def _archived(blob: Blob, name: str) -> Listing:
+    if not name.lower().endswith((".zip", ".tar")):
+        raise ZooError(f"{name}: a compressed tar is read from this computer only. Download it and open it from here.")
+    return (archive.list_zip if name.lower().endswith(".zip") else archive.list_tar)(blob, name.rpartition("/")[2])
+
+
+def _listed(address: str, path: str) -> Listing:
+    from fsspec.core import url_to_fs
+
+    try:
+        system, root = url_to_fs(address)
+        found = system.find(root, detail=True)
+        if not found:
+            raise FileNotFoundError("nothing is there")
+        files = {
+            name[len(root) :].strip("/") or name.rpartition("/")[2]: FsspecFile(
+                system.unstrip_protocol(name), int(info["size"]), _identity(info)
+            )
+            for name, info in found.items()
+        }
+    except (ImportError, ValueError) as error:
+        raise ZooError(f"{address}: {error}. Install the package that fsspec needs for such addresses.") from error
+    except Exception as error:  # each file system has errors of its own
+        raise PassingError(
+            f"{address} cannot be listed ({type(error).__name__}: {str(error)[:200]}). Check the address, and whether"
+            " you may read it."
+        ) from error
+    if len(files) == 1 and path.lower().endswith(archive.SUFFIXES):
+        return _archived(next(iter(files.values())), path)
+    return Listing(files)
+
+
+def _identity(info: dict[str, object]) -> str:
+    keys = ("ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created")
+    return f"{info['size']} " + " ".join(str(info[key]) for key in keys if info.get(key))
