@@ -5,7 +5,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 PORT ?= 8501
 IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16
 
-.PHONY: app test test-gpu check format notebooks lab docs screenshots zoo base faces emojinette clean
+.PHONY: app test test-gpu check format notebooks lab wheel docs screenshots zoo base faces emojinette clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
@@ -31,6 +31,9 @@ lab: .venv/notebooks  ## the notebooks in the browser
 
 notebooks: .venv/dev  ## from the scripts beside them: run, with light pictures as outputs
 	$(BIN)/python -m tests.write_notebooks
+
+wheel: .venv/dev  ## the library and the app in one file, dist/*.whl
+	$(BIN)/python -m hatchling build -t wheel
 
 docs: .venv/dev  ## the documents as a site, in docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html

@@ -10,6 +10,7 @@ from lol_core.core.errors import (
     SourceSilentError,
     TaskError,
     ZooError,
+    needing,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "SourceSilentError",
     "TaskError",
     "ZooError",
+    "needing",
 ]

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
@@ -30,19 +30,26 @@ expect.set_options(timeout=MILLISECONDS)
 
 
 @contextmanager
-def server(cache: Path, log: Path = Path(os.devnull), script: str = "app.py") -> Iterator[str]:
+def server(
+    cache: Path,
+    log: Path = Path(os.devnull),
+    script: str = "app.py",
+    *,
+    command: Sequence[str] = ("-m", "streamlit", "run", "{script}", "--server.port={port}", "--server.headless=true"),
+    code: Path = ROOT,
+    folder: Path = ROOT,
+) -> Iterator[str]:
     """The app, or another script, on a free port of this machine; yields its address. log: what it prints is written
-    there.
+    there; command: what Python is started with, in `folder`, where it imports from `code`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", script, f"--server.port={port}", "--server.headless=true"]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"LOL_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)},
+            [sys.executable, *(part.format(script=script, port=port) for part in command)],
+            cwd=folder,
+            env=os.environ | {"LOL_CACHE_DIR": str(cache), "PYTHONPATH": str(code)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -217,3 +217,11 @@ def test_what_help_says_of_defaults_and_names_is_so() -> None:
             assert not known or parameter.default == known[0], f"{name} --{option}"
     assert MODEL_NAMES.split(", ") == list(PACKAGED)
     assert GROUP_NAMES.split(", ") == [group.key for group in GROUPS]
+
+
+def test_brackets_in_a_files_name_are_shown(tmp_path: Path) -> None:
+    write_peft(tmp_path / "[bold] style", random_lora())
+    (tmp_path / "[red]broken.safetensors").write_bytes(b"no header")
+    shown = run(app, ["scan", str(tmp_path)], env={"COLUMNS": "200"}).output
+    assert "[bold] style" in shown and "[red]broken" in shown
+    assert "[/bold]" in run(app, ["probe", str(tmp_path / "[/bold]")]).output

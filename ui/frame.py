@@ -15,7 +15,7 @@ from ui.jobs import running
 from ui.keys import FRAME, key
 from ui.progress import follow
 from ui.selection import panel, restore
-from ui.state import MAX_OPEN, SAMPLE_ZOO, SAMPLE_ZOOS, remember, session
+from ui.state import DEFAULT, MAX_OPEN, SAMPLE_ZOOS, remember, session
 
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
@@ -49,7 +49,7 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
             "Collection",
             "Where the LoRAs are: a folder on this computer, or another address that can be opened. It is only ever"
             " read.",
-            "the sample zoo",
+            Path(DEFAULT).name or "the path of a folder",
         )
         labels = url_field(
             "labels",
@@ -69,13 +69,18 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
         for path, label, icon in PAGES:
             page_link(path, label, icon)
     st.title(title or page)
+    need(
+        address or DEFAULT,
+        "Nothing is open yet. Under **Collection** in the sidebar type where your LoRAs are, such as the path of a"
+        " folder; nothing is written there.",
+    )
     try:
-        source = opened(address or str(SAMPLE_ZOO), labels, rescan)
+        source = opened(address or DEFAULT, labels, rescan)
     except LoLError as error:
         st.error(str(error), icon=":material/folder_off:")
         st.info(
             "Under **Collection** in the sidebar type where LoRAs are, such as the path of a folder, or empty the field"
-            " for the sample zoo."
+            f" for {Path(DEFAULT).name or 'none'}."
         )
         st.stop()
     restore(source)
@@ -117,7 +122,7 @@ def switcher(source: Source) -> None:
 
 def open_collection(address: str, labels: str = "") -> None:
     """Make a collection the open one at the next run of the page."""
-    set_url("collection", "" if address == str(SAMPLE_ZOO) else address)
+    set_url("collection", "" if address == DEFAULT else address)
     set_url("labels", labels)
 
 
@@ -196,7 +201,7 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
     while len(state.opened) >= MAX_OPEN:
         state.opened.pop(next(iter(state.opened)))
     state.opened[place] = job.result
-    if job.result.address not in {str(sample.resolve()) for sample in (SAMPLE_ZOO, *SAMPLE_ZOOS.values())}:
+    if job.result.address not in {str(sample.resolve()) for sample in SAMPLE_ZOOS.values()}:
         remember(job.result.address, labels)
     return job.result
 

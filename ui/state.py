@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from lol_core.cli.app import COLLECTION
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
@@ -29,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_loras"
 RESULTS = ROOT / "docs" / "results"
 SAMPLE_ZOO = SAMPLES / "glosses"
+DEFAULT = os.environ.get(COLLECTION) or (str(SAMPLE_ZOO) if SAMPLE_ZOO.is_dir() else "")
+"""What opens first: what the command line named, or the sample zoo of a clone; a wheel comes without one."""
 SAMPLE_SUBJECTS = {
     "glosses": "A sentence encoder on questions from twenty sources",
     "faces": "A small diffusion model, each LoRA on one drawn person",
@@ -43,7 +47,7 @@ MAX_OFFERED = 20
 @dataclass
 class Session:
     """What one visitor has open. opened: by (address, labels file); extra_checkpoints: folders opened by path;
-    url: what stands in the URL on every page; empty means the sample zoo, and the labels file in the folder.
+    url: what stands in the URL on every page; empty means what opens first, and the labels file in the folder.
     same: LoRAs that are the same function, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
     see ui/selection.py, by collection. picture: the format in which figures are saved; page: the present one;
     visited: pages seen; opened_slice: the saved slice taken up last;

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import typer
 
+from lol_core.cli.app import app as start
 from lol_core.cli.experiment import experiment
 from lol_core.cli.files import probe, scan
 from lol_core.cli.finetune import finetune
@@ -20,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+app.command("app")(start)
 app.add_typer(finetune, name="finetune")
 app.add_typer(store, name="store")
 for command in (probe, scan, survey, duplicates, train, crossvalidate, experiment, predict, invariance, generate):

@@ -15,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from lol_core.core.progress import Reporter
-from lol_core.errors import LoLError
+from lol_core.errors import LoLError, needing
 
-out, err = Console(), Console(stderr=True)
+out, err = Console(markup=False), Console(stderr=True, markup=False)  # brackets in names are names
 WORKERS = "N|ray|ray://HOST:10001"
 Workers = Annotated[str, typer.Option(metavar=WORKERS, help="How many processes; or a Ray cluster, here or elsewhere.")]
 Address = Annotated[
@@ -32,12 +33,19 @@ LabelsFile = Annotated[
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Errors made on purpose end the command with their sentence and exit code 1."""
+def reported(about: object = None) -> Iterator[None]:
+    """Errors made on purpose end the command with their sentence and exit code 1, as does a package that is missing.
+    about: the file that an error is about, where the error does not name it.
+    """
     try:
-        yield
+        with needing("images"):
+            yield
     except LoLError as error:
-        err.print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        err.print(
+            Text.assemble(("Error:", "red"), f" {error}" if about is None else f" {about}: {error}"),
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(1) from error
 
 

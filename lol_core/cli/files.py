@@ -12,7 +12,7 @@ def probe(path: Path, as_json: AsJson = False) -> None:
     from lol_core.formats import probe as probe_file
     from lol_core.formats import suggest_base_model
 
-    with reported():
+    with reported(path):
         lora = probe_file(path)
     modules = [
         {

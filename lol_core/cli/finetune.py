@@ -25,7 +25,8 @@ def finetune_questions(
     seed: int = 0,
 ) -> None:
     """Make the four-way definition → word questions anew from WordNet. The sample zoo's own are committed."""
-    from lol_core.finetuning.glosses import write_questions
+    with reported():
+        from lol_core.finetuning.glosses import write_questions
 
     with reported():
         table = write_questions(base, wordnet, out_folder, seed)
@@ -48,7 +49,8 @@ def finetune_glosses(
     threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
 ) -> None:
     """Fine-tune the sample language zoo. Stop it at any time; the same command goes on."""
-    from lol_core.finetuning.glosses import build
+    with reported():
+        from lol_core.finetuning.glosses import build
 
     with reported(), progress_bar() as reporter:
         for row in build(base, out_folder, count, workers, threads, reporter):
@@ -83,7 +85,8 @@ def finetune_base(
     """Train the small diffusion model and its CLIP scorer on drawn pictures. Ctrl-C stops it; the same command goes
     on.
     """
-    from lol_core.finetuning.base_model import BaseSettings, train_base
+    with reported():
+        from lol_core.finetuning.base_model import BaseSettings, train_base
 
     settings = BaseSettings(vae_steps=autoencoder_steps, steps=steps)
 
@@ -111,7 +114,8 @@ def finetune_people(
     workers: int = 2,
 ) -> None:
     """Draw people, 21 pictures each, with their attributes."""
-    from lol_core.finetuning.picture_data import write_people
+    with reported():
+        from lol_core.finetuning.picture_data import write_people
 
     with reported(), progress_bar() as reporter:
         write_people(out_folder, count, workers, reporter)
@@ -123,8 +127,9 @@ def finetune_things(
     drawings: DrawingsFile = Path("sample_loras/pictures/drawings.json"),
 ) -> None:
     """Draw the ten classes of things, 24 pictures each."""
-    from lol_core.finetuning.picture_data import write_things
-    from lol_core.finetuning.pictures import Drawings
+    with reported():
+        from lol_core.finetuning.picture_data import write_things
+        from lol_core.finetuning.pictures import Drawings
 
     with reported():
         write_things(out_folder, Drawings(drawings))
@@ -159,8 +164,9 @@ def finetune_zoo(
     """Fine-tune a zoo by one of the paper's recipes. Stop it at any time; the same command goes on."""
     import torch
 
-    from lol_core.finetuning.image_zoos import ImageZoo, Machine
-    from lol_core.finetuning.recipes import IMAGE_RECIPES
+    with reported():
+        from lol_core.finetuning.image_zoos import ImageZoo, Machine
+        from lol_core.finetuning.recipes import IMAGE_RECIPES
 
     gpus = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
     machine = Machine(workers or max(1, len(gpus)), gpus or ("cpu",), threads, stack, mixed_precision)

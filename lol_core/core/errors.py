@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LoLError(Exception):
     """Base of every error this library raises on purpose. The message is a sentence for the person who uses the
@@ -39,3 +42,18 @@ class CheckpointError(LoLError):
 
 class DataMissingError(LoLError):
     """Weights or data that a computation needs are not there."""
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Imports of packages that not everyone has installed. Raises DataMissingError naming the extra to install where
+    one is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("lol_core", "ui")):
+            raise
+        raise DataMissingError(
+            f"The package {error.name} is not installed. Install it with: pip install 'lol-explorer[{extra}]'."
+        ) from error

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from lol_core.errors import LoLError
+from lol_core.errors import LoLError, needing
 
 if TYPE_CHECKING:
     from lol_core.experiments.result import Result
@@ -22,5 +22,7 @@ def run(name: str, context: Context) -> Result:
     """Run an experiment. Raises LoLError for a name that is none, Stopped, and what the experiment raises."""
     if name not in NAMES:
         raise LoLError(f"No experiment {name!r}. There are {', '.join(NAMES)}.")
-    result = cast("Result", import_module(f"lol_core.experiments.{name}").run(context))
+    with needing("images"):
+        experiment = import_module(f"lol_core.experiments.{name}")
+    result = cast("Result", experiment.run(context))
     return replace(result, title=f"{result.title} (small run: the scores mean nothing)") if context.small else result

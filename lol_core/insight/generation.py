@@ -17,7 +17,7 @@ from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import content_digest
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import DataMissingError, LoRAFormatError
+from lol_core.errors import DataMissingError, LoRAFormatError, needing
 from lol_core.formats.writing import forms_of, write
 
 
@@ -54,7 +54,8 @@ class Painter:
     def pipeline(self) -> Any:
         """The diffusers pipeline. Raises DataMissingError when there is no such base."""
         if self._pipeline is None:
-            from diffusers import DiffusionPipeline
+            with needing("images"):
+                from diffusers import DiffusionPipeline
 
             folder = Path(self.base).expanduser()
             dtype = torch.float16 if self.device.startswith("cuda") else torch.float32

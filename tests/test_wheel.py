@@ -1,0 +1,104 @@
+"""What is installed: a wheel that holds the app."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from playwright.sync_api import Page, expect
+
+from tests.browser import CHROMIUM, chromium, server, settled
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins() -> dict[str, str]:
+    lines = [
+        line.split("==")
+        for name in ("requirements.txt", "requirements-cluster.txt")
+        for line in (ROOT / name).read_text().splitlines()
+        if "==" in line
+    ]
+    return {Requirement(name).name.lower().replace("_", "-"): version for name, version in lines}
+
+
+def test_the_versions_that_are_tested_lie_in_the_ranges_that_are_installed() -> None:
+    extras = PROJECT["optional-dependencies"].values()
+    for text in (*PROJECT["dependencies"], *(line for extra in extras for line in extra)):
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pins()[wanted.name.lower().replace("_", "-")]), text
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the wheel unpacks to."""
+    place = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = place.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place / "site")
+    return place / "site"
+
+
+def test_a_wheel_holds_the_library_and_the_app_and_no_zoo(installed: Path) -> None:
+    held = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
+    pages = {f"lol_explorer/pages/{page.name}" for page in (ROOT / "pages").glob("*.py")}
+    browser = {f"lol_explorer/ui/webgl/{part.name}" for part in (ROOT / "ui" / "webgl").iterdir() if part.is_file()}
+    assert pages | browser | {"lol_core/py.typed", "lol_explorer/app.py", "lol_explorer/.streamlit/config.toml"} <= held
+    assert not any(name.endswith((".safetensors", ".pyc")) or name.startswith("tests") for name in held)
+
+
+def settled_at(page: Page, address: str) -> Page:
+    page.goto(address)
+    return settled(page)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
+def test_the_installed_command_opens_a_folder_in_the_app(
+    installed: Path, synthetic_folder: Path, tmp_path: Path
+) -> None:
+    command = ("-m", "lol_core", "app", str(synthetic_folder), "--port", "{port}", "--headless")
+    cache, log = tmp_path / "cache", tmp_path / "log"
+    with server(cache, log, command=command, code=installed, folder=tmp_path) as address, chromium() as browser:
+        page = browser.new_page()
+        for place in ("", "Zoo", "Invariance", "Experiments"):
+            settled_page = settled_at(page, f"{address}/{place}")
+            assert not settled_page.locator('[data-testid="stException"]').count()
+            expect(settled_page.get_by_test_id("stSidebar")).to_contain_text("LoRAs open")
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
+def test_an_app_that_has_no_zoo_says_what_to_do(installed: Path, tmp_path: Path) -> None:
+    command = ("-m", "lol_core", "app", "--port", "{port}", "--headless")
+    with server(tmp_path / "cache", command=command, code=installed, folder=tmp_path) as address, chromium() as browser:
+        expect(settled_at(browser.new_page(), address).get_by_test_id("stAlert")).to_contain_text("Nothing is open yet")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "finetune zoo --recipe celeba --data x --base b --out x",
+        "generate --base b --prompt p --out p.png",
+        "experiment figure4 --out x --small",
+    ],
+)
+def test_what_an_extra_brings_is_asked_for_by_name(arguments: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(diffusers=None, peft=None)\n"
+        f"from lol_core.cli.commands import app; app({arguments.split()})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "pip install 'lol-explorer[images]'" in done.stderr and "Traceback" not in done.stderr
