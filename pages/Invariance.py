@@ -19,12 +19,14 @@ from lol_core.experiments.paper import FIVE
 from lol_core.insight import plots
 from lol_core.insight.health import never_trained
 from lol_core.insight.invariance import CORNER, Study, first_matrix
+from lol_core.insight.order import natural
 from ui.choice import choose_lora
 from ui.figures import figure, take
 from ui.frame import frame, need, needed
 from ui.keys import key
 from ui.points import walk_points
 from ui.state import load_lora, loaded_checkpoints
+from ui.tables import numbers, show
 from ui.turning import TITLES, Precision, choose_precision, choose_R
 
 TRIED = 20  # LoRAs among which the page looks for one that is not zero, to open with
@@ -85,7 +87,7 @@ except LoLError as error:
 for problem in study.problems:
     st.warning(problem)
 need(study.models, "Train a model first, or show untrained ones with the switch above.")
-modules = study.spec.modules
+modules = sorted(study.spec.modules, key=lambda module: natural(module.name))
 
 
 @st.fragment
@@ -118,9 +120,8 @@ def turn() -> None:
         name, matrix = first_matrix(R, turned.before)
         title = f"R of every module of rank {len(matrix)}" if shared else f"R of {name}"
         figure(plots.matrix(matrix, title), "R", "The matrix R")
-    formats = {name: st.column_config.NumberColumn(format="%.6g") for name in ("before R", "after R")}
-    formats["relative change"] = st.column_config.NumberColumn(format="scientific")
-    st.dataframe(turned.table, hide_index=True, key=key("moves"), column_config=formats)
+    formats = numbers("%.6g", ("before R", "after R")) | numbers("scientific", ["relative change"])
+    show(turned.table, "moves", column_config=formats)
     take(lambda: turned.table, "needles")
     label = "The factors of"
     module = st.selectbox(label, modules, format_func=lambda m: f"{m.name}  ({m.n} × {m.m})", key=key("module"))
@@ -158,7 +159,7 @@ def many_draws() -> None:
     words = "Relative change of each model's prediction over many draws of R, by group"
     figure(chart, "violins", words, changes)
     marks, sentence = study.kept_promises(changes, TOLERANCES[dtype])
-    st.dataframe(marks, key=key("groups"))
+    show(marks, "groups", index=True)
     st.markdown(f"Largest change of {count} draws from each group. {sentence}")
 
 

@@ -14,6 +14,7 @@ from lol_core.insight import plots
 from lol_core.insight.anatomy import Anatomy, Comparison, layer_map
 from lol_core.insight.attribution import contributions
 from lol_core.insight.neighbours import nearest
+from lol_core.insight.order import in_order
 from lol_core.insight.predictions import as_text, opinions
 from lol_core.insight.survey import Survey
 from lol_core.learning.parts import parts_here
@@ -27,7 +28,7 @@ from ui.previews import show_previews
 from ui.saving import show_saving
 from ui.selection import select_button
 from ui.state import known_base, load_lora, loaded_checkpoints, surveys_of
-from ui.tables import download
+from ui.tables import download, numbers, show
 
 MOST = 12  # modules whose singular values are drawn
 HEIGHT, ROW = 420, 35  # pixels of a table at most, and of its row
@@ -35,7 +36,7 @@ source = frame("LoRA", loras=True)
 chosen = needed(choose_lora(source, source.ids, "lora", "LoRA"), "Choose a LoRA.")
 entry = source.by_id[chosen]
 try:
-    lora = load_lora(source, chosen)
+    lora = in_order(load_lora(source, chosen))
 except LoLError as error:
     st.error(str(error), icon=":material/broken_image:")
     st.stop()
@@ -109,7 +110,7 @@ else:
     st.warning("ΔW is zero in every module: this LoRA was never trained.", icon=":material/block:")
 st.subheader("Layers")
 layers = anatomy.table()
-st.dataframe(layers, hide_index=True, height=min(HEIGHT, ROW * (len(layers) + 1) + 3))
+show(layers, "layers", height=min(HEIGHT, ROW * (len(layers) + 1) + 3))
 download(layers, "layers")
 
 st.subheader("Nearest in weight space")
@@ -122,8 +123,7 @@ elif (near := nearest_to(source.fingerprint, len(known), chosen, source, known))
 else:
     table = near.assign(name=[source.names[id] for id in near.index])
     table = table[["name", "distance", "cosine"]].join(source.labels)
-    formats = {name: st.column_config.NumberColumn(format="%.4g") for name in ("distance", "cosine")}
-    st.dataframe(table, hide_index=True, key=key("near"), column_config=formats)
+    show(table, "near", column_config=numbers("%.4g", ("distance", "cosine")))
     show_previews(source, [chosen, *near.index])
     rest = f" {len(known):,} of {len(source):,} have been read." if len(known) < len(source) else ""
     st.caption(f"Distance: ‖ΔW − ΔW′‖ / ‖ΔW‖ over all modules.{rest}")
@@ -142,7 +142,7 @@ if second := choose_lora(source, others, "beside", "Compare with", index=None, p
         )
         chart = plots.module_comparison(pair.table, source.names[chosen], source.names[second])
         figure(chart, "comparison", "Norms and cosines of both, module by module", pair.table)
-        st.dataframe(pair.table, key=key("differences"), height=min(HEIGHT, ROW * (len(pair.table) + 1) + 3))
+        show(pair.table, "differences", index=True, height=min(HEIGHT, ROW * (len(pair.table) + 1) + 3))
     except LoLError as error:
         st.error(str(error))
 
@@ -152,7 +152,7 @@ if models:
     truths = [source.labels[name].get(chosen) if name in source.labels else None for name in table["label"]]
     table.insert(3, "true", [as_text(truth) for truth in truths])
     table.insert(4, "part", [parts_here(models[title], source).get(chosen, "new") for title in table["model"]])
-    st.dataframe(table, hide_index=True, key=key("opinions"))
+    show(table, "opinions")
 
 show_saving(anatomy, entry.digest, Path(source.names[chosen]).name)
 if labels := source.labels.loc[chosen:chosen].dropna(axis="columns").astype(str).iloc[0].to_dict():

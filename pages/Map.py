@@ -19,6 +19,7 @@ from ui.previews import link_to_lora, show_previews
 from ui.scatter import MAX_PLOTLY, scatter
 from ui.selection import computed, marked, offer, select, select_button, selected, visible
 from ui.state import checkpoints, load_or_stop
+from ui.tables import numbers, show
 
 SPACES: dict[str, Kind] = {
     "Updates ⟨ΔW₁, ΔW₂⟩": "updates",
@@ -121,8 +122,7 @@ with left:
     if centre := choose_lora(source, options, "neighbours_of", "of"):
         near = map_.neighbours(source, centre)
         shades = {} if colouring is None else {colour: colouring.reindex(near.index)}
-        numbers = {"distance": st.column_config.NumberColumn(format="%.4g")}
-        st.dataframe(near.assign(**shades), hide_index=True, key=key("neighbours"), column_config=numbers)
+        show(near.assign(**shades), "neighbours", column_config=numbers("%.4g", ["distance"]))
         st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
         show_previews(source, [centre, *near.index])
         with st.container(horizontal=True):
@@ -133,8 +133,7 @@ with right:
     if inside := [id for id in chosen if id in picture.index]:
         reasons = explain(source.labels.loc[list(picture.index)].assign(cluster=colours["cluster"]), inside)
         bar = st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f")
-        formats = {"effect": bar, "p": st.column_config.NumberColumn(format="%.2g")}
-        st.dataframe(reasons.head(12), hide_index=True, key=key("reasons"), column_config=formats)
+        show(reasons.head(12), "reasons", column_config={"effect": bar} | numbers("%.2g", ["p"]))
         st.caption("Effect: |2·AUC − 1| for numbers, Cramér's V for categories. p: of each test alone.")
     else:
         st.info(

@@ -24,7 +24,7 @@ from ui.predicting import outside, predictions_of, remark
 from ui.scores import show_leaderboard, show_slices, show_verdict
 from ui.selection import marked, offer, select_button, selected, visible
 from ui.state import checkpoints, load_or_stop, loaded_checkpoints
-from ui.tables import download
+from ui.tables import download, numbers, show
 
 EXTREMES = 20
 source = frame("Predictions", loras=True)
@@ -52,7 +52,8 @@ offer(source, f"predictions of {title}", values.add_prefix("predicted "))
 if title in at_home:
     st.subheader("Scores")
     test = model.metrics["test"]
-    st.dataframe(parts_table(model).style.format("{:.4g}", na_rep="–"), key=key("scores"))
+    scores = parts_table(model)
+    show(scores, "scores", index=True, column_config=numbers("%.4g", scores.columns))
     for verdict in verdicts(model):
         show_verdict(verdict, f"On the test part it is **{verdict.sentence}**. {verdict.evidence}.")
     if model.interval:
@@ -62,7 +63,7 @@ if title in at_home:
     if test.by_target:
         with st.expander("Per label, on the test part", key=key("per_label")):
             table = pd.DataFrame(test.by_target).T.rename(columns=METRIC_TITLES)
-            st.dataframe(table.style.format("{:.4g}", na_rep="–"))
+            show(table, "label_scores", index=True, column_config=numbers("%.4g", table.columns))
 
 targets = model.task.targets
 target = st.selectbox("Label", targets, key=key("label")) if len(targets) > 1 else targets[0]
@@ -126,7 +127,7 @@ def show_errors() -> None:
         else:
             each = {other: predictions_of(source, folders[other])[0][target] for other in titles}
             table, correlation = apart(each, source, target)
-            st.dataframe(table.head(50), hide_index=True, key=key("apart"))
+            show(table.head(50), "apart")
             st.caption(f"Correlation of the first two: {correlation:.3f}.")
             furthest = list(table.index[:EXTREMES])
             select_button(source, furthest, f"Select the {len(furthest)} they disagree on most", "select_apart")
@@ -137,7 +138,7 @@ if len(compared):
 if not predictions.classes and len((steps_and_best := predictions.runs(source))[0]):
     steps, best = steps_and_best
     st.subheader("Checkpoints of one training run")
-    st.dataframe(best, key=key("runs"))
+    show(best, "runs", index=True)
     run = st.selectbox("Run", list(best.index), key=key("run"), bind="query-params")
     of_run = steps[steps["run"] == run]
     words = f"Predicted {target} along the run"
@@ -159,11 +160,11 @@ if title in at_home and st.toggle("Mark LoRAs unlike those it was trained on", k
         select_button(source, strangers, "Select those outside", "select_outside")
     except LoLError as error:
         st.error(str(error))
-st.dataframe(table, hide_index=True, height=420, key=key("table"))
+show(table, "table", height=420)
 download(table.rename_axis("lora"), f"predictions-{folder.name}", index=True)
 if refused:
     with st.expander(f"{len(refused)} LoRAs have no prediction", icon=":material/block:", key=key("no_prediction")):
-        st.dataframe(pd.DataFrame(refused.items(), columns=["path", "reason"]), hide_index=True)
+        show(pd.DataFrame(refused.items(), columns=["path", "reason"]), "reasons")
 
 st.subheader("A file of yours")
 for name, lora in dropped_loras().items():
@@ -173,5 +174,5 @@ for name, lora in dropped_loras().items():
     for other in at_home:
         rows = (table["model"] == other) & (table["remark"] == "")
         table.loc[rows, "remark"] = remark(source, folders[other], lora) if rows.any() else ""
-    st.dataframe(table, hide_index=True, key=key(f"dropped_{name}"))
+    show(table, f"dropped_{name}")
 walk_points(source, list(values.index))

@@ -21,9 +21,10 @@ from ui.frame import frame, need, page_link
 from ui.jobs import Job, running
 from ui.keys import key
 from ui.points import walk_points
-from ui.progress import follow, show
+from ui.progress import follow, show_progress
 from ui.scores import show_leaderboard, show_verdict
 from ui.state import checkpoints, loaded_checkpoints, runs_folder, session
+from ui.tables import show
 from ui.training import choose_training
 from ui.work import Run, Validation
 
@@ -92,7 +93,7 @@ def show_validation(job: Job[Validation, None]) -> None:
         folds, predicts = validated.folds, ", ".join(job.subject.targets)
         count = len(set(folds.fold))
         st.markdown(f"**{title} → {predicts}**, {count} folds, mean ± standard deviation over them")
-        st.dataframe(validation_table(title, validated.scores), key=key(f"folds {title}"))
+        show(validation_table(title, validated.scores), f"folds {title}", index=True)
         verdict = judge(folds.task.ranked, validated.differences)
         show_verdict(verdict, f"On {len(folds.truth)} held-out LoRAs it is **{verdict.sentence}**.")
         for control, gap in validated.differences.items():
@@ -105,7 +106,7 @@ def watch() -> None:
     if (job := state.training) is None:
         return
     if job.running:
-        show(job)
+        show_progress(job)
     elif busy:
         st.rerun(scope="app")
     if histories := {run.title: run.progress.history for run in job.subject if run.progress.history}:
@@ -114,7 +115,7 @@ def watch() -> None:
         if run.error:
             st.error(f"{run.title}: {run.error}")
     if done := [run.checkpoint for run in job.subject if run.checkpoint is not None]:
-        st.dataframe(results_table(done), hide_index=True, key=key("results"))
+        show(results_table(done), "results")
     for model in done:
         for verdict in verdicts(model):
             words = f"on its {len(model.split['test'])} test LoRAs. {verdict.evidence}."
@@ -135,7 +136,7 @@ together, single, curves = st.tabs(["Seeds together", "Every model", "Curves"])
 with together:
     show_leaderboard([model for model in models.values() if parts_here(model, source)])
 with single:
-    st.dataframe(results_table(list(models.values())), hide_index=True, key=key("saved"))
+    show(results_table(list(models.values())), "saved")
 with curves:
     compared = st.multiselect("Compare", list(models), default=list(models)[:3], key=key("compared"))
     if histories := {title: models[title].history for title in compared if models[title].history}:

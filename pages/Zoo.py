@@ -19,14 +19,14 @@ from ui.previews import gallery, link_to_lora
 from ui.selection import computed, select, select_button, visible
 from ui.state import surveys_of
 from ui.survey import survey_line, weights_job
-from ui.tables import download, filters, wrapped
+from ui.tables import download, filters, show, wrapped
 
 UNFILTERED = ["name", "path", "health", "‖ΔW‖ by module", "dialect", "ranks", "suggested base"]
 FORMATS = {
     "size (kB)": st.column_config.NumberColumn(format="%.1f"),
     "parameters": st.column_config.NumberColumn(format="localized"),
     "‖ΔW‖": st.column_config.NumberColumn(format="%.3g", help="Over all modules (Frobenius)."),
-    "‖ΔW‖ by module": st.column_config.BarChartColumn(y_min=0, help="In the order of the file."),
+    "‖ΔW‖ by module": st.column_config.BarChartColumn(y_min=0, help="In the order of the blocks."),
     "rank used": st.column_config.NumberColumn(format="percent", help="Effective rank over rank, mean of the modules."),
 }
 source = frame("Zoo")
@@ -35,7 +35,7 @@ if source.labels_path:
 if source.unjoined_labels:
     words = f"{len(source.unjoined_labels)} rows of the labels table belong to no readable file"
     with st.expander(words, icon=":material/link_off:", key=key("unjoined")):
-        st.dataframe(pd.DataFrame({source.join_column or "name": source.unjoined_labels}), hide_index=True)
+        show(pd.DataFrame({source.join_column or "name": source.unjoined_labels}), "unjoined_names")
 if source.labels.shape[1] and (unlabelled := int(source.labels.isna().all(axis=1).sum())):
     st.caption(f"Without a row in the labels table: {counted(unlabelled, 'LoRA')}.")
 
@@ -81,7 +81,7 @@ with repeated:
         )
         copies = np.where(same["identical"], "same bytes", "other file, same ΔW")
         groups = same.assign(name=same["lora"].map(source.names), copy=copies)[["group", "name", "copy", "lora"]]
-        st.dataframe(groups, hide_index=True, column_config={"lora": "path"})
+        show(groups, "groups", column_config={"lora": "path"})
         select_button(source, list(same["lora"]), "Select these", "select_same")
         download(groups, "same-function")
     elif len(source):

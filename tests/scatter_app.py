@@ -36,6 +36,8 @@ def main() -> None:
     st.markdown(
         f"Python has **{len(st.session_state['chosen'])}** selected: {', '.join(st.session_state['chosen'][:3])}."
     )
+    if count < 1000:
+        st.caption("Chosen: " + " ".join(st.session_state["chosen"]))
     pixel = "data:image/gif;base64,R0lGODlhAQABAIAAAP8AAP///yH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
     scatter(
         points,

@@ -176,6 +176,37 @@ def test_the_zoo_page_filters(synthetic_folder: Path) -> None:
         assert "60 of 60 LoRAs" in text_of(test) and not test.exception
 
 
+def test_links_from_before_keys_had_a_place_still_set_their_widgets(synthetic_folder: Path) -> None:
+    test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE).switch_page(PAGES["Zoo"])
+    for name, value in (("collection", str(synthetic_folder)), ("q", "lora01"), ("dialect", "PEFT"), ("rank", "2")):
+        test.query_params[name] = value
+    test.run()
+    assert test.text_input(key="zoo.q").value == "lora01" and "10 of 60 LoRAs" in text_of(test)
+    assert test.multiselect(key="zoo.dialect").value == ["PEFT"] and test.multiselect(key="zoo.rank").value == [2]
+    assert "q" not in test.query_params and not test.exception
+
+
+def test_layers_are_listed_in_the_order_of_their_blocks(tmp_path: Path) -> None:
+    shapes = [(f"model.layers.{i}.self_attn.q_proj", 6, 5, 2) for i in range(12)]
+    write_peft(tmp_path / "a", random_lora(shapes, 0))
+    names = [name for name, *_ in shapes]
+    assert [header.name for header in Zoo.open(tmp_path).entries[0].headers] != names, "a file sorts them as text"
+    test = opened("LoRA", tmp_path)
+    assert list(next(table.value for table in test.dataframe if "scale" in table.value.columns)["module"]) == names
+    test = opened("Invariance", tmp_path)
+    options = test.selectbox(key="invariance.module").options
+    assert [option.split(" ")[0] for option in options] == names and not test.exception
+
+
+def test_a_score_that_is_not_known_says_so(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 40)
+    trained(tmp_path, "svd")
+    test = opened("Predictions", tmp_path)
+    scores = next(table for table in test.dataframe if "Kendall τ" in table.value.columns)
+    assert scores.value["Kendall τ"].isna()["test, control: constant"], "a constant ranks nothing"
+    assert scores.proto.placeholder == "not known" and not test.exception
+
+
 def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:
     test = opened("LoRA", synthetic_folder, lora="lora007/adapter_model.safetensors")
     assert test.selectbox(key="lora.lora").value == "lora007/adapter_model.safetensors" and not test.exception

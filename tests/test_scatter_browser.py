@@ -17,7 +17,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402  (only after the check above)
 
-from tests.browser import CHROMIUM, MILLISECONDS, chromium, server  # noqa: E402  (it imports playwright too)
+from tests.browser import CHROMIUM, MILLISECONDS, chromium, server, settled  # noqa: E402  (it imports playwright too)
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here")]
 COUNT = 20_000
@@ -31,8 +31,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
+    with chromium() as started:
+        yield started
 
 
 class Traffic:
@@ -56,19 +56,19 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
-def drawn(page: Page, address: str) -> Locator:
+def drawn(page: Page, address: str, count: int = COUNT) -> Locator:
     page.goto(address)
     shown = page.get_by_test_id("pointMap")
     expect(shown).to_have_attribute("data-drawn", re.compile("."))
-    expect(shown.get_by_text(f"{COUNT:,} points")).to_be_visible()
+    expect(shown.get_by_text(f"{count:,} points")).to_be_visible()
     return shown
 
 
-def pixels(shown: Locator) -> np.ndarray:
+def pixels(shown: Locator, count: int = COUNT) -> np.ndarray:
     """Where the points are drawn on the screen: both axes in one scale, all of them in view. (points, 2)"""
     box = shown.locator("canvas").bounding_box()
     assert box is not None
-    xy = synthetic(COUNT)[0].to_numpy(np.float32)
+    xy = synthetic(count)[0].to_numpy(np.float32)
     low, high = xy.min(0), xy.max(0)
     half = (high - low) / 2
     scale = 1 / (1.06 * max(2 * half[1] / box["height"], 2 * half[0] / box["width"]))
@@ -85,7 +85,6 @@ def drag(page: Page, corners: list[tuple[float, float]]) -> None:
     page.mouse.down()
     for corner in corners[1:]:
         page.mouse.move(*corner, steps=6)
-        page.wait_for_timeout(40)  # the lasso takes a point every fifteen milliseconds
     page.mouse.up()
 
 
@@ -108,11 +107,45 @@ def test_a_drag_selects_what_it_surrounds(page: Page, address: str, tool: str) -
     expect(shown.get_by_text(f"{COUNT:,} points")).to_be_visible()
 
 
+def gap(places: np.ndarray, share: float) -> float:
+    """The middle of the widest gap between neighbouring places, near a quantile."""
+    ordered = np.sort(places)
+    near = ordered[int(len(ordered) * share) - 20 : int(len(ordered) * share) + 20]
+    widest = np.diff(near).argmax()
+    assert near[widest + 1] - near[widest] > 2, "pixels"
+    return float(near[widest : widest + 2].mean())
+
+
+@pytest.mark.parametrize("tool", ["Box", "Lasso"])
+@pytest.mark.parametrize("start", ["top left", "top right", "bottom left", "bottom right"])
+def test_a_quick_drag_selects_the_points_between_where_it_began_and_ended(
+    page: Page, address: str, start: str, tool: str
+) -> None:
+    few = 400
+    shown = drawn(page, address.replace(str(COUNT), str(few)), few)
+    shown.get_by_role("button", name=tool).click()
+    at = pixels(shown, few)
+    left, right = (gap(at[:, 0], share) for share in (0.15, 0.8))
+    top, bottom = (gap(at[:, 1], share) for share in (0.15, 0.8))
+    first = (right if "right" in start else left, bottom if "bottom" in start else top)
+    last = (left + right - first[0], top + bottom - first[1])
+    corners = [first, last] if tool == "Box" else [first, (last[0], first[1]), last, (first[0], last[1])]
+    page.mouse.move(*first)
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner)  # at once, as a flick of the hand
+    page.mouse.up()
+    inside = np.flatnonzero(((at > [left, top]) & (at < [right, bottom])).all(1))
+    assert 40 < len(inside) < few - 40
+    expect(page.get_by_text(f"Python has {len(inside)} selected")).to_be_visible()
+    expect(page.get_by_text("Chosen: ")).to_have_text("Chosen: " + " ".join(f"p{i}" for i in inside))
+
+
 def test_a_selection_from_outside_is_shown_and_counted_and_columns_travel_once(page: Page, address: str) -> None:
     traffic = Traffic(page)
     shown = drawn(page, address)
     assert traffic.received > 8 * COUNT  # two float32 a point
-    page.wait_for_timeout(500)
+    settled(page)  # the script has ended, so everything it sends is there
     before = traffic.received
     bare = shown.locator("canvas").screenshot()
     page.get_by_role("button", name="Select the first hundred").click()

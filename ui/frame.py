@@ -40,6 +40,7 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
     """
     st.set_page_config(page_title=f"{page} · LoL Explorer", page_icon=":material/hub:", layout="wide")
     session().page = page
+    adopt_short_links()
     with st.sidebar:
         st.markdown("### LoL Explorer\nLearning on LoRAs")
         navigation = st.container()
@@ -99,6 +100,16 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
     words = "No LoRA could be read in this collection. Open another in the sidebar; the page Zoo says what was refused."
     need(len(source) or not loras, words)
     return source
+
+
+def adopt_short_links() -> None:
+    """A parameter without its page's name, as links had them once (`?q=`), is that of the widget here."""
+    short = [name for name in st.query_params if "." not in name and name not in session().url]
+    for name in short:
+        st.query_params[key(name)] = st.query_params.get_all(name)
+        del st.query_params[name]
+    if short:
+        st.rerun()  # a widget takes its value from the URL as it was when the run began
 
 
 def switcher(source: Source) -> None:

@@ -15,6 +15,7 @@ from lol_core.insight import plots
 from lol_core.insight.tags import tag_counts
 from ui.figures import figure
 from ui.keys import key
+from ui.tables import show
 
 WIDTH = 200
 """Pixels of the picture."""
@@ -28,7 +29,7 @@ def show_pairs(pairs: Mapping[str, Any], name: str) -> None:
         {name: field, "value": value if isinstance(value, str) else json.dumps(value, default=str)}
         for field, value in pairs.items()
     ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(420, 38 + 35 * len(rows)))
+    show(pd.DataFrame(rows), f"{name}_pairs", height=min(420, 38 + 35 * len(rows)))
 
 
 def show_sidecar(source: Source, id: str) -> None:
@@ -70,4 +71,4 @@ def show_metadata(lora: LoRA) -> None:
         st.caption("The file says nothing about itself.")
     if lora.extras:
         with st.expander(f"{len(lora.extras)} tensors in the file are no part of a low-rank pair", key=key("extras")):
-            st.dataframe(pd.DataFrame({"tensor": lora.extras}), hide_index=True)
+            show(pd.DataFrame({"tensor": lora.extras}), "extra_tensors")

@@ -12,7 +12,7 @@ from ui.keys import key
 Watched = Job[Any, Any]
 
 
-def show(job: Watched) -> None:
+def show_progress(job: Watched) -> None:
     """How far a job is, what it does, and the time left."""
     seconds = job.seconds_left
     left = f" · about {seconds:.0f} s left" if seconds is not None else ""
@@ -28,7 +28,7 @@ def follow(job: Watched, name: str) -> None:
         if job.running:
             left, right = st.columns([6, 1], vertical_alignment="center")
             with left:
-                show(job)
+                show_progress(job)
             if right.button("Stop", icon=":material/stop:", key=key(name)):
                 job.stop()
         elif busy:

@@ -12,6 +12,7 @@ from lol_core.experiments.result import Result, blocks
 from ui.figures import figure, take
 from ui.keys import key
 from ui.state import RESULTS
+from ui.tables import show
 
 MARKS = {
     "holds": (":material/check_circle:", "green", "hold"),
@@ -48,7 +49,7 @@ def show_counts(results: Mapping[str, Result], names: Iterable[str]) -> None:
     words = ", ".join(f"{counts[mark].sum()} {plural}" for mark, (_, _, plural) in MARKS.items())
     title = f"Of the paper's findings {words}" if results else "Nothing has been run here yet"
     with st.expander(title, icon=":material/fact_check:", key=key("overview")):
-        st.dataframe(counts, key=key("findings"))
+        show(counts, "findings", index=True)
 
 
 def show_result(result: Result, name: str) -> None:
@@ -61,7 +62,7 @@ def show_result(result: Result, name: str) -> None:
     for i, (heading, table) in enumerate(blocks(result.cells)):
         if heading:
             st.markdown(f"**{heading[:1].upper()}{heading[1:]}**")
-        st.dataframe(table, key=key(f"{name}_table_{i}"))
+        show(table, f"{name}_table_{i}", index=True)
     take(lambda: result.cells, f"{name}_table")
     for note in result.notes:
         st.caption(note)

@@ -11,16 +11,13 @@ from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.evaluation import error_slices
 from lol_core.learning.leaderboard import leaderboard
 from lol_core.learning.verdict import Verdict
-from ui.keys import key
+from ui.tables import numbers, show
 
 
 def show_leaderboard(models: Sequence[Checkpoint]) -> None:
     """Models with their seeds together, beside their controls; the best first."""
-    numbers = {
-        name: st.column_config.NumberColumn(format="%.3f") for name in ("test", "± std", "control score", "margin")
-    }
     table = leaderboard(models).dropna(axis=1, how="all")  # one seed each has no spread
-    st.dataframe(table, hide_index=True, key=key("leaderboard"), column_config=numbers)
+    show(table, "leaderboard", column_config=numbers("%.3f", ("test", "± std", "control score", "margin")))
 
 
 def show_verdict(verdict: Verdict, words: str) -> None:
@@ -35,8 +32,7 @@ def show_slices(errors: pd.Series, labels: pd.DataFrame) -> None:
         st.info("There is no other label to slice these LoRAs by, or too few of them.")
         return
     bar = st.column_config.ProgressColumn(min_value=0, max_value=float(slices["ratio"].max()), format="%.2f ×")
-    formats = {"p": st.column_config.NumberColumn(format="%.2g")}
-    formats["mean error"] = st.column_config.NumberColumn(format="%.4g")
-    st.dataframe(slices.head(15), hide_index=True, key=key("slices"), column_config=formats | {"ratio": bar})
+    formats = numbers("%.2g", ["p"]) | numbers("%.4g", ["mean error"]) | {"ratio": bar}
+    show(slices.head(15), "slices", column_config=formats)
     words = "p: rank-sum test of a part against the rest, not corrected for their number."
     st.caption(f"Mean error of all: {errors.abs().mean():.4g}. {words}")

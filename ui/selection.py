@@ -80,7 +80,7 @@ def visible(source: Source) -> list[str]:
 def restore(source: Source) -> None:
     """Take up the selection that the URL names, or write this session's into the URL."""
     token = st.query_params.get("selected", "")
-    if token and token != session().url.get("selected", ""):
+    if token and token != session().url["selected"]:
         path = _place("selections", token)
         try:
             saved = json.loads(path.read_text()) if token.isalnum() else {}

@@ -73,7 +73,7 @@ class Session:
     picture: str = "svg"
     page: str = "Home"
     visited: set[str] = field(default_factory=set)
-    url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": ""})
+    url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": "", "selected": ""})
 
 
 def session() -> Session:

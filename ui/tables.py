@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import streamlit as st
 
 from ui.keys import key
 
+NOT_KNOWN = "not known"
 MAX_WRAPPED = 100
 FEW_VALUES = 6
 """A column of numbers with no more values than this is filtered by value, not by range."""
+
+
+def show(table: pd.DataFrame, name: str, *, index: bool = False, **options: Any) -> Any:
+    """A table on a page, which says of what is missing that it is not known. options: of `st.dataframe`."""
+    return st.dataframe(table, hide_index=not index, key=key(name), placeholder=NOT_KNOWN, **options)
+
+
+def numbers(format: str, names: Iterable[str]) -> dict[str, Any]:
+    """The configuration of columns of numbers, for `show`."""
+    return {name: st.column_config.NumberColumn(format=format) for name in names}
 
 
 def download(table: pd.DataFrame, name: str, *, index: bool = False) -> None:

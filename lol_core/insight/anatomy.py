@@ -13,6 +13,7 @@ from lol_core.core.geometry import distance, effective_rank, inner_product, norm
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.insight.duplicates import SAME
+from lol_core.insight.order import natural
 
 TINY = 1e-30
 
@@ -142,9 +143,4 @@ def layer_map(values: pd.Series) -> pd.DataFrame:
     rows = [part[2] if part else str(name) for part, name in zip(parts, values.index, strict=True)]
     table = pd.DataFrame({"row": rows, "block": blocks, "value": values.to_numpy()})
     table = table.pivot_table("value", "row", "block", "sum", sort=False, observed=True)
-    return table[sorted(table.columns, key=lambda block: _natural(str(block)))]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts the numbers in a name as numbers."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return table[sorted(table.columns, key=lambda block: natural(str(block)))]

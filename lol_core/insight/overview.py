@@ -14,6 +14,7 @@ from lol_core.collections.runs import training_runs
 from lol_core.collections.source import Source
 from lol_core.errors import ZooError
 from lol_core.insight.health import health
+from lol_core.insight.order import places
 from lol_core.insight.survey import Survey
 
 FROM_WEIGHTS = ["health", "‖ΔW‖", "‖ΔW‖ by module", "rank used"]
@@ -41,7 +42,8 @@ def _from_weights(
     if survey is None or survey.problem is not None:
         return marks, None, None, None
     ranks = np.array([module.rank for module in entry.headers])
-    return marks, survey.norm, survey.norms.tolist(), float((survey.effective_ranks / ranks).mean())
+    norms = survey.norms[list(places(entry.headers))].tolist()
+    return marks, survey.norm, norms, float((survey.effective_ranks / ranks).mean())
 
 
 def claims(source: Source) -> pd.DataFrame:

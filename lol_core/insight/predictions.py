@@ -144,7 +144,8 @@ def opinions(models: Mapping[str, Checkpoint], lora: LoRA) -> pd.DataFrame:
             rows.append({"model": title, "remark": str(error)})
             continue
         metric = model.task.headline
-        score = f"{METRIC_TITLES[metric]} {model.metrics['test'][metric]:.3f}"
+        value = model.metrics["test"][metric]
+        score = f"{METRIC_TITLES[metric]} {'not known' if np.isnan(value) else f'{value:.3f}'}"
         for label in model.task.targets:
             row = {"model": title, "label": label, "predicted": as_text(values[label])}
             rows.append(row | {"test score": score, "verdict": verdict(model).sentence})

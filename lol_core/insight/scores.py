@@ -38,7 +38,7 @@ def validation_table(title: str, scores: Mapping[str, Mapping[str, tuple[float, 
     return pd.DataFrame(
         {
             title if name == "model" else f"control: {name}": {
-                METRIC_TITLES[metric]: f"{mean:.3f} ± {std:.3f}" if np.isfinite(mean) else "–"
+                METRIC_TITLES[metric]: f"{mean:.3f} ± {std:.3f}" if np.isfinite(mean) else "not known"
                 for metric, (mean, std) in values.items()
             }
             for name, values in scores.items()

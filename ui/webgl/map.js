@@ -8,9 +8,9 @@ const counted = (value) => value.toLocaleString("en")
 
 function unpack(text, length) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))
-  const found = []
-  for (let i = 0; i < length; i++) if ((bytes[i >> 3] >> (i & 7)) & 1) found.push(i)
-  return found
+  const indices = []
+  for (let i = 0; i < length; i++) if ((bytes[i >> 3] >> (i & 7)) & 1) indices.push(i)
+  return indices
 }
 
 function pack(indices, length) {
@@ -50,16 +50,43 @@ class PointMap {
     this.tools()
     this.plot.addEventListener("keydown", (event) => this.key(event))
     this.plot.addEventListener("blur", () => this.leave())
-    this.oneClick()
   }
 
-  // A lasso that ends where it began is no click on the point there.
-  oneClick() {
-    let start = [0, 0]
-    let dragged = false
-    this.plot.addEventListener("mousedown", (event) => ([start, dragged] = [[event.clientX, event.clientY], false]), true)
-    this.plot.addEventListener("mousemove", (event) => (dragged ||= event.buttons === 1 && Math.hypot(event.clientX - start[0], event.clientY - start[1]) > 4), true)
-    this.plot.addEventListener("click", (event) => dragged && event.stopPropagation(), true)
+  // The path of a drag, from where the button goes down to where it comes up. The library begins a lasso at the first move that it sees, takes a point every
+  // ten milliseconds and forgets the last of them: it draws the line, and what is selected follows from the whole path. A drag that ends where it began is no
+  // click on the point there.
+  drags() {
+    const { signal } = (this.gone = new AbortController())
+    const position = (event) => [event.clientX, event.clientY]
+    let path = []
+    let far = false
+    this.plot.addEventListener("mousedown", (event) => ([path, far] = [[position(event)], false]), { capture: true })
+    this.plot.addEventListener("click", (event) => far && event.stopPropagation(), { capture: true })
+    const move = (event) => {
+      if (!path.length || !(event.buttons & 1)) return
+      path.push(position(event))
+      far ||= Math.hypot(event.clientX - path[0][0], event.clientY - path[0][1]) > 4
+      this.lassoing = far && this.mode.mouseMode === "lasso"
+    }
+    const up = (event) => {
+      if (this.lassoing) this.surround([...path, position(event)], event)
+      path = []
+    }
+    addEventListener("mousemove", move, { capture: true, signal })
+    addEventListener("mouseup", up, { signal })
+  }
+
+  // Selects what a path on the screen surrounds: between its ends with the box.
+  surround(path, { shiftKey, altKey }) {
+    this.lassoing = false
+    const { left, top, width, height } = this.canvas.getBoundingClientRect()
+    const pixel = (2 * this.engine.get("cameraDistance")) / height
+    const [x0, y0] = this.engine.get("cameraTarget")
+    const ring = path.map(([x, y]) => [x0 + (x - left - width / 2) * pixel, y0 - (y - top - height / 2) * pixel])
+    const [first, last] = [ring[0], ring.at(-1)]
+    const box = [first, [last[0], first[1]], last, [first[0], last[1]]]
+    this.mark(this.chosen, this.shown) // not what the library made of its part of the path
+    this.engine.lassoSelect(this.mode.lassoType === "rectangle" ? box : ring, { isGl: true, merge: shiftKey, remove: altKey })
   }
 
   tools() {
@@ -171,8 +198,8 @@ class PointMap {
     const engine = create({
       canvas: this.canvas, deselectOnEscape: false, deselectOnDblClick: false, lassoInitiator: false, actionKeyMap: { merge: "shift", remove: "alt" }, ...this.mode,
     })
-    engine.subscribe("select", ({ points }) => this.choose(points))
-    engine.subscribe("deselect", () => this.choose([]))
+    engine.subscribe("select", ({ points }) => this.lassoing || this.choose(points))
+    engine.subscribe("deselect", () => this.lassoing || this.choose([]))
     engine.subscribe("pointOver", (i) => this.show(i))
     engine.subscribe("pointOut", () => this.hide())
     engine.subscribe("view", () => this.hide())
@@ -181,6 +208,7 @@ class PointMap {
     this.plot.addEventListener("mousemove", (event) => (this.free ||= event.buttons === 1 && this.mode.mouseMode === "panZoom"))
     this.sizes = new ResizeObserver(() => this.reach && !this.free && this.whole())
     this.sizes.observe(this.plot)
+    this.drags() // after the library, which listens to the same events
     return engine
   }
 
@@ -279,9 +307,9 @@ class PointMap {
   }
 
   coded(k) {
-    const found = []
-    this.codes.forEach((code, i) => code === k && found.push(i))
-    return found
+    const indices = []
+    this.codes.forEach((code, i) => code === k && indices.push(i))
+    return indices
   }
 
   nameOf(i) {
@@ -371,6 +399,7 @@ class PointMap {
     globalThis.lolMap.waiting.delete(this.look)
     clearTimeout(this.asking)
     this.sizes?.disconnect()
+    this.gone?.abort()
     this.engine?.destroy()
     this.box.remove()
   }

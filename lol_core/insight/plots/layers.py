@@ -13,11 +13,11 @@ from lol_core.insight.plots.style import COLORS, finish
 
 
 def module_norms(names: Sequence[str], norms: Sequence[float], title: str = "‖ΔW‖ (Frobenius)") -> go.Figure:
-    """‖ΔW‖, or another number, of every module, in the file's order."""
+    """‖ΔW‖, or another number, of every module, in the order of the blocks."""
     bars = go.Bar(x=list(range(len(names))), y=list(norms), customdata=list(names), marker={"color": COLORS[0]})
     bars.hovertemplate = "%{customdata}<br>%{y:.4g}<extra></extra>"
     figure = go.Figure(bars)
-    figure.update_xaxes(title="module, in the file's order").update_yaxes(title=title, rangemode="tozero")
+    figure.update_xaxes(title="module, in the order of the blocks").update_yaxes(title=title, rangemode="tozero")
     return finish(figure, 320)
 
 
@@ -76,7 +76,7 @@ def module_comparison(table: pd.DataFrame, first: str, second: str) -> go.Figure
     )
     figure.update_traces(hovertemplate="%{customdata}<br>%{y:.4g}")
     figure.update_yaxes(title="‖ΔW‖", row=1, col=1).update_yaxes(title="cosine", range=[-1, 1], row=2, col=1)
-    figure.update_xaxes(title="module, in the file's order", row=2, col=1)
+    figure.update_xaxes(title="module, in the order of the blocks", row=2, col=1)
     return finish(figure, 380, legend={"orientation": "h", "y": 1.1})
 
 
