@@ -75,10 +75,10 @@ STEPS = (
 done = {page for _, page, *_ in STEPS if page in session().visited and (page != "Train" or checkpoints(source))}
 ahead = next((page for _, page, *_ in STEPS if page not in done), None)
 st.subheader("A first visit" if len(done) < 3 else "Go on")
-for i, (place, (name, page, words, link, icon)) in enumerate(zip(st.columns(len(STEPS)), STEPS, strict=True), 1):
+for i, (place, (name, page, text, link, icon)) in enumerate(zip(st.columns(len(STEPS)), STEPS, strict=True), 1):
     with place.container(border=True, height="stretch"):
         mark = " :green[:material/check_circle:]" if page in done else " :blue-badge[next]" if page == ahead else ""
-        st.markdown(f"**{i} · {name}**{mark}\n\n{words}")
+        st.markdown(f"**{i} · {name}**{mark}\n\n{text}")
         page_link(f"pages/{page}.py", link, f":material/{icon}:")
 
 st.subheader("Open something else")

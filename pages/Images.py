@@ -41,12 +41,12 @@ def choose_ranking() -> Ranking | None:
     folders, models = checkpoints(source), loaded_checkpoints(source)
     offered = ways(source, models)
     if not offered:
-        words = "To rank LoRAs there must be a label with numbers, or a model that predicts one."
-        st.info(f"{words} Any can be drawn without.", icon=FORWARD)
+        text = "To rank LoRAs there must be a label with numbers, or a model that predicts one."
+        st.info(f"{text} Any can be drawn without.", icon=FORWARD)
         return None
     if not any(predictor for _, predictor in offered.values()):
-        words = "No model that predicts a number has been trained here yet"
-        st.info(f"{words}, so the ranking below is by measured labels.", icon=FORWARD)
+        text = "No model that predicts a number has been trained here yet"
+        st.info(f"{text}, so the ranking below is by measured labels.", icon=FORWARD)
         label = measured_numbers(source)[0]
         page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
@@ -55,8 +55,8 @@ def choose_ranking() -> Ranking | None:
         ranking = by_label(source, label)
     else:
         values = predictions_of(source, folders[predictor])[0][label]
-        words = "test: LoRAs the model did not see in training."
-        which = right.segmented_control("Of", ["test", "all"], default="test", key=key("which"), help=words)
+        text = "test: LoRAs the model did not see in training."
+        which = right.segmented_control("Of", ["test", "all"], default="test", key=key("which"), help=text)
         kept = held_out(models[predictor], source, list(values.index)) if which != "all" else []
         ranking = by_prediction(source, label, values.loc[kept] if kept else values)
     if len(among := visible(source)) < len(source):
@@ -72,12 +72,12 @@ ranking = choose_ranking()
 base, device, prompts, sampling = choose_drawing(source)
 chosen: dict[str, str] = {}
 a, b = st.columns(2)
-words = "ΔW is multiplied by this. 0 is the base model."
-strength = b.slider("Strength of the LoRA", 0.0, 2.0, 1.0, 0.05, key=key("strength"), bind="query-params", help=words)
+text = "ΔW is multiplied by this. 0 is the base model."
+strength = b.slider("Strength of the LoRA", 0.0, 2.0, 1.0, 0.05, key=key("strength"), bind="query-params", help=text)
 if ranking is not None:
     ids, count = list(ranking.scores.index), len(ranking.scores)
-    words, middle = "1 is the highest.", 1 + count // 2
-    place = a.slider("Walk along the ranking", 1, count, middle, key=key("place"), bind="query-params", help=words)
+    text, middle = "1 is the highest.", 1 + count // 2
+    place = a.slider("Walk along the ranking", 1, count, middle, key=key("place"), bind="query-params", help=text)
     measured = ranking.table["measured"] if ranking.predicted else None
     figure(
         plots.ranking(ranking.scores, measured, ranking.label, selected(source)),
@@ -129,7 +129,7 @@ shown: list[str] = []
 for column, (title, id) in zip(st.columns(len(columns)), columns.items(), strict=True):
     lines = [
         "without any LoRA" if id is None else source.names[id],
-        *(ranking.words(id) if ranking is not None else ()),
+        *(ranking.lines(id) if ranking is not None else ()),
     ]
     with column:
         st.markdown(f"**{title}**")

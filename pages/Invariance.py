@@ -99,22 +99,22 @@ def turn() -> None:
     turned = study.turn(R, group, getattr(torch, precision))
     for problem in turned.problems:
         st.warning(problem)
-    words = f"Relative, over {len(modules)} modules; zero up to rounding in {precision}."
+    text = f"Relative, over {len(modules)} modules; zero up to rounding in {precision}."
     with st.container(horizontal=True, gap="large"):
         st.metric("κ(R)", f"{turned.condition:.4g}")
         st.metric("U moved by", f"{turned.moved['U']:.1%}")
         st.metric("V moved by", f"{turned.moved['V']:.1%}")
-        st.metric("ΔW moved by", f"{turned.moved['ΔW']:.1e}", help=words)
+        st.metric("ΔW moved by", f"{turned.moved['ΔW']:.1e}", help=text)
     count, still = len(turned.dials), turned.still
     stayed = f" {', '.join(still)} did not." if still else ""
     st.markdown(f"**{count - len(still)} of {count} models** took (UR, VR⁻ᵀ) for another LoRA than (U, V).{stayed}")
     with st.container(horizontal=True, gap="small"):
         for i, dial in enumerate(turned.dials):
-            words, plain = (
+            text, plain = (
                 f"{dial.title}: {dial.before:.5g} before R, {dial.after:.5g} after",
                 {"displayModeBar": False},
             )
-            alt = f"{words}; it {dial.verdict}"
+            alt = f"{text}; it {dial.verdict}"
             st.plotly_chart(plots.needle(dial), key=key(f"needle_{i}"), alt=alt, width=156, config=plain)
     with right:  # pictures come after the numbers, which should not wait for them
         name, matrix = first_matrix(R, turned.before)
@@ -145,8 +145,8 @@ def many_draws() -> None:
     with c:
         precision = choose_precision("many_dtype", "float32")
     if not count:
-        words = f"will read a LoRA of {study.lora.parameters:,} parameters so many times."
-        st.caption(f"Choose how many: each of the {len(study.models)} models {words}")
+        text = f"will read a LoRA of {study.lora.parameters:,} parameters so many times."
+        st.caption(f"Choose how many: each of the {len(study.models)} models {text}")
         return
     identity = repr((source.fingerprint, chosen, titles, stamps, fresh))
     try:
@@ -156,8 +156,8 @@ def many_draws() -> None:
         return
     dtype = getattr(torch, precision)
     chart = plots.spread_of_changes(changes, TOLERANCES[dtype], torch.finfo(dtype).eps / 10)
-    words = "Relative change of each model's prediction over many draws of R, by group"
-    figure(chart, "violins", words, changes)
+    text = "Relative change of each model's prediction over many draws of R, by group"
+    figure(chart, "violins", text, changes)
     marks, sentence = study.kept_promises(changes, TOLERANCES[dtype])
     show(marks, "groups", index=True)
     st.markdown(f"Largest change of {count} draws from each group. {sentence}")

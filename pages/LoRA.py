@@ -53,8 +53,8 @@ def compared(digest: str, other: str, _first: LoRA, _second: LoRA) -> Comparison
 
 
 @st.cache_data(max_entries=32, show_spinner="Looking for neighbours …")
-def nearest_to(fingerprint: str, n_read: int, id: str, _source: Source, _known: dict[str, Survey]) -> pd.DataFrame:
-    return nearest(_source, _known, id)
+def nearest_to(fingerprint: str, n_read: int, id: str, _source: Source, _surveys: dict[str, Survey]) -> pd.DataFrame:
+    return nearest(_source, _surveys, id)
 
 
 anatomy, models = anatomy_of(entry.digest, lora), loaded_checkpoints(source)
@@ -114,18 +114,18 @@ show(layers, "layers", height=min(HEIGHT, ROW * (len(layers) + 1) + 3))
 download(layers, "layers")
 
 st.subheader("Nearest in weight space")
-known = surveys_of(source)
-if chosen not in known or len(known) < min(len(source), 2):
+surveys = surveys_of(source)
+if chosen not in surveys or len(surveys) < min(len(source), 2):
     st.info("The weights of this collection have not been read yet.", icon=":material/arrow_forward:")
     page_link("pages/Zoo.py", "Read them on the page Zoo", ":material/table_rows:")
-elif (near := nearest_to(source.fingerprint, len(known), chosen, source, known)).empty:
+elif (near := nearest_to(source.fingerprint, len(surveys), chosen, source, surveys)).empty:
     st.caption("It is zero, or no other LoRA has been read.")
 else:
     table = near.assign(name=[source.names[id] for id in near.index])
     table = table[["name", "distance", "cosine"]].join(source.labels)
     show(table, "near", column_config=numbers("%.4g", ("distance", "cosine")))
     show_previews(source, [chosen, *near.index])
-    rest = f" {len(known):,} of {len(source):,} have been read." if len(known) < len(source) else ""
+    rest = f" {len(surveys):,} of {len(source):,} have been read." if len(surveys) < len(source) else ""
     st.caption(f"Distance: ‖ΔW − ΔW′‖ / ‖ΔW‖ over all modules.{rest}")
     select_button(source, [chosen, *near.index], "Select these", "select_near")
 

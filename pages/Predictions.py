@@ -58,8 +58,8 @@ if title in at_home:
         show_verdict(verdict, f"On the test part it is **{verdict.sentence}**. {verdict.evidence}.")
     if model.interval:
         low, high = model.interval
-        words = f"95 % bootstrap interval of the headline test score over {len(model.split['test'])} LoRAs"
-        st.caption(f"{words}: {low:.3f} – {high:.3f}.")
+        text = f"95 % bootstrap interval of the headline test score over {len(model.split['test'])} LoRAs"
+        st.caption(f"{text}: {low:.3f} – {high:.3f}.")
     if test.by_target:
         with st.expander("Per label, on the test part", key=key("per_label")):
             table = pd.DataFrame(test.by_target).T.rename(columns=METRIC_TITLES)
@@ -109,21 +109,21 @@ def show_errors() -> None:
         elif predictions.classes:
             st.caption("The confusion matrix stands above.")
         else:
-            counts, words = predictions.confusion(compared), f"{target}, true in rows, predicted in columns"
-            figure(plots.confusion_heatmap(counts), "confusion", words, counts)
+            counts, text = predictions.confusion(compared), f"{target}, true in rows, predicted in columns"
+            figure(plots.confusion_heatmap(counts), "confusion", text, counts)
     with calibrated:
         bins = predictions.calibration(compared)
         chart = plots.calibration_curve(bins, predictions.calibrated, predictions.probabilities)
         figure(chart, "calibration", "Mean truth against mean prediction, in bins", bins)
-        words = "bins of equal number; bars: one standard error of the mean truth."
-        st.caption(f"{len(compared)} LoRAs in {len(bins)} {words}")
+        text = "bins of equal number; bars: one standard error of the mean truth."
+        st.caption(f"{len(compared)} LoRAs in {len(bins)} {text}")
     with worst:
         show_slices(errors, source.labels.drop(columns=list(targets), errors="ignore"))
     with others:
         titles = rivals(models, predictions)
         if len(titles) < 2:
-            words = f"Train a second model, or a second seed, on {target} to see where they disagree."
-            st.info(words, icon=":material/arrow_forward:")
+            text = f"Train a second model, or a second seed, on {target} to see where they disagree."
+            st.info(text, icon=":material/arrow_forward:")
         else:
             each = {other: predictions_of(source, folders[other])[0][target] for other in titles}
             table, correlation = apart(each, source, target)
@@ -141,8 +141,8 @@ if not predictions.classes and len((steps_and_best := predictions.runs(source))[
     show(best, "runs", index=True)
     run = st.selectbox("Run", list(best.index), key=key("run"), bind="query-params")
     of_run = steps[steps["run"] == run]
-    words = f"Predicted {target} along the run"
-    figure(plots.along_run(of_run, f"predicted {target}"), "along_run", words, of_run)
+    text = f"Predicted {target} along the run"
+    figure(plots.along_run(of_run, f"predicted {target}"), "along_run", text, of_run)
 
 st.subheader("Every LoRA")
 among = [id for id in visible(source) if id in values.index]

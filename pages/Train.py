@@ -118,8 +118,8 @@ def watch() -> None:
         show(results_table(done), "results")
     for model in done:
         for verdict in verdicts(model):
-            words = f"on its {len(model.split['test'])} test LoRAs. {verdict.evidence}."
-            show_verdict(verdict, f"{model.title} is **{verdict.sentence}** {words}")
+            text = f"on its {len(model.split['test'])} test LoRAs. {verdict.evidence}."
+            show_verdict(verdict, f"{model.title} is **{verdict.sentence}** {text}")
         for id, reason in list(model.left_out.items())[:3]:
             st.caption(f"{model.model.title}: left out {id}: {reason}")
 
@@ -140,8 +140,8 @@ with single:
 with curves:
     compared = st.multiselect("Compare", list(models), default=list(models)[:3], key=key("compared"))
     if histories := {title: models[title].history for title in compared if models[title].history}:
-        words = "Loss and validation score of kept models against epochs"
-        figure(plots.learning_curves(histories), "kept_curves", words)
+        text = "Loss and validation score of kept models against epochs"
+        figure(plots.learning_curves(histories), "kept_curves", text)
 place, resume, delete, predictions = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
 picked = place.selectbox("Model", list(models))  # without a key: a new list selects its first, the newest
 folder, model = folders[picked], models[picked]
@@ -157,12 +157,12 @@ if resume.button(
     title = f"{model.model.title}, seed {model.config.seed}"
     state.training = work.train_runs(source, [Run(title, Plan.of(model), model.config, folder, resume=True)])
     st.rerun()
-ours = folder.parent == runs_folder(source)
+kept_here = folder.parent == runs_folder(source)
 with delete.popover("Remove", icon=":material/delete:", disabled=busy, width="stretch"):
     stays = f"Take it off the list? The folder {folder} stays as it is."
-    st.write("Delete this model from the disk?" if ours else stays)
-    if st.button("Delete it" if ours else "Take it off the list", type="primary"):
-        if ours:
+    st.write("Delete this model from the disk?" if kept_here else stays)
+    if st.button("Delete it" if kept_here else "Take it off the list", type="primary"):
+        if kept_here:
             shutil.rmtree(folder, ignore_errors=True)
         else:
             state.extra_checkpoints.remove(str(folder))

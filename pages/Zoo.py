@@ -33,8 +33,8 @@ source = frame("Zoo")
 if source.labels_path:
     st.caption(f"Labels from {source.labels_path}, joined by its column {source.join_column!r}.")
 if source.unjoined_labels:
-    words = f"{len(source.unjoined_labels)} rows of the labels table belong to no readable file"
-    with st.expander(words, icon=":material/link_off:", key=key("unjoined")):
+    title = f"{len(source.unjoined_labels)} rows of the labels table belong to no readable file"
+    with st.expander(title, icon=":material/link_off:", key=key("unjoined")):
         show(pd.DataFrame({source.join_column or "name": source.unjoined_labels}), "unjoined_names")
 if source.labels.shape[1] and (unlabelled := int(source.labels.isna().all(axis=1).sum())):
     st.caption(f"Without a row in the labels table: {counted(unlabelled, 'LoRA')}.")
@@ -47,15 +47,15 @@ def texts_of(fingerprint: str, _source: Source) -> list[str]:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def tables_of(
-    fingerprint: str, labels: str, n_read: int, _source: Source, _known: dict[str, Survey]
+    fingerprint: str, labels: str, n_read: int, _source: Source, _surveys: dict[str, Survey]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The collection's table, and what is wrong with its LoRAs. Shared: not to be changed."""
-    return overview(_source, _known), diagnoses(_source, _known)
+    return overview(_source, _surveys), diagnoses(_source, _surveys)
 
 
-known = surveys_of(source)
-table, marks = tables_of(source.fingerprint, source.labels_digest, len(known), source, known)
-job, same = weights_job(source, len(known))
+surveys = surveys_of(source)
+table, marks = tables_of(source.fingerprint, source.labels_digest, len(surveys), source, surveys)
+job, same = weights_job(source, len(surveys))
 n_groups = "…" if same is None else f"{same['group'].nunique():,}"
 titles = [f"LoRAs ({len(source):,})", f"Unwell ({marks['path'].nunique():,})", f"Same function ({n_groups})"]
 loaded, unwell, repeated, refused = st.tabs([*titles, f"Refused ({len(source.refused):,})"])
@@ -63,7 +63,7 @@ with unwell:
     if len(marks):
         wrapped(marks, "unwell")
     elif len(source):
-        st.success(f"Nothing is wrong with the {len(known):,} LoRAs whose weights have been read.")
+        st.success(f"Nothing is wrong with the {len(surveys):,} LoRAs whose weights have been read.")
 with refused:
     if source.refused:
         rows = [{"path": e.path, "reason": e.reason, "bytes": e.size} for e in source.refused]
@@ -72,8 +72,8 @@ with refused:
         st.success("Every candidate file was read.")
 with repeated:
     if same is None and len(source):
-        words = "Known when all weights have been read and compared: the tab LoRAs says how far that is."
-        st.info(words, icon=":material/arrow_back:")
+        help_text = "Known when all weights have been read and compared: the tab LoRAs says how far that is."
+        st.info(help_text, icon=":material/arrow_back:")
     elif same is not None and len(same):
         st.caption(
             f"LoRAs of one group have the same ΔW within {SAME:.0%}, whatever their files, factors, number types or"
@@ -130,8 +130,8 @@ def listing() -> None:
             bind="query-params",
             label_visibility="collapsed",
         )
-    words = "LoRAs with something wrong or odd about them."
-    if ailing and line.toggle(f"Only unwell ({len(ailing):,})", key=key("unwell"), bind="query-params", help=words):
+    help_text = "LoRAs with something wrong or odd about them."
+    if ailing and line.toggle(f"Only unwell ({len(ailing):,})", key=key("unwell"), bind="query-params", help=help_text):
         shown = shown[shown.index.isin(ailing)]
     line.caption(f"{len(shown):,} of {len(table):,} LoRAs. Tick rows to look at one or to select several.")
     need(len(shown), "No LoRA matches. Clear the search or a filter.")
@@ -147,24 +147,24 @@ def listing() -> None:
         key=key("zoo_table"),
         column_config=FORMATS,
     )
-    ticked, taken = list(shown.index[event.selection.rows]), list[str]()
+    ticked, chosen = list(shown.index[event.selection.rows]), list[str]()
     left, right = st.columns([1, 3])
     with left:
         download(shown, source.name)
     with right, st.container(horizontal=True):
         if st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", key=key("select_shown")):
-            taken = list(shown.index)
+            chosen = list(shown.index)
         if ticked:
             if st.button(f"Select the {len(ticked):,} ticked", icon=":material/check_box:", key=key("select_ticked")):
-                taken = ticked
+                chosen = ticked
             link_to_lora(source, ticked[0], f"Look at {source.names[ticked[0]]}")
-    if taken:
-        select(source, taken)
+    if chosen:
+        select(source, chosen)
         st.rerun()  # the whole page: the selection stands in the sidebar
 
 
 with loaded:
-    words = "The other tab says why; or open another collection in the sidebar."
-    need(len(source), f"No LoRA could be read in this collection. {words}")
-    survey_line(source, job, len(known))
+    help_text = "The other tab says why; or open another collection in the sidebar."
+    need(len(source), f"No LoRA could be read in this collection. {help_text}")
+    survey_line(source, job, len(surveys))
     listing()

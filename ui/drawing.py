@@ -39,8 +39,8 @@ def choose_drawing(source: Source) -> tuple[str, str, tuple[str, ...], Sampling]
         a, b, c = st.columns(3)
         seed = a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key=key("seed"))
         steps = b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key=key("steps"))
-        words, guidance = "1: none. Stable Diffusion: about 7.5.", float(recipe.get("guidance", 7.5))
-        guidance = c.number_input("Guidance", 1.0, 30.0, guidance, key=key("guidance"), help=words)
+        help_text, guidance = "1: none. Stable Diffusion: about 7.5.", float(recipe.get("guidance", 7.5))
+        guidance = c.number_input("Guidance", 1.0, 30.0, guidance, key=key("guidance"), help=help_text)
     names = ", ".join(sorted({str(e.base_model or e.suggested_base or "nothing") for e in source.entries}))
     need(
         base,

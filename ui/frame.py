@@ -88,8 +88,8 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
     session().visited.add(page)
     with st.sidebar:
         switcher(source)
-        if source.labels_problem:
-            st.warning(source.labels_problem)
+        for remark in (*filter(None, [source.labels_problem]), *source.remarks):
+            st.warning(remark)
         st.caption(
             f"{counted(len(source), 'LoRA')} open, {counted(len(source.refused), 'file')} refused,"
             f" {counted(source.labels.shape[1], 'label column')}."
@@ -97,8 +97,8 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
         panel(source)
         if running(session().training):
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
-    words = "No LoRA could be read in this collection. Open another in the sidebar; the page Zoo says what was refused."
-    need(len(source) or not loras, words)
+    text = "No LoRA could be read in this collection. Open another in the sidebar; the page Zoo says what was refused."
+    need(len(source) or not loras, text)
     return source
 
 
@@ -142,15 +142,15 @@ def url_field(name: str, label: str, help: str, placeholder: str) -> str:
 
     Written by hand because a value bound by Streamlit is lost at the next change of page when it came with the URL.
     """
-    known = session().url
-    if st.query_params.get(name, known[name]) != known[name]:
-        known[name] = st.query_params[name]
-    typed = st.text_input(label, value=known[name], help=help, placeholder=placeholder)
-    if typed != known[name]:
+    url = session().url
+    if st.query_params.get(name, url[name]) != url[name]:
+        url[name] = st.query_params[name]
+    typed = st.text_input(label, value=url[name], help=help, placeholder=placeholder)
+    if typed != url[name]:
         set_url(name, typed)
         st.rerun()
-    set_url(name, known[name])
-    return known[name]
+    set_url(name, url[name])
+    return url[name]
 
 
 def set_url(name: str, value: str) -> None:
@@ -217,8 +217,8 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
     return job.result
 
 
-def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def need(condition: object, message: str) -> None:

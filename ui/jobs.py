@@ -56,7 +56,7 @@ class Job(Generic[Subject, Result]):
         share = self.progress.fraction
         return (time.monotonic() - self.started) * (1 / share - 1) if share > 0.05 else None
 
-    def _hear(self, progress: Progress) -> None:
+    def _update(self, progress: Progress) -> None:
         self.progress = progress
 
     def _run(self) -> None:
@@ -65,7 +65,7 @@ class Job(Generic[Subject, Result]):
                 return
         try:
             self.started = time.monotonic()
-            self.result = self.work(Reporter(self._hear, self._stop.is_set))
+            self.result = self.work(Reporter(self._update, self._stop.is_set))
         except Stopped:
             return
         except Exception as error:

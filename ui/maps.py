@@ -34,8 +34,8 @@ def choose_family(source: Source) -> tuple[str, ...]:
     if len(groups) == 1:
         return groups[0]
     titles = [family_title(source, group) for group in groups]
-    label, words = "LoRAs of the same modules", "Only these have distances."
-    place = st.selectbox(label, range(len(groups)), format_func=titles.__getitem__, key=key("family"), help=words)
+    label, text = "LoRAs of the same modules", "Only these have distances."
+    place = st.selectbox(label, range(len(groups)), format_func=titles.__getitem__, key=key("family"), help=text)
     return groups[place]
 
 

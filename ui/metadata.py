@@ -41,7 +41,7 @@ def show_sidecar(source: Source, id: str) -> None:
         row = st.container(horizontal=True)
         if path := source.preview(id):
             row.image(str(path), alt=f"Preview of {source.names[id]}", width=WIDTH)
-        words = row.container()
+        column = row.container()
         claims = {
             "Title": sidecar.title,
             "Trigger words": ", ".join(f"`{word}`" for word in sidecar.trigger_words),
@@ -49,18 +49,18 @@ def show_sidecar(source: Source, id: str) -> None:
             "Base model": sidecar.base_model,
             "Licence": sidecar.licence,
         }
-        words.markdown("  \n".join(f"**{name}** · {value}" for name, value in claims.items() if value))
+        column.markdown("  \n".join(f"**{name}** · {value}" for name, value in claims.items() if value))
         if sidecar.notes:
-            words.text(sidecar.notes)
+            column.text(sidecar.notes)
 
 
 def show_metadata(lora: LoRA) -> None:
     """The tags it was trained on, everything its header says, and the tensors that are no part of it."""
     st.subheader("Metadata")
     if len(tags := tag_counts(lora.metadata)):
-        words = "How often each tag occurs in the captions it was trained on"
+        alt = "How often each tag occurs in the captions it was trained on"
         chart = plots.frequencies(tags.head(FEW), "pictures with the tag")
-        figure(chart, "tags", words, tags.rename_axis("tag").to_frame())
+        figure(chart, "tags", alt, tags.rename_axis("tag").to_frame())
         if len(tags) > FEW:
             st.caption(f"The {FEW} most frequent of {len(tags):,} tags.")
     if metadata := {name: value for name, value in lora.metadata.items() if value not in (None, "", [], {}, False)}:

@@ -32,16 +32,16 @@ export default function ({ data }) {
   }
 
   function pointsOf(chart) {
-    const found = []
+    const walk = []
     for (const trace of chart._fullData ?? []) {
       if (trace.visible !== true || !trace.x?.length || !trace.y?.length || !["scatter", "scattergl", "bar"].includes(trace.type) || trace.hoverinfo === "skip") continue
-      for (let i = 0; i < trace.x.length; i++) found.push({ trace, i })
+      for (let i = 0; i < trace.x.length; i++) walk.push({ trace, i })
     }
-    return found
+    return walk
   }
   const plain = (text) => String(text ?? "").replace(/<br>/g, "\n").replace(/<[^>]*>/g, "")
   const titleOf = (axis, letter) => plain(axis?.title?.text).slice(0, 40) || letter
-  const told = (value) => (typeof value === "number" ? String(+value.toPrecision(5)) : String(value))
+  const worded = (value) => (typeof value === "number" ? String(+value.toPrecision(5)) : String(value))
 
   function step(chart, by) {
     const points = pointsOf(chart)
@@ -53,7 +53,7 @@ export default function ({ data }) {
     const up = layout["yaxis" + trace.yaxis.slice(1)]
     const box = chart.getBoundingClientRect()
     const name = plain(Array.isArray(trace.text) ? trace.text[i] : trace.name)
-    const lines = [name, `${titleOf(across, "x")}: ${told(trace.x[i])}`, `${titleOf(up, "y")}: ${told(trace.y[i])}`, `${at + 1} of ${points.length}`]
+    const lines = [name, `${titleOf(across, "x")}: ${worded(trace.x[i])}`, `${titleOf(up, "y")}: ${worded(trace.y[i])}`, `${at + 1} of ${points.length}`]
     const x = box.left + across._offset + across.d2p(trace.x[i])
     const y = box.top + up._offset + up.d2p(trace.y[i])
     show(lines.filter(Boolean).join("\n"), idOf(trace.customdata?.[i]), x, y)

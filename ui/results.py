@@ -46,8 +46,8 @@ def show_counts(results: Mapping[str, Result], names: Iterable[str]) -> None:
         title = results[name].title if name in results else title_of(name)
         rows[title] = {mark: pd.NA if holds is None else holds.count(mark) for mark in MARKS}
     counts = pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment").astype("Int64")
-    words = ", ".join(f"{counts[mark].sum()} {plural}" for mark, (_, _, plural) in MARKS.items())
-    title = f"Of the paper's findings {words}" if results else "Nothing has been run here yet"
+    text = ", ".join(f"{counts[mark].sum()} {plural}" for mark, (_, _, plural) in MARKS.items())
+    title = f"Of the paper's findings {text}" if results else "Nothing has been run here yet"
     with st.expander(title, icon=":material/fact_check:", key=key("overview")):
         show(counts, "findings", index=True)
 
@@ -57,8 +57,8 @@ def show_result(result: Result, name: str) -> None:
     for finding in result.findings:
         icon, colour, _ = MARKS[finding.holds]
         st.markdown(f"{icon} :{colour}[**{finding.holds}**] · {finding.statement}  \n:gray[Here: {finding.here}]")
-    words = f"{result.title}. {' '.join(finding.here for finding in result.findings)}"
-    figure(result.figure, f"{name}_figure", words, result.cells)
+    text = f"{result.title}. {' '.join(finding.here for finding in result.findings)}"
+    figure(result.figure, f"{name}_figure", text, result.cells)
     for i, (heading, table) in enumerate(blocks(result.cells)):
         if heading:
             st.markdown(f"**{heading[:1].upper()}{heading[1:]}**")

@@ -30,8 +30,8 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
         a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
         largest = rank = max(lora.ranks)
         if largest > 1:
-            words = "Each module's nearest update of this rank, from its singular values."
-            rank = a.slider("Rank", 1, largest, largest, key=key("resize_rank"), help=words)
+            text = "Each module's nearest update of this rank, from its singular values."
+            rank = a.slider("Rank", 1, largest, largest, key=key("resize_rank"), help=text)
         form = b.selectbox(
             "Form", forms, key=key("resize_form"), help="The names and files that other programs expect."
         )

@@ -20,9 +20,9 @@ def show_leaderboard(models: Sequence[Checkpoint]) -> None:
     show(table, "leaderboard", column_config=numbers("%.3f", ("test", "± std", "control score", "margin")))
 
 
-def show_verdict(verdict: Verdict, words: str) -> None:
+def show_verdict(verdict: Verdict, text: str) -> None:
     """A verdict in words, marked as good where the model is better than its controls."""
-    st.markdown(f":material/{'check_circle' if verdict.better else 'warning'}: {words}")
+    st.markdown(f":material/{'check_circle' if verdict.better else 'warning'}: {text}")
 
 
 def show_slices(errors: pd.Series, labels: pd.DataFrame) -> None:
@@ -34,5 +34,5 @@ def show_slices(errors: pd.Series, labels: pd.DataFrame) -> None:
     bar = st.column_config.ProgressColumn(min_value=0, max_value=float(slices["ratio"].max()), format="%.2f ×")
     formats = numbers("%.2g", ["p"]) | numbers("%.4g", ["mean error"]) | {"ratio": bar}
     show(slices.head(15), "slices", column_config=formats)
-    words = "p: rank-sum test of a part against the rest, not corrected for their number."
-    st.caption(f"Mean error of all: {errors.abs().mean():.4g}. {words}")
+    text = "p: rank-sum test of a part against the rest, not corrected for their number."
+    st.caption(f"Mean error of all: {errors.abs().mean():.4g}. {text}")

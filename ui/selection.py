@@ -28,8 +28,8 @@ def select(source: Source, ids: Iterable[str]) -> None:
     """Make these LoRAs the selection. It is written beside the indexes, so that its short name in the URL opens it
     again.
     """
-    wanted = set(ids)
-    chosen = [id for id in source.ids if id in wanted]
+    members = set(ids)
+    chosen = [id for id in source.ids if id in members]
     session().selections[_collection(source)] = tuple(chosen)
     if chosen:
         path = _place("selections", _token(source))
@@ -158,8 +158,8 @@ def panel(source: Source) -> None:
         return
     with st.container(horizontal=True):
         st.button("Clear", icon=":material/close:", on_click=select, args=(source, ()), key=key("clear", FRAME))
-        known = set(chosen)
-        others = [id for id in source.ids if id not in known]
+        members = set(chosen)
+        others = [id for id in source.ids if id not in members]
         st.button(
             "Invert", icon=":material/invert_colors:", on_click=select, args=(source, others), key=key("invert", FRAME)
         )

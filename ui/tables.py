@@ -64,7 +64,7 @@ def filters(pool: pd.DataFrame) -> np.ndarray:
             chosen = place.slider(column, low, high, (low, high), key=key(f"range {column}"), format="%.4g")
             keep &= values.between(*chosen).to_numpy() if chosen != (low, high) else True
         else:
-            words = values.astype(str).where(values.notna(), "unknown")
-            picked = place.multiselect(column, sorted(words.unique()), key=key(f"values {column}"))
-            keep &= words.isin(picked).to_numpy() if picked else True
+            text = values.astype(str).where(values.notna(), "unknown")
+            picked = place.multiselect(column, sorted(text.unique()), key=key(f"values {column}"))
+            keep &= text.isin(picked).to_numpy() if picked else True
     return keep

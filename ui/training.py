@@ -109,8 +109,8 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
         what["normalize"] = last.toggle("Normalise inputs", key=key("normalize"), help=NORMALIZE)
         what["mean_products"] = last.toggle("Mean of products", key=key("mean_products"), help=MEAN)
         how["class_weights"] = last.toggle("Class weights", key=key("class_weights"))
-        words = "Also fit each model to permuted labels. Doubles the time."
-        how["shuffled_control"] = last.toggle("Shuffled control", key=key("shuffled"), help=words)
+        text = "Also fit each model to permuted labels. Doubles the time."
+        how["shuffled_control"] = last.toggle("Shuffled control", key=key("shuffled"), help=text)
     first, seeds, folds = how.pop("first_seed"), how.pop("seeds"), how.pop("folds")
     return Choice(tuple(targets), tuple(models), first, seeds, folds, how, what)
 

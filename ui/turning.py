@@ -59,9 +59,9 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, 
     )
     by_hand = choice == HAND
     group = GL if by_hand else named(choice)
-    sized, words = group.conditioned and not by_hand, "The condition number of R."
+    sized, text = group.conditioned and not by_hand, "The condition number of R."
     label, bound = "κ(R) = 10^x", cast(Literal["query-params"], "query-params")
-    exponent = st.slider(label, 0.0, 4.0, 1.0, 0.25, key=key("kappa"), bind=bound, disabled=not sized, help=words)
+    exponent = st.slider(label, 0.0, 4.0, 1.0, 0.25, key=key("kappa"), bind=bound, disabled=not sized, help=text)
     a, b = st.columns(2)
     shared = a.segmented_control(
         "R is",
@@ -78,16 +78,14 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, 
     a, b = st.columns(2, vertical_alignment="bottom")
     icon, label = ":material/casino:", "Draw another R"
     a.button(label, type="primary", icon=icon, width="stretch", on_click=next_draw, disabled=by_hand)
-    words = "The seed of R: the same number gives the same R."
-    draw = int(b.number_input("Draw", 1, 10**6, 1, key=key("draw"), bind=bound, help=words))
+    text = "The seed of R: the same number gives the same R."
+    draw = int(b.number_input("Draw", 1, 10**6, 1, key=key("draw"), bind=bound, help=text))
     batch, r = study.start(getattr(torch, precision)), max(study.lora.ranks)
     if not by_hand:
         generator = torch.Generator().manual_seed(draw)
         condition = 10.0**exponent if sized else 1.0
         R = sample_for(batch, group, condition=condition, generator=generator, shared=shared == "shared")
         return R, group, precision, shared == "shared"
-    words = (
-        f"R is {r} × {r} here: too large to type. Draw it from a group, or choose a LoRA of rank {EDITABLE} or less."
-    )
-    need(r <= EDITABLE, words)
+    text = f"R is {r} × {r} here: too large to type. Draw it from a group, or choose a LoRA of rank {EDITABLE} or less."
+    need(r <= EDITABLE, text)
     return given(batch, {r: needed(edited(r), "Type a matrix that has an inverse.")}), group, precision, True

@@ -62,7 +62,7 @@ def train_runs(source: Source, runs: Sequence[Run]) -> Job[Sequence[Run], None]:
         for number, run in enumerate(runs):
             part = reporter.item(number, len(runs), f"{run.title}: ")
 
-            def hear(progress: Progress, run: Run = run, part: Reporter = part) -> None:
+            def on_progress(progress: Progress, run: Run = run, part: Reporter = part) -> None:
                 run.progress = progress
                 part.on_progress(progress)
 
@@ -70,7 +70,7 @@ def train_runs(source: Source, runs: Sequence[Run]) -> Job[Sequence[Run], None]:
                 run.error = "Skipped: training was stopped before it began."
                 continue
             try:
-                own = Reporter(hear, reporter.stop)
+                own = Reporter(on_progress, reporter.stop)
                 run.checkpoint = train(source, run.plan, run.config, run.out, own, resume=run.resume)
             except Exception as error:
                 run.error = sentence(error)
@@ -105,9 +105,9 @@ def validate(
     def work(reporter: Reporter) -> None:
         for number, (title, config) in enumerate(configs.items()):
             part = reporter.item(number, len(configs), f"{title}: ")
-            made = crossvalidate(source, targets, config, folds, part)
-            differences = {control: made.difference(control) for control in ("norms only", "structure only")}
-            subject.finished[title] = Validated(made, made.scores(), differences)
+            result = crossvalidate(source, targets, config, folds, part)
+            differences = {control: result.difference(control) for control in ("norms only", "structure only")}
+            subject.finished[title] = Validated(result, result.scores(), differences)
 
     return Job(work, subject).start()
 

@@ -28,7 +28,7 @@ def duplicates(
     `geometry.same_function` decides. identical: whether the file's content is that of another member of its group.
     When the reporter says to stop, the pairs found so far are what is returned.
     """
-    ids = [id for id, taken in surveys.items() if taken.problem is None and taken.norm > 0 and id in zoo.by_id]
+    ids = [id for id, survey in surveys.items() if survey.problem is None and survey.norm > 0 and id in zoo.by_id]
     if len(ids) < 2:
         return pd.DataFrame(columns=["group", "lora", "identical"])
     table = pd.DataFrame({"lora": ids, "digest": [zoo.by_id[id].digest for id in ids]})

@@ -235,18 +235,16 @@ def _by_products(
     title = "directions" if directions else "updates"
     size = sum(module.rank * (module.n + module.m) for module in spec.modules)
     count = min(len(ids), landmarks, max(FEWEST_LANDMARKS, LANDMARK_NUMBERS // size))
-    all_of_them = count == len(ids)
-    chosen = (
-        ids if all_of_them else sorted(np.random.default_rng(0).choice(np.array(ids, object), count, replace=False))
-    )
-    read, half = (0.6, 1.0) if all_of_them else (0.2, 0.4)  # shares of the whole after which these are done
+    complete = count == len(ids)
+    chosen = ids if complete else sorted(np.random.default_rng(0).choice(np.array(ids, object), count, replace=False))
+    read, half = (0.6, 1.0) if complete else (0.2, 0.4)  # shares of the whole after which these are done
     blocks = list(_blocks(zoo, chosen, reporter.part(0.0, read)))
     if not blocks:
         return None
     kept = [name for names, _ in blocks for name in names]
     base = stack([lora for _, loras in blocks for lora in loras], spec)
     among = gram(base, reporter=reporter.part(read, half))
-    if all_of_them:
+    if complete:
         return from_gram(title, kept, among, directions)
     products, squares = [among], [np.diag(among)]
     rest = sorted(set(ids) - set(chosen))

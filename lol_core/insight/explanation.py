@@ -23,22 +23,22 @@ def explain(labels: pd.DataFrame, selected: Sequence[str]) -> pd.DataFrame:
         for column in labels.columns:
             values = labels[column]
             known = values.notna().to_numpy()
-            mine, others = values[inside & known], values[~inside & known]
-            if not len(mine) or not len(others) or values.nunique() < 2:
+            inner, outer = values[inside & known], values[~inside & known]
+            if not len(inner) or not len(outer) or values.nunique() < 2:
                 continue
             if pd.api.types.is_numeric_dtype(values):
-                test = mannwhitneyu(mine.astype(float), others.astype(float))
-                auc = float(test.statistic) / (len(mine) * len(others))
-                words = f"{'higher' if auc > 0.5 else 'lower'}: mean {mine.mean():.4g} against {others.mean():.4g}"
-                rows.append((column, abs(2 * auc - 1), float(test.pvalue), words))
+                test = mannwhitneyu(inner.astype(float), outer.astype(float))
+                auc = float(test.statistic) / (len(inner) * len(outer))
+                text = f"{'higher' if auc > 0.5 else 'lower'}: mean {inner.mean():.4g} against {outer.mean():.4g}"
+                rows.append((column, abs(2 * auc - 1), float(test.pvalue), text))
             elif values.nunique() <= max(2, len(values) / 4):
                 table = pd.crosstab(inside[known], values[known].astype(str))
                 statistic, p, _, _ = chi2_contingency(table, correction=False)
                 effect = float(np.sqrt(statistic / table.to_numpy().sum() / max(1, min(table.shape) - 1)))
-                ours, theirs = table.loc[True] / len(mine), table.loc[False] / len(others)
-                name = str((ours - theirs).idxmax())
-                words = f"{name}: {ours[name]:.0%} against {theirs[name]:.0%}"
-                rows.append((column, effect, float(p), words))
+                inner_share, outer_share = table.loc[True] / len(inner), table.loc[False] / len(outer)
+                name = str((inner_share - outer_share).idxmax())
+                text = f"{name}: {inner_share[name]:.0%} against {outer_share[name]:.0%}"
+                rows.append((column, effect, float(p), text))
     return pd.DataFrame(rows, columns=["column", "effect", "p", "says"]).sort_values(
         "effect", ascending=False, ignore_index=True
     )

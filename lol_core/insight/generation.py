@@ -87,15 +87,15 @@ class Painter:
         the file to this base.
         """
         paths = [self.cache / f"{self._key(lora, prompt, sampling)}.png" for prompt in prompts]
-        wanted = [i for i, path in enumerate(paths) if not (keep and path.is_file())]
-        if wanted:
+        missing = [i for i, path in enumerate(paths) if not (keep and path.is_file())]
+        if missing:
             with self._lock:
                 self._wear(lora, sampling.strength)
-                drawn = self._sample([prompts[i] for i in wanted], sampling, reporter)
+                drawn = self._sample([prompts[i] for i in missing], sampling, reporter)
             if not keep:
                 return drawn
             self.cache.mkdir(parents=True, exist_ok=True)
-            for i, image in zip(wanted, drawn, strict=True):
+            for i, image in zip(missing, drawn, strict=True):
                 image.save(paths[i].with_suffix(".writing"), format="PNG")
                 paths[i].with_suffix(".writing").replace(paths[i])
         return [Image.open(path).convert("RGB") for path in paths]
@@ -121,8 +121,8 @@ class Painter:
         ).images
 
     def _wear(self, lora: Path | None, strength: float) -> None:
-        wanted = () if lora is None else _identity(lora)
-        if wanted != self._worn:
+        identity = () if lora is None else _identity(lora)
+        if identity != self._worn:
             if self._worn:
                 self.pipeline.unload_lora_weights()
                 self._worn = ()
@@ -139,7 +139,7 @@ class Painter:
                         f"{lora}: does not fit {self.base} ({str(error).splitlines()[0]}). Choose the base it was"
                         " trained on."
                     ) from error
-                self._worn = wanted
+                self._worn = identity
         if self._worn:
             self.pipeline.set_adapters(["worn"], [strength])
 

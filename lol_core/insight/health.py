@@ -38,14 +38,14 @@ def never_trained(lora: LoRA) -> bool:
     return not any(bool(layer.U.any()) and bool(layer.V.any()) for layer in lora.layers)
 
 
-def health(entry: Entry, taken: Survey | None) -> list[Diagnosis]:
+def health(entry: Entry, survey: Survey | None) -> list[Diagnosis]:
     """What is wrong or odd about a LoRA, from its header and, where it has been read, its weights."""
     marks = contradictions(entry)
-    if taken is None:
+    if survey is None:
         return marks
-    if taken.problem is not None:
-        return [Diagnosis(Ailment.UNREADABLE, taken.problem.split(": ", 1)[-1]), *marks]
-    zero = taken.norms == 0
+    if survey.problem is not None:
+        return [Diagnosis(Ailment.UNREADABLE, survey.problem.split(": ", 1)[-1]), *marks]
+    zero = survey.norms == 0
     if zero.all():
         return [Diagnosis(Ailment.UNTRAINED, "ΔW is zero in every module: it was never trained."), *marks]
     if zero.any():
@@ -53,7 +53,7 @@ def health(entry: Entry, taken: Survey | None) -> list[Diagnosis]:
         marks.append(Diagnosis(Ailment.PARTLY_ZERO, reason))
     ranks = np.array([module.rank for module in entry.headers])
     large = ~zero & (ranks >= 4)
-    if large.any() and (use := float((taken.effective_ranks[large] / ranks[large]).mean())) < LOW_RANK_USE:
+    if large.any() and (use := float((survey.effective_ranks[large] / ranks[large]).mean())) < LOW_RANK_USE:
         reason = f"Its modules use {use:.0%} of their rank on average (effective rank)."
         marks.append(Diagnosis(Ailment.RANK_DEFICIENT, reason))
     return marks

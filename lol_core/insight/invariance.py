@@ -292,7 +292,7 @@ def fresh_models(lora: LoRA, kinds: Mapping[str, type[LoLModel]]) -> list[Examin
     """Models of some kinds with random weights, scaled to a LoRA; those that do not fit in memory are left out. GL-net
     has two equivariant layers, so that σ is seen.
     """
-    spec, made = shared_spec([lora]), []
+    spec, models = shared_spec([lora]), []
     batch = stack([lora], spec)
     for name, kind in kinds.items():
         with torch.random.fork_rng():
@@ -304,8 +304,8 @@ def fresh_models(lora: LoRA, kinds: Mapping[str, type[LoLModel]]) -> list[Examin
             except LoLError:
                 continue
         model.prepare(batch, torch.Generator().manual_seed(0))
-        made.append(Examined(f"{kind.title} (untrained)", model.eval()))
-    return made
+        models.append(Examined(f"{kind.title} (untrained)", model.eval()))
+    return models
 
 
 def first_matrix(R: Sequence[Tensor], batch: Batch) -> tuple[str, np.ndarray]:

@@ -106,11 +106,11 @@ def draw_map(
         space = Space(words["title"], ids, arrays["vectors"].numpy(), float(words["share"]))
         clusters = pd.Series(arrays["clusters"].numpy(), index=list(ids))
     else:
-        made = space_of(source, settings.ids, settings.kind, checkpoint, reporter.part(0.0, 0.8))
-        if made is None:
+        computed = space_of(source, settings.ids, settings.kind, checkpoint, reporter.part(0.0, 0.8))
+        if computed is None:
             return None
         reporter.show("Finding clusters", 0.8)
-        space, clusters = made, made.clusters()
+        space, clusters = computed, computed.clusters()
         words = {"title": space.title, "share": repr(space.share), "ids": json.dumps(space.ids)}
         store.write(Kept.MAPS, key, _tensors(vectors=space.vectors, clusters=clusters.to_numpy()), words)
     key = repr(astuple(settings))

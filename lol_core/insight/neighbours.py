@@ -51,8 +51,8 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, ca
     own = surveys[id]
     others = [
         other
-        for other, taken in surveys.items()
-        if other != id and taken.problem is None and taken.norm > 0 and other in zoo.by_id
+        for other, survey in surveys.items()
+        if other != id and survey.problem is None and survey.norm > 0 and other in zoo.by_id
     ]
     if own.problem is not None or own.norm == 0 or not others:
         return pd.DataFrame(columns=["distance", "cosine"])

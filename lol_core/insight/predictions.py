@@ -67,9 +67,9 @@ class Predictions:
         if isinstance(self.task, Multiclass):
             labels = rows[["true"]].rename(columns={"true": self.target})
             return self.task.confusion(labels, self.values.loc[rows.index].iloc[:, 1:].to_numpy())
-        words = {0: "no", 1: "yes"}
-        answers = (rows["predicted"] > 0.5).astype(int).map(words)
-        return pd.crosstab(rows["true"].astype(int).map(words), answers).rename_axis(columns=None)
+        names = {0: "no", 1: "yes"}
+        answers = (rows["predicted"] > 0.5).astype(int).map(names)
+        return pd.crosstab(rows["true"].astype(int).map(names), answers).rename_axis(columns=None)
 
     def calibration(self, rows: pd.DataFrame) -> pd.DataFrame:
         """See `evaluation.calibration`; of classes, the probability of the predicted one and whether it is right."""

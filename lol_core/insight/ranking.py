@@ -41,7 +41,7 @@ class Ranking:
     def table(self) -> pd.DataFrame:
         return pd.DataFrame({"score": self.scores, "measured": self.measured.reindex(self.scores.index)})
 
-    def words(self, id: str | None) -> list[str]:
+    def lines(self, id: str | None) -> list[str]:
         """Its scores, a line for each kind, a dash where there is none."""
         kinds = [("predicted", self.scores)] if self.predicted else []
         kinds += [("measured", self.measured)] if len(self.measured) else []

@@ -144,8 +144,8 @@ def spread_of_changes(changes: pd.DataFrame, tolerance: float, smallest: float) 
                 line=line,
             )
         )
-    words = {"annotation_text": "what rounding explains", "annotation_position": "top left"}
-    figure.add_hline(y=float(np.log10(tolerance)), line={"dash": "dash", "color": "gray"}, **words)
+    annotation = {"annotation_text": "what rounding explains", "annotation_position": "top left"}
+    figure.add_hline(y=float(np.log10(tolerance)), line={"dash": "dash", "color": "gray"}, **annotation)
     ticks = list(range(-18, 7, 2))
     figure.update_yaxes(
         title="relative change of the prediction", tickvals=ticks, ticktext=[f"10<sup>{t}</sup>" for t in ticks]
