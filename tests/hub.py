@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
 PAGE = 100
 
 
@@ -142,8 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(parts)
 
     def _api(self, parts: list[str], query: dict[str, list[str]]) -> None:
-        if parts == ["models"]:
-            self._models(query)
+        if parts in (["models"], ["datasets"]):
+            self._list(parts[0], query)
             return
         key = "/".join(parts[:3])
         repository = self.hub.repositories.get(key)
@@ -169,12 +173,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._json(self._info(key, repository))
 
-    def _models(self, query: dict[str, list[str]]) -> None:
+    def _list(self, kind: str, query: dict[str, list[str]]) -> None:
         author = query.get("author", [""])[0]
         found = [
             self._info(key, repository)
             for key, repository in self.hub.repositories.items()
-            if key.startswith(f"models/{author}/") and not repository.private
+            if key.startswith(f"{kind}/{author}/") and not repository.private
         ]
         self._paged(found, query)
 
@@ -267,3 +271,25 @@ class _Handler(BaseHTTPRequestHandler):
 
 def is_lfs(path: str) -> bool:
     return path.endswith((".safetensors", ".bin", ".zip", ".parquet", ".pt"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """The hub library talks to a server of this test, with a cache of its own."""
+    with serving() as hub:
+        use(hub, monkeypatch, tmp_path / "hub cache")
+        yield hub
+    close_session()
+
+
+def use(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache.parent / "no token"))
+    close_session()

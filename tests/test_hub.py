@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import close_session
 from safetensors.torch import save_file
 
 from lol_core.collections import http
@@ -24,32 +22,11 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import ZooError
 from tests.builders import random_lora, write_peft, write_zoo
-from tests.hub import Answer, Hub, serving
+from tests.hub import Answer, Hub, hub, serving, use
 
 WIDE = (("layer.0.attention.self.key", 640, 320, 16), ("layer.0.attention.self.value", 640, 320, 16))
+__all__ = ["hub"]
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWx"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """The hub library talks to a server of this test, with a cache of its own."""
-    with serving() as hub:
-        use(hub, monkeypatch, tmp_path / "hub cache")
-        yield hub
-    close_session()
-
-
-def use(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache.parent / "no token"))
-    close_session()
 
 
 @pytest.fixture

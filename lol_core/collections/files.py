@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pandas as pd
 
-from lol_core.collections.blob import Blob
+from lol_core.collections.blob import Blob, LocalFile
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import UNSETTLED
 from lol_core.collections.entries import ById, Entries
@@ -27,7 +27,7 @@ from lol_core.collections.walk import OTHER_FILES, UNKNOWN, Candidate, in_order
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, SourceSilentError, ZooError
-from lol_core.formats import CONFIGS, SUFFIXES, probe_stream, read_stream
+from lol_core.formats import SUFFIXES, configs_of, probe_stream, read_stream
 
 MAX_TABLE_BYTES = 200_000_000
 MAX_CONFIG_BYTES = 10_000_000
@@ -45,6 +45,17 @@ class Listing:
 
     def __contains__(self, name: object) -> bool:
         return name in self.files or name in self.refused
+
+
+def list_folder(folder: Path) -> Listing:
+    """All files of a folder on this machine, links not followed."""
+    files: dict[str, Blob] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            if path.is_file():
+                files[path.relative_to(folder).as_posix()] = LocalFile.of(path)
+    return Listing(files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +240,9 @@ def _or_unknown(blob: Blob) -> int:
 
 def _config_of(listing: Listing, id: str) -> str | None:
     """The configuration beside a LoRA, also one that may not be read: its alpha is part of the function."""
-    folder = id[: id.rfind("/") + 1]
-    return next((folder + name for name in CONFIGS if folder + name in listing), None)
+    folder, _, own = id.rpartition("/")
+    places = (f"{folder}/{name}" if folder else name for name in configs_of(own))
+    return next((place for place in places if place in listing), None)
 
 
 def _describe(listing: Listing, silent: list[SourceSilentError], candidate: Candidate) -> Entry:

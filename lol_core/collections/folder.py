@@ -38,6 +38,7 @@ class Zoo(Source):
     join_column: str | None = None
     unjoined_labels: tuple[str, ...] = ()
     labels_problem: str | None = None
+    remarks: Sequence[str] = ()
     name: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -132,6 +132,12 @@ def list_hub(spot: HubAddress, reporter: Reporter = SILENT) -> Catalogue:
     return Catalogue(files, facts, datetime.now(UTC).isoformat())
 
 
+def repositories_of(owner: str, kind: Kind) -> Iterator[str]:
+    """The repositories of an owner, as `owner/name`. Raises NetworkError."""
+    for page in _api(f"{kind}s?{urlencode({'author': owner})}", f"hf://{owner}"):
+        yield from (found["id"] for found in page)
+
+
 def _author(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile], dict[str, Any]]:
     files: dict[str, HubFile] = {}
     facts: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from lol_core.collections import archive, hub, hub_address, remote
 from lol_core.collections.folder import Zoo
+from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 
@@ -33,8 +34,10 @@ def open_source(
     """
     address = str(address)
     if opener := _opener(address):
-        return opener(address, str(labels) if labels else None, cache, reporter)
-    return Zoo.open(Path(address), labels, cache, reporter)
+        source = opener(address, str(labels) if labels else None, cache, reporter)
+    else:
+        source = Zoo.open(Path(address), labels, cache, reporter)
+    return with_own_labels(as_rows(source))
 
 
 def is_collection(address: str) -> bool:

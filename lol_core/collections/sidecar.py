@@ -22,8 +22,6 @@ from lol_core.collections.names import printable
 TEXTS = (".civitai.info", ".metadata.json", ".json")
 """In order of trust: what the first says is not replaced by the next."""
 PICTURES = tuple(f"{way}{suffix}" for way in (".preview", "") for suffix in (".png", ".jpg", ".jpeg", ".webp"))
-CONFIGURATION = "adapter_config.json"
-"""Read with its adapter by `formats`."""
 MAX_BYTES = 5_000_000
 _BESIDE = (*TEXTS, *PICTURES)
 _PERMISSIONS = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lol_core.collections.names import printable
-from lol_core.collections.sidecar import CONFIGURATION, beside, may_be_beside
-from lol_core.formats import SUFFIXES
+from lol_core.collections.sidecar import beside, may_be_beside
+from lol_core.formats import SUFFIXES, configs_of
 
 OTHER_FILES = {
     "optimizer.pt": "An optimizer's state, not a LoRA: what a training run needs to go on.",
@@ -134,7 +134,7 @@ class _Walk:
             reason = f"{_SPECIAL.get(stat.S_IFMT(status.st_mode), 'A device')}, not a file. It was not opened."
         others: tuple[str, ...] = ()
         if names:
-            others = tuple(n for n in (CONFIGURATION, *beside(name)) if n in names)
+            others = tuple(n for n in (*configs_of(name), *beside(name)) if n in names)
             others += tuple(other for other in _shards(name) if other in names)
         mark = _mark(self.root / before, others) if others else ""
         self.candidates.append(Candidate(id, before + name, status.st_size, status.st_mtime, others, mark, reason))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+from torch import Tensor
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
@@ -23,7 +24,7 @@ from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_s
 from lol_core.formats.families import NEIGHBOURS, explain, family_of
 from lol_core.formats.reading import Dialect
 
-__all__ = ["CONFIGS", "DIALECTS", "SUFFIXES", "probe", "probe_stream", "read", "read_stream", "suggest_base_model"]
+__all__ = ["DIALECTS", "SUFFIXES", "probe", "probe_stream", "read", "read_stream", "read_tensors", "suggest_base_model"]
 
 DIALECTS = tuple(
     module.DIALECT for module in (llama_cpp, sam, cloneofsimo, nunchaku, mlx, mlx_vlm, xlabs, diffusers, kohya, peft)
@@ -32,6 +33,12 @@ DIALECTS = tuple(
 
 CONFIGS = ("adapter_config.json", "lora_config.json")
 """The configuration beside a file: PEFT, MLX, AdapterHub; PaddleNLP."""
+
+
+def configs_of(name: str) -> tuple[str, ...]:
+    """What the configuration beside a file of that name may be called: also NAME_config.json, as W2T copies PEFT's."""
+    return *CONFIGS, f"{os.path.splitext(name)[0]}_config.json"
+
 
 MAX_CONFIG_BYTES = 10_000_000
 IN_FOLDER = (
@@ -81,16 +88,25 @@ def probe_stream(
         return _read(tensors, _parse_config(*config) if config else {}, weights=False)
 
 
+def read_tensors(tensors: Mapping[str, Tensor], name: str, config: Mapping[str, Any]) -> LoRA:
+    """The LoRA that named tensors are, as they would stand in a file; those on the meta device give one without
+    weights. name: of that file, for errors. Raises LoRAFormatError as `read` does.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    file = TensorFile(Path(name), shapes, {}, tensors.__getitem__, tensors.__getitem__)
+    return _read(file, config, weights=True)
+
+
 def _open(path: Path, *, weights: bool) -> LoRA:
     version = _version(path)
     if version is not None and stat.S_ISDIR(version[0]):
         path = _in_folder(path)
         version = _version(path)
-    folder = os.path.dirname(path)
+    places = [os.path.join(os.path.dirname(path), name) for name in configs_of(os.path.basename(path))]
     for _ in range(2):
         before = version
         try:
-            config = next(filter(None, (_read_config(os.path.join(folder, name)) for name in CONFIGS)), {})
+            config = next(filter(None, map(_read_config, places)), {})
             with open_tensors(path) as file:
                 lora = _read(file, config, weights=weights)
         except LoRAFormatError:

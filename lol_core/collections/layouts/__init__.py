@@ -1,0 +1,71 @@
+"""Public collections that are known by how their files lie, and the labels that belong to them.
+
+A layout is a file of its own here and a line in `LAYOUTS`. The first that recognises a collection without a table of
+labels gives it its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from lol_core.collections.files import FileSource, Listing, list_folder
+from lol_core.collections.folder import Zoo
+from lol_core.collections.layouts import learning_on_loras, lots_of_loras, model_j, w2t
+from lol_core.collections.layouts.beside import Beside
+from lol_core.collections.layouts.lora_wise import open_lora_wise
+from lol_core.collections.layouts.weights2weights import open_weights2weights
+from lol_core.collections.source import Source
+
+
+@dataclass(frozen=True)
+class Layout:
+    """recognises: whether a collection is laid out so; labels: of its LoRAs, indexed by their ids."""
+
+    name: str
+    recognises: Callable[[Beside], bool]
+    labels: Callable[[Beside], pd.DataFrame]
+
+
+def _by_ids(recognises: Callable[[Sequence[str]], bool]) -> Callable[[Beside], bool]:
+    return lambda beside: recognises(beside.ids)
+
+
+LAYOUTS = (
+    Layout("Learning on LoRAs, CelebA", _by_ids(learning_on_loras.is_celeba), learning_on_loras.celeba),
+    Layout("Learning on LoRAs, Imagenette", _by_ids(learning_on_loras.is_imagenette), learning_on_loras.imagenette),
+    Layout("Learning on LoRAs, ARC", learning_on_loras.is_arc, learning_on_loras.arc),
+    Layout("Model-J of ProbeX", _by_ids(model_j.is_model_j), model_j.model_j),
+    Layout("W2T, images", _by_ids(w2t.is_images), w2t.images),
+    Layout("W2T, trials of a language model", _by_ids(w2t.is_trials), w2t.trials),
+    Layout("W2T, GoEmotions", w2t.is_emotions, w2t.emotions),
+    Layout("Lots-of-LoRAs", _by_ids(lots_of_loras.is_lots_of_loras), lots_of_loras.lots_of_loras),
+)
+
+
+ROWS: tuple[Callable[[str, str, Listing], Source | None], ...] = (open_lora_wise, open_weights2weights)
+"""Collections whose LoRAs are no files: from address, name and listing."""
+
+
+def as_rows(source: Source) -> Source:
+    """The LoRAs that are rows of the files of a source, where it has no other LoRAs and is such a collection."""
+    if len(source) or not isinstance(source, FileSource | Zoo):
+        return source
+    listing = source.listing if isinstance(source, FileSource) else list_folder(source.folder)
+    found = (opener(source.address, source.name, listing) for opener in ROWS)
+    return next((rows for rows in found if rows is not None), source)
+
+
+def with_own_labels(source: Source) -> Source:
+    """The source with the labels of the public collection that it is, where it is one and has no table of its own."""
+    if not isinstance(source, FileSource | Zoo) or source.labels.shape[1] or source.labels_problem:
+        return source
+    beside = Beside(source)
+    for layout in LAYOUTS:
+        if layout.recognises(beside):
+            labels = layout.labels(beside).dropna(axis=1, how="all")
+            remark = f"Laid out as the collection {layout.name}: its own labels are joined."
+            return replace(source, labels=labels, remarks=(*source.remarks, remark))
+    return source

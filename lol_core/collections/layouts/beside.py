@@ -1,0 +1,126 @@
+"""What a layout of a public collection may look at: the LoRAs, and the small files that lie beside them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lol_core.collections.entry import Entry
+from lol_core.collections.files import FileSource
+from lol_core.collections.folder import Zoo
+from lol_core.collections.source import Source
+from lol_core.errors import LoRAFormatError, ZooError
+
+MAX_BYTES = 200_000_000
+Labels = dict[str, dict[str, Any]]
+"""id → column → value; a column that a LoRA lacks is NaN."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A collection as layouts see it."""
+
+    source: Source
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.source.ids
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        return self.source.entries
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """The paths of all files, also of those that are no LoRAs."""
+        if isinstance(self.source, FileSource):
+            return list(self.source.listing.files)
+        if not isinstance(self.source, Zoo):
+            return []
+        found = []
+        for place, _, files in os.walk(self.source.folder):
+            below = Path(place).relative_to(self.source.folder).as_posix()
+            found += [name if below == "." else f"{below}/{name}" for name in files]
+        return found
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a small file, None when there is none that can be read."""
+        try:
+            if isinstance(self.source, FileSource):
+                return self.source.content(name, MAX_BYTES)
+            if isinstance(self.source, Zoo):
+                path = self.source.folder / name
+                return path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_BYTES else None
+        except (LoRAFormatError, ZooError, OSError):
+            pass
+        return None
+
+    def find(self, name: str) -> bytes | None:
+        """The content of the only file of that name, wherever it lies in the collection; else of one that lies beside
+        the archive that the collection is.
+        """
+        places = [path for path in self.names if path == name or path.endswith(f"/{name}")]
+        if len(places) == 1:
+            return self.read(places[0])
+        outside = Path(self.source.address).parent / name
+        if not places and "://" not in self.source.address and isinstance(self.source, FileSource):
+            return outside.read_bytes() if outside.is_file() and outside.stat().st_size <= MAX_BYTES else None
+        return None
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A CSV or Parquet file of that name, None when there is none, or it is none."""
+        content = self.find(name)
+        if content is None:
+            return None
+        try:
+            return (pd.read_parquet if name.endswith(".parquet") else pd.read_csv)(BytesIO(content))
+        except (ValueError, OSError):
+            return None
+
+    def splits(self, key: Callable[[str], str]) -> Mapping[str, str]:
+        """id → "train", "validation" or "test", from `train.pt`, `valid.pt` and `test.pt`: lists of names as PyTorch
+        saved them. key: from an id to the name in those lists.
+        """
+        owners = {key(id): id for id in self.ids}
+        found: dict[str, str] = {}
+        for part, name in (("train", "train.pt"), ("validation", "valid.pt"), ("test", "test.pt")):
+            names = saved(self.find(name))
+            if isinstance(names, list):
+                found |= {owners[str(name)]: part for name in names if str(name) in owners}
+        return found
+
+    def frame(self, labels: Labels) -> pd.DataFrame:
+        return pd.DataFrame.from_dict(labels, orient="index").reindex(list(self.ids))
+
+
+def saved(content: bytes | None) -> Any:
+    """What PyTorch saved of plain values; None when there is nothing, or more than plain values."""
+    if content is None:
+        return None
+    try:
+        return torch.load(BytesIO(content), weights_only=True)
+    except Exception:  # damaged pickles raise anything at all
+        return None
+
+
+def number(content: bytes | None) -> float:
+    """A text of one number; NaN when it is none."""
+    try:
+        return float(content or b"nan")
+    except ValueError:
+        return math.nan
+
+
+def folder_of(id: str, up: int = 1) -> str:
+    """The name of the folder that many levels above a file."""
+    parts = id.split("/")
+    return parts[-1 - up] if len(parts) > up else ""

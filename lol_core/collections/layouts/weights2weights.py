@@ -1,0 +1,127 @@
+"""weights2weights: `hf://snap-research/weights2weights/weights_datasets/identities`, all LoRAs as rows of one matrix.
+
+Written from their code, and tested on a matrix made the same way; never run on the 26 GB themselves. A row is the 128
+flattened tensors in the order of `weight_dimensions.pt`; rank 1, alpha 27. Their labels are a pickled table, which is
+not opened here; converted to `labels.parquet`, its rows are joined by their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from io import BytesIO
+from math import prod
+from typing import Any
+
+import orjson
+import pandas as pd
+import torch
+
+from lol_core.collections.blob import Blob
+from lol_core.collections.entry import Entry
+from lol_core.collections.files import Listing
+from lol_core.collections.layouts.beside import saved
+from lol_core.collections.remote_files import HubFile
+from lol_core.collections.row_source import Rows, RowSource
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoRAFormatError, ZooError
+from lol_core.formats import read_tensors
+
+MATRICES = ("all_weights.pt", "dog_weights.pt")
+CONFIG = {"peft_type": "LORA", "r": 1, "lora_alpha": 27}
+_CONVERT = (
+    "Its labels are a pickled table, which is not opened here, for a pickle may run code. If you trust it, convert it"
+    ' where it lies: python -c "import torch;'
+    " torch.load('identity_df.pt', weights_only=False).to_parquet('labels.parquet')\""
+)
+
+
+def open_weights2weights(address: str, name: str, listing: Listing) -> RowSource | None:
+    """The rows of the matrix, None when there is none with its dimensions.
+
+    Raises ZooError when matrix and dimensions do not fit.
+    """
+    matrix = _place(listing, *MATRICES)
+    dimensions = _place(listing, "weight_dimensions.pt")
+    if matrix is None or dimensions is None:
+        return None
+    shapes = _dimensions(saved(_content(listing.files[dimensions])))
+    config = _place(listing, "adapter_config.json")
+    settings = orjson.loads(_content(listing.files[config])) if config else CONFIG
+    blob = listing.files[matrix]
+    try:
+        reader = _reader(blob, shapes, settings)
+    except LoRAFormatError as error:
+        raise ZooError(f"{matrix}: {error}") from error
+    table = _place(listing, "labels.parquet")
+    labels = pd.DataFrame(index=range(reader.count))
+    if table:
+        labels = pd.read_parquet(BytesIO(_content(listing.files[table])))
+    if len(labels) != reader.count:
+        raise ZooError(f"{table}: {len(labels):,} rows for {reader.count:,} LoRAs. Convert the table of this matrix.")
+    files = labels["file"].astype(str) if "file" in labels.columns else pd.Series(dtype=str)
+    ids = list(files) if len(files) and files.is_unique else [f"row_{i:05d}" for i in range(reader.count)]
+    lora = read_tensors({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, matrix, settings)
+    rows = Rows(Entry.of(lora, path=matrix, size=reader.width * 4), ids, f"{matrix}\0{blob.identity}", reader)
+    remarks = () if table or not any(path.endswith("_df.pt") for path in listing.files) else (_CONVERT,)
+    return RowSource(address, name, [rows], labels.set_axis(ids), remarks=remarks)
+
+
+def _place(listing: Listing, *names: str) -> str | None:
+    return next((path for path in sorted(listing.files) if path.rpartition("/")[2] in names), None)
+
+
+def _content(blob: Blob) -> bytes:
+    with blob.open() as file:
+        return file.read()
+
+
+def _dimensions(loaded: Any) -> dict[str, tuple[int, ...]]:
+    """Tensor name → shape, in the order in which they stand in a row."""
+    if not isinstance(loaded, dict) or not loaded:
+        raise ZooError("weight_dimensions.pt: expected a dictionary from tensors to (count, shape).")
+    return {str(key): tuple(value[1]) for key, value in loaded.items()}
+
+
+def _reader(blob: Blob, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> RowReader:
+    """Where the rows lie in the file, without reading them. Raises LoRAFormatError when it holds no such matrix."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    blob = replace(blob, unlimited=True) if isinstance(blob, HubFile) else blob
+    width = sum(map(prod, shapes.values()))
+    try:
+        with blob.glance() as file, FakeTensorMode():
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except LoRAFormatError:
+        raise
+    except Exception as error:  # damaged pickles raise anything at all
+        raise LoRAFormatError("not a readable PyTorch file. It is damaged, or of another kind.") from error
+    if not isinstance(found, torch.Tensor) or found.dim() != 2 or found.shape[1] != width or not found.is_contiguous():
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise LoRAFormatError(f"holds {shape}; expected a matrix of {width:,} columns, as weight_dimensions.pt says.")
+    start = int(found.untyped_storage()._checkpoint_offset or 0) + int(found.storage_offset()) * found.element_size()
+    return RowReader(blob, start, int(found.shape[0]), width, found.dtype, dict(shapes), dict(config))
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads one row. start: of the first row in the file, in bytes; count: of the rows; width: numbers of each."""
+
+    blob: Blob
+    start: int
+    count: int
+    width: int
+    dtype: torch.dtype
+    shapes: Mapping[str, tuple[int, ...]]
+    config: Mapping[str, Any]
+
+    def __call__(self, number: int) -> LoRA:
+        length = self.width * self.dtype.itemsize
+        with self.blob.glance() as file:
+            file.seek(self.start + number * length)
+            data = bytearray(file.read(length))
+        if len(data) < length:
+            raise LoRAFormatError("The matrix is cut off within this row. Download it again.")
+        parts = torch.frombuffer(data, dtype=self.dtype).split([prod(shape) for shape in self.shapes.values()])
+        tensors = {key: part.reshape(shape) for (key, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return read_tensors(tensors, "row", self.config)
