@@ -5,7 +5,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 PORT ?= 8501
 IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16
 
-.PHONY: app test test-gpu check format notebooks lab wheel docs screenshots zoo base faces emojinette clean
+.PHONY: app test test-gpu check format notebooks lab wheel docs screenshots zoo base faces emojinette models clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
@@ -56,6 +56,9 @@ faces: .venv/dev
 emojinette: .venv/dev
 	test -e build/things/train || $(BIN)/python -m lol_core finetune things --out build/things
 	$(BIN)/python -m lol_core finetune zoo --recipe imagenette --settings sample_loras/emojinette/recipe.json --data build/things $(IMAGES) --out sample_loras/emojinette
+
+models: .venv/dev  ## the trained models that come with the sample zoos
+	$(BIN)/python -m lol_core.experiments.shipped sample_loras
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache docs/_build docs/notebooks

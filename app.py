@@ -10,7 +10,16 @@ from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import Checkpoint
 from ui.frame import frame, open_collection, page_link
 from ui.keys import key
-from ui.state import SAMPLE_SUBJECTS, SAMPLE_ZOOS, checkpoints, load_checkpoint, of_other_collections, recent, session
+from ui.state import (
+    SAMPLE_SUBJECTS,
+    SAMPLE_ZOOS,
+    checkpoints,
+    load_checkpoint,
+    of_other_collections,
+    recent,
+    session,
+    trained,
+)
 
 source = frame("Home", "LoL Explorer")
 st.markdown(
@@ -72,7 +81,7 @@ STEPS = (
         "image",
     ),
 )
-done = {page for _, page, *_ in STEPS if page in session().visited and (page != "Train" or checkpoints(source))}
+done = {page for _, page, *_ in STEPS if page in session().visited and (page != "Train" or trained(source))}
 ahead = next((page for _, page, *_ in STEPS if page not in done), None)
 st.subheader("A first visit" if len(done) < 3 else "Go on")
 for i, (place, (name, page, text, link, icon)) in enumerate(zip(st.columns(len(STEPS)), STEPS, strict=True), 1):

@@ -131,10 +131,28 @@ def load_or_stop(folder: Path | str) -> Checkpoint:
         st.stop()
 
 
-def checkpoints(source: Source) -> dict[str, Path]:
-    """Title → folder of the models trained on this collection and of those opened by path, newest first."""
+def trained(source: Source) -> list[Path]:
+    """Folders of the models that this user trained on a collection, newest first."""
     newest = sorted(runs_folder(source).glob("*/checkpoint.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    folders = [Path(f) for f in reversed(session().extra_checkpoints)] + [path.parent for path in newest]
+    return [path.parent for path in newest]
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def _shipped() -> dict[str, list[Path]]:
+    """Fingerprint of a collection → models of it that come with the program."""
+    folders: dict[str, list[Path]] = {}
+    for path in sorted((SAMPLES / "checkpoints").glob("*/checkpoint.json")):
+        with suppress(CheckpointError):
+            folders.setdefault(read_description(path.parent)["fingerprint"], []).append(path.parent)
+    return folders
+
+
+def checkpoints(source: Source) -> dict[str, Path]:
+    """Title → folder: the models opened by path, those trained on this collection, newest first, and those that came
+    with it.
+    """
+    opened = [Path(f) for f in reversed(session().extra_checkpoints)]
+    folders = [*opened, *trained(source), *_shipped().get(source.fingerprint, ())]
     titles: dict[str, Path] = {}
     for folder in folders:
         try:

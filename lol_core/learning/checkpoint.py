@@ -25,8 +25,9 @@ from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError, LoLError
+from lol_core.learning.card import model_card
 from lol_core.learning.memory import check_memory
-from lol_core.learning.metrics import METRIC_TITLES, Scores
+from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
 from lol_core.learning.tasks import Task, task_from_dict
 from lol_core.learning.verdict import Difference
@@ -149,7 +150,7 @@ class Checkpoint:
             replace_file(weights, lambda new: save_file(contiguous(self.model.state_dict()), new))
             (folder / CARD).unlink(missing_ok=True)  # no card rather than that of other weights
             replace_file(folder / DESCRIPTION, lambda new: new.write_text(text, encoding="utf-8"))
-            replace_file(folder / CARD, lambda new: new.write_text(self.card(), encoding="utf-8"))
+            replace_file(folder / CARD, lambda new: new.write_text(model_card(self), encoding="utf-8"))
             for old in set(folder.glob("model*.safetensors*")) - {weights}:
                 old.unlink()
         except (OSError, SafetensorError) as error:
@@ -248,55 +249,6 @@ class Checkpoint:
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
         return notes
-
-    def card(self) -> str:
-        """The model card, with the fields that the hub reads at its head."""
-        from huggingface_hub import ModelCardData
-
-        about = ModelCardData(library_name="lol_core", tags=["lora", "learning-on-loras", self.config.model])
-        headline, shown = self.task.headline, list(next(iter(self.metrics.values()), {}))
-        lines = [
-            "---",
-            about.to_yaml(),
-            "---",
-            "",
-            f"# {self.title}",
-            "",
-            (
-                f"A LoL model that predicts {', '.join(self.task.targets)} ({self.task.kind}) from the weights of a"
-                f" LoRA. Symmetry: {self.model.symmetry or 'none'}."
-            ),
-            "",
-            f"- Trained on `{self.zoo}` (fingerprint {self.fingerprint}): "
-            + ", ".join(f"{len(ids)} {part}" for part, ids in self.split.items())
-            + f" LoRAs, seed {self.config.seed}"
-            + (f", grouped by {self.config.group_column}." if self.config.group_column else "."),
-            (
-                f"- Input: {len(self.spec.modules)} modules, rank {self.spec.rank}; {self.model.n_parameters:,}"
-                " parameters."
-            ),
-            f"- {len(self.left_out)} LoRAs and {len(self.left_out_modules)} modules were left out.",
-            "" if self.finished else "- **Training was stopped before its end.**",
-            "",
-            "| part | " + " | ".join(METRIC_TITLES.get(name, name) for name in shown) + " |",
-            "|---|" + "---|" * len(shown),
-        ]
-        rows = list(self.metrics.items()) + [
-            (f"test, control: {name}", values) for name, values in self.controls.items()
-        ]
-        lines += [
-            f"| {part} | " + " | ".join(f"{values.get(name, float('nan')):.4g}" for name in shown) + " |"
-            for part, values in rows
-        ]
-        if self.interval:
-            lines += [
-                "",
-                (
-                    f"95 % bootstrap interval of the test {METRIC_TITLES[headline]}: {self.interval[0]:.3f} to"
-                    f" {self.interval[1]:.3f}."
-                ),
-            ]
-        return "\n".join(lines) + "\n"
 
 
 def title_of(model: str, targets: Sequence[str], seed: int) -> str:

@@ -1,0 +1,94 @@
+"""What a checkpoint says about itself to people: the model card, and the command that makes it again."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from lol_core.learning.metrics import METRIC_TITLES
+from lol_core.learning.models import find_model
+
+if TYPE_CHECKING:
+    from lol_core.learning.checkpoint import Checkpoint
+
+FREE = ("model_config", "device", "mixed_precision")
+"""Settings that are no options of the command, and that decide no more than rounding."""
+OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        "epochs batch_size learning_rate weight_decay patience class_weights shuffled_control"
+        " width dropout normalize equivariant_width equivariant_layers mean_products"
+    ).split()
+} | {"group_column": "--group"}
+"""Setting → option of `lol train`."""
+
+
+def model_card(checkpoint: Checkpoint) -> str:
+    """The model card, with the fields that the hub reads at its head."""
+    from huggingface_hub import ModelCardData
+
+    about = ModelCardData(library_name="lol_core", tags=["lora", "learning-on-loras", checkpoint.config.model])
+    headline, shown = checkpoint.task.headline, list(next(iter(checkpoint.metrics.values()), {}))
+    lines = [
+        "---",
+        about.to_yaml(),
+        "---",
+        "",
+        f"# {checkpoint.title}",
+        "",
+        (
+            f"A LoL model that predicts {', '.join(checkpoint.task.targets)} ({checkpoint.task.kind}) from the weights"
+            f" of a LoRA. Symmetry: {checkpoint.model.symmetry or 'none'}."
+        ),
+        "",
+        f"- Trained on `{checkpoint.zoo}` (fingerprint {checkpoint.fingerprint}): "
+        + ", ".join(f"{len(ids)} {part}" for part, ids in checkpoint.split.items())
+        + f" LoRAs, seed {checkpoint.config.seed}"
+        + (f", grouped by {checkpoint.config.group_column}." if checkpoint.config.group_column else "."),
+        (
+            f"- Input: {len(checkpoint.spec.modules)} modules, rank {checkpoint.spec.rank};"
+            f" {checkpoint.model.n_parameters:,} parameters."
+        ),
+        f"- {len(checkpoint.left_out)} LoRAs and {len(checkpoint.left_out_modules)} modules were left out.",
+        "" if checkpoint.finished else "- **Training was stopped before its end.**",
+        "",
+        "| part | " + " | ".join(METRIC_TITLES.get(name, name) for name in shown) + " |",
+        "|---|" + "---|" * len(shown),
+    ]
+    rows = list(checkpoint.metrics.items()) + [
+        (f"test, control: {name}", values) for name, values in checkpoint.controls.items()
+    ]
+    lines += [
+        f"| {part} | " + " | ".join(f"{values.get(name, float('nan')):.4g}" for name in shown) + " |"
+        for part, values in rows
+    ]
+    if checkpoint.interval:
+        lines += [
+            "",
+            (
+                f"95 % bootstrap interval of the test {METRIC_TITLES[headline]}: {checkpoint.interval[0]:.3f} to"
+                f" {checkpoint.interval[1]:.3f}."
+            ),
+        ]
+    if again := command(checkpoint):
+        lines += ["", "The same again:", "", "```", again, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def command(checkpoint: Checkpoint) -> str | None:
+    """The command line that trains the same; None where a setting is none of its options."""
+    config, kind = checkpoint.config, find_model(checkpoint.config.model)
+    usual = type(config)(model=config.model)
+    chosen = {name: value for name, value in vars(config).items() if name not in (*FREE, "model", "seed")}
+    own, usual_own = vars(config.shape), vars(kind.configure())
+    changed = {name: value for name, value in chosen.items() if value != getattr(usual, name)}
+    changed |= {name: value for name, value in own.items() if value != usual_own[name]}
+    if not changed.keys() <= OPTIONS.keys():
+        return None
+    words = ["lol", "train", "--zoo", checkpoint.zoo]
+    for target in checkpoint.task.targets:
+        words += ["--target", target]
+    words += ["--model", config.model, "--seed", str(config.seed)]
+    for name, value in changed.items():
+        words += [OPTIONS[name]] if value is True else [OPTIONS[name], str(value)]
+    return shlex.join([*words, "--out", "FOLDER"])
