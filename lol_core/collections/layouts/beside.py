@@ -107,7 +107,8 @@ def saved(content: bytes | None) -> Any:
     if content is None:
         return None
     try:
-        return torch.load(BytesIO(content), weights_only=True)
+        stream = BytesIO(content)
+        return torch.load(stream, weights_only=True)
     except Exception:  # damaged pickles raise anything at all
         return None
 

@@ -30,9 +30,8 @@ from lol_core.formats import read_tensors
 MATRICES = ("all_weights.pt", "dog_weights.pt")
 CONFIG = {"peft_type": "LORA", "r": 1, "lora_alpha": 27}
 _CONVERT = (
-    "Its labels are a pickled table, which is not opened here, for a pickle may run code. If you trust it, convert it"
-    ' where it lies: python -c "import torch;'
-    " torch.load('identity_df.pt', weights_only=False).to_parquet('labels.parquet')\""
+    "Its labels are a pickled table, identity_df.pt, which is not opened here, for a pickle may run code. Where you"
+    " trust it, save the table as labels.parquet beside it."
 )
 
 
