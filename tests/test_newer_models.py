@@ -1,4 +1,4 @@
-"""The models published since the paper, and our own: invariance, what each sees, and the parts of TuckerNet."""
+"""The models of others, and our own: invariance, what each sees, and the parts of TuckerNet."""
 
 from __future__ import annotations
 

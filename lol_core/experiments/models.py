@@ -1,4 +1,4 @@
-"""Every model on every question: the paper's five, those published since, and TuckerNet, tuned with the same budget on
+"""Every model on every question: the paper's five, those of others, and TuckerNet, tuned with the same budget on
 the same splits.
 """
 

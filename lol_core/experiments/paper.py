@@ -7,5 +7,5 @@ from lol_core.learning.models import MODELS, LoLModel
 FIVE: dict[str, type[LoLModel]] = {name: MODELS[name] for name in ("mlp", "o_align", "svd", "dense", "gl_net")}
 """Those of the paper."""
 SINCE: dict[str, type[LoLModel]] = {name: MODELS[name] for name in ("dsire", "spectral", "w2t", "mvprobe", "tucker")}
-"""Those that were published since, and our own."""
+"""Those of others, and our own."""
 COMPARED = FIVE | SINCE

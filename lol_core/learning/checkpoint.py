@@ -39,8 +39,8 @@ DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is fitted. Defaults follow the authors' code (AdamW, lr 1e-3, weight decay 0) except early stopping,
-    which they do not use.
+    """How a model is fitted. The optimiser is the authors' (AdamW, lr 1e-3, weight decay 0); batch size, number of
+    epochs and early stopping are our own.
 
     model_config: the model's own configuration, the usual one when None. patience: epochs without a better validation
     loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split.

@@ -1,4 +1,4 @@
-"""LoL models: the paper's five, those others have published since, our own, and yours."""
+"""LoL models: the paper's five, those of others, our own, and yours."""
 
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.registry import MODELS, find_model, load_all, make_model, register

@@ -1,5 +1,6 @@
-"""GL-net: equivariant layers, then invariant products, then an MLP (section 3.3). Invariant under GL(r), universal,
-O((n + m) r).
+"""GL-net: equivariant layers, then invariant products, then an MLP (section 3.3). Invariant under GL(r),
+O((n + m) r). Universal (theorem 2) at equivariant widths of n and m; narrower, it is blind to whatever lies in the
+kernels of Φ and Ψ.
 """
 
 from __future__ import annotations

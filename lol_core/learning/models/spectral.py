@@ -1,5 +1,6 @@
 """Spectral statistics of every module and a linear classifier: how backdoors in adapters are detected from their
-weights.
+weights (arXiv 2602.15195). A variant: of all modules where the paper takes a selected layer, with the nuclear norm in
+place of the kurtosis of ΔW.
 """
 
 from __future__ import annotations
