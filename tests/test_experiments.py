@@ -33,7 +33,7 @@ from lol_core.experiments.trials import SMALL, Context, Setting, Trials, Variant
 from lol_core.learning.models import make_model
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Multiclass
-from tests.builders import random_batch
+from tests.builders import random_batch, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
@@ -231,6 +231,25 @@ def test_the_command_writes_what_the_page_reads(tmp_path: Path, kept: Path) -> N
     assert written["name"] == "table2" and len(written["cells"]) == len(Result.read(out / "results" / "table2").cells)
     assert (out / "results.md").is_file()
     assert CliRunner().invoke(app, ["experiment", "table9", "--out", str(out)]).exit_code == 1
+
+
+def test_table_2_is_asked_about_a_zoo_laid_out_as_the_authors_lay_out_theirs(tmp_path: Path) -> None:
+    folder, out = tmp_path / "models_4", tmp_path / "out"
+    for i in range(SMALL.loras or 0):
+        lora = random_lora((("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 24, 24, 4),), i)
+        name = f"model_{i % 4}_0_0_0_{i}"
+        write_peft(folder / name / "unet", lora, alpha=27)
+        torch.save(27.0 + i, folder / name / "score")
+    command = ["experiment", "table2", "--zoo", str(folder), "--out", str(out), "--small", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    written = json.loads(result.stdout[result.stdout.index("{") :])
+    assert str(folder) in written["title"] and len(written["cells"]) > 10
+    refused = CliRunner().invoke(app, ["experiment", "table5", *command[2:]])
+    assert refused.exit_code == 1 and "table2" in refused.output
+    write_zoo(tmp_path / "other", 5)
+    lacking = CliRunner().invoke(app, ["experiment", "table2", "--zoo", str(tmp_path / "other"), "--out", str(out)])
+    assert lacking.exit_code == 1 and "'clip_score'" in lacking.output
 
 
 def test_what_is_not_there_says_which_command_makes_it(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ import typer
 from lol_core.cli.console import AsJson, Workers, out, print_json, print_table, reported, stoppable
 from lol_core.experiments import NAMES
 
+SAMPLES = Path("sample_loras")
+SAMPLE_ZOOS = ("faces", "emojinette", "glosses")
+
 
 def experiment(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
@@ -22,7 +25,9 @@ def experiment(
         Path | None,
         typer.Option(help="Where fits are kept; those there are not made again. By default fits in --out."),
     ] = None,
-    samples: Annotated[Path, typer.Option("--zoo", help="The folder of the sample zoos.")] = Path("sample_loras"),
+    zoo: Annotated[
+        str, typer.Option("--zoo", help="The folder of the sample zoos, or, for table2, another zoo's address.")
+    ] = str(SAMPLES),
     seeds: int = 3,
     small: Annotated[
         bool, typer.Option(help="A few LoRAs, one seed, two epochs: shows how it runs; the scores mean nothing.")
@@ -44,7 +49,10 @@ def experiment(
     torch.set_num_threads(threads)
     with reported(), stoppable() as reporter:
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
-        result = run_experiment(name, Context(samples, fits or out_folder / "fits", budget, reporter, work, workers))
+        samples = Path(zoo).expanduser()
+        other = None if any((samples / name).is_dir() for name in SAMPLE_ZOOS) or zoo == str(SAMPLES) else zoo
+        context = Context(samples, fits or out_folder / "fits", budget, reporter, work, workers, other)
+        result = run_experiment(name, context)
         place = result.write(out_folder / "results")
         report = write_report(out_folder)
     if as_json:

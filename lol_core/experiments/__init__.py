@@ -16,13 +16,21 @@ if TYPE_CHECKING:
 
 OF_PAPER = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure5")
 NAMES = (*OF_PAPER, "models", "ablation")
+ELSEWHERE = ("table2",)
+"""Those whose question is the same about another zoo, such as the paper's own."""
+
+_OTHER = "Run on another zoo than the sample zoo that these notes speak of; its parts are drawn at random, by seed."
 
 
 def run(name: str, context: Context) -> Result:
     """Run an experiment. Raises LoLError for a name that is none, Stopped, and what the experiment raises."""
     if name not in NAMES:
         raise LoLError(f"No experiment {name!r}. There are {', '.join(NAMES)}.")
+    if context.zoo is not None and name not in ELSEWHERE:
+        raise LoLError(f"{name} is about the sample zoos; on another zoo run {', '.join(ELSEWHERE)}.")
     with needing("images"):
         experiment = import_module(f"lol_core.experiments.{name}")
     result = cast("Result", experiment.run(context))
+    if context.zoo is not None:
+        result = replace(result, title=f"{result.title}, asked about {context.zoo}", notes=[*result.notes, _OTHER])
     return replace(result, title=f"{result.title} (small run: the scores mean nothing)") if context.small else result

@@ -141,7 +141,7 @@ def draw(context: Context, trials: Trials, columns: list[str | None], predicted:
     prompts, titles, drawn = (PROMPTS[:1] if context.small else PROMPTS), [], []
     for i, id in enumerate(columns):
         context.reporter.show(f"Drawing {i + 1} of {len(columns)}", 0.5 + 0.5 * i / len(columns))
-        path = None if id is None else trials.zoo.folder / id
+        path = None if id is None else trials.zoo.path(id)
         try:
             drawn.append(painter.draw(path, prompts, sampling, Reporter(stop=context.reporter.stop), keep=False))
         except Stopped as error:

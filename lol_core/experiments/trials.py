@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lol_core.collections.opening import open_source
+from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import TaskError
+from lol_core.errors import TaskError, ZooError
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
 from lol_core.learning.checkpoint import TrainingConfig
@@ -180,7 +182,12 @@ class Trials:
     """The fits of one question, kept in `folder`/NAME.jsonl."""
 
     def __init__(
-        self, question: Question, zoo: Zoo, budget: Budget, folder: Path, models: Sequence[str | Variant] = tuple(FIVE)
+        self,
+        question: Question,
+        zoo: Source,
+        budget: Budget,
+        folder: Path,
+        models: Sequence[str | Variant] = tuple(FIVE),
     ):
         self.question, self.zoo, self.budget = question, zoo, budget
         self.variants = {variant.name: variant for variant in map(Variant.of, models)}
@@ -384,7 +391,8 @@ def _made(trials: Trials, step: Step) -> list[Line]:
 @dataclass
 class Context:
     """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept; work:
-    where LoRAs made for an experiment go; workers: as `executor` takes them.
+    where LoRAs made for an experiment go; workers: as `executor` takes them; zoo: the address of another zoo to ask the
+    same questions about.
     """
 
     samples: Path
@@ -393,6 +401,7 @@ class Context:
     reporter: Reporter = SILENT
     work: Path = Path("build")
     workers: int | str = 1
+    zoo: str | None = None
     answered: dict[tuple[Any, ...], Trials] = field(default_factory=dict)
 
     @property
@@ -409,7 +418,19 @@ class Context:
         budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
         key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
         if key not in self.answered:
-            trials = Trials(question, Zoo.open(self.samples / question.zoo), budget, self.folder, models)
+            trials = Trials(question, self.zoo_of(question), budget, self.folder, models)
             trials.run(self.reporter, self.workers)
             self.answered[key] = trials
         return self.answered[key]
+
+    def zoo_of(self, question: Question) -> Source:
+        """The zoo that a question is asked about. Raises ZooError when it has no labels of that name."""
+        if self.zoo is None:
+            return Zoo.open(self.samples / question.zoo)
+        zoo = open_source(self.zoo, reporter=self.reporter)
+        if missing := [target for target in question.targets if target not in zoo.labels.columns]:
+            raise ZooError(
+                f"{self.zoo}: no column {missing[0]!r}, which {question.name} is about; it has"
+                f" {', '.join(map(str, zoo.labels.columns)) or 'no labels'}. Give it a labels.csv with that column."
+            )
+        return zoo
