@@ -13,6 +13,7 @@ from lol_core.cli.finetune import finetune
 from lol_core.cli.generate import generate
 from lol_core.cli.invariance import invariance
 from lol_core.cli.learning import crossvalidate, predict, train
+from lol_core.cli.publish import labels, model, zoo
 from lol_core.cli.store import store
 from lol_core.cli.survey import duplicates, survey
 
@@ -24,5 +25,19 @@ app = typer.Typer(
 app.command("app")(start)
 app.add_typer(finetune, name="finetune")
 app.add_typer(store, name="store")
-for command in (probe, scan, survey, duplicates, train, crossvalidate, experiment, predict, invariance, generate):
+app.add_typer(zoo, name="zoo")
+app.add_typer(model, name="model")
+for command in (
+    probe,
+    scan,
+    labels,
+    survey,
+    duplicates,
+    train,
+    crossvalidate,
+    experiment,
+    predict,
+    invariance,
+    generate,
+):
     app.command()(command)

@@ -1,0 +1,83 @@
+"""`labels`, `zoo publish` and `model publish`: columns that files offer, and folders ready to upload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lol_core.cli.console import Address, AsJson, LabelsFile, out, print_json, print_table, reported, stoppable
+from lol_core.errors import ZooError
+
+zoo = typer.Typer(help="Collections as data sets.", no_args_is_help=True)
+model = typer.Typer(help="Trained models as repositories.", no_args_is_help=True)
+Out = Annotated[Path, typer.Option("--out", help="The folder to make; it must not be there.")]
+Licence = Annotated[str, typer.Option(help='As the hub names it, such as "cc-by-4.0" or "mit".')]
+
+
+def labels(
+    collection: Address,
+    take: Annotated[list[str] | None, typer.Option(help="A column to take; may be given several times.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="The table of labels to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Columns that cards, headers, training states and names offer as labels. None is used unless it is taken."""
+    from lol_core.collections.offered import offered
+    from lol_core.collections.offered import take as taken
+    from lol_core.collections.opening import open_source
+
+    with reported():
+        with stoppable() as reporter:
+            source = open_source(collection, reporter=reporter)
+            table = offered(source, reporter)
+        if take:
+            if out_file is None:
+                raise ZooError("Name the file to write by --out, such as labels.csv.")
+            if out_file.exists():
+                raise ZooError(f"{out_file} is there already. Name another file.")
+            taken(source, take, table).rename_axis("path").reset_index().to_csv(out_file, index=False)
+            out.print(f"Written to {out_file}; use it as --labels.", highlight=False, soft_wrap=True)
+            return
+    rows = [
+        {
+            "column": name,
+            "known of": int(column.notna().sum()),
+            "different": int(column.nunique()),
+            "such as": str(column.dropna().iloc[0])[:60],
+        }
+        for name, column in table.items()
+    ]
+    print_json({"collection": source.address, "columns": rows}) if as_json else print_table(rows)
+
+
+@zoo.command("publish")
+def publish_zoo(
+    folder: Annotated[Path, typer.Argument(help="A folder of LoRAs.")],
+    out_folder: Out,
+    licence: Licence,
+    labels: LabelsFile = None,
+    title: str | None = None,
+    seed: int = 0,
+    group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one part.")] = None,
+) -> None:
+    """Write a folder ready to upload as a data set: LoRAs, labels, parts, card, licence, checksums."""
+    from lol_core.collections.folder import Zoo
+    from lol_core.collections.publishing import publish
+
+    with reported(), stoppable() as reporter:
+        opened = Zoo.open(folder, labels, reporter=reporter)
+        publish(opened, out_folder, licence=licence, title=title, seed=seed, group=group, reporter=reporter)
+    out.print(f"{len(opened)} LoRAs in {out_folder}. Read its README.md before you upload it.", highlight=False)
+
+
+@model.command("publish")
+def publish_model(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")], out_folder: Out, licence: Licence
+) -> None:
+    """Write a folder ready to upload as a model: weights, description, card with licence, checksums."""
+    from lol_core.learning.publishing import publish
+
+    with reported():
+        publish(checkpoint, out_folder, licence=licence)
+    out.print(f"The model in {out_folder}. Read its README.md before you upload it.", highlight=False)

@@ -1,0 +1,140 @@
+"""A collection as a folder ready to upload as a data set: its LoRAs, labels, parts, card, licence and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from lol_core.collections.folder import Zoo
+from lol_core.collections.splits import split_ids
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import ZooError
+from lol_core.formats import configs_of
+from lol_core.formats.container.shards import shards_of
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def publish(
+    zoo: Zoo,
+    out: Path,
+    *,
+    licence: str,
+    title: str | None = None,
+    seed: int = 0,
+    group: str | None = None,
+    reporter: Reporter = SILENT,
+) -> Path:
+    """Write the data set folder `out`, whole or not at all. licence: as the hub names it, such as "cc-by-4.0"; seed and
+    group: of the parts in splits.csv, as training draws them.
+
+    Raises ZooError when there is nothing to publish, `out` is there already, or the parts cannot be drawn; Stopped when
+    the reporter says so.
+    """
+    if not len(zoo):
+        raise ZooError(f"{zoo.address}: no LoRA to publish.")
+    if group is not None and group not in zoo.labels.columns:
+        raise ZooError(f"{zoo.address}: no column {group!r} to group by.")
+
+    def fill(folder: Path) -> None:
+        for done, id in enumerate(zoo.ids):
+            reporter.count("Copying LoRA", done + 1, len(zoo))
+            reporter.check("Nothing was written.")
+            _copy(zoo, id, folder)
+        zoo.labels.rename_axis("path").reset_index().to_csv(folder / "labels.csv", index=False)
+        groups = None if group is None else zoo.labels[group].tolist()
+        parts = split_ids(zoo.ids, seed=seed, groups=groups) if len(zoo) > 2 else {"train": zoo.ids}
+        rows = [(id, part) for part, ids in parts.items() for id in ids]
+        pd.DataFrame(rows, columns=["path", "split"]).to_csv(folder / "splits.csv", index=False)
+        (folder / "README.md").write_text(card(zoo, licence, title or zoo.name, seed, group), encoding="utf-8")
+
+    return written(out, fill)
+
+
+def written(out: Path, fill: Callable[[Path], None]) -> Path:
+    """A folder with checksums of all its files, made under another name and then moved to `out`."""
+    if out.exists():
+        raise ZooError(f"{out} is there already. Name a folder that is not, or move it away.")
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        fill(part)
+        files = sorted(path for path in part.rglob("*") if path.is_file())
+        sums = [f"{_sha256(path)}  {path.relative_to(part).as_posix()}\n" for path in files]
+        (part / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out
+
+
+def _copy(zoo: Zoo, id: str, folder: Path) -> None:
+    """A LoRA with its configuration and its picture. Only what was read is copied, and nothing is linked."""
+    source, target = zoo.path(id), folder / id
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shards = shards_of(source)
+    names = [path.name for path in shards.files] if shards else [source.name]
+    for name in (*names, f"adapter_model{source.suffix}.index.json", *configs_of(source.name)):
+        if (source.parent / name).is_file():
+            shutil.copyfile(source.parent / name, target.parent / name)
+    if preview := zoo.preview(id):
+        beside = preview.parent == source.parent
+        place = target.with_suffix(preview.suffix) if beside else folder / "previews" / preview.name
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(preview, place)
+
+
+def card(zoo: Zoo, licence: str, title: str, seed: int, group: str | None) -> str:
+    """The data set card, with the fields that the hub reads at its head."""
+    from huggingface_hub import DatasetCardData
+
+    about = DatasetCardData(license=licence, pretty_name=title, tags=["lora", "learning-on-loras"])
+    bases = Counter(entry.base_model or entry.suggested_base or "unknown" for entry in zoo.entries)
+    dialects = Counter(entry.dialect or "unknown" for entry in zoo.entries)
+    ranks = sorted({rank for entry in zoo.entries for rank in entry.ranks})
+    size = sum(entry.size for entry in zoo.entries)
+    grouped = f", LoRAs of one {group} on one side" if group else ""
+    lines = [
+        "---",
+        about.to_yaml(),
+        "---",
+        "",
+        f"# {title}",
+        "",
+        f"{len(zoo):,} LoRAs, {size / 1e6:,.1f} MB, of rank {', '.join(map(str, ranks))}, in the form of"
+        f" {', '.join(dialects)}.",
+        "",
+        "| base model | LoRAs |",
+        "|---|---|",
+        *(f"| {base} | {count:,} |" for base, count in bases.most_common()),
+        "",
+        "| label | known of | values |",
+        "|---|---|---|",
+        *(f"| {name} | {column.notna().sum():,} | {_values(column)} |" for name, column in zoo.labels.items()),
+        "",
+        "- `labels.csv`: one row a LoRA, by its path.",
+        f"- `splits.csv`: training, validation and test, drawn with seed {seed}{grouped}.",
+        f"- `{CHECKSUMS}`: check the files by `sha256sum -c {CHECKSUMS}`.",
+        "",
+        "Who trained them, on what and for what, and what they must not be used for: to be written by who uploads it.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _values(column: pd.Series) -> str:
+    if pd.api.types.is_float_dtype(column) or column.nunique() > 12:
+        if pd.api.types.is_numeric_dtype(column):
+            return f"{column.min():.4g} to {column.max():.4g}"
+        return f"{column.nunique():,} different"
+    return ", ".join(f"{value} ({count:,})" for value, count in column.value_counts().items())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,34 @@
+"""A trained model as a folder that can be uploaded: its weights, description, card with a licence, and checksums."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lol_core.collections.publishing import written
+from lol_core.errors import CheckpointError
+from lol_core.learning.checkpoint import Checkpoint, read_description
+
+CARD = "README.md"
+
+
+def publish(checkpoint: Path, out: Path, *, licence: str) -> Path:
+    """Write the folder `out`, whole or not at all. licence: as the hub names it, such as "mit".
+
+    Raises CheckpointError when the folder is no finished model, ZooError when `out` is there already.
+    """
+    from huggingface_hub import ModelCard
+
+    model = Checkpoint.load(checkpoint)
+    if not model.finished:
+        raise CheckpointError(f"{checkpoint}: its training was stopped before its end. Go on with --resume first.")
+    names = ["checkpoint.json", read_description(checkpoint)["weights"]]
+
+    def fill(folder: Path) -> None:
+        for name in names:
+            shutil.copyfile(checkpoint / name, folder / name)
+        card = ModelCard((checkpoint / CARD).read_text(encoding="utf-8"))
+        card.data["license"] = licence
+        (folder / CARD).write_text(str(card), encoding="utf-8")
+
+    return written(out, fill)
