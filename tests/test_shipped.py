@@ -69,3 +69,9 @@ def test_a_first_visit_shows_trained_models(page: str) -> None:
     assert not shown.exception
     text = " ".join(str(element.value) for element in (*shown.markdown, *shown.caption, *shown.info, *shown.subheader))
     assert "No model has been trained" not in text
+
+
+def test_the_first_needles_are_of_a_model_that_stays_and_one_that_moves() -> None:
+    shown = opened("Invariance", SAMPLES / "glosses")
+    (models,) = (each for each in shown.multiselect if each.label == "Trained models")
+    assert models.value[:2] == ["GL-net → validation_loss (seed 0)", "MLP + O-Align → validation_loss (seed 0)"]

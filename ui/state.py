@@ -139,11 +139,14 @@ def trained(source: Source) -> list[Path]:
 
 @st.cache_resource(max_entries=1, show_spinner=False)
 def _shipped() -> dict[str, list[Path]]:
-    """Fingerprint of a collection → models of it that come with the program."""
-    folders: dict[str, list[Path]] = {}
-    for path in sorted((SAMPLES / "checkpoints").glob("*/checkpoint.json")):
+    """Fingerprint of a collection → models of it that come with the program, in the order of their making."""
+    described = []
+    for path in (SAMPLES / "checkpoints").glob("*/checkpoint.json"):
         with suppress(CheckpointError):
-            folders.setdefault(read_description(path.parent)["fingerprint"], []).append(path.parent)
+            described.append((read_description(path.parent), path.parent))
+    folders: dict[str, list[Path]] = {}
+    for description, folder in sorted(described, key=lambda each: each[0]["created"]):
+        folders.setdefault(description["fingerprint"], []).append(folder)
     return folders
 
 
