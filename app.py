@@ -9,6 +9,7 @@ import streamlit as st
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import Checkpoint
 from ui.frame import frame, open_collection, page_link
+from ui.home import can_choose, choose, picture
 from ui.keys import key
 from ui.state import (
     SAMPLE_SUBJECTS,
@@ -23,33 +24,57 @@ from ui.state import (
 
 source = frame("Home", "LoL Explorer")
 st.markdown(
-    "A LoRA is a fine-tune of a model, stored as pairs of thin matrices with ΔW = U Vᵀ. This program reads those"
-    " weights and learns to predict things about the fine-tune: how good it is, what it was trained on. (U, V) and (UR,"
-    " VR⁻ᵀ) are the same LoRA for every invertible R, so the models that do well here are those that do not care"
-    " about R."
+    "A LoRA is a small fine-tune of an image or language model, stored as pairs of thin matrices with ΔW = U Vᵀ. Here"
+    " you look at a folder of them, and let models that read their weights say how good each is, or what it was"
+    " trained on. (U, V) and (UR, VR⁻ᵀ) are the same LoRA for every invertible R: watch which models know."
 )
 
-with st.container(border=True):
-    st.subheader(source.name)
-    st.caption(source.address)
-    with st.container(horizontal=True, gap="large"):
-        st.metric("LoRAs", f"{len(source):,}")
-        st.metric("Refused files", f"{len(source.refused):,}")
-        st.metric("Label columns", source.labels.shape[1])
-        st.metric("Ranks", ", ".join(str(r) for r in sorted({r for e in source.entries for r in e.ranks})) or "–")
-    if len(source):
-        table = source.table()
-        counts = table.groupby(
-            ["dialect", table["base model"].fillna("not named"), table["suggested base"].fillna("unknown")]
-        ).size()
-        st.dataframe(
-            counts.rename("LoRAs")
-            .reset_index()
-            .rename(columns={"base model": "base model, as claimed", "suggested base": "base model, by shapes"}),
-            hide_index=True,
+look, own, teach = st.columns(3)
+with look.container(border=True, height="stretch"):
+    st.markdown("#### Look around")
+    picture("people")
+    st.caption("*A person on the beach*: above by the LoRAs that GL-net ranks highest, below by the lowest.")
+    with st.container(horizontal=True):
+        for name, sample in SAMPLE_ZOOS.items():
+            st.button(
+                name,
+                on_click=open_collection,
+                args=(str(sample),),
+                icon=":material/folder_open:",
+                disabled=source.address == str(sample.resolve()),
+                help=f"{SAMPLE_SUBJECTS[name]}, fine-tuned for real",
+            )
+    page_link("pages/Images.py", "See what they draw", ":material/image:")
+with own.container(border=True, height="stretch"):
+    st.markdown("#### Open my LoRAs")
+    picture("map")
+    st.caption("A map of a collection, coloured by a label. Only headers are read at first; nothing is written there.")
+    typed = st.text_input(
+        "A folder, a .zip or .tar, or hf://owner/name",
+        placeholder="~/models/loras",
+        key=key("address"),
+        help="Also an archive's URL. Every dialect is read; what cannot be read is listed with the reason.",
+    )
+    with st.container(horizontal=True):
+        st.button("Open", type="primary", disabled=not typed, on_click=open_collection, args=(typed,))
+        if can_choose():
+            st.button("Choose a folder …", icon=":material/folder:", on_click=choose)
+    for address, labels in [(address, labels) for address, labels in recent() if address != source.address][:3]:
+        st.button(
+            address,
+            on_click=open_collection,
+            args=(address, labels),
+            icon=":material/history:",
+            type="tertiary",
+            key=key(f"recent {address}"),
         )
-    else:
-        st.info("No LoRA could be read here. The Zoo page lists each file with the reason, if there are any.")
+with teach.container(border=True, height="stretch"):
+    st.markdown("#### Teach and learn")
+    picture("needles")
+    st.caption("The same LoRA with other factors: the needle of GL-net stays, that of MLP + O-Align moves.")
+    page_link("pages/Invariance.py", "Turn R", ":material/rotate_right:")
+    page_link("pages/Experiments.py", "The paper's tables", ":material/science:")
+    st.caption("Eight notebooks: `make lab`.")
 
 STEPS = (
     (
@@ -90,38 +115,36 @@ for i, (place, (name, page, text, link, icon)) in enumerate(zip(st.columns(len(S
         st.markdown(f"**{i} · {name}**{mark}\n\n{text}")
         page_link(f"pages/{page}.py", link, f":material/{icon}:")
 
-st.subheader("Open something else")
-left, right = st.columns(2)
-with left:
-    st.markdown(
-        "**A folder of LoRAs**: type its path under *Collection* in the sidebar. Every dialect is read; nothing is"
-        " written into the folder."
-    )
-    st.markdown("**A zoo that came with the program**, fine-tuned for real:")
+st.subheader("What is open")
+with st.container(border=True):
+    st.subheader(source.name)
+    st.caption(source.address)
+    with st.container(horizontal=True, gap="large"):
+        st.metric("LoRAs", f"{len(source):,}")
+        st.metric("Refused files", f"{len(source.refused):,}")
+        st.metric("Label columns", source.labels.shape[1])
+        st.metric("Ranks", ", ".join(str(r) for r in sorted({r for e in source.entries for r in e.ranks})) or "–")
+    if len(source):
+        table = source.table()
+        counts = table.groupby(
+            ["dialect", table["base model"].fillna("not named"), table["suggested base"].fillna("unknown")]
+        ).size()
+        st.dataframe(
+            counts.rename("LoRAs")
+            .reset_index()
+            .rename(columns={"base model": "base model, as claimed", "suggested base": "base model, by shapes"}),
+            hide_index=True,
+        )
+    else:
+        st.info("No LoRA could be read here. The Zoo page lists each file with the reason, if there are any.")
 
-    with st.container(horizontal=True):
-        for name, place_of in SAMPLE_ZOOS.items():
-            is_open, sample = source.address == str(place_of.resolve()), str(place_of)
-            st.button(
-                name,
-                on_click=open_collection,
-                args=(sample,),
-                icon=":material/pets:",
-                disabled=is_open,
-                help=SAMPLE_SUBJECTS[name],
-            )
-    if others := [(address, labels) for address, labels in recent() if address != source.address]:
-        st.markdown("**Opened before:**")
-        for address, labels in others:
-            st.button(
-                address,
-                on_click=open_collection,
-                args=(address, labels),
-                icon=":material/history:",
-                type="tertiary",
-                key=key(f"recent {address}"),
-            )
-with right:
+models = checkpoints(source)
+st.caption(
+    f"Trained models for this collection: {len(models)}."
+    if models
+    else "No model has been trained on this collection yet."
+)
+with st.expander("Open a trained model", icon=":material/model_training:"):
     elsewhere = of_other_collections(source)
     picked = (
         st.selectbox(
@@ -145,10 +168,3 @@ with right:
         st.success(f"Opened **{opened.title}**. It is now offered on the pages Predictions and Invariance.")
         for note in opened.compare(source):
             st.warning(note)
-
-models = checkpoints(source)
-st.caption(
-    f"Trained models for this collection: {len(models)}."
-    if models
-    else "No model has been trained on this collection yet."
-)

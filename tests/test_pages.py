@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
 from tests.waiting import PATIENCE, until
+from ui import home as home_page
 from ui.frame import PAGES as LINKS
 from ui.state import runs_folder
 
@@ -527,3 +529,22 @@ def test_what_a_sidecar_claims_is_shown_as_claimed_and_searched(tmp_path: Path) 
     assert {"tags (claimed)", "base model (claimed)"} <= set(table.columns)
     by = next(widget for widget in test.multiselect if widget.key == "zoo.by")
     assert "tags (claimed)" in by.options
+
+
+def test_home_opens_what_is_typed_there(synthetic_folder: Path) -> None:
+    home = opened("Home", SAMPLE_ZOO)
+    field = next(each for each in home.text_input if each.label.startswith("A folder"))
+    field.input(str(synthetic_folder)).run()
+    next(each for each in home.button if each.label == "Open").click().run()
+    assert not home.exception
+    assert home.query_params["collection"] == str(synthetic_folder)
+
+
+def test_the_folder_picker_opens_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(home_page, "open_collection", chosen.append)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 0, "/my/loras\n"))
+    home_page.choose()
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 0, "\n"))
+    home_page.choose()
+    assert chosen == ["/my/loras"], "a window that was closed opens nothing"
