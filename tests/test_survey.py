@@ -47,6 +47,33 @@ def padded(lora: LoRA) -> LoRA:
     return replace(lora, layers=tuple(layers))
 
 
+def transposed(factor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, in memory as (r, n)."""
+    return factor.mT.contiguous().mT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cached", [1, 300, 2**17])
+def test_modules_are_surveyed_together_as_they_are_alone(
+    cached: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [(f"block.{i}.{part}", n, m, r) for i in range(7) for part, n, m, r in (("q", 30, 20, 4), ("k", 8, 20, 2))]
+    lora = random_lora(shapes, 5, dtype)
+    layers = [
+        replace(y, scale=(-1) ** i * (0.5 + i)).with_pair(y.U if i % 3 else transposed(y.U), transposed(y.V))
+        for i, y in enumerate(lora.layers)
+    ]
+    monkeypatch.setattr("lol_core.insight.survey.CACHED", cached)
+    together = survey(replace(lora, layers=tuple(layers)))
+    alone = [survey(replace(lora, layers=(layer,))) for layer in layers]
+    exact = [spectrum(layer) for layer in layers]
+    np.testing.assert_allclose(together.norms, [float(values.norm()) for values in exact], rtol=1e-6)
+    np.testing.assert_allclose(together.effective_ranks, [effective_rank(values) for values in exact], rtol=1e-5)
+    np.testing.assert_allclose(together.sketch, np.sum([own.sketch for own in alone], 0), atol=1e-5 * together.norm)
+    numbers = torch.cat([factor.float().flatten() for layer in layers for factor in (layer.U, layer.V)])
+    assert together.range.tolist() == [float(numbers.min()), float(numbers.max())]
+
+
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 3))
 @settings(max_examples=25)
 def test_a_survey_does_not_change_with_the_factors(seed: int, scale: float) -> None:

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from lol_core.core.geometry import effective_rank, spectrum
-from lol_core.core.lora import LoRA
+from lol_core.core.lora import LoRA, bounds
+from lol_core.core.parametrisation import LowRank
 
 SKETCH = 48
 """Numbers of a sketch."""
+CACHED = 2**17
+"""Numbers of a factor that are worked on at a time: a megabyte in float64."""
 NOISE = 1e-6
 """Share of the largest singular value below which a Gram matrix knows nothing."""
 
@@ -42,47 +45,83 @@ class Survey:
 
 @lru_cache(maxsize=64)
 def _projection(side: str, length: int, size: int) -> Tensor:
-    """A fixed Gaussian matrix for one side of all modules of one length: (length, size)."""
+    """A fixed Gaussian matrix for one side of all modules of one length: (length, size) float32."""
     seed = int.from_bytes(hashlib.sha256(f"{side} {length}".encode()).digest()[:6])
-    return torch.randn(length, size, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(length, size, generator=torch.Generator().manual_seed(seed))
 
 
-@lru_cache(maxsize=100_000)
-def _signs(module: str, size: int) -> np.ndarray:
-    """±1 for each number of a sketch, drawn from a module's name."""
-    bits = np.frombuffer(hashlib.shake_128(module.encode()).digest(size), np.uint8)
-    return np.where(bits % 2, 1.0, -1.0)
+@lru_cache(maxsize=64)
+def _signs(modules: tuple[str, ...], size: int) -> Tensor:
+    """±1 for each module and number of a sketch, drawn from the module's name: (L, size)."""
+    bits = b"".join(hashlib.shake_128(module.encode()).digest(size) for module in modules)
+    return torch.frombuffer(bytearray(bits), dtype=torch.uint8).bitwise_and(1).float().mul(2).sub(1).view(-1, size)
 
 
 @dataclass(frozen=True)
-class _Stack:
-    """Modules of one shape and rank: U (L, n, r) and V (L, m, r) in float64, scales folded in; indices: their places in
-    the LoRA.
+class _Products:
+    """What a survey needs of modules of one rank: all that is computed from the factors themselves.
+
+    indices: their places in the LoRA; scales: (L,); grams: UᵀU and VᵀV, (2, L, r, r) float64; images: Uᵀ and Vᵀ by the
+    Gaussian matrices of their sides, (2, L, r, size) float32, whose rounding is far below the error of a sketch; range:
+    the least and largest number of those that the file stores as U and V.
     """
 
     indices: list[int]
-    names: list[str]
-    U: Tensor
-    V: Tensor
+    names: tuple[str, ...]
+    scales: Tensor
+    grams: Tensor
+    images: Tensor
+    range: tuple[float, float]
 
 
-def _stacks(lora: LoRA) -> Iterator[_Stack]:
-    shapes: dict[tuple[int, int, int], list[int]] = {}
+def _products(lora: LoRA, size: int) -> Iterator[_Products]:
+    by_rank: dict[int, dict[tuple[object, ...], list[int]]] = {}
     for i, layer in enumerate(lora.layers):
-        shapes.setdefault((layer.n, layer.m, layer.rank), []).append(i)
-    for indices in shapes.values():
-        layers = [lora.layers[i] for i in indices]
-        scales = torch.tensor([layer.scale for layer in layers], dtype=torch.float64)
-        U, V = (torch.stack([getattr(y, side) for y in layers]).double() for side in ("U", "V"))
-        yield _Stack(indices, [layer.name for layer in layers], U * scales[:, None, None], V)
+        U, V = layer.U, layer.V
+        alike = type(layer.parametrisation), U.shape, V.shape, U.dtype, V.dtype, U.stride(), V.stride()
+        by_rank.setdefault(layer.rank, {}).setdefault(alike, []).append(i)
+    for stacks in by_rank.values():
+        indices, sides = [i for stack in stacks.values() for i in stack], []
+        least, largest = float("inf"), float("-inf")
+        for side, name in (("left", "U"), ("right", "V")):
+            made = []
+            for (kind, *_), places in stacks.items():
+                for stack in _stacked([getattr(lora.layers[i], name) for i in places]):
+                    made.append(_products_of(stack, _projection(side, stack.shape[1], size)))
+                    if kind is LowRank:
+                        low, high = bounds(stack)
+                        least, largest = min(least, low), max(largest, high)
+            sides.append([torch.cat(parts) for parts in zip(*made, strict=True)])
+        grams, images = (torch.stack(parts) for parts in zip(*sides, strict=True))
+        scales = torch.tensor([lora.layers[i].scale for i in indices], dtype=torch.float64)
+        yield _Products(indices, tuple(lora.layers[i].name for i in indices), scales, grams, images, (least, largest))
 
 
-def _sketch(stack: _Stack, size: int) -> np.ndarray:
-    _, n, _ = stack.U.shape
-    left = stack.U.mT @ _projection("left", n, size)
-    right = stack.V.mT @ _projection("right", stack.V.shape[1], size)
-    signs = np.stack([_signs(name, size) for name in stack.names])
-    return np.asarray(((left * right).sum(1).numpy() * signs).sum(0))
+def _products_of(stack: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """(L, n, r), (n, size) → Gram matrices (L, r, r) float64 and images (L, r, size) float32."""
+    double = stack.double()
+    return double.mT @ double, stack.float().mT @ projection
+
+
+def _stacked(factors: list[Tensor]) -> Iterator[Tensor]:
+    """Factors that lie alike in memory as (L, n, r), of so many at a time as stay in the processor's cache in all the
+    forms that they take, each in the order in which it lies.
+    """
+    size, turned = max(1, CACHED // max(1, factors[0].numel())), factors[0].stride(0) == 1
+    for start in range(0, len(factors), size):
+        some = factors[start : start + size]
+        if len(some) == 1:
+            yield some[0].unsqueeze(0)
+        elif turned:
+            yield torch.stack([factor.mT for factor in some]).mT
+        else:
+            yield torch.stack(some)
+
+
+def _sketch(products: _Products) -> np.ndarray:
+    left, right = products.images
+    modules = (left * right).sum(1) * _signs(products.names, left.shape[-1])
+    return np.asarray(products.scales.numpy() @ modules.double().numpy())
 
 
 def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
@@ -93,23 +132,23 @@ def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
     ‖s_a − s_b‖ / √size estimates ‖ΔW_a − ΔW_b‖, with a relative standard error of about √(3 / size) at most
     (for one module of rank one; √(1 / 2 size) where many singular values share the norm).
     """
-    return np.sum([np.zeros(size), *(_sketch(stack, size) for stack in _stacks(lora))], axis=0)
+    return np.sum([np.zeros(size), *(_sketch(products) for products in _products(lora, size))], axis=0)
 
 
-def _spectra(stack: _Stack) -> Tensor:
-    """Singular values of every module of a stack, (L, r), from the r × r Gram matrices of its factors in float64:
-    σ² are the eigenvalues of LᵀG_V L with G_U = L Lᵀ. Values below NOISE of the largest are rounding, and zero here.
+def _spectra(products: _Products) -> Tensor:
+    """Singular values of every module, (L, r), from the r × r Gram matrices of its factors in float64: σ² are the
+    eigenvalues of LᵀG_V L with G_U = L Lᵀ. Values below NOISE of the largest are rounding, and zero here.
     """
-    G_U, G_V = (factor.mT @ factor for factor in (stack.U, stack.V))
-    size = torch.diagonal(G_U, dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(torch.float64).tiny)
-    eye = torch.eye(G_U.shape[-1], dtype=torch.float64)
-    L, failed = torch.linalg.cholesky_ex(G_U + 1e-14 * size[:, None, None] * eye)
+    G_U, G_V = products.grams
+    squares = torch.diagonal(products.grams, dim1=-2, dim2=-1).mean(-1)  # zero only where a factor is
+    shift = 1e-14 * squares[0].clamp(min=torch.finfo(torch.float64).tiny)
+    L, failed = torch.linalg.cholesky_ex(G_U + torch.diag_embed(shift[:, None].expand(-1, G_U.shape[-1])))
     if failed.any():  # beyond what the small shift mends: take the root from the eigenvalues
         values, vectors = torch.linalg.eigh(G_U)
         L = torch.where((failed > 0)[:, None, None], vectors * values.clamp(min=0).sqrt()[:, None, :], L)
     values = torch.linalg.eigvalsh(L.mT @ G_V @ L).clamp(min=0).sqrt()
-    alive = (G_U.flatten(1).any(1) & G_V.flatten(1).any(1))[:, None]
-    return values * (alive & (values > NOISE * values.amax(-1, keepdim=True)))
+    scales = products.scales.abs() * (squares > 0).all(0)
+    return scales[:, None] * values * (values > NOISE * values.amax(-1, keepdim=True))
 
 
 def _effective_ranks(values: Tensor) -> Tensor:
@@ -123,18 +162,17 @@ def _effective_ranks(values: Tensor) -> Tensor:
 def survey(lora: LoRA) -> Survey:
     """Survey one LoRA, read with its weights, modules of one shape at a time. O((n + m) r (r + SKETCH)) a module."""
     norms, ranks = (np.zeros(len(lora.layers), np.float32) for _ in range(2))
-    total = np.zeros(SKETCH)
-    for stack in _stacks(lora):
-        kronecker = [i for i in stack.indices if lora.layers[i].factor_shapes]
-        values = _spectra(stack)
-        norms[stack.indices], ranks[stack.indices] = values.norm(dim=-1).numpy(), _effective_ranks(values).numpy()
-        for i in kronecker:  # their pair has the norm of ΔW, but not its singular values
-            ranks[i] = effective_rank(spectrum(lora.layers[i]))
-        total += _sketch(stack, SKETCH)
-    return Survey(norms, ranks, total.astype(np.float32), _range(lora))
-
-
-def _range(lora: LoRA) -> np.ndarray:
-    slots = [slot for layer in lora.layers for slot in layer.parametrisation.slots.values()]
-    bounds = torch.stack([torch.stack(slot.float().aminmax()) for slot in slots if slot.numel()])
-    return np.array([bounds[:, 0].min(), bounds[:, 1].max()], np.float32)
+    total, ranges = np.zeros(SKETCH), []
+    for products in _products(lora, SKETCH):
+        values = _spectra(products)
+        norms[products.indices] = values.square().sum(-1).sqrt().numpy()
+        ranks[products.indices] = _effective_ranks(values).numpy()
+        total += _sketch(products)
+        ranges.append(products.range)
+    for i, layer in enumerate(lora.layers):
+        if type(layer.parametrisation) is not LowRank:
+            ranges += [bounds(slot) for slot in layer.parametrisation.slots.values()]
+        if layer.factor_shapes:  # a Kronecker product's pair has the norm of ΔW, but not its singular values
+            ranks[i] = effective_rank(spectrum(layer))
+    least, largest = zip(*ranges, strict=True)
+    return Survey(norms, ranks, total.astype(np.float32), np.array([min(least), max(largest)], np.float32))
