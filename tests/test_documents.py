@@ -15,11 +15,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+from lol_core.experiments.trials import SMALL
+from tests.builders import random_lora, write_peft, write_zoo
+from tests.hub import serving
 from tests.shell import run
 from tests.test_finetuning_arc import write_arc, write_qwen
 from tests.waiting import PATIENCE
@@ -162,6 +167,31 @@ def as_run(command: str, stand_ins: dict[str, str]) -> list[str]:
     return [sys.executable, *words[1:], *SHORTER.get(words[3], [])]
 
 
+@contextmanager
+def on_the_hub(place: Path) -> Iterator[dict[str, str]]:
+    """The settings under which the hub is a server of this test, with what `sources.md` opens on it."""
+    with serving() as hub:
+        write_zoo(place / "adapters", 3)
+        hub.add("models/someone/adapters", place / "adapters")
+        for i, licence in enumerate(("mit", "apache-2.0")):
+            hub.add(f"models/someone/adapter{i}", place / "adapters" / f"lora00{i}")
+            card = f"---\nlicense: {licence}\n---\n".encode()
+            hub.repositories[f"models/someone/adapter{i}"].files["README.md"] = card
+        for i in range(SMALL.loras or 0):
+            folder = place / "celeba" / f"model_{i % 4}_0_0_0_{i}"
+            write_peft(folder / "unet", random_lora((("mid_block.attentions.0.attn1.to_q", 24, 24, 4),), i), alpha=27)
+            torch.save(27.0 + i, folder / "score")
+        packed = Path(shutil.make_archive(str(place / "models_4"), "zip", place / "celeba"))
+        hub.add("datasets/moeputterman/LearningOnLoRAs", {"celeba/models_4.zip": packed.read_bytes()})
+        yield {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(place / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+
+
 @pytest.mark.parametrize("document", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_what_a_document_shows_runs(
     document: Path, workplace: Path, stand_ins: dict[str, str], tmp_path_factory: pytest.TempPathFactory
@@ -186,9 +216,17 @@ def test_what_a_document_shows_runs(
     }
     if document.name == "own_model.md":
         environment["LOL_MODELS"] = str(workplace / "rows.py")
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(script)], cwd=workplace, env=environment, capture_output=True, text=True
-    )
+    place: AbstractContextManager[dict[str, str]] = nullcontext({})
+    if document.name == "sources.md":
+        place = on_the_hub(tmp_path_factory.mktemp("hub"))
+    with place as settings:
+        done = subprocess.run(
+            [sys.executable, "-c", "\n".join(script)],
+            cwd=workplace,
+            env=environment | settings,
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     if document.name == "own_model.md":
         assert "Row norms" in done.stdout
