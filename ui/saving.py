@@ -8,7 +8,8 @@ import torch
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.formats.writing import forms_of, packed
-from lol_core.insight.anatomy import Anatomy, Resized
+from lol_core.insight.anatomy import Anatomy
+from lol_core.insight.rewriting import Resized
 from ui.keys import key
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typer
 
 from lol_core.cli.app import app as start
+from lol_core.cli.comparing import compare, nearest
 from lol_core.cli.experiment import experiment
 from lol_core.cli.files import probe, scan
 from lol_core.cli.finetune import finetune
@@ -14,6 +15,7 @@ from lol_core.cli.generate import generate
 from lol_core.cli.invariance import invariance
 from lol_core.cli.learning import crossvalidate, predict, train
 from lol_core.cli.publish import labels, model, zoo
+from lol_core.cli.rewriting import convert, merge, resize
 from lol_core.cli.store import store
 from lol_core.cli.survey import duplicates, survey
 
@@ -33,6 +35,11 @@ for command in (
     labels,
     survey,
     duplicates,
+    nearest,
+    compare,
+    convert,
+    resize,
+    merge,
     train,
     crossvalidate,
     experiment,

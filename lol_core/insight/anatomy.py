@@ -1,15 +1,15 @@
-"""One LoRA's modules in numbers, two LoRAs module by module, and one cut to a smaller rank."""
+"""One LoRA's modules in numbers, and two LoRAs module by module."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lol_core.core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum, truncate
+from lol_core.core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.insight.duplicates import SAME
@@ -106,29 +106,6 @@ class Comparison:
     def distance(self) -> float:
         """‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ over all shared modules."""
         return self._size("‖ΔW₁ − ΔW₂‖") / max(self._size("‖ΔW₁‖"), TINY)
-
-
-@dataclass(frozen=True)
-class Resized:
-    """A LoRA cut to a rank. errors: ‖ΔW − ΔW′‖ / ‖ΔW‖ of each module; lost: the same over all modules."""
-
-    lora: LoRA
-    errors: tuple[float, ...]
-    lost: float
-
-    @classmethod
-    def of(cls, lora: LoRA, rank: int, norms: np.ndarray) -> Resized:
-        """Modules of larger rank cut to it by their singular values, the others as they are. norms: ‖ΔW‖ of each."""
-        pairs = [truncate(layer, rank) if layer.rank > rank else (layer, 0.0) for layer in lora.layers]
-        errors = tuple(error for _, error in pairs)
-        lost = float(np.linalg.norm(np.array(errors) * norms)) / max(float(np.linalg.norm(norms)), TINY)
-        return cls(replace(lora, layers=tuple(layer for layer, _ in pairs)), errors, lost)
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The module that loses most, and how much."""
-        i = int(np.argmax(self.errors))
-        return self.lora.names[i], self.errors[i]
 
 
 def layer_map(values: pd.Series) -> pd.DataFrame:

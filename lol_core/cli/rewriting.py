@@ -1,0 +1,213 @@
+"""`convert`, `resize` and `merge`: LoRAs written anew, one or thousands. Nothing is replaced unless told."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
+
+import typer
+
+from lol_core.cli.console import AsJson, Workers, err, out, print_json, print_table, reported, stoppable
+from lol_core.errors import DataMissingError, LoLError
+
+if TYPE_CHECKING:
+    from lol_core.core.lora import LoRA
+    from lol_core.insight.rewriting import Resized
+
+
+class Form(StrEnum):
+    """As `formats.writing.FORMS`, which takes PyTorch's time to import."""
+
+    PEFT = "PEFT"
+    DIFFUSERS = "diffusers"
+    KOHYA = "kohya"
+
+
+class Width(StrEnum):
+    """The numbers that factors are written in."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+Inputs = Annotated[
+    list[str], typer.Argument(help="Files, PEFT folders, folders, archives, addresses of the hub, or patterns.")
+]
+Out = Annotated[Path, typer.Option("--out", help="The folder that is written to.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
+AsForm = Annotated[Form | None, typer.Option("--to", case_sensitive=False, help="The form; by default the file's own.")]
+AsWidth = Annotated[Width, typer.Option("--dtype", help="The numbers that factors are written in.")]
+
+
+def convert(
+    inputs: Inputs,
+    to: Annotated[Form, typer.Option("--to", case_sensitive=False, help="The form that other programs expect.")],
+    out_folder: Out,
+    dtype: AsWidth = Width.FLOAT16,
+    force: Force = False,
+    workers: Workers = "1",
+    as_json: AsJson = False,
+) -> None:
+    """Write LoRAs in another form: the same update, under the names and in the files that other programs expect."""
+    _rewrite(inputs, Job(out_folder, to, dtype, force), workers, as_json)
+
+
+def resize(
+    inputs: Inputs,
+    out_folder: Out,
+    rank: Annotated[int | None, typer.Option(min=1, help="The largest rank that is kept.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="The share of each module's energy Σσ² that is kept, such as 0.95.")
+    ] = None,
+    to: AsForm = None,
+    dtype: AsWidth = Width.FLOAT16,
+    force: Force = False,
+    workers: Workers = "1",
+    as_json: AsJson = False,
+) -> None:
+    """Cut LoRAs to a lower rank by their singular values; the error is printed for each."""
+    if (rank is None) == (energy is None):
+        raise typer.BadParameter("Give either --rank or --energy.")
+    _rewrite(inputs, Job(out_folder, to, dtype, force, rank, energy), workers, as_json)
+
+
+def merge(
+    inputs: Annotated[list[str], typer.Argument(help="Two LoRAs or more, of one base model.")],
+    out_path: Annotated[Path, typer.Option("--out", help="The file, or for PEFT the folder, that is written.")],
+    weight: Annotated[list[float] | None, typer.Option(help="One for each LoRA, by default 1.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="The largest rank; by default the sum is exact.")] = None,
+    to: AsForm = None,
+    dtype: AsWidth = Width.FLOAT16,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add LoRAs of one base model: Σ w ΔW from the factors, exact or cut to a rank with the error printed."""
+    from lol_core.insight.rewriting import merge as merge_loras
+
+    with reported():
+        chosen = list(_each(inputs))
+        if weight and len(weight) != len(chosen):
+            raise DataMissingError(f"{len(chosen)} LoRAs and {len(weight)} weights. Give --weight once for each LoRA.")
+        merged = merge_loras([load() for _, load in chosen], weight or [1.0] * len(chosen), rank)
+        row = _write(merged, out_path, Job(out_path.parent, to, dtype, force))
+    if as_json:
+        print_json({"merged": [name for name, _ in chosen], **row})
+    else:
+        print_table([row])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with every LoRA. to: None for its own form; rank, energy: what is kept, both None for all."""
+
+    out: Path
+    to: Form | None
+    dtype: Width
+    force: bool
+    rank: int | None = None
+    energy: float | None = None
+
+    def __call__(self, item: tuple[str, Callable[[], LoRA]]) -> dict[str, Any]:
+        """The row of one LoRA; a sentence in place of numbers where it could not be done."""
+        from lol_core.insight.rewriting import Resized, ranks_of_energy
+
+        name, load = item
+        try:
+            lora = load()
+            rank = ranks_of_energy(lora, self.energy) if self.energy else self.rank or max(lora.ranks)
+            return {"lora": name} | _write(Resized.of(lora, rank), self.out / name, self)
+        except LoLError as error:
+            return {"lora": name, "refused": str(error).removeprefix(f"{name}: ")}
+
+
+def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> None:
+    from lol_core.learning.executor import Lost, executor
+
+    rows = []
+    with reported(), stoppable() as reporter:
+        items = list(_each(inputs))
+        if len({name for name, _ in items}) < len(items):
+            names = [name for name, _ in items]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataMissingError(f"Two LoRAs would be written as {twice}. Write them into folders of their own.")
+        for item, row in executor(workers).map(job, items):
+            rows.append({"lora": item[0], "refused": row.reason} if isinstance(row, Lost) else row)
+            reporter.count("Writing: LoRA", len(rows), len(items))
+            if reporter.stopping:
+                break
+    written, refused = ([row for row in rows if ("refused" in row) is bad] for bad in (False, True))
+    if as_json:
+        print_json({"finished": len(rows) == len(items), "written": written, "refused": refused})
+    else:
+        print_table(sorted(written, key=lambda row: row["lora"]))
+        for row in refused:
+            err.print(f"{row['lora']}: {row['refused']}", highlight=False, soft_wrap=True)
+        out.print(f"{len(written)} of {len(items)} LoRAs written to {job.out}.", highlight=False, soft_wrap=True)
+    if len(written) < len(items):
+        raise typer.Exit(1)
+
+
+def _each(inputs: Sequence[str]) -> Iterator[tuple[str, Callable[[], LoRA]]]:
+    """(name, what reads it) of every LoRA that the inputs mean; a name is its place there, without its suffix."""
+    from lol_core.collections.folder import load_file
+    from lol_core.collections.names import stem_of
+    from lol_core.collections.opening import is_collection, open_source
+    from lol_core.formats import IN_FOLDER
+
+    for text in inputs:
+        places = sorted(glob(text, recursive=True)) if has_magic(text) and not Path(text).exists() else [text]
+        if not places:
+            raise DataMissingError(f"{text}: no file has such a name.")
+        for place in places:
+            path = Path(place).expanduser()
+            if not is_collection(place) or any((path / name).is_file() for name in IN_FOLDER):
+                yield path.name if path.is_dir() else stem_of(path.name), partial(load_file, path, place)
+                continue
+            source = open_source(place)
+            for entry in source.refused:
+                err.print(f"{entry.path}: {entry.reason}", highlight=False, soft_wrap=True)
+            for id in source.ids:
+                yield source.names[id], source.reader(id)
+
+
+def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:
+    """Write a LoRA whole, under a temporary name first. Raises LoRAFormatError, and DataMissingError where something is
+    there already.
+    """
+    import torch
+
+    from lol_core.formats.writing import FORMS, forms_of, names_in, write
+
+    family = made.lora.dialect.partition("/")[0]
+    own = family if family in FORMS else next(iter(forms_of(made.lora)), FORMS[0])
+    form = str(job.to or own)
+    names_in(form, made.lora)
+    if form != Form.PEFT and path.suffix != ".safetensors":
+        path = path.with_name(f"{path.name}.safetensors")
+    if path.exists() and not job.force:
+        raise DataMissingError(f"{path} is there already. Choose another place, or --force.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        write(made.lora, new, form, getattr(torch, job.dtype))
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(new, path)
+    finally:
+        if new.is_dir():
+            shutil.rmtree(new)
+        else:
+            new.unlink(missing_ok=True)
+    ranks = made.lora.ranks
+    kept = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+    shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    return {"written": str(path), "form": form, "rank": shown, "lost": made.lost, "kB": round(kept / 1000, 1)}

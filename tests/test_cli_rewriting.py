@@ -1,0 +1,188 @@
+"""`convert`, `resize`, `merge`, `compare` and `nearest` as a person with many files uses them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from lol_core.cli.commands import app
+from lol_core.core.geometry import same_function
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoRAFormatError
+from lol_core.formats import read
+from lol_core.formats.writing import write
+from lol_core.insight.rewriting import merge, ranks_of_energy
+from tests.builders import random_lora
+from tests.test_formats_writing import diffusion_lora
+
+
+def output(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if result.stdout else result.output
+
+
+def deltas(lora: LoRA) -> dict[str, Tensor]:
+    return {layer.name: layer.delta(torch.float64) for layer in lora.layers}
+
+
+@given(
+    ranks=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    weights=st.lists(st.floats(-2, 2), min_size=4, max_size=4),
+    scale=st.floats(0.1, 3),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_merge_is_the_weighted_sum(ranks: list[int], weights: list[float], scale: float) -> None:
+    loras = [
+        random_lora([("a", 7, 6, rank), ("b", 5, 8, rank)], seed, torch.float32, scale)
+        for seed, rank in enumerate(ranks)
+    ]
+    merged = merge(loras, weights[: len(loras)])
+    for name, delta in deltas(merged.lora).items():
+        expected = sum(weight * deltas(lora)[name] for weight, lora in zip(weights, loras, strict=False))
+        torch.testing.assert_close(delta, expected, rtol=1e-5, atol=1e-5)
+    assert all(layer.rank <= min(layer.n, layer.m) for layer in merged.lora.layers)
+
+
+def test_a_merge_does_not_see_the_factors_and_keeps_modules_that_one_lacks() -> None:
+    first, second = random_lora(seed=1), random_lora(seed=2)
+    fewer = LoRA(second.layers[:1], second.dialect)
+    generator = torch.Generator().manual_seed(0)
+    turned = first.act(
+        {
+            layer.name: torch.randn(layer.rank, layer.rank, generator=generator, dtype=torch.float64)
+            for layer in first.layers
+        }
+    )
+    plain, gauged = merge([first, fewer], [1, 1]).lora, merge([turned, fewer], [1, 1]).lora
+    assert set(plain.names) == set(first.names)
+    assert same_function(plain, gauged, 1e-5)
+
+
+def test_a_merge_is_what_peft_adds(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 7, bias=False), nn.Linear(8, 5, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x)
+
+    torch.manual_seed(0)
+    base = Two()
+    before = {name: weight.detach().clone() for name, weight in base.state_dict().items()}
+    for name, rank, rslora in (("one", 2, False), ("two", 3, True)):
+        config = LoraConfig(r=rank, lora_alpha=5, target_modules=["a", "b"], use_rslora=rslora, init_lora_weights=False)
+        fresh = Two()
+        fresh.load_state_dict(before)
+        get_peft_model(fresh, config).save_pretrained(tmp_path / name)
+    wearing: Any = PeftModel.from_pretrained(base, tmp_path / "one", adapter_name="one")
+    wearing.load_adapter(str(tmp_path / "two"), adapter_name="two")
+    wearing.base_model.set_adapter(["one", "two"])
+    merged = wearing.merge_and_unload().state_dict()
+    report = output("merge", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "sum", "--dtype", "float32")
+    assert report["form"] == "PEFT" and report["lost"] == 0
+    for name, delta in deltas(read(tmp_path / "sum")).items():
+        expected = (merged[f"{name}.weight"] - before[f"{name}.weight"]).double()
+        torch.testing.assert_close(delta, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_sum_is_refused(tmp_path: Path) -> None:
+    first = random_lora([("a", 7, 6, 2)], 0)
+    with pytest.raises(LoRAFormatError, match="different base models"):
+        merge([first, random_lora([("a", 6, 6, 2)], 1)], [1, 1])
+    write(first, tmp_path / "one", "PEFT")
+    said = CliRunner().invoke(app, ["merge", str(tmp_path / "one"), "--weight", "1", "--weight", "2", "--out", "x"])
+    assert said.exit_code == 1 and "1 LoRAs and 2 weights" in said.output
+
+
+def test_a_folder_is_converted_whole_and_nothing_is_replaced(tmp_path: Path) -> None:
+    loras = {f"{k}/{k}": diffusion_lora(k, (2, 3), 0.5) for k in range(3)}
+    for name, lora in loras.items():
+        write(lora, tmp_path / "from" / f"{name}.safetensors", "diffusers", torch.float32)
+    (tmp_path / "from" / "broken.safetensors").write_bytes(b"no header")
+    to = ("--to", "kohya", "--out", tmp_path / "to", "--dtype", "float32")
+    report = output("convert", tmp_path / "from", *to)
+    assert {row["lora"] for row in report["written"]} == set(loras) and report["finished"]
+    back = {name: read(tmp_path / "to" / f"{name}.safetensors") for name in loras}
+    for name, lora in loras.items():
+        assert back[name].dialect.startswith("kohya")
+        for a, b in zip(sorted(deltas(back[name]).items()), sorted(deltas(lora).items()), strict=True):
+            torch.testing.assert_close(a[1], b[1], rtol=1e-6, atol=1e-6)
+    before = {path: path.read_bytes() for path in (tmp_path / "to").rglob("*.safetensors")}
+    again = output("convert", tmp_path / "from", *to, code=1)
+    assert len(again["refused"]) == 3 and "there already" in again["refused"][0]["refused"]
+    assert {path: path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file()} == before
+    assert len(output("convert", tmp_path / "from", *to, "--force")["written"]) == 3
+
+
+@pytest.mark.parametrize("kind", ["pattern", "archive"])
+def test_patterns_and_archives_are_inputs(kind: str, tmp_path: Path) -> None:
+    for k in range(2):
+        write(diffusion_lora(k, (2, 3), 0.5), tmp_path / f"style-{k}.safetensors", "kohya")
+    inputs = tmp_path / "style-*.safetensors"
+    if kind == "archive":
+        inputs = tmp_path / "styles.zip"
+        with zipfile.ZipFile(inputs, "w") as archive:
+            for k in range(2):
+                archive.write(tmp_path / f"style-{k}.safetensors", f"style-{k}.safetensors")
+    report = output("resize", inputs, "--rank", "1", "--out", tmp_path / "small", "--workers", "2")
+    assert [row["rank"] for row in report["written"]] == ["1", "1"]
+    assert read(tmp_path / "small" / "style-0.safetensors").ranks == (1,)
+
+
+def test_a_share_of_the_energy_is_kept_and_no_rank_more(tmp_path: Path) -> None:
+    lora = random_lora([("model.a", 9, 8, 6), ("model.b", 7, 9, 6)], 3, torch.float32)
+    write(lora, tmp_path / "whole", "PEFT", torch.float32)
+    for share in (0.5, 0.9, 1.0):
+        ranks = ranks_of_energy(lora, share)
+        output(
+            "resize", tmp_path / "whole", "--energy", share, "--out", tmp_path / "cut", "--dtype", "float32", "--force"
+        )
+        cut = read(tmp_path / "cut" / "whole")
+        for layer in lora.layers:
+            energy = torch.linalg.svdvals(layer.delta(torch.float64)).square()
+            kept = torch.linalg.svdvals(cut[layer.name].delta(torch.float64)).square().sum() / energy.sum()
+            assert cut[layer.name].rank == ranks[layer.name] and kept >= share * (1 - 1e-6)
+            assert energy[: ranks[layer.name] - 1].sum() < share * energy.sum()
+
+
+def test_two_files_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        write(random_lora(seed=1), tmp_path / folder / "same", "PEFT")
+    said = CliRunner().invoke(
+        app, ["convert", str(tmp_path / "x" / "same"), str(tmp_path / "y" / "same"), "--to", "PEFT", "--out", "z"]
+    )
+    assert said.exit_code == 1 and "Two LoRAs would be written as same" in said.output
+
+
+def test_compare_tells_the_same_function_from_another(tmp_path: Path) -> None:
+    first = random_lora(seed=1, dtype=torch.float32)
+    write(first, tmp_path / "one", "PEFT", torch.float32)
+    write(merge([first], [2.0]).lora, tmp_path / "double", "PEFT", torch.float32)
+    write(merge([first], [1.0]).lora, tmp_path / "again", "PEFT", torch.float32)
+    assert output("compare", tmp_path / "one", tmp_path / "again")["same function"]
+    double = output("compare", tmp_path / "one", tmp_path / "double")
+    assert (
+        not double["same function"] and double["cosine"] == pytest.approx(1) and double["distance"] == pytest.approx(1)
+    )
+
+
+def test_nearest_ranks_by_the_update(tmp_path: Path) -> None:
+    own, far = random_lora(seed=1, dtype=torch.float32), random_lora(seed=2, dtype=torch.float32)
+    for name, share in (("own", 0.0), ("close", 0.1), ("farther", 0.6)):
+        write(merge([own, far], [1 - share, share]).lora, tmp_path / name, "PEFT", torch.float32)
+    rows = output("nearest", tmp_path, "own")["nearest"]
+    assert [Path(row["lora"]).parent.name for row in rows] == ["close", "farther"]
+    missing = CliRunner().invoke(app, ["nearest", str(tmp_path), "nobody"])
+    assert missing.exit_code == 1 and "no such LoRA" in missing.output
