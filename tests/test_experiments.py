@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
+from lol_core.collections.store import Store
 from lol_core.collections.zoo import Zoo
 from lol_core.core.groups import GL
 from lol_core.core.progress import Reporter, Stopped
@@ -88,6 +89,15 @@ def test_a_sweep_in_processes_has_the_digits_of_one_here(tmp_path: Path) -> None
     )
     alone, together = (table.sort_values("model", ignore_index=True) for table in (alone, together))
     pd.testing.assert_frame_equal(alone, together, rtol=1e-5)  # another process may round the last digits otherwise
+
+
+def test_controls_do_not_depend_on_what_else_the_store_holds(tmp_path: Path) -> None:
+    zoo, budget = Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30)
+    fresh = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "fresh", ("svd",)).run()
+    Store().clear()
+    Trials(LOSS_QUESTION, zoo, replace(budget, loras=60), tmp_path / "more", ("svd",)).run()
+    again = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "again", ("svd",)).run()
+    pd.testing.assert_frame_equal(again, fresh)
 
 
 def test_half_a_line_is_no_fit(tmp_path: Path) -> None:

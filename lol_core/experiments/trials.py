@@ -335,7 +335,7 @@ class Trials:
         everyone = list(self._factors.place)
         if self._kernels is None:
             self._kernels = kernels(self._factors.batch(everyone))
-        place = self._factors.place
+        place = {id: row for row, id in enumerate(everyone)}
         parts = {part: np.array([place[id] for id in members]) for part, members in split.items()}
         y = fit.task.numbers(fit.task.encode(self.zoo.labels.loc[everyone]))
         values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y)
