@@ -7,6 +7,7 @@ from __future__ import annotations
 import typer
 
 from lol_core.cli.app import app as start
+from lol_core.cli.audit import audit, health
 from lol_core.cli.comparing import compare, nearest
 from lol_core.cli.experiment import experiment
 from lol_core.cli.files import probe, scan
@@ -34,6 +35,8 @@ for command in (
     scan,
     labels,
     survey,
+    health,
+    audit,
     duplicates,
     nearest,
     compare,

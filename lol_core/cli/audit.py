@@ -1,0 +1,94 @@
+"""`health` and `audit`: what is wrong with the LoRAs of a collection, with an exit code for pipelines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lol_core.cli.console import Address, AsJson, Workers, out, print_json, print_table, reported, stoppable
+from lol_core.errors import DataMissingError
+
+if TYPE_CHECKING:
+    from lol_core.collections.source import Source
+    from lol_core.insight.audit import Remark
+
+
+class Fail(StrEnum):
+    """From which level on a remark makes the command fail; the names are SARIF's."""
+
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+    NEVER = "never"
+
+
+FailOn = Annotated[Fail, typer.Option("--fail-on", help="End with exit code 2 when something is at least as bad.")]
+
+
+def health(folder: Address, workers: Workers = "1", fail_on: FailOn = Fail.NEVER, as_json: AsJson = False) -> None:
+    """What is refused, broken, never trained or contradicts itself in a collection; nothing of what is well."""
+    from lol_core.collections.opening import open_source
+    from lol_core.insight.audit import audit as remarks_of
+    from lol_core.insight.surveys import Surveys
+
+    with reported(), stoppable() as reporter:
+        source = open_source(folder, reporter=reporter.part(0.0, 0.1))
+        surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
+        remarks = list(remarks_of(source, surveys))
+    _show(remarks, len(source), fail_on, as_json)
+
+
+def audit(
+    folder: Address,
+    checkpoint: Annotated[list[Path] | None, typer.Option(help="A trained model to ask; may be given often.")] = None,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Where each model's training collection is: tells LoRAs that are unlike it."),
+    ] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Also write a SARIF file, which code hosts show.")] = None,
+    workers: Workers = "1",
+    fail_on: FailOn = Fail.ERROR,
+    as_json: AsJson = False,
+) -> None:
+    """Health, copies, what models say, and whether they can know, of every LoRA of a collection."""
+    from lol_core.collections.opening import open_source
+    from lol_core.insight.audit import as_sarif
+    from lol_core.insight.audit import audit as remarks_of
+    from lol_core.insight.duplicates import duplicates
+    from lol_core.insight.surveys import Surveys
+    from lol_core.learning.checkpoint import Checkpoint
+
+    with reported(), stoppable() as reporter:
+        if trained_on and len(trained_on) != len(checkpoint or ()):
+            raise DataMissingError("Give --trained-on once for each --checkpoint, or not at all.")
+        if sarif is not None and sarif.exists() and sarif.is_dir():
+            raise DataMissingError(f"{sarif} is a folder. Name the file that is to be written.")
+        models = [Checkpoint.load(path) for path in checkpoint or ()]
+        zoos: list[Source | None] = [open_source(address) for address in trained_on or ()] or [None] * len(models)
+        source = open_source(folder, reporter=reporter.part(0.0, 0.1))
+        surveys = Surveys(source).complete(reporter.part(0.1, 0.6), workers=workers)
+        same = duplicates(source, surveys, reporter=reporter.part(0.6, 0.7))
+        pairs = list(zip(models, zoos, strict=True))
+        remarks = list(remarks_of(source, surveys, same, pairs, reporter.part(0.7, 1.0)))
+        if sarif is not None:
+            sarif.parent.mkdir(parents=True, exist_ok=True)
+            sarif.write_text(json.dumps(as_sarif(remarks, version("lol-explorer")), indent=1) + "\n")
+    _show(remarks, len(source), fail_on, as_json)
+
+
+def _show(remarks: Sequence[Remark], count: int, fail_on: Fail, as_json: bool) -> None:
+    rows = [{"lora": r.path, "level": r.level.name.lower(), "about": r.rule, "message": r.message} for r in remarks]
+    bad = [remark for remark in remarks if fail_on != Fail.NEVER and remark.level >= type(remark.level)[fail_on.name]]
+    if as_json:
+        print_json({"loras": count, "failed": bool(bad), "remarks": rows})
+    else:
+        print_table(rows)
+        out.print(f"{len({remark.path for remark in remarks})} files have remarks; {count} LoRAs were looked at.")
+    if bad:
+        raise typer.Exit(2)

@@ -1,0 +1,124 @@
+"""Everything that can be said against the LoRAs of a collection, for people and for pipelines (SARIF 2.1.0)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import LoLError
+from lol_core.insight.health import Ailment, health
+from lol_core.insight.novelty import Known
+from lol_core.insight.survey import Survey
+from lol_core.learning.checkpoint import Checkpoint
+
+SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+LINK = "https://arxiv.org/abs/2410.04207"
+
+
+class Level(IntEnum):
+    """How bad it is. The names are SARIF's."""
+
+    NOTE = 1
+    WARNING = 2
+    ERROR = 3
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing about one file. rule: its kind, the same for all files; message: a sentence."""
+
+    path: str
+    rule: str
+    level: Level
+    message: str
+
+
+LEVELS = {
+    Ailment.UNREADABLE: Level.ERROR,
+    Ailment.UNTRAINED: Level.WARNING,
+    Ailment.PARTLY_ZERO: Level.WARNING,
+    Ailment.RANK_DEFICIENT: Level.NOTE,
+    Ailment.CONTRADICTION: Level.WARNING,
+}
+
+
+def audit(
+    source: Source,
+    surveys: Mapping[str, Survey],
+    same: pd.DataFrame | None = None,
+    models: Sequence[tuple[Checkpoint, Source | None]] = (),
+    reporter: Reporter = SILENT,
+) -> Iterator[Remark]:
+    """What is refused; what is wrong or odd; which files are the same function (`duplicates`' table); what models say
+    of each, and, where a model's training collection is given, whether it can know.
+    """
+    for entry in source.refused:
+        yield Remark(entry.path, "not read", Level.ERROR, entry.reason or "It cannot be read.")
+    for entry in source.entries:
+        for mark in health(entry, surveys.get(entry.path)):
+            yield Remark(entry.path, mark.ailment, LEVELS[mark.ailment], mark.reason)
+    if same is not None:
+        for _, group in same.groupby("group"):
+            first, *others = group["lora"]
+            for other in others:
+                yield Remark(other, "same function", Level.NOTE, f"It is the same function as {first}.")
+    for number, (model, trained_on) in enumerate(models):
+        known = None if trained_on is None else Known.of(model, trained_on)
+        for done, id in enumerate(source.ids):
+            reporter.part(number / len(models), (number + 1) / len(models)).count("Asking a model", done, len(source))
+            reporter.check("Nothing of the audit is kept.")
+            yield from _asked(source, id, model, known)
+
+
+def _asked(source: Source, id: str, model: Checkpoint, known: Known | None) -> Iterator[Remark]:
+    try:
+        if problems := model.spec.misfits(source.by_id[id]):
+            yield Remark(id, "not for this model", Level.NOTE, f"{model.title} cannot read it: {' '.join(problems)}")
+            return
+        lora = source.load(id)
+        values = model.task.frame(model.predict([lora]), [id]).iloc[0]
+        text = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+        )
+        yield Remark(id, "predicted", Level.NOTE, f"{model.title}: {text}")
+        if known is not None and known.strangeness([lora])["outside"].iloc[0]:
+            yield Remark(id, "unlike the training", Level.WARNING, f"It is {known.remark(lora)} ({model.title}).")
+    except LoLError as error:
+        yield Remark(id, "not read", Level.ERROR, str(error))
+
+
+def as_sarif(remarks: Sequence[Remark], version: str) -> dict[str, Any]:
+    """Remarks as a SARIF log, which code hosts and pipelines show beside the files."""
+    rules = sorted({remark.rule for remark in remarks})
+    return {
+        "$schema": SARIF,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "lol audit",
+                        "version": version,
+                        "informationUri": LINK,
+                        "rules": [{"id": rule.replace(" ", "-"), "name": rule} for rule in rules],
+                    }
+                },
+                "results": [
+                    {
+                        "ruleId": remark.rule.replace(" ", "-"),
+                        "level": remark.level.name.lower(),
+                        "message": {"text": remark.message},
+                        "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(remark.path)}}}],
+                    }
+                    for remark in remarks
+                ],
+            }
+        ],
+    }
