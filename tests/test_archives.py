@@ -262,6 +262,27 @@ def test_unpacking_stops_when_it_should_and_leaves_nothing(packed: Path, tmp_pat
     assert not list((cache_folder() / "archives").iterdir())
 
 
+def test_of_an_archive_that_changed_the_older_copy_goes(packed: Path, tmp_path: Path) -> None:
+    path = pack(packed, tmp_path / "z.tar.gz")
+    assert len(open_source(path)) == len(open_source(path))
+    (tmp_path / "more").mkdir()
+    write_peft(tmp_path / "more" / "new", random_lora(MODULES, 9))
+    pack(tmp_path / "more", path)
+    assert open_source(path).ids == ["adapter_model.safetensors"]
+    assert len(list((cache_folder() / "archives").iterdir())) == 1
+
+
+def test_an_archive_that_is_gone_says_so(packed: Path, tmp_path: Path) -> None:
+    path = pack(packed, tmp_path / "z.zip")
+    source = open_source(path)
+    source.check()
+    path.unlink()
+    with pytest.raises(ZooError, match="has gone"):
+        source.check()
+    with pytest.raises(LoRAFormatError, match=r"old\.bin: It cannot be read: No such file"):
+        source.load("old.bin")
+
+
 def test_a_folder_called_as_an_archive_is_a_folder(tmp_path: Path) -> None:
     write_zoo(tmp_path / "odd.zip", 3)
     assert not isinstance(open_source(tmp_path / "odd.zip"), FileSource)

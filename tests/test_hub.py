@@ -268,6 +268,19 @@ def test_downloads_that_fail_say_what_to_do(
         open_source("hf://someone/zoo")
 
 
+def test_a_download_that_was_cut_is_made_whole(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("models/someone/zoo", folder)
+    source = open_source("hf://someone/zoo")
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    weights = hub.repositories["models/someone/zoo"].files["lora000/adapter_model.safetensors"]
+    cut = iter([Answer(200, {"ETag": '"x"'}, weights, cut=True)])
+    hub.fail = lambda method, path: next(cut, None) if method == "GET" and "/cdn/" in path else None
+    before = len(hub.asked)
+    assert torch.equal(source.load(source.ids[0]).layers[0].U, Zoo.open(folder).load(source.ids[0]).layers[0].U)
+    asked = [asked for asked in hub.asked[before:] if asked.method == "GET" and "/cdn/" in asked.path]
+    assert len(asked) == 2, "once cut, once whole"
+
+
 def test_a_token_goes_to_the_hub_alone(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

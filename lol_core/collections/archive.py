@@ -11,6 +11,7 @@ import bz2
 import gzip
 import hashlib
 import lzma
+import os
 import re
 import tarfile
 import zipfile
@@ -207,8 +208,9 @@ def _tar_problem(info: tarfile.TarInfo, length: int) -> str | None:
 def _unpacked(archive: LocalFile, unpack: Callable[..., Any], cache: Path | None, reporter: Reporter) -> LocalFile:
     """A compressed tar as a plain one in the cache. Raises ZooError when it is damaged or grows beyond what may be."""
     name = archive.path.name
-    mark = hashlib.sha256(f"{archive.path}\0{archive.identity}".encode(errors="surrogateescape")).hexdigest()[:32]
-    copy = (cache or cache_folder()) / "archives" / f"{mark}.tar"
+    place = hashlib.sha256(os.fsencode(archive.path)).hexdigest()[:16]
+    version = hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
+    copy = (cache or cache_folder()) / "archives" / f"{place}-{version}.tar"
     if copy.is_file():
         return LocalFile.of(copy)
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -227,6 +229,8 @@ def _unpacked(archive: LocalFile, unpack: Callable[..., Any], cache: Path | None
                 out.write(chunk)
                 reporter.show(f"Unpacking {name} into the cache: {written / 1e9:.2f} GB", packed.tell() / archive.size)
                 reporter.check("Nothing of the archive is kept.")
+        for older in copy.parent.glob(f"{place}-*.tar"):
+            older.unlink()
         part.replace(copy)
     except (*_DAMAGED, OSError) as error:
         raise ZooError(f"{name}: the archive cannot be unpacked ({error}): damaged or cut off.") from error

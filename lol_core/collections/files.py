@@ -155,6 +155,12 @@ class FileSource(Source):
         config = (name, self.listing.files[name]) if name else None
         return partial(load_blob, self.listing.files[id], id, config)
 
+    def check(self) -> None:
+        if "://" not in self.where and not Path(self.where).is_file():
+            raise ZooError(
+                f"{self.where} has gone while it was being read. Plug the drive in again, or open the collection anew."
+            )
+
     def preview(self, id: str) -> Path | None:
         """A picture beside the file, else previews/NAME.webp; copied to the cache when it is asked for."""
         folder = id.rpartition("/")[0]
