@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
 
 from lol_core.collections.sidecar import NONE, Sidecar
-from lol_core.core.header import ModuleHeader
+from lol_core.core.header import ByIdentity, ModuleHeader
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.formats import suggest_base_model
 
@@ -83,7 +83,7 @@ class Entry:
         sidecar: Sidecar = NONE,
     ) -> Entry:
         """The entry of a LoRA that could be read, with its weights or from its header alone."""
-        known = _summary(_Layers(lora.layers))
+        known = _summary(ByIdentity(lora.layers))
         return cls(
             path,
             size,
@@ -106,21 +106,6 @@ class Entry:
         )
 
 
-class _Layers:
-    """Layers as a key: the same when they are the same object, as those of files of one structure are."""
-
-    __slots__ = ("layers",)
-
-    def __init__(self, layers: tuple[LoRALayer, ...]):
-        self.layers = layers
-
-    def __hash__(self) -> int:
-        return id(self.layers)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Layers) and self.layers is other.layers
-
-
 @dataclass(frozen=True, slots=True)
 class _Summary:
     """What an entry takes from the layers."""
@@ -134,14 +119,14 @@ class _Summary:
     scales: tuple[float, ...]
 
 
-def _summary(layers: _Layers) -> _Summary:
-    without_weights = all(layer.U.is_meta for layer in layers.layers[:1])
+def _summary(layers: ByIdentity[tuple[LoRALayer, ...]]) -> _Summary:
+    without_weights = all(layer.U.is_meta for layer in layers.of[:1])
     return (_summarised if without_weights else _summarised.__wrapped__)(layers)
 
 
 @lru_cache(maxsize=64)
-def _summarised(layers: _Layers) -> _Summary:
-    lora = LoRA(layers.layers)
+def _summarised(layers: ByIdentity[tuple[LoRALayer, ...]]) -> _Summary:
+    lora = LoRA(layers.of)
     return _Summary(
         suggest_base_model(lora),
         lora.ranks,

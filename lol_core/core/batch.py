@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lol_core.core.errors import ModelError
-from lol_core.core.header import HasHeaders, Kind, ModuleHeader
+from lol_core.core.header import ByIdentity, HasHeaders, Kind, ModuleHeader, distinct_headers
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 
@@ -61,14 +61,19 @@ class WeightSpec:
         """Why a LoRA cannot be read under this specification: one sentence for each kind of problem, none when it fits.
         Its header suffices.
         """
-        theirs = {module.name: module for module in member.headers}
-        problems = []
-        if missing := [module.name for module in self.modules if module.name not in theirs]:
-            problems.append(f"{len(missing)} of {len(self.modules)} modules are missing, first {missing[0]}.")
-        reasons = (module.misfit(theirs[module.name]) for module in self.modules if module.name in theirs)
-        if reason := next((reason for reason in reasons if reason), None):
-            problems.append(reason)
-        return problems
+        return list(_misfits(ByIdentity(self), ByIdentity(member.headers)))
+
+
+@lru_cache(maxsize=256)
+def _misfits(spec: ByIdentity[WeightSpec], headers: ByIdentity[Sequence[ModuleHeader]]) -> tuple[str, ...]:
+    modules, theirs = spec.of.modules, {module.name: module for module in headers.of}
+    problems = []
+    if missing := [module.name for module in modules if module.name not in theirs]:
+        problems.append(f"{len(missing)} of {len(modules)} modules are missing, first {missing[0]}.")
+    reasons = (module.misfit(theirs[module.name]) for module in modules if module.name in theirs)
+    if reason := next((reason for reason in reasons if reason), None):
+        problems.append(reason)
+    return tuple(problems)
 
 
 def shared_spec(members: Iterable[HasHeaders]) -> WeightSpec:
@@ -79,8 +84,8 @@ def shared_spec(members: Iterable[HasHeaders]) -> WeightSpec:
     """
     shared: dict[ModuleHeader, ModuleHeader] | None = None
     ranks: dict[ModuleHeader, set[int]] = {}
-    for member in members:
-        own = {module.update: module for module in member.headers}
+    for headers in distinct_headers(members):
+        own = {module.update: module for module in headers}
         shared = (
             own if shared is None else {key: _either(first, own[key]) for key, first in shared.items() if key in own}
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Kind(StrEnum):
@@ -80,3 +82,25 @@ class HasHeaders(Protocol):
 
     @property
     def headers(self) -> Sequence[ModuleHeader]: ...
+
+
+class ByIdentity(Generic[T]):
+    """A key for what thousands of LoRAs share as one object, such as their headers: equal to a key of the same object,
+    and hashed without looking into it.
+    """
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: T):
+        self.of = of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByIdentity) and self.of is other.of
+
+
+def distinct_headers(members: Iterable[HasHeaders]) -> list[Sequence[ModuleHeader]]:
+    """The headers of LoRAs, those that several share once."""
+    return [key.of for key in dict.fromkeys(ByIdentity(member.headers) for member in members)]

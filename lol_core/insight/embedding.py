@@ -18,6 +18,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.source import Source
 from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
 from lol_core.core.geometry import spectrum
+from lol_core.core.header import ByIdentity, ModuleHeader
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, TaskError
@@ -155,13 +156,12 @@ def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     distances to each other.
     """
     groups: dict[frozenset[tuple[str, int, int]], list[str]] = {}
-    known: dict[
-        int, tuple[object, frozenset[tuple[str, int, int]]]
-    ] = {}  # entries of one structure share their headers
+    known: dict[ByIdentity[Sequence[ModuleHeader]], frozenset[tuple[str, int, int]]] = {}
     for entry in entries:
-        if id(entry.headers) not in known:
-            known[id(entry.headers)] = entry.headers, frozenset((y.name, y.n, y.m) for y in entry.headers)
-        groups.setdefault(known[id(entry.headers)][1], []).append(entry.path)
+        key = ByIdentity[Sequence[ModuleHeader]](entry.headers)
+        if key not in known:
+            known[key] = frozenset((y.name, y.n, y.m) for y in entry.headers)
+        groups.setdefault(known[key], []).append(entry.path)
     return sorted((tuple(ids) for ids in groups.values()), key=len, reverse=True)
 
 

@@ -11,6 +11,7 @@ import torch
 from lol_core.collections.entry import Entry
 from lol_core.core.batch import Batch
 from lol_core.core.geometry import singular_values
+from lol_core.core.header import ByIdentity, distinct_headers
 from lol_core.learning.bootstrap import difference, interval
 from lol_core.learning.metrics import METRIC_TITLES, Scores
 from lol_core.learning.tasks import Task
@@ -109,17 +110,19 @@ def structure_features(entries: Sequence[Entry]) -> np.ndarray:
     """What a file shows without its weights: size, parameters, and per module name its presence, rank and alpha.
     (B, k).
     """
-    names = sorted({module.name for entry in entries for module in entry.headers})
+    names = sorted({module.name for headers in distinct_headers(entries) for module in headers})
     place = {name: 3 * i for i, name in enumerate(names)}
     features = np.zeros((len(entries), 2 + 3 * len(names)))
+    rows: dict[tuple[object, object], np.ndarray] = {}
     for b, entry in enumerate(entries):
         features[b, :2] = entry.size, entry.parameters
-        for module, alpha in zip(entry.headers, entry.alphas, strict=True):
-            features[b, 2 + place[module.name] : 5 + place[module.name]] = (
-                1,
-                module.rank,
-                -1 if alpha is None else alpha,
-            )
+        key = ByIdentity(entry.headers), ByIdentity(entry.alphas)
+        if key not in rows:
+            rows[key] = np.zeros(3 * len(names))
+            for module, alpha in zip(entry.headers, entry.alphas, strict=True):
+                numbers = 1, module.rank, -1 if alpha is None else alpha
+                rows[key][place[module.name] : place[module.name] + 3] = numbers
+        features[b, 2:] = rows[key]
     return features
 
 

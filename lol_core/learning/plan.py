@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lol_core.collections.source import Source
 from lol_core.collections.splits import split_ids
 from lol_core.core.batch import WeightSpec, shared_spec
+from lol_core.core.header import distinct_headers
 from lol_core.errors import ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.devices import find_device
@@ -64,7 +65,7 @@ def plan(
         raise ModelError(
             f"{error} Here are {', '.join(f'{count} of {base}' for base, count in bases.most_common(4))}."
         ) from error
-    seen = {module.name for entry in entries for module in entry.headers}
+    seen = {module.name for headers in distinct_headers(entries) for module in headers}
     left_out_modules = tuple(sorted(seen - {module.name for module in spec.modules}))
     groups = None
     if config.group_column:
