@@ -151,4 +151,4 @@ def family_title(source: Source, ids: Sequence[str]) -> str:
 
 
 def _tensors(**arrays: np.ndarray) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    return {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
