@@ -21,7 +21,7 @@ from lol_core.formats.container.gguf import open_gguf
 from lol_core.formats.container.npz import open_npz
 from lol_core.formats.container.pickled import open_pickled
 from lol_core.formats.container.safetensors import open_safetensors
-from lol_core.formats.container.shards import INDEX_NAMES, join, shards_of
+from lol_core.formats.container.shards import INDEX_NAMES, is_named_as_shard, join, shards_of
 from lol_core.formats.container.tensor_file import TensorFile
 from lol_core.formats.container.zips import members
 
@@ -58,7 +58,7 @@ def open_stream(file: BinaryIO, name: str, size: int, *, sparing: bool = False) 
     Raises LoRAFormatError with the reason when it is none, or is broken. A shard is one: its others are not beside it.
     """
     path = Path(name)
-    if shards_of(Path(path.name)) is not None:
+    if is_named_as_shard(path.name):
         raise LoRAFormatError("A shard of one LoRA in several files, which is read from a folder only. Unpack them.")
     head = file.read(SPARING_HEAD if sparing else HEAD)
     if container_of(head, size) is not Container.GGUF:

@@ -30,6 +30,12 @@ class Shards:
     keys: frozenset[str] = frozenset()
 
 
+def is_named_as_shard(name: str) -> bool:
+    """Whether a file of that name is one of several by its name alone."""
+    numbered, rank = _NUMBERED.match(name), _SLICE.match(name)
+    return bool((numbered and int(numbered["total"]) > 1) or (rank and int(rank[1])))
+
+
 def shards_of(path: Path) -> Shards | None:
     """The shards that a file belongs to, or that an index names; None for a file of its own.
 
