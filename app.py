@@ -8,6 +8,7 @@ import streamlit as st
 
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import Checkpoint
+from ui.columns import counts_of, kinds_of
 from ui.frame import frame, open_collection, page_link
 from ui.home import can_choose, choose, picture
 from ui.keys import key
@@ -21,6 +22,7 @@ from ui.state import (
     session,
     trained,
 )
+from ui.tables import show
 
 source = frame("Home", "LoL Explorer")
 st.markdown(
@@ -123,18 +125,9 @@ with st.container(border=True):
         st.metric("LoRAs", f"{len(source):,}")
         st.metric("Refused files", f"{len(source.refused):,}")
         st.metric("Label columns", source.labels.shape[1])
-        st.metric("Ranks", ", ".join(str(r) for r in sorted({r for e in source.entries for r in e.ranks})) or "–")
+        st.metric("Ranks", ", ".join(map(str, sorted(counts_of(source, "rank")))) or "–")
     if len(source):
-        table = source.table()
-        counts = table.groupby(
-            ["dialect", table["base model"].fillna("not named"), table["suggested base"].fillna("unknown")]
-        ).size()
-        st.dataframe(
-            counts.rename("LoRAs")
-            .reset_index()
-            .rename(columns={"base model": "base model, as claimed", "suggested base": "base model, by shapes"}),
-            hide_index=True,
-        )
+        show(kinds_of(source), "kinds")
     else:
         st.info("No LoRA could be read here. The Zoo page lists each file with the reason, if there are any.")
 

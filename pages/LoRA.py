@@ -121,8 +121,7 @@ if chosen not in surveys or len(surveys) < min(len(source), 2):
 elif (near := nearest_to(source.fingerprint, len(surveys), chosen, source, surveys)).empty:
     st.caption("It is zero, or no other LoRA has been read.")
 else:
-    table = near.assign(name=[source.names[id] for id in near.index])
-    table = table[["name", "distance", "cosine"]].join(source.labels)
+    table = near.assign(name=near.index.map(source.names.__getitem__))[["name", *near.columns]].join(source.labels)
     show(table, "near", column_config=numbers("%.4g", ("distance", "cosine")))
     show_previews(source, [chosen, *near.index])
     rest = f" {len(surveys):,} of {len(source):,} have been read." if len(surveys) < len(source) else ""

@@ -27,7 +27,6 @@ SPACES: dict[str, Kind] = {
     "Singular values": "spectra",
 }
 METHODS: tuple[Method, ...] = ("PCA", "UMAP")
-OFFERED = 1000  # LoRAs in a list to choose from; of more, those that are selected
 SHOWN = 12  # previews of selected LoRAs under the map
 source = frame("Map", loras=True)
 
@@ -118,7 +117,7 @@ show_previews(source, chosen[:SHOWN], linked=True)
 left, right = st.columns(2)
 with left:
     st.subheader("Neighbours")
-    options = [id for id in chosen or picture.index[:OFFERED] if id in picture.index]
+    options = [id for id in chosen or picture.index if id in picture.index]
     if centre := choose_lora(source, options, "neighbours_of", "of"):
         near = map_.neighbours(source, centre)
         shades = {} if colouring is None else {colour: colouring.reindex(near.index)}

@@ -8,7 +8,7 @@ import streamlit as st
 
 from lol_core.errors import LoLError
 from lol_core.insight import plots
-from lol_core.insight.scores import describe, results_table, validation_table
+from lol_core.insight.scores import results_table, validation_table
 from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.models import MODELS
 from lol_core.learning.parts import parts_here
@@ -25,7 +25,7 @@ from ui.progress import follow, show_progress
 from ui.scores import show_leaderboard, show_verdict
 from ui.state import checkpoints, loaded_checkpoints, runs_folder, session
 from ui.tables import show
-from ui.training import choose_training
+from ui.training import choose_training, described
 from ui.work import Run, Validation
 
 PREFERRED = ("validation_loss", "accuracy", "clip_score")
@@ -59,9 +59,8 @@ choice = choose_training(source.labels, targets, names)
 need(targets and names, "Choose at least one target and one model.")
 ready = False
 try:
-    planned = choice.runs(source, 1)[0].plan
+    st.caption("  \n".join(described(source, choice)))
     ready = True
-    st.caption("  \n".join(describe(planned)))
 except LoLError as problem:
     st.error(str(problem), icon=":material/error:")
 

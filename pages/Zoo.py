@@ -8,20 +8,18 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from lol_core.collections.source import Source
-from lol_core.errors import ZooError
 from lol_core.insight.duplicates import SAME
-from lol_core.insight.overview import diagnoses, matching, overview, searchable
-from lol_core.insight.survey import Survey
+from lol_core.insight.overview import overview
+from ui.columns import columns_of
 from ui.frame import counted, frame, need
 from ui.keys import key
+from ui.listing import PAGE, ordered, passing, table_of
 from ui.previews import gallery, link_to_lora
-from ui.selection import computed, select, select_button, visible
+from ui.selection import select, select_button
 from ui.state import surveys_of
-from ui.survey import survey_line, weights_job
-from ui.tables import download, filters, show, wrapped
+from ui.survey import examined, survey_line, weights_job
+from ui.tables import download, paged, show, wrapped
 
-UNFILTERED = ["name", "path", "health", "‖ΔW‖ by module", "dialect", "ranks", "suggested base"]
 FORMATS = {
     "size (kB)": st.column_config.NumberColumn(format="%.1f"),
     "parameters": st.column_config.NumberColumn(format="localized"),
@@ -40,28 +38,19 @@ if source.labels.shape[1] and (unlabelled := int(source.labels.isna().all(axis=1
     st.caption(f"Without a row in the labels table: {counted(unlabelled, 'LoRA')}.")
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
-def texts_of(fingerprint: str, _source: Source) -> list[str]:
-    return searchable(_source)
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def tables_of(
-    fingerprint: str, labels: str, n_read: int, _source: Source, _surveys: dict[str, Survey]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The collection's table, and what is wrong with its LoRAs. Shared: not to be changed."""
-    return overview(_source, _surveys), diagnoses(_source, _surveys)
-
-
 surveys = surveys_of(source)
-table, marks = tables_of(source.fingerprint, source.labels_digest, len(surveys), source, surveys)
 job, same = weights_job(source, len(surveys))
+examination = examined(source, surveys)
+marks = pd.DataFrame(columns=["path"]) if examination is None else examination.diagnoses
 n_groups = "…" if same is None else f"{same['group'].nunique():,}"
-titles = [f"LoRAs ({len(source):,})", f"Unwell ({marks['path'].nunique():,})", f"Same function ({n_groups})"]
+n_unwell = "…" if examination is None else f"{marks['path'].nunique():,}"
+titles = [f"LoRAs ({len(source):,})", f"Unwell ({n_unwell})", f"Same function ({n_groups})"]
 loaded, unwell, repeated, refused = st.tabs([*titles, f"Refused ({len(source.refused):,})"])
 with unwell:
     if len(marks):
         wrapped(marks, "unwell")
+    elif examination is None and len(source):
+        st.info("Known when every header has been looked at.", icon=":material/arrow_back:")
     elif len(source):
         st.success(f"Nothing is wrong with the {len(surveys):,} LoRAs whose weights have been read.")
 with refused:
@@ -88,37 +77,11 @@ with repeated:
         st.success(f"No two of the {len(source):,} LoRAs are the same function.")
 
 
-def passing() -> pd.DataFrame:
-    """The rows that pass the search and the filters."""
-    search, dialect, base, rank = st.columns([3, 2, 3, 2])
-    text = search.text_input(
-        "Search",
-        key=key("q"),
-        bind="query-params",
-        placeholder="name, path, trigger word, metadata; or /regex/",
-        live="100ms",
-    )
-    keep = table.index.isin(visible(source))
-    for column, place, label in (("dialect", dialect, "Dialect"), ("suggested base", base, "Base model")):
-        values, name = sorted(table[column].dropna().unique()), label.split()[0].lower()
-        if picked := place.multiselect(label, values, key=key(name), bind="query-params"):
-            keep &= table[column].isin(picked).to_numpy()
-    ranks = sorted({r for e in source.entries for r in e.ranks})
-    if picked_ranks := set(rank.multiselect("Rank", ranks, key=key("rank"), bind="query-params")):
-        keep &= np.array([bool(picked_ranks & set(e.ranks)) for e in source.entries])
-    try:
-        keep &= matching(texts_of(source.fingerprint, source), text) if text else True
-    except ZooError as error:
-        st.error(str(error))
-    pool = table.drop(columns=UNFILTERED, errors="ignore")
-    offered = {name: column.reindex(pool.index) for name, column in computed(source).items() if name not in pool}
-    return table[keep & filters(pool.assign(**offered))]
-
-
 @st.fragment
 def listing() -> None:
     """Search, filters, and the LoRAs that pass them as a table or a gallery; alone redrawn at each keystroke."""
-    shown, view, ailing = passing(), "Table", set(marks["path"])
+    columns = columns_of(source, surveys, examination)
+    shown, view, ailing = passing(source, columns), "Table", set(marks["path"])
     line = st.container(horizontal=True, vertical_alignment="center")
     if any(source.preview(id) for id in source.ids[:20]):
         view = line.segmented_control(
@@ -132,14 +95,16 @@ def listing() -> None:
         )
     help_text = "LoRAs with something wrong or odd about them."
     if ailing and line.toggle(f"Only unwell ({len(ailing):,})", key=key("unwell"), bind="query-params", help=help_text):
-        shown = shown[shown.index.isin(ailing)]
-    line.caption(f"{len(shown):,} of {len(table):,} LoRAs. Tick rows to look at one or to select several.")
+        shown = [id for id in shown if id in ailing]
+    line.caption(f"{len(shown):,} of {len(source):,} LoRAs. Tick rows to look at one or to select several.")
     need(len(shown), "No LoRA matches. Clear the search or a filter.")
+    shown = ordered(shown, columns, line)
     if view == "Gallery":
-        gallery(source, list(shown.index))
+        gallery(source, shown)
         return
+    page = shown[paged(len(shown), PAGE, "page")]
     event = st.dataframe(
-        shown,
+        table_of(source, page, surveys, examination),
         hide_index=True,
         height=560,
         on_select="rerun",
@@ -147,13 +112,14 @@ def listing() -> None:
         key=key("zoo_table"),
         column_config=FORMATS,
     )
-    ticked, chosen = list(shown.index[event.selection.rows]), list[str]()
+    ticked, chosen = [page[row] for row in event.selection.rows if row < len(page)], list[str]()
     left, right = st.columns([1, 3])
     with left:
-        download(shown, source.name)
+        runs = None if examination is None else examination.runs
+        download(lambda: overview(source, surveys, shown, runs), source.name)
     with right, st.container(horizontal=True):
         if st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", key=key("select_shown")):
-            chosen = list(shown.index)
+            chosen = shown
         if ticked:
             if st.button(f"Select the {len(ticked):,} ticked", icon=":material/check_box:", key=key("select_ticked")):
                 chosen = ticked

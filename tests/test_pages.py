@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -57,7 +58,14 @@ def settled(test: AppTest) -> AppTest:
         session = test.session_state["session"]
         if not any(
             job is not None and job.running
-            for job in (session.survey, session.mapping, session.drawing, session.validation, session.experiment)
+            for job in (
+                session.survey,
+                session.examining,
+                session.mapping,
+                session.drawing,
+                session.validation,
+                session.experiment,
+            )
         ):
             return test.run()
         time.sleep(0.2)
@@ -207,6 +215,41 @@ def test_a_score_that_is_not_known_says_so(tmp_path: Path) -> None:
     scores = next(table for table in test.dataframe if "Kendall τ" in table.value.columns)
     assert scores.value["Kendall τ"].isna()["test, control: constant"], "a constant ranks nothing"
     assert scores.proto.placeholder == "not known" and not test.exception
+
+
+def test_more_loras_than_a_table_holds_are_sorted_searched_and_turned_over(large: Path) -> None:
+    test = opened("Zoo", large)
+
+    def shown() -> pd.DataFrame:
+        return next(table.value for table in test.dataframe if "name" in table.value)
+
+    assert len(shown()) == 1000 and "1,500 of 1,500 LoRAs" in text_of(test) and not test.exception
+    test.number_input(key="zoo.page").set_value(2).run()
+    assert len(shown()) == 500 and list(shown()["path"]) == Zoo.open(large).ids[1000:]
+    test.number_input(key="zoo.page").set_value(1).run()
+    test.selectbox(key="zoo.sort").set_value("size").run()
+    labels = Zoo.open(large).labels["size"]
+    assert list(shown()["size"]) == sorted(labels)[:1000]
+    test.toggle(key="zoo.falling").set_value(True).run()
+    assert list(shown()["size"]) == sorted(labels, reverse=True)[:1000]
+    test.text_input(key="zoo.q").set_value("lora12").run()
+    assert "110 of 1,500 LoRAs" in text_of(test) and len(shown()) == 110
+    assert not test.exception and not [box for box in test.selectbox if box.key == "zoo.sort"]
+    test.session_state["session"].survey.stop()
+
+
+def test_a_box_offers_some_of_very_many_and_all_by_a_search(large: Path) -> None:
+    last = Zoo.open(large).ids[-1]
+    test = opened("LoRA", large, lora=last)
+    box = test.selectbox(key="lora.lora")
+    assert box.value == last and len(box.options) == 1001 and not test.exception
+    test.text_input(key="lora.lora_search").set_value("lora149").run()
+    test.selectbox(key="lora.lora").set_value("lora1495/adapter_model.safetensors").run()
+    assert test.query_params["lora.lora"] in (
+        ["lora1495/adapter_model.safetensors"],
+        "lora1495/adapter_model.safetensors",
+    )
+    assert not test.exception and not test.error
 
 
 def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from lol_core.collections.columns import database
 from lol_core.collections.source import Source
 from ui.keys import key
 from ui.state import session
+
+MOST = 1000
+"""LoRAs that a box offers at once."""
 
 
 def choose_lora(
@@ -22,8 +27,14 @@ def choose_lora(
     index = options.pop("index", 0)
     first = [] if index is None or not ids else [ids[index]]
     _adopt(source, ids, name, many=False)
+    offered = _offered(source, ids, name, first, place)
     chosen = (place or st).selectbox(
-        label, ids, index=index, format_func=lambda id: source.names[id], key=key(name), **options
+        label,
+        offered,
+        index=offered.index(first[0]) if first else None,
+        format_func=lambda id: source.names[id],
+        key=key(name),
+        **options,
     )
     _write(name, [] if chosen is None else [chosen], first)
     return chosen
@@ -35,11 +46,27 @@ def choose_loras(
     """A box to choose some of these LoRAs; `default` among the options is what it starts with."""
     first = list(options.pop("default", []))
     _adopt(source, ids, name, many=True)
+    offered = _offered(source, ids, name, first, place)
     chosen = (place or st).multiselect(
-        label, ids, default=first, format_func=lambda id: source.names[id], key=key(name), **options
+        label, offered, default=first, format_func=lambda id: source.names[id], key=key(name), **options
     )
     _write(name, chosen, first)
     return chosen
+
+
+def _offered(
+    source: Source, ids: Sequence[str], name: str, first: list[str], place: DeltaGenerator | None
+) -> list[str]:
+    """What a box offers: all, or of too many some that pass a search, what it starts with and what is chosen."""
+    if len(ids) <= MOST:
+        return list(ids)
+    label = f"Search among {len(ids):,}"
+    text = (place or st).text_input(label, key=key(f"{name}_search"), placeholder="a part of the name or path")
+    matches = database(source).matching(text) if text else None
+    offered = list(islice((id for id in ids if matches is None or id in matches), MOST))
+    present = st.session_state.get(key(name))
+    kept = [*first, *([present] if isinstance(present, str) else present or [])]
+    return offered + [id for id in dict.fromkeys(kept) if id not in offered]
 
 
 def _adopt(source: Source, ids: Sequence[str], name: str, *, many: bool) -> None:
@@ -48,8 +75,8 @@ def _adopt(source: Source, ids: Sequence[str], name: str, *, many: bool) -> None
     if present == session().linked.get(key(name), []):
         return
     session().linked[key(name)] = present
-    of_name = {source.names[id]: id for id in ids}
-    known = [id for word in present if (id := word if word in source.by_id else of_name.get(word)) in set(ids)]
+    members, of_name = set(ids), {source.names[id]: id for id in ids}
+    known = [id for word in present if (id := word if word in source.by_id else of_name.get(word)) in members]
     if known:
         st.session_state[key(name)] = known if many else known[0]
     else:

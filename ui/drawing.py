@@ -12,7 +12,7 @@ from lol_core.insight.generation import Sampling
 from lol_core.learning.devices import devices
 from ui.frame import need
 from ui.keys import key
-from ui.state import known_base
+from ui.state import bases_of, known_base
 
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
 
@@ -41,7 +41,7 @@ def choose_drawing(source: Source) -> tuple[str, str, tuple[str, ...], Sampling]
         steps = b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key=key("steps"))
         help_text, guidance = "1: none. Stable Diffusion: about 7.5.", float(recipe.get("guidance", 7.5))
         guidance = c.number_input("Guidance", 1.0, 30.0, guidance, key=key("guidance"), help=help_text)
-    names = ", ".join(sorted({str(e.base_model or e.suggested_base or "nothing") for e in source.entries}))
+    names = ", ".join(sorted({str(claimed or suggested or "nothing") for claimed, suggested in bases_of(source)}))
     need(
         base,
         "To draw images, name the base model these LoRAs were trained on, above: a folder in diffusers form on this"

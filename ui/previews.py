@@ -12,7 +12,7 @@ from PIL import Image
 
 from lol_core.collections.source import Source
 from ui.frame import page_link
-from ui.keys import key
+from ui.tables import paged
 
 GALLERY_PAGE = 48
 WIDTH = 180
@@ -64,10 +64,9 @@ def show_towers(source: Source, captioned: Mapping[str, str]) -> None:
 
 def gallery(source: Source, ids: Sequence[str]) -> None:
     """Previews, a page at a time, each linked to its LoRA."""
-    pages = -(-len(ids) // GALLERY_PAGE)
-    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key("gallery_page")) if pages > 1 else 1
+    page = paged(len(ids), GALLERY_PAGE, "gallery_page")
     with st.container(horizontal=True):
-        for id in ids[(page - 1) * GALLERY_PAGE : page * GALLERY_PAGE]:
+        for id in ids[page]:
             with st.container(width=132, border=True):
                 if (path := source.preview(id)) is None:
                     st.caption("No preview")

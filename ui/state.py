@@ -15,12 +15,14 @@ import streamlit as st
 
 from lol_core.cli.app import COLLECTION
 from lol_core.collections.cache import cache_folder
+from lol_core.collections.columns import values
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
 from lol_core.experiments.result import Result
 from lol_core.insight.generation import Painter
 from lol_core.insight.maps import Map, MapSettings
+from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
@@ -48,7 +50,8 @@ MAX_OFFERED = 20
 class Session:
     """What one visitor has open. opened: by (address, labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means what opens first, and the labels file in the folder.
-    same: LoRAs that are the same function, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
+    same: LoRAs that are the same function, by fingerprint; examined: how many weights had been read, and what the look
+    at every header gave, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
     see ui/selection.py, by collection. picture: the format in which figures are saved; page: the present one;
     visited: pages seen; opened_slice: the saved slice taken up last;
     linked: what `ui.choice` last wrote into the URL, by key.
@@ -61,6 +64,8 @@ class Session:
     drawing: Job[None, None] | None = None
     survey: Job[str, pd.DataFrame | None] | None = None
     same: dict[str, pd.DataFrame] = field(default_factory=dict)
+    examining: Job[tuple[str, int], Examination | None] | None = None
+    examined: dict[str, tuple[int, Examination]] = field(default_factory=dict)
     mapping: Job[MapSettings, Map | None] | None = None
     experiment: Job[str, Result] | None = None
     opening: Job[tuple[str, str], Source] | None = None
@@ -215,11 +220,22 @@ def of_other_collections(source: Source) -> dict[str, Path]:
     return titles
 
 
+@st.cache_data(max_entries=8, show_spinner=False)
+def _bases(fingerprint: str, _source: Source) -> list[tuple[str | None, str | None]]:
+    claimed, suggested = (values(_source, column) for column in ("base_model", "suggested_base"))
+    return list(dict.fromkeys(zip(claimed, suggested, strict=True)))
+
+
+def bases_of(source: Source) -> list[tuple[str | None, str | None]]:
+    """The base models of its LoRAs, each pair once: as claimed, and as the shapes suggest."""
+    return _bases(source.fingerprint, source)
+
+
 def known_base(source: Source) -> str:
     """The folder of the base model that this collection's files name, when it comes with the repository; empty when it
     does not.
     """
-    named = {entry.base_model for entry in source.entries}
+    named = {claimed for claimed, _ in bases_of(source)}
     if len(named) == 1 and (name := named.pop()):
         folder = SAMPLES / Path(name).name
         if (folder / "model_index.json").is_file():

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 import streamlit as st
 
+from lol_core.collections.columns import size
 from lol_core.collections.source import Source
+from lol_core.insight.overview import Examination
+from lol_core.insight.survey import Survey
 from ui import work
-from ui.jobs import Job
+from ui.jobs import Job, running
 from ui.keys import key
 from ui.progress import follow
 from ui.state import session
 
 READ_UNASKED = 300_000_000
 """Bytes of a collection up to which its weights are read without asking."""
+PATIENCE = 0.3
+"""Seconds that a page waits for what is mostly there at once."""
 WeightsJob = Job[str, pd.DataFrame | None]
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _size(fingerprint: str, _source: Source) -> int:
+    return size(_source)
+
+
+def size_of(source: Source) -> int:
+    """Bytes of all its LoRAs."""
+    return _size(source.fingerprint, source)
+
+
+def examined(source: Source, surveys: Mapping[str, Survey]) -> Examination | None:
+    """What the look at every header gave, which is taken beside the page; None until it has been. While weights are
+    being read it is the one before.
+    """
+    state, place = session(), (source.fingerprint, len(surveys))
+    n_read, known = state.examined.get(source.fingerprint, (-1, None))
+    if len(source) and n_read != len(surveys) and not (known is not None and running(state.survey)):
+        job = state.examining
+        if job is None or job.subject[0] != source.fingerprint or (not job.running and job.subject != place):
+            state.examining = job = work.examine(source, surveys)
+            job.wait(PATIENCE)
+        if job.result is not None:
+            state.examined[source.fingerprint] = job.subject[1], job.result
+            return job.result
+    return known
 
 
 def weights_job(source: Source, n_read: int) -> tuple[WeightsJob | None, pd.DataFrame | None]:
@@ -23,10 +57,10 @@ def weights_job(source: Source, n_read: int) -> tuple[WeightsJob | None, pd.Data
     """
     state = session()
     job = state.survey if state.survey is not None and state.survey.subject == source.fingerprint else None
-    small = sum(entry.size for entry in source.entries) <= READ_UNASKED
+    small = size_of(source) <= READ_UNASKED
     if job is None and len(source) and source.fingerprint not in state.same and (small or n_read == len(source)):
         state.survey = job = work.read_weights(source)
-        job.wait(0.3)  # where all was read before, the answer is there at once
+        job.wait(PATIENCE)  # where all was read before, the answer is there at once
     if job is not None and job.result is not None:
         state.same[source.fingerprint] = job.result
     return job, state.same.get(source.fingerprint)
@@ -41,6 +75,8 @@ def survey_line(source: Source, job: WeightsJob | None, n_read: int) -> None:
             f"The weights of {len(source) - n_read:,} LoRAs have not been read: norms, health and duplicates need them."
             " Headers are enough for the rest."
         )
+    if (look := session().examining) is not None and look.running and look.subject[0] == source.fingerprint:
+        follow(look, "stop_examination")
     waiting = n_read < len(source) if job is None else job.stopping and not job.running
     label = "Read the weights" if job is None else "Read the rest of the weights"
     if waiting and st.button(label, icon=":material/search_insights:", key=key("read_weights")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,11 @@ def numbers(format: str, names: Iterable[str]) -> dict[str, Any]:
     return {name: st.column_config.NumberColumn(format=format) for name in names}
 
 
-def download(table: pd.DataFrame, name: str, *, index: bool = False) -> None:
-    """A button for a table as CSV, encoded when it is asked for."""
+def download(table: pd.DataFrame | Callable[[], pd.DataFrame], name: str, *, index: bool = False) -> None:
+    """A button for a table as CSV, made and encoded when it is asked for."""
     st.download_button(
         "Download as CSV",
-        lambda: table.to_csv(index=index),
+        lambda: (table() if callable(table) else table).to_csv(index=index),
         f"{name}.csv",
         "text/csv",
         icon=":material/download:",
@@ -41,24 +41,29 @@ def download(table: pd.DataFrame, name: str, *, index: bool = False) -> None:
 
 def wrapped(table: pd.DataFrame, name: str) -> None:
     """A table whose long texts are shown in full, a page at a time, and all of it as CSV."""
-    pages = -(-len(table) // MAX_WRAPPED)
-    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key(f"{name}_page")) if pages > 1 else 1
-    st.table(table.iloc[(page - 1) * MAX_WRAPPED : page * MAX_WRAPPED].set_index("path"))
+    st.table(table.iloc[paged(len(table), MAX_WRAPPED, f"{name}_page")].set_index("path"))
     download(table, name)
 
 
-def filters(pool: pd.DataFrame) -> np.ndarray:
-    """Which rows pass the filters that are chosen among the columns: ranges of numbers, values of the rest. (rows,)."""
+def paged(count: int, size: int, name: str) -> slice:
+    """The rows of the page that is chosen, of so many in all; nothing is to be chosen where they are one page."""
+    pages = -(-count // size)
+    page = st.number_input(f"Page, of {pages:,}", 1, pages, 1, key=key(name)) if pages > 1 else 1
+    return slice((page - 1) * size, page * size)
+
+
+def filters(columns: Mapping[str, Callable[[], pd.Series]], ids: list[str]) -> np.ndarray:
+    """Which LoRAs pass the filters that are chosen among the columns: ranges of numbers, values of the rest. (ids,)."""
     by = st.multiselect(
         "Filter by",
-        list(pool.columns),
+        list(columns),
         key=key("by"),
         bind="query-params",
         placeholder="a label, the size, the norm, a prediction",
     )
-    keep = np.ones(len(pool), bool)
+    keep = np.ones(len(ids), bool)
     for column, place in zip(by, st.columns(max(1, min(len(by), 4))) * len(by), strict=False):
-        values = pool[column]
+        values = columns[column]().reindex(ids)
         if pd.api.types.is_numeric_dtype(values) and values.nunique() > FEW_VALUES:
             low, high = float(values.min()), float(values.max())
             chosen = place.slider(column, low, high, (low, high), key=key(f"range {column}"), format="%.4g")

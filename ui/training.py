@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from lol_core.collections.source import Source
+from lol_core.insight.scores import describe
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import devices
 from lol_core.learning.models import MODELS
@@ -90,6 +91,19 @@ class Choice:
                 title = f"{MODELS[name].title}, seed {seed}"
                 runs.append(Run(title, plan(source, list(self.targets), config), config, out))
         return runs
+
+
+@st.cache_data(max_entries=64, show_spinner="Looking at what would be trained …")
+def _described(
+    fingerprint: str, labels: str, targets: tuple[str, ...], config: str, _choice: Choice, _source: Source
+) -> list[str]:
+    return describe(_choice.runs(_source, 1)[0].plan)
+
+
+def described(source: Source, choice: Choice) -> list[str]:
+    """What the first run would train, and what is left out, in sentences. Raises LoLError with what is wrong."""
+    config = repr(choice.config(choice.models[0]))
+    return _described(source.fingerprint, source.labels_digest, choice.targets, config, choice, source)
 
 
 def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequence[str]) -> Choice:

@@ -18,6 +18,8 @@ from lol_core.experiments.trials import SMALL, Context
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.generation import Painter, Sampling
 from lol_core.insight.maps import Map, MapSettings, draw_map
+from lol_core.insight.overview import Examination
+from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
@@ -123,6 +125,15 @@ def read_weights(source: Source) -> Job[str, pd.DataFrame | None]:
         return None if reporter.stopping else same
 
     return Job(work, source.fingerprint, takes_turns=False).start()
+
+
+def examine(source: Source, surveys: Mapping[str, Survey]) -> Job[tuple[str, int], Examination | None]:
+    """Looks at every header. Its subject: the collection's fingerprint, and how many weights had been read."""
+
+    def work(reporter: Reporter) -> Examination | None:
+        return Examination.of(source, surveys, reporter)
+
+    return Job(work, (source.fingerprint, len(surveys)), takes_turns=False).start()
 
 
 def map_of(

@@ -21,7 +21,7 @@ from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import describe
 from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry
-from lol_core.collections.page import Counted, Filters, Order, Page, select, value_counts
+from lol_core.collections.page import Counted, Filters, Order, Page, matching, select, value_counts
 from lol_core.collections.rows import Rows
 from lol_core.collections.schema import COLUMNS, SCHEMA, Row, make_tables
 from lol_core.collections.walk import UNKNOWN, Candidate, candidates
@@ -120,6 +120,11 @@ class Database:
                 limit=limit,
                 offset=offset,
             )
+
+    def matching(self, query: str = "", filters: Filters | None = None) -> set[str]:
+        """The ids of all entries that `page` would list."""
+        with self.connection() as connection:
+            return matching(connection, query, filters or Filters())
 
     def counts(self, what: Counted) -> dict[object, int]:
         """How many readable files have each dialect, base, rank or tag, the most frequent first."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
 from lol_core.collections.entry import Entry
 from lol_core.collections.rows import Rows
+from lol_core.errors import ZooError
 
 
 class Order(StrEnum):
@@ -48,6 +50,7 @@ class Page:
 
 Counted = Literal["dialect", "base", "rank", "tag"]
 
+_EXPRESSION = re.compile(r"/(.+)/")
 _BASE = "COALESCE(file.suggested_base, file.base_model, 'unknown')"
 _VALUES = {
     "dialect": ("file", "dialect"),
@@ -60,12 +63,34 @@ _VALUES = {
 def select(
     rows: Rows, query: str, filters: Filters, *, order: Order, descending: bool, limit: int, offset: int
 ) -> Page:
-    """A page. query: words that must all occur in the path, the names in the header, or the sidecar, in any case."""
+    """A page. query: words that must all occur in the path, the names in the header, or the sidecar, in any case; or a
+    regular expression between slashes. Raises ZooError when it is none.
+    """
+    where, values = _where(rows.connection, query, filters)
+    total = rows.connection.execute(f"SELECT COUNT(*) FROM file {where}", values).fetchone()[0]
+    by = _BASE if order is Order.BASE else f"file.{order}"
+    direction = "DESC" if descending else "ASC"
+    page = rows.fetch(f"{where} ORDER BY {by} {direction}, file.path LIMIT ? OFFSET ?", (*values, limit, offset))
+    return Page(tuple(rows.entries(page)), total)
+
+
+def matching(connection: sqlite3.Connection, query: str, filters: Filters) -> set[str]:
+    """The ids of all that a query and filters let through. Raises ZooError as `select` does."""
+    where, values = _where(connection, query, filters)
+    return {path for (path,) in connection.execute(f"SELECT file.path FROM file {where}", values)}
+
+
+def _where(connection: sqlite3.Connection, query: str, filters: Filters) -> tuple[str, list[object]]:
+    """The condition and its values."""
     conditions = [f"file.reason IS {'NOT ' if filters.refused else ''}NULL"]
     values: list[object] = []
-    if words := query.lower().split():
-        containing = " AND ".join(["instr(text, ?)"] * len(words))
-        conditions.append(f"file.path IN (SELECT path FROM search WHERE {containing})")
+    if pattern := _EXPRESSION.fullmatch(query.strip()):
+        connection.create_function("regexp", 2, _matcher(pattern[1]), deterministic=True)
+        conditions.append("file.path IN (SELECT path FROM search WHERE text REGEXP ?)")
+        values.append(pattern[1])
+    elif words := query.lower().split():
+        every = " AND ".join(["instr(text, ?)"] * len(words))
+        conditions.append(f"file.path IN (SELECT path FROM search WHERE {every})")
         values += words
     for column, chosen in (("file.dialect", filters.dialects), (_BASE, filters.bases)):
         if chosen:
@@ -80,12 +105,18 @@ def select(
         )
         conditions.append(f"file.path IN ({tagged})")
         values += filters.tags
-    where = f"WHERE {' AND '.join(conditions)}"
-    total = rows.connection.execute(f"SELECT COUNT(*) FROM file {where}", values).fetchone()[0]
-    by = _BASE if order is Order.BASE else f"file.{order}"
-    direction = "DESC" if descending else "ASC"
-    page = rows.fetch(f"{where} ORDER BY {by} {direction}, file.path LIMIT ? OFFSET ?", (*values, limit, offset))
-    return Page(tuple(rows.entries(page)), total)
+    return f"WHERE {' AND '.join(conditions)}", values
+
+
+def _matcher(expression: str) -> Callable[[str, str], bool]:
+    """What SQLite calls for REGEXP. Raises ZooError when the expression is none."""
+    try:
+        search = re.compile(expression, re.IGNORECASE).search
+    except re.error as error:
+        raise ZooError(
+            f"/{expression}/ is no regular expression ({error}). Without the slashes its words are searched."
+        ) from error
+    return lambda _, text: search(text) is not None
 
 
 def _marks(values: Sequence[object]) -> str:

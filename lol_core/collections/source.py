@@ -93,8 +93,11 @@ class Source(Protocol):
         values = pd.util.hash_pandas_object(self.labels).to_numpy().tobytes()
         return hashlib.sha256("\0".join(map(str, self.labels.columns)).encode() + values).hexdigest()[:16]
 
-    def table(self) -> pd.DataFrame:
-        """One row per LoRA: its name, dialect and ranks, its labels, and what else its header says."""
+    def table(self, entries: Sequence[Entry] | None = None) -> pd.DataFrame:
+        """One row per LoRA, or for each of these: its name, dialect and ranks, its labels, and what else its header
+        says.
+        """
+        entries = self.entries if entries is None else entries
         first = ["name", "dialect", "ranks", "modules", *self.labels.columns]
         rows = [
             {
@@ -109,9 +112,9 @@ class Source(Protocol):
                 "size (kB)": e.size / 1000,
                 "path": e.path,
             }
-            for e in self.entries
+            for e in entries
         ]
-        table = pd.DataFrame(rows, index=self.ids).merge(
+        table = pd.DataFrame(rows, index=[e.path for e in entries]).merge(
             self.labels, "left", left_index=True, right_index=True, suffixes=(None, " (label)")
         )
         return table[[c for c in first if c in table.columns] + [c for c in table.columns if c not in first]]

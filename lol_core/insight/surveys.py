@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lol_core.collections.columns import digests
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
@@ -59,7 +60,11 @@ class Surveys:
             }
         finally:
             connection.close()
-        return {e.path: _from_row(rows[e.digest]) for e in self.zoo.entries if e.digest in rows}
+        return {
+            id: _from_row(rows[digest])
+            for id, digest in zip(self.zoo.ids, digests(self.zoo), strict=True)
+            if digest in rows
+        }
 
     def complete(
         self,
@@ -71,8 +76,8 @@ class Surveys:
         what it has, which is kept.
         """
         surveys = self.known()
-        digests = {entry.path: entry.digest for entry in self.zoo.entries}
-        missing = [id for id in digests if id not in surveys]
+        digest_of = dict(zip(self.zoo.ids, digests(self.zoo), strict=True))
+        missing = [id for id in digest_of if id not in surveys]
         runner = executor(workers)
         if len(missing) <= CHUNK:
             runner = Serial()
@@ -86,7 +91,7 @@ class Surveys:
                         continue
                     surveys[id] = result
                     connection.execute(
-                        "INSERT OR REPLACE INTO surveys_3 VALUES (?, ?, ?, ?, ?, ?)", (digests[id], *_to_row(result))
+                        "INSERT OR REPLACE INTO surveys_3 VALUES (?, ?, ?, ?, ?, ?)", (digest_of[id], *_to_row(result))
                     )
                 done += len(chunk)
                 if time.monotonic() - saved > 1:  # not after each, which is slow, and not rarely: others wait meanwhile

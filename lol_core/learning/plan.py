@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lol_core.collections.columns import structures
 from lol_core.collections.source import Source
 from lol_core.collections.splits import split_ids
 from lol_core.core.batch import WeightSpec, shared_spec
@@ -57,11 +58,12 @@ def plan(
     wanted = zoo.ids if ids is None else list(ids)
     task, usable = make_task(zoo.labels.loc[wanted], targets, kind)
     left_out = dict.fromkeys(set(wanted) - set(usable), "It has no usable label.")
-    entries = [zoo.by_id[id] for id in usable]
+    entries = structures(zoo, usable)
     try:
         spec = shared_spec(entries)
     except ModelError as error:
-        bases = Counter(entry.suggested_base or entry.base_model or "unknown base" for entry in entries)
+        everyone = (zoo.by_id[id] for id in usable)
+        bases = Counter(entry.suggested_base or entry.base_model or "unknown base" for entry in everyone)
         raise ModelError(
             f"{error} Here are {', '.join(f'{count} of {base}' for base, count in bases.most_common(4))}."
         ) from error

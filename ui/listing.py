@@ -1,0 +1,87 @@
+"""The LoRAs of a collection that a search and filters let through, in the order that is chosen, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import compress
+
+import pandas as pd
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from lol_core.collections.columns import database
+from lol_core.collections.page import Counted, Filters
+from lol_core.collections.source import Source
+from lol_core.errors import ZooError
+from lol_core.insight.overview import Examination, overview
+from lol_core.insight.survey import Survey
+from ui.columns import Column, counts_of
+from ui.keys import key
+from ui.selection import visible
+from ui.tables import filters
+
+PAGE = 1000
+"""LoRAs of a table at once."""
+
+
+def passing(source: Source, columns: Mapping[str, Column]) -> list[str]:
+    """The LoRAs that pass the search and the filters, in the collection's order."""
+    search, dialect, base, rank = st.columns([3, 2, 3, 2])
+    text = search.text_input(
+        "Search",
+        key=key("q"),
+        bind="query-params",
+        placeholder="name, path, trigger word, metadata; or /regex/",
+        live="100ms",
+    )
+    places: dict[Counted, tuple[str, DeltaGenerator]] = {
+        "dialect": ("Dialect", dialect),
+        "base": ("Base model", base),
+        "rank": ("Rank", rank),
+    }
+    chosen = {
+        what: tuple(place.multiselect(label, sorted(counts_of(source, what)), key=key(what), bind="query-params"))
+        for what, (label, place) in places.items()
+    }
+    ids = visible(source)
+    try:
+        if text.strip() or any(chosen.values()):
+            filtered = Filters(dialects=chosen["dialect"], bases=chosen["base"], ranks=chosen["rank"])
+            allowed = database(source).matching(text, filtered)
+            ids = [id for id in ids if id in allowed]
+    except ZooError as error:
+        st.error(str(error))
+    return list(compress(ids, filters(columns, ids)))
+
+
+def ordered(ids: list[str], columns: Mapping[str, Column], line: DeltaGenerator) -> list[str]:
+    """LoRAs on more than one page in the order that is chosen; a page is sorted by a click on a column."""
+    if len(ids) <= PAGE:
+        return ids
+    with line:
+        name = st.selectbox("Sort by", [None, *columns], format_func=lambda n: n or "place", key=key("sort"))
+        falling = st.toggle("Falling", key=key("falling"), disabled=name is None)
+    if name is None:
+        return ids
+    values = columns[name]().reindex(ids)
+    values = values if pd.api.types.is_numeric_dtype(values) else values.astype(str).where(values.notna())
+    return list(values.sort_values(ascending=not falling, kind="stable").index)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _table(
+    state: tuple[object, ...],
+    ids: tuple[str, ...],
+    _source: Source,
+    _surveys: Mapping[str, Survey],
+    _examination: Examination | None,
+) -> pd.DataFrame:
+    return overview(_source, _surveys, ids, None if _examination is None else _examination.runs)
+
+
+def table_of(
+    source: Source, ids: Sequence[str], surveys: Mapping[str, Survey], examination: Examination | None
+) -> pd.DataFrame:
+    """The table of some LoRAs. Shared: not to be changed."""
+    state = (source.fingerprint, source.labels_digest, len(surveys), examination is None)
+    return _table(state, tuple(ids), source, surveys, examination)
