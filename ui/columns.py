@@ -29,7 +29,7 @@ HEADER = {
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _counts(fingerprint: str, what: Counted, _source: Source) -> dict[Any, int]:
-    return database(_source).counts(what)
+    return {value: count for value, count in database(_source).counts(what).items() if value is not None}
 
 
 def counts_of(source: Source, what: Counted) -> dict[Any, int]:

@@ -75,7 +75,8 @@ def survey_line(source: Source, job: WeightsJob | None, n_read: int) -> None:
             f"The weights of {len(source) - n_read:,} LoRAs have not been read: norms, health and duplicates need them."
             " Headers are enough for the rest."
         )
-    if (look := session().examining) is not None and look.running and look.subject[0] == source.fingerprint:
+    look = session().examining
+    if look is not None and look.subject[0] == source.fingerprint and (look.running or look.error):
         follow(look, "stop_examination")
     waiting = n_read < len(source) if job is None else job.stopping and not job.running
     label = "Read the weights" if job is None else "Read the rest of the weights"
