@@ -4,6 +4,7 @@ is meant for.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
 from torch import nn
 
 from lol_core.core.geometry import same_function
@@ -22,7 +24,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read
-from lol_core.formats.writing import FORMS, forms_of, write
+from lol_core.formats.writing import forms_of, write
 from tests.builders import random_lora
 
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -60,7 +62,7 @@ def sorted_layers(lora: LoRA) -> list[LoRALayer]:
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["PEFT", "diffusers", "kohya"])
 @given(seed=st.integers(0, 10_000), ranks=st.tuples(st.integers(1, 4), st.integers(1, 4)), scale=st.floats(0.05, 4))
 @settings(max_examples=15, deadline=None)
 def test_every_form_holds_the_same_function(
@@ -69,6 +71,27 @@ def test_every_form_holds_the_same_function(
     lora = diffusion_lora(seed, ranks, scale)
     path = tmp_path_factory.mktemp("written") / ("adapter" if form == "PEFT" else "a.safetensors")
     assert same_function(lora, back(lora, path, form), 1e-5)
+
+
+@pytest.mark.parametrize("scales", [(0.5, 0.5), (0.5, 2.0)])
+def test_mlx_holds_the_same_function_of_a_language_model(scales: tuple[float, float], tmp_path: Path) -> None:
+    names = [f"model.layers.{k}.self_attn.q_proj" for k in range(2)]
+    parts = [
+        random_lora([(name, 8, 6, rank)], rank, torch.float32, s)
+        for name, rank, s in zip(names, (2, 3), scales, strict=True)
+    ]
+    lora = LoRA(tuple(layer for part in parts for layer in part.layers), base_model="a/model")
+    write(lora, tmp_path / "adapter", "MLX", torch.float32)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["lora_parameters"]["keys"] == ["self_attn.q_proj"] and config["lora_parameters"]["rank"] == 3
+    again = read(tmp_path / "adapter")
+    assert again.dialect == "MLX" and same_function(lora, again, 1e-6)
+    for name, layer in zip(names, lora.layers, strict=True):
+        weights = load_file(tmp_path / "adapter" / "adapters.safetensors")
+        x = torch.randn(4, layer.m)  # as mlx_lm.tuner.lora.LoRALinear: scale · (x @ lora_a) @ lora_b
+        worn = config["lora_parameters"]["scale"] * (x @ weights[f"{name}.lora_a"]) @ weights[f"{name}.lora_b"]
+        torch.testing.assert_close(worn, x @ layer.delta(torch.float32).T, rtol=1e-4, atol=1e-5)
+    assert "MLX" not in forms_of(diffusion_lora(0, (2, 3), 1.0))
 
 
 VALUES = st.floats(0.01, 8, allow_nan=False) | st.sampled_from([1.0, 0.1, 1 / 3, 2.0])
@@ -249,7 +272,7 @@ def test_diffusers_adds_what_was_written(form: str, tmp_path: Path) -> None:
 
 def test_what_a_form_cannot_hold_is_refused_with_a_reason(tmp_path: Path) -> None:
     language = random_lora([("model.layers.0.self_attn.q_proj", 8, 8, 2)], dtype=torch.float32)
-    assert forms_of(language) == ["PEFT"]
+    assert forms_of(language) == ["PEFT", "MLX"]
     flattened = random_lora([("lora_unet_down_blocks_0_attentions_0_proj_in", 8, 8, 2)], dtype=torch.float32)
     assert forms_of(flattened) == ["kohya"]
     with pytest.raises(LoRAFormatError, match="cannot be undone"):

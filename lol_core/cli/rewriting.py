@@ -29,6 +29,7 @@ class Form(StrEnum):
     PEFT = "PEFT"
     DIFFUSERS = "diffusers"
     KOHYA = "kohya"
+    MLX = "MLX"
 
 
 class Width(StrEnum):
@@ -185,13 +186,13 @@ def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:
     """
     import torch
 
-    from lol_core.formats.writing import FORMS, forms_of, names_in, write
+    from lol_core.formats.writing import FOLDERS, FORMS, forms_of, names_in, write
 
     family = made.lora.dialect.partition("/")[0]
     own = family if family in FORMS else next(iter(forms_of(made.lora)), FORMS[0])
     form = str(job.to or own)
     names_in(form, made.lora)
-    if form != Form.PEFT and path.suffix != ".safetensors":
+    if form not in FOLDERS and path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
     if path.exists() and not job.force:
         raise DataMissingError(f"{path} is there already. Choose another place, or --force.")

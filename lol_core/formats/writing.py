@@ -1,4 +1,4 @@
-"""Writing a LoRA back as a file that other programs load: PEFT, diffusers or kohya form."""
+"""Writing a LoRA back as a file that other programs load: PEFT, diffusers, kohya or MLX form."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.diffusers import COMPONENTS
 
-FORMS = ("PEFT", "diffusers", "kohya")
+FORMS = ("PEFT", "diffusers", "kohya", "MLX")
+FOLDERS = {"PEFT": "adapter_model.safetensors", "MLX": "adapters.safetensors"}
+"""Forms that are a folder with adapter_config.json, and how they name the weights in it; the others are one file."""
 KOHYA_PREFIXES = {
     "unet": "lora_unet",
     "transformer": "lora_transformer",
@@ -28,6 +31,7 @@ KOHYA_PREFIXES = {
     "text_encoder_2": "lora_te2",
 }
 _FLATTENED = re.compile(r"^(lora|lycoris)_\w+$")
+_BLOCK = re.compile(r"(?:^|.*\.)layers\.\d+\.(.+)")
 _UNET = re.compile(r"\b(down_blocks|up_blocks|mid_block)\b")
 
 
@@ -53,6 +57,8 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
             raise LoRAFormatError(
                 f"{layer.name} has a DoRA magnitude along the other axis than PEFT's. Choose kohya, if it is listed."
             )
+    if form == "MLX":
+        return _mlx_names(lora)
     if form == "PEFT" and len({layer.magnitude is None for layer in lora.layers}) > 1:
         raise LoRAFormatError("Some modules have a DoRA magnitude and some have none; PEFT's form has one setting.")
     flattened = all(_FLATTENED.match(name) for name in lora.names)
@@ -78,6 +84,16 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
     return names
 
 
+def _mlx_names(lora: LoRA) -> dict[str, str]:
+    """Names as they are: mlx-lm goes by those of the model's own layers. Raises as `names_in`."""
+    for layer in lora.layers:
+        if layer.magnitude is not None or layer.kind != Kind.LINEAR:
+            raise LoRAFormatError(f"{layer.name} is no plain pair of a linear layer. Choose PEFT or kohya.")
+        if not _BLOCK.match(layer.name):
+            raise LoRAFormatError(f"{layer.name} is in no block of a language model, which is what MLX's form adapts.")
+    return {name: name for name in lora.names}
+
+
 def _flatten(name: str) -> str:
     component, _, rest = name.partition(".")
     if component not in KOHYA_PREFIXES:
@@ -100,35 +116,40 @@ def forms_of(lora: LoRA) -> list[str]:
 
 
 def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16) -> None:
-    """Write a LoRA: "PEFT" makes a folder with adapter_model.safetensors and adapter_config.json, the others one file.
+    """Write a LoRA: as a folder with weights and adapter_config.json (PEFT, MLX), or as one file.
 
     The scale goes where the form keeps it, exactly: lora_alpha and alpha_pattern (PEFT), an alpha beside each module
-    (kohya); or into U, rounded to the dtype (diffusers, whose files need no alpha). Factors are written bit for bit
+    (kohya), the configuration's scale where all modules share one (MLX); or into U, rounded to the dtype (diffusers,
+    whose files need no alpha, and MLX). MLX has one rank, to which zeros fill up. Factors are written bit for bit
     where the dtype holds them. Raises LoRAFormatError when the form cannot hold it, or a number is too
     large for the dtype.
     """
     names = names_in(form, lora)
     tensors: dict[str, Tensor] = {}
+    scale = lora.layers[0].scale if len({layer.scale for layer in lora.layers}) == 1 else 1.0
     for layer in lora.layers:
-        tensors |= _tensors(layer, names[layer.name], form, dtype)
+        name = names[layer.name]
+        made = _mlx(layer, name, scale, max(lora.ranks), dtype) if form == "MLX" else _tensors(layer, name, form, dtype)
+        tensors |= made
     for key, tensor in tensors.items():
         tensors[key] = tensor.contiguous().clone()
         if not tensor.isfinite().all():
             raise LoRAFormatError(f"{key} does not fit into {str(dtype).removeprefix('torch.')}. Choose a wider type.")
     metadata = {"format": "pt"} | ({"base_model": lora.base_model} if lora.base_model else {})
-    if form == "PEFT":
+    if form in FOLDERS:
         path.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path / "adapter_model.safetensors", metadata=metadata)
-        (path / "adapter_config.json").write_text(json.dumps(_peft_config(lora, names), indent=1) + "\n")
+        save_file(tensors, path / FOLDERS[form], metadata=metadata)
+        config = _peft_config(lora, names) if form == "PEFT" else _mlx_config(lora, scale)
+        (path / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata=metadata)
 
 
 def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16) -> tuple[str, bytes]:
-    """File name and content of what `write` writes; the folder of PEFT's form as a zip file. Raises as `write` does."""
+    """File name and content of what `write` writes; a folder as a zip file. Raises as `write` does."""
     with TemporaryDirectory() as folder:
-        if form != "PEFT":
+        if form not in FOLDERS:
             path = Path(folder) / f"{name}.safetensors"
             write(lora, path, form, dtype)
             return path.name, path.read_bytes()
@@ -169,6 +190,20 @@ def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict
         shape = [-1 if d == axis else 1 for d in range(dimensions)]
         tensors[key] = layer.magnitude.reshape(shape).to(dtype)
     return tensors
+
+
+def _mlx(layer: LoRALayer, name: str, scale: float, rank: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """lora_a (m, rank) and lora_b (rank, n); what the layer's scale differs from `scale` goes into lora_b."""
+    own = layer.U if layer.scale == scale else layer.U.float() * (layer.scale / scale)
+    filled = [pad(factor, (0, rank - layer.rank)).to(dtype) for factor in (layer.V, own)]
+    return {f"{name}.lora_a": filled[0], f"{name}.lora_b": filled[1].T}
+
+
+def _mlx_config(lora: LoRA, scale: float) -> dict[str, Any]:
+    """num_layers −1: mlx-lm takes all blocks; keys: where in a block."""
+    keys = sorted({found[1] for name in lora.names if (found := _BLOCK.match(name))})
+    parameters = {"rank": max(lora.ranks), "scale": scale, "dropout": 0.0, "keys": keys}
+    return {"model": lora.base_model, "fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters}
 
 
 def _alpha(layer: LoRALayer) -> float:
