@@ -214,6 +214,7 @@ def crossvalidate(
 def predict(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     address: Annotated[str, typer.Argument(help="A LoRA file or PEFT folder; or a collection of many.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto for the best there is.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """What a trained model says about a LoRA or about every LoRA of a collection."""
@@ -222,7 +223,7 @@ def predict(
     from lol_core.learning.checkpoint import Checkpoint
 
     with reported():
-        model = Checkpoint.load(checkpoint)
+        model = Checkpoint.load(checkpoint, device)
         notes: list[str] = []
         path = Path(address)
         if is_collection(address) and not any((path / name).is_file() for name in IN_FOLDER):

@@ -26,9 +26,11 @@ from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError, LoLError
 from lol_core.learning.card import model_card
+from lol_core.learning.devices import find_device
 from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
+from lol_core.learning.stream import ahead, parts
 from lol_core.learning.tasks import Task, task_from_dict
 from lol_core.learning.verdict import Difference
 
@@ -159,14 +161,17 @@ class Checkpoint:
             ) from error
 
     @classmethod
-    def load(cls, folder: Path | str) -> Checkpoint:
-        """Read a checkpoint folder. Raises CheckpointError naming what is missing, damaged, or of another version."""
+    def load(cls, folder: Path | str, device: str = "cpu") -> Checkpoint:
+        """Read a checkpoint folder onto a device. Raises CheckpointError naming what is missing, damaged, or of another
+        version, and ModelError when there is no such device.
+        """
+        place = find_device(device)
         folder = Path(folder).expanduser()
         description = read_description(folder)
         try:
             config, task = TrainingConfig.from_dict(description["config"]), task_from_dict(description["task"])
             spec = WeightSpec.from_dict(description["spec"])
-            check_memory(config.model, spec, task.outputs, config.shape, torch.device("cpu"), fitted=False)
+            check_memory(config.model, spec, task.outputs, config.shape, place, fitted=False)
             model = make_model(config.model, spec, task.outputs, config.shape)
             names = ["split", "zoo", "fingerprint", "history", "left_out", "finished", "created"]
             interval = description["interval"]
@@ -198,7 +203,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{weights}: its weights do not fit the model that {DESCRIPTION} describes. {error}"
             ) from error
-        model.eval()
+        model.to(place).eval()
         return known
 
     @torch.no_grad()
@@ -206,32 +211,36 @@ class Checkpoint:
         """Raw outputs (B, outputs), or latents (B, width) with `embed`. Raises ModelError when a LoRA does not fit."""
         self.model.eval()
         device = self.model.device
-        parts = []
-        for start in range(0, len(loras), batch_size):
-            batch = stack(loras[start : start + batch_size], self.spec).to(device)
-            parts.append(self.model.embed(batch) if embed else self.model(batch))
-        return torch.cat(parts)
+        call = self.model.embed if embed else self.model
+        return torch.cat([call(stack(block, self.spec).to(device)) for block in parts(loras, batch_size)])
 
     def predict(self, loras: Sequence[LoRA]) -> np.ndarray:
         """Predictions in the user's terms, as `Task.decode` gives them."""
         return self.task.decode(self.outputs(loras))
 
-    def predict_zoo(self, zoo: Source, ids: Sequence[str] | None = None) -> tuple[pd.DataFrame, dict[str, str]]:
-        """Predictions for a zoo's LoRAs, and for those it cannot read the reason: a missing module, another shape, a
-        rank it does not take, a broken file.
+    def predict_zoo(
+        self, zoo: Source, ids: Sequence[str] | None = None, batch_size: int = 64
+    ) -> tuple[pd.DataFrame, dict[str, str]]:
+        """Predictions for a zoo's LoRAs, computed in batches on the model's device, and for those it cannot read the
+        reason: a missing module, another shape, a rank it does not take, a broken file.
         """
-        predictions, refused = [], {}
-        for id in zoo.ids if ids is None else ids:
+        ids = zoo.ids if ids is None else ids
+        misfits = {id: self.spec.misfits(zoo.by_id[id]) for id in ids}
+        refused = {id: " ".join(problems) for id, problems in misfits.items() if problems}
+        fitting = [id for id in ids if not misfits[id]]
+        predicted: list[tuple[list[str], np.ndarray]] = []
+        read = ahead(_readable(zoo, block, refused) for block in parts(fitting, batch_size))
+        for loras in filter(None, read):
             try:
-                if problems := self.spec.misfits(zoo.by_id[id]):
-                    refused[id] = " ".join(problems)
-                    continue
-                predictions.append((id, self.predict([zoo.load(id)])[0]))
-            except LoLError as error:
-                refused[id] = str(error)
-        width = self.task.outputs
-        values = np.stack([values for _, values in predictions]) if predictions else np.zeros((0, width))
-        return self.task.frame(values, [id for id, _ in predictions]), refused
+                predicted.append((list(loras), self.predict([*loras.values()])))
+            except LoLError:  # one of them does not suit it
+                for id, lora in loras.items():
+                    try:
+                        predicted.append(([id], self.predict([lora])))
+                    except LoLError as error:
+                        refused[id] = str(error)
+        values = np.concatenate([np.zeros((0, self.task.outputs)), *(values for _, values in predicted)])
+        return self.task.frame(values, [id for ids, _ in predicted for id in ids]), refused
 
     def compare(self, zoo: Source) -> list[str]:
         """What differs between a zoo and the one the model was trained on, as sentences; empty when it is the same."""
@@ -249,6 +258,17 @@ class Checkpoint:
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
         return notes
+
+
+def _readable(zoo: Source, ids: Sequence[str], refused: dict[str, str]) -> dict[str, LoRA]:
+    """The LoRAs with their weights; those that cannot be read are refused with the reason."""
+    loras = {}
+    for id in ids:
+        try:
+            loras[id] = zoo.load(id)
+        except LoLError as error:
+            refused[id] = str(error)
+    return loras
 
 
 def title_of(model: str, targets: Sequence[str], seed: int) -> str:

@@ -19,11 +19,14 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoLError, ModelError
 from lol_core.learning.evaluation import norm_features, structure_features
 from lol_core.learning.packed import Packing
+from lol_core.learning.stream import parts, stream
 
 MEMORY_SHARE = 0.25
 """Share of the free memory that the zoo's factors, or features, may take."""
-BLOCK = 2**26
+BLOCK = 2**24
 """Bytes that are packed at a time: what a kill costs."""
+AHEAD_FROM = 2**22
+"""Bytes of a batch from which a thread reads the next one."""
 
 
 def fits(size: int) -> bool:
@@ -107,10 +110,16 @@ class Factors:
             return stack([self.zoo.load(id) for id in ids], self.spec)
         return self.packing.batch(self.records, [self.place[id] for id in ids])
 
+    def stream(self, batches: Sequence[Sequence[str]], device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """The batches of ids on a device, read ahead where that takes longer than handing one over."""
+        largest = self.packing.size * max(map(len, batches), default=0)
+        return stream(self.batch, batches, device, read_ahead=largest > AHEAD_FROM)
+
 
 def control_features(zoo: Source, factors: Factors, ids: Sequence[str]) -> dict[str, pd.DataFrame]:
     """What the controls see of each LoRA: its file's structure, and the norms of its updates."""
-    norms = np.concatenate([norm_features(factors.batch(ids[i : i + 64])) for i in range(0, len(ids), 64)])
+    at_once = min(64, max(1, BLOCK // factors.packing.size))
+    norms = np.concatenate([norm_features(batch) for batch in factors.stream(parts(ids, at_once))])
     return {
         "structure only": pd.DataFrame(structure_features([zoo.by_id[id] for id in ids]), index=list(ids)),
         "norms only": pd.DataFrame(norms, index=list(ids)),

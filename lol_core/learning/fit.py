@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lol_core.core.batch import Batch
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ModelError
 from lol_core.learning.checkpoint import TrainingConfig
@@ -18,6 +19,7 @@ from lol_core.learning.devices import find_device
 from lol_core.learning.factors import Factors, fits
 from lol_core.learning.models import LoLModel, make_model
 from lol_core.learning.state import SavedState
+from lol_core.learning.stream import parts
 from lol_core.learning.tasks import Task
 
 FUSED_FROM = 5_000_000  # parameters from which the optimizer's step takes longer than the rest, and its fused form pays
@@ -126,7 +128,9 @@ class Fit:
         self.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(1_000_003 * config.seed + epoch)
-            for index in torch.randperm(len(ids), generator=generator).split(config.batch_size):
+            order = torch.randperm(len(ids), generator=generator).split(config.batch_size)
+            inputs = self._inputs([[ids[i] for i in index] for index in order])
+            for index, given in zip(order, inputs, strict=True):
                 if reporter.stopping:
                     self.model.load_state_dict(before)
                     self.optimizer.load_state_dict(optimizer_before)
@@ -134,7 +138,7 @@ class Fit:
                 with torch.autocast(
                     self.device.type, torch.bfloat16, enabled=config.mixed_precision and self.device.type == "cuda"
                 ):
-                    outputs = self._forward([ids[i] for i in index])
+                    outputs = self._forward(given)
                 loss = self.task.loss(outputs.float(), self.encoded["train"][index].to(self.device))
                 if loss.requires_grad:
                     self.optimizer.zero_grad(set_to_none=True)
@@ -164,12 +168,19 @@ class Fit:
     @torch.no_grad()
     def outputs(self, ids: Sequence[str], batch_size: int = 64) -> Tensor:
         self.model.eval()
-        return torch.cat([self._forward(ids[i : i + batch_size]).float().cpu() for i in range(0, len(ids), batch_size)])
+        return torch.cat([self._forward(given).float().cpu() for given in self._inputs(parts(ids, batch_size))])
 
-    def _forward(self, ids: Sequence[str]) -> Tensor:
+    def _inputs(self, batches: Sequence[Sequence[str]]) -> Iterator[Batch | Tensor]:
+        """What `_forward` takes for each batch of ids: what was described before, or the LoRAs."""
         if self._described is None:
-            return self.model(self.factors.batch(ids).to(self.device))
-        return self.model.head.out(self.model.head.latent(torch.stack([self._described[id] for id in ids])))
+            return self.factors.stream(batches, self.device)
+        described = self._described
+        return (torch.stack([described[id] for id in ids]) for ids in batches)
+
+    def _forward(self, given: Batch | Tensor) -> Tensor:
+        if isinstance(given, Batch):
+            return self.model(given)
+        return self.model.head.out(self.model.head.latent(given))
 
     @torch.no_grad()
     def _describe(self) -> dict[str, Tensor] | None:
@@ -179,10 +190,8 @@ class Fit:
         ids = [id for part in self.split.values() for id in part]
         if not fits(4 * self.model.n_features() * len(ids)):
             return None
-        parts = [
-            self.model.described(self.factors.batch(ids[i : i + 64]).to(self.device)) for i in range(0, len(ids), 64)
-        ]
-        return dict(zip(ids, torch.cat(parts), strict=True))
+        described = [self.model.described(batch) for batch in self.factors.stream(parts(ids, 64), self.device)]
+        return dict(zip(ids, torch.cat(described), strict=True))
 
     def _weights(self) -> dict[str, Tensor]:
         return {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}

@@ -16,6 +16,7 @@ from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
 from lol_core.learning.plan import Plan, plan
 from lol_core.learning.state import SavedState
+from lol_core.learning.stream import parts
 
 __all__ = ["Plan", "measure", "plan", "train"]
 
@@ -80,7 +81,7 @@ def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.
     predicted = {}
     with torch.no_grad():
         for part, ids in split.items():
-            outputs = torch.cat([checkpoint.model(factors.batch(ids[i : i + 64])) for i in range(0, len(ids), 64)])
+            outputs = torch.cat([checkpoint.model(batch) for batch in factors.stream(parts(ids, 64))])
             predicted[part] = task.decode(outputs)
             checkpoint.metrics[part] = task.score(labels.loc[ids], predicted[part])
     truth, ours = labels.loc[split["test"]], predicted["test"]

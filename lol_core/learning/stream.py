@@ -1,0 +1,63 @@
+"""Batches one after the other, each read while the last one is computed with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lol_core.core.batch import Batch
+
+T = TypeVar("T")
+
+
+class _Fetched(Dataset[Batch]):
+    """The LoRAs of a collection, fetched a batch at a time."""
+
+    def __init__(self, fetch: Callable[[Sequence[str]], Batch]):
+        self.fetch = fetch
+
+    def __getitems__(self, ids: Sequence[str]) -> Batch:
+        return self.fetch(ids)
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch
+
+
+def stream(
+    fetch: Callable[[Sequence[str]], Batch],
+    batches: Sequence[Sequence[str]],
+    device: torch.device | str = "cpu",
+    *,
+    read_ahead: bool = True,
+) -> Iterator[Batch]:
+    """The batches of ids, fetched in this order, on a device. read_ahead: by a thread, which costs more than it saves
+    where batches are small. No random number is drawn from the global generator.
+    """
+    loader = DataLoader(_Fetched(fetch), batch_sampler=batches, collate_fn=_whole, generator=torch.Generator())
+    moved = (batch.to(device) for batch in loader)
+    return ahead(moved) if read_ahead else moved
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each made by a thread while the one before is used. What making one raises is raised in its place."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(_next, items)
+        while made := following.result():
+            following = reader.submit(_next, items)
+            yield made.pop()
+
+
+def _next(items: Iterator[T]) -> list[T]:
+    """The next item, or none."""
+    return list(islice(items, 1))
+
+
+def parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in their order, `size` at a time."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
