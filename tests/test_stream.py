@@ -19,7 +19,7 @@ from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ModelError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.models import ModelConfig
+from lol_core.learning.models import LoLModel, ModelConfig
 from lol_core.learning.stream import ahead, parts, stream
 from lol_core.learning.training import plan, train
 from tests.builders import SHAPES, random_lora
@@ -91,11 +91,14 @@ def test_a_collection_is_predicted_in_batches_with_a_reason_for_each_refusal(
         "broken": broken,
         "missing": LoRA(random_lora().layers[:1]),
     }
-    sizes = []
+    sizes: list[int] = []
     forward = type(checkpoint.model).forward
-    monkeypatch.setattr(
-        type(checkpoint.model), "forward", lambda self, batch: (sizes.append(len(batch)), forward(self, batch))[1]
-    )
+
+    def counted(model: LoLModel, batch: Batch) -> torch.Tensor:
+        sizes.append(len(batch))
+        return forward(model, batch)
+
+    monkeypatch.setattr(type(checkpoint.model), "forward", counted)
     table, refused = checkpoint.predict_zoo(MemorySource(LORAS), batch_size=16)
     assert sizes == [16, 16, 8] and list(table.index) == list(LORAS) and not refused
     mixed, refused = checkpoint.predict_zoo(MemorySource(LORAS | others), batch_size=16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -25,8 +25,8 @@ class _Fetched(Dataset[Batch]):
         return self.fetch(ids)
 
 
-def _whole(batch: Batch) -> Batch:
-    return batch
+def _whole(fetched: Any) -> Any:
+    return fetched
 
 
 def stream(
@@ -39,7 +39,9 @@ def stream(
     """The batches of ids, fetched in this order, on a device. read_ahead: by a thread, which costs more than it saves
     where batches are small. No random number is drawn from the global generator.
     """
-    loader = DataLoader(_Fetched(fetch), batch_sampler=batches, collate_fn=_whole, generator=torch.Generator())
+    loader = DataLoader(
+        _Fetched(fetch), batch_sampler=map(list, batches), collate_fn=_whole, generator=torch.Generator()
+    )
     moved = (batch.to(device) for batch in loader)
     return ahead(moved) if read_ahead else moved
 
