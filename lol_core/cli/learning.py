@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -96,6 +97,8 @@ def train(
 
         checkpoint = train_model(opened, planned, config, out_folder, reporter, resume=resume)
         interrupted = not checkpoint.finished
+    if int(os.environ.get("RANK", "0")):  # of several processes the first one reports
+        return
     report = {
         "model": model,
         "targets": target,

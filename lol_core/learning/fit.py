@@ -18,6 +18,7 @@ from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.factors import Factors, fits
 from lol_core.learning.models import LoLModel, make_model
+from lol_core.learning.parallel import Alone, Parallel
 from lol_core.learning.state import SavedState
 from lol_core.learning.stream import parts
 from lol_core.learning.tasks import Task
@@ -39,9 +40,11 @@ class Fit:
         task: Task,
         encoded: dict[str, Tensor],
         config: TrainingConfig,
+        together: Parallel | None = None,
     ):
         self.factors, self.split, self.task, self.encoded, self.config = factors, split, task, encoded, config
-        self.spec, self.device = factors.spec, find_device(config.device)
+        self.together = together or Alone(find_device(config.device))
+        self.spec, self.device = factors.spec, self.together.device
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.model: LoLModel = make_model(config.model, self.spec, task.outputs, config.shape)
@@ -66,13 +69,14 @@ class Fit:
         task: Task,
         labels: pd.DataFrame,
         config: TrainingConfig,
+        together: Parallel | None = None,
     ) -> Fit:
-        """A fit that has not begun. task: not yet fitted; labels: of all LoRAs of the split. Raises TaskError when the
-        training part holds one value only.
+        """A fit that has not begun. task: not yet fitted; labels: of all LoRAs of the split; together: the processes
+        that train it, this one alone when None. Raises TaskError when the training part holds one value only.
         """
         fitted = task.fitted(labels.loc[split["train"]], config.class_weights)
         encoded = {part: fitted.encode(labels.loc[ids]) for part, ids in split.items()}
-        return cls(factors, split, fitted, encoded, config)
+        return cls(factors, split, fitted, encoded, config, together)
 
     def shuffled(self) -> Fit:
         """The same, not yet begun, with training and validation labels permuted among their LoRAs: a control."""
@@ -80,7 +84,7 @@ class Fit:
         encoded = dict(self.encoded)
         for part in ("train", "validation"):
             encoded[part] = encoded[part][torch.randperm(len(encoded[part]), generator=generator)]
-        return Fit(self.factors, self.split, self.task, encoded, self.config)
+        return Fit(self.factors, self.split, self.task, encoded, self.config, self.together)
 
     def run(self, reporter: Reporter = SILENT, state: SavedState | None = None) -> bool:
         """Train to the end or to a stop, then take the weights of the epoch with the lowest validation loss; whether
@@ -102,10 +106,10 @@ class Fit:
             left = (time.monotonic() - started) / (done - already) * (epochs - done)
             message = f"Epoch {done} of at most {epochs}, {left:.0f} s left at most"
             reporter.show(message, done / epochs, tuple(self.history))
-            if state is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS:
+            if state is not None and self.together.first and time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 state.save(self)
                 saved = time.monotonic()
-        if state is not None:
+        if state is not None and self.together.first:
             state.save(self)
         self.model.load_state_dict(self.best)
         return self.ended
@@ -122,16 +126,16 @@ class Fit:
         config, epoch, ids = self.config, len(self.history), self.split["train"]
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + epoch)
         total = 0.0
-        if reporter.stopping:
+        if self.together.any(reporter.stopping):
             return False
         before, optimizer_before = self._weights(), _copied(self.optimizer.state_dict())
         self.model.train()
         with torch.random.fork_rng():
-            torch.manual_seed(1_000_003 * config.seed + epoch)
+            torch.manual_seed(1_000_003 * config.seed + epoch + 1_000_000_007 * self.together.rank)
             order = torch.randperm(len(ids), generator=generator).split(config.batch_size)
             inputs = self._inputs([[ids[i] for i in index] for index in order])
             for index, given in zip(order, inputs, strict=True):
-                if reporter.stopping:
+                if self.together.any(reporter.stopping):
                     self.model.load_state_dict(before)
                     self.optimizer.load_state_dict(optimizer_before)
                     return False
@@ -139,10 +143,12 @@ class Fit:
                     self.device.type, torch.bfloat16, enabled=config.mixed_precision and self.device.type == "cuda"
                 ):
                     outputs = self._forward(given)
-                loss = self.task.loss(outputs.float(), self.encoded["train"][index].to(self.device))
+                outputs = self.together.join(outputs.float(), len(index))
+                loss = self.task.loss(outputs, self.encoded["train"][index].to(self.device))
                 if loss.requires_grad:
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
+                    self.together.sum_gradients(self.model.parameters())
                     self.optimizer.step()
                 total += loss.item() * len(index)
         if not np.isfinite(total):
@@ -168,10 +174,16 @@ class Fit:
     @torch.no_grad()
     def outputs(self, ids: Sequence[str], batch_size: int = 64) -> Tensor:
         self.model.eval()
-        return torch.cat([self._forward(given).float().cpu() for given in self._inputs(parts(ids, batch_size))])
+        batches = parts(ids, batch_size)
+        outputs = [
+            self.together.join(self._forward(given).float(), len(batch)).cpu()
+            for batch, given in zip(batches, self._inputs(batches), strict=True)
+        ]
+        return torch.cat(outputs)
 
     def _inputs(self, batches: Sequence[Sequence[str]]) -> Iterator[Batch | Tensor]:
-        """What `_forward` takes for each batch of ids: what was described before, or the LoRAs."""
+        """What `_forward` takes for this process's share of each batch: what was described before, or the LoRAs."""
+        batches = [self.together.share(ids) for ids in batches]
         if self._described is None:
             return self.factors.stream(batches, self.device)
         described = self._described

@@ -14,6 +14,7 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.evaluation import bootstrap_interval, control_predictions, paired_differences
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
+from lol_core.learning.parallel import parallel
 from lol_core.learning.plan import Plan, plan
 from lol_core.learning.state import SavedState
 from lol_core.learning.stream import parts
@@ -33,18 +34,22 @@ def train(
     """Fit, evaluate and save a model into the folder `out`; returns its checkpoint.
 
     When the reporter says to stop, the last finished epoch is saved, the best model so far is measured and the
-    checkpoint marked unfinished; with `resume`, training goes on from there and ends as if it had never stopped. Raises
+    checkpoint marked unfinished; with `resume`, training goes on from there and ends as if it had never stopped. Of the
+    processes that `accelerate launch` starts, each computes a share of every batch, and the first one writes. Raises
     TaskError, ModelError or CheckpointError, and Stopped when nothing was trained yet.
     """
+    together = parallel(config.device)
+    reporter = reporter if together.first else Reporter(stop=reporter.stop)
     state = SavedState(out, config, zoo.fingerprint)
-    state.open(resume)
+    if together.first or resume:
+        state.open(resume)
     factors = Factors(zoo, plan.spec, plan.ids, reporter.part(0.0, 0.1))
     split = {part: [id for id in ids if id in factors.place] for part, ids in plan.split.items()}
     if empty := [part for part, ids in split.items() if not ids]:
         raise TaskError(
             f"No readable LoRA is left for the {empty[0]} part. First reason: {next(iter(factors.left_out.values()))}"
         )
-    fit = Fit.of(factors, split, plan.task, zoo.labels, config)
+    fit = Fit.of(factors, split, plan.task, zoo.labels, config, together)
     finished = fit.run(reporter.part(0.1, 0.95), state)
     history = tuple(fit.history)
     shuffled = None
@@ -67,8 +72,12 @@ def train(
         left_out_modules=plan.left_out_modules,
         finished=finished,
     )
-    measure(checkpoint, zoo, factors, shuffled)
-    checkpoint.save(out)
+    if together.first:
+        measure(checkpoint, zoo, factors, shuffled)
+        checkpoint.save(out)
+    together.wait()
+    if not together.first:
+        return Checkpoint.load(out)
     reporter.show("Done" if finished else "Stopped", 1.0, history)
     return checkpoint
 

@@ -1,0 +1,41 @@
+"""One model trained by two processes on the CPU (gloo), as `accelerate launch` starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lol_core.learning.checkpoint import Checkpoint
+from tests.builders import write_zoo
+from tests.conftest import ROOT
+
+TRAIN = "--epochs 4 --batch-size 7 --width 16 --device cpu --json"
+LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node 2 --no-python"
+
+
+def trained(zoo: Path, out: Path, options: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Batches of 7, so that shares are unequal and the last batch has one LoRA, which is too few for two."""
+    command = f"-m lol_core train --zoo {zoo} --out {out} {TRAIN} {options}".split()
+    launch = [sys.executable, *LAUNCH.split(), sys.executable] if processes == 2 else [sys.executable]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("options", ["--target positive --class-weights", "--target size --model svd"])
+def test_two_processes_have_the_loss_curve_of_one(options: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 31)  # 22 of them to train on: batches of 7, 7, 7 and 1
+    curves = []
+    for processes in (1, 2):
+        done = trained(tmp_path / "zoo", tmp_path / str(processes), options, processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout)["finished"], "and it is reported once"
+        checkpoint = Checkpoint.load(tmp_path / str(processes))
+        curves.append([[epoch["train_loss"], epoch["validation_loss"]] for epoch in checkpoint.history])
+        assert len(checkpoint.split["train"]) % 7 == 1
+    assert len(curves[0]) == 4
+    assert [x for pair in curves[1] for x in pair] == pytest.approx([x for pair in curves[0] for x in pair], rel=1e-4)
