@@ -216,6 +216,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
 KILLED = """
 import os, sys
 from pathlib import Path
+from lol_core.learning.card import model_card
 from lol_core.learning.checkpoint import Checkpoint
 
 folder, step = Path(sys.argv[1]), 0
@@ -241,7 +242,7 @@ while True:
     found = Checkpoint.load(folder)
     same = [bool((a == b).all()) for a, b in zip(found.model.parameters(), other.model.parameters())]
     card = folder / "README.md"
-    print(found.config.seed, all(same), not card.exists() or card.read_text() == found.card())
+    print(found.config.seed, all(same), not card.exists() or card.read_text() == model_card(found))
 """
 
 
