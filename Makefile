@@ -5,13 +5,16 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 PORT ?= 8501
 IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16
 
-.PHONY: app test test-gpu check format notebooks lab wheel docs screenshots zoo base faces emojinette models clean
+.PHONY: app test bench test-gpu check format notebooks lab wheel docs screenshots zoo base faces emojinette models clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
 
 test: .venv/dev  ## side by side on up to four cores; `make test PYTEST="--numprocesses 1 -x"` for other options
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST)
+
+bench: .venv/dev  ## everything that is claimed of the speed, into benchmarks/results/report.md
+	$(BIN)/python -m benchmarks $(BENCH)
 
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu

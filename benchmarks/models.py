@@ -1,17 +1,17 @@
 """GL-net's forward and backward pass, and the preprocessing of SVD and O-Align, against plain loops over modules, at
-the geometry of Stable Diffusion 1.4's attention: `python -m benchmarks.models`. Synthetic factors: they are no LoRAs.
+the geometry of Stable Diffusion 1.4's attention: `python -m benchmarks.models`. And how GL-net's time grows.
 
-Seconds of processor time on one thread, so that another job on the machine changes little; the smallest of several.
+Synthetic factors: they are no LoRAs. Seconds of processor time on one thread, taken in turn.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import Claim, alternately, exponent
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.geometry import singular_values
 from lol_core.core.header import ModuleHeader
@@ -33,23 +33,17 @@ def attention() -> WeightSpec:
     return WeightSpec(tuple(modules))
 
 
-def factors(spec: WeightSpec) -> Batch:
+def square(modules: int, side: int, rank: int) -> WeightSpec:
+    return WeightSpec(tuple(ModuleHeader(f"m{i}", side, side, rank) for i in range(modules)))
+
+
+def factors(spec: WeightSpec, loras: int = LORAS) -> Batch:
     generator = torch.Generator().manual_seed(0)
     U, V = (
-        tuple(torch.randn(LORAS, len(i), shape[side], RANK, generator=generator) for shape, i in spec.groups)
+        tuple(torch.randn(loras, len(i), shape[side], spec.rank, generator=generator) for shape, i in spec.groups)
         for side in (0, 1)
     )
-    return Batch(spec, U, V, torch.full((LORAS, len(spec.modules)), RANK))
-
-
-def seconds(call: Callable[[], object], times: int = 5) -> float:
-    call()
-    measured = []
-    for _ in range(times):
-        started = time.process_time()
-        call()
-        measured.append(time.process_time() - started)
-    return min(measured)
+    return Batch(spec, U, V, torch.full((loras, len(spec.modules)), spec.rank))
 
 
 def loop_of(model: GLNet, batch: Batch) -> Callable[[], None]:
@@ -60,6 +54,7 @@ def loop_of(model: GLNet, batch: Batch) -> Callable[[], None]:
         if isinstance(y.Phi, Tensor) and isinstance(y.Psi, Tensor)
     ]
     first = nn.Linear(model.n_features(), WIDTH)
+    first.load_state_dict(model.head.latent[0].state_dict())
     parameters = [p for stack in stacks for pair in stack for p in pair] + [*first.parameters()]
 
     def step() -> None:
@@ -75,27 +70,54 @@ def loop_of(model: GLNet, batch: Batch) -> Callable[[], None]:
     return step
 
 
-def gl_net(spec: WeightSpec, batch: Batch) -> dict[str, float]:
-    model = make_model("gl_net", spec, 1, GLNetConfig(width=WIDTH, equivariant_width=WIDTH))
+def gl_net(batch: Batch, width: int = WIDTH) -> tuple[GLNet, Callable[[], None]]:
+    """A model and a forward and backward pass of it."""
+    model = make_model("gl_net", batch.spec, 1, GLNetConfig(width=WIDTH, equivariant_width=width))
     assert isinstance(model, GLNet)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         model(batch).square().mean().backward()
 
-    return {"loop": seconds(loop_of(model, batch)), "ours": seconds(step)}
+    return model, step
 
 
-def each(batch: Batch, call: Callable[[int, Tensor, Tensor, int], object]) -> None:
-    for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
-        for b in range(len(U)):
-            for k in range(U.shape[1]):
-                call(g, U[b, k], V[b, k], k)
+def bound(model: GLNet, batch: Batch) -> Callable[[], None]:
+    """What the pass cannot do without: its multiplications, as products of matrices that stay in the cache, and the
+    factors and weights read and the gradients written once, as copies.
+    """
+    modules, numbers = len(batch.spec.modules), batch.spec.parameters
+    products = modules * WIDTH**2 * (WIDTH + batch.rank)
+    count = round(len(batch) * (2 * WIDTH * numbers + 3 * products) / 512**3)
+    a, b, product = (torch.randn(512, 512) for _ in range(3))
+    read = torch.zeros(model.n_parameters)
+    written, factors = torch.zeros_like(read), torch.zeros(len(batch) * numbers // 2)
+    half = torch.zeros_like(factors)
+
+    def step() -> None:
+        for _ in range(count):
+            torch.mm(a, b, out=product)
+        written.copy_(read)
+        half.copy_(factors)
+
+    return step
 
 
-@torch.no_grad()
-def preprocessing(name: str, spec: WeightSpec, batch: Batch) -> dict[str, float]:
-    model = make_model(name, spec, 1)
+def each(batch: Batch, call: Callable[[int, Tensor, Tensor, int], Tensor]) -> Tensor:
+    """Features made module by module: (B, features)."""
+    rows = []
+    for b in range(len(batch)):
+        pairs = [
+            (g, U[b, k], V[b, k], k)
+            for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True))
+            for k in range(U.shape[1])
+        ]
+        rows.append(torch.cat([call(*pair) for pair in pairs]))
+    return torch.stack(rows)
+
+
+def preprocessing(name: str, batch: Batch, rounds: int) -> dict[str, list[float]]:
+    model = make_model(name, batch.spec, 1)
     model.prepare(batch, torch.Generator().manual_seed(0))
 
     def align(g: int, U: Tensor, V: Tensor, k: int) -> Tensor:
@@ -103,21 +125,54 @@ def preprocessing(name: str, spec: WeightSpec, batch: Batch) -> dict[str, float]
         return torch.cat([(U @ Q).flatten(), (V @ Q).flatten()])
 
     one = align if name == "o_align" else lambda g, U, V, k: singular_values(U, V)
-    return {
-        "loop": seconds(lambda: each(batch, one), 2),
-        "ours": seconds(lambda: model.features(model.normalized(batch)), 3),
-    }
+    calls = {"loop": lambda: each(batch, one), "ours": lambda: model.features(model.normalized(batch))}
+    with torch.no_grad():
+        torch.testing.assert_close(calls["ours"](), calls["loop"](), rtol=1e-3, atol=1e-3)
+        return alternately(calls, rounds)
+
+
+def claims(quick: bool = False) -> list[Claim]:
+    torch.set_num_threads(1)
+    rounds, batch = (3 if quick else 15), factors(attention(), 4 if quick else LORAS)
+    model, step = gl_net(batch)
+    taken = alternately({"loop": loop_of(model, batch), "ours": step, "bound": bound(model, batch)}, rounds)
+    about = f"at {len(batch.spec.modules)} modules, rank {RANK}, batch {len(batch)}, width {WIDTH}"
+    found = [
+        Claim(f"GL-net, forward and backward {about}", 2.0, taken["ours"], taken["loop"], "a plain loop over modules"),
+        Claim(
+            "GL-net within twice the arithmetic",
+            0.5,
+            taken["ours"],
+            taken["bound"],
+            "as many multiplications in square matrices",
+        ),
+    ]
+    for name in ("svd", "o_align"):
+        taken = preprocessing(name, batch, rounds)
+        found.append(Claim(f"{name}, preprocessing {about}", 5.0, taken["ours"], taken["loop"], "a loop over modules"))
+    return found
+
+
+def growth(quick: bool = False) -> dict[str, dict[str, object]]:
+    """How the time of GL-net's forward and backward pass grows: exponents, with the samples they come from."""
+    torch.set_num_threads(1)
+    start = (8, 256, 4)
+    sizes = {"modules": [8, 16, 32, 64], "n + m": [512, 1024, 2048, 4096], "rank": [4, 8, 16, 32]}
+    found: dict[str, dict[str, object]] = {}
+    for i, (what, values) in enumerate(sizes.items()):
+        steps = {}
+        for value in values[: 2 if quick else None]:
+            shape = [*start]
+            shape[i] = value // 2 if what == "n + m" else value
+            steps[str(value)] = gl_net(factors(square(*shape), 16), 16)[1]
+        taken = alternately(steps, 2 if quick else 9)
+        found[what] = {"exponent": exponent([int(size) for size in taken], taken), "samples (s)": taken}
+    return found
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    spec = attention()
-    batch = factors(spec)
-    rows = {"GL-net, forward and backward": gl_net(spec, batch)}
-    rows |= {f"{name}, preprocessing": preprocessing(name, spec, batch) for name in ("svd", "o_align")}
-    print(f"{len(spec.modules)} modules, rank {RANK}, {LORAS} LoRAs, width {WIDTH}")
-    for title, row in rows.items():
-        print(f"{title}: {row['ours']:.3f} s, a plain loop {row['loop']:.3f} s, {row['loop'] / row['ours']:.1f} times")
+    for claim in claims():
+        print(f"{claim.text}: {claim.ratio:.2f} times {claim.against}")
 
 
 if __name__ == "__main__":

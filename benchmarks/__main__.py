@@ -1,0 +1,148 @@
+"""`python -m benchmarks`: everything that is claimed of the speed, measured in one run, each beside its reference, into
+one report with the raw samples. `--quick` only tries whether all of it runs; its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import figure5, models, streaming
+from benchmarks.measure import Claim, exponent, machine
+
+RESULTS = Path(__file__).parent / "results"
+Part = dict[str, Any]
+"""What a part of the report holds: claims, growth, and the whole report of a script."""
+
+
+def script(name: str, *options: object, out: str = "--out") -> Part:
+    """The report of one of the scripts here, run in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "report.json"
+        command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options), out, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given")
+        return {"report": json.loads(path.read_text())}
+
+
+def of_models(quick: bool) -> Part:
+    return {"claims": models.claims(quick), "growth": models.growth(quick)}
+
+
+def of_streaming(quick: bool) -> Part:
+    return {"claims": streaming.claims(quick)}
+
+
+def of_figure5(quick: bool) -> Part:
+    return figure5.report(quick)
+
+
+def of_index(quick: bool) -> Part:
+    """A first index at three sizes, and many files opened again."""
+    sizes = [50, 100] if quick else [500, 1000, 2000]
+    rows, repeats = (200, 1) if quick else (100_000, 3)
+    reports = [
+        script("index", "--files", size, "--rows", rows if size == sizes[-1] else 100, "--repeats", repeats)["report"]
+        for size in sizes
+    ]
+    times = {str(size): report["first"]["first index (s)"] for size, report in zip(sizes, reports, strict=True)}
+    headers = reports[-1]["first"]["reading and parsing the headers (s)"]
+    text = f"A first index of {sizes[-1]:,} kohya files of 264 modules"
+    claim = Claim(
+        text, 1.0, times[str(sizes[-1])], headers, "one thread that json.loads-es the headers", "s of the clock"
+    )
+    growth = {"files": {"exponent": exponent(sizes, times), "samples (s)": times}}
+    return {"claims": [claim], "growth": growth, "report": reports[-1]}
+
+
+def of_probe(quick: bool) -> Part:
+    with tempfile.TemporaryDirectory() as place:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.probe_formats",
+            "--count",
+            "4" if quick else "200",
+            "--results",
+            place,
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        return {"report": json.loads((Path(place) / "probe.json").read_text())}
+
+
+def of_cost(quick: bool) -> Part:
+    return script("cost", "--measure", "--count", 1 if quick else 8, out="--results")
+
+
+def of_pages(quick: bool) -> Part:
+    return script("pages", "--count", 50 if quick else 10_000, "--repeats", 1 if quick else 3)
+
+
+def of_scatter(quick: bool) -> Part:
+    return script("scatter", *([1000] if quick else [100_000]), "--repeats", 1 if quick else 3)
+
+
+PARTS: Mapping[str, Callable[[bool], Part]] = {
+    "models": of_models,
+    "streaming": of_streaming,
+    "figure5": of_figure5,
+    "index": of_index,
+    "probe": of_probe,
+    "cost": of_cost,
+    "pages": of_pages,
+    "scatter": of_scatter,
+}
+
+
+def table(about: Mapping[str, Any], parts: Mapping[str, Part], quick: bool) -> str:
+    """The report as Markdown."""
+    lines = ["# Speed", ""]
+    lines += ["**A quick try: these numbers mean nothing.**", ""] if quick else []
+    lines += ["`make bench`. " + "; ".join(f"{name}: {value}" for name, value in about.items()) + ".", ""]
+    lines += ["| claim | times as fast | as | goal | |", "|---|---|---|---|---|"]
+    for part in parts.values():
+        for claim in part.get("claims", []):
+            held = "holds" if claim.holds else "**does not hold**"
+            lines.append(f"| {claim.text} | {claim.ratio:.2f} | {claim.against} | {claim.goal:g} | {held} |")
+    lines += ["", "| time grows with | as its power |", "|---|---|"]
+    for part in parts.values():
+        lines += [f"| {what} | {grown['exponent']:.2f} |" for what, grown in part.get("growth", {}).items()]
+    lines += ["", "| part | seconds | |", "|---|---|---|"]
+    lines += [f"| {name} | {part['seconds']:.0f} | {part.get('failed', '')} |" for name, part in parts.items()]
+    return "\n".join([*lines, "", "Raw samples and the parts' own reports: `report.json`.", ""])
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Try whether everything runs; the numbers mean nothing.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help=f"Parts to run, of {', '.join(PARTS)}.")] = None,
+    out: Annotated[Path, typer.Option(help="A folder for report.json and report.md.")] = RESULTS,
+) -> None:
+    if unknown := set(only or ()) - set(PARTS):
+        raise typer.BadParameter(f"There is no part {', '.join(unknown)}. Choose of {', '.join(PARTS)}.")
+    about, parts = machine(), dict[str, Part]()
+    for name in only or PARTS:
+        started = time.perf_counter()
+        try:
+            parts[name] = PARTS[name](quick)
+        except Exception as error:  # the other parts are measured all the same
+            parts[name] = {"failed": f"{type(error).__name__}: {error}"}
+        parts[name]["seconds"] = time.perf_counter() - started
+        print(f"{name}: {parts[name].get('failed') or 'measured'}, {parts[name]['seconds']:.0f} s", file=sys.stderr)
+    out.mkdir(parents=True, exist_ok=True)
+    whole = {"quick": quick, "machine": about, "parts": parts}
+    (out / "report.json").write_text(json.dumps(whole, indent=1, default=Claim.to_dict) + "\n")
+    (out / "report.md").write_text(table(about, parts, quick))
+    raise typer.Exit(int(any("failed" in part for part in parts.values())))
+
+
+if __name__ == "__main__":
+    typer.run(main)
