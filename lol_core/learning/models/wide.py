@@ -12,6 +12,8 @@ PART = 2**22
 """Numbers of a weight that are one parameter. Memory of this size is kept and used again by the allocator; a gradient
 in one piece would be fresh memory at every step, which takes longer than computing it.
 """
+MOST = 4096
+"""Parameters that a weight is about divided into at most."""
 
 
 class WideLinear(nn.Module):
@@ -25,7 +27,7 @@ class WideLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, parts: Sequence[int] | None = None):
         super().__init__()
-        each = max(1, PART // outputs)
+        each = max(1, PART // outputs, inputs // MOST)
         self.parts = list(parts) if parts else [min(each, inputs - at) for at in range(0, inputs, each)]
         if sum(self.parts) != inputs:
             raise ValueError(f"The parts {self.parts} do not make {inputs} inputs.")
