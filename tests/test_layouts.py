@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from lol_core.collections.layouts import weights2weights
 from lol_core.collections.opening import open_source
 from lol_core.errors import ZooError
 from tests.builders import random_lora, write_peft
-from tests.hub import Hub, hub
+from tests.hub import Answer, Hub, hub
 
 SITES = (
     ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 320, 320),
@@ -212,6 +213,31 @@ def test_trials_of_w2t(tmp_path: Path, with_table: bool) -> None:
     source = open_source(tmp_path / "arc")
     assert source.labels["test_acc"].tolist() == [0.1, 0.2] and ("lr" in source.labels) == with_table
     assert source.entries[0].scales == (2.0, 2.0) and len(source) == 2
+
+
+def test_a_zip_of_faces_on_the_hub_opens_again_without_a_network(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models_4"
+    for i in range(3):
+        peft_unet(folder / f"model_0_0_0_0_{i}" / "unet", 4, i)
+        torch.save(20.0 + i, folder / f"model_0_0_0_0_{i}" / "score")
+    hub.add("datasets/some/zips", {"celeba/models_4.zip": zipped(folder).read_bytes()})
+    address = "hf://datasets/some/zips/celeba/models_4.zip"
+    open_source(address, cache=tmp_path / "counted")
+    served = iter([None] * (sum("/cdn/" in asked.path for asked in hub.asked) - 1))
+    hub.fail = lambda method, path: next(served, Answer(404)) if "/cdn/" in path else None
+    assert "1 files with labels could not be read" in open_source(address).remarks[-1], "the last score"
+    hub.fail = lambda method, path: None
+    online = open_source(address)
+    assert online.labels["clip_score"].tolist() == [20, 21, 22] and "could not" not in online.remarks[-1]
+    online.load(online.ids[1])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = len(hub.asked)
+    source = open_source(address)
+    assert len(hub.asked) == before and source.ids == online.ids and "without the hub" in " ".join(source.remarks)
+    pd.testing.assert_frame_equal(source.labels, online.labels)
+    assert torch.equal(source.load(source.ids[1]).layers[0].U, online.load(online.ids[1]).layers[0].U)
 
 
 def test_lots_of_loras(tmp_path: Path, hub: Hub) -> None:

@@ -23,6 +23,8 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, cast
 
+import orjson
+
 from lol_core.collections.blob import Blob, LocalFile, Part, part_of
 from lol_core.collections.cache import bytes_allowed, cache_folder
 from lol_core.collections.describe import SAMPLED_BYTES, sampled_digest
@@ -203,6 +205,39 @@ def _tar_problem(info: tarfile.TarInfo, length: int) -> str | None:
     if info.offset_data + info.size > length:
         return "The archive is cut off within it."
     return None
+
+
+_ZIP_FIELDS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type")
+
+
+def listing_to_json(identity: str, listing: Listing) -> bytes:
+    """The members of an archive of that identity, to be kept for when it cannot be read."""
+    members: dict[str, Any] = {}
+    for name, blob in listing.files.items():
+        if isinstance(blob, ZipMember):
+            numbers = [getattr(blob.info, field) for field in _ZIP_FIELDS]
+            members[name] = [blob.info.filename, list(blob.info.date_time), *numbers]
+        elif isinstance(blob, Part):
+            members[name] = [blob.start, blob.size, blob.identity]
+    return orjson.dumps({"archive": identity, "members": members, "refused": dict(listing.refused)})
+
+
+def listing_from_json(content: bytes, archive: Blob) -> Listing | None:
+    """The same again; None when it is of another archive."""
+    kept = orjson.loads(content)
+    if kept["archive"] != archive.identity:
+        return None
+    files: dict[str, Blob] = {}
+    for name, values in kept["members"].items():
+        if len(values) == 3:
+            files[name] = Part(archive, *values)
+            continue
+        year, month, day, hour, minute, second = values[1]
+        info = zipfile.ZipInfo(values[0], (year, month, day, hour, minute, second))
+        for field, value in zip(_ZIP_FIELDS, values[2:], strict=True):
+            setattr(info, field, value)
+        files[name] = ZipMember(archive, info)
+    return Listing(files, kept["refused"])
 
 
 def _unpacked(archive: LocalFile, unpack: Callable[..., Any], cache: Path | None, reporter: Reporter) -> LocalFile:

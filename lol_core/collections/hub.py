@@ -76,7 +76,9 @@ def open_hub(address: str, labels: str | None = None, cache: Path | None = None,
         )
     budget = Budget(bytes_allowed())
     if spot.path.lower().endswith(archive.SUFFIXES):
-        listing = _members(spot, catalogue, (cache or cache_folder()) / "members", budget)
+        listing = _members(
+            spot, catalogue, kept.with_suffix(".members.json"), (cache or cache_folder()) / "members", budget
+        )
     else:
         listing = Listing({path: replace(file, budget=budget) for path, file in catalogue.files.items()})
     listing = replace(listing, remarks=(*listing.remarks, *remarks))
@@ -85,8 +87,8 @@ def open_hub(address: str, labels: str | None = None, cache: Path | None = None,
     return replace(source, remarks=(*source.remarks, _sizes(source, budget, catalogue)))
 
 
-def _members(spot: HubAddress, catalogue: Catalogue, folder: Path, budget: Budget) -> Listing:
-    """The members of an archive in a repository, read by ranges and kept one by one."""
+def _members(spot: HubAddress, catalogue: Catalogue, kept: Path, folder: Path, budget: Budget) -> Listing:
+    """The members of an archive in a repository, read by ranges and kept one by one. kept: where their list is."""
     if not catalogue.files:
         raise ZooError(f"{spot}: there is no such archive in the repository. Check the path.")
     whole = replace(next(iter(catalogue.files.values())), unlimited=True)
@@ -95,7 +97,14 @@ def _members(spot: HubAddress, catalogue: Catalogue, folder: Path, budget: Budge
             f"{spot}: in a compressed tar nothing can be found without reading all before it. Download it and open it"
             " from here."
         )
-    listed = (archive.list_zip if whole.path.lower().endswith(".zip") else archive.list_tar)(whole, whole.shown)
+    try:
+        listed = (archive.list_zip if whole.path.lower().endswith(".zip") else archive.list_tar)(whole, whole.shown)
+        _write(kept, archive.listing_to_json(whole.identity, listed))
+    except PassingError:
+        known = archive.listing_from_json(kept.read_bytes(), whole) if kept.is_file() else None
+        if known is None:
+            raise
+        listed = known
     return replace(
         listed, files={name: Kept(part, f"{spot}/{name}", folder, budget) for name, part in listed.files.items()}
     )
@@ -114,7 +123,7 @@ def _sizes(source: FileSource, budget: Budget, catalogue: Catalogue) -> str:
         f" {budget.used / GIGABYTE:.2f} GB are here. Each comes when it is needed, up to"
         f" {budget.allowed / GIGABYTE:.0f} GB in all (LOL_CACHE_LIMIT_GB)."
     )
-    if archives and not source.entries:
+    if archives and not source.entries and not source.address.lower().endswith(archive.SUFFIXES):
         sentence = f"It holds {archives} archives, such as {source.address}/… .zip: open each by its own address."
     return sentence
 

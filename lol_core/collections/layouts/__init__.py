@@ -6,11 +6,14 @@ labels gives it its own.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 
+from lol_core.collections.durable import replace_file
 from lol_core.collections.files import FileSource, Listing, list_folder
 from lol_core.collections.folder import Zoo
 from lol_core.collections.layouts import learning_on_loras, lots_of_loras, model_j, w2t
@@ -65,7 +68,37 @@ def with_own_labels(source: Source) -> Source:
     beside = Beside(source)
     for layout in LAYOUTS:
         if layout.recognises(beside):
-            labels = layout.labels(beside).dropna(axis=1, how="all")
-            remark = f"Laid out as the collection {layout.name}: its own labels are joined."
-            return replace(source, labels=labels, remarks=(*source.remarks, remark))
+            labels = _known(source, layout)
+            if labels is None:
+                labels = layout.labels(beside).dropna(axis=1, how="all")
+                if not beside.failed:
+                    _keep(source, layout, labels)
+            remarks = [f"Laid out as the collection {layout.name}: its own labels are joined."]
+            if beside.failed:
+                remarks.append(
+                    f"{len(beside.failed):,} files with labels could not be read, first {beside.failed[0]}. Open it"
+                    " again to try again."
+                )
+            return replace(source, labels=labels, remarks=(*source.remarks, *remarks))
     return source
+
+
+def _place(source: FileSource | Zoo, layout: Layout) -> Path | None:
+    """Where the labels of a collection that lies elsewhere are kept, so that it opens again without a network."""
+    if not isinstance(source, FileSource) or "://" not in source.address:
+        return None
+    mark = hashlib.sha256(f"{layout.name}\0{source.fingerprint}".encode()).hexdigest()[:16]
+    return source.database.with_suffix(f".{mark}.labels.parquet")
+
+
+def _known(source: FileSource | Zoo, layout: Layout) -> pd.DataFrame | None:
+    place = _place(source, layout)
+    try:
+        return pd.read_parquet(place) if place and place.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(source: FileSource | Zoo, layout: Layout, labels: pd.DataFrame) -> None:
+    if place := _place(source, layout):
+        replace_file(place, labels.to_parquet)

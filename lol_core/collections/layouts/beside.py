@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -30,6 +30,8 @@ class Beside:
     """A collection as layouts see it."""
 
     source: Source
+    failed: list[str] = field(default_factory=list)
+    """Files that are there and could not be read."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -61,7 +63,7 @@ class Beside:
                 path = self.source.folder / name
                 return path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_BYTES else None
         except (LoRAFormatError, ZooError, OSError):
-            pass
+            self.failed.append(name)
         return None
 
     def find(self, name: str) -> bytes | None:
