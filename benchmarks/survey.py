@@ -1,0 +1,135 @@
+"""`python -m benchmarks.survey`: what reading and surveying LoRAs takes beside reading their bytes and multiplying
+every factor once, in float32, by a matrix of as many columns as a sketch has numbers.
+
+Synthetic files (random weights in kohya's names and shapes for Stable Diffusion 1.5, float16), and with `--published` a
+folder of real ones. Each side in turn for every file, in one process with one thread; processor seconds, so that other
+work on the machine counts little. `--rival` runs another program on the same folder: `{folder}` and `{out}` stand for
+what it reads and where it may write. Start-up is taken off both by a second run on one of the files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.cost import processor, write_lora
+from lol_core.collections.zoo import Zoo
+from lol_core.core.lora import LoRA
+from lol_core.insight.survey import SKETCH, survey
+
+RESULTS = Path(__file__).parent / "results" / "survey.json"
+RANKS = {4: 12, 32: 6, 64: 4}
+"""Synthetic files of each rank."""
+ROUNDS = 5
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def multiply(lora: LoRA, matrices: Mapping[int, torch.Tensor]) -> None:
+    for layer in lora.layers:
+        for factor in (layer.U, layer.V):
+            factor.float().mT @ matrices[len(factor)]
+
+
+def read_and_survey(zoo: Zoo, id: str) -> None:
+    survey(zoo.load(id))
+
+
+def measured(folder: Path, cache: Path) -> dict[str, Any]:
+    zoo = Zoo.open(folder, cache=cache)
+    loras = {id: zoo.load(id) for id in zoo.ids}
+    lengths = {len(factor) for lora in loras.values() for layer in lora.layers for factor in (layer.U, layer.V)}
+    matrices = {length: torch.randn(length, SKETCH) for length in lengths}
+    rounds = []
+    for _ in range(ROUNDS + 1):  # the first makes what is made once: projections, layouts of headers
+        seconds = {"bytes": 0.0, "product": 0.0, "survey": 0.0}
+        for id, lora in loras.items():
+            seconds["bytes"] += timed(zoo.path(id).read_bytes)
+            seconds["product"] += timed(partial(multiply, lora, matrices))
+            seconds["survey"] += timed(partial(read_and_survey, zoo, id))
+        rounds.append(seconds)
+    ratios = [one["survey"] / (one["bytes"] + one["product"]) for one in rounds[1:]]
+    modules = sum(len(lora.layers) for lora in loras.values())
+    size = sum(entry.size for entry in zoo.entries)
+    about = {"loras": len(loras), "modules": modules, "bytes": size}
+    return about | {"ratio": statistics.median(ratios), "rounds_s": rounds[1:]}
+
+
+def seconds_of(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Processor seconds of a program and its processes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, env={**os.environ, **environment}, capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compared(folder: Path, rival: str, place: Path) -> dict[str, Any]:
+    """Processor seconds without start-up of ours and of the rival, in turn, and their ratio."""
+    one = place / "one"
+    one.mkdir()
+    file = sorted(folder.rglob("*.safetensors"))[0]
+    shutil.copytree(file.parent, one / file.parent.name)
+    ours = f"{sys.executable} -m lol_core survey {{folder}} --json"
+    rounds = []
+    for i in range(3):
+        row = {}
+        for name, template in (("ours", ours), ("rival", rival)):
+            both = []
+            for j, files in enumerate((folder, one)):
+                out = place / f"out-{i}-{name}-{j}"
+                out.mkdir()
+                command = shlex.split(template.format(folder=files, out=out))
+                own = {"OMP_NUM_THREADS": "1", "LOL_CACHE_DIR": str(out), "HOME": str(out)}
+                both.append(seconds_of(command, own))
+            row[name] = both[0] - both[1]
+        rounds.append(row)
+    return {"ratio": statistics.median(row["ours"] / row["rival"] for row in rounds), "rounds_s": rounds}
+
+
+def main(
+    published: Annotated[Path | None, typer.Option(help="A folder of real LoRAs.")] = None,
+    rival: Annotated[str | None, typer.Option(help="A command with {folder} and {out}.")] = None,
+    results: Path = RESULTS,
+) -> None:
+    torch.set_num_threads(1)
+    report: dict[str, Any] = {"processor": processor(), "load": os.getloadavg()}
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for rank, count in RANKS.items():
+            folder = place / f"rank-{rank}"
+            folder.mkdir()
+            for i in range(count):
+                write_lora(folder / f"{i:03d}.safetensors", rank, i)
+            report[f"synthetic, rank {rank}"] = measured(folder, place / "cache")
+        if published is not None:
+            report["published"] = measured(published, place / "cache")
+            if rival is not None:
+                about = {"rival": Path(shlex.split(rival)[0]).name}
+                report["published, beside a rival"] = about | compared(published, rival, place)
+    results.write_text(json.dumps(report, indent=1) + "\n")
+    for title, part in report.items():
+        if isinstance(part, dict):
+            print(f"{title}: {part['ratio']:.2f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
