@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import zipfile
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from lol_core.cli.commands import app
 from lol_core.collections import http
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.hub_address import HubAddress, Kind, parse
@@ -401,3 +404,10 @@ def test_what_fsspec_reaches(folder: Path, tmp_path: Path) -> None:
         open_source((tmp_path / "nowhere").as_uri())
     with pytest.raises(ZooError, match="live in the program"):
         open_source("memory://mine")
+
+
+def test_a_command_says_how_much_it_will_download(hub: Hub, folder: Path) -> None:
+    hub.add("models/someone/zoo", folder)
+    result = CliRunner().invoke(app, ["survey", "hf://someone/zoo", "--json"])
+    assert "are here. Each comes when it is needed, up to 20 GB" in " ".join(result.stderr.split())
+    assert json.loads(result.stdout)["finished"] and len(json.loads(result.stdout)["loras"]) == 5

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,8 +17,11 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from lol_core.core.progress import Reporter
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoLError, needing
+
+if TYPE_CHECKING:
+    from lol_core.collections.source import Source
 
 out, err = Console(markup=False), Console(stderr=True, markup=False)  # brackets in names are names
 WORKERS = "N|ray|ray://HOST:10001"
@@ -100,3 +103,15 @@ def stoppable() -> Iterator[Reporter]:
             yield reporter
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def open_collection(address: str, labels: Path | None = None, reporter: Reporter = SILENT) -> Source:
+    """`open_source`, with what it has to say of the whole, such as the size of weights that are to be downloaded, on
+    the terminal.
+    """
+    from lol_core.collections.opening import open_source
+
+    source = open_source(address, labels, reporter=reporter)
+    for remark in source.remarks:
+        err.print(remark, highlight=False, soft_wrap=True)
+    return source

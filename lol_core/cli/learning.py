@@ -13,6 +13,7 @@ from lol_core.cli.console import (
     AsJson,
     LabelsFile,
     err,
+    open_collection,
     out,
     print_json,
     print_table,
@@ -58,7 +59,6 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a LoL model and report its test scores beside its controls. Ctrl-C stops it with everything saved."""
-    from lol_core.collections.opening import open_source
     from lol_core.learning.checkpoint import TrainingConfig
     from lol_core.learning.leaderboard import verdicts
     from lol_core.learning.metrics import METRIC_TITLES
@@ -92,7 +92,7 @@ def train(
     )
     interrupted = False
     with reported(), stoppable() as reporter:
-        opened = open_source(zoo, labels)
+        opened = open_collection(zoo, labels)
         planned = plan(opened, target, config)
 
         checkpoint = train_model(opened, planned, config, out_folder, reporter, resume=resume)
@@ -154,7 +154,6 @@ def crossvalidate(
     """Predict every LoRA by a model that has not seen it, and say how much better that ranks them than the controls
     do.
     """
-    from lol_core.collections.opening import open_source
     from lol_core.learning.checkpoint import TrainingConfig
     from lol_core.learning.crossvalidation import crossvalidate as cross_validate
     from lol_core.learning.metrics import METRIC_TITLES
@@ -173,7 +172,7 @@ def crossvalidate(
         group_column=group,
     )
     with reported(), stoppable() as reporter:
-        opened = open_source(zoo, labels)
+        opened = open_collection(zoo, labels)
         validated = cross_validate(
             opened,
             target,
@@ -221,7 +220,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """What a trained model says about a LoRA or about every LoRA of a collection."""
-    from lol_core.collections.opening import is_collection, open_source
+    from lol_core.collections.opening import is_collection
     from lol_core.formats import IN_FOLDER, read
     from lol_core.learning.checkpoint import Checkpoint
 
@@ -230,7 +229,7 @@ def predict(
         notes: list[str] = []
         path = Path(address)
         if is_collection(address) and not any((path / name).is_file() for name in IN_FOLDER):
-            zoo = open_source(address)
+            zoo = open_collection(address)
             notes = model.compare(zoo)
             table, refused = model.predict_zoo(zoo)
         else:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lol_core.cli.console import Address, AsJson, Workers, err, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import (
+    Address,
+    AsJson,
+    Workers,
+    err,
+    open_collection,
+    out,
+    print_json,
+    print_table,
+    reported,
+    stoppable,
+)
 
 if TYPE_CHECKING:
     from lol_core.collections.entry import Entry
@@ -71,11 +82,10 @@ def duplicates(
 
 
 def _surveyed(folder: str, workers: str) -> tuple[Source, dict[str, Survey]]:
-    from lol_core.collections.opening import open_source
     from lol_core.insight.surveys import Surveys
 
     with stoppable() as reporter:
-        zoo = open_source(folder, reporter=reporter.part(0.0, 0.1))
+        zoo = open_collection(folder, reporter=reporter.part(0.0, 0.1))
         return zoo, Surveys(zoo).complete(reporter.part(0.1, 1.0), workers=workers)
 
 

@@ -95,7 +95,7 @@ def is_arc(beside: Beside) -> bool:
     ids = beside.ids
     if not ids or not all(_NUMBERED.search(id) for id in ids):
         return False
-    return f"{ids[0].rpartition('/')[0]}/ARC-Challenge-Acc.txt" in set(beside.names)
+    return beside.read(f"{ids[0].rpartition('/')[0]}/ARC-Challenge-Acc.txt") is not None
 
 
 def arc(beside: Beside) -> pd.DataFrame:
