@@ -104,7 +104,7 @@ def _kind_of(sentence: str) -> str:
 
 
 def _difference(probed: LoRA, loaded: LoRA) -> str | None:
-    def told(lora: LoRA) -> dict[str, Any]:
+    def summary(lora: LoRA) -> dict[str, Any]:
         return {
             "headers": lora.headers,
             "scales": [repr(layer.scale) for layer in lora.layers],
@@ -117,7 +117,7 @@ def _difference(probed: LoRA, loaded: LoRA) -> str | None:
             "dialect": lora.dialect,
         }
 
-    one, two = told(probed), told(loaded)
+    one, two = summary(probed), summary(loaded)
     return next((key for key in one if one[key] != two[key]), None)
 
 

@@ -71,8 +71,8 @@ def own_seeds() -> list[Seed]:
             for form in forms_of(lora):
                 path = Path(folder) / form / name
                 write(lora, path if form == "PEFT" else path.with_suffix(".safetensors"), form)
-                found = sorted(path.iterdir(), reverse=True) if form == "PEFT" else [path.with_suffix(".safetensors")]
-                seeds.append(Seed(f"own/{form}/{name}", {file.name: file.read_bytes() for file in found}))
+                files = sorted(path.iterdir(), reverse=True) if form == "PEFT" else [path.with_suffix(".safetensors")]
+                seeds.append(Seed(f"own/{form}/{name}", {file.name: file.read_bytes() for file in files}))
         tensors = {
             "base_model.model.q.lora_A.weight": torch.randn(2, 5, generator=generator),
             "base_model.model.q.lora_B.weight": torch.randn(4, 2, generator=generator),

@@ -49,7 +49,7 @@ def switch(page: Page, name: str) -> float:
 
 
 def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, object]:
-    found: dict[str, object] = {
+    measured: dict[str, object] = {
         "LoRAs": count,
         "cores": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
@@ -61,22 +61,22 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
         started = time.perf_counter()
         page.goto(f"{address}/Zoo?collection={folder}")
         expect(page.get_by_text(re.compile("Reading headers"))).to_be_visible(timeout=120_000)
-        found["first index: progress is shown after"] = time.perf_counter() - started
+        measured["first index: progress is shown after"] = time.perf_counter() - started
         field = page.get_by_role("textbox", name="Labels file")
-        found["first index: a field of the page takes a click after"] = seconds(
+        measured["first index: a field of the page takes a click after"] = seconds(
             field.click, lambda: expect(field).to_be_focused()
         )
         expect(page.get_by_text(f"{count:,} LoRAs open")).to_be_visible(timeout=600_000)
-        found["first index: done after"] = time.perf_counter() - started
+        measured["first index: done after"] = time.perf_counter() - started
         reading = page.get_by_text(re.compile("Reading weights"))
         expect(reading.first).to_be_visible(timeout=60_000)
         expect(reading).to_have_count(0, timeout=900_000)
-        found["weights read after"] = time.perf_counter() - started
+        measured["weights read after"] = time.perf_counter() - started
         settled(page)
         started = time.perf_counter()
         page.get_by_test_id("stSidebar").get_by_role("link", name="Map", exact=True).click()
         expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible(timeout=600_000)
-        found["first map (PCA of the updates) drawn after"] = time.perf_counter() - started
+        measured["first map (PCA of the updates) drawn after"] = time.perf_counter() - started
         settled(page)
         times: dict[str, list[float]] = {name: [] for name in PAGES}
         for round in range(repeats + 1):
@@ -84,7 +84,7 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
                 took = switch(page, name)
                 if round:  # the first visit of each page is not warm
                     times[name].append(took)
-        found["warm page switch, median"] = {name: statistics.median(values) for name, values in times.items()}
+        measured["warm page switch, median"] = {name: statistics.median(values) for name, values in times.items()}
         switch(page, "Zoo")
         search = page.get_by_placeholder(re.compile("trigger word"))
         keys = []
@@ -92,7 +92,7 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
             expected = sum(text in f"lora{i:03d}" for i in range(count))
             caption = page.get_by_text(f"{expected:,} of {count:,} LoRAs")
             keys.append(seconds(partial(search.fill, text), partial(expect(caption).to_be_visible, timeout=60_000)))
-        found["filter keystroke to redraw, median"] = statistics.median(keys)
+        measured["filter keystroke to redraw, median"] = statistics.median(keys)
         page.goto(f"{address}/Invariance")
         settled(page)
         metric = page.get_by_test_id("stMetric").filter(has_text="κ(R)").get_by_test_id("stMetricValue")
@@ -104,11 +104,11 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
                 seconds(partial(slider.press, key), partial(page.wait_for_function, CHANGED, arg=before, polling="raf"))
             )
             settled(page)
-        found["slider of R to the new numbers, sample zoo"] = {
+        measured["slider of R to the new numbers, sample zoo"] = {
             "median": statistics.median(turns),
             "9 of 10 within": sorted(turns)[int(0.9 * len(turns))],
         }
-    return found
+    return measured
 
 
 def main(

@@ -27,17 +27,17 @@ RANKS = (1, 2, 4, 8)
 
 def modules() -> list[tuple[str, int, int]]:
     """(name, outputs, inputs) of every linear module of UNet and text encoder that kohya's trainer adapts."""
-    found = []
+    modules = []
 
     def attention(place: str, width: int) -> None:
-        found.append((f"{place}_proj_in", width, width))
+        modules.append((f"{place}_proj_in", width, width))
         block = f"{place}_transformer_blocks_0"
         for layer, states in (("attn1", width), ("attn2", 768)):
             for projection, inputs in (("q", width), ("k", states), ("v", states), ("out_0", width)):
-                found.append((f"{block}_{layer}_to_{projection}", width, inputs))
-        found.append((f"{block}_ff_net_0_proj", 8 * width, width))
-        found.append((f"{block}_ff_net_2", width, 4 * width))
-        found.append((f"{place}_proj_out", width, width))
+                modules.append((f"{block}_{layer}_to_{projection}", width, inputs))
+        modules.append((f"{block}_ff_net_0_proj", 8 * width, width))
+        modules.append((f"{block}_ff_net_2", width, 4 * width))
+        modules.append((f"{place}_proj_out", width, width))
 
     for kind, count, widths in (("down", 2, {0: 320, 1: 640, 2: 1280}), ("up", 3, {1: 1280, 2: 640, 3: 320})):
         for block, width in widths.items():
@@ -46,9 +46,9 @@ def modules() -> list[tuple[str, int, int]]:
     attention("lora_unet_mid_block_attentions_0", 1280)
     for i in range(12):
         place = f"lora_te_text_model_encoder_layers_{i}"
-        found += [(f"{place}_self_attn_{name}_proj", 768, 768) for name in ("q", "k", "v", "out")]
-        found += [(f"{place}_mlp_fc1", 3072, 768), (f"{place}_mlp_fc2", 768, 3072)]
-    return found
+        modules += [(f"{place}_self_attn_{name}_proj", 768, 768) for name in ("q", "k", "v", "out")]
+        modules += [(f"{place}_mlp_fc1", 3072, 768), (f"{place}_mlp_fc2", 768, 3072)]
+    return modules
 
 
 def write_collection(folder: Path, count: int, ranks: tuple[int, ...]) -> list[Path]:

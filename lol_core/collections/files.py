@@ -220,13 +220,13 @@ def load_blob(blob: Blob, id: str, config: tuple[str, Blob] | None = None) -> Lo
 
 
 def _candidates(listing: Listing) -> list[Candidate]:
-    found = []
+    candidates = []
     for name in {**listing.files, **listing.refused}:
         base = name.rpartition("/")[2]
         if not name.lower().endswith(SUFFIXES):
             continue
         if name in listing.refused:
-            found.append(Candidate(name, name, -1, 0.0, reason=listing.refused[name]))
+            candidates.append(Candidate(name, name, -1, 0.0, reason=listing.refused[name]))
             continue
         config = _config_of(listing, name)
         folder = name[: len(name) - len(base)]
@@ -236,8 +236,8 @@ def _candidates(listing: Listing) -> list[Candidate]:
         mark = hashlib.sha256(mark.encode()).hexdigest()[:32]
         reason = OTHER_FILES.get(base)
         names = tuple(other.rpartition("/")[2] for other in others)
-        found.append(Candidate(name, name, _or_unknown(listing.files[name]), 0.0, names, mark, reason))
-    return sorted(found, key=in_order)
+        candidates.append(Candidate(name, name, _or_unknown(listing.files[name]), 0.0, names, mark, reason))
+    return sorted(candidates, key=in_order)
 
 
 def _or_unknown(blob: Blob) -> int:

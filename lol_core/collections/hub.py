@@ -144,7 +144,7 @@ def list_hub(spot: HubAddress, reporter: Reporter = SILENT) -> Catalogue:
 def repositories_of(owner: str, kind: Kind) -> Iterator[str]:
     """The repositories of an owner, as `owner/name`. Raises NetworkError."""
     for page in _api(f"{kind}s?{urlencode({'author': owner})}", f"hf://{owner}"):
-        yield from (found["id"] for found in page)
+        yield from (described["id"] for described in page)
 
 
 def _author(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile], dict[str, Any]]:
@@ -152,14 +152,14 @@ def _author(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile], d
     facts: dict[str, Any] = {}
     wanted = [("author", spot.owner), *(("expand", key) for key in ("siblings", "sha", "cardData", "gated", "tags"))]
     for page in _api(f"models?{urlencode(wanted)}", str(spot)):
-        for found in page:
-            owner, _, name = found["id"].partition("/")
+        for described in page:
+            owner, _, name = described["id"].partition("/")
             if owner.lower() != spot.owner.lower() or not fnmatchcase(name, spot.name or "*"):
                 continue
-            facts[name] = _facts(found)
-            for sibling in found.get("siblings") or ():
+            facts[name] = _facts(described)
+            for sibling in described.get("siblings") or ():
                 path = sibling["rfilename"]
-                files[f"{name}/{path}"] = HubFile(Kind.MODEL, found["id"], found["sha"], path)
+                files[f"{name}/{path}"] = HubFile(Kind.MODEL, described["id"], described["sha"], path)
         reporter.show(f"Listing {spot}: {len(facts):,} repositories", 0.0)
         reporter.check("Nothing was read yet.")
     if not facts:
@@ -175,8 +175,8 @@ def _of_a_lora(path: str) -> bool:
 def _repository(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile], dict[str, Any]]:
     place = f"{spot.kind}s/{spot.repository}"
     revision = quote(spot.revision or "main", safe="")
-    found = next(_api(f"{place}/revision/{revision}", str(spot)))
-    commit, files = found["sha"], {}
+    described = next(_api(f"{place}/revision/{revision}", str(spot)))
+    commit, files = described["sha"], {}
     folder, _, last = spot.path.rpartition("/")
     one = "." in last  # a file, which has no tree of its own
     below = quote(folder if one else spot.path)
@@ -191,11 +191,15 @@ def _repository(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile
             files[shown] = HubFile(spot.kind, spot.repository, commit, path, size, oid)
         reporter.show(f"Listing {spot}: {len(files):,} files", 0.0)
         reporter.check("Nothing was read yet.")
-    return files, {"": _facts(found)}
+    return files, {"": _facts(described)}
 
 
-def _facts(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {"card": found.get("cardData") or {}, "tags": found.get("tags") or [], "gated": found.get("gated") or False}
+def _facts(described: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "card": described.get("cardData") or {},
+        "tags": described.get("tags") or [],
+        "gated": described.get("gated") or False,
+    }
 
 
 def _api(path: str, what: str) -> Iterator[Any]:

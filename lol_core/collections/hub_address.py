@@ -65,10 +65,10 @@ def parse(address: str) -> HubAddress:
     for part in (owner, name.replace("*", "") or "a"):
         if not _PART.fullmatch(part):
             raise ZooError(f"{address}: {part!r} is no name on the hub; {_EXPECTED}.")
-    found = HubAddress(kind, owner, name or None, unquote(revision) or None, "/".join(rest[1:]))
-    if found.several and (found.path or found.revision or kind is Kind.DATASET):
+    parsed = HubAddress(kind, owner, name or None, unquote(revision) or None, "/".join(rest[1:]))
+    if parsed.several and (parsed.path or parsed.revision or kind is Kind.DATASET):
         raise ZooError(f"{address}: a revision or a folder belongs to one repository, and data sets open one by one.")
-    return found
+    return parsed
 
 
 def check_secrets(address: str) -> None:

@@ -43,8 +43,8 @@ class Records:
         """
         try:
             with store.index() as index:
-                found = store.items(index, "WHERE kind = ? AND key = ?", kind, key)
-                own = cls(store, found[0], size) if found else None
+                items = store.items(index, "WHERE kind = ? AND key = ?", kind, key)
+                own = cls(store, items[0], size) if items else None
                 if own is not None:
                     new = size * len(set(keys) - own._places(index).keys())
                     if own.item.bytes + new > store.limit or not own._whole:  # full of others', or damaged

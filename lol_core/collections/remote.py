@@ -116,14 +116,14 @@ def _listed(address: str, path: str) -> Listing:
 
     try:
         system, root = url_to_fs(address)
-        found = system.find(root, detail=True)
-        if not found:
+        infos = system.find(root, detail=True)
+        if not infos:
             raise FileNotFoundError("nothing is there")
         files = {
             name[len(root) :].strip("/") or name.rpartition("/")[2]: FsspecFile(
                 system.unstrip_protocol(name), int(info["size"]), _identity(info)
             )
-            for name, info in found.items()
+            for name, info in infos.items()
         }
     except (ImportError, ValueError) as error:
         raise ZooError(f"{address}: {error}. Install the package that fsspec needs for such addresses.") from error

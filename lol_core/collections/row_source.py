@@ -43,11 +43,11 @@ class RowEntries(Sequence[Entry]):
     def __getitem__(self, place: slice) -> list[Entry]: ...
     def __getitem__(self, place: int | slice) -> Entry | list[Entry]:
         if isinstance(place, slice):
-            return [self._entry(*found) for found in self._places[place]]
+            return [self._entry(*place) for place in self._places[place]]
         return self._entry(*self._places[place])
 
     def __iter__(self) -> Iterator[Entry]:
-        return (self._entry(*found) for found in self._places)
+        return (self._entry(*place) for place in self._places)
 
     @staticmethod
     def _entry(rows: Rows, number: int) -> Entry:

@@ -72,12 +72,12 @@ class Store:
         """Arrays, mapped from their file, and the words kept with them; None when they are not here."""
         try:
             with safe_open(self._arrays(kind, key), "pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+                read = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
             with self.index() as index:
                 index.execute("UPDATE item SET used = ? WHERE kind = ? AND key = ?", (time.time(), kind, key))
         except (OSError, SafetensorError, sqlite3.Error):
             return None
-        return found
+        return read
 
     def write(self, kind: Kept, key: str, arrays: Mapping[str, Tensor], words: Mapping[str, str]) -> None:
         """Keep arrays, whole or not at all. On a full disk, and where they alone exceed the limit, nothing is kept."""

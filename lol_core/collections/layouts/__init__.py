@@ -57,8 +57,8 @@ def as_rows(source: Source) -> Source:
     if len(source) or not isinstance(source, FileSource | Zoo):
         return source
     listing = source.listing if isinstance(source, FileSource) else list_folder(source.folder)
-    found = (opener(source.address, source.name, listing) for opener in ROWS)
-    return next((rows for rows in found if rows is not None), source)
+    opened = (opener(source.address, source.name, listing) for opener in ROWS)
+    return next((rows for rows in opened if rows is not None), source)
 
 
 def with_own_labels(source: Source) -> Source:

@@ -48,11 +48,11 @@ class Beside:
             return list(self.source.listing.files)
         if not isinstance(self.source, Zoo):
             return []
-        found = []
+        names = []
         for place, _, files in os.walk(self.source.folder):
             below = Path(place).relative_to(self.source.folder).as_posix()
-            found += [name if below == "." else f"{below}/{name}" for name in files]
-        return found
+            names += [name if below == "." else f"{below}/{name}" for name in files]
+        return names
 
     def read(self, name: str) -> bytes | None:
         """The content of a small file, None when there is none that can be read."""
@@ -93,12 +93,12 @@ class Beside:
         saved them. key: from an id to the name in those lists.
         """
         owners = {key(id): id for id in self.ids}
-        found: dict[str, str] = {}
+        parts: dict[str, str] = {}
         for part, name in (("train", "train.pt"), ("validation", "valid.pt"), ("test", "test.pt")):
             names = saved(self.find(name))
             if isinstance(names, list):
-                found |= {owners[str(name)]: part for name in names if str(name) in owners}
-        return found
+                parts |= {owners[str(name)]: part for name in names if str(name) in owners}
+        return parts
 
     def frame(self, labels: Labels) -> pd.DataFrame:
         return pd.DataFrame.from_dict(labels, orient="index").reindex(list(self.ids))

@@ -64,8 +64,8 @@ def _attributes(beside: Beside) -> dict[int, dict[str, int]]:
         return {}
     pictures: dict[int, list[int]] = {}
     for name in beside.names:
-        if found := re.search(r"(?:^|/)celeb_(\d+)/0*(\d+)\.jpg$", name):
-            pictures.setdefault(int(found[1]), []).append(int(found[2]) - 1)
+        if match := re.search(r"(?:^|/)celeb_(\d+)/0*(\d+)\.jpg$", name):
+            pictures.setdefault(int(match[1]), []).append(int(match[2]) - 1)
     known = {person: [row for row in rows if row < len(table)] for person, rows in pictures.items()}
     return {
         person: {name: int(table[name].iloc[rows].mean() >= 0) for name in ATTRIBUTES}
@@ -120,8 +120,8 @@ def arc(beside: Beside) -> pd.DataFrame:
 
 
 def _matched(pattern: re.Pattern[str], id: str) -> tuple[str, ...]:
-    found = pattern.search(id)
-    return found.groups() if found else ()
+    match = pattern.search(id)
+    return match.groups() if match else ()
 
 
 def _at(values: Sequence[object], index: int) -> object:

@@ -32,13 +32,13 @@ def lots_of_loras(beside: Beside) -> pd.DataFrame:
     if beside.source.address.startswith(f"hf://{OWNER}"):
         try:
             for repository in repositories_of(OWNER, Kind.DATASET):
-                if found := _TASK.fullmatch(repository.partition("/")[2]):
-                    names[int(found[1])] = found[2]
+                if match := _TASK.fullmatch(repository.partition("/")[2]):
+                    names[int(match[1])] = match[2]
         except ZooError:
             pass  # without a network there are no names
     labels: Labels = {}
     for id in beside.ids:
-        if found := _ID.search(id):
-            task = int(found[2])
+        if match := _ID.search(id):
+            task = int(match[2])
             labels[id] = {"task": task} | ({"task_name": names[task]} if task in names else {})
     return beside.frame(labels)

@@ -36,7 +36,7 @@ _READ = {
 
 
 def is_model_j(ids: Sequence[str]) -> bool:
-    return bool(ids) and all((found := _ID.search(id)) and found[1] in SPLITS for id in ids)
+    return bool(ids) and all((match := _ID.search(id)) and match[1] in SPLITS for id in ids)
 
 
 def model_j(beside: Beside) -> pd.DataFrame:
@@ -45,14 +45,14 @@ def model_j(beside: Beside) -> pd.DataFrame:
     """
     labels: Labels = {}
     for entry in beside.entries:
-        found = _ID.search(entry.path)
+        match = _ID.search(entry.path)
         header = {
             key: _plain(value)
             for key, value in entry.metadata.items()
             if isinstance(value, str) and key != "format" and len(value) < 100
         }
         card = {} if beside.source.address.startswith("hf://") else _card(beside, entry.path)
-        place = {"split": SPLITS[found[1]], "model_idx": int(found[2])} if found else {}
+        place = {"split": SPLITS[match[1]], "model_idx": int(match[2])} if match else {}
         labels[entry.path] = card | header | place
     frame = beside.frame(labels)
     table = beside.table("labels.parquet")

@@ -41,10 +41,10 @@ def images(beside: Beside) -> pd.DataFrame:
     runs = _keyed(beside.table("results.csv"), "run_name")
     labels: Labels = {}
     for id in beside.ids:
-        found = _IMAGES.search(id)
-        if not found:
+        match = _IMAGES.search(id)
+        if not match:
             continue
-        run, (seed, rate, steps, accumulation, prompt, subject) = found[1], map(int, found.groups()[1:])
+        run, (seed, rate, steps, accumulation, prompt, subject) = match[1], map(int, match.groups()[1:])
         labels[id] = {
             "seed_index": str(seed),
             "learning_rate": RATES[rate] if rate < len(RATES) else None,

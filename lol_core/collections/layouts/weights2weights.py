@@ -90,16 +90,21 @@ def _reader(blob: Blob, shapes: Mapping[str, tuple[int, ...]], config: Mapping[s
     width = sum(map(prod, shapes.values()))
     try:
         with blob.glance() as file, FakeTensorMode():
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            matrix = torch.load(file, map_location="cpu", weights_only=True)
     except LoRAFormatError:
         raise
     except Exception as error:  # damaged pickles raise anything at all
         raise LoRAFormatError("not a readable PyTorch file. It is damaged, or of another kind.") from error
-    if not isinstance(found, torch.Tensor) or found.dim() != 2 or found.shape[1] != width or not found.is_contiguous():
-        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if (
+        not isinstance(matrix, torch.Tensor)
+        or matrix.dim() != 2
+        or matrix.shape[1] != width
+        or not matrix.is_contiguous()
+    ):
+        shape = tuple(matrix.shape) if isinstance(matrix, torch.Tensor) else type(matrix).__name__
         raise LoRAFormatError(f"holds {shape}; expected a matrix of {width:,} columns, as weight_dimensions.pt says.")
-    start = int(found.untyped_storage()._checkpoint_offset or 0) + int(found.storage_offset()) * found.element_size()
-    return RowReader(blob, start, int(found.shape[0]), width, found.dtype, dict(shapes), dict(config))
+    start = int(matrix.untyped_storage()._checkpoint_offset or 0) + int(matrix.storage_offset()) * matrix.element_size()
+    return RowReader(blob, start, int(matrix.shape[0]), width, matrix.dtype, dict(shapes), dict(config))
 
 
 @dataclass(frozen=True)

@@ -183,14 +183,14 @@ def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
 def _sampled_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
     """The same when the first of each dtype, shape and last part of a name stands for all of them."""
     first: dict[tuple[str, tuple[int, ...], str], bytes] = {}
-    found = []
+    faults = []
     for key in (key for _, _, keys in layout.runs for key in keys):
         dtype, start, end = layout.places[key]
         kind = dtype, layout.shapes[key], key.rpartition(".")[2]
         if kind not in first:
             first[kind] = _read_at(file, data + start, end - start)
-        found.append(first[kind])
-    return found
+        faults.append(first[kind])
+    return faults
 
 
 def _read_at(file: BinaryIO, position: int, count: int) -> bytes:

@@ -55,11 +55,11 @@ class DSiRe(LoLModel):
         return self.features(self.normalized(batch))
 
     def forward(self, batch: Batch) -> Tensor:
-        found = self.embed(batch).unflatten(1, self.known.shape[1:])
+        spectra = self.embed(batch).unflatten(1, self.known.shape[1:])
         if not len(self.known):
-            return found.new_zeros(len(found), self.answers.shape[1])
-        nearest = torch.cdist(found.transpose(0, 1), self.known.to(found).transpose(0, 1)).argmin(-1)  # (L, B)
-        return self.answers.to(found)[nearest].mean(0)
+            return spectra.new_zeros(len(spectra), self.answers.shape[1])
+        nearest = torch.cdist(spectra.transpose(0, 1), self.known.to(spectra).transpose(0, 1)).argmin(-1)  # (L, B)
+        return self.answers.to(spectra)[nearest].mean(0)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """How many LoRAs are known is not part of the specification, so the buffers take the size of what is

@@ -76,11 +76,11 @@ class GLNet(LoLModel):
         r).
         """
         pairs = [layer(U, V) for layer, U, V in zip(self.first, batch.U, batch.V, strict=True)]
-        found = [Stage("linear 1", torch.cat([u for u, _ in pairs], 1), torch.cat([v for _, v in pairs], 1))]
+        stages = [Stage("linear 1", torch.cat([u for u, _ in pairs], 1), torch.cat([v for _, v in pairs], 1))]
         for i, layer in enumerate(self.further, 1):
-            found.append(Stage(f"σ {i}", *self.nonlinearity(found[-1].U, found[-1].V)))
-            found.append(Stage(f"linear {i + 1}", *layer(found[-1].U, found[-1].V)))
-        return found
+            stages.append(Stage(f"σ {i}", *self.nonlinearity(stages[-1].U, stages[-1].V)))
+            stages.append(Stage(f"linear {i + 1}", *layer(stages[-1].U, stages[-1].V)))
+        return stages
 
     def features(self, batch: Batch) -> Tensor:
         return torch.cat(self.parts(batch), 1)

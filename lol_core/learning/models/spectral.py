@@ -51,9 +51,9 @@ class Spectral(LoLModel):
     @torch.no_grad()
     def prepare(self, sample: Batch, generator: torch.Generator) -> None:
         super().prepare(sample, generator)
-        found = self._statistics(self.normalized(sample))
-        self.get_buffer("mean").copy_(found.mean(0))
-        self.get_buffer("std").copy_(found.std(0, correction=0).clamp(min=1e-6))
+        values = self._statistics(self.normalized(sample))
+        self.get_buffer("mean").copy_(values.mean(0))
+        self.get_buffer("std").copy_(values.std(0, correction=0).clamp(min=1e-6))
 
     def features(self, batch: Batch) -> Tensor:
         return (self._statistics(batch) - self.get_buffer("mean")) / self.get_buffer("std")

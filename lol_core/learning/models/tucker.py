@@ -175,10 +175,10 @@ class TuckerNet(LoLModel):
                 if Part.TRAINING_BASIS not in self.config.parts:
                     columns = torch.randn(columns.shape, generator=generator, dtype=columns.dtype)
                 basis.copy_(leading_directions(columns, basis.shape[-1]))
-            found = self._invariants(g, U, V, R_U, R_V, values)
+            invariants = self._invariants(g, U, V, R_U, R_V, values)
             chosen = self.get_buffer(f"chosen_{g}")
-            chosen.copy_(found.var(0, correction=0).topk(chosen.shape[1], dim=1).indices.sort(1).values)
-            kept = found.gather(2, chosen.expand(len(found), -1, -1))
+            chosen.copy_(invariants.var(0, correction=0).topk(chosen.shape[1], dim=1).indices.sort(1).values)
+            kept = invariants.gather(2, chosen.expand(len(invariants), -1, -1))
             self.get_buffer(f"center_{g}").copy_(kept.mean(0))
             variances.append(kept.var(0, correction=0).flatten())
         self.get_buffer("spread").copy_(torch.cat(variances).mean().sqrt().clamp(min=1e-12))
@@ -192,8 +192,8 @@ class TuckerNet(LoLModel):
         for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
             small = _small(U, V)
             spectra.append(self._sizes_of(small[2]))
-            found = self._invariants(g, U, V, *small)
-            kept = found.gather(2, self.get_buffer(f"chosen_{g}").expand(len(found), -1, -1))
+            invariants = self._invariants(g, U, V, *small)
+            kept = invariants.gather(2, self.get_buffer(f"chosen_{g}").expand(len(invariants), -1, -1))
             parts.append(
                 (
                     self.config.direction_weight * (kept - self.get_buffer(f"center_{g}")) / self.get_buffer("spread")

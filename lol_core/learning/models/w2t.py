@@ -63,8 +63,8 @@ class TokenHead(nn.Module):
             at, first = at + length, first + shape[0]
         present = torch.cat(sizes, 1)
         present[:, 0] |= ~present.any(1)  # an adapter that is zero everywhere still has one token
-        found = self.encoder(torch.cat(tokens, 1), src_key_padding_mask=~present)
-        mean = (found * present[..., None]).sum(1) / present.sum(1, keepdim=True)
+        encoded = self.encoder(torch.cat(tokens, 1), src_key_padding_mask=~present)
+        mean = (encoded * present[..., None]).sum(1) / present.sum(1, keepdim=True)
         return self.mlp.latent(torch.cat([mean, features[:, at:]], 1))
 
     def out(self, latent: Tensor) -> Tensor:
