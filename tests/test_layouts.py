@@ -261,6 +261,15 @@ def lora_wise(path: Path, rank: int, rows: Sequence[tuple[int, object]]) -> None
     pq.write_table(pa.table(columns), path, row_group_size=2)
 
 
+def test_rows_of_parquet_on_the_hub_are_known_by_its_footer(tmp_path: Path, hub: Hub) -> None:
+    lora_wise(tmp_path / "wise" / "low" / "32" / "train.parquet", 32, [(i, "panda") for i in range(1, 5)])
+    hub.add("datasets/some/wise", tmp_path / "wise")
+    source, local = open_source("hf://datasets/some/wise"), open_source(tmp_path / "wise")
+    assert source.ids == local.ids and source.labels["images"].tolist() == [1, 2, 3, 4]
+    assert hub.sent() < (tmp_path / "wise" / "low" / "32" / "train.parquet").stat().st_size / 2
+    assert torch.equal(source.load("low_32/panda_3").layers[0].U, local.load("low_32/panda_3").layers[0].U)
+
+
 def test_lora_wise(tmp_path: Path) -> None:
     lora_wise(tmp_path / "wise" / "low" / "8" / "train-00000-of-00001.parquet", 8, [(1, "plushie"), (6, "plushie")])
     lora_wise(tmp_path / "wise" / "medium" / "32_2" / "train.parquet", 32, [(1, 7), (50, 7), (20, 9)])
