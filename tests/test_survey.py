@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import distance, effective_rank, norm, spectrum
 from lol_core.core.groups import GL
-from lol_core.core.lora import LoRA
+from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.progress import Progress, Reporter
 from lol_core.insight.anatomy import layer_map
 from lol_core.insight.duplicates import duplicates
@@ -72,6 +72,21 @@ def test_modules_are_surveyed_together_as_they_are_alone(
     np.testing.assert_allclose(together.sketch, np.sum([own.sketch for own in alone], 0), atol=1e-5 * together.norm)
     numbers = torch.cat([factor.float().flatten() for layer in layers for factor in (layer.U, layer.V)])
     assert together.range.tolist() == [float(numbers.min()), float(numbers.max())]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_survey_is_exact_for_what_half_precision_stores(dtype: torch.dtype) -> None:
+    """Also in a gauge of condition 100 with a falling spectrum, where Gram matrices in float32 would not do."""
+    generator = torch.Generator().manual_seed(0)
+    layers = []
+    for i in range(4):
+        left, right = (torch.linalg.qr(torch.randn(n, 8, generator=generator).double()).Q for n in (96, 64))
+        R = GL.sample(8, condition=100.0, generator=generator)
+        U, V = left * 0.2 ** torch.arange(8) @ R, right @ torch.linalg.inv(R).mT
+        layers.append(LoRALayer.pair(f"m{i}", U.to(dtype), V.to(dtype)))
+    own, exact = survey(LoRA(tuple(layers), "synthetic")), [spectrum(layer) for layer in layers]
+    np.testing.assert_allclose(own.norms, [float(values.norm()) for values in exact], rtol=1e-6)
+    np.testing.assert_allclose(own.effective_ranks, [effective_rank(values) for values in exact], rtol=1e-5)
 
 
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 3))

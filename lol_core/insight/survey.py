@@ -99,8 +99,9 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
 
 def _products_of(stack: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
     """(L, n, r), (n, size) → Gram matrices (L, r, r) float64 and images (L, r, size) float32."""
-    double = stack.double()
-    return double.mT @ double, stack.float().mT @ projection
+    single = stack.float()
+    double = (single if stack.dtype.itemsize < 4 else stack).double()  # twice as fast as from 16 bits
+    return double.mT @ double, single.mT @ projection
 
 
 def _stacked(factors: list[Tensor]) -> Iterator[Tensor]:
