@@ -14,7 +14,7 @@ from ui.columns import columns_of
 from ui.frame import counted, frame, need
 from ui.keys import key
 from ui.listing import PAGE, ordered, passing, table_of
-from ui.previews import gallery, link_to_lora
+from ui.previews import gallery, has_gallery, link_to_lora
 from ui.selection import select, select_button
 from ui.state import surveys_of
 from ui.survey import examined, survey_line, weights_job
@@ -83,7 +83,7 @@ def listing() -> None:
     columns = columns_of(source, surveys, examination)
     shown, view, ailing = passing(source, columns), "Table", set(marks["path"])
     line = st.container(horizontal=True, vertical_alignment="center")
-    if any(source.preview(id) for id in source.ids[:20]):
+    if has_gallery(source):
         view = line.segmented_control(
             "View",
             ["Table", "Gallery"],

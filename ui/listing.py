@@ -20,7 +20,7 @@ from ui.keys import key
 from ui.selection import visible
 from ui.tables import filters
 
-PAGE = 1000
+PAGE = 500
 """LoRAs of a table at once."""
 
 

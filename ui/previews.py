@@ -16,6 +16,7 @@ from ui.tables import paged
 
 GALLERY_PAGE = 48
 WIDTH = 180
+PROBED = 20
 
 
 def tiles(path: Path) -> list[Image.Image]:
@@ -24,6 +25,16 @@ def tiles(path: Path) -> list[Image.Image]:
     side = min(strip.size)
     count = strip.width // side if strip.width % side == 0 else 1
     return [strip.crop((x, 0, x + side, side)) for x in range(0, count * side, side)]
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _gallery(fingerprint: str, _source: Source) -> bool:
+    return any(_source.preview(id) for id in _source.ids[:PROBED])
+
+
+def has_gallery(source: Source) -> bool:
+    """Whether the first LoRAs of a collection come with pictures."""
+    return _gallery(source.fingerprint, source)
 
 
 def show_previews(source: Source, ids: Sequence[str], *, linked: bool = False) -> None:

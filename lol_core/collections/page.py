@@ -76,22 +76,30 @@ def select(
 
 def matching(connection: sqlite3.Connection, query: str, filters: Filters) -> set[str]:
     """The ids of all that a query and filters let through. Raises ZooError as `select` does."""
-    where, values = _where(connection, query, filters)
-    return {path for (path,) in connection.execute(f"SELECT file.path FROM file {where}", values)}
+    text, texts = _text_condition(connection, query)
+    where, values = _where(connection, "", filters)
+    tables = "search CROSS JOIN file USING (path)" if text else "file"  # the texts first, and only their files
+    statement = f"SELECT file.path FROM {tables} {where}{f' AND {text}' if text else ''}"
+    return {path for (path,) in connection.execute(statement, (*values, *texts))}
+
+
+def _text_condition(connection: sqlite3.Connection, query: str) -> tuple[str, list[object]]:
+    """The condition on the text of a LoRA and its values; none for no query."""
+    if pattern := _EXPRESSION.fullmatch(query.strip()):
+        connection.create_function("regexp", 2, _matcher(pattern[1]), deterministic=True)
+        return "search.text REGEXP ?", [pattern[1]]
+    words = query.lower().split()
+    return " AND ".join(["instr(search.text, ?)"] * len(words)), [*words]
 
 
 def _where(connection: sqlite3.Connection, query: str, filters: Filters) -> tuple[str, list[object]]:
     """The condition and its values."""
     conditions = [f"file.reason IS {'NOT ' if filters.refused else ''}NULL"]
     values: list[object] = []
-    if pattern := _EXPRESSION.fullmatch(query.strip()):
-        connection.create_function("regexp", 2, _matcher(pattern[1]), deterministic=True)
-        conditions.append("file.path IN (SELECT path FROM search WHERE text REGEXP ?)")
-        values.append(pattern[1])
-    elif words := query.lower().split():
-        every = " AND ".join(["instr(text, ?)"] * len(words))
-        conditions.append(f"file.path IN (SELECT path FROM search WHERE {every})")
-        values += words
+    text, texts = _text_condition(connection, query)
+    if text:
+        conditions.append(f"file.path IN (SELECT path FROM search WHERE {text})")
+        values += texts
     for column, chosen in (("file.dialect", filters.dialects), (_BASE, filters.bases)):
         if chosen:
             conditions.append(f"{column} IN ({_marks(chosen)})")
