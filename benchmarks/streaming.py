@@ -25,7 +25,7 @@ BATCH = 64
 
 def claims(quick: bool = False) -> list[Claim]:
     torch.set_num_threads(1)
-    count, rounds = (128, 2) if quick else (384, 9)
+    count, rounds = (128, 1) if quick else (256, 7)
     packing = Packing(attention())
     with tempfile.TemporaryDirectory() as place:
         store = Store(Path(place), limit=1e10)
