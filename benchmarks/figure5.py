@@ -51,12 +51,8 @@ def report(quick: bool = False) -> dict[str, Any]:
         if one["needed at the largest size (GiB)"] <= LIMIT:
             first, last = (measured(model, size, 0.01 if quick else 0.5) for size in (small, large))
             grown = last["forward (s)"] / first["forward (s)"]
-            one |= {
-                small: first,
-                large: last,
-                "forward grows": grown,
-                "power of the factors": math.log(grown) / math.log(factors),
-            }
+            power = math.log(grown) / math.log(factors)
+            one |= {small: first, large: last, "forward grows": grown, "power of the factors": power}
             growth[f"factors, {FIVE[model].title}'s forward pass"] = {"exponent": power, "samples (s)": one}
         found[FIVE[model].title] = one
     return {"report": found, "growth": growth}

@@ -140,11 +140,11 @@ def claims(quick: bool = False) -> list[Claim]:
     found = [
         Claim(f"GL-net, forward and backward {about}", 2.0, taken["ours"], taken["loop"], "a plain loop over modules"),
         Claim(
-            "GL-net within twice the arithmetic",
+            "GL-net within twice its bound",
             0.5,
             taken["ours"],
             taken["bound"],
-            "as many multiplications in square matrices",
+            "its multiplications, and its numbers copied once",
         ),
     ]
     for name in ("svd", "o_align"):

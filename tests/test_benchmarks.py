@@ -13,6 +13,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as runner
+from benchmarks import figure5
 from benchmarks.figure5 import LIMIT
 from benchmarks.measure import Claim, alternately, exponent
 from benchmarks.models import factors, gl_net, loop_of, square
@@ -73,6 +74,17 @@ def test_the_loop_is_the_same_network() -> None:
         )
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_figure_5_is_measured_but_for_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(model: str, size: str, at_least: float) -> dict[str, float]:
+        return {"preprocess (s)": 1.0, "forward (s)": float(shape(size).spec.parameters), "peak (GiB)": 1.0}
+
+    monkeypatch.setattr(figure5, "measured", measured)
+    found = figure5.report()
+    assert found["report"]["factors grow"] == 128 and "175B" not in found["report"]["MLP + Dense"]
+    assert [grown["exponent"] for grown in found["growth"].values()] == pytest.approx([1.0] * 4)
+    assert found["report"]["GL-net"]["175B"]["peak (GiB)"] == 1.0
 
 
 @pytest.mark.parametrize("model", MODELS)
