@@ -18,7 +18,6 @@ class Kind(StrEnum):
     """As `collections.store.Kept`, which takes PyTorch's time to import."""
 
     FACTORS = "factors"
-    LATENTS = "latents"
     MAPS = "maps"
 
 
