@@ -149,7 +149,11 @@ with st.expander("Open a trained model", icon=":material/model_training:"):
         if elsewhere
         else None
     )
-    typed = st.text_input("A trained model (checkpoint folder)", placeholder="path of a folder with checkpoint.json")
+    typed = st.text_input(
+        "A trained model (checkpoint folder)",
+        placeholder="path of a folder with checkpoint.json",
+        key=key("checkpoint"),
+    )
     for folder in ([str(Path(typed).expanduser())] if typed else []) + ([str(elsewhere[picked])] if picked else []):
         try:
             opened: Checkpoint = load_checkpoint(Path(folder))

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -301,3 +303,12 @@ def test_the_committed_table_is_made_of_the_committed_fits(name: str, tmp_path: 
 def test_the_committed_report_is_made_of_the_committed_tables(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
     assert write_report(tmp_path).read_text() == (ROOT / "docs" / "results.md").read_text()
+
+
+def test_an_experiment_that_needs_more_packages_names_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setattr("lol_core.experiments.figure4.fine_tunes", lambda context: import_module("diffusers"))
+    context = Context(SAMPLES, tmp_path, replace(SMALL, loras=30))
+    monkeypatch.setattr(Context, "trials", lambda *args: None)
+    with pytest.raises(LoLError, match=r"lol-explorer\[images\]"):
+        run("figure4", context)

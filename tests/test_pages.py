@@ -408,9 +408,9 @@ def test_predictions_on_another_collection_are_marked(synthetic_folder: Path, tm
     write_peft(tmp_path / "other" / "alien", Zoo.open(synthetic_folder).load(zoo.ids[0]))
     home = opened("Home", tmp_path / "other")
     checkpoint = runs_folder(zoo) / "gl_net-size"
-    home.main.text_input[0].set_value(str(checkpoint)).run()
+    home.main.text_input(key="home.checkpoint").set_value(str(checkpoint)).run()
     assert "Opened" in home.success[0].value and "not the collection it was trained on" in home.warning[0].value
-    home.main.text_input[0].set_value(str(tmp_path)).run()
+    home.main.text_input(key="home.checkpoint").set_value(str(tmp_path)).run()
     assert "no checkpoint there" in home.error[0].value and not home.exception
 
 
@@ -498,7 +498,7 @@ def test_a_model_opened_by_path_is_never_deleted(synthetic_folder: Path, tmp_pat
     config = TrainingConfig(model="svd", model_config=ModelConfig(width=8), epochs=2)
     train(zoo, plan(zoo, ["size"], config), config, tmp_path / "mine")
     test = opened("Home", synthetic_folder)
-    test.main.text_input[0].set_value(str(tmp_path / "mine")).run()
+    test.main.text_input(key="home.checkpoint").set_value(str(tmp_path / "mine")).run()
     test.switch_page("pages/Train.py").run()
     next(button for button in test.button if button.label == "Take it off the list").click().run()
     assert not test.exception and (tmp_path / "mine" / "checkpoint.json").is_file()

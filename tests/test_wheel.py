@@ -90,7 +90,6 @@ def test_an_app_that_has_no_zoo_says_what_to_do(installed: Path, tmp_path: Path)
     [
         "finetune zoo --recipe celeba --data x --base b --out x",
         "generate --base b --prompt p --out p.png",
-        "experiment figure4 --out x --small",
     ],
 )
 def test_what_an_extra_brings_is_asked_for_by_name(arguments: str, tmp_path: Path) -> None:

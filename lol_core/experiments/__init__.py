@@ -29,8 +29,7 @@ def run(name: str, context: Context) -> Result:
     if context.zoo is not None and name not in ELSEWHERE:
         raise LoLError(f"{name} is about the sample zoos; on another zoo run {', '.join(ELSEWHERE)}.")
     with needing("images"):
-        experiment = import_module(f"lol_core.experiments.{name}")
-    result = cast("Result", experiment.run(context))
+        result = cast("Result", import_module(f"lol_core.experiments.{name}").run(context))
     if context.zoo is not None:
         result = replace(result, title=f"{result.title}, asked about {context.zoo}", notes=[*result.notes, _OTHER])
     return replace(result, title=f"{result.title} (small run: the scores mean nothing)") if context.small else result
