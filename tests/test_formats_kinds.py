@@ -10,8 +10,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,7 +19,11 @@ from lol_core.errors import LoRAFormatError
 from lol_core.formats import probe, read
 
 OUT, IN, RANK = 16, 24, 4
+
+
 A, B = torch.randn(RANK, IN, generator=torch.Generator().manual_seed(1)), torch.randn(OUT, RANK)
+
+
 INT8 = torch.arange(RANK * IN).reshape(RANK, IN).remainder(11).to(torch.int8)
 
 
@@ -273,81 +275,6 @@ def test_a_pair_for_each_expert(layout: str, tmp_path: Path) -> None:
     close(lora.layers[0].delta(), up @ down)
 
 
-PREFIXES = (
-    "",
-    "base_model.model.",
-    "base_model.model.base_model.model.",
-    "module.",
-    "module.base_model.model.",
-    "_orig_mod.base_model.model.",
-    "base_model.model._orig_mod.",
-    "_fsdp_wrapped_module.",
-)
-
-
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("adapter", ["", ".default", ".0", ".2024-run", ".my.adapter.v1", ".ünï"])
-def test_wrappers_and_names_of_adapters_leave_the_module(prefix: str, adapter: str, tmp_path: Path) -> None:
-    tensors = pair(f"{prefix}layers.0.q", f"lora_A{adapter}.weight", f"lora_B{adapter}.weight")
-    assert written(tmp_path, tensors).names == ("layers.0.q",)
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "lora_unet_blocks_0.attn.q",
-        "text_encoders.clip_l.q",
-        "transformer_2.q",
-        "net.q",
-        "pipe.dit.q",
-        "Ours_lora_q",
-        "q",
-    ],
-)
-@pytest.mark.parametrize("words", [("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")])
-def test_any_prefix_has_its_alpha(module: str, words: tuple[str, str], tmp_path: Path) -> None:
-    lora = written(tmp_path, pair(module, *words) | {f"{module}.alpha": torch.tensor(2.0)})
-    assert lora.names == (module,) and lora.layers[0].scale == 0.5
-
-
-def test_a_layer_by_itself_is_read(tmp_path: Path) -> None:
-    close(written(tmp_path, {"lora_A.weight": A, "lora_B.weight": B}).layers[0].delta(), B @ A)
-
-
-@pytest.mark.parametrize(
-    ("down", "up", "turned"),
-    [
-        ("adapter.linear_in.weight", "adapter.linear_out.weight", False),
-        ("lora_kqv_adapter.linear_in.weight", "lora_kqv_adapter.linear_out.weight", False),
-        ("lora_right_weight", "lora_left_weight", True),
-        ("lora.A", "lora.B", True),
-        ("linear_a_q.weight", "linear_b_q.weight", False),
-        ("loras.sst-2.lora_A", "loras.sst-2.lora_B", False),
-        ("to_q_lora.down.weight", "to_q_lora.up.weight", False),
-        ("processor.to_out_lora.down.weight", "processor.to_out_lora.up.weight", False),
-    ],
-)
-def test_other_words_for_the_factors(down: str, up: str, turned: bool, tmp_path: Path) -> None:
-    stored = (A.T, B.T) if turned else (A, B)
-    lora = written(tmp_path, {f"layers.0.{down}": stored[0], f"layers.0.{up}": stored[1]})
-    close(lora.layers[0].delta(), B @ A)
-    assert lora.layers[0].name.startswith("layers.0")
-
-
-def test_hints_for_activations_change_nothing(tmp_path: Path) -> None:
-    lora = written(tmp_path, pair() | {"layers.0.q.lora_A.input_scale": torch.ones(1)})
-    close(lora.layers[0].delta(), B @ A)
-    assert any("input_scale" in note for note in lora.notes)
-
-
-def test_two_adapters_are_never_read_as_one_module(tmp_path: Path) -> None:
-    speech, vision = (pair("l.q", f"lora_A.{name}.weight", f"lora_B.{name}.weight") for name in ("speech", "vision"))
-    with pytest.raises(LoRAFormatError, match="two adapters.*speech, vision"):
-        written(tmp_path, speech | vision)
-    with pytest.raises(LoRAFormatError, match="different adapters"):
-        written(tmp_path, {"l.q.lora_A.speech.weight": A, "l.q.lora_B.vision.weight": B})
-
-
 @pytest.mark.parametrize("parts", [2, 3])
 def test_blocks_of_a_fused_projection_stand_on_the_diagonal(parts: int, tmp_path: Path) -> None:
     down, ups = torch.randn(2 * parts, IN), [torch.randn(5, 2) for _ in range(parts)]
@@ -406,92 +333,3 @@ def test_mlx_dora_of_linear_and_embedding(tmp_path: Path) -> None:
 def test_mlx_vlm_scales_by_alpha_itself(tmp_path: Path) -> None:
     lora = written(tmp_path, {"l.q.A": A.T, "l.q.B": B.T}, {"rank": RANK, "alpha": 0.1})
     close(lora.layers[0].delta(), 0.1 * B @ A)
-
-
-WORDS = [
-    ("lora_A.weight", "lora_B.weight"),
-    ("lora_A.default.weight", "lora_B.default.weight"),
-    ("lora_A", "lora_B"),
-    ("lora_down.weight", "lora_up.weight"),
-    ("lora.down.weight", "lora.up.weight"),
-    ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
-    ("adapter.linear_in.weight", "adapter.linear_out.weight"),
-    ("matrix_A.0", "matrix_B.0"),
-    ("lora_a.weight", "lora_b.weight"),
-    ("lora_a", "lora_b"),
-    ("hada", ""),
-    ("lokr", ""),
-]
-STRANGERS = ["alpha", "lora_C", "bias", "weight", "diff_b", "w_norm", "lora_B.bias", "dora_scale", "m", "norm.weight"]
-
-
-@st.composite
-def files(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, str], Any]:
-    """Modules of many spellings and shapes, with what may stand beside them, whole or with something broken."""
-    tensors: dict[str, Tensor] = {}
-    for i in range(draw(st.integers(1, 4))):
-        prefix = draw(st.sampled_from(["", "unet.", "lora_unet_", "base_model.model.", "module.", "text_encoders."]))
-        module, (down, up) = f"{prefix}layer{i}", draw(st.sampled_from(WORDS))
-        n, m, r = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
-        shapes: dict[str, tuple[int, ...]]
-        if down == "hada":
-            shapes = {"hada_w1_a": (n, r), "hada_w1_b": (r, m), "hada_w2_a": (n, r), "hada_w2_b": (r, m)}
-        elif down == "lokr":
-            shapes = {"lokr_w1": (n, m), "lokr_w2_a": (n, r), "lokr_w2_b": (r, m)}
-        else:
-            tail = (draw(st.sampled_from([1, 3])),) * 2 if draw(st.booleans()) and down not in ("lora_a",) else ()
-            shapes = {down: (r, m, *tail), up: (n, r, *(1 for _ in tail))}
-            if draw(st.integers(0, 4)) == 0:
-                shapes = {word: shape[::-1] for word, shape in shapes.items()}
-        for word, shape in shapes.items():
-            tensors[f"{module}.{word}"] = torch.rand(shape).to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
-        for stranger in draw(st.lists(st.sampled_from(STRANGERS), max_size=2, unique=True)):
-            size: tuple[int, ...] = draw(st.sampled_from([(), (1,), (n,), (1, m), (r, r)]))
-            tensors[f"{module}.{stranger}"] = torch.rand(size)
-    header = draw(
-        st.dictionaries(st.sampled_from(["alpha", "ss_network_alpha", "unet.lora_alpha"]), st.text(max_size=4))
-    )
-    value = (
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text(max_size=3)
-        | st.lists(st.integers(), max_size=1)
-    )
-    config = draw(
-        st.none()
-        | st.dictionaries(st.sampled_from(["lora_alpha", "r", "alpha_pattern", "use_rslora", "lora_parameters"]), value)
-    )
-    return tensors, header, config
-
-
-FACTOR_WORD = ("lora", "hada", "lokr", "dora", "alpha", "diff", "norm")
-
-
-@given(files())
-@settings(max_examples=300, deadline=None)
-def test_invariants_of_reading(tmp_path_factory: pytest.TempPathFactory, file: tuple[Any, Any, Any]) -> None:
-    """What probe reads, read reads, alike; ranks fit; scales are finite; nothing with a factor's word goes unsaid."""
-    tensors, header, config = file
-    folder = tmp_path_factory.mktemp("file")
-    save_file(tensors, folder / "adapter_model.safetensors", metadata=header)
-    if config is not None:
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-    try:
-        probed = probe(folder)
-    except LoRAFormatError as error:
-        with pytest.raises(LoRAFormatError) as same:
-            read(folder)
-        assert str(same.value) == str(error)
-        return
-    lora = read(folder)
-    assert probed.headers == lora.headers and probed.notes == lora.notes and probed.extras == lora.extras
-    for layer, seen in zip(lora.layers, probed.layers, strict=True):
-        assert layer.scale == seen.scale and torch.isfinite(torch.tensor(layer.scale))
-        assert abs(layer.scale) > 1e30 or torch.isfinite(layer.delta()).all()
-        assert layer.kind not in ("linear", "conv") or "hada" in str(tensors) or layer.rank <= max(layer.n, layer.m)
-    noted = " ".join(lora.notes)
-    for key in lora.extras:
-        assert not any(word in key for word in FACTOR_WORD) or key.rsplit(".", 1)[-1] in noted or "…" in noted
-    assert len(lora.layers) + len(lora.extras) <= len(tensors)

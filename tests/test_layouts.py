@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ from torch import Tensor
 
 from lol_core.collections.layouts import weights2weights
 from lol_core.collections.opening import open_source
+from lol_core.core.lora import LoRA
 from lol_core.errors import ZooError
+from lol_core.learning.executor import Processes
 from tests.builders import random_lora, write_peft
 from tests.hub import Answer, Hub, hub
 
@@ -343,12 +346,13 @@ def test_a_table_of_ones_own_is_used_instead(tmp_path: Path) -> None:
 
 
 def test_rows_are_sent_to_other_processes(tmp_path: Path) -> None:
-    import pickle
-
     matrix(tmp_path / "w2w", 3)
     lora_wise(tmp_path / "wise" / "low" / "8" / "train.parquet", 8, [(1, "a"), (2, "a"), (3, "a")])
-    for folder in ("w2w", "wise"):
-        source = open_source(tmp_path / folder)
-        read = pickle.loads(pickle.dumps(source.reader(source.ids[2])))
-        assert torch.equal(read().layers[0].U, source.load(source.ids[2]).layers[0].U)
+    sources = [open_source(tmp_path / folder) for folder in ("w2w", "wise")]
+    own = [source.load(source.ids[2]) for source in sources]
+    there = [lora for _, lora in Processes(1).map(operator.call, [source.reader(source.ids[2]) for source in sources])]
+    assert all(isinstance(lora, LoRA) for lora in there)
+    assert {tuple(lora.layers[0].U.flatten().tolist()) for lora in there if isinstance(lora, LoRA)} == {
+        tuple(lora.layers[0].U.flatten().tolist()) for lora in own
+    }
     assert weights2weights.CONFIG["lora_alpha"] == 27

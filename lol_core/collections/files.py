@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -16,13 +16,13 @@ import pandas as pd
 from lol_core.collections.blob import Blob, LocalFile
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import UNSETTLED
-from lol_core.collections.entries import ById, Entries
+from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry, KnownDetails
 from lol_core.collections.index import READERS, Database
+from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import LABEL_FILES, join_labels, read_labels
 from lol_core.collections.names import printable
 from lol_core.collections.sidecar import MAX_BYTES, NONE, Sidecar, beside, read_sidecar
-from lol_core.collections.source import Source, fingerprint_of
 from lol_core.collections.walk import OTHER_FILES, UNKNOWN, Candidate, in_order
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
@@ -59,7 +59,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 @dataclass(frozen=True, eq=False)
-class FileSource(Source):
+class FileSource(Indexed):
     """Listed files as a source. where: its address; database: the file that keeps what their headers say."""
 
     where: str
@@ -128,18 +128,6 @@ class FileSource(Source):
     @property
     def address(self) -> str:
         return self.where
-
-    @cached_property
-    def ids(self) -> list[str]:
-        return self.entries.ids
-
-    @cached_property
-    def by_id(self) -> ById:
-        return ById(self.entries)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint_of(zip(self.entries.ids, self.entries.digests, strict=True))
 
     def store(self, cache: Path | None = None) -> Path:
         return self.database

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from lol_core.collections.entries import ById, Entries
+from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry
 from lol_core.collections.index import Index
+from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import join_labels, labels_file, read_labels
 from lol_core.collections.names import printable
-from lol_core.collections.source import Source, fingerprint_of
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError
@@ -22,7 +22,7 @@ from lol_core.formats import read
 
 
 @dataclass(frozen=True, eq=False)
-class Zoo(Source):
+class Zoo(Indexed):
     """A folder as a source. `entries` could be read, `refused` could not (with reasons); both in order of path, which
     is their id.
 
@@ -77,18 +77,6 @@ class Zoo(Source):
     @property
     def address(self) -> str:
         return str(self.folder)
-
-    @cached_property
-    def ids(self) -> list[str]:
-        return self.entries.ids
-
-    @cached_property
-    def by_id(self) -> ById:
-        return ById(self.entries)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint_of(zip(self.entries.ids, self.entries.digests, strict=True))
 
     def path(self, id: str) -> Path:
         """Where the file of a LoRA is."""

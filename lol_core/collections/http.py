@@ -106,6 +106,7 @@ def _tried(what: str, ask: Callable[[], Answer]) -> Answer:
 
 
 def wait(seconds: float) -> None:
+    """What a busy server asked for, which is PATIENCE_S at most."""
     time.sleep(seconds)
 
 

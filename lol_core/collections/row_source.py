@@ -71,7 +71,7 @@ class RowSource(Source):
         return self.where
 
     @cached_property
-    def entries(self) -> Sequence[Entry]:  # type: ignore[override]
+    def entries(self) -> Sequence[Entry]:  # type: ignore[override]  # made late
         return RowEntries(self.parts)
 
     @cached_property

@@ -71,7 +71,7 @@ class Store:
         """Arrays, mapped from their file, and the words kept with them; None when they are not here."""
         try:
             with safe_open(self._arrays(kind, key), "pt") as file:
-                read = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+                read = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118, a file
             with self.index() as index:
                 index.execute("UPDATE item SET used = ? WHERE kind = ? AND key = ?", (time.time(), kind, key))
         except (OSError, SafetensorError, sqlite3.Error):

@@ -67,7 +67,7 @@ def _by_number(beside: Beside) -> dict[int, dict[str, Any]]:
             continue
         numbers = table[column].astype(str).str.removeprefix(beginning)
         values = table[[c for c in table.columns if set(table[c].dropna().unique()) <= {0, 1} and c != column]]
-        rows: list[dict[str, Any]] = values.to_dict("records")  # type: ignore[assignment]
+        rows: list[dict[str, Any]] = values.to_dict("records")  # type: ignore[assignment]  # its stubs allow any key
         return {int(n): row for n, row in zip(numbers, rows, strict=True) if n.isdigit()}
     return {}
 
@@ -131,7 +131,7 @@ def _numbers(content: bytes | None) -> dict[str, Any]:
 def _keyed(table: pd.DataFrame | None, column: str) -> dict[str, dict[str, Any]]:
     if table is None or column not in table.columns:
         return {}
-    rows: list[dict[str, Any]] = table.drop_duplicates(column).to_dict("records")  # type: ignore[assignment]
+    rows: list[dict[str, Any]] = table.drop_duplicates(column).to_dict("records")  # type: ignore[assignment]  # its stubs allow any key
     return {str(row.get(column)): row for row in rows}
 
 

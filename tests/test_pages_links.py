@@ -1,0 +1,74 @@
+"""Deep links, and what stands in a URL."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+
+from lol_core.collections.zoo import Zoo
+from lol_core.experiments import OF_PAPER
+from lol_core.experiments.result import Result
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
+from tests.conftest import ROOT
+from tests.test_pages import PAGES, opened, settled, text_of
+from tests.waiting import PATIENCE
+
+
+def test_links_from_before_keys_had_a_place_still_set_their_widgets(synthetic_folder: Path) -> None:
+    test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE).switch_page(PAGES["Zoo"])
+    for name, value in (("collection", str(synthetic_folder)), ("q", "lora01"), ("dialect", "PEFT"), ("rank", "2")):
+        test.query_params[name] = value
+    test.run()
+    assert test.text_input(key="zoo.q").value == "lora01" and "10 of 60 LoRAs" in text_of(test)
+    assert test.multiselect(key="zoo.dialect").value == ["PEFT"] and test.multiselect(key="zoo.rank").value == [2]
+    assert "q" not in test.query_params and not test.exception
+
+
+def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:
+    test = opened("LoRA", synthetic_folder, lora="lora007/adapter_model.safetensors")
+    assert test.selectbox(key="lora.lora").value == "lora007/adapter_model.safetensors" and not test.exception
+    layers = next(frame.value for frame in test.dataframe if "effective rank" in frame.value.columns)
+    assert len(layers) == 3 and (layers["effective rank"] <= 2).all()
+
+
+def test_links_carry_ids_and_not_names(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 3)
+    write_peft(tmp_path / "lora001.bin", random_lora(MODULES, 9))
+    (tmp_path / "lora001.bin" / "adapter_model.safetensors").rename(tmp_path / "lora001.safetensors")
+    shutil.rmtree(tmp_path / "lora001.bin")
+    (tmp_path / "labels.csv").unlink()
+    names = Zoo.open(tmp_path).names
+    assert "lora001" not in names.values(), "two files share it, and one was there before the other"
+    test = opened("LoRA", tmp_path, lora="lora001/adapter_model.safetensors", beside="lora001.safetensors")
+    assert test.selectbox(key="lora.lora").value == "lora001/adapter_model.safetensors"
+    assert test.selectbox(key="lora.beside").value == "lora001.safetensors" and not test.exception
+    test.selectbox(key="lora.lora").set_value("lora002/adapter_model.safetensors").run()
+    assert test.query_params["lora.lora"] in (
+        "lora002/adapter_model.safetensors",
+        ["lora002/adapter_model.safetensors"],
+    )
+    test.selectbox(key="lora.lora").set_value(test.selectbox(key="lora.lora").options[0]).run()
+    assert "lora.lora" not in test.query_params and not test.exception
+    named = opened("LoRA", tmp_path, lora="lora002").selectbox(key="lora.lora").value
+    assert named == "lora002/adapter_model.safetensors", "a name typed by hand"
+
+
+def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
+    test = opened("Experiments", None, experiment="Table 1")
+    assert not test.exception and "Table 1: invariance and time" in text_of(test) and "holds" in text_of(test)
+    findings = [
+        finding
+        for name in OF_PAPER
+        for finding in Result.read(ROOT / "docs" / "results" / name).findings
+        if finding.in_paper
+    ]
+    counts = test.dataframe[0].value
+    assert int(counts.sum().sum()) == len(findings) and "TuckerNet" not in " ".join(counts.index)
+    test.button(key="experiments.run_small").click().run()
+    settled(test)
+    job = test.session_state["session"].experiment
+    assert not test.exception and job is not None and job.error is None and "small run" in job.result.title
+    other = opened("Experiments", None, experiment="Figure 4")
+    assert "Figure 4: models of rank 4" in text_of(other) and "Table 1: invariance" not in text_of(other)
