@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
+from lol_core.cli.rewriting import Job, Width
 from lol_core.core.geometry import same_function
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
@@ -186,3 +187,27 @@ def test_nearest_ranks_by_the_update(tmp_path: Path) -> None:
     assert [Path(row["lora"]).parent.name for row in rows] == ["close", "farther"]
     missing = CliRunner().invoke(app, ["nearest", str(tmp_path), "nobody"])
     assert missing.exit_code == 1 and "no such LoRA" in missing.output
+
+
+def test_a_folder_that_holds_more_than_a_lora_is_never_replaced(tmp_path: Path) -> None:
+    write(random_lora(seed=1), tmp_path / "one", "PEFT")
+    write(random_lora(seed=2), tmp_path / "loras" / "two", "PEFT")
+    for target in (tmp_path / "loras", tmp_path):
+        arguments = ["merge", str(tmp_path / "one"), "--to", "PEFT", "--out", str(target), "--force"]
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code == 1 and "it is not replaced" in refused.output
+    assert (tmp_path / "loras" / "two" / "adapter_model.safetensors").is_file()
+    assert output("merge", tmp_path / "one", "--out", tmp_path / "loras" / "two", "--force")["form"] == "PEFT"
+    assert same_function(read(tmp_path / "loras" / "two"), random_lora(seed=1), 1e-2)
+    assert [path.name for path in (tmp_path / "loras").iterdir()] == ["two"]
+
+
+def test_a_name_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    row = Job(tmp_path / "out", None, Width.FLOAT16, False)(("../outside", lambda: random_lora(seed=1)))
+    assert "outside" in row["refused"] and not (tmp_path / "outside").exists()
+
+
+def test_no_energy_is_no_share(tmp_path: Path) -> None:
+    write(random_lora(seed=1), tmp_path / "one", "PEFT")
+    report = output("resize", tmp_path / "one", "--energy", 0, "--out", tmp_path / "cut", code=1)
+    assert "share of the energy" in report["refused"][0]["refused"]

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lol_core.collections.layouts import weights2weights
+from lol_core.collections.layouts.beside import only
 from lol_core.collections.opening import open_source
 from lol_core.core.lora import LoRA
 from lol_core.errors import ZooError
@@ -356,3 +357,16 @@ def test_rows_are_sent_to_other_processes(tmp_path: Path) -> None:
         tuple(lora.layers[0].U.flatten().tolist()) for lora in own
     }
     assert weights2weights.CONFIG["lora_alpha"] == 27
+
+
+def test_a_name_that_two_share_takes_no_row() -> None:
+    assert only({"a/x": "x", "b/x": "x", "c/y": "y"}) == {"y": "c/y"}
+
+
+def test_shards_of_one_table_give_every_row_a_name_of_its_own(tmp_path: Path) -> None:
+    for part in range(2):
+        lora_wise(tmp_path / "wise" / "low" / "8" / f"train-{part}.parquet", 8, [(1, "a")])
+    source = open_source(tmp_path / "wise")
+    first, second = (source.load(id).layers[0].U for id in source.ids)
+    assert len(set(source.ids)) == 2 and source.labels.index.is_unique
+    assert first.shape == second.shape

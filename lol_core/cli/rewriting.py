@@ -15,7 +15,17 @@ from uuid import uuid4
 
 import typer
 
-from lol_core.cli.console import AsJson, Workers, err, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import (
+    AsJson,
+    Workers,
+    err,
+    open_collection,
+    out,
+    print_json,
+    print_table,
+    reported,
+    stoppable,
+)
 from lol_core.errors import DataMissingError, LoLError
 
 if TYPE_CHECKING:
@@ -124,7 +134,9 @@ class Job:
         name, load = item
         try:
             lora = load()
-            rank = ranks_of_energy(lora, self.energy) if self.energy else self.rank or max(lora.ranks)
+            if not (self.out / name).resolve().is_relative_to(self.out.resolve()):
+                raise DataMissingError(f"{name} would be written outside {self.out}.")
+            rank = self.rank or max(lora.ranks) if self.energy is None else ranks_of_energy(lora, self.energy)
             return {"lora": name} | _write(Resized.of(lora, rank), self.out / name, self)
         except LoLError as error:
             return {"lora": name, "refused": str(error).removeprefix(f"{name}: ")}
@@ -161,19 +173,20 @@ def _each(inputs: Sequence[str]) -> Iterator[tuple[str, Callable[[], LoRA]]]:
     """(name, what reads it) of every LoRA that the inputs mean; a name is its place there, without its suffix."""
     from lol_core.collections.folder import load_file
     from lol_core.collections.names import stem_of
-    from lol_core.collections.opening import is_collection, open_source
+    from lol_core.collections.opening import is_collection
     from lol_core.formats import IN_FOLDER
 
     for text in inputs:
-        places = sorted(glob(text, recursive=True)) if has_magic(text) and not Path(text).exists() else [text]
+        pattern = "://" not in text and has_magic(text) and not Path(text).expanduser().exists()
+        places = sorted(glob(str(Path(text).expanduser()), recursive=True)) if pattern else [text]
         if not places:
             raise DataMissingError(f"{text}: no file has such a name.")
         for place in places:
-            path = Path(place).expanduser()
+            path = Path(place).expanduser().resolve()  # "." and ".." have names too
             if not is_collection(place) or any((path / name).is_file() for name in IN_FOLDER):
                 yield path.name if path.is_dir() else stem_of(path.name), partial(load_file, path, place)
                 continue
-            source = open_source(place)
+            source = open_collection(place)
             for entry in source.refused:
                 err.print(f"{entry.path}: {entry.reason}", highlight=False, soft_wrap=True)
             for id in source.ids:
@@ -196,13 +209,20 @@ def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:
         path = path.with_name(f"{path.name}.safetensors")
     if path.exists() and not job.force:
         raise DataMissingError(f"{path} is there already. Choose another place, or --force.")
+    if path.is_dir() and (
+        others := {file.name for file in path.iterdir()} - {*FOLDERS.values(), "adapter_config.json"}
+    ):
+        raise DataMissingError(f"{path} holds more than a LoRA, such as {min(others)}: it is not replaced.")
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         write(made.lora, new, form, getattr(torch, job.dtype))
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(new, path)
+        if path.is_dir():  # which a rename does not replace: set aside, and deleted once the new one stands there
+            old = path.rename(new.with_name(f"{new.name}.old"))
+            os.replace(new, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(new, path)
     finally:
         if new.is_dir():
             shutil.rmtree(new)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, cast
+from uuid import uuid4
 
 import orjson
 
@@ -249,7 +250,7 @@ def _unpacked(archive: LocalFile, unpack: Callable[..., Any], cache: Path | None
     if copy.is_file():
         return LocalFile.of(copy)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    part = copy.with_suffix(".part")
+    part = copy.with_name(f"{copy.name}.{uuid4().hex[:12]}.part")
     limit = min(bytes_allowed(), max(HARMLESS_BYTES, RATIO * archive.size))
     written = 0
     try:

@@ -6,16 +6,20 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from torch import Tensor
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
     """`write` a new file, bring it to the disk, and put it in the place of `path` in one step. Raises OSError, and what
     `write` raises; the old file is then still there.
+
+    shared: whether others may write it at the same time. Then the new file has a name of its own, which a kill leaves
+    behind; otherwise the next writer takes what a kill left.
     """
-    new = path.with_name(path.name + ".writing")
+    new = path.with_name(f"{path.name}.{uuid4().hex[:12]}.writing" if shared else f"{path.name}.writing")
     write_file(new, write)
     try:
         new.replace(path)

@@ -16,6 +16,7 @@ import pandas as pd
 from lol_core.collections.blob import Blob, LocalFile
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import UNSETTLED
+from lol_core.collections.durable import replace_file
 from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry, KnownDetails
 from lol_core.collections.index import READERS, Database
@@ -170,9 +171,7 @@ class FileSource(Indexed):
             except (LoRAFormatError, ZooError, OSError):
                 return None
             copy.parent.mkdir(parents=True, exist_ok=True)
-            part = copy.with_suffix(".part")
-            part.write_bytes(content)
-            part.replace(copy)
+            replace_file(copy, lambda new: new.write_bytes(content), shared=True)
         return copy
 
     def content(self, name: str, limit: int = MAX_BYTES) -> bytes | None:

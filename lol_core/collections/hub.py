@@ -7,7 +7,6 @@ a network. This was run against a server of our own that speaks the hub's interf
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ import orjson
 from lol_core.collections import archive
 from lol_core.collections.blob import Blob
 from lol_core.collections.cache import bytes_allowed, cache_folder
+from lol_core.collections.durable import replace_file
 from lol_core.collections.files import FileSource, Listing, database_path
 from lol_core.collections.http import PassingError, pages
 from lol_core.collections.hub_address import HubAddress, Kind, parse
@@ -130,9 +130,7 @@ def _sizes(source: FileSource, budget: Budget, catalogue: Catalogue) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    replace_file(path, lambda new: new.write_bytes(content), shared=True)
 
 
 def list_hub(spot: HubAddress, reporter: Reporter = SILENT) -> Catalogue:
@@ -178,7 +176,7 @@ def _repository(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile
     described = next(_api(f"{place}/revision/{revision}", str(spot)))
     commit, files = described["sha"], {}
     folder, _, last = spot.path.rpartition("/")
-    one = "." in last  # a file, which has no tree of its own
+    one = last.lower().endswith((*SUFFIXES, *archive.SUFFIXES))  # a file, which has no tree of its own
     below = quote(folder if one else spot.path)
     for page in _api(f"{place}/tree/{commit}{'/' + below if below else ''}?recursive=True", str(spot)):
         for entry in page:
@@ -191,6 +189,8 @@ def _repository(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile
             files[shown] = HubFile(spot.kind, spot.repository, commit, path, size, oid)
         reporter.show(f"Listing {spot}: {len(files):,} files", 0.0)
         reporter.check("Nothing was read yet.")
+    if spot.path and not files:
+        raise ZooError(f"{spot}: there is nothing of that name in {spot.repository}. Check what follows its name.")
     return files, {"": _facts(described)}
 
 

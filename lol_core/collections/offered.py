@@ -62,9 +62,10 @@ def take(source: Source, columns: Sequence[str], table: pd.DataFrame) -> pd.Data
 def _places(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The folders above each file, and the parts of the name that people know it by."""
     found: dict[str, dict[str, Any]] = {}
+    several = len(ids) > 1
     for id in ids:
         *folders, file = id.split("/")
-        known = file.rpartition(".")[0] if len(set(ids)) > 1 else file
+        known = file.rpartition(".")[0] if several else file
         named = [folder for folder in folders if folder not in ("unet", "text_encoder")] or [known]
         generic = known in ("adapter_model", "pytorch_lora_weights", "adapters")
         parts = re.split(r"[_\-\s]+", named[-1] if generic else known)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
 
 from lol_core.collections.blob import Blob
-from lol_core.collections.http import GLANCE_BYTES, RemoteFile, asked_once
+from lol_core.collections.durable import replace_file
+from lol_core.collections.http import GLANCE_BYTES, NetworkError, RemoteFile, asked_once
 from lol_core.collections.hub_address import Kind
 from lol_core.errors import ZooError
 
@@ -134,11 +134,14 @@ class Kept:
         if not self.copy.is_file():
             self.budget.take(self.size or 0, self.place)
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.copy.with_suffix(f".{os.getpid()}.part")
-            with self.part.open() as source, part.open("wb") as out:
-                shutil.copyfileobj(source, out, 2**22)
-            part.replace(self.copy)
+            replace_file(self.copy, self._download, shared=True)
         return self.copy.open("rb")
+
+    def _download(self, path: Path) -> None:
+        with self.part.open() as source, path.open("wb") as out:
+            shutil.copyfileobj(source, out, 2**22)
+            if self.size is not None and out.tell() != self.size:
+                raise NetworkError(f"{self.place} came as {out.tell():,} bytes of {self.size:,}. Open it again.")
 
     def glance(self) -> BinaryIO:
         return self.copy.open("rb") if self.copy.is_file() else self.part.glance()

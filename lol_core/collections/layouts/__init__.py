@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from lol_core.collections.durable import replace_file
 from lol_core.collections.files import FileSource, Listing, list_folder
@@ -101,4 +103,5 @@ def _known(source: FileSource | Zoo, layout: Layout) -> pd.DataFrame | None:
 
 def _keep(source: FileSource | Zoo, layout: Layout, labels: pd.DataFrame) -> None:
     if place := _place(source, layout):
-        replace_file(place, labels.to_parquet)
+        with suppress(OSError, ValueError, pa.ArrowException):  # they are read anew the next time
+            replace_file(place, labels.to_parquet, shared=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,7 +93,7 @@ class Beside:
         """id → "train", "validation" or "test", from `train.pt`, `valid.pt` and `test.pt`: lists of names as PyTorch
         saved them. key: from an id to the name in those lists.
         """
-        owners = {key(id): id for id in self.ids}
+        owners = only({id: key(id) for id in self.ids})
         parts: dict[str, str] = {}
         for part, name in (("train", "train.pt"), ("validation", "valid.pt"), ("test", "test.pt")):
             names = saved(self.find(name))
@@ -102,6 +103,12 @@ class Beside:
 
     def frame(self, labels: Labels) -> pd.DataFrame:
         return pd.DataFrame.from_dict(labels, orient="index").reindex(list(self.ids))
+
+
+def only(names: Mapping[str, str]) -> dict[str, str]:
+    """Name → id of what has a name of its own: of two that share one, it is not known whose a row is."""
+    counts = Counter(names.values())
+    return {name: id for id, name in names.items() if counts[name] == 1}
 
 
 def saved(content: bytes | None) -> Any:

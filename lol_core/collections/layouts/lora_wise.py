@@ -8,6 +8,7 @@ their order does not. No alpha is stored; the scale is taken as 1.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,12 +37,13 @@ WIDTHS = frozenset({320, 640, 768, 1024, 1280, 2560, 5120})
 def open_lora_wise(address: str, name: str, listing: Listing) -> RowSource | None:
     """The rows of all Parquet files that are laid out so, None when there are none."""
     parts, labels, refused = [], [], []
+    seen: Counter[str] = Counter()
     for path in sorted(listing.files):
         config = _CONFIG.search(path)
         if not path.endswith(".parquet") or not config:
             continue
         try:
-            rows, about = _file(path, listing.files[path], config)
+            rows, about = _file(path, listing.files[path], config, seen)
         except (LoRAFormatError, pa.ArrowException, OSError) as error:
             refused.append(Entry(path, listing.files[path].size or -1, 0.0, "", reason=f"No rows of LoRAs: {error}"))
             continue
@@ -50,7 +52,8 @@ def open_lora_wise(address: str, name: str, listing: Listing) -> RowSource | Non
     return RowSource(address, name, parts, pd.concat(labels), refused) if parts else None
 
 
-def _file(path: str, blob: Blob, config: re.Match[str]) -> tuple[Rows, pd.DataFrame]:
+def _file(path: str, blob: Blob, config: re.Match[str], seen: Counter[str]) -> tuple[Rows, pd.DataFrame]:
+    """seen: how often a name was given in the files before, which may be shards of one table."""
     rank, kind = int(config[2]), f"{config[1]}_{config[2]}{config[3] or ''}"
     with blob.glance() as file:
         table = pq.ParquetFile(file)
@@ -60,10 +63,9 @@ def _file(path: str, blob: Blob, config: re.Match[str]) -> tuple[Rows, pd.DataFr
     starts = tuple(int(start) for start in np.cumsum([0, *groups]))
     lora = read_tensors({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, path, {})
     names = [f"{kind}/{name}_{label}" for name, label in zip(about["name"], about["label"], strict=True)]
-    seen: dict[str, int] = {}
     ids = []
     for id in names:
-        seen[id] = seen.get(id, 0) + 1
+        seen[id] += 1
         ids.append(id if seen[id] == 1 else f"{id}#{seen[id]}")
     size = 8 * sum(int(np.prod(shape)) for shape in shapes.values())
     labels = {"images": about["label"], "subject": about["name"].astype(str), "range": config[1], "rank": rank}

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import pandas as pd
 
-from lol_core.collections.layouts.beside import Beside, Labels, folder_of
+from lol_core.collections.layouts.beside import Beside, Labels, folder_of, only
 
 _IMAGES = re.compile(r"(model_(\d+)_(\d+)_(\d+)_(\d+)_(\d+)_(\d+))/unet/adapter_model\.safetensors$")
 _TRIAL = re.compile(r"(?:^|/)(trial_\d+)/\1\.safetensors$")
@@ -105,7 +105,7 @@ def _tables(beside: Beside) -> pd.DataFrame:
     """The table of the collection that names most of its files, joined by the last part of their paths; what differs
     between LoRAs of it.
     """
-    owners = {id.rpartition("/")[2]: id for id in beside.ids}
+    owners = only({id: id.rpartition("/")[2] for id in beside.ids})
     best = pd.DataFrame(index=list(beside.ids))
     for name in beside.names:
         table = beside.table(name.rpartition("/")[2]) if name.endswith(".csv") else None
