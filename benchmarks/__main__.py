@@ -108,6 +108,8 @@ def table(about: Mapping[str, Any], parts: Mapping[str, Part], quick: bool) -> s
     lines = ["# Speed", ""]
     lines += ["**A quick try: these numbers mean nothing.**", ""] if quick else []
     lines += ["`make bench`. " + "; ".join(f"{name}: {value}" for name, value in about.items()) + ".", ""]
+    if left_out := [name for name in PARTS if name not in parts]:
+        lines += [f"Not run: {', '.join(left_out)}.", ""]
     lines += ["| claim | times as fast | as | goal | |", "|---|---|---|---|---|"]
     for part in parts.values():
         for claim in part.get("claims", []):

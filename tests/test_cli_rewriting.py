@@ -211,3 +211,8 @@ def test_no_energy_is_no_share(tmp_path: Path) -> None:
     write(random_lora(seed=1), tmp_path / "one", "PEFT")
     report = output("resize", tmp_path / "one", "--energy", 0, "--out", tmp_path / "cut", code=1)
     assert "share of the energy" in report["refused"][0]["refused"]
+
+
+def test_loras_of_one_dialect_that_share_no_module_are_put_side_by_side() -> None:
+    first, second = random_lora([("model.layers.0.q", 6, 5, 2)], 0), random_lora([("model.layers.0.v", 6, 5, 2)], 1)
+    assert merge([first, second], [1, 1]).lora.names == (*first.names, *second.names)

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lol_core.cli.console import Address, AsJson, Workers, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import (
+    Address,
+    AsJson,
+    Workers,
+    open_collection,
+    out,
+    print_json,
+    print_table,
+    reported,
+    stoppable,
+)
 from lol_core.errors import DataMissingError
 
 if TYPE_CHECKING:
@@ -33,12 +43,11 @@ FailOn = Annotated[Fail, typer.Option("--fail-on", help="End with exit code 2 wh
 
 def health(folder: Address, workers: Workers = "1", fail_on: FailOn = Fail.NEVER, as_json: AsJson = False) -> None:
     """What is refused, broken, never trained or contradicts itself in a collection; nothing of what is well."""
-    from lol_core.collections.opening import open_source
     from lol_core.insight.audit import audit as remarks_of
     from lol_core.insight.surveys import Surveys
 
     with reported(), stoppable() as reporter:
-        source = open_source(folder, reporter=reporter.part(0.0, 0.1))
+        source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
         remarks = list(remarks_of(source, surveys))
     _show(remarks, len(source), fail_on, as_json)
@@ -57,7 +66,6 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Health, copies, what models say, and whether they can know, of every LoRA of a collection."""
-    from lol_core.collections.opening import open_source
     from lol_core.insight.audit import as_sarif
     from lol_core.insight.audit import audit as remarks_of
     from lol_core.insight.duplicates import duplicates
@@ -70,8 +78,8 @@ def audit(
         if sarif is not None and sarif.exists() and sarif.is_dir():
             raise DataMissingError(f"{sarif} is a folder. Name the file that is to be written.")
         models = [Checkpoint.load(path) for path in checkpoint or ()]
-        zoos: list[Source | None] = [open_source(address) for address in trained_on or ()] or [None] * len(models)
-        source = open_source(folder, reporter=reporter.part(0.0, 0.1))
+        zoos: list[Source | None] = [open_collection(address) for address in trained_on or ()] or [None] * len(models)
+        source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
         surveys = Surveys(source).complete(reporter.part(0.1, 0.6), workers=workers)
         same = duplicates(source, surveys, reporter=reporter.part(0.6, 0.7))
         pairs = list(zip(models, zoos, strict=True))

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import Address, AsJson, Workers, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import (
+    Address,
+    AsJson,
+    Workers,
+    open_collection,
+    out,
+    print_json,
+    print_table,
+    reported,
+    stoppable,
+)
 from lol_core.errors import DataMissingError
 
 
@@ -49,12 +59,11 @@ def nearest(
     as_json: AsJson = False,
 ) -> None:
     """The LoRAs of a collection whose updates are nearest to one of them. Weights are read once, and kept."""
-    from lol_core.collections.opening import open_source
     from lol_core.insight.neighbours import nearest as find_nearest
     from lol_core.insight.surveys import Surveys
 
     with reported(), stoppable() as reporter:
-        source = open_source(folder, reporter=reporter.part(0.0, 0.1))
+        source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
         by_name = {name: id for id, name in source.names.items()}
         id = lora if lora in source.by_id else by_name.get(lora)
         if id is None:

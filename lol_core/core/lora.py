@@ -21,7 +21,9 @@ from lol_core.core.parametrisation import LowRank, Magnitude, Parametrisation
 
 
 def bounds(numbers: Tensor) -> tuple[float, float]:
-    """The least and the largest number, both NaN where one is."""
+    """The least and the largest number, both NaN where one is; 0 where there is none."""
+    if not numbers.numel():
+        return 0.0, 0.0
     least, largest = (numbers if numbers.dtype.itemsize > 1 else numbers.float()).aminmax()
     return least.item(), largest.item()
 
@@ -218,4 +220,4 @@ class LoRA:
 
 def _finite(slot: Tensor) -> bool:
     """Told from the least and the largest number, at a twentieth of the time of `isfinite` on each."""
-    return not slot.numel() or all(math.isfinite(bound) for bound in bounds(slot))
+    return all(math.isfinite(bound) for bound in bounds(slot))

@@ -79,8 +79,10 @@ def merge(loras: Sequence[LoRA], weights: Sequence[float], rank: int | None = No
 
 
 def _of_one_naming(loras: Sequence[LoRA]) -> list[LoRA]:
-    """The LoRAs as they are when they share a module's name with the first, else all under kohya's flattened names."""
-    if all(set(lora.names) & set(loras[0].names) for lora in loras):
+    """The LoRAs as they are when they are of one dialect or share a module's name with the first, else all under
+    kohya's flattened names.
+    """
+    if len({lora.dialect for lora in loras}) == 1 or all(set(lora.names) & set(loras[0].names) for lora in loras):
         return list(loras)
     renamed = []
     for lora in loras:

@@ -71,7 +71,14 @@ def model_card(checkpoint: Checkpoint) -> str:
             ),
         ]
     if again := command(checkpoint):
-        lines += ["", "The same again:", "", "```", again, "```"]
+        lines += [
+            "",
+            f"The same again, where `{checkpoint.zoo}` stands for the collection's path or address:",
+            "",
+            "```",
+            again,
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -90,5 +97,9 @@ def command(checkpoint: Checkpoint) -> str | None:
         words += ["--target", target]
     words += ["--model", config.model, "--seed", str(config.seed)]
     for name, value in changed.items():
-        words += [OPTIONS[name]] if value is True else [OPTIONS[name], str(value)]
+        words += [_flag(name, value)] if isinstance(value, bool) else [OPTIONS[name], str(value)]
     return shlex.join([*words, "--out", "FOLDER"])
+
+
+def _flag(name: str, on: bool) -> str:
+    return OPTIONS[name] if on else f"--no-{OPTIONS[name].removeprefix('--')}"

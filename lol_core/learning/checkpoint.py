@@ -35,6 +35,8 @@ from lol_core.learning.tasks import Task, task_from_dict
 from lol_core.learning.verdict import Difference
 
 FORMAT = 1
+AT_ONCE_BYTES = 2**28
+"""Of files whose weights are in memory for one batch of predictions; as many are read ahead."""
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
 """Files of a checkpoint's folder. WEIGHTS is what checkpoints written before descriptions named their weights hold."""
 
@@ -228,6 +230,8 @@ class Checkpoint:
         misfits = {id: self.spec.misfits(zoo.by_id[id]) for id in ids}
         refused = {id: " ".join(problems) for id, problems in misfits.items() if problems}
         fitting = [id for id in ids if not misfits[id]]
+        largest = max((zoo.by_id[id].size for id in fitting), default=1)
+        batch_size = max(1, min(batch_size, AT_ONCE_BYTES // max(1, largest)))
         predicted: list[tuple[list[str], np.ndarray]] = []
         read = ahead(_readable(zoo, block, refused) for block in parts(fitting, batch_size))
         for loras in filter(None, read):
