@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from lol_core.core.geometry import norm, truncate
+from lol_core.core.geometry import inner_product, truncate
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoRAFormatError, ModelError
@@ -36,8 +36,10 @@ class Resized:
             for layer in lora.layers
         ]
         errors = tuple(error for _, error in pairs)
-        sizes = np.array([norm(layer) for layer in lora.layers]) if norms is None else norms
-        lost = float(np.linalg.norm(np.array(errors) * sizes)) / max(float(np.linalg.norm(sizes)), TINY)
+        lost = 0.0
+        if any(errors):
+            sizes = np.sqrt([max(0.0, inner_product(y, y)) for y in lora.layers]) if norms is None else norms
+            lost = float(np.linalg.norm(np.array(errors) * sizes)) / max(float(np.linalg.norm(sizes)), TINY)
         return cls(replace(lora, layers=tuple(layer for layer, _ in pairs)), errors, lost)
 
     @property
@@ -114,7 +116,7 @@ def _sum(name: str, summands: Sequence[tuple[LoRALayer, float]]) -> LoRALayer:
         return first
     pairs = [layer.parametrisation.low_rank() for layer, _ in summands]
     scales = [layer.scale * weight for layer, weight in summands]
-    U = torch.cat([scale * U.double() for scale, (U, _) in zip(scales, pairs, strict=True)], 1).float()
+    U = torch.cat([scale * U.float() for scale, (U, _) in zip(scales, pairs, strict=True)], 1)
     V = torch.cat([V.float() for _, V in pairs], 1)
     kind = Kind.EMBEDDING if first.kind == Kind.EMBEDDING else Kind.CONV if len(first.weight_shape) > 2 else Kind.LINEAR
     whole = LoRALayer.pair(name, U, V, kind=kind, weight_shape=first.weight_shape)
