@@ -9,6 +9,7 @@ import shutil
 import sys
 from dataclasses import replace
 from importlib import import_module
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,19 @@ from lol_core.experiments import NAMES, OF_PAPER, run
 from lol_core.experiments.ablation import without
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
-from lol_core.experiments.result import Finding, Result, blocks, verdict, wide, with_spread, write_report
+from lol_core.experiments.result import (
+    Finding,
+    Holds,
+    Result,
+    alike,
+    blocks,
+    verdict,
+    weakest,
+    wide,
+    with_interval,
+    with_spread,
+    write_report,
+)
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.timing import Shape, needs
@@ -36,6 +49,7 @@ from lol_core.experiments.trials import SMALL, Context, Setting, Trials, Variant
 from lol_core.learning.models import make_model
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Multiclass
+from lol_core.learning.verdict import Difference, over_seeds
 from tests.builders import random_batch, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 
@@ -54,7 +68,7 @@ def test_every_experiment_runs_small_and_comes_back_whole(name: str, kept: Path,
     result = run(name, Context(SAMPLES, kept / "fits", SMALL, work=kept / "work"))
     assert "the scores mean nothing" in result.title and result.findings and result.notes
     assert list(result.cells.columns) == CELLS and result.cells["mean"].notna().any()
-    assert {finding.holds for finding in result.findings} <= {"holds", "holds, not clearly", "does not hold"}
+    assert all(isinstance(finding.holds, Holds) for finding in result.findings)
     back = Result.read(result.write(kept / "results"))
     assert (back.title, back.findings, back.notes) == (result.title, result.findings, result.notes)
     pd.testing.assert_frame_equal(back.cells, result.cells, check_dtype=False, rtol=1e-4)
@@ -194,13 +208,32 @@ def test_kernel_ridge_finds_a_linear_function_of_the_update() -> None:
     assert p.sum() == pytest.approx(1) and p.argmax() == 0 and (p > 0).all()
 
 
-def test_verdicts_and_numbers_are_said_plainly() -> None:
-    assert [verdict(*pair) for pair in ((1.0, 0.4), (1.0, 0.6), (-1.0, 0.1), (1.0, float("inf")))] == [
-        "holds",
-        "holds, not clearly",
-        "does not hold",
-        "holds, not clearly",
+def test_verdicts_are_those_of_whole_intervals() -> None:
+    above, across, below, alone = (Difference(*gap) for gap in ((2, 1, 3), (1, -1, 3), (-2, -3, -1), (1, nan, nan)))
+    assert [*map(verdict, (above, across, below, alone))] == [Holds.YES, Holds.NOT_CLEAR, Holds.NO, Holds.NOT_CLEAR]
+    assert [alike(gap, 1.5) for gap in (Difference(0, -1, 1), across, above, alone)] == [
+        *(Holds.YES, Holds.NOT_CLEAR, Holds.NOT_CLEAR, Holds.NOT_CLEAR)
     ]
+    assert alike(below, 0.5) == alike(above, 0.5) == Holds.NO
+    assert weakest([Holds.YES, Holds.NOT_CLEAR]) == Holds.NOT_CLEAR and weakest([Holds.NO, Holds.YES]) == Holds.NO
+    assert with_interval(across) == "+1.000 (-1.000 to +3.000)" and "no interval" in with_interval(alone)
+
+
+def test_intervals_over_overlapping_splits_are_those_of_nadeau_and_bengio() -> None:
+    values, share = [0.1, 0.2, 0.3, 0.4, 0.5], 15 / 70
+    plain = t_interval(values)
+    wide = over_seeds(values, share)
+    assert (wide.high - wide.value) / plain == pytest.approx(np.sqrt(1 + 5 * share)) == pytest.approx(1.44, abs=0.01)
+    five = over_seeds(values, 0.0, among=5)
+    assert (five.high - five.value) / plain == pytest.approx(4.6041 / 2.7764, abs=1e-3)  # t of .995 and .975, df 4
+
+
+def t_interval(values: list[float]) -> float:
+    """Half the width of the plain 95 % interval of a mean."""
+    return 2.776445 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+
+def test_numbers_are_said_plainly() -> None:
     assert (
         with_spread(0.1234, 0.004) == "0.123 ± 0.004"
         and with_spread(2e-7, float("nan")) == "2e-07"
@@ -281,10 +314,10 @@ def test_the_committed_results_are_full_runs_on_the_committed_zoos(name: str) ->
 
 
 def test_a_question_of_our_own_says_so() -> None:
-    asked = Finding("GL-net is best.", "holds", "it is.")
-    ours = Finding("Does it rank better than norms?", "holds", "it does.", in_paper=False)
+    asked = Finding("GL-net is best.", Holds.YES, "it is.")
+    ours = Finding("Does it rank better than norms?", Holds.YES, "it does.", in_paper=False)
     assert asked.statement == "GL-net is best."
-    assert ours.statement == "Not asked in the paper: does it rank better than norms?"
+    assert ours.statement == "Not asked in the paper: Does it rank better than norms?"
     for name in OF_PAPER:
         findings = Result.read(ROOT / "docs" / "results" / name).findings
         assert any(finding.in_paper for finding in findings)

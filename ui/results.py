@@ -8,16 +8,16 @@ import pandas as pd
 import streamlit as st
 
 from lol_core.errors import LoLError
-from lol_core.experiments.result import Result, blocks
+from lol_core.experiments.result import Holds, Result, blocks
 from ui.figures import figure, take
 from ui.keys import key
 from ui.state import RESULTS
 from ui.tables import show
 
 MARKS = {
-    "holds": (":material/check_circle:", "green", "hold"),
-    "holds, not clearly": (":material/help:", "orange", "hold, but not clearly"),
-    "does not hold": (":material/cancel:", "red", "do not hold"),
+    Holds.YES: (":material/check_circle:", "green", "hold"),
+    Holds.NOT_CLEAR: (":material/help:", "orange", "are not clear"),
+    Holds.NO: (":material/cancel:", "red", "do not hold"),
 }
 """Verdict on a finding → its icon, colour and plural."""
 

@@ -28,7 +28,7 @@ def experiment(
     zoo: Annotated[
         str, typer.Option("--zoo", help="The folder of the sample zoos, or, for table2, another zoo's address.")
     ] = str(SAMPLES),
-    seeds: int = 3,
+    seeds: int = 5,
     small: Annotated[
         bool, typer.Option(help="A few LoRAs, one seed, two epochs: shows how it runs; the scores mean nothing.")
     ] = False,

@@ -11,9 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lol_core.experiments.paper import COMPARED
-from lol_core.experiments.result import environment, mean_and_error
+from lol_core.experiments.result import Holds, environment, verdict, weakest
 from lol_core.experiments.trials import CONTROLS, KERNEL, SHUFFLED, Budget, Trials
 from lol_core.insight.plots import models_beside_controls
+from lol_core.learning.verdict import Difference, over_seeds
 
 Papers = Mapping[str, tuple[float, float]]
 """Model → the paper's mean and standard deviation."""
@@ -37,25 +38,22 @@ def summary(trials: Trials, score: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "std"])
 
 
-def intervals(trials: Trials, score: str) -> pd.DataFrame:
-    """As `summary`, with half the width of the 95 % interval of the mean over seeds (Student's t) as its spread; none
-    for shuffled labels.
+def with_half_widths(values: Mapping[str, Sequence[float]], test_share: float) -> pd.DataFrame:
+    """Row → mean over seeds, and half the width of its 95 % interval (`over_seeds`) as its spread, from a score at each
+    seed.
     """
-    from scipy.stats import t as student  # takes a second to import
+    means = {row: over_seeds(each, test_share) for row, each in values.items()}
+    rows = {row: (mean.value, mean.high - mean.value) for row, mean in means.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "std"])
 
-    means = summary(trials, score)
-    seeds = trials.table().groupby("model")["seed"].nunique()
-    counts = seeds.rename(index=title_of).reindex(means.index).to_numpy(float)
-    means["std"] *= student.ppf(0.975, counts - 1) / np.sqrt(counts)
+
+def intervals(trials: Trials, score: str) -> pd.DataFrame:
+    """As `summary`, with `with_half_widths` for its spread; none for shuffled labels."""
+    means, table = summary(trials, score), trials.table()
+    if score in table:
+        by_title = {title_of(str(name), trials): part[score].tolist() for name, part in table.groupby("model")}
+        means["std"] = with_half_widths(by_title, trials.test_share)["std"].reindex(means.index)
     return means
-
-
-def interval(values: pd.Series) -> tuple[float, float]:
-    """Mean over seeds, and half the width of its 95 % interval (Student's t; infinite for a single seed)."""
-    from scipy.stats import t as student
-
-    mean, error = mean_and_error(values)
-    return mean, float(student.ppf(0.975, len(values) - 1)) * error if len(values) > 1 else float("inf")
 
 
 def title_of(name: str, trials: Trials | None = None) -> str:
@@ -74,10 +72,22 @@ def cells(column: str, means: pd.DataFrame, papers: Papers | None = None) -> pd.
     return pd.DataFrame(rows, columns=["row", "column", "mean", "std", "paper", "paper_std"])
 
 
-def differences(trials: Trials, score: str, one: str, other: str) -> tuple[float, float]:
-    """one − other on the same splits: mean over seeds, and its standard error (infinite for a single seed)."""
+def differences(trials: Trials, score: str, one: str, other: str, among: int = 1) -> Difference:
+    """one − other on the same splits. among: how many such differences this one was picked from."""
     table = trials.table().pivot_table(index="seed", columns="model", values=score)
-    return mean_and_error((table[one] - table[other]).dropna())
+    return over_seeds((table[one] - table[other]).dropna().tolist(), trials.test_share, among)
+
+
+def beyond(trials: Trials, score: str, name: str, value: float, among: int = 1) -> Difference:
+    """A score less a fixed value."""
+    table = trials.table()
+    return over_seeds((table.loc[table["model"] == name, score] - value).tolist(), trials.test_share, among)
+
+
+def above_all(trials: Trials, score: str, name: str, among: Sequence[str], lower_is_better: bool = False) -> Holds:
+    """Whether a model is better than each of the others, which must all be clear for it to be."""
+    pairs = [(other, name) if lower_is_better else (name, other) for other in among if other != name]
+    return weakest(verdict(differences(trials, score, *pair)) for pair in pairs)
 
 
 def best_rival(trials: Trials, score: str, among: Sequence[str], lower_is_better: bool = False) -> str:
@@ -119,4 +129,9 @@ GRID = (
     " in the head, weight decay 0, at most 60 epochs, the epoch with the lowest validation loss) at every seed, on that"
     " seed's own validation LoRAs; a seed is another split (70 / 15 / 15 %) and another initialisation."
 )
-SEARCH = f"{GRID} ± is the standard deviation over seeds."
+INTERVAL = (
+    "± is half the width of the 95 % interval of the mean over seeds, and differences stand with theirs. The splits of"
+    " several seeds overlap, so the variance is the corrected one of Nadeau and Bengio (2003), (1/J + 15/70) s² for J"
+    " seeds, with Student's t of J − 1 degrees of freedom. The paper's ± is as it is printed there."
+)
+SEARCH = f"{GRID} {INTERVAL}"

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core.core.progress import Reporter, Stopped
-from lol_core.experiments.comparison import cells, settings
+from lol_core.experiments.comparison import INTERVAL, cells, settings, with_half_widths
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
-from lol_core.experiments.result import Finding, Result, mean_and_error, verdict
+from lol_core.experiments.result import Finding, Result, verdict, with_interval
 from lol_core.experiments.table2 import QUESTION
 from lol_core.experiments.trials import KERNEL, Context, Kept, Trials
 from lol_core.finetuning.recipes import CELEBA
@@ -21,6 +21,7 @@ from lol_core.insight.generation import Painter, Sampling, contact_sheet
 from lol_core.insight.plots import sheet
 from lol_core.learning.evaluation import control_predictions
 from lol_core.learning.factors import control_features
+from lol_core.learning.verdict import over_seeds
 
 TITLE = "Figure 3: the LoRAs predicted best and worst"
 GL_NET, NORMS, CHANCE = FIVE["gl_net"].title, "control: norms only", "control: all test LoRAs"
@@ -46,27 +47,31 @@ def run(context: Context) -> Result:
     parts = []
     for column in ("highest", "lowest", "difference"):
         by_row = table.groupby("row", sort=False)[column]
-        parts.append(cells(NAMES[column], pd.DataFrame({"mean": by_row.mean(), "std": by_row.std(ddof=1)})))
+        means = with_half_widths({str(row): each.tolist() for row, each in by_row}, ours.test_share)
+        parts.append(cells(NAMES[column], means))
     best = lines[0]["rankings"][GL_NET]
     names = list(best)
     columns = [*names[:SHOWN], None, *names[-SHOWN:]]
     picture = draw(context, ours, columns, best)
-    gap = table[table["row"] == GL_NET].set_index("seed")["difference"]
-    over = gap - table[table["row"] == NORMS].set_index("seed")["difference"]
+    by_model = table.pivot_table(index="seed", columns="row", values="difference")
+    gap, over = (
+        over_seeds(values.tolist(), ours.test_share)
+        for values in (by_model[GL_NET], by_model[GL_NET] - by_model[NORMS])
+    )
     mean_ends = table[table["row"] == GL_NET][["highest", "lowest"]].mean()
     findings = [
         Finding(
             "LoRAs that GL-net predicts a high CLIP score for draw what was asked; those it predicts a low one for do"
             " not.",
-            verdict(*mean_and_error(gap)),
+            verdict(gap),
             f"the {ENDS} held-out LoRAs it ranks highest were measured at {mean_ends['highest']:.3f}, the {ENDS} lowest"
-            f" at {mean_ends['lowest']:.3f} (difference {gap.mean():+.3f}, standard error"
-            f" {mean_and_error(gap)[1]:.3f}).",
+            f" at {mean_ends['lowest']:.3f} (difference"
+            f" {with_interval(gap)}).",
         ),
         Finding(
             "Does it tell the ends apart better than the norms of the updates?",
-            verdict(*mean_and_error(over)),
-            f"its difference exceeds that of the norms by {over.mean():+.3f} ± {mean_and_error(over)[1]:.3f}.",
+            verdict(over),
+            f"its difference exceeds that of the norms by {with_interval(over)}.",
             in_paper=False,
         ),
     ]
@@ -77,8 +82,8 @@ def run(context: Context) -> Result:
             f" {DRAWING_STEPS} steps. Nothing was drawn for the ranking itself."
         ),
         (
-            f"The table: mean measured CLIP score of the {ENDS} test LoRAs at each end of a ranking, mean ± standard"
-            " deviation over seeds (other splits). The paper shows images and no such numbers."
+            f"The table: mean measured CLIP score of the {ENDS} test LoRAs at each end of a ranking. {INTERVAL} The"
+            " paper shows images and no such numbers."
         ),
     ]
     return Result(

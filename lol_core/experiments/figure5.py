@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from lol_core.experiments.paper import FIVE
-from lol_core.experiments.result import Finding, Result, environment
+from lol_core.experiments.result import Finding, Holds, Result, environment
 from lol_core.experiments.timing import MEMORY_SHARE, Shape, needs, time_model
 from lol_core.experiments.trials import Context
 from lol_core.insight.plots import across
@@ -101,10 +101,7 @@ def run(context: Context) -> Result:
             f"Refused beforehand, since float32 weights and one input would take more than {MEMORY_SHARE:.0%} of the"
             f" free memory: {'; '.join(refused) or 'none'}."
         ),
-        (
-            "The paper's figure has no numbers to stand beside these; it was measured on a GPU, where small models"
-            " leave most of the device idle, so that larger ones barely take longer."
-        ),
+        ("The paper's figure has no numbers to stand beside these; it was measured on a GPU."),
     ]
     drawn = seconds.assign(
         x=seconds["size"].map(PARAMETERS),
@@ -124,7 +121,9 @@ def run(context: Context) -> Result:
         "environment": environment(),
     }
     each = {(model, size): times.preprocess for (model, size), times in times_of.items()}
-    return Result("figure5", TITLE, table, findings(seconds, sizes, refused, max(each.values())), notes, figure, about)
+    return Result(
+        "figure5", TITLE, table, findings(seconds, sizes, refused, max(each.values()), gpu), notes, figure, about
+    )
 
 
 def halves_of() -> tuple[tuple[str, str, int], ...]:
@@ -132,7 +131,7 @@ def halves_of() -> tuple[tuple[str, str, int], ...]:
     return (f"preprocessing {PREPROCESSED}", "preprocess", PREPROCESSED), (f"forward {PASSED}", "forward", PASSED)
 
 
-def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowest: float) -> list[Finding]:
+def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowest: float, gpu: bool) -> list[Finding]:
     """slowest: seconds of the slowest preprocessing of one input."""
     forward = seconds[seconds["half"] == f"forward {PASSED}"].pivot_table(index="model", columns="size", values="time")[
         sizes
@@ -140,7 +139,7 @@ def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowes
     others = [name for name in FIVE if name != "dense"]
     growth = forward.loc[others, sizes[-1]] / forward.loc[others, sizes[0]]
     factors = pd.Series({name: shape(sizes[-1]).spec.parameters / shape(sizes[0]).spec.parameters for name in others})
-    held = {True: "holds", False: "does not hold"}
+    held = {True: Holds.YES, False: Holds.NO}
     only_dense = all(text.startswith("MLP + Dense") for text in refused)
     return [
         Finding(
@@ -152,8 +151,8 @@ def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowes
             f"Forward passes of the others barely take longer from {sizes[0]} to {sizes[-1]}.",
             held[bool(growth.max() <= BARELY)],
             "; ".join(f"{FIVE[str(name)].title} {value:.1f} times" for name, value in growth.items())
-            + f" as long, for factors {factors.iloc[0]:.0f} times as large. On a CPU every multiplication counts; a GPU"
-            " hides them.",
+            + f" as long, for factors {factors.iloc[0]:.0f} times as large"
+            + ("." if gpu else " (on a CPU; not tried on a GPU)."),
         ),
         Finding(
             "Preprocessing stays below a second for each input.",

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,36 +18,58 @@ import plotly.graph_objects as go
 import torch
 
 from lol_core.errors import LoLError
+from lol_core.learning.verdict import Difference
 
 PAPER = "https://arxiv.org/abs/2410.04207"
 PACKAGES = ("torch", "numpy", "scikit-learn", "pandas")
 
 
+class Holds(StrEnum):
+    """What the numbers say of a finding."""
+
+    YES = "holds"
+    NOT_CLEAR = "not clear"
+    NO = "does not hold"
+
+
 @dataclass(frozen=True)
 class Finding:
-    """Something the paper found, or a question of our own (in_paper false), and whether it is so here. holds: "holds",
-    "holds, not clearly" or "does not hold"; here: the numbers that say so.
+    """Something the paper found, or a question of our own (in_paper false), and whether it is so here. here: the
+    numbers that say so.
     """
 
     paper: str
-    holds: str
+    holds: Holds
     here: str
     in_paper: bool = True
 
     @property
     def statement(self) -> str:
         """What is judged, and whether the paper asks it."""
-        return self.paper if self.in_paper else f"Not asked in the paper: {self.paper[0].lower()}{self.paper[1:]}"
+        return self.paper if self.in_paper else f"Not asked in the paper: {self.paper}"
 
 
-def verdict(margin: float, error: float) -> str:
-    """Whether something that should be positive is: clearly, when it exceeds twice its standard error."""
-    return "does not hold" if margin <= 0 else "holds" if margin > 2 * error else "holds, not clearly"
+def verdict(gap: Difference) -> Holds:
+    """Whether something that should be positive is: by its whole interval, or not clearly."""
+    return Holds.YES if gap.low > 0 else Holds.NO if gap.high < 0 else Holds.NOT_CLEAR
 
 
-def mean_and_error(values: pd.Series) -> tuple[float, float]:
-    """Mean over seeds and its standard error, which is infinite for a single seed."""
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("inf")
+def alike(gap: Difference, margin: float) -> Holds:
+    """Whether a difference is smaller than a margin either way: by its whole interval, or not clearly."""
+    if gap.low > margin or gap.high < -margin:
+        return Holds.NO
+    return Holds.YES if -margin < gap.low and gap.high < margin else Holds.NOT_CLEAR
+
+
+def weakest(verdicts: Iterable[Holds]) -> Holds:
+    """Of what must hold together."""
+    return max(verdicts, key=list(Holds).index)
+
+
+def with_interval(gap: Difference) -> str:
+    """ "+0.012 (-0.003 to +0.027)"; without an interval where none was measured."""
+    interval = "one seed, no interval" if pd.isna(gap.low) else f"{gap.low:+.3f} to {gap.high:+.3f}"
+    return f"{gap.value:+.3f} ({interval})"
 
 
 @dataclass(frozen=True)
@@ -95,7 +119,7 @@ class Result:
                 place.name,
                 about["title"],
                 cells,
-                [Finding(**kept) for kept in about["findings"]],
+                [Finding(**kept | {"holds": Holds(kept["holds"])}) for kept in about["findings"]],
                 about["notes"],
                 figure,
                 about["settings"],

@@ -13,7 +13,7 @@ from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.groups import GL, PERMUTATION, Group, O
 from lol_core.core.symmetry import TOLERANCES, invariance_error, relative_change
 from lol_core.experiments.paper import FIVE
-from lol_core.experiments.result import Finding, Result, environment
+from lol_core.experiments.result import Finding, Holds, Result, environment
 from lol_core.experiments.timing import Shape, time_model
 from lol_core.experiments.trials import Context
 from lol_core.insight.plots import errors_of_models
@@ -169,7 +169,7 @@ def findings(shown: pd.DataFrame) -> list[Finding]:
             for power, variable in zip(powers, SWEEPS, strict=True):
                 excess[f"{title[model]}, {half}, {variable}"] = value(model, f"{half}: exponent of {variable}") - power
     worst = max(excess, key=lambda name: excess[name])
-    held = {True: "holds", False: "does not hold"}
+    held = {True: Holds.YES, False: Holds.NO}
     return [
         Finding(
             "Theorem 1: MLP + Dense, MLP + SVD and GL-net are GL-invariant.",

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pandas as pd
 
-from lol_core.experiments.comparison import SEARCH, Papers, best_rival, cells, chart, differences, settings, summary
+from lol_core.experiments.comparison import (
+    SEARCH,
+    Papers,
+    above_all,
+    best_rival,
+    cells,
+    chart,
+    differences,
+    intervals,
+    settings,
+    summary,
+)
 from lol_core.experiments.paper import FIVE
-from lol_core.experiments.result import Finding, Result, verdict
+from lol_core.experiments.result import Finding, Result, alike, verdict, weakest, with_interval
 from lol_core.experiments.trials import Context, Question
 
 TITLE = "Table 2: CLIP score on Faces"
@@ -41,47 +54,55 @@ R2: Papers = {
 }
 
 
+MARGIN = 0.05
+"""Of the normalised MSE: what differs by less is called alike. In the paper O-Align, SVD and Dense lie within 0.03."""
+
+
 def run(context: Context) -> Result:
     ours = context.trials(QUESTION)
     columns = {
-        "train MSE": ("train loss", TRAIN_MSE),
-        "test MSE": ("normalized_mse", TEST_MSE),
         "Kendall τ": ("kendall_tau", TAU),
-        "R²": ("r2", None),
         "Spearman ρ": ("spearman", R2),
+        "test MSE": ("normalized_mse", TEST_MSE),
+        "train MSE": ("train loss", TRAIN_MSE),
+        "R²": ("r2", None),
     }
     table = pd.concat(
-        [cells(column, summary(ours, score), papers) for column, (score, papers) in columns.items()], ignore_index=True
+        [cells(column, intervals(ours, score), papers) for column, (score, papers) in columns.items()],
+        ignore_index=True,
     )
     mse = summary(ours, "normalized_mse")["mean"]
     rival = best_rival(ours, "normalized_mse", [name for name in FIVE if name != "gl_net"], lower_is_better=True)
-    gap, error = differences(ours, "normalized_mse", rival, "gl_net")
-    mlp, mlp_error = differences(ours, "normalized_mse", "mlp", "constant")
-    norms, norms_error = differences(ours, "kendall_tau", "gl_net", "norms only")
-    kernel, kernel_error = differences(ours, "kendall_tau", "gl_net", "product kernel")
-    middle = [mse[FIVE[name].title] for name in ("o_align", "svd", "dense")]
+    gap = differences(ours, "normalized_mse", rival, "gl_net")
+    mlp = differences(ours, "normalized_mse", "constant", "mlp")
+    norms = differences(ours, "kendall_tau", "gl_net", "norms only")
+    kernel = differences(ours, "kendall_tau", "gl_net", "product kernel")
+    middle = ("o_align", "svd", "dense")
+    apart = {pair: differences(ours, "normalized_mse", *pair) for pair in combinations(middle, 2)}
     findings = [
         Finding(
             "GL-net has the lowest test MSE of the five.",
-            verdict(gap, error),
+            above_all(ours, "normalized_mse", "gl_net", list(FIVE), lower_is_better=True),
             f"{mse['GL-net']:.3f}; the best of the others is {FIVE[rival].title} with {mse[FIVE[rival].title]:.3f}"
-            f" (difference {gap:+.3f} ± {error:.3f}).",
+            f" (difference {with_interval(gap)}).",
         ),
         Finding(
             "A plain MLP does no better than guessing.",
-            "holds" if mlp > -2 * mlp_error else "does not hold",
-            f"test MSE {mse['MLP']:.3f}; a constant has {mse['control: constant']:.3f}.",
+            alike(mlp, MARGIN),
+            f"test MSE {mse['MLP']:.3f}; a constant has {mse['control: constant']:.3f} (difference"
+            f" {with_interval(mlp)}; alike is within {MARGIN}).",
         ),
         Finding(
             "O-Align, SVD and Dense perform alike on the test set.",
-            "holds" if max(middle) - min(middle) <= 0.05 else "does not hold",
-            f"{', '.join(f'{value:.3f}' for value in middle)} test MSE; in the paper they lie within 0.03.",
+            weakest(alike(gap, MARGIN) for gap in apart.values()),
+            f"test MSE {', '.join(f'{mse[FIVE[name].title]:.3f}' for name in middle)}; differences"
+            f" {', '.join(map(with_interval, apart.values()))}; alike is within {MARGIN}, in the paper they lie within"
+            " 0.03.",
         ),
         Finding(
             "Does GL-net rank LoRAs better than the norms of their updates do?",
-            verdict(norms, norms_error),
-            f"Kendall τ {norms:+.3f} ± {norms_error:.3f} against norms; {kernel:+.3f} ± {kernel_error:.3f} against the"
-            " product kernel.",
+            verdict(norms),
+            f"Kendall τ {with_interval(norms)} against norms; {with_interval(kernel)} against the product kernel.",
             in_paper=False,
         ),
     ]
@@ -93,9 +114,12 @@ def run(context: Context) -> Result:
             " small diffusion model, the paper's zoo 3,900 of Stable Diffusion 1.4, and other prompts."
         ),
         (
-            "Why no model stands out: a test part has 150 LoRAs, and the spread over splits is as large as the"
-            " differences between the models; all are far below the paper's, with a quarter of its LoRAs and scores in"
-            " which the norm of the update alone already tells a good part."
+            "MSE and R² hang on a few LoRAs here: one in a hundred carries 27 % of the variance of the score. Kendall's"
+            " τ does not, so it comes first. The prompts are 34 about people and not the paper's 33."
+        ),
+        (
+            "The intervals are as wide as the differences between most models, so that this table does not rank them."
+            " Why all lie below the paper's has not been tested: number of LoRAs, base model and prompts all differ."
         ),
     ]
     return Result("table2", TITLE, table, findings, notes, chart(table, "Kendall τ"), settings([ours], context.budget))

@@ -85,7 +85,7 @@ class Budget:
     options: at most so many of a model's options, all when None; loras: at most so many of a zoo, all when None.
     """
 
-    seeds: int = 3
+    seeds: int = 5
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     options: int | None = None
     dropout: float = 0.1
@@ -244,6 +244,12 @@ class Trials:
                     reporter.check(kept)
         if lost:
             raise TaskError(f"{self.question.name}: {' '.join(lost)} {kept}")
+
+    @property
+    def test_share(self) -> float:
+        """Test LoRAs for each training LoRA."""
+        train, _, test = TrainingConfig().fractions
+        return test / train
 
     def __getstate__(self) -> dict[str, Any]:
         """Sent to other processes without what they make themselves."""

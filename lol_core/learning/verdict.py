@@ -94,8 +94,9 @@ def judge(metric: str, differences: Mapping[str, Difference]) -> Verdict:
     return Verdict(outcome, metric, hardest, gap)
 
 
-def over_seeds(gaps: Sequence[float], test_share: float) -> Difference:
-    """The mean of differences at several seeds and its 95 % interval. test_share: test LoRAs for each training LoRA.
+def over_seeds(gaps: Sequence[float], test_share: float, among: int = 1) -> Difference:
+    """The mean of differences at several seeds and its 95 % interval. test_share: test LoRAs for each training LoRA;
+    among: how many differences this one was picked from, so that all their intervals hold together (Bonferroni).
 
     The splits of several seeds overlap, so that their scores are not independent: the variance is that of Nadeau and
     Bengio (2003), (1/J + n_test/n_train) s², with Student's t of J − 1 degrees of freedom.
@@ -106,5 +107,7 @@ def over_seeds(gaps: Sequence[float], test_share: float) -> Difference:
     mean, count = float(values.mean()), len(values)
     if count < 2 or not np.isfinite(values).all():
         return Difference(mean, np.nan, np.nan)
-    half = float(student.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) * np.sqrt(1 / count + test_share))
+    half = float(
+        student.ppf(1 - (1 - LEVEL) / 2 / among, count - 1) * values.std(ddof=1) * np.sqrt(1 / count + test_share)
+    )
     return Difference(mean, mean - half, mean + half)
