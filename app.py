@@ -6,25 +6,19 @@ from pathlib import Path
 
 import streamlit as st
 
+from lol_core.collections.samples import sample_zoos
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import Checkpoint
+from ui import visit
 from ui.columns import counts_of, kinds_of
-from ui.frame import frame, open_collection, page_link
-from ui.home import can_choose, choose, picture
+from ui.frame import frame_or_nothing, open_collection, page_link
+from ui.home import can_choose, choose, picture, sample_buttons
 from ui.keys import key
-from ui.state import (
-    SAMPLE_SUBJECTS,
-    SAMPLE_ZOOS,
-    checkpoints,
-    load_checkpoint,
-    of_other_collections,
-    recent,
-    session,
-    trained,
-)
+from ui.state import checkpoints, load_checkpoint, of_other_collections, recent, session
 from ui.tables import show
 
-source = frame("Home", "LoL Explorer")
+source = frame_or_nothing("Home", "LoL Explorer")
+opened_at = "" if source is None else source.address
 st.markdown(
     "A LoRA is a small fine-tune of an image or language model, stored as pairs of thin matrices with ΔW = U Vᵀ. Here"
     " you look at a folder of them, and let models that read their weights say how good each is, or what it was"
@@ -36,17 +30,9 @@ with look.container(border=True, height="stretch"):
     st.markdown("#### Look around")
     picture("people")
     st.caption("*A person on the beach*: above by the LoRAs that GL-net ranks highest, below by the lowest.")
-    with st.container(horizontal=True):
-        for name, sample in SAMPLE_ZOOS.items():
-            st.button(
-                name,
-                on_click=open_collection,
-                args=(str(sample),),
-                icon=":material/folder_open:",
-                disabled=source.address == str(sample.resolve()),
-                help=f"{SAMPLE_SUBJECTS[name]}, fine-tuned for real",
-            )
-    page_link("pages/Images.py", "See what they draw", ":material/image:")
+    sample_buttons(opened_at)
+    if visit.ZOO in sample_zoos():
+        visit.door()
 with own.container(border=True, height="stretch"):
     st.markdown("#### Open my LoRAs")
     picture("map")
@@ -61,7 +47,7 @@ with own.container(border=True, height="stretch"):
         st.button("Open", type="primary", disabled=not typed, on_click=open_collection, args=(typed,))
         if can_choose():
             st.button("Choose a folder …", icon=":material/folder:", on_click=choose)
-    for address, labels in [(address, labels) for address, labels in recent() if address != source.address][:3]:
+    for address, labels in [(address, labels) for address, labels in recent() if address != opened_at][:3]:
         st.button(
             address,
             on_click=open_collection,
@@ -78,45 +64,12 @@ with teach.container(border=True, height="stretch"):
     page_link("pages/Experiments.py", "The paper's tables", ":material/science:")
     st.caption("Eight notebooks: `make lab`.")
 
-STEPS = (
-    (
-        "Look",
-        "Zoo",
-        "Every file with its dialect, base model, rank, labels and previews, and for what was refused the reason.",
-        "Open the Zoo",
-        "table_rows",
-    ),
-    (
-        "Train",
-        "Train",
-        "Fit GL-net, or another LoL model, to predict a label: seconds on glosses.",
-        "Train a model",
-        "model_training",
-    ),
-    (
-        "Turn R",
-        "Invariance",
-        "The same LoRA with other factors: see which models notice, and which cannot.",
-        "See invariance",
-        "rotate_right",
-    ),
-    (
-        "See",
-        "Images",
-        "What the LoRAs draw that a model ranks highest and lowest, beside the base model.",
-        "Look at images",
-        "image",
-    ),
-)
-done = {page for _, page, *_ in STEPS if page in session().visited and (page != "Train" or trained(source))}
-ahead = next((page for _, page, *_ in STEPS if page not in done), None)
-st.subheader("A first visit" if len(done) < 3 else "Go on")
-for i, (place, (name, page, text, link, icon)) in enumerate(zip(st.columns(len(STEPS)), STEPS, strict=True), 1):
-    with place.container(border=True, height="stretch"):
-        mark = " :green[:material/check_circle:]" if page in done else " :blue-badge[next]" if page == ahead else ""
-        st.markdown(f"**{i} · {name}**{mark}\n\n{text}")
-        page_link(f"pages/{page}.py", link, f":material/{icon}:")
+if visit.ZOO in sample_zoos():
+    st.subheader("A first visit: two minutes, nothing to train")
+    visit.overview()
 
+if source is None:
+    st.stop()
 st.subheader("What is open")
 with st.container(border=True):
     st.subheader(source.name)

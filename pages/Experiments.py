@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import streamlit as st
 
+from lol_core.collections.samples import samples_folder
 from lol_core.experiments import NAMES, OF_PAPER
 from lol_core.experiments.result import PAPER
 from ui import work
-from ui.frame import counted, frame, need
+from ui.frame import counted, frame_or_nothing, need
 from ui.jobs import running
 from ui.keys import key
 from ui.progress import follow
 from ui.results import kept_results, show_counts, show_result, title_of
-from ui.state import SAMPLES, session
+from ui.state import session
 
-frame("Experiments")
+frame_or_nothing("Experiments")
 state, results = session(), kept_results(NAMES)
 st.markdown(
     f"The tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos. Those zoos are smaller"
@@ -35,7 +36,7 @@ if right.button(
     disabled=running(state.experiment),
     help="A few LoRAs, one seed, two epochs, in seconds: shows how it runs. The command beside it runs it in full.",
 ):
-    state.experiment = work.run_small(chosen, SAMPLES)
+    state.experiment = work.run_small(chosen, samples_folder())
     st.rerun()
 if (job := state.experiment) is not None:
     follow(job, "stop_experiment")

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lol_core.collections.samples import SAMPLES, sample_zoos
 from lol_core.core.groups import GL
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import SAMPLE_ZOO
 from tests.waiting import until
 from ui.frame import PAGES as LINKS
-from ui.state import SAMPLE_ZOOS
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -117,6 +117,25 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_text("R enters with the factors")).to_be_visible()
 
 
+def test_the_guided_visit_goes_on_where_one_was(page: Page, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("button", name="Begin: two minutes").click()
+    expect(page.get_by_text("1 of 5", exact=True)).to_be_visible()
+    expect(page.get_by_role("radio", name="Gallery")).to_be_checked()
+    expect(page.get_by_role("button", name="Next: A model that reads weights")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("1 of 5", exact=True)).to_be_visible()
+    settled(page)
+    go(page, "Experiments")
+    page.get_by_role("button", name="Go on with the visit (1 of 5)").click()
+    expect(page.get_by_role("button", name="Leave the visit")).to_be_visible()
+    settled(page)
+    page.get_by_role("button", name="Leave the visit").click()
+    expect(page.get_by_text("1 of 5", exact=True)).to_be_hidden()
+    page.goto(address)
+    expect(page.get_by_role("button", name="Go on: A model that reads weights")).to_be_visible()
+
+
 def every_pair(pages: Sequence[str]) -> list[str]:
     """A walk in which every page is visited after every other."""
     walk = []
@@ -131,11 +150,11 @@ def test_the_walk_takes_every_page_directly_after_every_other() -> None:
     assert {(a, b) for a in PAGES for b in PAGES if a != b} <= set(pairwise(every_pair(PAGES)))
 
 
-@pytest.mark.parametrize("zoo", SAMPLE_ZOOS)
+@pytest.mark.parametrize("zoo", SAMPLES)
 def test_every_page_after_every_other_in_one_session(zoo: str, page: Page, address: str, log: Path) -> None:
     """Directly after it on the first zoo; on the others, where pages take the same ways, at some time after it."""
-    walk = every_pair(PAGES) if zoo == next(iter(SAMPLE_ZOOS)) else [*PAGES, *PAGES[-2::-1]]
-    page.goto(f"{address}?collection={SAMPLE_ZOOS[zoo]}")
+    walk = every_pair(PAGES) if zoo == next(iter(SAMPLES)) else [*PAGES, *PAGES[-2::-1]]
+    page.goto(f"{address}?collection={sample_zoos()[zoo]}")
     settled(page)
     for before, name in pairwise(walk):
         page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click()

@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from playwright.sync_api import Page, expect
 
+from lol_core.collections.samples import pack
 from tests.browser import CHROMIUM, chromium, server, settled
 from tests.conftest import ROOT
 
@@ -79,10 +80,20 @@ def test_the_installed_command_opens_a_folder_in_the_app(
 
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
-def test_an_app_that_has_no_zoo_says_what_to_do(installed: Path, tmp_path: Path) -> None:
+def test_an_app_that_has_no_zoo_gets_one_at_a_click(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack("glosses", ROOT / "sample_loras", tmp_path / "release")
+    monkeypatch.setenv("LOL_RELEASE", str(tmp_path / "release"))
     command = ("-m", "lol_core", "app", "--port", "{port}", "--headless")
     with server(tmp_path / "cache", command=command, code=installed, folder=tmp_path) as address, chromium() as browser:
-        expect(settled_at(browser.new_page(), address).get_by_test_id("stAlert")).to_contain_text("Nothing is open yet")
+        page = settled_at(browser.new_page(), f"{address}/Map")
+        expect(page.get_by_test_id("stAlert")).to_contain_text("Nothing is open yet")
+        page = settled_at(page, address)
+        page.get_by_role("button", name="Get glosses (15 MB)").click()
+        expect(page.get_by_text("318 LoRAs open, 0 files refused")).to_be_visible()
+        expect(page.get_by_text("Trained models for this collection: 6.")).to_be_visible()
+    assert [path.name for path in (tmp_path / "cache" / "sample_loras").glob("*.part*")] == []
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ from typing import TypeVar
 
 import streamlit as st
 
+from lol_core.collections.samples import sample_zoos
 from lol_core.collections.source import Source
 from lol_core.errors import LoLError, ZooError
-from ui import work
+from ui import visit, work
 from ui.jobs import running
 from ui.keys import FRAME, key
 from ui.progress import follow
 from ui.selection import panel, restore
-from ui.state import DEFAULT, MAX_OPEN, SAMPLE_ZOOS, remember, session
+from ui.state import MAX_OPEN, default_address, remember, session
 
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
@@ -32,15 +33,29 @@ PAGES = (
 )
 
 
-def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
+def frame(page: str, *, loras: bool = False) -> Source:
     """Draw the frame and return the open collection. Ends the page, with what to do, when there is none to show.
 
-    page: its name, which the keys of its widgets carry; title: what stands above it, the name by default; loras:
-    whether there is nothing to show without a LoRA.
+    page: its name, which the keys of its widgets carry; loras: whether there is nothing to show without a LoRA.
+    """
+    source = needed(
+        frame_or_nothing(page),
+        "Nothing is open yet. Open a collection on the page **Home**, or type under **Collection** in the sidebar where"
+        " your LoRAs are; nothing is written there.",
+    )
+    text = "No LoRA could be read in this collection. Open another in the sidebar; the page Zoo says what was refused."
+    need(len(source) or not loras, text)
+    return source
+
+
+def frame_or_nothing(page: str, title: str = "") -> Source | None:
+    """Draw the frame and return the open collection, None where none was named. Ends the page, with what to do, when it
+    cannot be opened. title: what stands above the page, its name by default.
     """
     st.set_page_config(page_title=f"{page} · LoL Explorer", page_icon=":material/hub:", layout="wide")
     session().page = page
     adopt_short_links()
+    default = default_address()
     with st.sidebar:
         st.markdown("### LoL Explorer\nLearning on LoRAs")
         navigation = st.container()
@@ -50,7 +65,7 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
             "Collection",
             "Where the LoRAs are: a folder on this computer, or another address that can be opened. It is only ever"
             " read.",
-            Path(DEFAULT).name or "the path of a folder",
+            Path(default).name or "the path of a folder",
         )
         labels = url_field(
             "labels",
@@ -70,22 +85,18 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
         for path, label, icon in PAGES:
             page_link(path, label, icon)
     st.title(title or page)
-    need(
-        address or DEFAULT,
-        "Nothing is open yet. Under **Collection** in the sidebar type where your LoRAs are, such as the path of a"
-        " folder; nothing is written there.",
-    )
+    if not (address or default):
+        return None
     try:
-        source = opened(address or DEFAULT, labels, rescan)
+        source = opened(address or default, labels, rescan)
     except LoLError as error:
         st.error(str(error), icon=":material/folder_off:")
         st.info(
             "Under **Collection** in the sidebar type where LoRAs are, such as the path of a folder, or empty the field"
-            f" for {Path(DEFAULT).name or 'none'}."
+            f" for {Path(default).name or 'none'}."
         )
         st.stop()
     restore(source)
-    session().visited.add(page)
     with st.sidebar:
         switcher(source)
         for remark in (*filter(None, [source.labels_problem]), *source.remarks):
@@ -97,8 +108,7 @@ def frame(page: str, title: str = "", *, loras: bool = False) -> Source:
         panel(source)
         if running(session().training):
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
-    text = "No LoRA could be read in this collection. Open another in the sidebar; the page Zoo says what was refused."
-    need(len(source) or not loras, text)
+    visit.guide(page, source)
     return source
 
 
@@ -133,7 +143,7 @@ def switcher(source: Source) -> None:
 
 def open_collection(address: str, labels: str = "") -> None:
     """Make a collection the open one at the next run of the page."""
-    set_url("collection", "" if address == DEFAULT else address)
+    set_url("collection", "" if address == default_address() else address)
     set_url("labels", labels)
 
 
@@ -212,7 +222,7 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
     while len(state.opened) >= MAX_OPEN:
         state.opened.pop(next(iter(state.opened)))
     state.opened[place] = job.result
-    if job.result.address not in {str(sample.resolve()) for sample in SAMPLE_ZOOS.values()}:
+    if job.result.address not in {str(sample.resolve()) for sample in sample_zoos().values()}:
         remember(job.result.address, labels)
     return job.result
 

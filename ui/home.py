@@ -1,4 +1,4 @@
-"""The first page's pictures, in the colours of the theme, and the folder picker of this computer."""
+"""The first page's pictures, in the colours of the theme, the sample zoos, and the folder picker of this computer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from importlib.util import find_spec
 
 import streamlit as st
 
+from lol_core.collections.samples import SAMPLES, archive_of, release, sample_zoos
+from ui import work
 from ui.frame import open_collection
-from ui.state import ROOT
+from ui.jobs import running
+from ui.keys import key
+from ui.progress import follow
+from ui.state import ROOT, session
 
 _ASK = (
     "from tkinter import Tk, filedialog; window = Tk(); window.withdraw(); window.attributes('-topmost', True);"
@@ -24,6 +29,41 @@ def picture(name: str) -> None:
     path = ROOT / "docs" / "images" / f"home-{name}-{st.context.theme.type or 'light'}.webp"
     if path.is_file():
         st.image(str(path), width="stretch")
+
+
+def sample_buttons(address: str) -> None:
+    """Open each sample zoo, or download it where it is not here and a release has it. address: of what is open."""
+    state, here, published = session(), sample_zoos(), bool(release())
+    with st.container(horizontal=True):
+        for name, sample in SAMPLES.items():
+            if name in here:
+                st.button(
+                    name,
+                    on_click=open_collection,
+                    args=(str(here[name]),),
+                    icon=":material/folder_open:",
+                    disabled=address == str(here[name].resolve()),
+                    help=f"{sample.subject}, fine-tuned for real",
+                    key=key(f"open {name}"),
+                )
+            elif published and st.button(
+                f"Get {name} ({archive_of(name).bytes / 1e6:,.0f} MB)",
+                type="secondary" if here else "primary",
+                icon=":material/download:",
+                disabled=running(state.getting),
+                help=f"{sample.subject}, fine-tuned for real; with trained models. Downloaded once.",
+                key=key(f"get {name}"),
+            ):
+                state.getting = work.get_sample(name)
+                st.rerun()
+    if (job := state.getting) is not None:
+        follow(job, "stop_getting")
+        if job.result is not None:
+            state.getting = None
+            open_collection(str(job.result))
+            st.rerun()
+    if not here and not published:
+        st.caption("Zoos to look around in come with a clone of the program; no release has been published yet.")
 
 
 @cache

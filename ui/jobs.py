@@ -64,7 +64,7 @@ class Job(Generic[Subject, Result]):
             if self.stopping:
                 return
         try:
-            self.started = time.monotonic()
+            self.started, self.progress = time.monotonic(), Progress("Starting", 0.0)
             self.result = self.work(Reporter(self._update, self._stop.is_set))
         except Stopped:
             return

@@ -16,6 +16,7 @@ import streamlit as st
 from lol_core.cli.app import COLLECTION
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.columns import values
+from lol_core.collections.samples import sample_zoos, samples_folder
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
@@ -30,31 +31,27 @@ from ui.jobs import Job
 from ui.work import Run, Validation
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = ROOT / "sample_loras"
 RESULTS = ROOT / "docs" / "results"
-SAMPLE_ZOO = SAMPLES / "glosses"
-DEFAULT = os.environ.get(COLLECTION) or (str(SAMPLE_ZOO) if SAMPLE_ZOO.is_dir() else "")
-"""What opens first: what the command line named, or the sample zoo of a clone; a wheel comes without one."""
-SAMPLE_SUBJECTS = {
-    "glosses": "A sentence encoder on questions from twenty sources",
-    "faces": "A small diffusion model, each LoRA on one drawn person",
-    "emojinette": "The same model, each LoRA on a subset of ten classes of drawings",
-}
-SAMPLE_ZOOS = {name: SAMPLES / name for name in SAMPLE_SUBJECTS if (SAMPLES / name / "labels.csv").is_file()}
 MAX_OPEN = 4
 MAX_RECENT = 8
 MAX_OFFERED = 20
 
 
+def default_address() -> str:
+    """What opens first: what the command line named, or a sample zoo; empty where there is none."""
+    return os.environ.get(COLLECTION) or str(next(iter(sample_zoos().values()), ""))
+
+
 @dataclass
 class Session:
     """What one visitor has open. opened: by (address, labels file); extra_checkpoints: folders opened by path;
-    url: what stands in the URL on every page; empty means what opens first, and the labels file in the folder.
+    url: what stands in the URL on every page; empty means what opens first, the labels file in the folder, and no
+    guided visit.
     same: LoRAs that are the same function, by fingerprint; examined: how many weights had been read, and what the look
     at every header gave, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
     see ui/selection.py, by collection. picture: the format in which figures are saved; page: the present one;
-    visited: pages seen; opened_slice: the saved slice taken up last;
-    linked: what `ui.choice` last wrote into the URL, by key.
+    opened_slice: the saved slice taken up last; linked: what
+    `ui.choice` last wrote into the URL, by key.
     """
 
     opened: dict[tuple[str, str], Source] = field(default_factory=dict)
@@ -75,10 +72,10 @@ class Session:
     computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
     linked: dict[str, list[str]] = field(default_factory=dict)
     opened_slice: str | None = None
+    getting: Job[str, Path] | None = None
     picture: str = "svg"
     page: str = "Home"
-    visited: set[str] = field(default_factory=set)
-    url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": "", "selected": ""})
+    url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": "", "selected": "", "visit": ""})
 
 
 def session() -> Session:
@@ -143,10 +140,10 @@ def trained(source: Source) -> list[Path]:
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _shipped() -> dict[str, list[Path]]:
-    """Fingerprint of a collection → models of it that come with the program, in the order of their making."""
+def _shipped(zoos: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Fingerprint of a collection → models of it that come with the sample zoos, in the order of their making."""
     described = []
-    for path in (SAMPLES / "checkpoints").glob("*/checkpoint.json"):
+    for path in (samples_folder() / "checkpoints").glob("*/checkpoint.json"):
         with suppress(CheckpointError):
             described.append((read_description(path.parent), path.parent))
     folders: dict[str, list[Path]] = {}
@@ -160,7 +157,7 @@ def checkpoints(source: Source) -> dict[str, Path]:
     with it.
     """
     opened = [Path(f) for f in reversed(session().extra_checkpoints)]
-    folders = [*opened, *trained(source), *_shipped().get(source.fingerprint, ())]
+    folders = [*opened, *trained(source), *_shipped(tuple(sample_zoos())).get(source.fingerprint, ())]
     titles: dict[str, Path] = {}
     for folder in folders:
         try:
@@ -237,7 +234,7 @@ def known_base(source: Source) -> str:
     """
     named = {claimed for claimed, _ in bases_of(source)}
     if len(named) == 1 and (name := named.pop()):
-        folder = SAMPLES / Path(name).name
+        folder = samples_folder() / Path(name).name
         if (folder / "model_index.json").is_file():
             return str(folder)
     return ""

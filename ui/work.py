@@ -10,6 +10,7 @@ import pandas as pd
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.opening import open_source
+from lol_core.collections.samples import get
 from lol_core.collections.source import Source
 from lol_core.core.progress import Progress, Reporter
 from lol_core.experiments import run as run_experiment
@@ -35,6 +36,15 @@ def open_collection(address: str, labels: str) -> Job[tuple[str, str], Source]:
         return open_source(address, labels or None, reporter=reporter)
 
     return Job(work, (address, labels), takes_turns=False).start()
+
+
+def get_sample(name: str) -> Job[str, Path]:
+    """Downloads a sample zoo. Stopped, it keeps what came."""
+
+    def work(reporter: Reporter) -> Path:
+        return get(name, reporter=reporter)
+
+    return Job(work, name, takes_turns=False).start()
 
 
 @dataclass

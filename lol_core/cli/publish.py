@@ -1,4 +1,4 @@
-"""`labels`, `zoo publish` and `model publish`: columns that files offer, and folders ready to upload."""
+"""`labels`, `zoo get`, `zoo publish` and `model publish`: columns that files offer, sample zoos, folders to upload."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import Address, AsJson, LabelsFile, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import Address, AsJson, LabelsFile, err, out, print_json, print_table, reported, stoppable
 from lol_core.errors import ZooError
 
 zoo = typer.Typer(help="Collections as data sets.", no_args_is_help=True)
@@ -49,6 +49,41 @@ def labels(
         for name, column in table.items()
     ]
     print_json({"collection": source.address, "columns": rows}) if as_json else print_table(rows)
+
+
+@zoo.command("get")
+def get_zoo(
+    name: Annotated[str, typer.Argument(help="glosses, faces or emojinette.")],
+    place: Annotated[
+        str, typer.Option("--from", metavar="URL|FOLDER", help="Where the archives lie, if not in the release.")
+    ] = "",
+) -> None:
+    """A sample zoo with its trained models and its base model: of this clone, or from a release archive."""
+    from lol_core.collections.samples import archive_of, get, sample_zoos
+
+    with reported():
+        if name not in sample_zoos():
+            err.print(f"Downloading {archive_of(name).bytes / 1e6:,.0f} MB, once.", highlight=False)
+        with stoppable() as reporter:
+            folder = get(name, place, reporter)
+    out.print(f"{name} is in {folder}", highlight=False, soft_wrap=True)
+
+
+@zoo.command("pack")
+def pack_zoos(
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the archives are written.")],
+    samples: Annotated[Path, typer.Argument(help="The folder with the sample zoos.")] = Path("sample_loras"),
+    place: Annotated[str, typer.Option("--release", metavar="URL", help="Where they will lie.")] = "",
+) -> None:
+    """For makers of a release: write the archives of all sample zoos, and their manifest into the program."""
+    from lol_core.collections.samples import SAMPLES, pack, write_manifest
+
+    with reported():
+        archives = {name: pack(name, samples, out_folder) for name in SAMPLES}
+    write_manifest(place, archives)
+    print_table(
+        [{"archive": str(out_folder / a.file), "bytes": a.bytes, "sha256": a.sha256} for a in archives.values()]
+    )
 
 
 @zoo.command("publish")

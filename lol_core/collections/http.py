@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lol_core.collections.blob import RangeFile
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, SourceSilentError, ZooError
 
 TRIES = 3
@@ -132,6 +134,34 @@ def _once(url: str, headers: Mapping[str, str], start: int, stop: int) -> Piece:
             if len(data) >= min(stop, total):
                 break
         return Piece(bytes(data[start:stop]), total, etag)
+
+
+def download(url: str, what: str, path: Path, total: int, reporter: Reporter = SILENT) -> None:
+    """Append to a file what it lacks of the `total` bytes of a file on a server, so that a download that was cut goes
+    on. Raises NetworkError after some tries, Stopped; what came stays in the file.
+    """
+    _tried(what, partial(_rest, url, what, path, total, reporter))
+
+
+def _rest(url: str, what: str, path: Path, total: int, reporter: Reporter) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    start = path.stat().st_size if path.exists() else 0
+    if start >= total:
+        return
+    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
+        with path.open("ab" if response.status_code == 206 else "wb") as file:
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                reporter.check("What came is kept; the same again goes on.")
+                reporter.show(f"{what}: {file.tell() / 1e6:,.0f} of {total / 1e6:,.0f} MB", file.tell() / total)
+    if path.stat().st_size < total:
+        raise ValueError("the body ended before the file")
 
 
 def pages(url: str, headers: Mapping[str, str], what: str) -> Iterator[Any]:
