@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,15 @@ from lol_core.learning.leaderboard import verdict
 from lol_core.learning.memory import check_memory, memory_needed
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model, registry
 from lol_core.learning.models.base import flat_factors
-from lol_core.learning.models.gl_net import GLNet, GLNetConfig
+from lol_core.learning.models.gl_net import GLNet, GLNetConfig, Reading
 from lol_core.learning.models.layers import (
     NONLINEARITIES,
+    EquivariantDropout,
     EquivariantLinear,
     EquivariantNonlinearity,
+    GLNorm,
     InvariantProducts,
+    Start,
     columns,
 )
 from lol_core.learning.models.o_align import procrustes
@@ -86,6 +90,50 @@ def test_gl_invariance_holds(name: str, dtype: torch.dtype, ranks: list[int], ka
             )
             <= TOLERANCES[dtype]
         )
+
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"reading": Reading.PER_MODULE},
+    {"reading": Reading.TRANSFORMER, "mean_products": True},
+    {"gl_norm": True},
+    {"gl_norm": True, "reading": Reading.PER_MODULE, "equivariant_layers": 2, "equivariant_dropout": 0.5},
+    {"start": Start.NORMAL, "equivariant_layers": 2},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_gl_net_keeps_its_promises_with_every_option_of_the_authors(options: dict[str, Any]) -> None:
+    batch = random_batch(shapes_of([2, 3], 0), 3, 0)
+    model = made("gl_net", batch, **options)
+    generator = torch.Generator().manual_seed(0)
+    assert (
+        invariance_error(model, batch, GL, condition=50.0, trials=2, generator=generator) <= TOLERANCES[torch.float64]
+    )
+    whole = model(batch)
+    (whole.square().sum()).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+    again = make_model("gl_net", batch.spec, 3, GLNetConfig.from_dict(json.loads(json.dumps(model.config.to_dict()))))
+    again.double().load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.eval()(batch), whole)
+
+
+def test_the_norm_of_the_authors_makes_every_product_one_and_their_dropout_drops_rows() -> None:
+    U, V = torch.randn(5, 2, 4, 3).double(), torch.randn(5, 2, 4, 3).double()
+    u, v = GLNorm(2, 4).double()(U, V)
+    products = U @ V.mT
+    torch.testing.assert_close(u @ v.mT, products / products.norm(dim=(-1, -2), keepdim=True), rtol=1e-5, atol=1e-6)
+    drop = EquivariantDropout(0.5)
+    dropped = drop(U, V)[0]
+    zero = (dropped == 0).all(-1)
+    assert zero.any() and not zero.all() and torch.equal(dropped[~zero], U[~zero])
+    torch.testing.assert_close(drop.eval()(U, V)[1], V / 2)
+
+
+def test_phi_starts_from_the_variance_that_is_asked_for() -> None:
+    for start, variance in ((Start.UNIFORM, 1 / 3), (Start.NORMAL, 1.0)):
+        layer = EquivariantLinear(8, 64, 32, 32, 32, start)
+        for matrix, n in ((layer.Phi, 64), (layer.Psi, 32)):
+            assert (matrix.var() * n).item() == pytest.approx(variance, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, LoRAFormatError, ModelError, TaskError, ZooError
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingConfig
 from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
@@ -120,6 +120,25 @@ def test_early_stopping_keeps_the_best_epoch(synthetic_zoo: Zoo, tmp_path: Path)
     encoded = checkpoint.task.encode(synthetic_zoo.labels.loc[checkpoint.split["validation"]])
     outputs = checkpoint.outputs([synthetic_zoo.load(id) for id in checkpoint.split["validation"]])
     assert checkpoint.task.loss(outputs, encoded).item() == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_the_weights_kept_are_those_of_the_epoch_that_was_asked_for(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    for keep in (Keep.BEST_SCORE, Keep.LAST):
+        config = replace(QUICK, model="mlp", epochs=12, learning_rate=1e-2, keep=keep)
+        checkpoint = fit(synthetic_zoo, tmp_path / keep, config, ("positive",))
+        scores = [row["validation_score"] for row in checkpoint.history]
+        encoded = checkpoint.task.encode(synthetic_zoo.labels.loc[checkpoint.split["validation"]])
+        outputs = checkpoint.outputs([synthetic_zoo.load(id) for id in checkpoint.split["validation"]])
+        expected = max(scores) if keep is Keep.BEST_SCORE else scores[-1]
+        assert checkpoint.task.quick_score(outputs, encoded) == pytest.approx(expected)
+        assert len(set(scores)) > 1 and Checkpoint.load(tmp_path / keep).config.keep is keep
+
+
+def test_the_learning_rate_rises_and_falls_as_its_schedule_says() -> None:
+    config = TrainingConfig(epochs=12, warmup=2, schedule=Schedule.COSINE, learning_rate=1.0)
+    rates = [config.rate(epoch) for epoch in range(12)]
+    assert rates[:3] == pytest.approx([0.1, 0.55, 1.0]) and rates[-1] == pytest.approx(0.01)
+    assert rates[2:] == sorted(rates[2:], reverse=True) and TrainingConfig(learning_rate=0.3).rate(7) == 0.3
 
 
 def test_progress_only_goes_forward(synthetic_zoo: Zoo, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ state.safetensors to go on from. No pickle.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,30 @@ DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
 """Files of a checkpoint's folder. WEIGHTS is what checkpoints written before descriptions named their weights hold."""
 
 
+class Keep(StrEnum):
+    """Of which epoch the weights are kept."""
+
+    LOWEST_LOSS = "lowest validation loss"
+    BEST_SCORE = "best validation score"
+    """By the task's headline metric, of equals the first."""
+    LAST = "last"
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes from epoch to epoch."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    """Half a cosine, from the learning rate after the warm-up to a hundredth of it in the last epoch."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a model is fitted. The optimiser is the authors' (AdamW, lr 1e-3, weight decay 0); batch size, number of
     epochs and early stopping are our own.
+
+    keep: of which epoch the weights are kept. warmup: epochs in which the learning rate rises from a tenth. clip: the
+    gradient's norm is cut to this, 0 for never.
 
     model_config: the model's own configuration, the usual one when None. patience: epochs without a better validation
     loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split.
@@ -59,6 +81,10 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     patience: int = 15
+    keep: Keep = Keep.LOWEST_LOSS
+    schedule: Schedule = Schedule.CONSTANT
+    warmup: int = 0
+    clip: float = 0.0
     class_weights: bool = False
     seed: int = 0
     device: str = "auto"
@@ -82,7 +108,19 @@ class TrainingConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
         """What `to_dict` gave. Raises ModelError for an unknown model."""
         shape = find_model(data["model"]).Config.from_dict(data["model_config"])
-        return cls(**{**data, "model_config": shape, "fractions": tuple(data["fractions"])})
+        keep = Keep(data.get("keep", Keep.LOWEST_LOSS))
+        schedule = Schedule(data.get("schedule", Schedule.CONSTANT))
+        fractions = tuple(data["fractions"])
+        return cls(**{**data, "keep": keep, "schedule": schedule, "model_config": shape, "fractions": fractions})
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        if epoch < self.warmup:
+            return self.learning_rate * (0.1 + 0.9 * epoch / self.warmup)
+        if self.schedule is Schedule.CONSTANT:
+            return self.learning_rate
+        done = (epoch - self.warmup) / max(1, self.epochs - self.warmup - 1)
+        return self.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 from lol_core.core.batch import Batch
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ModelError
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.checkpoint import Keep, TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.factors import Factors, fits
 from lol_core.learning.models import LoLModel, make_model
@@ -59,7 +59,7 @@ class Fit:
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         self.history: list[dict[str, float]] = []
-        self.best_loss, self.best_epoch, self.best = float("inf"), 0, self._weights()
+        self.best_loss, self.best_epoch, self.best = float("inf"), 0, self._weights()  # loss: or what `keep` goes by
 
     @classmethod
     def of(
@@ -87,8 +87,8 @@ class Fit:
         return Fit(self.factors, self.split, self.task, encoded, self.config, self.together)
 
     def run(self, reporter: Reporter = SILENT, state: SavedState | None = None) -> bool:
-        """Train to the end or to a stop, then take the weights of the epoch with the lowest validation loss; whether
-        the end was reached. state: where training is kept to go on from, and goes on from what is there.
+        """Train to the end or to a stop, then take the weights of the epoch that `keep` says; whether the
+        end was reached. state: where training is kept to go on from, and goes on from what is there.
         """
         if self.model.memorizes:
             self.model.memorize(
@@ -129,6 +129,8 @@ class Fit:
         if self.together.any(reporter.stopping):
             return False
         before, optimizer_before = self._weights(), _copied(self.optimizer.state_dict())
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate(epoch)
         self.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(1_000_003 * config.seed + epoch + 1_000_000_007 * self.together.rank)
@@ -149,6 +151,8 @@ class Fit:
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     self.together.sum_gradients(self.model.parameters())
+                    if config.clip:
+                        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
                     self.optimizer.step()
                 total += loss.item() * len(index)
         if not np.isfinite(total):
@@ -167,9 +171,17 @@ class Fit:
                 "validation_score": score_now,
             }
         )
-        if validation_loss < self.best_loss:
-            self.best_loss, self.best_epoch, self.best = validation_loss, epoch + 1, self._weights()
+        standing = {Keep.LOWEST_LOSS: validation_loss, Keep.BEST_SCORE: -score_now, Keep.LAST: float("-inf")}[
+            config.keep
+        ]
+        if standing < self.best_loss or config.keep is Keep.LAST:
+            self.best_loss, self.best_epoch, self.best = standing, epoch + 1, self._weights()
         return True
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """The line of the history whose weights are kept."""
+        return self.history[self.best_epoch - 1]
 
     @torch.no_grad()
     def outputs(self, ids: Sequence[str], batch_size: int = 64) -> Tensor:

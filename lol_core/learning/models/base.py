@@ -22,8 +22,8 @@ BYTES_PER_PARAMETER = 16
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Choices that every LoL model has; a model adds its own in a subclass. Widths and depths as in the authors'
-    experiments.
+    """Choices that every LoL model has; a model adds its own in a subclass. The usual ones are ours; the authors give
+    each model and question a width of its own, and one hidden layer.
 
     width: hidden width of the head; depth: its hidden layers; dropout: in the head.
     normalize: divide each module's U and V by its training standard deviation (a scalar, so every symmetry is

@@ -5,7 +5,10 @@ kernels of Φ and Ψ.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +17,27 @@ from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.core.symmetry import Stage
 from lol_core.learning.models.base import LoLModel, ModelConfig
-from lol_core.learning.models.layers import EquivariantLinear, EquivariantNonlinearity, Head, InvariantProducts
+from lol_core.learning.models.heads import PerModuleHead, TransformerHead
+from lol_core.learning.models.layers import (
+    EquivariantDropout,
+    EquivariantLinear,
+    EquivariantNonlinearity,
+    GLNorm,
+    Head,
+    InvariantProducts,
+    Start,
+)
 from lol_core.learning.models.registry import register
 from lol_core.learning.models.wide import PART, WideLinear
+
+
+class Reading(StrEnum):
+    """What reads the products."""
+
+    ALL = "all"
+    """An MLP of all of them."""
+    PER_MODULE = "per module"
+    TRANSFORMER = "transformer"
 
 
 @dataclass(frozen=True)
@@ -24,12 +45,25 @@ class GLNetConfig(ModelConfig):
     """equivariant_width: w, to which the first equivariant layer brings n and m; equivariant_layers: how many; sigma:
     the nonlinearity between them (equation 6); mean_products: the mean of each product in place of its w² entries
     (appendix D.1.1).
+
+    Of the authors' code and not in the paper: start, the law that Φ and Ψ start from (theirs is normal); reading, the
+    head; gl_norm, before the products; equivariant_dropout, of the rows between equivariant layers, so that with one
+    layer it does nothing.
     """
 
     equivariant_width: int = 16
     equivariant_layers: int = 1
     sigma: str = "relu_sign"
     mean_products: bool = False
+    start: Start = Start.UNIFORM
+    reading: Reading = Reading.ALL
+    gl_norm: bool = False
+    equivariant_dropout: float = 0.0
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        kinds = {"start": Start(data.get("start", Start.UNIFORM)), "reading": Reading(data.get("reading", Reading.ALL))}
+        return super().from_dict({**data, **kinds})
 
 
 @register("gl_net")
@@ -50,12 +84,15 @@ class GLNet(LoLModel):
         super().__init__(spec, outputs, config)
         width, total = config.equivariant_width, len(spec.modules)
         self.first = nn.ModuleList(
-            EquivariantLinear(len(indices), n, m, width, width) for (n, m), indices in spec.groups
+            EquivariantLinear(len(indices), n, m, width, width, config.start) for (n, m), indices in spec.groups
         )
         self.further = nn.ModuleList(
-            EquivariantLinear(total, width, width, width, width) for _ in range(config.equivariant_layers - 1)
+            EquivariantLinear(total, width, width, width, width, config.start)
+            for _ in range(config.equivariant_layers - 1)
         )
         self.nonlinearity = EquivariantNonlinearity(config.sigma)
+        self.dropout = EquivariantDropout(config.equivariant_dropout)
+        self.norm = GLNorm(total, width) if config.gl_norm else None
         self.products = InvariantProducts(config.mean_products)
 
     @property
@@ -66,9 +103,13 @@ class GLNet(LoLModel):
         return len(self.spec.modules) * self._of_a_module
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
+        config, extra = self.config, self.spec.magnitudes
+        if config.reading is not Reading.ALL:
+            kind = PerModuleHead if config.reading is Reading.PER_MODULE else TransformerHead
+            modules = len(self.spec.modules)
+            return kind(modules, self._of_a_module, extra, outputs, config.width, config.dropout)
         parts = [count * self._of_a_module for pieces in self.pieces for count in pieces]
-        magnitudes = [self.spec.magnitudes] if self.spec.magnitudes else []
-        config = self.config
+        magnitudes = [extra] if extra else []
         return Head(features, outputs, config.width, config.depth, config.dropout, [*parts, *magnitudes])
 
     def stages(self, batch: Batch) -> list[Stage]:
@@ -78,8 +119,10 @@ class GLNet(LoLModel):
         pairs = [layer(U, V) for layer, U, V in zip(self.first, batch.U, batch.V, strict=True)]
         stages = [Stage("linear 1", torch.cat([u for u, _ in pairs], 1), torch.cat([v for _, v in pairs], 1))]
         for i, layer in enumerate(self.further, 1):
-            stages.append(Stage(f"σ {i}", *self.nonlinearity(stages[-1].U, stages[-1].V)))
+            stages.append(Stage(f"σ {i}", *self.dropout(*self.nonlinearity(stages[-1].U, stages[-1].V))))
             stages.append(Stage(f"linear {i + 1}", *layer(stages[-1].U, stages[-1].V)))
+        if self.norm is not None:
+            stages.append(Stage("norm", *self.norm(stages[-1].U, stages[-1].V)))
         return stages
 
     def features(self, batch: Batch) -> Tensor:
@@ -87,7 +130,7 @@ class GLNet(LoLModel):
 
     def embed(self, batch: Batch) -> Tensor:
         """The latent vector of each LoRA: (B, width). Many products are read in parts and never copied together."""
-        if not isinstance(self.head.latent[0], WideLinear):
+        if not isinstance(self.head, Head) or not isinstance(self.head.latent[0], WideLinear):
             return super().embed(batch)
         self.check_input(batch)
         magnitudes = [] if batch.magnitudes is None else [batch.magnitudes]
@@ -96,7 +139,7 @@ class GLNet(LoLModel):
 
     def parts(self, batch: Batch) -> list[Tensor]:
         """The products of `pieces` modules each, flattened: (B, modules w²)."""
-        if self.further:
+        if self._one_stack:
             last = self.stages(batch)[-1]
             pairs = [(last.U, last.V)]
         else:
@@ -109,10 +152,12 @@ class GLNet(LoLModel):
         return [self.products(U, V) for U, V in cut]
 
     @property
+    def _one_stack(self) -> bool:
+        return self.config.equivariant_layers > 1 or self.config.gl_norm
+
+    @property
     def pieces(self) -> list[list[int]]:
         """How many modules each part of the features holds, for each stack of modules."""
-        stacks = (
-            [len(self.spec.modules)] if self.config.equivariant_layers > 1 else [len(i) for _, i in self.spec.groups]
-        )
+        stacks = [len(self.spec.modules)] if self._one_stack else [len(i) for _, i in self.spec.groups]
         most = max(1, PART // (self._of_a_module * self.config.width))
         return [[min(most, count - at) for at in range(0, count, most)] for count in stacks]

@@ -7,6 +7,7 @@ Factors are stacked: U (B, L, n, r), V (B, L, m, r).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,15 @@ def columns(factors: Tensor) -> Tensor:
     return factors.view(wide).permute(1, 2, 0, 3).contiguous().view(factors.dtype).flatten(2)
 
 
+class Start(StrEnum):
+    """From what Φ and Ψ start, over √n and √m."""
+
+    UNIFORM = "uniform"
+    """U(−1, 1), a third of the variance."""
+    NORMAL = "normal"
+    """N(0, 1), as in the authors' code."""
+
+
 class EquivariantLinear(nn.Module):
     """F(U, V) = (Φ U, Ψ V) for L modules of one shape (equation 4): every GL-equivariant linear map is of this form
     (proposition 1).
@@ -58,10 +68,15 @@ class EquivariantLinear(nn.Module):
     Φ: (L, n', n), Ψ: (L, m', m).
     """
 
-    def __init__(self, modules: int, n: int, m: int, n_out: int, m_out: int):
+    def __init__(self, modules: int, n: int, m: int, n_out: int, m_out: int, start: Start = Start.UNIFORM):
         super().__init__()
-        self.Phi = nn.Parameter(torch.empty(modules, n_out, n).uniform_(-1, 1).mul_(n**-0.5))
-        self.Psi = nn.Parameter(torch.empty(modules, m_out, m).uniform_(-1, 1).mul_(m**-0.5))
+
+        def drawn(rows: int, columns: int) -> nn.Parameter:
+            matrix = torch.empty(modules, rows, columns)
+            matrix = matrix.normal_() if start is Start.NORMAL else matrix.uniform_(-1, 1)
+            return nn.Parameter(matrix.mul_(columns**-0.5))
+
+        self.Phi, self.Psi = drawn(n_out, n), drawn(m_out, m)
 
     def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         return left_product(self.Phi, U), left_product(self.Psi, V)
@@ -86,6 +101,36 @@ class EquivariantNonlinearity(nn.Module):
         row_sums = U @ V.sum(-2).unsqueeze(-1)
         column_sums = V @ U.sum(-2).unsqueeze(-1)
         return self.sigma(row_sums) * U, self.sigma(column_sums) * V
+
+
+class GLNorm(nn.Module):
+    """U and V over the square root of ‖U Vᵀ‖, so that every product has norm 1, then each row times a gain that is
+    learnt (authors' code; not in the paper). Equivariant, as ‖U Vᵀ‖ is invariant. Of L modules of width w.
+    """
+
+    def __init__(self, modules: int, width: int):
+        super().__init__()
+        self.gain_U, self.gain_V = (nn.Parameter(torch.ones(modules, width, 1)) for _ in range(2))
+
+    def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        grams = [factor.double().mT @ factor.double() for factor in (U, V)]  # κ(R)² stands in them
+        norm = (grams[0] * grams[1]).sum((-1, -2), keepdim=True).clamp(min=0).sqrt() + 1e-6
+        scale = norm.rsqrt().to(U)
+        return self.gain_U * U * scale, self.gain_V * V * scale
+
+
+class EquivariantDropout(nn.Module):
+    """Drops whole rows of U and of V, independently; in evaluation both are multiplied by 1 − p (authors' code)."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return (1 - self.p) * U, (1 - self.p) * V
+        kept = [torch.rand(factor.shape[:-1], device=factor.device) >= self.p for factor in (U, V)]
+        return U * kept[0][..., None], V * kept[1][..., None]
 
 
 class InvariantProducts(nn.Module):
