@@ -147,6 +147,13 @@ def test_a_turned_picture_is_laid_over_the_earlier_one(seed: int, dimensions: in
     assert displacement(found, earlier) < 1e-9
 
 
+def test_what_umap_compiles_is_kept_on_disk(two_clouds: Space) -> None:
+    project(two_clouds, "UMAP")
+    from umap import umap_
+
+    assert Path(umap_.smooth_knn_dist.stats.cache_path).is_dir()
+
+
 def test_a_picture_stays_in_place_when_it_starts_from_the_last(two_clouds: Space) -> None:
     """No rotation or reflection of the new picture lies nearer to the last: true of UMAP on every machine, wherever its
     rounding takes it.

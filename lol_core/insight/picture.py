@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -37,21 +39,37 @@ def project(
     places = PCA(min(dimensions, *space.vectors.shape), random_state=seed).fit_transform(space.vectors)
     places = np.pad(places, ((0, 0), (0, dimensions - places.shape[1])))
     if method == "UMAP":
-        from umap import UMAP
-
         if start is None:
             first = 10 * (places - places.mean(0)) / max(places.std(), 1e-12)
         else:
             first = start.reindex(space.ids).fillna(start.mean()).to_numpy()
-        places = UMAP(
-            n_components=dimensions,
-            n_neighbors=min(neighbours, len(space.ids) - 1),
-            random_state=seed,
-            init=first.astype(np.float32),
-            n_jobs=1,
-        ).fit_transform(space.vectors)
+        places = _umap(space.vectors, first, min(neighbours, len(space.ids) - 1), seed)
     picture = pd.DataFrame(places.astype(np.float64), index=list(space.ids), columns=list("xyz")[:dimensions])
     return picture if start is None else align(picture, start)
+
+
+def _umap(points: np.ndarray, first: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
+    """UMAP from the places `first`, on exact neighbours."""
+    from numba.core.dispatcher import Dispatcher
+    from sklearn.neighbors import NearestNeighbors
+    from umap import UMAP, layouts, umap_, utils
+
+    for module in (umap_, layouts, utils):
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher):
+                with suppress(RuntimeError):  # no folder to write to
+                    function.enable_caching()  # compiled for the machine once, not in every process
+    distances, indices = NearestNeighbors(n_neighbors=neighbours).fit(points).kneighbors(points)
+    umap = UMAP(
+        n_components=first.shape[1],
+        n_neighbors=neighbours,
+        random_state=seed,
+        init=first.astype(np.float32),
+        n_jobs=1,
+        precomputed_knn=(indices, distances.astype(np.float32)),
+    )
+    with warnings.catch_warnings(action="ignore"):  # of what needs an approximate index; and of one job for a seed
+        return np.asarray(umap.fit_transform(points))
 
 
 def align(picture: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
