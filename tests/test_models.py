@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lol_core.experiments.trials import SMALL, Variant
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.leaderboard import verdict
 from lol_core.learning.memory import check_memory, memory_needed
-from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model, registry
+from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model, modulewise, registry
 from lol_core.learning.models.base import flat_factors
 from lol_core.learning.models.gl_net import GLNet, GLNetConfig, Reading
 from lol_core.learning.models.layers import (
@@ -36,8 +37,8 @@ from lol_core.learning.models.layers import (
     GLNorm,
     InvariantProducts,
     Start,
-    columns,
 )
+from lol_core.learning.models.modulewise import Products, left_product
 from lol_core.learning.models.o_align import procrustes
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.models.wide import WideLinear
@@ -465,11 +466,34 @@ def test_scale_is_part_of_the_function(scale: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rank", [1, 3, 4, 8])
-def test_columns_are_the_factors_side_by_side(rank: int, dtype: torch.dtype) -> None:
-    factors = torch.randn(3, 2, 5, rank).to(dtype)
-    expected = torch.stack([torch.cat(list(factors[:, layer]), 1) for layer in range(2)])
+@pytest.mark.parametrize("cached", [1, 200, 2**18])
+def test_left_products_are_those_of_each_module(
+    cached: int, rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modulewise, "CACHED", cached)
+    factors = torch.randn(3, 4, 5, rank).to(dtype)
+    maps = torch.randn(4, 2, 5).to(dtype).requires_grad_()
+    weights = torch.randn(3, 4, 2, rank).to(dtype)
+    tolerance = 10 * torch.finfo(dtype).eps
+    close = partial(torch.testing.assert_close, check_dtype=False, rtol=tolerance, atol=tolerance)
+    expected = maps.double() @ factors.double()
+    (gradient,) = torch.autograd.grad((expected * weights.double()).sum(), maps)
     for same in (factors, factors.transpose(0, 1).contiguous().transpose(0, 1), factors.clone().requires_grad_()):
-        assert torch.equal(columns(same), expected)
+        product = left_product(maps, same)
+        (own,) = torch.autograd.grad((product * weights).sum(), maps)
+        assert product.dtype == dtype
+        close(product, expected)
+        close(own, gradient)
+
+
+@pytest.mark.parametrize("cached", [1, 100, 2**18])
+def test_products_are_multiplied_without_being_made(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modulewise, "CACHED", cached)
+    U, V, weight = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5, 4, 2), (3, 5, 6, 2), (120, 3))
+    )
+    torch.testing.assert_close(Products(U, V) @ weight, Products(U, V).made() @ weight)
+    assert torch.autograd.gradcheck(lambda *of: Products(*of[:2]) @ of[2], (U, V, weight))
 
 
 def test_flat_factors_leave_out_padding_and_carry_gradients() -> None:

@@ -27,6 +27,7 @@ from lol_core.learning.models.layers import (
     InvariantProducts,
     Start,
 )
+from lol_core.learning.models.modulewise import Products
 from lol_core.learning.models.registry import register
 from lol_core.learning.models.wide import PART, WideLinear
 
@@ -126,10 +127,10 @@ class GLNet(LoLModel):
         return stages
 
     def features(self, batch: Batch) -> Tensor:
-        return torch.cat(self.parts(batch), 1)
+        return torch.cat([part.made() if isinstance(part, Products) else part for part in self.parts(batch)], 1)
 
     def embed(self, batch: Batch) -> Tensor:
-        """The latent vector of each LoRA: (B, width). Many products are read in parts and never copied together."""
+        """The latent vector of each LoRA: (B, width). Many products are read in parts, and never made all at once."""
         if not isinstance(self.head, Head) or not isinstance(self.head.latent[0], WideLinear):
             return super().embed(batch)
         self.check_input(batch)
@@ -137,8 +138,8 @@ class GLNet(LoLModel):
         latent: Tensor = self.head.latent([*self.parts(self.normalized(batch)), *magnitudes])
         return latent
 
-    def parts(self, batch: Batch) -> list[Tensor]:
-        """The products of `pieces` modules each, flattened: (B, modules w²)."""
+    def parts(self, batch: Batch) -> list[Tensor | Products]:
+        """The products of `pieces` modules each: (B, modules w²), or their means (B, modules)."""
         if self._one_stack:
             last = self.stages(batch)[-1]
             pairs = [(last.U, last.V)]
@@ -149,7 +150,7 @@ class GLNet(LoLModel):
             for (U, V), pieces in zip(pairs, self.pieces, strict=True)
             for pair in zip(U.split(pieces, 1), V.split(pieces, 1), strict=True)
         ]
-        return [self.products(U, V) for U, V in cut]
+        return [self.products(U, V) if self.config.mean_products else Products(U, V) for U, V in cut]
 
     @property
     def _one_stack(self) -> bool:

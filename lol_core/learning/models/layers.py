@@ -12,13 +12,11 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
+from lol_core.learning.models.modulewise import left_product
 from lol_core.learning.models.wide import WideLinear
 
 WIDE = 2**20
 """Numbers in the head's first weight from which it is kept for speed; below, it is as quick as `nn.Linear` has it."""
-
-WIDER = {torch.float32: torch.complex128, torch.float16: torch.float64, torch.bfloat16: torch.float64}
-"""A type whose numbers have the bytes of four."""
 
 
 def relu_sign(x: Tensor) -> Tensor:
@@ -32,24 +30,6 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "identity": lambda x: x,
 }
-
-
-def left_product(maps: Tensor, factors: Tensor) -> Tensor:
-    """Each module's map times its factors, (L, n', n) and (B, L, n, r) → (B, L, n', r): L products of (n' × n) with
-    (n × B r). A broadcast over the batch would copy the maps B times.
-    """
-    B, _, _, r = factors.shape
-    return torch.bmm(maps, columns(factors)).unflatten(2, (B, r)).permute(2, 0, 1, 3)
-
-
-def columns(factors: Tensor) -> Tensor:
-    """(B, L, n, r) → (L, n, B r). Rows of r numbers move as one where a type of their size exists: the copy then takes
-    half as long.
-    """
-    wide = WIDER.get(factors.dtype)
-    if wide is None or factors.requires_grad or factors.shape[-1] % 4 or not factors.is_contiguous():
-        return factors.permute(1, 2, 0, 3).flatten(2)
-    return factors.view(wide).permute(1, 2, 0, 3).contiguous().view(factors.dtype).flatten(2)
 
 
 class Start(StrEnum):

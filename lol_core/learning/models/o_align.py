@@ -10,7 +10,7 @@ from torch import Tensor
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import O
 from lol_core.learning.models.base import LoLModel, ModelConfig, flat_factors
-from lol_core.learning.models.layers import left_product
+from lol_core.learning.models.modulewise import left_product
 from lol_core.learning.models.registry import register
 
 

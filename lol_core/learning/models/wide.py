@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lol_core.learning.models.modulewise import Products
+
 PART = 2**22
 """Numbers of a weight that are one parameter. Memory of this size is kept and used again by the allocator; a gradient
 in one piece would be fresh memory at every step, which takes longer than computing it.
@@ -21,8 +23,8 @@ class WideLinear(nn.Module):
 
     W is kept by inputs, (inputs, outputs), in several parameters: so stored, the products of a step with a batch of few
     rows are two to four times as fast as with outputs first. parts: how many inputs each parameter reads; in even
-    pieces when None. The input is one tensor (B, inputs), or a list of tensors with these numbers of columns, which
-    are then never copied together.
+    pieces when None. The input is one tensor (B, inputs), or a list of tensors or `Products` with these numbers of
+    columns, which are then never copied together.
     """
 
     def __init__(self, inputs: int, outputs: int, parts: Sequence[int] | None = None):
@@ -40,7 +42,7 @@ class WideLinear(nn.Module):
     def weights(self) -> list[Tensor]:
         return [self.get_parameter(f"part_{i}") for i in range(len(self.parts))]
 
-    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor | Sequence[Tensor | Products]) -> Tensor:
         columns = x.split(self.parts, 1) if isinstance(x, Tensor) else x
         first, *others = (part @ weight for part, weight in zip(columns, self.weights, strict=True))
         return sum(others, first + self.bias)
