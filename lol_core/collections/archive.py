@@ -64,17 +64,22 @@ def open_archive(
     reporter says so.
     """
     path = Path(address).expanduser()
+    listing = list_archive(path, cache, reporter)
+    path = path.resolve()
+    return FileSource.open(str(path), stem_of(path.name), listing, labels=labels, cache=cache, reporter=reporter)
+
+
+def list_archive(path: Path, cache: Path | None = None, reporter: Reporter = SILENT) -> Listing:
+    """The members of an archive on this machine. Raises ZooError and Stopped as `open_archive` does."""
     try:
         path = path.resolve(strict=True)
         archive = LocalFile.of(path)
         if unpack := _UNPACK.get(path.suffix.lower()):
-            listing = list_tar(_unpacked(archive, unpack, cache, reporter), path.name)
-        else:
-            listing = (list_zip if path.suffix.lower() == ".zip" else list_tar)(archive, path.name)
+            return list_tar(_unpacked(archive, unpack, cache, reporter), path.name)
+        return (list_zip if path.suffix.lower() == ".zip" else list_tar)(archive, path.name)
     except (OSError, LoRAFormatError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ZooError(f"{path}: the archive cannot be read ({reason}). Check the path.") from error
-    return FileSource.open(str(path), stem_of(path.name), listing, labels=labels, cache=cache, reporter=reporter)
 
 
 def stem_of(name: str) -> str:

@@ -77,8 +77,8 @@ class FsspecFile:
 def open_url(address: str, labels: str | None = None, cache: Path | None = None, reporter: Reporter = SILENT) -> Source:
     """The LoRAs at a URL. Raises ZooError when there are none, with what to do."""
     check_secrets(address)
-    if page := _PAGE.fullmatch(address):
-        return open_hub(_of_page(page), labels, cache, reporter)
+    if page := of_page(address):
+        return open_hub(page, labels, cache, reporter)
     place = urlsplit(address)
     if place.scheme == "memory":
         raise ZooError(f"{address}: LoRAs made in Python live in the program that made them. Write them to a folder.")
@@ -97,8 +97,10 @@ def open_url(address: str, labels: str | None = None, cache: Path | None = None,
     )
 
 
-def _of_page(page: re.Match[str]) -> str:
-    """The address of what a page of the hub shows."""
+def of_page(url: str) -> str | None:
+    """The address of what a page of the hub shows; None where the URL is of no such page."""
+    if (page := _PAGE.fullmatch(url)) is None:
+        return None
     within = _WITHIN.match(page[4] or "")
     name = f"/{page[3]}" if page[3] else ""
     revision = f"@{within[1]}" if within and within[1] != "main" else ""

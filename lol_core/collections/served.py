@@ -1,0 +1,138 @@
+"""What a server opens for others: folders and archives that were named, by addresses that say nothing of the machine.
+
+A visitor who may put files into a named folder gets no more of the machine through it: nothing is read through a link
+that leads out of what was named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from lol_core.collections import archive, hub
+from lol_core.collections.blob import LocalFile
+from lol_core.collections.files import FileSource, Listing
+from lol_core.collections.hub_address import SCHEME as HUB
+from lol_core.collections.layouts import as_rows, with_own_labels
+from lol_core.collections.remote import of_page
+from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import LoRAFormatError, ZooError
+
+SCHEME = "zoo://"
+LEADS_OUT = "A link that leads out of what is served here. It was not opened."
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFile(LocalFile):
+    """A file that is read only as long as no link leads from it out of a place. root: that place, resolved."""
+
+    root: Path = Path()
+
+    def open(self) -> BinaryIO:
+        """Raises LoRAFormatError when it has changed, or is no longer within its place."""
+        if not self.path.resolve().is_relative_to(self.root):
+            raise LoRAFormatError(LEADS_OUT)
+        return LocalFile.open(self)
+
+    glance = open
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Name → a resolved folder or archive, and everything below it."""
+
+    places: Mapping[str, Path]
+
+    @classmethod
+    def named(cls, wanted: Iterable[str]) -> Roots:
+        """Of words such as `/data/faces` or `people=/data/faces`.
+
+        Raises ZooError when there is nothing at a place, or two have one name.
+        """
+        places: dict[str, Path] = {}
+        for word in wanted:
+            name, _, path = word.rpartition("=")
+            place = Path(path).expanduser()
+            name = name or place.name
+            if not place.exists() or not name or "/" in name:
+                raise ZooError(f"{word}: nothing there to serve. Expected a folder or an archive, or NAME=FOLDER.")
+            if name in places:
+                raise ZooError(f"{word}: {places[name]} has the name {name} already. Give it another: NAME={path}.")
+            places[name] = place.resolve()
+        return cls(places)
+
+    def address(self, place: Path) -> str | None:
+        """What a place is called; None where it is not served."""
+        place = place.resolve()
+        for name, root in self.places.items():
+            if place.is_relative_to(root):
+                below = place.relative_to(root).as_posix()
+                return f"{SCHEME}{name}" if below == "." else f"{SCHEME}{name}/{below}"
+        return None
+
+    def find(self, address: str) -> Path:
+        """What lies at an address, with or without its scheme. Raises ZooError, in the same words for what is not there
+        and for what may not be seen.
+        """
+        name, *parts = address.removeprefix(SCHEME).rstrip("/").split("/")
+        root = self.places.get(name)
+        if root is not None and not {"", ".", ".."} & set(parts) and "\0" not in address:
+            place = root.joinpath(*parts).resolve()
+            if place.is_relative_to(root) and place.exists():
+                return place
+        offered = ", ".join([*self.places, f"{HUB}owner/name"])
+        raise ZooError(f"{address}: not among what is served here. There are {offered}.")
+
+    def text(self, text: str) -> str:
+        """A text with the addresses of served places for their paths."""
+        for name, root in self.places.items():
+            text = text.replace(str(root), f"{SCHEME}{name}")
+        return text
+
+    def open(
+        self, address: str, labels: str | None = None, cache: Path | None = None, reporter: Reporter = SILENT
+    ) -> Source:
+        """The collection at an address: of a named place, or of the hub. labels: the address of a table.
+
+        Raises ZooError when it is neither, and Stopped when the reporter says so.
+        """
+        table = str(self.find(labels)) if labels else None
+        try:
+            if (spot := of_page(address) or address).startswith(HUB):
+                source = hub.open_hub(spot, table, cache, reporter)
+            else:
+                place = self.find(address)
+                listing = self._listing(place, cache, reporter)
+                address = self.address(place) or address
+                name = archive.stem_of(address.rpartition("/")[2])
+                source = FileSource.open(address, name, listing, labels=table, cache=cache, reporter=reporter)
+            source = with_own_labels(as_rows(source))
+        except ZooError as error:
+            raise type(error)(self.text(str(error))) from error
+        if labels and isinstance(source, FileSource):
+            source = replace(source, labels_path=Path(labels.removeprefix(SCHEME)))
+        return source
+
+    def _listing(self, place: Path, cache: Path | None, reporter: Reporter) -> Listing:
+        """The files of a folder, or the members of an archive, of a named place. Links to files within the place are
+        followed, others refused, and links to folders not looked into.
+        """
+        if place.is_file():
+            return archive.list_archive(place, cache, reporter)
+        root = next(root for root in self.places.values() if place.is_relative_to(root))
+        files: dict[str, ServedFile] = {}
+        refused: dict[str, str] = {}
+        for folder, _, names in os.walk(place):
+            for name in names:
+                path = Path(folder) / name
+                id = path.relative_to(place).as_posix()
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    refused[id] = LEADS_OUT
+                elif path.is_file():
+                    known = LocalFile.of(path)
+                    files[id] = ServedFile(known.path, known.size, known.time, root)
+        return Listing(files, refused)
