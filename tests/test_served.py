@@ -139,6 +139,7 @@ def test_links_that_lead_out_are_refused_with_what_they_would_bring(machine: Pat
     assert source.ids == ["inside.safetensors"], "a link within the place is followed"
     refused = {entry.path: str(entry.reason) for entry in source.refused}
     assert refused["file.safetensors"] == LEADS_OUT
+    assert all(entry.size < 0 for entry in source.refused if entry.reason == LEADS_OUT), "not even how large it is"
     assert LEADS_OUT in refused[f"own/{WEIGHTS}"], "its settings, without which its scale is not known"
     assert source.labels.empty and "s3cret" not in words(source) and str(machine) not in words(source)
     assert not any("folder" in id for id in [*source.ids, *refused])
