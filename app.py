@@ -6,13 +6,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from lol_core.collections.samples import sample_zoos
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import Checkpoint
 from ui import visit
+from ui.access import access
 from ui.columns import counts_of, kinds_of
 from ui.frame import frame_or_nothing, open_collection, page_link
 from ui.home import can_choose, choose, picture, sample_buttons
+from ui.jobs import sentence
 from ui.keys import key
 from ui.state import checkpoints, load_checkpoint, of_other_collections, recent, session
 from ui.tables import show
@@ -31,17 +32,19 @@ with look.container(border=True, height="stretch"):
     picture("people")
     st.caption("*A person on the beach*: above by the LoRAs that GL-net ranks highest, below by the lowest.")
     sample_buttons(opened_at)
-    if visit.ZOO in sample_zoos():
+    if access().sample(visit.ZOO) is not None:
         visit.door()
 with own.container(border=True, height="stretch"):
-    st.markdown("#### Open my LoRAs")
+    served = access().served
+    st.markdown("#### Open a collection" if served else "#### Open my LoRAs")
     picture("map")
     st.caption("A map of a collection, coloured by a label. Only headers are read at first; nothing is written there.")
     typed = st.text_input(
-        "A folder, a .zip or .tar, or hf://owner/name",
-        placeholder="~/models/loras",
+        "One of this server, or hf://owner/name" if served else "A folder, a .zip or .tar, or hf://owner/name",
+        placeholder="hf://owner/name" if served else "~/models/loras",
         key=key("address"),
-        help="Also an archive's URL. Every dialect is read; what cannot be read is listed with the reason.",
+        help=("" if served else "Also an archive's URL. ")
+        + "Every dialect is read; what cannot be read is listed with the reason.",
     )
     with st.container(horizontal=True):
         st.button("Open", type="primary", disabled=not typed, on_click=open_collection, args=(typed,))
@@ -64,7 +67,7 @@ with teach.container(border=True, height="stretch"):
     page_link("pages/Experiments.py", "The paper's tables", ":material/science:")
     st.caption("Eight notebooks: `make lab`.")
 
-if visit.ZOO in sample_zoos():
+if access().sample(visit.ZOO) is not None:
     st.subheader("A first visit: two minutes, nothing to train")
     visit.overview()
 
@@ -90,8 +93,10 @@ st.caption(
     if models
     else "No model has been trained on this collection yet."
 )
+elsewhere = of_other_collections(source)
+if served and not elsewhere:
+    st.stop()
 with st.expander("Open a trained model", icon=":material/model_training:"):
-    elsewhere = of_other_collections(source)
     picked = (
         st.selectbox(
             "A model trained on another collection",
@@ -102,16 +107,20 @@ with st.expander("Open a trained model", icon=":material/model_training:"):
         if elsewhere
         else None
     )
-    typed = st.text_input(
-        "A trained model (checkpoint folder)",
-        placeholder="path of a folder with checkpoint.json",
-        key=key("checkpoint"),
+    typed = (
+        ""
+        if served
+        else st.text_input(
+            "A trained model (checkpoint folder)",
+            placeholder="path of a folder with checkpoint.json",
+            key=key("checkpoint"),
+        )
     )
     for folder in ([str(Path(typed).expanduser())] if typed else []) + ([str(elsewhere[picked])] if picked else []):
         try:
             opened: Checkpoint = load_checkpoint(Path(folder))
         except CheckpointError as error:
-            st.error(str(error))
+            st.error(sentence(error))
             continue
         if folder not in session().extra_checkpoints:
             session().extra_checkpoints.append(folder)

@@ -15,7 +15,7 @@ from ui.jobs import running
 from ui.keys import key
 from ui.progress import follow
 from ui.results import kept_results, show_counts, show_result, title_of
-from ui.state import session
+from ui.state import kept, session
 
 frame_or_nothing("Experiments")
 state, results = session(), kept_results(NAMES)
@@ -36,7 +36,7 @@ if right.button(
     disabled=running(state.experiment),
     help="A few LoRAs, one seed, two epochs, in seconds: shows how it runs. The command beside it runs it in full.",
 ):
-    state.experiment = work.run_small(chosen, samples_folder())
+    state.experiment = work.run_small(chosen, samples_folder(), kept() / "experiments")
     st.rerun()
 if (job := state.experiment) is not None:
     follow(job, "stop_experiment")

@@ -13,11 +13,12 @@ from lol_core.insight.generation import contact_sheet, weights_file
 from lol_core.insight.ranking import Ranking, by_label, by_prediction, held_out, measured_numbers, ways
 from lol_core.learning.devices import find_device
 from ui import work
+from ui.access import access
 from ui.choice import choose_loras
 from ui.drawing import choose_drawing
 from ui.figures import as_png, figure
 from ui.frame import frame, need, page_link
-from ui.jobs import running
+from ui.jobs import running, sentence
 from ui.keys import key
 from ui.points import walk_points
 from ui.predicting import predictions_of
@@ -108,10 +109,11 @@ try:
     files = {id: None if id is None else weights_file(source, id) for id in columns.values()}
     missing = [id for id, file in files.items() if not all(brush.is_drawn(file, p, sampling) for p in prompts)]
 except LoRAFormatError as problem:
-    st.error(str(problem), icon=":material/broken_image:")
+    st.error(sentence(problem), icon=":material/broken_image:")
     st.stop()
 except OSError as problem:
-    st.error(f"A LoRA file cannot be read any more: {problem}. Press **Look for changes** in the sidebar.")
+    reason = access().text(str(problem))
+    st.error(f"A LoRA file cannot be read any more: {reason}. Press **Look for changes** in the sidebar.")
     st.stop()
 busy, job = running(state.drawing), state.drawing
 automatic = base == known_base(source) and not (job is not None and (job.error or job.stopping))

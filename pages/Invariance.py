@@ -23,6 +23,7 @@ from lol_core.insight.order import natural
 from ui.choice import choose_lora
 from ui.figures import figure, take
 from ui.frame import frame, need, needed
+from ui.jobs import sentence
 from ui.keys import key
 from ui.points import walk_points
 from ui.state import load_lora, loaded_checkpoints
@@ -82,7 +83,7 @@ stamps = tuple(saved[title].created for title in titles)
 try:
     study = study_of(source.fingerprint, chosen, tuple(titles), stamps, fresh)
 except LoLError as error:
-    st.error(str(error))
+    st.error(sentence(error))
     st.stop()
 for problem in study.problems:
     st.warning(problem)
@@ -152,15 +153,15 @@ def many_draws() -> None:
     try:
         changes = changes_of(identity, count, 10.0**power, precision, study)
     except LoLError as error:
-        st.error(str(error))
+        st.error(sentence(error))
         return
     dtype = getattr(torch, precision)
     chart = plots.spread_of_changes(changes, TOLERANCES[dtype], torch.finfo(dtype).eps / 10)
     text = "Relative change of each model's prediction over many draws of R, by group"
     figure(chart, "violins", text, changes)
-    marks, sentence = study.kept_promises(changes, TOLERANCES[dtype])
+    marks, kept = study.kept_promises(changes, TOLERANCES[dtype])
     show(marks, "groups", index=True)
-    st.markdown(f"Largest change of {count} draws from each group. {sentence}")
+    st.markdown(f"Largest change of {count} draws from each group. {kept}")
 
 
 @st.fragment

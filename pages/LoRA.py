@@ -21,6 +21,7 @@ from lol_core.learning.parts import parts_here
 from ui.choice import choose_lora
 from ui.figures import figure
 from ui.frame import frame, need, needed, page_link
+from ui.jobs import sentence
 from ui.keys import key
 from ui.metadata import show_metadata, show_pairs, show_sidecar
 from ui.points import walk_points
@@ -38,7 +39,7 @@ entry = source.by_id[chosen]
 try:
     lora = in_order(load_lora(source, chosen))
 except LoLError as error:
-    st.error(str(error), icon=":material/broken_image:")
+    st.error(sentence(error), icon=":material/broken_image:")
     st.stop()
 
 
@@ -143,7 +144,7 @@ if second := choose_lora(source, others, "beside", "Compare with", index=None, p
         figure(chart, "comparison", "Norms and cosines of both, module by module", pair.table)
         show(pair.table, "differences", index=True, height=min(HEIGHT, ROW * (len(pair.table) + 1) + 3))
     except LoLError as error:
-        st.error(str(error))
+        st.error(sentence(error))
 
 if models:
     st.subheader("What models say")

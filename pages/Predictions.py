@@ -18,6 +18,7 @@ from lol_core.learning.tasks import Regression
 from ui.dropped import dropped_loras
 from ui.figures import figure
 from ui.frame import frame, need, page_link
+from ui.jobs import sentence
 from ui.keys import key
 from ui.points import walk_points
 from ui.predicting import outside, predictions_of, remark
@@ -159,7 +160,7 @@ if title in at_home and st.toggle("Mark LoRAs unlike those it was trained on", k
         )
         select_button(source, strangers, "Select those outside", "select_outside")
     except LoLError as error:
-        st.error(str(error))
+        st.error(sentence(error))
 show(table, "table", height=420)
 download(table.rename_axis("lora"), f"predictions-{folder.name}", index=True)
 if refused:

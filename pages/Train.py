@@ -16,9 +16,10 @@ from lol_core.learning.tasks import kind_of
 from lol_core.learning.training import Plan
 from lol_core.learning.verdict import judge
 from ui import work
+from ui.access import access
 from ui.figures import figure
 from ui.frame import frame, need, page_link
-from ui.jobs import Job, running
+from ui.jobs import Job, running, sentence
 from ui.keys import key
 from ui.points import walk_points
 from ui.progress import follow, show_progress
@@ -62,7 +63,7 @@ try:
     st.caption("  \n".join(described(source, choice)))
     ready = True
 except LoLError as problem:
-    st.error(str(problem), icon=":material/error:")
+    st.error(sentence(problem), icon=":material/error:")
 
 busy = running(state.training)
 start, stop, cross, _ = st.columns([2, 2, 3, 5])
@@ -104,6 +105,8 @@ def watch() -> None:
     """The trainings: their progress and curves, and what came out."""
     if (job := state.training) is None:
         return
+    if job.error:
+        st.error(job.error)
     if job.running:
         show_progress(job)
     elif busy:
@@ -157,8 +160,11 @@ if resume.button(
     state.training = work.train_runs(source, [Run(title, Plan.of(model), model.config, folder, resume=True)])
     st.rerun()
 kept_here = folder.parent == runs_folder(source)
-with delete.popover("Remove", icon=":material/delete:", disabled=busy, width="stretch"):
-    stays = f"Take it off the list? The folder {folder} stays as it is."
+opened_by_path = str(folder) in state.extra_checkpoints
+with delete.popover(
+    "Remove", icon=":material/delete:", disabled=busy or not (kept_here or opened_by_path), width="stretch"
+):
+    stays = f"Take it off the list? The folder {access().text(str(folder))} stays as it is."
     st.write("Delete this model from the disk?" if kept_here else stays)
     if st.button("Delete it" if kept_here else "Take it off the list", type="primary"):
         if kept_here:

@@ -79,11 +79,17 @@ def test_a_named_place_is_the_same_collection_as_its_folder(address: str, machin
     assert roots.open(source.address).fingerprint == source.fingerprint
 
 
-def test_two_places_of_one_name_or_nothing_at_a_place_are_no_roots(machine: Path) -> None:
-    with pytest.raises(ZooError, match="NAME="):
-        Roots.named([str(machine / "shared"), f"shared={machine / 'secret'}"])
-    with pytest.raises(ZooError, match="nothing there to serve"):
-        Roots.named([str(machine / "none")])
+def test_places_are_called_by_the_names_that_they_are_given(machine: Path) -> None:
+    words = [f"{machine}/shared/", f"shared={machine}/secret", f"a=b={machine}/c=d", f"{machine}/e=f", "/"]
+    named = Roots.named(words).places
+    assert list(named) == ["shared", "shared-2", "a", "e=f", "root"]
+    assert [str(path) for path in named.values()] == [
+        *(f"{machine}/{below}" for below in ("shared", "secret")),
+        str(Path(f"b={machine}/c=d").resolve()),
+        f"{machine}/e=f",
+        "/",
+    ]
+    assert Roots.named([str(machine / "none")]).places, "a disk that is plugged in later"
 
 
 PARTS = ("..", ".", "", "shared", "faces", "zoo", "links", "folder", "secret", "lora000", "labels.csv", "\0", "~")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
+from lol_core.collections.layouts.beside import Beside
 from lol_core.collections.source import Source
 from lol_core.insight.generation import Sampling
 from lol_core.learning.devices import devices
+from ui.access import access
 from ui.frame import need
 from ui.keys import key
 from ui.state import bases_of, known_base
@@ -19,20 +21,12 @@ PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue backg
 
 def choose_drawing(source: Source) -> tuple[str, str, tuple[str, ...], Sampling]:
     """The base model, its device, the prompts and the sampling; they start with what the collection's recipe says."""
-    path, known = Path(source.address) / "recipe.json", known_base(source)
-    recipe = json.loads(path.read_text()) if path.is_file() else {}
+    known, recipe = known_base(source), json.loads(Beside(source).read("recipe.json") or b"{}")
     with st.expander(
         "Base model, prompts and sampling", icon=":material/tune:", key=key("settings"), expanded=not known
     ):
         a, b = st.columns([3, 1])
-        base = a.text_input(
-            "Base model",
-            known,
-            key=key("base"),
-            bind="query-params",
-            placeholder="a diffusers folder, or a hub id",
-            help="The text-to-image model these LoRAs were trained on.",
-        )
+        base = _choose_base(a, known)
         device = b.selectbox("Device", ["auto", *devices()], key=key("device"))
         lines = "\n".join(recipe.get("preview_prompts") or PROMPTS)
         text = st.text_area("Prompts, one a line", lines, key=key("prompts"), bind="query-params", height=110)
@@ -42,11 +36,32 @@ def choose_drawing(source: Source) -> tuple[str, str, tuple[str, ...], Sampling]
         help_text, guidance = "1: none. Stable Diffusion: about 7.5.", float(recipe.get("guidance", 7.5))
         guidance = c.number_input("Guidance", 1.0, 30.0, guidance, key=key("guidance"), help=help_text)
     names = ", ".join(sorted({str(claimed or suggested or "nothing") for claimed, suggested in bases_of(source)}))
-    need(
-        base,
-        "To draw images, name the base model these LoRAs were trained on, above: a folder in diffusers form on this"
-        f" computer, or a hub id such as `CompVis/stable-diffusion-v1-4`. The files say: {names}.",
+    where = (
+        "which of this server's"
+        if access().served
+        else "above: a folder in diffusers form on this computer, or a hub id such as `CompVis/stable-diffusion-v1-4`"
     )
+    need(base, f"To draw images, name the base model these LoRAs were trained on, {where}. The files say: {names}.")
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     need(prompts, "Write at least one prompt.")
     return base, device, prompts, Sampling(seed=seed, steps=steps, guidance=guidance)
+
+
+def _choose_base(place: DeltaGenerator, known: str) -> str:
+    """A folder in diffusers form or a hub id; on a server for others one of the folders that it offers, as a base model
+    is loaded whole into its memory. Empty when none is chosen.
+    """
+    text = "The text-to-image model these LoRAs were trained on."
+    if not access().served:
+        return place.text_input(
+            "Base model",
+            known,
+            key=key("base"),
+            bind="query-params",
+            placeholder="a diffusers folder, or a hub id",
+            help=text,
+        )
+    bases = access().bases
+    first = next((i for i, folder in enumerate(bases.values()) if str(folder) == known), None)
+    name = place.selectbox("Base model", list(bases), first, key=key("base"), bind="query-params", help=text)
+    return "" if name is None else str(bases[name])

@@ -10,17 +10,23 @@ import streamlit as st
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.formats import read
+from ui.access import access
 from ui.keys import key
 
 
 def dropped_loras() -> dict[str, LoRA]:
     """File name → LoRA of what was dropped; for what cannot be read the reason is shown."""
+    limit = access().limits.upload_mb
     files = st.file_uploader(
         "Drop a LoRA file; for PEFT its adapter_config.json beside it",
         accept_multiple_files=True,
         key=key("dropped"),
+        max_upload_size=limit,
         help="It is read and forgotten, not stored.",
     )
+    if limit is not None and sum(file.size for file in files) > limit * 2**20:
+        st.error(f"These files have more than {limit} MB together, which this server does not take. Remove some.")
+        return {}
     loras: dict[str, LoRA] = {}
     with tempfile.TemporaryDirectory() as folder:
         for file in files:

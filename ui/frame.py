@@ -8,15 +8,15 @@ from typing import TypeVar
 
 import streamlit as st
 
-from lol_core.collections.samples import sample_zoos
 from lol_core.collections.source import Source
 from lol_core.errors import LoLError, ZooError
 from ui import visit, work
-from ui.jobs import running
+from ui.access import access
+from ui.jobs import running, sentence
 from ui.keys import FRAME, key
 from ui.progress import follow
 from ui.selection import panel, restore
-from ui.state import MAX_OPEN, default_address, remember, session
+from ui.state import MAX_OPEN, remember, session
 
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
@@ -55,7 +55,7 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
     st.set_page_config(page_title=f"{page} · LoL Explorer", page_icon=":material/hub:", layout="wide")
     session().page = page
     adopt_short_links()
-    default = default_address()
+    default = access().first
     with st.sidebar:
         st.markdown("### LoL Explorer\nLearning on LoRAs")
         navigation = st.container()
@@ -63,8 +63,10 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
         address = url_field(
             "collection",
             "Collection",
-            "Where the LoRAs are: a folder on this computer, or another address that can be opened. It is only ever"
-            " read.",
+            f"One of {', '.join(access().zoos)}, or hf://owner/name of the hub."
+            if access().served
+            else "Where the LoRAs are: a folder on this computer, or another address that can be opened. It is only"
+            " ever read.",
             Path(default).name or "the path of a folder",
         )
         labels = url_field(
@@ -90,10 +92,10 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
     try:
         source = opened(address or default, labels, rescan)
     except LoLError as error:
-        st.error(str(error), icon=":material/folder_off:")
+        st.error(sentence(error), icon=":material/folder_off:")
+        where = "one of those" if access().served else "where LoRAs are, such as the path of a folder"
         st.info(
-            "Under **Collection** in the sidebar type where LoRAs are, such as the path of a folder, or empty the field"
-            f" for {Path(default).name or 'none'}."
+            f"Under **Collection** in the sidebar type {where}, or empty the field for {Path(default).name or 'none'}."
         )
         st.stop()
     restore(source)
@@ -105,6 +107,8 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
             f"{counted(len(source), 'LoRA')} open, {counted(len(source.refused), 'file')} refused,"
             f" {counted(source.labels.shape[1], 'label column')}."
         )
+        if access().served:
+            st.caption("What you train or mark here is yours alone. It goes when you close or reload this page.")
         panel(source)
         if running(session().training):
             page_link("pages/Train.py", "Training is running", ":material/hourglass_top:")
@@ -143,7 +147,7 @@ def switcher(source: Source) -> None:
 
 def open_collection(address: str, labels: str = "") -> None:
     """Make a collection the open one at the next run of the page."""
-    set_url("collection", "" if address == default_address() else address)
+    set_url("collection", "" if address == access().first else address)
     set_url("labels", labels)
 
 
@@ -207,8 +211,8 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
         job.wait(PATIENCE)
     if job.running:
         st.caption(
-            f"Opening {address}. Other pages and collections can be looked at meanwhile; what has been read is not read"
-            " again."
+            f"Opening {access().text(address)}. Other pages and collections can be looked at meanwhile; what has been"
+            " read is not read again."
         )
         follow(job, "stop_index")
         st.stop()
@@ -222,7 +226,7 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
     while len(state.opened) >= MAX_OPEN:
         state.opened.pop(next(iter(state.opened)))
     state.opened[place] = job.result
-    if job.result.address not in {str(sample.resolve()) for sample in sample_zoos().values()}:
+    if job.result.address not in access().zoos.values():
         remember(job.result.address, labels)
     return job.result
 

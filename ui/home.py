@@ -1,4 +1,6 @@
-"""The first page's pictures, in the colours of the theme, the sample zoos, and the folder picker of this computer."""
+"""The first page's pictures, in the colours of the theme, the collections that are offered, and the folder picker of
+this computer.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from importlib.util import find_spec
 
 import streamlit as st
 
-from lol_core.collections.samples import SAMPLES, archive_of, release, sample_zoos
+from lol_core.collections.samples import SAMPLES, archive_of, release
 from ui import work
+from ui.access import access
 from ui.frame import open_collection
 from ui.jobs import running
 from ui.keys import key
@@ -32,27 +35,33 @@ def picture(name: str) -> None:
 
 
 def sample_buttons(address: str) -> None:
-    """Open each sample zoo, or download it where it is not here and a release has it. address: of what is open."""
-    state, here, published = session(), sample_zoos(), bool(release())
+    """Open each collection that is offered, or download a sample zoo where it is not here and a release has it.
+    address: of what is open.
+    """
+    state, here, published = session(), access().zoos, bool(release()) and not access().served
     with st.container(horizontal=True):
+        for name, place in here.items():
+            st.button(
+                name,
+                on_click=open_collection,
+                args=(place,),
+                icon=":material/folder_open:",
+                disabled=address == place,
+                help=f"{SAMPLES[name].subject}, fine-tuned for real" if access().sample(name) == place else None,
+                key=key(f"open {name}"),
+            )
         for name, sample in SAMPLES.items():
-            if name in here:
-                st.button(
-                    name,
-                    on_click=open_collection,
-                    args=(str(here[name]),),
-                    icon=":material/folder_open:",
-                    disabled=address == str(here[name].resolve()),
-                    help=f"{sample.subject}, fine-tuned for real",
-                    key=key(f"open {name}"),
+            if (
+                published
+                and name not in here
+                and st.button(
+                    f"Get {name} ({archive_of(name).bytes / 1e6:,.0f} MB)",
+                    type="secondary" if here else "primary",
+                    icon=":material/download:",
+                    disabled=running(state.getting),
+                    help=f"{sample.subject}, fine-tuned for real; with trained models. Downloaded once.",
+                    key=key(f"get {name}"),
                 )
-            elif published and st.button(
-                f"Get {name} ({archive_of(name).bytes / 1e6:,.0f} MB)",
-                type="secondary" if here else "primary",
-                icon=":material/download:",
-                disabled=running(state.getting),
-                help=f"{sample.subject}, fine-tuned for real; with trained models. Downloaded once.",
-                key=key(f"get {name}"),
             ):
                 state.getting = work.get_sample(name)
                 st.rerun()
@@ -62,7 +71,7 @@ def sample_buttons(address: str) -> None:
             state.getting = None
             open_collection(str(job.result))
             st.rerun()
-    if not here and not published:
+    if not (here or published or access().served):
         st.caption("Zoos to look around in come with a clone of the program; no release has been published yet.")
 
 
@@ -77,7 +86,7 @@ def _has_screen() -> bool:
 
 def can_choose() -> bool:
     """Whether the visitor sits at the computer that the app runs on, and it has a screen."""
-    return st.context.ip_address in (None, "127.0.0.1", "::1") and _has_screen()
+    return not access().served and st.context.ip_address in (None, "127.0.0.1", "::1") and _has_screen()
 
 
 def choose() -> None:

@@ -4,16 +4,19 @@ turns, but for those that are light.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import LoLError
+from ui.access import access
 
 ONE_AT_A_TIME = threading.Semaphore(1)
+_ALIVE: WeakSet[Job[Any, Any]] = WeakSet()
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
 
@@ -29,10 +32,16 @@ class Job(Generic[Subject, Result]):
         self.result: Result | None = None
         self.error: str | None = None
         self.started = time.monotonic()
+        self.limits = access().limits
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> Job[Subject, Result]:
+        """Begin, unless this server has too much to do already."""
+        if sum(job.running for job in _ALIVE) >= self.limits.jobs:
+            self.error = "This server has as much to do as it takes on. Try again in some minutes."
+            return self
+        _ALIVE.add(self)
         self._thread.start()
         return self
 
@@ -40,7 +49,8 @@ class Job(Generic[Subject, Result]):
         self._stop.set()
 
     def wait(self, seconds: float) -> None:
-        self._thread.join(seconds)
+        if self.running:
+            self._thread.join(seconds)
 
     @property
     def stopping(self) -> bool:
@@ -59,13 +69,21 @@ class Job(Generic[Subject, Result]):
     def _update(self, progress: Progress) -> None:
         self.progress = progress
 
+    def _must_stop(self) -> bool:
+        if not self.stopping and time.monotonic() - self.started > 60 * self.limits.job_minutes:
+            self.error = (
+                f"Stopped after {self.limits.job_minutes:g} minutes, the longest that this server works on one thing."
+            )
+            self.stop()
+        return self.stopping
+
     def _run(self) -> None:
         while self.takes_turns and not ONE_AT_A_TIME.acquire(timeout=0.5):
             if self.stopping:
                 return
         try:
             self.started, self.progress = time.monotonic(), Progress("Starting", 0.0)
-            self.result = self.work(Reporter(self._update, self._stop.is_set))
+            self.result = self.work(Reporter(self._update, self._must_stop))
         except Stopped:
             return
         except Exception as error:
@@ -77,10 +95,12 @@ class Job(Generic[Subject, Result]):
 
 def sentence(error: Exception) -> str:
     """What a page says of an error: never a traceback; that is in the log."""
+    here = access()
     if isinstance(error, LoLError):
-        return str(error)
-    traceback.print_exception(error)
-    return f"An unexpected {type(error).__name__}: {error}. The server's log has the details."
+        return here.text(str(error))
+    logging.getLogger(__name__).error("A job failed", exc_info=error)
+    what = f"An unexpected {type(error).__name__}" + ("" if here.served else f": {error}")
+    return f"{what}. The server's log has the details."
 
 
 def running(job: Job[Subject, Result] | None) -> bool:

@@ -16,6 +16,7 @@ from lol_core.errors import ZooError
 from lol_core.insight.overview import Examination, overview
 from lol_core.insight.survey import Survey
 from ui.columns import Column, counts_of
+from ui.jobs import sentence
 from ui.keys import key
 from ui.selection import visible
 from ui.tables import filters
@@ -50,7 +51,7 @@ def passing(source: Source, columns: Mapping[str, Column]) -> list[str]:
             allowed = database(source).matching(text, filtered)
             ids = [id for id in ids if id in allowed]
     except ZooError as error:
-        st.error(str(error))
+        st.error(sentence(error))
     return list(compress(ids, filters(columns, ids)))
 
 

@@ -11,6 +11,7 @@ from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.insight.novelty import Known
+from ui.jobs import sentence
 from ui.state import load_checkpoint
 
 BLOCK = 64
@@ -50,7 +51,7 @@ def remark(source: Source, folder: Path, lora: LoRA) -> str:
     try:
         return known_to(source, folder).remark(lora)
     except LoLError as error:
-        return str(error)
+        return sentence(error)
 
 
 def outside(source: Source, folder: Path, ids: tuple[str, ...]) -> pd.Series:

@@ -10,6 +10,7 @@ from lol_core.errors import LoLError
 from lol_core.formats.writing import forms_of, packed
 from lol_core.insight.anatomy import Anatomy
 from lol_core.insight.rewriting import Resized
+from ui.jobs import sentence
 from ui.keys import key
 
 
@@ -48,7 +49,7 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
             label, icon = f"Download ({len(content) / 1000:,.0f} kB)", ":material/download:"
             st.download_button(label, content, file, icon=icon, key=key("download_lora"))
         except LoLError as error:
-            st.error(str(error))
+            st.error(sentence(error))
     else:
         st.caption(
             "Its update is no product of two factors in every module (LoKr), so it cannot be written in another form."

@@ -10,14 +10,13 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from lol_core.collections.cache import cache_folder
 from lol_core.collections.source import Source
 from ui.keys import FRAME, key
-from ui.state import session
+from ui.state import kept, session
 
 
 def _place(kind: str, name: str) -> Path:
-    return cache_folder() / kind / f"{name}.json"
+    return kept() / kind / f"{name}.json"
 
 
 def _collection(source: Source) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,10 +14,8 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from lol_core.cli.app import COLLECTION
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.columns import values
-from lol_core.collections.samples import sample_zoos, samples_folder
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
@@ -27,7 +26,8 @@ from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
-from ui.jobs import Job
+from ui.access import access
+from ui.jobs import Job, sentence
 from ui.work import Run, Validation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,14 +37,10 @@ MAX_RECENT = 8
 MAX_OFFERED = 20
 
 
-def default_address() -> str:
-    """What opens first: what the command line named, or a sample zoo; empty where there is none."""
-    return os.environ.get(COLLECTION) or str(next(iter(sample_zoos().values()), ""))
-
-
 @dataclass
 class Session:
-    """What one visitor has open. opened: by (address, labels file); extra_checkpoints: folders opened by path;
+    """What one visitor has open. folder: of what the visitor makes, where the app is served; opened: by (address,
+    labels file); extra_checkpoints: folders opened by path;
     url: what stands in the URL on every page; empty means what opens first, the labels file in the folder, and no
     guided visit.
     same: LoRAs that are the same function, by fingerprint; examined: how many weights had been read, and what the look
@@ -54,6 +50,7 @@ class Session:
     `ui.choice` last wrote into the URL, by key.
     """
 
+    folder: Path | None = field(default_factory=lambda: access().visitor_folder())
     opened: dict[tuple[str, str], Source] = field(default_factory=dict)
     extra_checkpoints: list[str] = field(default_factory=list)
     training: Job[Sequence[Run], None] | None = None
@@ -77,6 +74,14 @@ class Session:
     page: str = "Home"
     url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": "", "selected": "", "visit": ""})
 
+    def __del__(self) -> None:
+        """With its visitor goes what a served session was doing and has made."""
+        if (folder := vars(self).get("folder")) is not None:
+            for value in vars(self).values():
+                if isinstance(value, Job):
+                    value.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+
 
 def session() -> Session:
     if "session" not in st.session_state:
@@ -85,12 +90,21 @@ def session() -> Session:
     return state
 
 
+def kept() -> Path:
+    """Where what this visitor makes is kept."""
+    if (folder := session().folder if access().served else None) is None:
+        return cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)  # in use
+    return folder
+
+
 def recent() -> list[tuple[str, str]]:
     """(address, labels file) of the collections opened by hand, the latest first, without folders and files that have
     gone.
     """
     try:
-        known = json.loads((cache_folder() / "recent.json").read_text())
+        known = json.loads((kept() / "recent.json").read_text())
         return [(str(address), str(labels)) for address, labels in known if "://" in address or Path(address).exists()]
     except (OSError, ValueError, TypeError):
         return []
@@ -99,8 +113,8 @@ def recent() -> list[tuple[str, str]]:
 def remember(address: str, labels: str) -> None:
     """Put a collection at the head of the recent ones."""
     known = [entry for entry in recent() if entry[0] != address]
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    (cache_folder() / "recent.json").write_text(json.dumps([(address, labels), *known][:MAX_RECENT]))
+    kept().mkdir(parents=True, exist_ok=True)
+    (kept() / "recent.json").write_text(json.dumps([(address, labels), *known][:MAX_RECENT]))
 
 
 def runs_folder(source: Source) -> Path:
@@ -108,7 +122,7 @@ def runs_folder(source: Source) -> Path:
     that they stay when its LoRAs change.
     """
     digest = hashlib.sha256(source.address.encode()).hexdigest()[:16]
-    return cache_folder() / "runs" / f"{source.name.replace('/', '-')}-{digest}"
+    return kept() / "runs" / f"{source.name.replace('/', '-')}-{digest}"
 
 
 @st.cache_resource(max_entries=32, show_spinner="Loading the model …")
@@ -129,7 +143,7 @@ def load_or_stop(folder: Path | str) -> Checkpoint:
     try:
         return load_checkpoint(Path(folder))
     except CheckpointError as error:
-        st.error(str(error))
+        st.error(sentence(error))
         st.stop()
 
 
@@ -140,16 +154,16 @@ def trained(source: Source) -> list[Path]:
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _shipped(zoos: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Fingerprint of a collection → models of it that come with the sample zoos, in the order of their making."""
+def _shipped(folders: tuple[Path, ...]) -> dict[str, list[Path]]:
+    """Fingerprint of a collection → models of it that come with what can be opened, in the order of their making."""
     described = []
-    for path in (samples_folder() / "checkpoints").glob("*/checkpoint.json"):
+    for folder in folders:
         with suppress(CheckpointError):
-            described.append((read_description(path.parent), path.parent))
-    folders: dict[str, list[Path]] = {}
+            described.append((read_description(folder), folder))
+    shipped: dict[str, list[Path]] = {}
     for description, folder in sorted(described, key=lambda each: each[0]["created"]):
-        folders.setdefault(description["fingerprint"], []).append(folder)
-    return folders
+        shipped.setdefault(description["fingerprint"], []).append(folder)
+    return shipped
 
 
 def checkpoints(source: Source) -> dict[str, Path]:
@@ -157,7 +171,7 @@ def checkpoints(source: Source) -> dict[str, Path]:
     with it.
     """
     opened = [Path(f) for f in reversed(session().extra_checkpoints)]
-    folders = [*opened, *trained(source), *_shipped(tuple(sample_zoos())).get(source.fingerprint, ())]
+    folders = [*opened, *trained(source), *_shipped(tuple(access().models)).get(source.fingerprint, ())]
     titles: dict[str, Path] = {}
     for folder in folders:
         try:
@@ -229,15 +243,12 @@ def bases_of(source: Source) -> list[tuple[str | None, str | None]]:
 
 
 def known_base(source: Source) -> str:
-    """The folder of the base model that this collection's files name, when it comes with the repository; empty when it
-    does not.
+    """The folder of the base model that this collection's files name, when it comes with what can be opened; empty when
+    it does not.
     """
     named = {claimed for claimed, _ in bases_of(source)}
-    if len(named) == 1 and (name := named.pop()):
-        folder = samples_folder() / Path(name).name
-        if (folder / "model_index.json").is_file():
-            return str(folder)
-    return ""
+    folder = access().bases.get(Path(named.pop() or "").name) if len(named) == 1 else None
+    return "" if folder is None else str(folder)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)

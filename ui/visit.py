@@ -11,11 +11,10 @@ from typing import NoReturn
 
 import streamlit as st
 
-from lol_core.collections.cache import cache_folder
-from lol_core.collections.samples import sample_zoos
 from lol_core.collections.source import Source
+from ui.access import access
 from ui.keys import FRAME, key
-from ui.state import session
+from ui.state import kept, session
 
 ZOO = "faces"
 ATTRIBUTES, SCORE = "GL-net → Eyeglasses, Wearing_Hat … (seed 0)", "GL-net → clip_score (seed 0)"
@@ -96,22 +95,22 @@ def stop_now() -> int | None:
 def reached() -> int:
     """How many stops have been seen on this computer."""
     try:
-        return min(int(json.loads((cache_folder() / "visit.json").read_text())), len(STOPS))
+        return min(int(json.loads((kept() / "visit.json").read_text())), len(STOPS))
     except (OSError, ValueError, TypeError):
         return 0
 
 
 def _remember(stops: int) -> None:
     if stops != reached():
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        (cache_folder() / "visit.json").write_text(json.dumps(stops))
+        kept().mkdir(parents=True, exist_ok=True)
+        (kept() / "visit.json").write_text(json.dumps(stops))
 
 
 def address(number: int) -> tuple[str, dict[str, str]]:
     """The page of a stop and what stands in its URL."""
     stop = STOPS[number]
     fields = {key(name, stop.page): value for name, value in stop.fields.items()}
-    return f"pages/{stop.page}.py", {"collection": str(sample_zoos()[ZOO]), "visit": str(number + 1)} | fields
+    return f"pages/{stop.page}.py", {"collection": access().sample(ZOO) or "", "visit": str(number + 1)} | fields
 
 
 def go(number: int) -> NoReturn:
@@ -132,10 +131,10 @@ def end() -> None:
 def guide(page: str, source: Source) -> None:
     """On the page of the present stop what there is to see, and the way on; elsewhere a way back to it."""
     number = stop_now()
-    if number is None or ZOO not in sample_zoos():
+    if number is None or access().sample(ZOO) is None:
         return
     stop, last = STOPS[number], number + 1 == len(STOPS)
-    if page != stop.page or source.address != str(sample_zoos()[ZOO].resolve()):
+    if page != stop.page or source.address != access().sample(ZOO):
         if st.sidebar.button(
             f"Go on with the visit ({number + 1} of {len(STOPS)})",
             icon=":material/explore:",

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from lol_core.collections.cache import cache_folder
-from lol_core.collections.opening import open_source
 from lol_core.collections.samples import get
 from lol_core.collections.source import Source
 from lol_core.core.progress import Progress, Reporter
@@ -26,14 +24,16 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
 from lol_core.learning.training import Plan, train
 from lol_core.learning.verdict import Difference
+from ui.access import access
 from ui.jobs import Job, sentence
 
 
 def open_collection(address: str, labels: str) -> Job[tuple[str, str], Source]:
     """Opens what lies at an address. Stopped, it ends after the present file; none is read twice."""
+    opens = access()
 
     def work(reporter: Reporter) -> Source:
-        return open_source(address, labels or None, reporter=reporter)
+        return opens.open(address, labels, reporter)
 
     return Job(work, (address, labels), takes_turns=False).start()
 
@@ -172,11 +172,10 @@ def draw_sheets(
     return Job(work, None).start()
 
 
-def run_small(name: str, samples: Path) -> Job[str, Result]:
+def run_small(name: str, samples: Path, place: Path) -> Job[str, Result]:
     """Runs one of the paper's tables or figures small; its scores mean nothing. Stopped, it ends after the present fit,
-    which stays.
+    which stays in the folder `place`.
     """
-    place = cache_folder() / "experiments"
 
     def work(reporter: Reporter) -> Result:
         return run_experiment(name, Context(samples, place / "fits", SMALL, reporter, place))

@@ -13,6 +13,10 @@ import typer
 ROOT = Path(__file__).resolve().parents[2]
 COLLECTION = "LOL_COLLECTION"
 """The environment variable that names the collection with which the app opens."""
+ROOTS = "LOL_ROOTS"
+"""The one that names what an app for others opens: folders or NAME=FOLDER, with the system's separator of paths."""
+SERVED = "LOL_SERVED"
+"""The one that says, when it is not empty, that an app is for others, whatever its address."""
 
 
 def main_script() -> Path:
@@ -24,16 +28,45 @@ def app(
     collection: Annotated[str, typer.Argument(help="What to open first, by default a sample zoo.")] = "",
     port: Annotated[int, typer.Option(help="Where the app answers on this computer.")] = 8501,
     headless: Annotated[bool, typer.Option("--headless", help="Open no browser window.")] = False,
+    address: Annotated[
+        str, typer.Option(help="On which of this computer's addresses; 0.0.0.0 is all of them. For others: see --root.")
+    ] = "127.0.0.1",
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FOLDER",
+            help="Serve to others what is named so, and nothing else of this computer. Can be given several times; the"
+            " sample zoos by default.",
+        ),
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="For others, also at this computer's own address, behind a proxy.")
+    ] = False,
 ) -> None:
     """Open the explorer in the browser."""
-    command = [sys.executable, "-m", "streamlit", "run", str(main_script()), f"--server.port={port}"]
+    places = [str(_place(word)) for word in root or ()]
+    command = [sys.executable, "-m", "streamlit", "run", str(main_script())]
+    command += [f"--server.port={port}", f"--server.address={address}"]
     if headless:
         command.append("--server.headless=true")
     place = Path(collection).expanduser()
     named = {COLLECTION: str(place.resolve()) if place.exists() else collection} if collection else {}
+    named |= {ROOTS: os.pathsep.join(places)} if places else {}
+    named |= {SERVED: "1"} if serve else {}
     if os.name == "posix":  # the server takes the place of this process, so that a signal reaches it
         os.execve(sys.executable, command, os.environ | named)
     raise typer.Exit(subprocess.call(command, env=os.environ | named))
+
+
+def _place(word: str) -> str:
+    """The same word with the whole path."""
+    name, found, path = word.partition("=")
+    if not found or "/" in name:
+        name, found, path = "", "", word
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise typer.BadParameter(f"{place}: there is nothing to serve.", param_hint="--root")
+    return f"{name}{found}{place.resolve()}"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,20 +50,18 @@ class Roots:
 
     @classmethod
     def named(cls, wanted: Iterable[str]) -> Roots:
-        """Of words such as `/data/faces` or `people=/data/faces`.
-
-        Raises ZooError when there is nothing at a place, or two have one name.
+        """Of words such as `/data/faces` or `people=/data/faces`. Of two places of one name the second gets a number;
+        one that is not there now may come later.
         """
         places: dict[str, Path] = {}
         for word in wanted:
-            name, _, path = word.rpartition("=")
-            place = Path(path).expanduser()
-            name = name or place.name
-            if not place.exists() or not name or "/" in name:
-                raise ZooError(f"{word}: nothing there to serve. Expected a folder or an archive, or NAME=FOLDER.")
-            if name in places:
-                raise ZooError(f"{word}: {places[name]} has the name {name} already. Give it another: NAME={path}.")
-            places[name] = place.resolve()
+            name, found, path = word.partition("=")
+            if not found or "/" in name:
+                name, path = "", word
+            place = Path(path).expanduser().resolve()
+            stem = name or place.name or "root"
+            free = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+            places[next(name for name in free if name not in places)] = place
         return cls(places)
 
     def address(self, place: Path) -> str | None:

@@ -1,0 +1,237 @@
+"""The app as it is served to others: what a visitor may open and sees, and what stays with one visitor."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import streamlit as st
+from huggingface_hub import constants
+from streamlit import config
+from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
+
+from lol_core.cli.app import COLLECTION, ROOTS, SERVED
+from lol_core.cli.commands import app
+from lol_core.collections.cache import cache_folder
+from lol_core.core.progress import Reporter
+from lol_core.errors import ZooError
+from tests.builders import write_zoo
+from tests.conftest import ROOT, SAMPLE_ZOO
+from tests.test_pages import PAGES, opened, settled, text_of
+from tests.test_pages_sources import button
+from tests.waiting import PATIENCE, until
+from ui import access as policy
+from ui.access import access
+from ui.jobs import Job, sentence
+
+DETAILS = "client.showErrorDetails"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The app for others with the folder `class`, of which its parent holds more than is named."""
+    folder = tmp_path.resolve() / "class"
+    write_zoo(folder, 12)
+    write_zoo(folder.parent / "mine", 3)
+    (folder / "gone.safetensors").symlink_to(folder.parent / "mine" / "lora000" / "adapter_model.safetensors")
+    monkeypatch.setenv(ROOTS, f"class={folder}")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    details, factory, show = st.get_option(DETAILS), logging.getLogRecordFactory(), warnings.showwarning
+    rich = st.get_option("logger.enableRich")
+    policy._served.cache_clear()
+    yield folder
+    policy._served.cache_clear()
+    st.set_option(DETAILS, details)
+    config.set_option("logger.enableRich", rich)
+    logging.setLogRecordFactory(factory)
+    logging.captureWarnings(False)
+    warnings.showwarning = show
+
+
+def everything(test: AppTest) -> str:
+    """All that a page has sent, each element as it goes to the browser, and the URL."""
+
+    def below(node: Any) -> Iterator[Any]:
+        for child in getattr(node, "children", {}).values():
+            yield child
+            yield from below(child)
+
+    elements = list(below(test._tree))
+    tables = [element.value.to_csv() for element in test.dataframe]
+    return "\n".join([*(str(getattr(element, "proto", "")) for element in elements), *tables, str(test.query_params)])
+
+
+def names_no_place(test: AppTest, folder: Path) -> bool:
+    """Whether neither the folder of a test nor one of the program, the cache or the system stands on a page."""
+    places = (folder.parent, ROOT, cache_folder(), Path(sys.prefix), Path.home() / "x", Path("/etc"))
+    text = everything(test).replace("/etc/", "" if "collection" in test.query_params else "/etc/")
+    return not any(str(place) in text for place in places)
+
+
+def test_every_page_works_and_shows_no_path(served: Path) -> None:
+    test = opened("Home", None)
+    assert "zoo://class" in text_of(test) and "class" in [button.label for button in test.button]
+    for page, path in PAGES.items():
+        test = settled(test.switch_page(path).run() if page != "Home" else test)
+        assert not test.exception and not test.error, page
+        assert "12 LoRAs open, 1 file refused" in text_of(test)
+        assert names_no_place(test, served), page
+    assert [field.label for field in test.text_input][:2] == ["Collection", "Labels file"]
+
+
+def test_a_visitor_opens_nothing_that_is_not_named(served: Path) -> None:
+    outside = ["/etc", str(served), str(served.parent / "mine"), "class/../mine", f"file://{served}", "~", "s3://b/a"]
+    test = opened("Zoo", None)
+    for address in outside:
+        test.query_params["collection"] = address
+        test = settled(test.run())
+        (error,) = test.error
+        assert "not among what is served here" in error.value and not test.dataframe
+        assert "LoRAs open" not in text_of(test) and str(served.parent) not in error.value
+    test.query_params["collection"], test.query_params["labels"] = "class", str(served.parent / "mine" / "labels.csv")
+    assert "not among what is served here" in settled(test.run()).error[0].value
+    test.query_params["labels"] = "class/labels.csv"
+    test = settled(test.run())
+    assert not test.error and "Labels from class/labels.csv" in text_of(test) and names_no_place(test, served)
+
+
+def test_models_and_selections_stay_with_their_visitor_and_go_with_them(served: Path) -> None:
+    first, second = opened("Train", None, targets="size"), opened("Train", None)
+    first.number_input(key="train.epochs").set_value(2)
+    first = button(first, "Train")
+    state = first.session_state["session"]
+    until(lambda: not state.training.running, "the end of the training")
+    assert [run.error for run in state.training.subject] == [None]
+    assert "GL-net → size (seed 0)" in first.run().selectbox[-1].options
+    assert "None yet" in text_of(second.run()), "the model of another visitor"
+    folders = [test.session_state["session"].folder for test in (first, second)]
+    assert [len(list(folder.glob("runs/*/*/checkpoint.json"))) for folder in folders] == [1, 0]
+    assert not (cache_folder() / "runs").exists() and not (cache_folder() / "recent.json").exists()
+    del first
+    state = None
+    gc.collect()
+    assert [folder.exists() for folder in folders] == [False, True]
+
+
+def test_what_an_idle_visitor_made_is_deleted_after_a_time(served: Path) -> None:
+    idle, present = (access().visitor_folder() for _ in range(2))
+    assert idle is not None and present is not None
+    os.utime(idle, (0, time.time() - 3600 * access().limits.hours - 60))
+    assert access().visitor_folder() != present
+    assert not idle.exists() and present.exists()
+
+
+def test_long_and_many_jobs_end_with_a_sentence(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(reporter: Reporter) -> None:
+        while True:
+            reporter.check("Nothing.")
+
+    monkeypatch.setenv("LOL_JOB_MINUTES", "0.001")
+    monkeypatch.setenv("LOL_JOBS", "1")
+    job = Job(endless, None).start()
+    refused = Job(endless, None).start()
+    assert not refused.running and "as much to do as it takes on" in str(refused.error)
+    refused.wait(1)
+    job.wait(PATIENCE)
+    assert not job.running and "Stopped after 0.001 minutes" in str(job.error)
+    monkeypatch.setenv("LOL_JOBS", "2")
+    policy._served.cache_clear()
+    again = Job(lambda reporter: 3, None).start()
+    again.wait(PATIENCE)
+    assert again.result == 3 and again.error is None
+
+
+def test_what_went_wrong_is_told_without_the_place_where(served: Path, caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        (served / "none").read_bytes()
+    except OSError as error:
+        shown = sentence(error)
+    (record,) = caplog.records
+    logged = logging.Formatter().format(record)
+    assert "FileNotFoundError" in shown and "FileNotFoundError" in logged
+    assert "test_what_went_wrong" in logged, "the traceback"
+    for text in (shown, logged):
+        assert str(served.parent) not in text and str(ROOT) not in text
+    said = sentence(ZooError(f"{served}/a.safetensors and {cache_folder()}/index/b.sqlite of 3/4 at hf://a/b: gone"))
+    assert said == "zoo://class/a.safetensors and …/b.sqlite of 3/4 at hf://a/b: gone"
+    assert constants.HF_HUB_DISABLE_IMPLICIT_TOKEN, "the token of who runs the server is not the visitors'"
+    assert st.get_option(DETAILS) == "none"
+
+
+def test_files_that_are_too_large_are_not_read(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def page() -> None:
+        import streamlit as st
+
+        from ui.dropped import dropped_loras
+
+        st.write(f"{len(dropped_loras())} LoRAs")
+
+    weights = (served / "lora000" / "adapter_model.safetensors").read_bytes()
+    monkeypatch.setenv("LOL_UPLOAD_MB", "1")
+    test = AppTest.from_function(page).run()
+    test.file_uploader[0].set_value([("a.safetensors", weights, "application/octet-stream")])
+    assert "1 LoRAs" in text_of(test.run()) and not test.error
+    many = [(f"{i}.safetensors", weights + bytes(2**19), "application/octet-stream") for i in range(3)]
+    test.file_uploader[0].set_value(many)
+    assert "0 LoRAs" in text_of(test.run()) and "more than 1 MB together" in test.error[0].value
+
+
+@pytest.mark.parametrize(
+    ("address", "named", "others"),
+    [
+        ("127.0.0.1", {}, False),
+        ("localhost", {}, False),
+        ("::1", {}, False),
+        ("127.0.0.1", {SERVED: "1"}, True),
+        ("127.0.0.1", {ROOTS: "/data"}, True),
+        (None, {}, True),
+        ("0.0.0.0", {}, True),
+        ("192.168.1.7", {COLLECTION: "/data/mine"}, True),
+        ("my.host", {}, True),
+        ("unix:///run/app.sock", {}, True),
+    ],
+)
+def test_an_app_is_for_others_by_its_address_or_when_it_is_said(
+    address: str | None, named: dict[str, str], others: bool, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ROOTS)
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(policy.st, "get_option", lambda name: address)
+    monkeypatch.setattr(policy, "_prepare", lambda served: None)
+    assert access().served is others
+    if COLLECTION in named:
+        assert access().zoos == {"mine": "zoo://mine"} and access().first == "zoo://mine"
+    elif others and ROOTS not in named:
+        assert list(access().zoos) == ["glosses", "faces", "emojinette"] and access().first == "zoo://glosses"
+    if not others:
+        assert access().zoos["glosses"] == access().first == str(SAMPLE_ZOO.resolve()), "nothing changes"
+
+
+def test_the_command_names_what_is_served(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def start(file: str, command: list[str], environment: dict[str, str]) -> NoReturn:
+        started.append((command, environment))
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execve", start)
+    monkeypatch.delenv(ROOTS)
+    words = ["app", "--root", f"people={served}", "--root", str(served.parent), "--serve", "--address", "0.0.0.0"]
+    CliRunner().invoke(app, words)
+    (command, environment) = started[0]
+    assert environment[ROOTS].split(os.pathsep) == [f"people={served}", str(served.parent)] and environment[SERVED]
+    assert "--server.address=0.0.0.0" in command
+    CliRunner().invoke(app, ["app"])
+    assert "--server.address=127.0.0.1" in started[1][0] and not {ROOTS, SERVED} & started[1][1].keys()
+    missing = CliRunner().invoke(app, ["app", "--root", str(served / "none")])
+    assert missing.exit_code == 2 and "nothing to serve" in missing.output and len(started) == 2

@@ -1,0 +1,219 @@
+"""Who opens what. On one's own computer everything opens and is called what it is; an app that is served to others
+opens what was named for them and the hub, shows no path of its machine, and keeps what each visitor makes to that
+visitor.
+
+It is served when its command or its container says so (LOL_SERVED, LOL_ROOTS), or its address is not this computer's
+own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from streamlit import config
+
+from lol_core.cli.app import COLLECTION, ROOTS, SERVED
+from lol_core.collections.cache import cache_folder
+from lol_core.collections.opening import open_source
+from lol_core.collections.samples import sample_zoos, samples_folder
+from lol_core.collections.served import SCHEME, Roots
+from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
+
+_PATH = re.compile(r"(?<![\w/:.~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:*?`]+[/\\])+([^\s/\\'\"<>|:*?`,;)]*)")
+"""An absolute path of at least two parts, and its last."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server does for its visitors. upload_mb: of a file, and of all files dropped at once; job_minutes: how
+    long one piece of work may take; jobs: pieces at once, of all visitors, those that wait for their turn included;
+    hours: after which what an idle visitor made is deleted.
+    """
+
+    upload_mb: int | None = None
+    job_minutes: float = math.inf
+    jobs: float = math.inf
+    hours: float = math.inf
+
+    @classmethod
+    def served(cls, environment: Mapping[str, str]) -> Limits:
+        return cls(
+            int(environment.get("LOL_UPLOAD_MB", 50)),
+            float(environment.get("LOL_JOB_MINUTES", 15)),
+            int(environment.get("LOL_JOBS", 30)),
+            float(environment.get("LOL_KEEP_HOURS", 4)),
+        )
+
+
+class Access:
+    """One's own computer."""
+
+    served = False
+    limits = Limits()
+
+    @property
+    def zoos(self) -> dict[str, str]:
+        """Name → address of the collections that are offered."""
+        return {name: str(folder.resolve()) for name, folder in sample_zoos().items()}
+
+    @property
+    def first(self) -> str:
+        """The address of what opens first; empty where there is nothing."""
+        return os.environ.get(COLLECTION) or next(iter(self.zoos.values()), "")
+
+    @property
+    def models(self) -> list[Path]:
+        """Folders of the trained models that come with what can be opened."""
+        return _models(samples_folder() / "checkpoints")
+
+    @property
+    def bases(self) -> dict[str, Path]:
+        """Name → folder of the base models that come with what can be opened."""
+        return _bases(samples_folder().glob("*/"))
+
+    def sample(self, name: str) -> str | None:
+        """The address of a sample zoo; None where it cannot be opened."""
+        return self.zoos.get(name)
+
+    def open(self, address: str, labels: str, reporter: Reporter = SILENT) -> Source:
+        """The collection at an address. Raises ZooError, and Stopped when the reporter says so."""
+        return open_source(address, labels or None, reporter=reporter)
+
+    def text(self, text: str) -> str:
+        """A text as a page, an export or a log may show it."""
+        return text
+
+    def visitor_folder(self) -> Path | None:
+        """A new folder for what one visitor makes; None where that is kept with the rest."""
+        return None
+
+
+class Served(Access):
+    """A server with its named places: collections, base models, and folders of trained models. first: the address of
+    what opens first, among them or on the hub, where it is not the first of them.
+    """
+
+    served = True
+
+    def __init__(self, roots: Roots, first: str, limits: Limits):
+        self.roots, self.limits, self._first = roots, limits, first
+
+    @cached_property
+    def zoos(self) -> dict[str, str]:
+        other = {*_bases(self.roots.places.values()).values(), *(path.parent for path in self.models)}
+        return {name: f"{SCHEME}{name}" for name, place in self.roots.places.items() if place not in other}
+
+    @property
+    def first(self) -> str:
+        return self._first or next(iter(self.zoos.values()), "")
+
+    @cached_property
+    def models(self) -> list[Path]:
+        return [*super().models, *(path for place in self.roots.places.values() for path in _models(place))]
+
+    @cached_property
+    def bases(self) -> dict[str, Path]:
+        return super().bases | _bases(self.roots.places.values())
+
+    def sample(self, name: str) -> str | None:
+        folder = sample_zoos().get(name)
+        return None if folder is None else self.roots.address(folder)
+
+    def open(self, address: str, labels: str, reporter: Reporter = SILENT) -> Source:
+        return self.roots.open(address, labels or None, reporter=reporter)
+
+    def text(self, text: str) -> str:
+        return _PATH.sub(r"…/\1", self.roots.text(text))
+
+    def visitor_folder(self) -> Path:
+        """It is deleted with the session, or with the next visitor when it was unused for too long."""
+        visitors = cache_folder() / "visitors"
+        visitors.mkdir(parents=True, exist_ok=True)
+        for folder in visitors.iterdir():
+            if folder.stat().st_mtime < time.time() - 3600 * self.limits.hours:
+                shutil.rmtree(folder, ignore_errors=True)
+        return Path(tempfile.mkdtemp(dir=visitors))
+
+
+def access() -> Access:
+    """What holds for this process."""
+    environment = os.environ
+    roots, first = environment.get(ROOTS, ""), environment.get(COLLECTION, "")
+    if not (roots or environment.get(SERVED) or not _of_this_computer(st.get_option("server.address"))):
+        return _OWN
+    return _served(roots, first, Limits.served(environment))
+
+
+_OWN = Access()
+
+
+@cache
+def _served(roots: str, first: str, limits: Limits) -> Served:
+    words = [word for word in roots.split(os.pathsep) if word]
+    if first and "://" not in first:
+        words.insert(0, first)
+        first = ""
+    named = Roots.named(words or map(str, sample_zoos().values()))
+    made = Served(named, first, limits)
+    _prepare(made)
+    return made
+
+
+def _prepare(served: Served) -> None:
+    """Keep the process from telling what the pages do not: in errors, in its log, and with the owner's token."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+    st.set_option("client.showErrorDetails", "none")
+    config.set_option("logger.enableRich", False)  # it prints past the log
+    logging.setLogRecordFactory(_Records(served, logging.getLogRecordFactory()))
+    logging.captureWarnings(True)
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Makes records of the log that show no path of the machine."""
+
+    access: Access
+    make: Any
+
+    def __call__(self, *args: Any, **named: Any) -> logging.LogRecord:
+        record: logging.LogRecord = self.make(*args, **named)
+        if record.name != "uvicorn.access":  # which is about URLs
+            record.msg, record.args = self.access.text(record.getMessage()), ()
+            if record.exc_info:
+                record.exc_text = self.access.text("".join(traceback.format_exception(*record.exc_info)))
+        return record
+
+
+def _of_this_computer(address: str | None) -> bool:
+    """Whether nobody else reaches a server there. Without an address it answers to all."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _models(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/checkpoint.json"))
+
+
+def _bases(folders: Iterable[Path]) -> dict[str, Path]:
+    return {folder.name: folder for folder in folders if (folder / "model_index.json").is_file()}
