@@ -18,7 +18,7 @@ from lol_core.cli.commands import app
 from lol_core.cli.invariance import GROUP_NAMES
 from lol_core.cli.learning import MODEL_NAMES
 from lol_core.core.groups import GROUPS
-from lol_core.experiments.trials import Budget
+from lol_core.experiments.search import Budget
 from lol_core.insight.generation import Sampling
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.models.gl_net import GLNetConfig

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lol_core.experiments.trials import SMALL
+from lol_core.experiments.search import SMALL
 from tests.builders import random_lora, write_peft, write_zoo
 from tests.hub import serving
 from tests.shell import run

@@ -28,7 +28,8 @@ from lol_core.errors import LoLError
 from lol_core.experiments import NAMES, OF_PAPER, run
 from lol_core.experiments.ablation import without
 from lol_core.experiments.kernel import kernel_ridge, kernels
-from lol_core.experiments.paper import FIVE
+from lol_core.experiments.paired import paired
+from lol_core.experiments.paper import COMPARED, FIVE
 from lol_core.experiments.result import (
     Finding,
     Holds,
@@ -42,10 +43,12 @@ from lol_core.experiments.result import (
     with_spread,
     write_report,
 )
+from lol_core.experiments.search import SMALL, Halving, Rung, Setting, Variant, full_grid
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.timing import Shape, needs
-from lol_core.experiments.trials import SMALL, Context, Setting, Trials, Variant
+from lol_core.experiments.trials import Context, Trials, fold_of
+from lol_core.learning.checkpoint import Keep
 from lol_core.learning.models import make_model
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Multiclass
@@ -150,6 +153,60 @@ def test_the_setting_is_chosen_by_validation_loss_alone(tmp_path: Path) -> None:
         assert trials.table().empty, "a search that is not complete does not count"
         trials.kept.add(model="svd", seed=0, setting=setting.to_dict(), validation_loss=loss, scores={"r2": r2})
     assert trials.table()["r2"].tolist() == [0.1]
+
+
+def test_a_search_by_halving_ends_with_the_setting_of_the_best_validation_score(tmp_path: Path) -> None:
+    search = Halving(4, (Rung(1, 2), Rung(2, 1)))
+    budget = replace(SMALL, loras=30, seeds=2, search=search)
+    fixed = Setting(1e-2, (("width", 8), ("depth", 1), ("keep", "last"), ("batch_size", 16)))
+    ours = Variant("svd", "svd, authors' setting", "SVD as theirs", fixed=fixed)
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, ("svd", ours, "dsire"))
+    table = trials.run()
+    lines = pd.DataFrame([line for line in trials.kept.lines() if line["model"] == "svd"])
+    epochs = lines["setting"].map(lambda setting: setting["epochs"])
+    assert [((epochs == k) & (lines["seed"] == seed)).sum() for k, seed in ((1, 0), (2, 0), (2, 1))] == [4, 2, 1]
+    by_score = lines[epochs == 1].sort_values("validation_score", ascending=False)["setting"].tolist()
+    gone_on = lines[(epochs == 2) & (lines["seed"] == 0)].sort_values("validation_score", ascending=False)
+    assert [setting | {"epochs": 1} for setting in gone_on["setting"]] in (by_score[:2], by_score[1::-1])
+    assert [line["setting"] for line in trials.chosen() if line["model"] == "svd"] == [gone_on["setting"].iloc[0]] * 2
+    assert table.groupby("model").size()[["svd", ours.name, "dsire", "constant"]].tolist() == [2, 2, 2, 2]
+    config = budget.config(ours, fixed, 0)
+    assert (config.keep, config.batch_size, config.shape.width, config.learning_rate) == (Keep.LAST, 16, 8, 1e-2)
+    size = trials.kept.path.stat().st_size
+    assert trials.run().equals(table) and trials.kept.path.stat().st_size == size, "nothing is fitted twice"
+
+
+def test_every_model_is_searched_over_as_many_settings() -> None:
+    counts = {name: {len(Halving().drawn(Variant.of(name)))} for name in COMPARED if name != "dsire"}
+    assert set().union(*counts.values()) == {24}
+    widths = {dict(setting.options)["equivariant_width"] for setting in full_grid("gl_net")}
+    heads = {(o["width"], o["depth"]) for o in (dict(setting.options) for setting in full_grid("gl_net"))}
+    assert widths == {16, 32, 64} and heads == {(64, 1), (128, 1), (256, 1), (64, 2)}
+
+
+def test_folds_hold_every_lora_out_once_in_each_round() -> None:
+    ids = [f"{i:03d}" for i in range(53)]
+    for round_ in (range(5), range(5, 10)):
+        splits = [fold_of(ids, seed) for seed in round_]
+        assert sorted(id for split in splits for id in split["test"]) == ids
+        assert all(sorted(id for part in split.values() for id in part) == ids for split in splits)
+    assert fold_of(ids, 0)["test"] != fold_of(ids, 5)["test"]
+
+
+def test_a_paired_bootstrap_over_folds_tells_a_good_ranking_from_a_bad_one(tmp_path: Path) -> None:
+    question = replace(LOSS_QUESTION, folded=True, score="kendall_tau")
+    trials = Trials(question, Zoo.open(SAMPLES / "glosses"), replace(SMALL, seeds=5), tmp_path, ("svd",))
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        truth = trials.zoo.labels.loc[fold_of(trials.labelled, seed)["test"], "validation_loss"].to_numpy()
+        noise = rng.normal(size=len(truth)) * truth.std()
+        for name, values in (("svd", truth + 0.1 * noise), ("constant", noise), ("norms only", truth + 0.1 * noise)):
+            setting = trials.budget.settings(Variant.of("svd"))[0].to_dict() if name == "svd" else None
+            line = {"model": name, "seed": seed, "setting": setting, "validation_loss": 0.0, "scores": {}}
+            trials.kept.add(**line, predicted=values.tolist())
+    assert paired(trials, "svd", "constant", draws=100).low > 0.3
+    same = paired(trials, "svd", "norms only", draws=100)
+    assert same.value == same.low == same.high == 0
 
 
 def test_models_are_searched_over_what_makes_a_difference_to_them() -> None:

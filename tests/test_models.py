@@ -22,7 +22,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank, Magnitude
 from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_error
 from lol_core.errors import ModelError
-from lol_core.experiments.trials import SMALL, Variant
+from lol_core.experiments.search import SMALL, Variant
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.leaderboard import verdict
 from lol_core.learning.memory import check_memory, memory_needed

@@ -29,6 +29,14 @@ def experiment(
         str, typer.Option("--zoo", help="The folder of the sample zoos, or, for table2, another zoo's address.")
     ] = str(SAMPLES),
     seeds: int = 5,
+    halving: Annotated[
+        bool,
+        typer.Option(
+            "--halving",
+            help="Tables 2 to 5 and models: search each model by successive halving over widths, heads, batches and"
+            " rates on one split, with the authors' own settings beside it; table 2 by five times five folds.",
+        ),
+    ] = False,
     small: Annotated[
         bool, typer.Option(help="A few LoRAs, one seed, two epochs: shows how it runs; the scores mean nothing.")
     ] = False,
@@ -44,11 +52,13 @@ def experiment(
 
     from lol_core.experiments import run as run_experiment
     from lol_core.experiments.result import blocks, write_report
-    from lol_core.experiments.trials import SMALL, Budget, Context
+    from lol_core.experiments.search import SMALL, SMALL_SEARCH, Budget, Halving
+    from lol_core.experiments.trials import Context
 
     torch.set_num_threads(threads)
     with reported(), stoppable() as reporter:
-        budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds)
+        search = None if not halving else SMALL_SEARCH if small else Halving()
+        budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds, search=search)
         samples = Path(zoo).expanduser()
         other = None if any((samples / name).is_dir() for name in SAMPLE_ZOOS) or zoo == str(SAMPLES) else zoo
         context = Context(samples, fits or out_folder / "fits", budget, reporter, work, workers, other)

@@ -19,6 +19,9 @@ NAMES = (*OF_PAPER, "models", "ablation")
 ELSEWHERE = ("table2",)
 """Those whose question is the same about another zoo, such as the paper's own."""
 
+SEARCHED = ("table2", "table3", "table4", "table5", "models")
+"""Those whose models can be searched by successive halving."""
+
 _OTHER = "Run on another zoo than the sample zoo that these notes speak of; its parts are drawn at random, by seed."
 
 
@@ -28,6 +31,8 @@ def run(name: str, context: Context) -> Result:
         raise LoLError(f"No experiment {name!r}. There are {', '.join(NAMES)}.")
     if context.zoo is not None and name not in ELSEWHERE:
         raise LoLError(f"{name} is about the sample zoos; on another zoo run {', '.join(ELSEWHERE)}.")
+    if context.searched and name not in SEARCHED:
+        raise LoLError(f"{name} has no search by halving; {', '.join(SEARCHED)} have.")
     with needing("images"):
         result = cast("Result", import_module(f"lol_core.experiments.{name}").run(context))
     if context.zoo is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lol_core.experiments.comparison import SEARCH, cells, chart, differences, intervals, settings
+from lol_core.experiments.comparison import cells, chart, differences, intervals, settings
 from lol_core.experiments.models import ASKED
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
-from lol_core.experiments.trials import Context, Variant
+from lol_core.experiments.search import Variant
+from lol_core.experiments.trials import Context
 from lol_core.learning.models.tucker import Part
 
 TITLE = "TuckerNet without each of its parts"
@@ -55,7 +56,6 @@ def run(context: Context) -> Result:
             )
         )
     notes = [
-        SEARCH,
         (
             "For TuckerNet the weight of its directions (1 or 0.1) is searched in place of normalised inputs. The"
             f" verdict is of the question on which the part buys most surely, so the {len(columns)} intervals of a part"

@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 
 from lol_core.experiments.paper import COMPARED
 from lol_core.experiments.result import Holds, environment, verdict, weakest
-from lol_core.experiments.trials import CONTROLS, KERNEL, SHUFFLED, Budget, Trials
+from lol_core.experiments.search import BATCHES, DROPOUTS, HEADS, OWN, RATES, SHUFFLED, Budget
+from lol_core.experiments.trials import CONTROLS, KERNEL, Trials
 from lol_core.insight.plots import models_beside_controls
 from lol_core.learning.verdict import Difference, over_seeds
 
@@ -130,8 +131,38 @@ GRID = (
     " seed's own validation LoRAs; a seed is another split (70 / 15 / 15 %) and another initialisation."
 )
 INTERVAL = (
-    "± is half the width of the 95 % interval of the mean over seeds, and differences stand with theirs. The splits of"
-    " several seeds overlap, so the variance is the corrected one of Nadeau and Bengio (2003), (1/J + 15/70) s² for J"
-    " seeds, with Student's t of J − 1 degrees of freedom. The paper's ± is as it is printed there."
+    "± is half the width of the 95 % interval of the mean over splits, and differences stand with theirs. Splits"
+    " overlap, so the variance is the corrected one of Nadeau and Bengio (2003), (1/J + test/training LoRAs) s² for J"
+    " splits, with Student's t of J − 1 degrees of freedom. The paper's ± is as it is printed there."
 )
-SEARCH = f"{GRID} {INTERVAL}"
+HALVING = (
+    "Every model was searched alike: {settings} settings drawn from its own grid (learning rate {rates}; head {heads}"
+    " hidden layers × width; batches of {batches}; inputs normalised or not; GL-net's equivariant width {widths},"
+    " spectral statistics' weight decay, for all others dropout {dropouts}) and halved ({rungs}) on the first split, by"
+    " the validation score that the table reports first; the epoch is the one with the best validation accuracy or R²."
+    " The winner is used on the other splits: some of their test LoRAs were training or validation LoRAs of that"
+    " search."
+)
+
+
+def described(budget: Budget) -> str:
+    """How models were searched, and what ± is."""
+    if budget.search is None:
+        return f"{GRID} {INTERVAL}"
+    rungs = "; ".join(f"{rung.epochs} epochs, the best {rung.kept} go on" for rung in budget.search.rungs)
+    about = HALVING.format(
+        settings=budget.search.settings,
+        rates=", ".join(f"{rate:g}" for rate in RATES),
+        heads=", ".join(f"{depth} × {width}" for width, depth in HEADS),
+        batches=" or ".join(map(str, BATCHES)),
+        widths=", ".join(map(str, OWN["gl_net"][1])),
+        dropouts=", ".join(f"{p:g}" for p in DROPOUTS),
+        rungs=rungs,
+    )
+    return f"{about} {AUTHORS} {INTERVAL}"
+
+
+AUTHORS = (
+    "Rows named so have the settings of the authors' scripts, unsearched: epochs, widths, batches and rates as there,"
+    " where a zoo of fewer LoRAs gives fewer steps; they drop the last incomplete batch, which is kept here."
+)

@@ -12,6 +12,7 @@ import pandas as pd
 from lol_core.experiments.comparison import cells, chart, intervals, settings
 from lol_core.experiments.paper import COMPARED, FIVE, SINCE
 from lol_core.experiments.result import Finding, Holds, Result, verdict, with_interval
+from lol_core.experiments.table2 import FOLDED_QUESTION
 from lol_core.experiments.table2 import QUESTION as CLIP_QUESTION
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION, CLASSES_QUESTION
 from lol_core.experiments.table4 import SIZE_QUESTION
@@ -44,6 +45,7 @@ def run(context: Context) -> Result:
     parts, findings, trials = [], [], []
     budget = context.budget if context.small else replace(context.budget, seeds=max(SEEDS, context.budget.seeds))
     for column, (question, score) in list(ASKED.items())[: 2 if context.small else None]:
+        question = FOLDED_QUESTION if context.searched and question is CLIP_QUESTION else question
         ours = context.trials(question, ORDER, budget.seeds)
         trials.append(ours)
         parts.append(cells(column, intervals(ours, score)))
@@ -87,12 +89,13 @@ def run(context: Context) -> Result:
 
 
 def unseen(context: Context, question: Question, score: str) -> pd.DataFrame:
-    """Scores at each of the seeds that were not looked at while TuckerNet was made (in a small run, at the seeds there
-    are): columns tucker, gl_net.
+    """Scores at each of the seeds that were not looked at while TuckerNet was made (at all there
+    are in a small run, and where models are searched anew): columns tucker, gl_net.
     """
-    both = context.trials(question, ("tucker", "gl_net"), None if context.small else SEEN + UNSEEN)
+    whole = context.small or context.searched
+    both = context.trials(question, ("tucker", "gl_net"), None if whole else SEEN + UNSEEN)
     table = both.table().pivot_table(index="seed", columns="model", values=score)[["tucker", "gl_net"]]
-    return table if context.small else table[table.index >= SEEN]
+    return table if whole else table[table.index >= SEEN]
 
 
 def beats(trials: Trials, judged: pd.DataFrame, column: str, score: str) -> Finding:

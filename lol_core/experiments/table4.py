@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from lol_core.experiments.comparison import (
-    SEARCH,
     Papers,
     above_all,
     beyond,
     cells,
     chart,
+    described,
     differences,
     intervals,
     settings,
@@ -19,7 +19,7 @@ from lol_core.experiments.comparison import (
 )
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, alike, verdict, weakest, with_interval
-from lol_core.experiments.table3 import CLASSES, CLASSES_QUESTION
+from lol_core.experiments.table3 import CLASSES, CLASSES_QUESTION, models_of
 from lol_core.experiments.trials import Context, Question, Trials
 from lol_core.learning.tasks import Multiclass
 from lol_core.learning.verdict import over_seeds
@@ -70,7 +70,10 @@ def by_seed(trials: Trials, score: str, model: str) -> pd.Series:
 
 
 def run(context: Context) -> Result:
-    ours, classes = context.trials(SIZE_QUESTION), context.trials(CLASSES_QUESTION)
+    ours, classes = (
+        context.trials(SIZE_QUESTION),
+        context.trials(CLASSES_QUESTION, models_of(context, CLASSES_QUESTION)),
+    )
     counts = ours.zoo.labels["n_images"].value_counts(normalize=True)
     sizes = np.array([counts.get(size, 0.0) for size in range(len(CLASSES) + 1)])
     formula = summary(classes, "accuracy")[["mean"]].assign(std=np.nan)
@@ -124,7 +127,7 @@ def run(context: Context) -> Result:
         ),
     ]
     notes = [
-        SEARCH,
+        described(context.budget),
         (
             "The size is one of ten classes here (softmax, cross-entropy). Every nonempty subset of the ten classes"
             " occurs once, so the most frequent size, five, has a quarter of the LoRAs."

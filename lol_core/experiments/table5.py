@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from lol_core.experiments import authors
 from lol_core.experiments.comparison import (
-    SEARCH,
     Papers,
     best_rival,
     beyond,
     cells,
     chart,
+    described,
     differences,
     intervals,
     settings,
@@ -18,6 +19,7 @@ from lol_core.experiments.comparison import (
 )
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, verdict, weakest, with_interval
+from lol_core.experiments.search import Variant
 from lol_core.experiments.trials import Context, Question
 from lol_core.learning.verdict import Difference
 
@@ -44,8 +46,8 @@ SOURCES = (
     "time",
 )
 SOURCES_QUESTION = Question("glosses-sources", "glosses", tuple(f"saw noun.{name}" for name in SOURCES))
-LOSS_QUESTION = Question("glosses-validation-loss", "glosses", ("validation_loss",))
-ACCURACY_QUESTION = Question("glosses-accuracy", "glosses", ("accuracy",))
+LOSS_QUESTION = Question("glosses-validation-loss", "glosses", ("validation_loss",), score="r2")
+ACCURACY_QUESTION = Question("glosses-accuracy", "glosses", ("accuracy",), score="r2")
 QUESTIONS = (SOURCES_QUESTION, LOSS_QUESTION, ACCURACY_QUESTION)
 SOURCES_PAPER: Papers = {
     "mlp": (0.516, 0.006),
@@ -74,7 +76,10 @@ PERFECT, HARDLY = 0.98, 0.3
 
 
 def run(context: Context) -> Result:
-    sources, loss, accuracy = (context.trials(question) for question in QUESTIONS)
+    models: tuple[str | Variant, ...] = tuple(FIVE)
+    if context.searched:
+        models += authors.variants(authors.LANGUAGE)
+    sources, loss, accuracy = (context.trials(question, models) for question in QUESTIONS)
     table = pd.concat(
         [
             cells("sources seen: accuracy", intervals(sources, "accuracy"), SOURCES_PAPER),
@@ -118,7 +123,7 @@ def run(context: Context) -> Result:
         )
     )
     notes = [
-        SEARCH,
+        described(context.budget),
         (
             "glosses has 318 LoRAs of a sentence encoder trained on definitions from twenty sources (the paper: 2,000"
             " of Qwen2-1.5B on nineteen sources of ARC)."

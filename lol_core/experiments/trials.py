@@ -7,9 +7,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,118 +21,39 @@ from lol_core.collections.opening import open_source
 from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import TaskError, ZooError
+from lol_core.errors import ModelError, TaskError, ZooError
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
+from lol_core.experiments.search import SHUFFLED, Budget, Setting, Variant
 from lol_core.learning.checkpoint import TrainingConfig
-from lol_core.learning.evaluation import bootstrap_interval, control_scores
+from lol_core.learning.evaluation import bootstrap_interval, control_predictions
 from lol_core.learning.executor import Executor, Lost, executor
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
-from lol_core.learning.models import MODELS
 from lol_core.learning.plan import Plan, plan
 from lol_core.learning.tasks import Task
 
 Scores = dict[str, float]
 KERNEL = "product kernel"
-SHUFFLED = "shuffled labels"
 CONTROLS = ("constant", "structure only", "norms only", SHUFFLED)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A model as it stands in an experiment. name: of its lines of fits; options: of its configuration, beside what is
-    searched.
-    """
-
-    model: str
-    name: str
-    title: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def of(cls, model: str | Variant) -> Variant:
-        return model if isinstance(model, Variant) else cls(model, model, MODELS[model].title)
-
-    @property
-    def shuffled(self) -> str:
-        """The name of the lines of the same model on shuffled labels."""
-        return f"{self.name}, {SHUFFLED}"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One point of a search: a learning rate, and options of the model's configuration (`LoLModel.searched`)."""
-
-    learning_rate: float
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in a line of fits."""
-        return {"learning_rate": self.learning_rate} | dict(self.options)
-
-    @classmethod
-    def from_dict(cls, line: Mapping[str, Any]) -> Setting:
-        options = tuple((name, value) for name, value in line.items() if name != "learning_rate")
-        return cls(line["learning_rate"], options)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is spent: seeds (each another split and initialisation), learning rates, at each of which every model is
-    tried with each of its `searched` options, epochs, patience.
-
-    options: at most so many of a model's options, all when None; loras: at most so many of a zoo, all when None.
-    """
-
-    seeds: int = 5
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    options: int | None = None
-    dropout: float = 0.1
-    epochs: int = 60
-    patience: int = 10
-    loras: int | None = None
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What a fit depends on beside its model, seed and setting."""
-        return {key: value for key, value in asdict(self).items() if key not in ("seeds", "learning_rates", "options")}
-
-    def settings(self, variant: Variant) -> tuple[Setting, ...]:
-        """What is tried for a model: one setting where nothing is fitted."""
-        kind = MODELS[variant.model]
-        rates = self.learning_rates[:1] if kind.memorizes else self.learning_rates
-        return tuple(
-            Setting(rate, tuple(options.items())) for rate in rates for options in kind.searched[: self.options]
-        )
-
-    def config(self, variant: Variant, setting: Setting, seed: int) -> TrainingConfig:
-        options = dict(variant.options) | dict(setting.options)
-        return TrainingConfig(
-            model=variant.model,
-            model_config=MODELS[variant.model].configure(dropout=self.dropout, **options),
-            learning_rate=setting.learning_rate,
-            epochs=self.epochs,
-            patience=self.patience,
-            seed=seed,
-        )
-
-
-SMALL = Budget(seeds=1, learning_rates=(1e-3,), options=1, epochs=2, patience=2, loras=60)
-"""Seconds: for a look at how it runs. Its scores mean nothing."""
-
-
-@dataclass(frozen=True)
 class Question:
-    """What is predicted about which sample zoo. extra: further test scores from the true labels and the predictions
-    as `Task.decode` gives them.
+    """What is predicted about which sample zoo. score: what its table reports first, higher being better, by which a
+    search chooses. extra: further test scores from the true labels and the predictions as `Task.decode` gives them.
+
+    folded: splits are the folds of five times five-fold cross-validation (seed 5 i + k is fold k of the i-th), and
+    every test LoRA's prediction is kept.
     """
 
     name: str
     zoo: str
     targets: tuple[str, ...]
     kind: type[Task] | None = None
+    score: str = "accuracy"
     extra: Callable[[pd.DataFrame, np.ndarray], Scores] | None = None
+    folded: bool = False
 
 
 class Kept:
@@ -142,13 +63,20 @@ class Kept:
 
     def __init__(self, path: Path, about: dict[str, Any]):
         self.path, self.about = path, json.loads(json.dumps(about))
+        self._read: tuple[tuple[int, int], list[dict[str, Any]]] = ((0, 0), [])
 
     def lines(self) -> list[dict[str, Any]]:
-        """Those that are whole: a machine that stopped may have left half of one."""
+        """Those that are whole: a machine that stopped may have left half of one. Parsed again when the file has
+        changed.
+        """
         if not self.path.is_file():
             return []
-        parsed = map(_parsed, self.path.read_text().splitlines())
-        return [line for line in parsed if line is not None and line["about"] == self.about]
+        stat = self.path.stat()
+        state = (stat.st_size, stat.st_mtime_ns)
+        if self._read[0] != state:
+            parsed = map(_parsed, self.path.read_text().splitlines())
+            self._read = state, [line for line in parsed if line is not None and line["about"] == self.about]
+        return self._read[1]
 
     def add(self, **line: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +96,22 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 Line = dict[str, Any]
+FOLDS = 5
+REPEATS = 5
+
+
+def fold_of(ids: Sequence[str], seed: int) -> dict[str, list[str]]:
+    """Fold seed mod 5 of the (seed div 5)-th five-fold cross-validation; of the LoRAs not held out the usual share
+    chooses the epoch.
+    """
+    repeat, k = divmod(seed, FOLDS)
+    order = np.random.default_rng((repeat, len(ids))).permutation(len(ids))
+    held_out = set(order[k::FOLDS].tolist())
+    rest = [i for i in order.tolist() if i not in held_out]
+    train, validation, _ = TrainingConfig().fractions
+    cut = max(1, round(len(rest) * validation / (train + validation)))
+    parts = {"train": rest[cut:], "validation": rest[:cut], "test": held_out}
+    return {name: [ids[i] for i in sorted(members)] for name, members in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -191,7 +135,9 @@ class Trials:
     ):
         self.question, self.zoo, self.budget = question, zoo, budget
         self.variants = {variant.name: variant for variant in map(Variant.of, models)}
-        self.kept = Kept(folder / f"{question.name}.jsonl", {"zoo": zoo.fingerprint, "budget": budget.about})
+        about: dict[str, Any] = {"zoo": zoo.fingerprint, "budget": budget.about}
+        about |= {"folds": FOLDS} if question.folded else {}
+        self.kept = Kept(folder / f"{question.name}.jsonl", about)
         self.identity = (question, zoo.fingerprint, zoo.labels_digest, budget, tuple(self.variants.values()))
         self._factors: Factors | None = None
         self._kernels: dict[str, np.ndarray] | None = None
@@ -202,20 +148,64 @@ class Trials:
         Stopped.
         """
         runner = executor(workers)
-        self._make(self._searched(), runner, reporter)
+        if self.budget.search is not None:
+            for rung in range(len(self.budget.search.rungs)):
+                self._make(self._of_rung(rung), runner, reporter)
+        self._make(self._over_splits(), runner, reporter)
         self._make(self._shuffled(), runner, reporter)
         return self.table()
 
-    def _searched(self) -> Iterator[Step]:
+    def _over_splits(self) -> Iterator[Step]:
         for seed in range(self.budget.seeds):
             for model, variant in self.variants.items():
-                for setting in self.budget.settings(variant):
+                for setting in self._settings(variant):
                     if not self._known(model, seed, setting.to_dict()):
                         yield Step(
                             f"{model}, seed {seed}", partial(Trials._fit, model=model, setting=setting, seed=seed)
                         )
             if not self._known(KERNEL, seed):
                 yield Step(f"controls, seed {seed}", partial(Trials._controls, seed=seed))
+
+    def _of_rung(self, rung: int) -> Iterator[Step]:
+        """What a rung of the search fits, at seed 0."""
+        for model, variant in self.variants.items():
+            for setting in self._standing(variant, rung):
+                if not self._known(model, 0, setting.to_dict()):
+                    words = f"{model}, rung {rung + 1} of its search"
+                    yield Step(words, partial(Trials._fit, model=model, setting=setting, seed=0))
+
+    def _standing(self, variant: Variant, rung: int) -> list[Setting]:
+        """Settings that a rung of the search fits: all that were drawn, or the best of the rung before; none where
+        nothing is searched. Raises TaskError when the rung before is not complete.
+        """
+        search = self.budget.search
+        assert search is not None
+        drawn = search.drawn(variant)
+        if len(drawn) == 1:
+            return []
+        lines = {json.dumps(line["setting"]): line for line in self.kept.lines() if line["model"] == variant.name}
+        standing = list(drawn)
+        for k in range(rung):
+            scores: dict[Setting, float] = {}
+            for setting in standing:
+                line = lines.get(json.dumps(search.at(k, setting).to_dict()))
+                if line is None:
+                    raise TaskError(f"{self.question.name}: the search for {variant.title} is not complete.")
+                scores[setting] = -np.inf if line["validation_score"] is None else line["validation_score"]
+            best = sorted(standing, key=scores.__getitem__, reverse=True)
+            standing = best[: search.rungs[k].kept]
+        return [search.at(rung, setting) for setting in standing] if rung < len(search.rungs) else standing
+
+    def _settings(self, variant: Variant) -> tuple[Setting, ...]:
+        """What is fitted at every split: the whole grid, or what the search has chosen. Raises TaskError when it has
+        not chosen yet.
+        """
+        search = self.budget.search
+        drawn = self.budget.settings(variant)
+        if search is None or len(drawn) == 1:
+            return drawn
+        last = len(search.rungs) - 1
+        return tuple(search.at(last, setting) for setting in self._standing(variant, last + 1))
 
     def _shuffled(self) -> Iterator[Step]:
         """The chosen setting of each model at seed 0, fitted to permuted training and validation labels."""
@@ -248,7 +238,9 @@ class Trials:
     @property
     def test_share(self) -> float:
         """Test LoRAs for each training LoRA."""
-        train, _, test = TrainingConfig().fractions
+        train, validation, test = TrainingConfig().fractions
+        if self.question.folded:
+            return (train + validation) / train / (FOLDS - 1)
         return test / train
 
     def __getstate__(self) -> dict[str, Any]:
@@ -269,19 +261,28 @@ class Trials:
         lines = self.kept.lines()
         names = {*self.variants, *(variant.shuffled for variant in self.variants.values()), KERNEL, *CONTROLS}
         tried = {(line["model"], line["seed"], json.dumps(line["setting"])) for line in lines}
+        wanted = {name: self._tried(variant) for name, variant in self.variants.items()}
         for line in lines:
             key = (line["model"], line["seed"])
-            variant = self.variants.get(line["model"])
-            if variant and any((*key, json.dumps(s.to_dict())) not in tried for s in self.budget.settings(variant)):
+            if line["model"] not in names or line["seed"] >= self.budget.seeds:
                 continue
-            ours = line["model"] in names
-            if (
-                ours
-                and line["seed"] < self.budget.seeds
-                and (key not in best or line["validation_loss"] < best[key]["validation_loss"])
+            settings = wanted.get(line["model"])
+            if settings is not None and (
+                json.dumps(line["setting"]) not in settings or any((*key, each) not in tried for each in settings)
             ):
+                continue
+            if key not in best or line["validation_loss"] < best[key]["validation_loss"]:
                 best[key] = line
         return list(best.values())
+
+    def _tried(self, variant: Variant) -> set[str]:
+        """The settings that a model's score at a split is chosen among, as they stand in lines; of a search that is
+        not complete, one that stands in none.
+        """
+        try:
+            return {json.dumps(setting.to_dict()) for setting in self._settings(variant)}
+        except TaskError:
+            return {""}
 
     def _known(self, model: str, seed: int, setting: dict[str, Any] | None = None) -> bool:
         return any(
@@ -291,7 +292,25 @@ class Trials:
     def _plan(self, model: str, setting: Setting, seed: int) -> tuple[Plan, TrainingConfig]:
         config = self.budget.config(self.variants.get(model) or Variant.of(model), setting, seed)
         ids = self.zoo.ids if self.budget.loras is None else self.zoo.ids[: self.budget.loras]
-        return plan(self.zoo, self.question.targets, config, self.question.kind, ids), config
+        planned = plan(self.zoo, self.question.targets, config, self.question.kind, ids)
+        if self.question.folded:
+            planned = replace(planned, split=fold_of(self.labelled, seed))
+        return planned, config
+
+    @property
+    def labelled(self) -> list[str]:
+        """The LoRAs that a folded question is asked about, in the order in which folds are cut."""
+        ids = self.zoo.ids if self.budget.loras is None else self.zoo.ids[: self.budget.loras]
+        return sorted(self.zoo.labels.loc[ids, list(self.question.targets)].dropna().index)
+
+    def _fit(self, model: str, setting: Setting, seed: int) -> list[Line]:
+        """Of what diverges in a search there is a line without a score."""
+        try:
+            return self._scored(model, setting, seed)
+        except ModelError:
+            if self.budget.search is None:
+                raise
+            return [_line(model, seed, {}, setting.to_dict(), validation_loss=float("inf"), validation_score=None)]
 
     def _fitted(self, model: str, setting: Setting, seed: int, shuffled: bool = False) -> Fit:
         fit = self.prepared(model, setting, seed)
@@ -310,15 +329,31 @@ class Trials:
                 raise TaskError(f"{id}: {reason} An experiment needs every LoRA of its zoo.")
         return Fit.of(self._factors, planned.split, planned.task, self.zoo.labels, config)
 
-    def _fit(self, model: str, setting: Setting, seed: int) -> list[Line]:
+    def _scored(self, model: str, setting: Setting, seed: int) -> list[Line]:
         fit = self._fitted(model, setting, seed)
         train, test = fit.outputs(fit.split["train"]), fit.outputs(fit.split["test"])
         scores = {"train loss": float(fit.task.loss(train, fit.encoded["train"]))}
         scores |= self._tested(fit.task, fit.split["test"], fit.task.decode(test)) | {
             "test loss": float(fit.task.loss(test, fit.encoded["test"]))
         }
-        more = {"parameters": fit.model.n_parameters, "epochs": len(fit.history)}
-        return [_line(model, seed, scores, setting.to_dict(), fit.best_loss, **more)]
+        more: dict[str, Any] = {"parameters": fit.model.n_parameters, "epochs": len(fit.history)}
+        if self.budget.search is not None:
+            more["validation_score"] = self._validated(fit)
+        return [
+            _line(
+                model, seed, scores, setting.to_dict(), fit.best_loss, **more, **self._predicted(fit.task.decode(test))
+            )
+        ]
+
+    def _validated(self, fit: Fit) -> float | None:
+        """The score that the table reports, of the validation LoRAs; None where it is not defined."""
+        ids = fit.split["validation"]
+        score = fit.task.score(self.zoo.labels.loc[ids], fit.task.decode(fit.outputs(ids)))[self.question.score]
+        return None if np.isnan(score) else score
+
+    def _predicted(self, values: np.ndarray) -> dict[str, Any]:
+        """What a line keeps of predictions: of one target, where LoRAs are compared one by one."""
+        return {"predicted": [float(f"{value:.5g}") for value in values[:, 0]]} if self.question.folded else {}
 
     def _tested(self, task: Task, ids: Sequence[str], predicted: np.ndarray) -> Scores:
         truth = self.zoo.labels.loc[list(ids)]
@@ -334,10 +369,14 @@ class Trials:
         split = fit.split
         assert self._factors is not None
         ids = [id for part in split.values() for id in part]
-        scores_of = control_scores(
-            fit.task, self.zoo.labels.loc[ids], split, control_features(self.zoo, self._factors, ids), seed
-        )
-        lines = [_line(name, seed, dict(scores)) for name, scores in scores_of.items()]
+        known = split["train"] + split["validation"]
+        features = control_features(self.zoo, self._factors, ids)
+        controls = control_predictions(fit.task, self.zoo.labels.loc[ids], known, split["test"], features, seed)
+        truth = self.zoo.labels.loc[split["test"]]
+        lines = [
+            _line(name, seed, dict(fit.task.score(truth, values)), **self._predicted(values))
+            for name, values in controls.items()
+        ]
         everyone = list(self._factors.place)
         if self._kernels is None:
             self._kernels = kernels(self._factors.batch(everyone))
@@ -346,7 +385,8 @@ class Trials:
         y = fit.task.numbers(fit.task.encode(self.zoo.labels.loc[everyone]))
         values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y)
         predicted = fit.task.from_numbers(values)
-        return [*lines, _line(KERNEL, seed, self._tested(fit.task, split["test"], predicted), picked={**picked})]
+        more = {"picked": {**picked}} | self._predicted(predicted)
+        return [*lines, _line(KERNEL, seed, self._tested(fit.task, split["test"], predicted), **more)]
 
     def _fit_shuffled(self, model: str, setting: Setting) -> list[Line]:
         fit = self._fitted(model, setting, 0, shuffled=True)
@@ -411,6 +451,11 @@ class Context:
     answered: dict[tuple[Any, ...], Trials] = field(default_factory=dict)
 
     @property
+    def searched(self) -> bool:
+        """Whether models are searched by successive halving, each in its own grid."""
+        return self.budget.search is not None
+
+    @property
     def small(self) -> bool:
         """Whether this is the run of seconds that shows how it goes."""
         return self.budget.loras is not None
@@ -421,6 +466,8 @@ class Context:
         """The fits of a question, made now as far as they are missing; seeds: the budget's when None. Raises
         Stopped, ZooError, TaskError.
         """
+        if question.folded:
+            seeds = FOLDS * REPEATS if not self.small else FOLDS
         budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
         key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
         if key not in self.answered:

@@ -1,0 +1,67 @@
+"""The settings of the authors' scripts, model by model (github.com/moeputt/LoL, 541d6b3), for the questions that they
+ask too.
+
+Images: AdamW without weight decay, constant rate, one hidden layer, no dropout, inputs as they are, the last epoch.
+Language: weight decay 0.01, batches of 32, dropout 0.1, the epoch with the lowest validation loss. Epochs are theirs,
+so that a zoo of a quarter of the LoRAs gives a quarter of the steps. Not stated for data-set size; for language
+neither Dense's rate (1e-3 here) nor that of any but the accuracy, whose rates are taken for all three.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lol_core.experiments.search import Setting, Variant
+from lol_core.learning.checkpoint import Keep
+from lol_core.learning.models import MODELS
+from lol_core.learning.models.layers import Start
+
+_GL_NET: dict[str, Any] = {"start": Start.NORMAL.value}
+
+
+def _image(epochs: int, width: int, batch_size: int, rate: float = 1e-3, **options: Any) -> Setting:
+    shape = {"epochs": epochs, "width": width, "batch_size": batch_size, "depth": 1, "dropout": 0.0, "patience": 0}
+    return Setting(rate, tuple((shape | {"keep": Keep.LAST.value} | options).items()))
+
+
+def _language(rate: float, width: int = 256, depth: int = 2, batch_size: int = 32, **options: Any) -> Setting:
+    shape = {"epochs": 60, "width": width, "batch_size": batch_size, "depth": depth, "dropout": 0.1, "patience": 0}
+    return Setting(rate, tuple((shape | {"weight_decay": 1e-2} | options).items()))
+
+
+ATTRIBUTES = {
+    "mlp": _image(1, 1, 100, 1e-2),
+    "o_align": _image(4, 256, 100),
+    "svd": _image(30, 256, 100),
+    "dense": _image(2, 16, 8),
+    "gl_net": _image(12, 16, 8, equivariant_width=64, **_GL_NET),
+}
+CLIP_SCORE = {
+    "mlp": _image(10, 128, 100),
+    "o_align": _image(10, 256, 100),
+    "svd": _image(200, 16, 100),
+    "dense": _image(1, 16, 8),
+    "gl_net": _image(3, 64, 8, equivariant_width=16, mean_products=True, **_GL_NET),
+}
+CLASSES = {
+    "mlp": _image(5, 1, 8, 1e-2),
+    "o_align": _image(4, 256, 8),
+    "svd": _image(30, 256, 8),
+    "dense": _image(2, 16, 8),
+    "gl_net": _image(3, 128, 8, equivariant_width=64, **_GL_NET),
+}
+LANGUAGE = {
+    "mlp": _language(5e-5),
+    "o_align": _language(1e-4),
+    "svd": _language(5e-4),
+    "dense": _language(1e-3, width=16, batch_size=8),
+    "gl_net": _language(1e-3, depth=1, equivariant_width=16, equivariant_layers=2, **_GL_NET),
+}
+
+
+def variants(settings: dict[str, Setting]) -> tuple[Variant, ...]:
+    """Each model as the authors set it, beside the searched one."""
+    return tuple(
+        Variant(model, f"{model}, authors' setting", f"{MODELS[model].title}, authors' setting", fixed=setting)
+        for model, setting in settings.items()
+    )
