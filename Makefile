@@ -1,11 +1,16 @@
 # Everything a newcomer needs: `make app` and `make test`.
 PYTHON ?= python3.11 python3.12 python3.13 python3 python
 BIN := .venv/bin
-INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
+UV := $(shell command -v uv 2>/dev/null || true)
+# uv takes PyTorch's build for the GPU that is here, or the small one for the CPU; TORCH= takes that of the package index.
+TORCH ?= --torch-backend=auto
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python $(TORCH),$(BIN)/python -m pip install --disable-pip-version-check)
 PORT ?= 8501
 IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16
 
-.PHONY: app test bench test-gpu check format notebooks lab wheel docs screenshots zoo base faces emojinette models clean
+comma := ,
+
+.PHONY: app test pythons bench test-gpu check format notebooks lab wheel docs screenshots zoo base faces emojinette models clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
@@ -15,6 +20,22 @@ test: .venv/dev  ## side by side on up to four cores; `make test PYTEST="--numpr
 
 bench: .venv/dev  ## everything that is claimed of the speed, into benchmarks/results/report.md
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# The library's tests, on each of the other Pythons that are here, in build/python3.x.
+OTHERS ?= python3.11 python3.12 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[123].*/bin/python3)
+LIBRARY := $(addprefix tests/test_,lora.py symmetry.py parametrisation.py headers.py index.py archives.py hub.py layouts.py models.py formats_*.py)
+pythons: .venv/dev
+	@tested="$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
+	for python in $(OTHERS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+		case "$$version" in 3.11|3.12|3.13) ;; *) continue;; esac; \
+		case "$$tested" in *$$version*) continue;; esac; \
+		tested="$$tested $$version"; place=build/python$$version; echo "Python $$version"; \
+		$(BIN)/uv venv -q --allow-existing --python "$$python" $$place && \
+		$(BIN)/uv pip install -q --python $$place/bin/python $(TORCH) -r requirements.txt -c requirements-dev.txt \
+			pytest pytest-xdist hypothesis playwright && \
+		$$place/bin/python -m pytest -p no:cacheprovider -o addopts="-q --strict-markers" --numprocesses logical --maxprocesses 4 $(LIBRARY) || exit; \
+	done; echo "Tested: $$tested"
 
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu
@@ -70,14 +91,18 @@ clean:
 .venv/bin/python:
 	@for python in $(PYTHON); do \
 		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue; \
-		echo "Making .venv with $$($$python --version)"; $$python -m venv .venv && exit; \
+		echo "Making .venv with $$($$python --version)"; \
+		$(if $(UV),uv venv -q --python $$python .venv,$$python -m venv .venv) && exit; \
+		echo "$$python cannot make it (on Debian and Ubuntu: apt install python3-venv); looking for another"; rm -rf .venv; \
 	done; \
-	command -v uv >/dev/null && exec uv venv --python '>=3.11,<3.14' .venv; \
-	echo "No Python 3.11, 3.12 or 3.13 was found. Install one (https://www.python.org/downloads/), or name yours: make app PYTHON=/path/to/python"; \
-	rm -rf .venv; exit 1
+	$(if $(UV),echo "Making .venv with a Python that uv brings"; exec uv venv --python '>=3.11$(comma)<3.14' .venv;) \
+	echo "No Python 3.11, 3.12 or 3.13 that works was found. Install one (https://www.python.org/downloads/) or uv"; \
+	echo "(https://docs.astral.sh/uv/), which brings one, or name yours: make app PYTHON=/path/to/python"; exit 1
 
 .venv/app: requirements.txt | .venv/bin/python
-	@echo "Installing what the app needs: some minutes, once"
+	@echo "Installing what the app needs, once: some minutes, each package shown as it comes"
+	@$(if $(UV),,test "$$(uname -sm)" != "Linux x86_64" || command -v nvidia-smi >/dev/null || \
+		echo "pip takes PyTorch's build for GPUs (some GB), though none is here; uv, once installed, takes the small one")
 	$(INSTALL) -r requirements.txt
 	touch $@
 

@@ -8,6 +8,7 @@ import operator
 import struct
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
 from lol_core.collections import archive
+from lol_core.collections.blob import LocalFile
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.files import FileSource
 from lol_core.collections.opening import open_source
@@ -33,6 +35,7 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.executor import Processes
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
+from tests.test_formats_shards import check, spread
 
 
 @pytest.fixture(scope="module")
@@ -251,9 +254,52 @@ def test_an_archive_that_changes_says_so(packed: Path, tmp_path: Path) -> None:
 def test_a_known_archive_is_not_read_again(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(packed, tmp_path / "z.zip")
     first = open_source(path)
-    monkeypatch.setattr("lol_core.collections.files.probe_stream", None)
+    monkeypatch.setattr("lol_core.collections.files.probe_streams", None)
     again = open_source(path)
     assert again.ids == first.ids and again.fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("name", ["z.zip", "z.tar"])
+def test_shards_in_an_archive_are_one_lora(tmp_path: Path, name: str) -> None:
+    first, second = spread(tmp_path / "packed")
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 4)}, tmp_path / "packed" / "y-00001-of-00002.bin")
+    source, folder = open_source(pack(tmp_path / "packed", tmp_path / name)), Zoo.open(tmp_path / "packed")
+    assert source.ids == [first.name] == folder.ids
+    check(source.load(first.name))
+    check(source.reader(first.name)())
+    (entry,) = source.entries
+    assert entry.size == first.stat().st_size + second.stat().st_size
+    reasons = {refused.path: refused.reason or "" for refused in source.refused}
+    assert "part 2 of 2" in reasons[second.name] and "not beside it" in reasons["y-00001-of-00002.bin"]
+
+
+def test_a_header_is_read_without_unpacking_what_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_peft(tmp_path / "packed" / "large", random_lora((("layer.0.attention.self.key", 2000, 2000, 64),), 0))
+    path, read = pack(tmp_path / "packed", tmp_path / "z.zip"), list[int]()
+    part_of = archive.part_of
+
+    def counted(whole: Any, start: int, size: int) -> Any:
+        part = part_of(whole, start, size)
+        plain = part.read
+
+        def counting(count: int = -1) -> bytes:
+            data = plain(count)
+            read.append(len(data))
+            return data
+
+        part.read = counting  # type: ignore[method-assign]
+        return part
+
+    monkeypatch.setattr(archive, "part_of", counted)
+    assert len(open_source(path)) == 1
+    assert 0 < sum(read) < path.stat().st_size / 4
+
+
+def test_what_is_said_of_an_archive_is_kept_with_its_listing(packed: Path, tmp_path: Path) -> None:
+    blob = LocalFile.of(pack(packed, tmp_path / "z.tar"))
+    listing = replace(archive.list_tar(blob, "z.tar"), remarks=("It is damaged.",))
+    again = archive.listing_from_json(archive.listing_to_json(blob.identity, listing), blob)
+    assert again == listing
 
 
 def test_unpacking_stops_when_it_should_and_leaves_nothing(packed: Path, tmp_path: Path) -> None:

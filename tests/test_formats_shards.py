@@ -16,6 +16,7 @@ from tests.test_formats_containers import check, header_and_weights_agree, tenso
 
 def spread(folder: Path, parts: int = 2, index: bool = True) -> list[Path]:
     """Shards that cut a module in two, as PEFT's own size limit does."""
+    folder.mkdir(exist_ok=True)
     items = list(tensors().items())
     paths = [folder / f"adapter_model-{i + 1:05d}-of-{parts:05d}.safetensors" for i in range(parts)]
     weight_map: dict[str, str] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from lol_core.cli.commands import app
 from lol_core.collections import http
 from lol_core.collections.cache import cache_folder
+from lol_core.collections.files import MOST_LATE
 from lol_core.collections.hub_address import HubAddress, Kind, parse
 from lol_core.collections.opening import open_source
 from lol_core.collections.source import Source
@@ -211,6 +214,47 @@ def test_a_hub_that_hangs_is_waited_for_no_longer_than_allowed(
     hub.fail = lambda method, path: Answer(hang=True)
     source = open_source("hf://someone/zoo")
     assert len(source) == 5 and "within the time" in source.remarks[0]
+
+
+def test_of_a_hub_that_hangs_a_few_files_are_asked_for_and_no_more(
+    hub: Hub, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("lol_core.collections.hub.READERS", 2)
+    organisation(hub, tmp_path, 40)
+    hung: list[str] = []
+
+    def hang(method: str, path: str) -> Answer | None:
+        if "/resolve/" not in path:
+            return None
+        hung.append(path)
+        return Answer(hang=True)
+
+    hub.fail = hang
+    source = open_source("hf://many")
+    assert not len(source) and len(source.refused) == 40 and "within the time" in source.remarks[0]
+    assert len(hung) <= http.LATE_TRIES * (MOST_LATE + 2)
+    hub.fail = lambda method, path: None
+    assert len(open_source("hf://many")) == 40
+
+
+def test_a_wait_for_the_hub_ends_when_the_user_stops(hub: Hub, folder: Path) -> None:
+    hub.add("models/someone/zoo", folder)
+    pressed = threading.Event()
+
+    def busy(method: str, path: str) -> Answer | None:
+        if "lora002/adapter_model" not in path:
+            return None
+        pressed.set()
+        return Answer(429, {"Retry-After": str(http.PATIENCE_S)})
+
+    hub.fail = busy
+    start = time.monotonic()
+    with pytest.raises(Stopped, match="kept"):
+        open_source("hf://someone/zoo", reporter=Reporter(stop=pressed.is_set))
+    assert time.monotonic() - start < http.PATIENCE_S / 2
+    hub.fail = lambda method, path: None
+    assert len(open_source("hf://someone/zoo")) == 5
 
 
 def test_a_hub_that_is_not_there(

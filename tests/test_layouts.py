@@ -26,6 +26,7 @@ from lol_core.collections.layouts import weights2weights
 from lol_core.collections.layouts.beside import only
 from lol_core.collections.opening import open_source
 from lol_core.core.lora import LoRA
+from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import ZooError
 from lol_core.learning.executor import Processes
 from tests.builders import random_lora, write_peft
@@ -76,6 +77,13 @@ def test_faces_of_learning_on_loras(tmp_path: Path, packed: bool) -> None:
     assert labels["person"] == "celeb_1782"
     assert sorted(source.labels["split"]) == ["test", "train", "validation"] and labels["split"] == "validation"
     assert "Learning on LoRAs, CelebA" in source.remarks[-1]
+    shown: list[str] = []
+
+    def stop() -> bool:
+        return any(message.startswith("Reading labels") for message in shown)
+
+    with pytest.raises(Stopped):
+        open_source(source.address, reporter=Reporter(lambda progress: shown.append(progress.message), stop))
 
 
 def test_the_attributes_of_faces_are_of_most_of_their_pictures(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.lora import LoRA
 from lol_core.core.parametrisation import Magnitude
+from lol_core.errors import ZooError
 from lol_core.learning.factors import Factors
 from lol_core.learning.packed import Packing
 from tests.builders import SHAPES, random_lora, write_zoo
@@ -81,6 +83,12 @@ def test_arrays_come_back_and_damaged_ones_are_not_there(tmp_path: Path) -> None
     store.write(Kept.MAPS, "a map", ARRAYS, {})
     assert store.read(Kept.MAPS, "a map") is not None and len(store.show()) == 1
     assert sorted(p.suffix for p in tmp_path.glob("maps/*")) == [".safetensors"]
+
+
+def test_a_limit_that_is_no_number_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOL_STORE_GB", "much")
+    with pytest.raises(ZooError, match="LOL_STORE_GB is 'much'; expected a number of gigabytes"):
+        Store(tmp_path)
 
 
 def test_what_was_unused_the_longest_goes_first(tmp_path: Path) -> None:

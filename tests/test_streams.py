@@ -112,7 +112,7 @@ def test_a_shard_in_a_stream_says_what_to_do(tmp_path: Path, monkeypatch: pytest
     """By its name alone: what lies where the program was started has nothing to do with it."""
     write("safetensors", tmp_path / "x.safetensors")
     content = (tmp_path / "x.safetensors").read_bytes()
-    with pytest.raises(LoRAFormatError, match="Unpack them"):
+    with pytest.raises(LoRAFormatError, match="folder or archive that holds them"):
         read_stream(BytesIO(content), "adapter_model-00001-of-00002.safetensors", len(content))
     monkeypatch.chdir(tmp_path)
     index = {"weight_map": {"a": "adapter_model.safetensors", "b": "other.safetensors"}}

@@ -31,9 +31,11 @@ def labels(
         with stoppable() as reporter:
             source = open_source(collection, reporter=reporter)
             table = offered(source, reporter)
-        if take:
+        if take or out_file is not None:
             if out_file is None:
                 raise ZooError("Name the file to write by --out, such as labels.csv.")
+            if not take:
+                raise ZooError(f"Name the columns to write by --take: {', '.join(table.columns) or 'none is offered'}.")
             if out_file.exists():
                 raise ZooError(f"{out_file} is there already. Name another file.")
             taken(source, take, table).rename_axis("path").reset_index().to_csv(out_file, index=False)

@@ -104,6 +104,8 @@ def _zip_problem(info: zipfile.ZipInfo) -> str | None:
         return "A link, which is not followed in an archive."
     if info.compress_type not in _METHODS:
         return f"It is compressed by method {info.compress_type}, which is not read here. Unpack the archive."
+    if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+        return "The archive contradicts itself on its size: it is damaged."
     if info.file_size > max(HARMLESS_BYTES, RATIO * info.compress_size):
         return (
             f"It declares {info.file_size:,} bytes in {info.compress_size:,}: no weights compress so far. It was not"
@@ -225,7 +227,9 @@ def listing_to_json(identity: str, listing: Listing) -> bytes:
             members[name] = [blob.info.filename, list(blob.info.date_time), *numbers]
         elif isinstance(blob, Part):
             members[name] = [blob.start, blob.size, blob.identity]
-    return orjson.dumps({"archive": identity, "members": members, "refused": dict(listing.refused)})
+    return orjson.dumps(
+        {"archive": identity, "members": members, "refused": dict(listing.refused), "remarks": listing.remarks}
+    )
 
 
 def listing_from_json(content: bytes, archive: Blob) -> Listing | None:
@@ -243,7 +247,7 @@ def listing_from_json(content: bytes, archive: Blob) -> Listing | None:
         for field, value in zip(_ZIP_FIELDS, values[2:], strict=True):
             setattr(info, field, value)
         files[name] = ZipMember(archive, info)
-    return Listing(files, kept["refused"])
+    return Listing(files, kept["refused"], tuple(kept.get("remarks", ())))
 
 
 def _unpacked(archive: LocalFile, unpack: Callable[..., Any], cache: Path | None, reporter: Reporter) -> LocalFile:

@@ -106,7 +106,7 @@ class RangeFile(io.RawIOBase):
         return data
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and hasattr(self, "_close"):  # nothing is open where it could not be made
             self._close()
         super().close()
 

@@ -17,8 +17,13 @@ def cache_folder() -> Path:
 
 def bytes_allowed() -> int:
     """How much one collection may put into a cache, unpacked or downloaded: LOL_CACHE_LIMIT_GB, or 20 GB."""
-    value = os.environ.get("LOL_CACHE_LIMIT_GB", "20")
+    return bytes_set("LOL_CACHE_LIMIT_GB", 20)
+
+
+def bytes_set(variable: str, gigabytes: float) -> int:
+    """A limit that an environment variable sets, in bytes. Raises ZooError where it is no number."""
+    value = os.environ.get(variable) or str(gigabytes)
     try:
         return int(float(value) * 10**9)
-    except ValueError as error:
-        raise ZooError(f"LOL_CACHE_LIMIT_GB is {value!r}; expected a number of gigabytes, such as 50.") from error
+    except (ValueError, OverflowError) as error:
+        raise ZooError(f"{variable} is {value!r}; expected a number of gigabytes, such as 50.") from error

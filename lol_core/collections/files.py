@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
@@ -19,19 +20,33 @@ from lol_core.collections.describe import UNSETTLED
 from lol_core.collections.durable import replace_file
 from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry, KnownDetails
+from lol_core.collections.http import Late
 from lol_core.collections.index import READERS, Database
 from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import LABEL_FILES, join_labels, read_labels
 from lol_core.collections.names import printable
 from lol_core.collections.sidecar import MAX_BYTES, NONE, Sidecar, beside, read_sidecar
-from lol_core.collections.walk import OTHER_FILES, UNKNOWN, Candidate, in_order
+from lol_core.collections.waiting import stopping
+from lol_core.collections.walk import OTHER_FILES, UNKNOWN, Candidate, in_order, other_shards
 from lol_core.core.lora import LoRA
-from lol_core.core.progress import SILENT, Reporter
+from lol_core.core.progress import SILENT, Reporter, Stopped
 from lol_core.errors import LoRAFormatError, SourceSilentError, ZooError
-from lol_core.formats import SUFFIXES, configs_of, probe_stream, read_stream
+from lol_core.formats import (
+    SUFFIXES,
+    Neighbours,
+    Shards,
+    Stream,
+    configs_of,
+    probe_streams,
+    read_streams,
+    shards_among,
+)
+from lol_core.formats.container.shards import INDEX
 
 MAX_TABLE_BYTES = 200_000_000
 MAX_CONFIG_BYTES = 10_000_000
+MOST_LATE = 3
+"""Files in a row that a server may owe before it is no longer asked."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +110,13 @@ class FileSource(Indexed):
         """
         database = Database(database_path(address, name, cache))
 
-        silent: list[SourceSilentError] = []
-        describe = partial(_describe, listing, silent)
+        silence = Silence()
+        describe = partial(_describe, listing, silence)
         entries, refused = database.refresh(partial(_candidates, listing), describe, reporter, readers).parted()
         remarks = listing.remarks
-        if silent:
+        if silence.error:
             unread = sum(entry.mtime == UNSETTLED for entry in refused)
-            remarks += (f"The headers of {unread:,} files could not be read. {silent[0]}",)
+            remarks += (f"The headers of {unread:,} files could not be read. {silence.error}",)
         none = pd.DataFrame(index=entries.ids)
         source = cls(address, printable(name), database.path, listing, entries, refused, none, remarks=remarks)
         return source._labelled(labels)
@@ -137,12 +152,13 @@ class FileSource(Indexed):
         return self.reader(id)()
 
     def reader(self, id: str) -> Callable[[], LoRA]:
-        name = _config_of(self.listing, id)
-        for part in (id, name) if name else (id,):
+        shards, name = _shards(self.listing, id), _config_of(self.listing, id)
+        parts = _parts(id, shards)
+        for part in (*parts, name) if name else parts:
             if reason := self.listing.refused.get(part):
                 raise LoRAFormatError(f"{part}: {reason}")
         config = (name, self.listing.files[name]) if name else None
-        return partial(load_blob, self.listing.files[id], id, config)
+        return partial(load, id, {part: self.listing.files[part] for part in parts}, shards, config)
 
     def check(self) -> None:
         if "://" not in self.where and not Path(self.where).is_file():
@@ -190,20 +206,44 @@ def database_path(address: str, name: str, cache: Path | None = None) -> Path:
     return (cache or cache_folder()) / "index" / f"{printable(name)[:80].replace('/', '--')}-{digest}.sqlite"
 
 
-def load_blob(blob: Blob, id: str, config: tuple[str, Blob] | None = None) -> LoRA:
-    """Read one LoRA with its weights. Raises LoRAFormatError naming it by its id, also when it is not finite."""
+def load(
+    id: str, blobs: Mapping[str, Blob], shards: Shards | None = None, config: tuple[str, Blob] | None = None
+) -> LoRA:
+    """Read one LoRA with its weights. blobs: its file, or its shards in their order, by their paths.
+
+    Raises LoRAFormatError naming it by its id, also when it is not finite.
+    """
     try:
         settings = (
             (config[0].rpartition("/")[2], _read(config[1].open(), config[0], MAX_CONFIG_BYTES)) if config else None
         )
-        with blob.open() as file:
-            lora = read_stream(file, id.rpartition("/")[2], _size(file), settings)
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(blob.open()) for name, blob in blobs.items()}
+            streams = [Stream(file, name.rpartition("/")[2], _size(file)) for name, file in files.items()]
+            lora = read_streams(streams, settings, shards)
         lora.check_finite()
     except LoRAFormatError as error:
         raise type(error)(f"{id}: {error}") from error
     except OSError as error:
         raise LoRAFormatError(f"{id}: It cannot be read: {error.strerror or error}.") from error
     return lora
+
+
+def _shards(listing: Listing, id: str) -> Shards | None:
+    """The shards of one LoRA that a file is the first of. Raises LoRAFormatError as `shards_among` does."""
+    base = id.rpartition("/")[2]
+    folder = id[: len(id) - len(base)]
+
+    def read(name: str) -> bytes:
+        return _content(listing, folder + name, MAX_CONFIG_BYTES)
+
+    return shards_among(base, Neighbours(lambda name: folder + name in listing.files, read))
+
+
+def _parts(id: str, shards: Shards | None) -> list[str]:
+    """The paths of the files that a LoRA is read from."""
+    folder = id[: id.rfind("/") + 1]
+    return [folder + name for name in shards.names] if shards else [id]
 
 
 def _candidates(listing: Listing) -> list[Candidate]:
@@ -218,7 +258,9 @@ def _candidates(listing: Listing) -> list[Candidate]:
         config = _config_of(listing, name)
         folder = name[: len(name) - len(base)]
         others = [folder + other for other in beside(base) if folder + other in listing.files]
-        parts = [name, *([config] if config else []), *others]
+        siblings = [*other_shards(base), f"adapter_model{PurePosixPath(base).suffix}{INDEX}"]
+        pieces = [folder + other for other in siblings if folder + other in listing.files]
+        parts = [name, *([config] if config else []), *others, *pieces]
         mark = "\n".join(listing.files[part].identity if part in listing.files else "refused" for part in parts)
         mark = hashlib.sha256(mark.encode()).hexdigest()[:32]
         reason = OTHER_FILES.get(base)
@@ -238,38 +280,64 @@ def _config_of(listing: Listing, id: str) -> str | None:
     return next((place for place in places if place in listing), None)
 
 
-def _describe(listing: Listing, silent: list[SourceSilentError], candidate: Candidate) -> Entry:
-    """Probe one file. Whatever is wrong with it becomes the entry's `reason`; what may pass is tried again later.
+@dataclass
+class Silence:
+    """Whether a place still answers. error: why not, once it does not; late: files in a row that came too late."""
 
-    silent: why the place does not answer any more, added to when it does not; then no other file is asked for.
+    error: ZooError | None = None
+    late: int = 0
+
+    def note(self, error: ZooError | None) -> None:
+        """What came of asking for a file: None where it was had."""
+        self.late = self.late + 1 if isinstance(error, Late) else 0
+        if isinstance(error, SourceSilentError) or self.late >= MOST_LATE:
+            self.error = error
+
+
+def _describe(listing: Listing, silence: Silence, candidate: Candidate) -> Entry:
+    """Probe one file. Whatever is wrong with it becomes the entry's `reason`; what may pass is tried again later, and
+    of a place that does not answer no other file is asked for.
     """
     id, size = candidate.id, candidate.size
     if candidate.reason is not None:
         return Entry(id, size, 0.0, "", reason=candidate.reason)
-    if silent:
-        return Entry(id, size, UNSETTLED, "", reason=f"Its header has not been read. {silent[0]}")
-    blob, sidecar, digest = listing.files[id], NONE, ""
+    if silence.error or stopping():
+        return Entry(id, size, UNSETTLED, "", reason=f"Its header has not been read. {silence.error or ''}".rstrip())
+    sidecar, digest = NONE, ""
     try:
         sidecar = _sidecar(listing, candidate)
         name = _config_of(listing, id)
         config = (name.rpartition("/")[2], _content(listing, name, MAX_CONFIG_BYTES)) if name else None
-        with blob.glance() as file:
-            size = _size(file)
-            digest = blob.digest(file)
-            file.seek(0)
-            lora = probe_stream(file, id.rpartition("/")[2], size, config, sparing=blob.sparing)
+        shards = _shards(listing, id)
+        blobs = {part: listing.files[part] for part in _parts(id, shards)}
+        with ExitStack() as stack:
+            streams, digests = [], []
+            for part, blob in blobs.items():
+                file = stack.enter_context(blob.glance())
+                length = _size(file) if blob.size is None else blob.size  # of what is packed, its end is far to seek
+                digests.append(blob.digest(file))
+                file.seek(0)
+                streams.append(Stream(file, part.rpartition("/")[2], length))
+            size, digest = sum(stream.size for stream in streams), _joint(digests)
+            lora = probe_streams(streams, config, shards, sparing=any(blob.sparing for blob in blobs.values()))
+        silence.note(None)
         return Entry.of(lora, path=id, size=size, digest=digest, sidecar=sidecar)
     except LoRAFormatError as error:
         reason, time = str(error), 0.0
     except ZooError as error:
         reason, time = str(error), UNSETTLED
-        if isinstance(error, SourceSilentError):
-            silent.append(error)
+        silence.note(error)
+    except Stopped as error:
+        reason, time = str(error), UNSETTLED
     except OSError as error:
         reason, time = f"It cannot be read: {error.strerror or error}.", UNSETTLED
     except Exception as error:  # a file this strange is the file's fault, and must not stop the collection
         reason, time = f"An unexpected {type(error).__name__} while reading the header: {error}", 0.0
     return Entry(id, size, time, digest, reason=reason, details=KnownDetails(sidecar=sidecar))
+
+
+def _joint(digests: Sequence[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _sidecar(listing: Listing, candidate: Candidate) -> Sidecar:

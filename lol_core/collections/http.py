@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lol_core.collections.blob import RangeFile
+from lol_core.collections.waiting import wait
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, SourceSilentError, ZooError
 
-TRIES = 3
+TRIES, LATE_TRIES = 3, 2
 PATIENCE_S = 30
 """The longest wait that a server may ask for, in seconds, before it is said instead of waited for."""
 BLOCK = 2**15 + 2**10
@@ -34,6 +35,10 @@ class NetworkError(ZooError):
 
 class PassingError(NetworkError):
     """The same where it may be had later."""
+
+
+class Late(PassingError):
+    """The server takes the request and does not answer in time."""
 
 
 class Unreachable(PassingError, SourceSilentError):
@@ -96,20 +101,15 @@ def fetch(url: str, headers: Mapping[str, str], what: str, start: int, stop: int
 
 
 def _tried(what: str, ask: Callable[[], Answer]) -> Answer:
-    for left in reversed(range(TRIES)):
+    for tries in itertools.count(1):
         try:
             with sentences(what):
                 return ask()
         except _Again as again:
-            if not left or again.wait > PATIENCE_S:
+            if tries == again.tries or again.wait > PATIENCE_S:
                 raise again.error from again.__cause__
-            wait(again.wait or 2.0 ** (TRIES - left - 2))
+            wait(again.wait or 2.0 ** (tries - 1))
     raise AssertionError("unreachable")
-
-
-def wait(seconds: float) -> None:
-    """What a busy server asked for, which is PATIENCE_S at most."""
-    time.sleep(seconds)
 
 
 def _once(url: str, headers: Mapping[str, str], start: int, stop: int) -> Piece:
@@ -183,10 +183,12 @@ def _page(url: str, headers: Mapping[str, str]) -> tuple[Any, str]:
 
 
 class _Again(Exception):
-    """An error that may pass. wait: seconds that the server asked for, 0 where it did not say."""
+    """An error that may pass. wait: seconds that the server asked for, 0 where it did not say; tries: in all, before it
+    is taken for one that stays.
+    """
 
-    def __init__(self, error: NetworkError, wait: float = 0):
-        self.error, self.wait = error, wait
+    def __init__(self, error: NetworkError, wait: float = 0, tries: int = TRIES):
+        self.error, self.wait, self.tries = error, wait, tries
 
 
 @contextmanager
@@ -216,8 +218,8 @@ def sentences(what: str) -> Iterator[None]:
     except httpx2.HTTPStatusError as error:
         raise _of_status(what, error.response) from error
     except httpx2.TimeoutException as error:
-        made = PassingError(f"{what} did not come within the time that HF_HUB_DOWNLOAD_TIMEOUT allows. {KEPT}")
-        raise _Again(made) from error
+        made = Late(f"{what} did not come within the time that HF_HUB_DOWNLOAD_TIMEOUT allows. {KEPT}")
+        raise _Again(made, tries=LATE_TRIES) from error
     except httpx2.ConnectError as error:
         host = urlsplit(str(error.request.url)).hostname if getattr(error, "_request", None) else "the server"
         raise _Again(Unreachable(f"{host} cannot be reached for {what}. Check the network. {KEPT}")) from error

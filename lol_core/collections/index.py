@@ -24,6 +24,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.page import Counted, Filters, Order, Page, matching, select, value_counts
 from lol_core.collections.rows import Rows
 from lol_core.collections.schema import COLUMNS, SCHEMA, Row, make_tables
+from lol_core.collections.waiting import begin_thread
 from lol_core.collections.walk import UNKNOWN, Candidate, candidates
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
@@ -86,7 +87,7 @@ class Database:
                 known = {row[0]: row for row in rows.fetch()}
                 changed = [c for c in there if not _unchanged(c, known.get(c.id))]
             _report(reporter, len(there) - len(changed), len(there))
-            with ThreadPoolExecutor(readers) as pool:
+            with ThreadPoolExecutor(readers, initializer=begin_thread, initargs=(reporter.stop,)) as pool:
                 for start in range(0, len(changed), BLOCK):
                     block = changed[start : start + BLOCK]
                     rows.write(zip(block, pool.map(describe, block), strict=True))

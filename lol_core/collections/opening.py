@@ -9,6 +9,7 @@ from lol_core.collections import archive, hub, hub_address, remote
 from lol_core.collections.folder import Zoo
 from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.source import Source
+from lol_core.collections.waiting import stopped_by
 from lol_core.core.progress import SILENT, Reporter
 
 
@@ -33,11 +34,12 @@ def open_source(
     Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
     """
     address = str(address)
-    if opener := _opener(address):
-        source = opener(address, str(labels) if labels else None, cache, reporter)
-    else:
-        source = Zoo.open(Path(address), labels, cache, reporter)
-    return with_own_labels(as_rows(source))
+    with stopped_by(reporter):
+        if opener := _opener(address):
+            source = opener(address, str(labels) if labels else None, cache, reporter)
+        else:
+            source = Zoo.open(Path(address), labels, cache, reporter)
+        return with_own_labels(as_rows(source), reporter)
 
 
 def is_collection(address: str) -> bool:

@@ -79,7 +79,7 @@ def _copy(zoo: Zoo, id: str, folder: Path) -> None:
     source, target = zoo.path(id), folder / id
     target.parent.mkdir(parents=True, exist_ok=True)
     shards = shards_of(source)
-    names = [path.name for path in shards.files] if shards else [source.name]
+    names = shards.names if shards else (source.name,)
     for name in (*names, f"adapter_model{source.suffix}.index.json", *configs_of(source.name)):
         if (source.parent / name).is_file():
             shutil.copyfile(source.parent / name, target.parent / name)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lol_core.collections.cache import cache_folder
+from lol_core.collections.cache import bytes_set, cache_folder
 from lol_core.collections.durable import contiguous, sync_folder, write_file
 from lol_core.errors import ZooError
 
@@ -65,7 +65,7 @@ class Store:
 
     def __init__(self, folder: Path | None = None, limit: float | None = None):
         self.folder = folder or cache_folder() / "store"
-        self.limit = 1e9 * float(os.environ.get("LOL_STORE_GB", GIGABYTES)) if limit is None else limit
+        self.limit = bytes_set("LOL_STORE_GB", GIGABYTES) if limit is None else limit
 
     def read(self, kind: Kept, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """Arrays, mapped from their file, and the words kept with them; None when they are not here."""

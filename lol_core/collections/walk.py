@@ -135,7 +135,7 @@ class _Walk:
         others: tuple[str, ...] = ()
         if names:
             others = tuple(n for n in (*configs_of(name), *beside(name)) if n in names)
-            others += tuple(other for other in _shards(name) if other in names)
+            others += tuple(other for other in other_shards(name) if other in names)
         mark = _mark(self.root / before, others) if others else ""
         self.candidates.append(Candidate(id, before + name, status.st_size, status.st_mtime, others, mark, reason))
 
@@ -181,7 +181,7 @@ def _bears_on_another(name: str) -> bool:
     return may_be_beside(name) or ("-of-" in name and _SHARD.fullmatch(name) is not None)
 
 
-def _shards(name: str) -> list[str]:
+def other_shards(name: str) -> list[str]:
     """What the other files of a LoRA in several are called: it changes when any of them does."""
     match = _SHARD.fullmatch(name)
     if match is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +20,37 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import cloneofsimo, diffusers, kohya, llama_cpp, mlx, mlx_vlm, nunchaku, peft, sam, xlabs
 from lol_core.formats.base_models import suggest_base_model
-from lol_core.formats.container import INDEX_NAMES, SUFFIXES, TensorFile, open_stream, open_tensors, without_waiting
+from lol_core.formats.container import (
+    INDEX_NAMES,
+    SUFFIXES,
+    Neighbours,
+    Shards,
+    Stream,
+    TensorFile,
+    open_streams,
+    open_tensors,
+    shards_among,
+    without_waiting,
+)
 from lol_core.formats.families import NEIGHBOURS, explain, family_of
 from lol_core.formats.reading import Dialect
 
-__all__ = ["DIALECTS", "SUFFIXES", "probe", "probe_stream", "read", "read_stream", "read_tensors", "suggest_base_model"]
+__all__ = [
+    "DIALECTS",
+    "SUFFIXES",
+    "Neighbours",
+    "Shards",
+    "Stream",
+    "probe",
+    "probe_stream",
+    "probe_streams",
+    "read",
+    "read_stream",
+    "read_streams",
+    "read_tensors",
+    "shards_among",
+    "suggest_base_model",
+]
 
 DIALECTS = tuple(
     module.DIALECT for module in (llama_cpp, sam, cloneofsimo, nunchaku, mlx, mlx_vlm, xlabs, diffusers, kohya, peft)
@@ -74,8 +100,7 @@ def read_stream(file: BinaryIO, name: str, size: int, config: tuple[str, bytes] 
     name: its file name; config: name and content of the configuration beside it, if there is one. Raises
     LoRAFormatError as `read` does.
     """
-    with open_stream(file, name, size) as tensors:
-        return _read(tensors, _parse_config(*config) if config else {}, weights=True)
+    return read_streams([Stream(file, name, size)], config)
 
 
 def probe_stream(
@@ -84,7 +109,26 @@ def probe_stream(
     """What `probe` says of such a stream. sparing: each read costs; then one alpha is read for all where they are
     scattered over the file, and a note says so.
     """
-    with open_stream(file, name, size, sparing=sparing) as tensors:
+    return probe_streams([Stream(file, name, size)], config, sparing=sparing)
+
+
+def read_streams(
+    streams: Sequence[Stream], config: tuple[str, bytes] | None = None, shards: Shards | None = None
+) -> LoRA:
+    """`read_stream` of one LoRA in several files, as `shards_among` lists them."""
+    with open_streams(streams, shards) as tensors:
+        return _read(tensors, _parse_config(*config) if config else {}, weights=True)
+
+
+def probe_streams(
+    streams: Sequence[Stream],
+    config: tuple[str, bytes] | None = None,
+    shards: Shards | None = None,
+    *,
+    sparing: bool = False,
+) -> LoRA:
+    """`probe_stream` of one LoRA in several files, as `shards_among` lists them."""
+    with open_streams(streams, shards, sparing=sparing) as tensors:
         return _read(tensors, _parse_config(*config) if config else {}, weights=False)
 
 

@@ -23,6 +23,7 @@ from lol_core.collections.layouts.beside import Beside
 from lol_core.collections.layouts.lora_wise import open_lora_wise
 from lol_core.collections.layouts.weights2weights import open_weights2weights
 from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,14 @@ def as_rows(source: Source) -> Source:
     return next((rows for rows in opened if rows is not None), source)
 
 
-def with_own_labels(source: Source) -> Source:
-    """The source with the labels of the public collection that it is, where it is one and has no table of its own."""
+def with_own_labels(source: Source, reporter: Reporter = SILENT) -> Source:
+    """The source with the labels of the public collection that it is, where it is one and has no table of its own.
+
+    Raises Stopped when the reporter says so.
+    """
     if not isinstance(source, FileSource | Zoo) or source.labels.shape[1] or source.labels_problem:
         return source
-    beside = Beside(source)
+    beside = Beside(source, reporter=reporter)
     for layout in LAYOUTS:
         if layout.recognises(beside):
             labels = _known(source, layout)

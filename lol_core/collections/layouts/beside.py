@@ -19,6 +19,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.files import FileSource
 from lol_core.collections.folder import Zoo
 from lol_core.collections.source import Source
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError
 
 MAX_BYTES = 200_000_000
@@ -33,6 +34,8 @@ class Beside:
     source: Source
     failed: list[str] = field(default_factory=list)
     """Files that are there and could not be read."""
+    reporter: Reporter = SILENT
+    asked: set[str] = field(default_factory=set)
 
     @property
     def ids(self) -> Sequence[str]:
@@ -56,7 +59,10 @@ class Beside:
         return names
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file, None when there is none that can be read."""
+        """The content of a small file, None when there is none that can be read. Raises Stopped."""
+        self.asked.add(name)
+        self.reporter.count("Reading labels beside LoRA", min(len(self.asked), len(self.ids)), len(self.ids))
+        self.reporter.check("The headers read so far are kept.")
         try:
             if isinstance(self.source, FileSource):
                 return self.source.content(name, MAX_BYTES)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO, cast
@@ -21,11 +22,30 @@ from lol_core.formats.container.gguf import open_gguf
 from lol_core.formats.container.npz import open_npz
 from lol_core.formats.container.pickled import open_pickled
 from lol_core.formats.container.safetensors import open_safetensors
-from lol_core.formats.container.shards import INDEX_NAMES, is_named_as_shard, join, shards_of
+from lol_core.formats.container.shards import (
+    INDEX_NAMES,
+    Neighbours,
+    Shards,
+    is_named_as_shard,
+    join,
+    shards_among,
+    shards_of,
+)
 from lol_core.formats.container.tensor_file import TensorFile
 from lol_core.formats.container.zips import members
 
-__all__ = ["INDEX_NAMES", "SUFFIXES", "TensorFile", "open_stream", "open_tensors", "without_waiting"]
+__all__ = [
+    "INDEX_NAMES",
+    "SUFFIXES",
+    "Neighbours",
+    "Shards",
+    "Stream",
+    "TensorFile",
+    "open_streams",
+    "open_tensors",
+    "shards_among",
+    "without_waiting",
+]
 
 SUFFIXES = (".safetensors", ".sft", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
 """Names under which LoRAs are published; what such a file is, its content says."""
@@ -46,23 +66,48 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         if shards is None:
             yield stack.enter_context(_open_one(path))
         else:
-            yield join(shards, [stack.enter_context(_open_one(file)) for file in shards.files])
+            yield join(shards, [stack.enter_context(_open_one(path.parent / name)) for name in shards.names])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A file that need not be one of its own: a member of an archive, a range of a remote file. file: open for reading
+    and seeking; size: in bytes.
+    """
+
+    file: BinaryIO
+    name: str
+    size: int
 
 
 @contextmanager
-def open_stream(file: BinaryIO, name: str, size: int, *, sparing: bool = False) -> Iterator[TensorFile]:
-    """Open the tensors of `size` bytes that need not be a file of their own: a member of an archive, a range of a
-    remote file. file: open for reading and seeking. sparing: each read costs, and only what a header says is wanted, so
-    `get` is not to be used.
+def open_streams(
+    streams: Sequence[Stream], shards: Shards | None = None, *, sparing: bool = False
+) -> Iterator[TensorFile]:
+    """Open the tensors of a file, or of the shards of one LoRA in their order. sparing: each read costs, and only what
+    a header says is wanted, so `get` is not to be used.
 
-    Raises LoRAFormatError with the reason when it is none, or is broken. A shard is one: its others are not beside it.
+    Raises LoRAFormatError with the reason when it is none, or is broken, and for a lone shard.
     """
-    path = Path(name)
-    if is_named_as_shard(path.name):
-        raise LoRAFormatError("A shard of one LoRA in several files, which is read from a folder only. Unpack them.")
+    with ExitStack() as stack:
+        if shards is not None:
+            yield join(shards, [stack.enter_context(_open_stream(stream, sparing)) for stream in streams])
+            return
+        (stream,) = streams
+        if is_named_as_shard(stream.name):
+            raise LoRAFormatError(
+                "A shard of one LoRA in several files, and the others are not here. Open the folder or archive that"
+                " holds them."
+            )
+        yield stack.enter_context(_open_stream(stream, sparing))
+
+
+@contextmanager
+def _open_stream(stream: Stream, sparing: bool) -> Iterator[TensorFile]:
+    file, size = stream.file, stream.size
     head = file.read(SPARING_HEAD if sparing else HEAD)
     if container_of(head, size) is not Container.GGUF:
-        yield _open_content(path, file, head, size, stream=True, sparing=sparing)
+        yield _open_content(Path(stream.name), file, head, size, stream=True, sparing=sparing)
         return
     with NamedTemporaryFile(suffix=".gguf") as copy:  # the package reads from a path only
         file.seek(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,20 @@ _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<part>\d{1,6})-of-(?P<total>\d{1,6})(?
 
 @dataclass(frozen=True)
 class Shards:
-    """The files that hold one LoRA together, the first of which stands for it. keys: what its index promises."""
+    """Names of the files beside each other that hold one LoRA together, the first of which stands for it. keys: what
+    its index promises.
+    """
 
-    files: tuple[Path, ...]
+    names: tuple[str, ...]
     keys: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The files of one folder, wherever it is. has: whether one of a name is there; read: its content, or OSError."""
+
+    has: Callable[[str], bool]
+    read: Callable[[str], bytes]
 
 
 def is_named_as_shard(name: str) -> bool:
@@ -37,30 +47,43 @@ def is_named_as_shard(name: str) -> bool:
 
 
 def shards_of(path: Path) -> Shards | None:
+    """`shards_among` of a file on this machine."""
+    folder = os.path.dirname(path)
+    return shards_among(
+        path.name, Neighbours(lambda name: os.path.isfile(os.path.join(folder, name)), lambda name: _read(folder, name))
+    )
+
+
+def _read(folder: str, name: str) -> bytes:
+    with open(os.path.join(folder, name), "rb") as file:
+        return file.read()
+
+
+def shards_among(name: str, folder: Neighbours) -> Shards | None:
     """The shards that a file belongs to, or that an index names; None for a file of its own.
 
     Raises LoRAFormatError when one is missing, and for every shard but the first: they are one LoRA and not several.
     """
-    if path.name.endswith(INDEX):
-        return _checked(_read_index(path), path)
-    if (rank := _SLICE.match(path.name)) and (int(rank[1]) or os.path.exists(path.with_name("mp_rank_01" + rank[2]))):
+    if name.endswith(INDEX):
+        return _checked(_read_index(name, folder), name, folder)
+    if (rank := _SLICE.match(name)) and (int(rank[1]) or folder.has("mp_rank_01" + rank[2])):
         raise LoRAFormatError(
             f"Part {int(rank[1])} of a tensor-parallel checkpoint: each tensor is cut into slices. Merge the ranks"
             " where it was trained."
         )
-    numbered = _NUMBERED.match(path.name)
+    numbered = _NUMBERED.match(name)
     if numbered:
-        own = path.parent / f"{numbered['stem']}{numbered['suffix']}{INDEX}"
-        if os.path.isfile(own):
-            shards = _read_index(own)
-            if path in shards.files:
-                return _checked(shards, path)
-        return _by_number(path, numbered)
-    index = os.path.join(os.path.dirname(path), f"adapter_model{path.suffix}{INDEX}")
-    if os.path.isfile(index):
-        shards = _read_index(Path(index))
-        if path in shards.files:
-            return _checked(shards, path)
+        own = f"{numbered['stem']}{numbered['suffix']}{INDEX}"
+        if folder.has(own):
+            shards = _read_index(own, folder)
+            if name in shards.names:
+                return _checked(shards, name, folder)
+        return _by_number(name, numbered, folder)
+    index = f"adapter_model{os.path.splitext(name)[1]}{INDEX}"
+    if folder.has(index):
+        shards = _read_index(index, folder)
+        if name in shards.names:
+            return _checked(shards, name, folder)
     return None
 
 
@@ -95,12 +118,12 @@ def join(shards: Shards, parts: Sequence[TensorFile]) -> TensorFile:
     return TensorFile(parts[0].path, shapes, metadata, get, peek, notes + parts[0].notes)
 
 
-def _by_number(path: Path, numbered: re.Match[str]) -> Shards | None:
+def _by_number(name: str, numbered: re.Match[str], folder: Neighbours) -> Shards | None:
     part, total = int(numbered["part"]), int(numbered["total"])
     if total < 2:
         return None
     stem, width, suffix = numbered["stem"], len(numbered["part"]), numbered["suffix"]
-    first = 0 if part == 0 or (path.parent / _name(stem, 0, width, numbered["total"], suffix)).exists() else 1
+    first = 0 if part == 0 or folder.has(_name(stem, 0, width, numbered["total"], suffix)) else 1
     numbers = range(first, first + total)
     if part not in numbers:
         raise LoRAFormatError(
@@ -108,32 +131,32 @@ def _by_number(path: Path, numbered: re.Match[str]) -> Shards | None:
         )
     if total > 10_000:
         raise LoRAFormatError(f"Shard {part} of {total}: more than any adapter has.")
-    files = tuple(path.parent / _name(stem, number, width, numbered["total"], suffix) for number in numbers)
-    return _checked(Shards(files), path)
+    names = tuple(_name(stem, number, width, numbered["total"], suffix) for number in numbers)
+    return _checked(Shards(names), name, folder)
 
 
 def _name(stem: str, part: int, width: int, total: str, suffix: str) -> str:
     return f"{stem}-{part:0{width}d}-of-{total}{suffix}"
 
 
-def _read_index(index: Path) -> Shards:
+def _read_index(index: str, folder: Neighbours) -> Shards:
     try:
-        weights = orjson.loads(index.read_bytes())["weight_map"]
+        weights = orjson.loads(folder.read(index))["weight_map"]
         names = sorted(set(weights.values()))
         if not names or any(Path(name).name != name for name in names):
             raise ValueError("its shards are not named as files beside it")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, LoRAFormatError) as error:
         raise LoRAFormatError(
-            f"{index.name} cannot be read ({type(error).__name__}: {error}); expected a weight_map from tensors to"
+            f"{index} cannot be read ({type(error).__name__}: {error}); expected a weight_map from tensors to"
             " shards beside it. Download it again."
         ) from error
-    return Shards(tuple(index.parent / name for name in names), frozenset(weights))
+    return Shards(tuple(names), frozenset(weights))
 
 
-def _checked(shards: Shards, path: Path) -> Shards | None:
-    total = len(shards.files)
-    place = shards.files.index(path) + 1 if path in shards.files else 1
-    missing = [file.name for file in shards.files if not os.path.isfile(file)]  # a name may be too long
+def _checked(shards: Shards, name: str, folder: Neighbours) -> Shards | None:
+    total = len(shards.names)
+    place = shards.names.index(name) + 1 if name in shards.names else 1
+    missing = [other for other in shards.names if not folder.has(other)]
     if missing:
         raise LoRAFormatError(
             f"A shard, part {place} of {total} of one LoRA: {len(missing)} of them, first {missing[0]}, are not beside"
@@ -141,6 +164,6 @@ def _checked(shards: Shards, path: Path) -> Shards | None:
         )
     if place > 1:
         raise LoRAFormatError(
-            f"A shard, part {place} of {total} of one LoRA, which is read as a whole under {shards.files[0].name}."
+            f"A shard, part {place} of {total} of one LoRA, which is read as a whole under {shards.names[0]}."
         )
-    return shards if total > 1 or path.name.endswith(INDEX) else None
+    return shards if total > 1 or name.endswith(INDEX) else None
