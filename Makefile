@@ -23,7 +23,7 @@ bench: .venv/dev  ## everything that is claimed of the speed, into benchmarks/re
 
 # The library's tests, on each of the other Pythons that are here, in build/python3.x.
 OTHERS ?= python3.11 python3.12 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[123].*/bin/python3)
-LIBRARY := $(addprefix tests/test_,lora.py symmetry.py parametrisation.py headers.py index.py archives.py hub.py layouts.py models.py formats_*.py)
+LIBRARY := $(patsubst %,tests/test_%.py,lora symmetry parametrisation streams formats_headers formats_shards archives hub layouts index models)
 pythons: .venv/dev
 	@tested="$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
 	for python in $(OTHERS); do \
@@ -34,7 +34,7 @@ pythons: .venv/dev
 		$(BIN)/uv venv -q --allow-existing --python "$$python" $$place && \
 		$(BIN)/uv pip install -q --python $$place/bin/python $(TORCH) -r requirements.txt -c requirements-dev.txt \
 			pytest pytest-xdist hypothesis playwright && \
-		$$place/bin/python -m pytest -p no:cacheprovider -o addopts="-q --strict-markers" --numprocesses logical --maxprocesses 4 $(LIBRARY) || exit; \
+		$$place/bin/python -m pytest -o addopts="-q --strict-markers" --numprocesses logical --maxprocesses 4 $(LIBRARY) || exit; \
 	done; echo "Tested: $$tested"
 
 test-gpu: .venv/dev
