@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from lol_core.formats import read
 from lol_core.formats.writing import write
 from lol_core.insight.rewriting import merge, ranks_of_energy
 from tests.builders import random_lora
+from tests.test_formats_libraries import randomised
 from tests.test_formats_writing import diffusion_lora
 
 
@@ -96,6 +98,30 @@ def test_a_merge_is_what_peft_adds(tmp_path: Path) -> None:
     for name, delta in deltas(read(tmp_path / "sum")).items():
         expected = (merged[f"{name}.weight"] - before[f"{name}.weight"]).double()
         torch.testing.assert_close(delta, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_merge_is_what_lycoris_adds(tmp_path: Path) -> None:
+    """Of three algorithms, each with a weight of its own."""
+    modules = pytest.importorskip("lycoris.modules")
+    torch.manual_seed(0)
+    base, expected, paths, weights = nn.Linear(8, 6, bias=False), torch.zeros(6, 8), [], (0.5, -1.0, 2.0)
+    for kind, weight in zip((modules.LoConModule, modules.LohaModule, modules.LokrModule), weights, strict=True):
+        module = kind("lora_unet_x", base, 1.0, lora_dim=2, alpha=3)
+        randomised(module)
+        paths.append(tmp_path / f"{kind.__name__}.safetensors")
+        save_file(
+            {f"lora_unet_x.{key}": value.contiguous() for key, value in module.custom_state_dict().items()}, paths[-1]
+        )
+        if kind is modules.LoConModule:
+            added = module.get_merged_weight()[0] - base.weight
+        else:  # whose get_merged_weight applies the scale a second time
+            added = module.get_weight(base.weight.shape)
+        expected += weight * added.detach()
+    options = [text for weight in weights for text in ("--weight", str(weight))]
+    report = output("merge", *paths, *options, "--out", tmp_path / "sum.safetensors", "--dtype", "float32")
+    assert report["lost"] == pytest.approx(0, abs=1e-6)
+    (delta,) = deltas(read(tmp_path / "sum.safetensors")).values()
+    torch.testing.assert_close(delta.float(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_no_sum_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import orjson
 from lol_core.collections import archive
 from lol_core.collections.blob import Blob
 from lol_core.collections.cache import bytes_allowed, cache_folder
+from lol_core.collections.columns import size
 from lol_core.collections.durable import replace_file
 from lol_core.collections.files import FileSource, Listing, database_path
 from lol_core.collections.http import PassingError, pages
@@ -116,14 +117,14 @@ def _bytes_here(blob: Blob) -> int:
 
 
 def _sizes(source: FileSource, budget: Budget, catalogue: Catalogue) -> str:
-    total = sum(entry.size for entry in source.entries)
+    total = size(source)
     archives = sum(path.lower().endswith(archive.SUFFIXES) for path in catalogue.files)
     sentence = (
         f"The weights of these {len(source):,} LoRAs are {total / GIGABYTE:.2f} GB on the hub, of which"
         f" {budget.used / GIGABYTE:.2f} GB are here. Each comes when it is needed, up to"
         f" {budget.allowed / GIGABYTE:.0f} GB in all (LOL_CACHE_LIMIT_GB)."
     )
-    if archives and not source.entries and not source.address.lower().endswith(archive.SUFFIXES):
+    if archives and not len(source) and not source.address.lower().endswith(archive.SUFFIXES):
         sentence = f"It holds {archives} archives, such as {source.address}/… .zip: open each by its own address."
     return sentence
 

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pandas as pd
 
+from lol_core.collections.columns import detailed
 from lol_core.collections.layouts.beside import Beside
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
@@ -33,7 +34,7 @@ def offered(source: Source, reporter: Reporter = SILENT) -> pd.DataFrame:
     names = set(beside.names)
     places = _places(source.ids)
     rows: dict[str, dict[str, Any]] = {}
-    for done, entry in enumerate(source.entries):
+    for done, entry in enumerate(detailed(source)):
         if done % 100 == 0:
             reporter.count("Looking for labels: LoRA", done, len(source))
             reporter.check("Nothing was written.")

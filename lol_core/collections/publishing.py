@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+from lol_core.collections import columns
 from lol_core.collections.folder import Zoo
 from lol_core.collections.splits import split_ids
 from lol_core.core.progress import SILENT, Reporter
@@ -95,10 +95,10 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, group: str | None) -> st
     from huggingface_hub import DatasetCardData
 
     about = DatasetCardData(license=licence, pretty_name=title, tags=["lora", "learning-on-loras"])
-    bases = Counter(entry.base_model or entry.suggested_base or "unknown" for entry in zoo.entries)
-    dialects = Counter(entry.dialect or "unknown" for entry in zoo.entries)
-    ranks = sorted({rank for entry in zoo.entries for rank in entry.ranks})
-    size = sum(entry.size for entry in zoo.entries)
+    claimed, suggested = columns.values(zoo, "base_model"), columns.values(zoo, "suggested_base")
+    bases = claimed.fillna(suggested).fillna("unknown").value_counts()
+    dialects = columns.values(zoo, "dialect").fillna("unknown").unique()
+    ranks = sorted({int(rank) for text in columns.values(zoo, "ranks").unique() for rank in text.split(", ") if rank})
     grouped = f", LoRAs of one {group} on one side" if group else ""
     lines = [
         "---",
@@ -107,12 +107,12 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, group: str | None) -> st
         "",
         f"# {title}",
         "",
-        f"{len(zoo):,} LoRAs, {size / 1e6:,.1f} MB, of rank {', '.join(map(str, ranks))}, in the form of"
+        f"{len(zoo):,} LoRAs, {columns.size(zoo) / 1e6:,.1f} MB, of rank {', '.join(map(str, ranks))}, in the form of"
         f" {', '.join(dialects)}.",
         "",
         "| base model | LoRAs |",
         "|---|---|",
-        *(f"| {base} | {count:,} |" for base, count in bases.most_common()),
+        *(f"| {base} | {count:,} |" for base, count in bases.items()),
         "",
         "| label | known of | values |",
         "|---|---|---|",

@@ -12,13 +12,14 @@ import pandas as pd
 
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import LoLError
 from lol_core.insight.health import Ailment, health
-from lol_core.insight.novelty import Known
+from lol_core.insight.novelty import Known, in_words
 from lol_core.insight.survey import Survey
 from lol_core.learning.checkpoint import Checkpoint
 
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+BLOCK = 64
+"""LoRAs that a model is asked about at once."""
 LINK = "https://arxiv.org/abs/2410.04207"
 
 
@@ -71,27 +72,30 @@ def audit(
                 yield Remark(other, "same function", Level.NOTE, f"It is the same function as {first}.")
     for number, (model, trained_on) in enumerate(models):
         known = None if trained_on is None else Known.of(model, trained_on)
-        for done, id in enumerate(source.ids):
-            reporter.part(number / len(models), (number + 1) / len(models)).count("Asking a model", done, len(source))
-            reporter.check("Nothing of the audit is kept.")
-            yield from _asked(source, id, model, known)
+        part = reporter.item(number, len(models))
+        for start in range(0, len(source), BLOCK):
+            part.count("Asking a model", start, len(source))
+            part.check("Nothing of the audit is kept.")
+            yield from _asked(source, source.ids[start : start + BLOCK], model, known)
 
 
-def _asked(source: Source, id: str, model: Checkpoint, known: Known | None) -> Iterator[Remark]:
-    try:
-        if problems := model.spec.misfits(source.by_id[id]):
-            yield Remark(id, "not for this model", Level.NOTE, f"{model.title} cannot read it: {' '.join(problems)}")
-            return
-        lora = source.load(id)
-        values = model.task.frame(model.predict([lora]), [id]).iloc[0]
-        text = ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
-        )
-        yield Remark(id, "predicted", Level.NOTE, f"{model.title}: {text}")
-        if known is not None and known.strangeness([lora])["outside"].iloc[0]:
-            yield Remark(id, "unlike the training", Level.WARNING, f"It is {known.remark(lora)} ({model.title}).")
-    except LoLError as error:
-        yield Remark(id, "not read", Level.ERROR, str(error))
+def _asked(source: Source, ids: Sequence[str], model: Checkpoint, known: Known | None) -> Iterator[Remark]:
+    """What a model says of some LoRAs, and whether it can know."""
+    values, refused = model.predict_zoo(source, ids)
+    for id, row in zip(values.index, values.to_dict("records"), strict=True):
+        text = ", ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in row.items())
+        yield Remark(str(id), "predicted", Level.NOTE, f"{model.title}: {text}")
+    for id, reason in refused.items():
+        if model.spec.misfits(source.by_id[id]):
+            yield Remark(id, "not for this model", Level.NOTE, f"{model.title} cannot read it: {reason}")
+        else:
+            yield Remark(id, "not read", Level.ERROR, reason)
+    if known is not None and len(values):
+        marks = known.strangeness([source.load(id) for id in values.index])
+        for id, mark in zip(values.index, marks.to_dict("records"), strict=True):
+            if mark["outside"]:
+                words = in_words(True, mark["latent"], mark["norms"])
+                yield Remark(str(id), "unlike the training", Level.WARNING, f"It is {words} ({model.title}).")
 
 
 def as_sarif(remarks: Sequence[Remark], version: str) -> dict[str, Any]:

@@ -90,5 +90,10 @@ class Known:
     def remark(self, lora: LoRA) -> str:
         """Whether a LoRA is like those of the training, in words."""
         mark = self.strangeness([lora]).iloc[0]
-        like = "unlike the LoRAs it was trained on: take it as a guess" if mark["outside"] else "like those it knows"
-        return f"{like} (farther than {mark['latent']:.0%} of them in its latent, {mark['norms']:.0%} in norms)"
+        return in_words(bool(mark["outside"]), mark["latent"], mark["norms"])
+
+
+def in_words(outside: bool, latent: float, norms: float) -> str:
+    """A row of `Known.strangeness` as a sentence's end."""
+    like = "unlike the LoRAs it was trained on: take it as a guess" if outside else "like those it knows"
+    return f"{like} (farther than {latent:.0%} of them in its latent, {norms:.0%} in norms)"

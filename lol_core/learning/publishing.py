@@ -7,9 +7,7 @@ from pathlib import Path
 
 from lol_core.collections.publishing import written
 from lol_core.errors import CheckpointError
-from lol_core.learning.checkpoint import Checkpoint, read_description
-
-CARD = "README.md"
+from lol_core.learning.checkpoint import CARD, DESCRIPTION, Checkpoint, read_description
 
 
 def publish(checkpoint: Path, out: Path, *, licence: str) -> Path:
@@ -22,7 +20,7 @@ def publish(checkpoint: Path, out: Path, *, licence: str) -> Path:
     model = Checkpoint.load(checkpoint)
     if not model.finished:
         raise CheckpointError(f"{checkpoint}: its training was stopped before its end. Go on with --resume first.")
-    names = ["checkpoint.json", read_description(checkpoint)["weights"]]
+    names = [DESCRIPTION, read_description(checkpoint)["weights"]]
 
     def fill(folder: Path) -> None:
         for name in names:

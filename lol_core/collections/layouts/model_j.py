@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from lol_core.collections.columns import detailed
 from lol_core.collections.layouts.beside import Beside, Labels
 
 SPLITS = {
@@ -44,7 +45,7 @@ def model_j(beside: Beside) -> pd.DataFrame:
     indices. Holdout splits hold classes that training has not seen.
     """
     labels: Labels = {}
-    for entry in beside.entries:
+    for entry in detailed(beside.source):
         match = _ID.search(entry.path)
         header = {
             key: _plain(value)
