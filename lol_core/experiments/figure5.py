@@ -15,6 +15,7 @@ from lol_core.experiments.trials import Context
 from lol_core.insight.plots import across
 from lol_core.learning.devices import find_device
 from lol_core.learning.memory import free_memory
+from lol_core.learning.models import ModelConfig
 
 TITLE = "Figure 5: time over the GPT-3 family"
 RANK = 4
@@ -59,7 +60,10 @@ def run(context: Context) -> Result:
                     f" {MEMORY_SHARE * free / 1e9:,.0f} GB)"
                 )
                 continue
-            times_of[model, size] = time_model(model, shape(size), batch, device, 0.01 if context.small else 0.3)
+            config = ModelConfig(width=context.budget.width) if context.budget.width else None
+            times_of[model, size] = time_model(
+                model, shape(size), batch, device, 0.01 if context.small else 0.3, config
+            )
     gpu = device.type == "cuda"
     unit = 1.0 if gpu else times_of[UNIT].forward * PASSED
     seconds = pd.DataFrame(

@@ -122,7 +122,8 @@ class Budget:
     """How much is spent: seeds (each another split and initialisation), learning rates, at each of which every model is
     tried with each of its `searched` options, epochs, patience. search: in place of that grid.
 
-    options: at most so many of a model's options, all when None; loras: at most so many of a zoo, all when None.
+    options: at most so many of a model's options, all when None; loras: at most so many of a zoo, all when None;
+    width: of every head, whatever the setting says.
     """
 
     seeds: int = 5
@@ -132,12 +133,14 @@ class Budget:
     epochs: int = 60
     patience: int = 10
     loras: int | None = None
+    width: int | None = None
     search: Halving | None = None
 
     @property
     def about(self) -> dict[str, Any]:
         """What a fit depends on beside its model, seed and setting."""
-        left_out = {"seeds", "learning_rates", "options"} | ({"search"} if self.search is None else set())
+        left_out = {"seeds", "learning_rates", "options"}
+        left_out |= {name for name in ("width", "search") if getattr(self, name) is None}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def settings(self, variant: Variant) -> tuple[Setting, ...]:
@@ -156,6 +159,8 @@ class Budget:
         options = {"dropout": self.dropout} | dict(variant.options) | dict(setting.options)
         training = {name: value for name, value in options.items() if name in OF_TRAINING}
         model = {name: value for name, value in options.items() if name not in OF_TRAINING}
+        if self.width:
+            model["width"] = self.width
         usual = {"epochs": self.epochs, "patience": self.patience, "learning_rate": setting.learning_rate, "seed": seed}
         if self.loras is not None and "epochs" in training:
             training["epochs"] = min(training["epochs"], self.epochs)
@@ -163,6 +168,6 @@ class Budget:
         return TrainingConfig.from_dict({**plain, "model_config": model, **usual, **training})
 
 
-SMALL = Budget(seeds=1, learning_rates=(1e-3,), options=1, epochs=2, patience=2, loras=60)
+SMALL = Budget(seeds=1, learning_rates=(1e-3,), options=1, epochs=2, patience=2, loras=60, width=4)
 """Seconds: for a look at how it runs. Its scores mean nothing."""
 SMALL_SEARCH = Halving(2, (Rung(1, 1), Rung(2, 1)))
