@@ -123,7 +123,7 @@ class Budget:
     tried with each of its `searched` options, epochs, patience. search: in place of that grid.
 
     options: at most so many of a model's options, all when None; loras: at most so many of a zoo, all when None;
-    width: of every head, whatever the setting says.
+    width: of the heads whose setting names none.
     """
 
     seeds: int = 5
@@ -156,11 +156,10 @@ class Budget:
         )
 
     def config(self, variant: Variant, setting: Setting, seed: int) -> TrainingConfig:
-        options = {"dropout": self.dropout} | dict(variant.options) | dict(setting.options)
+        usually = {"dropout": self.dropout} | ({"width": self.width} if self.width else {})
+        options = usually | dict(variant.options) | dict(setting.options)
         training = {name: value for name, value in options.items() if name in OF_TRAINING}
         model = {name: value for name, value in options.items() if name not in OF_TRAINING}
-        if self.width:
-            model["width"] = self.width
         usual = {"epochs": self.epochs, "patience": self.patience, "learning_rate": setting.learning_rate, "seed": seed}
         if self.loras is not None and "epochs" in training:
             training["epochs"] = min(training["epochs"], self.epochs)
