@@ -30,7 +30,9 @@ from lol_core.finetuning.image_zoos import ImageZoo, stacks
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, ImageRecipe, Run, draw_run, plan_runs
 from lol_core.finetuning.rows import append_row
+from lol_core.finetuning.scoring import score_again
 from lol_core.formats import read
+from tests.conftest import ROOT
 
 RECIPE = replace(
     CELEBA,
@@ -299,6 +301,27 @@ def test_a_score_needs_a_scorer(base_folder: Path, celeba: Path, tmp_path: Path,
     list(zoo.build(celeba, 1, Machine()))
     with pytest.raises(DataMissingError, match="--scorer"):
         list(zoo.measure(None, Machine()))
+
+
+def test_a_zoo_is_scored_by_other_prompts_and_goes_on(
+    base_folder: Path, celeba: Path, tmp_path: Path, in_threads: None
+) -> None:
+    zoo = ImageZoo(tmp_path, RECIPE, str(base_folder))
+    list(zoo.build(celeba, 2, Machine()))
+    clip = str(ROOT / "sample_loras" / "small-clip")
+    prompts = ("a dog", "a person on the beach")
+    with pytest.raises(Stopped):
+        list(score_again(zoo, "again", prompts, 7, clip, Machine(), Reporter(stop=lambda: True)))
+    first = (tmp_path / "again.csv").read_text()
+    assert len(first.splitlines()) == 2 and "again" not in pd.read_csv(zoo.labels)
+    assert len(list(score_again(zoo, "again", prompts, 7, clip, Machine()))) == 1
+    rows, labels = pd.read_csv(tmp_path / "again.csv").set_index("lora"), pd.read_csv(zoo.labels).set_index("lora")
+    assert (tmp_path / "again.csv").read_text().startswith(first) and not list(
+        score_again(zoo, "again", prompts, 7, clip, Machine())
+    )
+    np.testing.assert_allclose(labels["again"], rows.loc[labels.index, ["01", "02"]].mean(axis=1), atol=1e-5)
+    with pytest.raises(TaskError, match="of its own"):
+        list(score_again(zoo, "steps", prompts, 7, clip, Machine()))
 
 
 def test_rows_keep_to_the_columns_of_their_table(tmp_path: Path) -> None:

@@ -194,3 +194,31 @@ def finetune_zoo(
                     f" {'CLIP score ' + format(row['clip_score'], '.4f') if 'clip_score' in row else 'previews drawn'}",
                     highlight=False,
                 )
+
+
+@finetune.command("score")
+def finetune_score(
+    zoo: Annotated[Path, typer.Option(help="A zoo of image LoRAs, with labels.csv and recipe.json.")],
+    column: Annotated[str, typer.Option(help="Of labels.csv; the rows go to COLUMN.csv beside it.")],
+    base: Annotated[str, typer.Option(help="Base model: a folder or hub id.")] = "sample_loras/small-diffusion",
+    scorer: Annotated[str, typer.Option(help="CLIP model: a folder or hub id.")] = "sample_loras/small-clip",
+    prompts: Annotated[str, typer.Option(help="recipe: those of the zoo; paper: the 33 of appendix D.1.1.")] = "recipe",
+    seed: Annotated[int, typer.Option(help="Of the images; the recipe's own is what clip_score has.")] = 42,
+    workers: Workers = "1",
+    threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
+) -> None:
+    """Score a zoo by other prompts, or from another image seed. Stop it at any time; the same command goes on."""
+    with reported():
+        from lol_core.finetuning.image_zoos import ImageZoo, Machine
+        from lol_core.finetuning.recipes import CELEBA, PARTI_PROMPTS
+        from lol_core.finetuning.scoring import score_again
+
+    with reported(), progress_bar() as reporter:
+        recipe = CELEBA.with_settings(zoo / "recipe.json")
+        sets = {"recipe": recipe.score_prompts, "paper": PARTI_PROMPTS}
+        if prompts not in sets:
+            raise LoLError(f"--prompts {prompts}: choose recipe or paper.")
+        made = ImageZoo(zoo, recipe, base)
+        machine = Machine(workers, threads=threads)
+        for row in score_again(made, column, sets[prompts], seed, scorer, machine, reporter):
+            out.print(f"{row['lora']}: {row[column]:.4f}", highlight=False)

@@ -94,7 +94,7 @@ class ImageZoo:
             if (self.recipe.score_prompts and lora not in scored) or not self.preview(lora).is_file()
         ]
         finished = len(labels) - len(todo)
-        for row in spread(machine, _start_measuring, (self.recipe, self.base, scorer, machine), _measure, todo):
+        for row in spread(machine, start_measuring, (self.recipe, self.base, scorer, machine), _measure, todo):
             if self.recipe.score_prompts and row["lora"] not in scored:
                 append_row(self.clip_scores, row)
             yield row
@@ -137,30 +137,31 @@ def stacks(runs: Sequence[Run], size: int) -> list[list[Run]]:
     return sorted(gathered, key=lambda stack: stack[0].number)
 
 
-_worker: dict[str, Any] = {}
+worker: dict[str, Any] = {}
+"""What a process keeps between its LoRAs."""
 
 
 def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, device: str) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     name = Path(base).name if Path(base).is_dir() else base
-    _worker.update(recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, device))
+    worker.update(recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, device))
 
 
-def _start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, device: str) -> None:
+def start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, device: str) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
-    _worker.update(
+    worker.update(
         recipe=recipe, painter=Painter(base, device), scorer=None if scorer is None else Scorer(scorer, device)
     )
 
 
 def _finetune_stack(folder: Path, runs: list[Run]) -> list[dict[str, Any]]:
-    recipe, base = _worker["recipe"], _worker["base"]
+    recipe, base = worker["recipe"], worker["base"]
     outcomes: list[Outcome] = (
         finetune_stack(base, recipe, runs)
         if len(runs) > 1
-        else [finetune_one(base, recipe, runs[0], _worker["mixed_precision"])]
+        else [finetune_one(base, recipe, runs[0], worker["mixed_precision"])]
     )
     rows = []
     for outcome in outcomes:
@@ -175,7 +176,7 @@ def _finetune_stack(folder: Path, runs: list[Run]) -> list[dict[str, Any]]:
             "seed": run.number,
         }
         try:
-            write_lora(folder / lora, outcome.factors, _worker["base_name"], recipe.alpha)
+            write_lora(folder / lora, outcome.factors, worker["base_name"], recipe.alpha)
             row["final_train_loss"] = outcome.final_loss
         except TaskError as error:
             row = {"lora": lora, "reason": str(error)}
@@ -184,7 +185,7 @@ def _finetune_stack(folder: Path, runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def _measure(folder: Path, lora: str, prompt: str) -> dict[str, Any]:
-    recipe, painter = _worker["recipe"], _worker["painter"]
+    recipe, painter = worker["recipe"], worker["painter"]
     sampling = Sampling(seed=recipe.score_seed, steps=recipe.sampling_steps, guidance=recipe.guidance)
     own = [prompt] if prompt not in recipe.preview_prompts else []
     prompts = [*recipe.score_prompts, *own, *recipe.preview_prompts]
@@ -192,7 +193,7 @@ def _measure(folder: Path, lora: str, prompt: str) -> dict[str, Any]:
     row: dict[str, Any] = {"lora": lora}
     if recipe.score_prompts:
         n = len(recipe.score_prompts)
-        scores = _worker["scorer"].scores(images[:n], list(recipe.score_prompts)).tolist()
+        scores = worker["scorer"].scores(images[:n], list(recipe.score_prompts)).tolist()
         row |= {"clip_score": sum(scores) / n} | {f"{i + 1:02d}": score for i, score in enumerate(scores)}
         images = images[n:]
     write_strip(folder / "previews" / f"{Path(lora).stem}.webp", images)
