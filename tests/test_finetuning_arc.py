@@ -84,6 +84,22 @@ def test_questions_and_their_sources(arc: Path) -> None:
     assert all(q.choices[q.answer] == "yes" for q in questions), "labels are letters or numbers"
 
 
+def test_the_accuracy_is_of_challenge_questions_alone(
+    arc: Path, base: Path, tmp_path: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = arc / "ARC-Challenge" / "ARC-Challenge-Test.jsonl"
+    path.write_text(path.read_text().replace("is it so", "so it is"))
+    measured: list[set[str]] = []
+
+    def measure(self: Reader, model: object, questions: list[Question]) -> tuple[float, float]:
+        measured.append({question.stem for question in questions})
+        return 0.0, 0.0
+
+    monkeypatch.setattr(Reader, "measure", measure)
+    list(build_arc(RECIPE, str(base), arc, tmp_path / "zoo", 1, Machine()))
+    assert measured == [{"is it so"}, {"so it is"}]
+
+
 def test_missing_and_broken_files_are_named(arc: Path) -> None:
     path = arc / "ARC-Easy" / "ARC-Easy-Test.jsonl"
     path.write_text('{"id": "Mercury_1"}')

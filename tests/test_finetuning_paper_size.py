@@ -79,9 +79,9 @@ def test_stable_diffusion(recipe: ImageRecipe, stable_diffusion: StableDiffusion
     with patch.object(dreambooth, "open_base", return_value=stable_diffusion):
         base = dreambooth.Base("stand-in")
     outcome = dreambooth.finetune_one(base, replace(recipe, resolution=64), run)
-    assert len(outcome.factors) == 128, "q, k, v and out of 16 blocks with two attentions each"
+    assert len(outcome.factors) == 64, "q and v of 16 blocks with two attentions each"
     assert {A.shape[0] for A, _ in outcome.factors.values()} == {recipe.rank}
-    assert sum(B.abs().max() > 0 for _, B in outcome.factors.values()) > 100
+    assert sum(B.abs().max() > 0 for _, B in outcome.factors.values()) > 50
     dreambooth.write_lora(tmp_path / "lora.safetensors", outcome.factors, recipe.base)
 
 
