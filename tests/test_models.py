@@ -284,6 +284,31 @@ def test_equation_3_procrustes_is_the_best_rotation(r: int, seed: int) -> None:
     torch.testing.assert_close(procrustes(U, V, U @ Q, V @ Q), Q)
 
 
+@pytest.mark.parametrize("cached", [1, 300, 2**18])
+@pytest.mark.parametrize("rank", [1, 3, 4, 8])
+def test_o_align_turns_every_module_of_every_lora_to_its_template(
+    rank: int, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modulewise, "CACHED", cached)
+    batch = random_batch([("a", 16, 12, rank), ("b", 9, 10, rank), ("c", 16, 12, rank)], 5)
+    model = made("o_align", batch)
+    U, V = ([factors.clone().requires_grad_() for factors in side] for side in (batch.U, batch.V))
+    features = model.features(replace(batch, U=tuple(U), V=tuple(V)))
+    for b, row in enumerate(features):
+        expected = []
+        for g, (_, indices) in enumerate(batch.spec.groups):
+            templates = [model.get_buffer(f"template_{side}_{g}") for side in "UV"]
+            for k in range(len(indices)):
+                Q = procrustes(U[g][b, k], V[g][b, k], templates[0][k], templates[1][k])
+                expected += [(U[g][b, k] @ Q).flatten(), (V[g][b, k] @ Q).flatten()]
+        torch.testing.assert_close(row, torch.cat(expected))
+    features.sum().backward()
+    assert (
+        all(torch.isfinite(factors.grad).all() for factors in U + V if factors.grad is not None)
+        and U[0].grad is not None
+    )
+
+
 def test_mixed_ranks_go_to_the_models_that_take_them() -> None:
     loras = [random_lora([("a", 7, 5, rank), ("b", 6, 9, rank)], rank) for rank in (1, 2, 4)]
     spec = shared_spec(loras)

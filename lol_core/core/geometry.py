@@ -12,6 +12,9 @@ from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank, Magnitude
 
+CACHED = 2**17
+"""Numbers that are worked on at a time."""
+
 
 def singular_values(U: Tensor, V: Tensor) -> Tensor:
     """The min(n, m, r) largest singular values of U Vᵀ, descending, by QR of the factors: U (…, n, r), V (…, m, r)
@@ -25,9 +28,16 @@ def singular_values(U: Tensor, V: Tensor) -> Tensor:
 
 
 def triangular(factor: Tensor) -> Tensor:
-    """R of the QR decomposition: (…, n, r) → (…, min(n, r), r). Q is computed only where a gradient needs it."""
-    needed = torch.is_grad_enabled() and factor.requires_grad
-    return torch.linalg.qr(factor, mode="reduced" if needed else "r").R
+    """R of the QR decomposition: (…, n, r) → (…, min(n, r), r). Q is computed only where a gradient needs it; else so
+    many factors are decomposed at a time as stay, with the copy that it takes, in a processor's cache.
+    """
+    if torch.is_grad_enabled() and factor.requires_grad:
+        return torch.linalg.qr(factor).R
+    if factor.numel() <= CACHED or not factor.is_cpu:
+        return torch.linalg.qr(factor, mode="r").R
+    *lead, n, r = factor.shape
+    parts = factor.reshape(-1, n, r).split(max(1, CACHED // (n * r)))
+    return torch.cat([torch.linalg.qr(part, mode="r").R for part in parts]).view(*lead, min(n, r), r)
 
 
 def spectrum(layer: LoRALayer) -> Tensor:

@@ -182,18 +182,46 @@ class LoLModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+@dataclass(frozen=True)
+class FlatPlace:
+    """Where the flattened factors of modules of one shape and rank, which follow each other in their group, are.
+
+    modules: which of the group; columns: of (B, Σ (n + m) r); rows: those of U and those of V, of n + m.
+    """
+
+    modules: slice
+    columns: slice
+    rows: tuple[slice, slice]
+    rank: int
+
+    def write(self, flat: Tensor, side: int, factors: Tensor) -> None:
+        """factors: (B, L, n, r) of all modules of the group, U (side 0) or V (1)."""
+        chosen = factors[:, self.modules, :, : self.rank]
+        flat[:, self.columns].view(*chosen.shape[:2], -1, self.rank)[:, :, self.rows[side]] = chosen
+
+
+def flat_places(spec: WeightSpec) -> list[list[FlatPlace]]:
+    """Of each group of modules."""
+    groups, at = [], 0
+    for (n, m), indices in spec.groups:
+        places, ranks = list[FlatPlace](), [spec.modules[i].rank for i in indices]
+        for rank, run in groupby(range(len(ranks)), ranks.__getitem__):
+            modules = list(run)
+            end = at + len(modules) * (n + m) * rank
+            rows = slice(0, n), slice(n, n + m)
+            places.append(FlatPlace(slice(modules[0], modules[-1] + 1), slice(at, end), rows, rank))
+            at = end
+        groups.append(places)
+    return groups
+
+
 def flat_factors(batch: Batch) -> Tensor:
     """All entries of all factors of each LoRA: (B, Σ (n + m) r). Columns that are padding in every module are left
     out.
     """
-    flat, at = batch.U[0].new_empty(len(batch), batch.spec.parameters), 0
-    for ((n, m), indices), U, V in zip(batch.spec.groups, batch.U, batch.V, strict=True):
-        ranks = [batch.spec.modules[i].rank for i in indices]
-        for rank, run in groupby(range(len(indices)), ranks.__getitem__):
-            places = list(run)
-            first, size = places[0], len(places) * (n + m) * rank
-            part = flat[:, at : at + size].view(len(batch), len(places), n + m, rank)
-            part[:, :, :n] = U[:, first : first + len(places), :, :rank]
-            part[:, :, n:] = V[:, first : first + len(places), :, :rank]
-            at += size
+    flat = batch.U[0].new_empty(len(batch), batch.spec.parameters)
+    for places, *sides in zip(flat_places(batch.spec), batch.U, batch.V, strict=True):
+        for place in places:
+            for side, factors in enumerate(sides):
+                place.write(flat, side, factors)
     return flat

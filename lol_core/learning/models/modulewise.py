@@ -1,13 +1,14 @@
-"""Products of many modules at once: of their maps with the factors of a batch, and of their invariants with the weight
-of a head.
+"""Products of many modules at once: of their maps with the factors of a batch, of their invariants with the weight of a
+head, and of factors with small matrices.
 
-On a processor both go through so many modules at a time as stay in its cache, in all the forms that they take, and make
-in the backward pass again what they made in the forward pass: a batch of a few dozen LoRAs is hundreds of megabytes,
-and memory that is claimed anew at every step costs as much as the multiplications.
+On a processor the first two go through so many modules at a time as stay in its cache, in all the forms that they take,
+and make in the backward pass again what they made in the forward pass: a batch of a few dozen LoRAs is hundreds of
+megabytes, and memory that is claimed anew at every step costs as much as the multiplications.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ CACHED = 2**18
 
 WIDER = {torch.float32: torch.complex128, torch.float16: torch.float64, torch.bfloat16: torch.float64}
 """A type whose numbers have the bytes of four."""
+
+THIN = 16
+"""Columns that a matrix needs to be multiplied at a good rate."""
 
 
 def left_product(maps: Tensor, factors: Tensor) -> Tensor:
@@ -56,23 +60,62 @@ class Products:
         return image
 
 
-def _places(modules: int, numbers: int) -> Iterator[slice]:
-    """Runs of modules, of `numbers` numbers each, that are worked on at a time."""
+def right_products(factors: Tensor, matrices: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """U Q, (B, L, n, r) and (B, L, r, r), of some LoRAs at a time: which, and (b, L, n, r)."""
+    rows, r = _rows_at_once(factors), factors.shape[-1]
+    repeated = matrices.new_zeros(*matrices.shape[:2], rows, r, rows, r)
+    repeated.diagonal(dim1=2, dim2=4).copy_(matrices.unsqueeze(-1))
+    repeated = repeated.flatten(4).flatten(2, 3)
+    for some in _loras(factors):
+        yield some, (_wide(factors[some], rows) @ repeated[some]).view(factors[some].shape)
+
+
+def cross_products(factors: Tensor, templates: Tensor) -> Tensor:
+    """Uᵀ𝐔 of every LoRA with the same templates: (B, L, n, r) and (L, n, r) → (B, L, r, r)."""
+    rows, r = _rows_at_once(factors), factors.shape[-1]
+    templates = _wide(templates, rows)
+    blocks = torch.cat([_wide(factors[some], rows).mT @ templates for some in _loras(factors)])
+    return blocks.unflatten(3, (rows, r)).unflatten(2, (rows, r)).diagonal(dim1=2, dim2=4).sum(-1)
+
+
+def _rows_at_once(factors: Tensor) -> int:
+    """How many rows of thin factors are multiplied as one: by a matrix that is repeated along a diagonal, or for a
+    matrix of blocks of which those on the diagonal are of use. More multiplications take half the time.
+    """
+    n, r = factors.shape[-2:]
+    return math.gcd(n, THIN // r) if factors.is_cpu and 0 < r <= THIN else 1
+
+
+def _wide(factors: Tensor, rows: int) -> Tensor:
+    """(…, n, r) → (…, n / rows, rows r)."""
+    n, r = factors.shape[-2:]
+    return factors.reshape(*factors.shape[:-2], n // rows, rows * r)
+
+
+def _loras(factors: Tensor) -> list[slice]:
+    """Some LoRAs of (B, L, n, r) at a time: a product copies for each what it has in common with the others. All where
+    there is no cache to stay in.
+    """
+    return list(_places(len(factors), factors[0].numel())) if factors.is_cpu else [slice(len(factors))]
+
+
+def _places(count: int, numbers: int) -> Iterator[slice]:
+    """Runs of `count` things, of `numbers` numbers each, that are worked on at a time."""
     size = max(1, CACHED // max(1, numbers))
-    return (slice(at, min(at + size, modules)) for at in range(0, modules, size))
+    return (slice(at, min(at + size, count)) for at in range(0, count, size))
 
 
 def _columns(factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """(B, L, n, r) → (modules, n, B r) of some modules at a time, always in the same memory."""
     B, L, n, r = factors.shape
-    places = list(_places(L, B * n * r))
-    memory = factors.new_empty(places[0].stop, n, B, r)
+    modules = list(_places(L, B * n * r))
+    memory = factors.new_empty(modules[0].stop, n, B, r)
     wide = WIDER.get(factors.dtype)
     if wide is None or r % 4 or not factors.is_contiguous():
         source, target = factors, memory
     else:  # rows of r numbers move as one, which takes half as long
         source, target = factors.view(wide), memory.view(wide)
-    for some in places:
+    for some in modules:
         count = some.stop - some.start
         target[:count].copy_(source[:, some].permute(1, 2, 0, 3))
         yield some, memory[:count].flatten(2)

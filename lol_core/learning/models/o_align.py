@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import O
-from lol_core.learning.models.base import LoLModel, ModelConfig, flat_factors
-from lol_core.learning.models.modulewise import left_product
+from lol_core.learning.models.base import LoLModel, ModelConfig, flat_places
+from lol_core.learning.models.modulewise import cross_products, right_products
 from lol_core.learning.models.registry import register
 
 
@@ -50,11 +50,12 @@ class OAlign(LoLModel):
             self.get_buffer(f"template_V_{g}").copy_(chosen.V[g][0])
 
     def features(self, batch: Batch) -> Tensor:
-        aligned_U, aligned_V = [], []
-        for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
-            template_U, template_V = self.get_buffer(f"template_U_{g}"), self.get_buffer(f"template_V_{g}")
-            # (𝐔ᵀU + 𝐕ᵀV)ᵀ, which, as GL-net's maps, does not copy the templates for each LoRA
-            Q = orthogonal_factor((left_product(template_U.mT, U) + left_product(template_V.mT, V)).mT)
-            aligned_U.append(U @ Q)
-            aligned_V.append(V @ Q)
-        return flat_factors(Batch(batch.spec, tuple(aligned_U), tuple(aligned_V), batch.ranks))
+        flat = batch.U[0].new_empty(len(batch), batch.spec.parameters)
+        for g, (places, *sides) in enumerate(zip(flat_places(batch.spec), batch.U, batch.V, strict=True)):
+            templates = self.get_buffer(f"template_U_{g}"), self.get_buffer(f"template_V_{g}")
+            Q = orthogonal_factor(cross_products(sides[0], templates[0]) + cross_products(sides[1], templates[1]))
+            for side, factors in enumerate(sides):
+                for some, turned in right_products(factors, Q):
+                    for place in places:
+                        place.write(flat[some], side, turned)
+        return flat
