@@ -10,7 +10,7 @@ IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip -
 
 comma := ,
 
-.PHONY: app test pythons bench test-gpu check format notebooks lab wheel docs screenshots zoo base faces emojinette models clean
+.PHONY: app test pythons bench test-gpu check format notebooks lab wheel image space docs screenshots zoo base faces emojinette models clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
@@ -57,7 +57,17 @@ notebooks: .venv/dev  ## from the scripts beside them: run, with light pictures 
 	$(BIN)/python -m tests.write_notebooks
 
 wheel: .venv/dev  ## the library and the app in one file, dist/*.whl
+	rm -f dist/*.whl
 	$(BIN)/python -m hatchling build -t wheel
+
+image: wheel  ## the app for others as a Docker image, lol-explorer
+	docker build --tag lol-explorer .
+
+space: wheel  ## the same to be uploaded as a Space of the Docker kind, in dist/space
+	rm -rf dist/space && mkdir -p dist/space/dist
+	cp Dockerfile .dockerignore requirements.txt space/README.md dist/space
+	cp dist/*.whl dist/space/dist
+	cp -r sample_loras dist/space
 
 docs: .venv/dev  ## the documents as a site, in docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html

@@ -12,6 +12,7 @@ from lol_core.insight.scores import results_table, validation_table
 from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.models import MODELS
 from lol_core.learning.parts import parts_here
+from lol_core.learning.publishing import packed
 from lol_core.learning.tasks import kind_of
 from lol_core.learning.training import Plan
 from lol_core.learning.verdict import judge
@@ -144,14 +145,26 @@ with curves:
     if histories := {title: models[title].history for title in compared if models[title].history}:
         text = "Loss and validation score of kept models against epochs"
         figure(plots.learning_curves(histories), "kept_curves", text)
-place, resume, delete, predictions = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
+place, resume, delete, last = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
 picked = place.selectbox("Model", list(models))  # without a key: a new list selects its first, the newest
 folder, model = folders[picked], models[picked]
-with predictions:
+kept_here = folder.parent == runs_folder(source)
+with last:
+    if access().served:
+        st.download_button(
+            "Download",
+            lambda: packed(folder),
+            f"{folder.name}.zip",
+            "application/zip",
+            icon=":material/download:",
+            width="stretch",
+            key=key("download"),
+            help="Unpacked, it opens on your own computer, in Python or on the page Home there.",
+        )
     page_link("pages/Predictions.py", "Look at its predictions", ":material/insights:", model=picked)
 if resume.button(
     "Resume",
-    disabled=model.finished or busy,
+    disabled=model.finished or busy or (access().served and not kept_here),
     icon=":material/resume:",
     width="stretch",
     help="Goes on with a training that was stopped.",
@@ -159,7 +172,6 @@ if resume.button(
     title = f"{model.model.title}, seed {model.config.seed}"
     state.training = work.train_runs(source, [Run(title, Plan.of(model), model.config, folder, resume=True)])
     st.rerun()
-kept_here = folder.parent == runs_folder(source)
 opened_by_path = str(folder) in state.extra_checkpoints
 with delete.popover(
     "Remove", icon=":material/delete:", disabled=busy or not (kept_here or opened_by_path), width="stretch"

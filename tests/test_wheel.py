@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,15 +36,16 @@ def test_the_versions_that_are_tested_lie_in_the_ranges_that_are_installed() -> 
         assert wanted.specifier.contains(pins()[wanted.name.lower().replace("_", "-")]), text
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the wheel unpacks to."""
+    """A folder in which pip has installed the wheel."""
     place = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = place.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(place / "site")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-index", "--no-compile", "--target", str(place / "site"), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
     return place / "site"
 
 

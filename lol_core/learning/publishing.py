@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 from lol_core.collections.publishing import written
@@ -30,3 +32,13 @@ def publish(checkpoint: Path, out: Path, *, licence: str) -> Path:
         (folder / CARD).write_text(str(card), encoding="utf-8")
 
     return written(out, fill)
+
+
+def packed(checkpoint: Path) -> bytes:
+    """A model as a zip, to be unpacked and opened elsewhere. Raises CheckpointError when the folder holds none."""
+    names = ("checkpoint.json", Path(read_description(checkpoint)["weights"]).name, CARD)
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.write(checkpoint / name, f"{checkpoint.name}/{name}")
+    return buffer.getvalue()
