@@ -26,7 +26,7 @@ from ui.frame import frame, need, needed
 from ui.jobs import sentence
 from ui.keys import key
 from ui.points import walk_points
-from ui.state import load_lora, loaded_checkpoints
+from ui.state import checkpoints, load_lora, loaded_checkpoints
 from ui.tables import numbers, show
 from ui.turning import TITLES, Precision, choose_precision, choose_R
 
@@ -61,7 +61,7 @@ def changes_of(identity: str, count: int, condition: float, precision: Precision
     return changes
 
 
-saved = loaded_checkpoints(source)
+folders, saved = checkpoints(source), loaded_checkpoints(source)
 left, right = st.columns(2)
 with left:
     first = first_trained(source.fingerprint, source)
@@ -79,7 +79,7 @@ fresh = st.toggle(
     not saved,
     key=key("untrained"),
 )
-stamps = tuple(saved[title].created for title in titles)
+stamps = tuple(f"{folders[title]} {saved[title].created}" for title in titles)
 try:
     study = study_of(source.fingerprint, chosen, tuple(titles), stamps, fresh)
 except LoLError as error:

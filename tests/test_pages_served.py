@@ -115,7 +115,7 @@ def test_models_and_selections_stay_with_their_visitor_and_go_with_them(served: 
     assert "None yet" in text_of(second.run()), "the model of another visitor"
     folders = [test.session_state["session"].folder for test in (first, second)]
     assert [len(list(folder.glob("runs/*/*/checkpoint.json"))) for folder in folders] == [1, 0]
-    assert not (cache_folder() / "runs").exists() and not (cache_folder() / "recent.json").exists()
+    assert not {"runs", "recent.json", "index"} & {path.name for path in cache_folder().iterdir()}, "the owner's own"
     del first
     state = None
     gc.collect()

@@ -135,7 +135,8 @@ class Served(Access):
         return None if folder is None else self.roots.address(folder)
 
     def open(self, address: str, labels: str, reporter: Reporter = SILENT) -> Source:
-        return self.roots.open(address, labels or None, reporter=reporter)
+        """Apart from what the owner's own app keeps, such as what is private on the hub."""
+        return self.roots.open(address, labels or None, cache_folder() / "served", reporter)
 
     def text(self, text: str) -> str:
         return _PATH.sub(r"…/\1", self.roots.text(text))
