@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -30,6 +29,7 @@ from tests.test_pages import PAGES, opened, settled, text_of
 from tests.test_pages_sources import button
 from tests.waiting import PATIENCE, until
 from ui import access as policy
+from ui import visitors
 from ui.access import access
 from ui.jobs import Job, sentence
 
@@ -104,6 +104,11 @@ def test_a_visitor_opens_nothing_that_is_not_named(served: Path) -> None:
     assert not test.error and "Labels from class/labels.csv" in text_of(test) and names_no_place(test, served)
 
 
+def endless(reporter: Reporter) -> None:
+    while True:
+        reporter.check("Nothing.")
+
+
 def test_models_and_selections_stay_with_their_visitor_and_go_with_them(served: Path) -> None:
     first, second = opened("Train", None, targets="size"), opened("Train", None)
     first.number_input(key="train.epochs").set_value(2)
@@ -116,10 +121,21 @@ def test_models_and_selections_stay_with_their_visitor_and_go_with_them(served: 
     folders = [test.session_state["session"].folder for test in (first, second)]
     assert [len(list(folder.glob("runs/*/*/checkpoint.json"))) for folder in folders] == [1, 0]
     assert not {"runs", "recent.json", "index"} & {path.name for path in cache_folder().iterdir()}, "the owner's own"
-    del first
-    state = None
-    gc.collect()
-    assert [folder.exists() for folder in folders] == [False, True]
+    visitors._VISITS[state].id, visitors._VISITS[second.session_state["session"]].id = "first", "second"
+    state.validation = Job(endless, None).start()
+    there_still = {"second"}
+    for now, there in ((0.0, True), (9.0, True), (11.0, False)):
+        visitors.end(there_still.__contains__, now, 10.0)
+        assert [folder.exists() for folder in folders] == [there, True] and state.validation.stopping is not there
+    state.validation.wait(PATIENCE)
+    assert not state.validation.running
+
+
+def test_a_lost_connection_may_come_back(served: Path) -> None:
+    state = opened("Home", None).session_state["session"]
+    for here, now in ((False, 0.0), (True, 9.0), (False, 18.0), (False, 27.0)):
+        visitors.end(lambda id, here=here: here, now, 10.0)  # type: ignore[misc]
+    assert state.folder.exists()
 
 
 def test_what_an_idle_visitor_made_is_deleted_after_a_time(served: Path) -> None:
@@ -131,10 +147,6 @@ def test_what_an_idle_visitor_made_is_deleted_after_a_time(served: Path) -> None
 
 
 def test_long_and_many_jobs_end_with_a_sentence(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(reporter: Reporter) -> None:
-        while True:
-            reporter.check("Nothing.")
-
     monkeypatch.setenv("LOL_JOB_MINUTES", "0.001")
     monkeypatch.setenv("LOL_JOBS", "1")
     job = Job(endless, None).start()

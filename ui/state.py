@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
+from ui import visitors
 from ui.access import access
 from ui.jobs import Job, sentence
 from ui.work import Run, Validation
@@ -37,7 +37,7 @@ MAX_RECENT = 8
 MAX_OFFERED = 20
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """What one visitor has open. folder: of what the visitor makes, where the app is served; opened: by (address,
     labels file); extra_checkpoints: folders opened by path;
@@ -74,18 +74,12 @@ class Session:
     page: str = "Home"
     url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": "", "selected": "", "visit": ""})
 
-    def __del__(self) -> None:
-        """With its visitor goes what a served session was doing and has made."""
-        if (folder := vars(self).get("folder")) is not None:
-            for value in vars(self).values():
-                if isinstance(value, Job):
-                    value.stop()
-            shutil.rmtree(folder, ignore_errors=True)
-
 
 def session() -> Session:
     if "session" not in st.session_state:
-        st.session_state["session"] = Session()
+        st.session_state["session"] = made = Session()
+        if made.folder is not None:
+            visitors.watch(made.folder, made)
     state: Session = st.session_state["session"]
     return state
 
