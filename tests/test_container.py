@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-import yaml
+from huggingface_hub import metadata_load
 from packaging.specifiers import SpecifierSet
 from playwright.sync_api import Page, expect
 
@@ -57,8 +57,7 @@ def test_the_image_serves_others_as_nobody_with_one_volume() -> None:
 
 
 def test_a_space_has_the_same_port_and_all_that_is_built_from() -> None:
-    text = (ROOT / "space" / "README.md").read_text()
-    front = yaml.safe_load(text.split("---")[1])
+    front = metadata_load(ROOT / "space" / "README.md") or {}
     (exposed,), command = of("EXPOSE"), json.loads(of("CMD")[0])
     assert front["sdk"] == "docker" and str(front["app_port"]) == exposed
     assert command[command.index("--port") + 1] == exposed and command[command.index("--address") + 1] == "0.0.0.0"
