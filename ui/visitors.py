@@ -75,8 +75,9 @@ def _look() -> None:
     def look() -> None:
         while True:
             time.sleep(EVERY)
-            end(runtime.get_instance().is_active_session, time.monotonic(), patience)
+            end(server.is_active_session, time.monotonic(), patience)
 
     if runtime.exists():
+        server = runtime.get_instance()
         patience = float(st.get_option("server.disconnectedSessionTTL"))
         threading.Thread(target=look, daemon=True).start()
