@@ -21,7 +21,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
+from lol_core.cli.commands import app
 from lol_core.experiments.search import SMALL
 from tests.builders import random_lora, write_peft, write_zoo
 from tests.hub import serving
@@ -244,6 +246,23 @@ print(AppTest.from_file("app.py", default_timeout={PATIENCE}).run().switch_page(
             [sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True
         )
         assert "Row norms" in shown.stdout, "the sixth model stands in the app's picker"
+
+
+def test_each_command_stands_in_a_document_with_an_example() -> None:
+    """All but those that serve the app or make what is committed: zoos, and the archives of a release."""
+    shown = {line for document in CODE for block in blocks(document) for line in block.text.splitlines()}
+
+    def commands(name: str, command: object) -> Iterator[str]:
+        parts = getattr(command, "commands", None)
+        if parts is None:
+            yield name
+        for part, child in (parts or {}).items():
+            yield from commands(f"{name} {part}".strip(), child)
+
+    not_run = re.compile("app|store clear|zoo pack|finetune .*")
+    ours = {name for name in commands("", typer.main.get_command(app)) if not not_run.fullmatch(name)}
+    begun = [f"{line} ".removeprefix("python -m lol_core ") for line in shown]
+    assert len(ours) > 20 and not {name for name in ours if not any(line.startswith(f"{name} ") for line in begun)}
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

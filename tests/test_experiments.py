@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from math import nan
@@ -24,7 +25,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.groups import GL
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.core.symmetry import act, sample_for
-from lol_core.errors import LoLError
+from lol_core.errors import LoLError, ZooError
 from lol_core.experiments import NAMES, OF_PAPER, run
 from lol_core.experiments.ablation import without
 from lol_core.experiments.kernel import kernel_ridge, kernels
@@ -53,7 +54,7 @@ from lol_core.learning.models import make_model
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Multiclass
 from lol_core.learning.verdict import Difference, over_seeds
-from tests.builders import random_batch, random_lora, write_peft, write_zoo
+from tests.builders import random_batch, random_lora, write_peft
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
@@ -335,23 +336,49 @@ def test_the_command_writes_what_the_page_reads(tmp_path: Path, kept: Path) -> N
     assert CliRunner().invoke(app, ["experiment", "table9", "--out", str(out)]).exit_code == 1
 
 
-def test_table_2_is_asked_about_a_zoo_laid_out_as_the_authors_lay_out_theirs(tmp_path: Path) -> None:
-    folder, out = tmp_path / "models_4", tmp_path / "out"
-    for i in range(SMALL.loras or 0):
-        lora = random_lora((("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 24, 24, 4),), i)
-        name = f"model_{i % 4}_0_0_0_{i}"
-        write_peft(folder / name / "unet", lora, alpha=27)
-        torch.save(27.0 + i, folder / name / "score")
-    command = ["experiment", "table2", "--zoo", str(folder), "--out", str(out), "--small", "--json"]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    written = json.loads(result.stdout[result.stdout.index("{") :])
-    assert str(folder) in written["title"] and len(written["cells"]) > 10
-    refused = CliRunner().invoke(app, ["experiment", "table5", *command[2:]])
-    assert refused.exit_code == 1 and "table2" in refused.output
-    write_zoo(tmp_path / "other", 5)
-    lacking = CliRunner().invoke(app, ["experiment", "table2", "--zoo", str(tmp_path / "other"), "--out", str(out)])
-    assert lacking.exit_code == 1 and "'clip_score'" in lacking.output
+def written_as_celeba(folder: Path, number: int) -> str:
+    name = f"model_{number % 4}_0_0_0_{number}"
+    (folder / name).mkdir(parents=True)
+    torch.save(27.0 + number, folder / name / "score")
+    return f"{name}/unet"
+
+
+def written_as_imagenette(folder: Path, number: int) -> str:
+    return f"model_{number % 1024:010b}_{number}/unet"
+
+
+def written_as_arc(folder: Path, number: int) -> str:
+    (folder / str(number)).mkdir(parents=True)
+    for name in ("ARC-Challenge-Acc.txt", "eval_loss.txt"):
+        (folder / str(number) / name).write_text(str(1 / (number + 1)))
+    return str(number)
+
+
+@pytest.mark.parametrize(
+    ("table", "written", "column"),
+    [
+        ("table2", written_as_celeba, "Kendall τ"),
+        ("table3", written_as_imagenette, "classes: accuracy"),
+        ("table5", written_as_arc, "validation loss: R²"),
+    ],
+)
+def test_tables_are_asked_about_the_authors_zoos_as_far_as_the_labels_go(
+    table: str, written: Callable[[Path, int], str], column: str, tmp_path: Path
+) -> None:
+    for number in range(16):
+        lora = random_lora((("mid_block.attentions.0.attn1.to_q", 12, 12, 2),), number)
+        write_peft(tmp_path / "zoo" / written(tmp_path / "zoo", 37 * number), lora, alpha=2)
+    context = Context(SAMPLES, tmp_path / "fits", replace(SMALL, loras=16, epochs=1), zoo=str(tmp_path / "zoo"))
+    result = run(table, context)
+    columns = set(result.cells["column"])
+    assert column in columns and not {"attributes: accuracy", "sources seen: accuracy"} & columns
+    assert set(result.cells["row"]) >= {"MLP", "GL-net", "control: norms only"} and result.findings
+    assert str(tmp_path / "zoo") in result.title
+    other = {"table2": "table5", "table3": "table2", "table5": "table3"}[table]
+    with pytest.raises(ZooError, match="no labels to ask about; it has"):
+        run(other, context)
+    with pytest.raises(LoLError, match="run table2, table3, table5"):
+        run("table4", context)
 
 
 def test_what_is_not_there_says_which_command_makes_it(tmp_path: Path) -> None:

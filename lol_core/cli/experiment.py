@@ -26,7 +26,8 @@ def experiment(
         typer.Option(help="Where fits are kept; those there are not made again. By default fits in --out."),
     ] = None,
     zoo: Annotated[
-        str, typer.Option("--zoo", help="The folder of the sample zoos, or, for table2, another zoo's address.")
+        str,
+        typer.Option("--zoo", help="The folder of the sample zoos, or, for tables 2, 3 and 5, another zoo's address."),
     ] = str(SAMPLES),
     seeds: int = 5,
     halving: Annotated[

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 OF_PAPER = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure5")
 NAMES = (*OF_PAPER, "models", "ablation")
-ELSEWHERE = ("table2",)
-"""Those whose question is the same about another zoo, such as the paper's own."""
+ELSEWHERE = ("table2", "table3", "table5")
+"""Those whose questions can be asked about another zoo, such as the paper's own."""
 
 SEARCHED = ("table2", "table3", "table4", "table5", "models")
 """Those whose models can be searched by successive halving."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from lol_core.collections.layouts.learning_on_loras import ATTRIBUTES, BITS
 from lol_core.experiments import authors
 from lol_core.experiments.comparison import (
     Papers,
@@ -29,15 +30,15 @@ CLASSES = ("cassette", "church", "dog", "fish", "fuel pump", "golf flag", "horn"
 
 def sum_of_classes(truth: pd.DataFrame, predicted: np.ndarray) -> dict[str, float]:
     """How often the number of classes predicted present is the number present (appendix D.3, f_size)."""
-    present = truth[[f"has {name}" for name in CLASSES]].to_numpy(float).sum(1)
+    present = truth.to_numpy(float).sum(1)
     return {"sum of classes": float(((predicted > 0.5).sum(1) == present).mean())}
 
 
 ATTRIBUTES_QUESTION = Question(
-    "faces-attributes", "faces", ("Eyeglasses", "Wearing_Hat", "Smiling", "Beard", "Long_Hair")
+    "faces-attributes", "faces", ("Eyeglasses", "Wearing_Hat", "Smiling", "Beard", "Long_Hair"), elsewhere=ATTRIBUTES
 )
 CLASSES_QUESTION = Question(
-    "emojinette-classes", "emojinette", tuple(f"has {name}" for name in CLASSES), extra=sum_of_classes
+    "emojinette-classes", "emojinette", tuple(f"has {name}" for name in CLASSES), extra=sum_of_classes, elsewhere=BITS
 )
 QUESTIONS = (ATTRIBUTES_QUESTION, CLASSES_QUESTION)
 PAPERS: dict[str, dict[str, Papers]] = {
@@ -105,7 +106,9 @@ def models_of(context: Context, question: Question) -> tuple[str | Variant, ...]
 
 def run(context: Context) -> Result:
     parts, findings = [], []
-    for name, question in (("attributes", ATTRIBUTES_QUESTION), ("classes", CLASSES_QUESTION)):
+    askable = context.askable(QUESTIONS)
+    for question in askable:
+        name = "attributes" if question is ATTRIBUTES_QUESTION else "classes"
         ours = context.trials(question, models_of(context, question))
         for column, papers in PAPERS[name].items():
             parts.append(cells(f"{name}: {column}", intervals(ours, column), papers))
@@ -155,6 +158,6 @@ def run(context: Context) -> Result:
         table,
         findings,
         notes,
-        chart(table, "classes: accuracy"),
-        settings([context.trials(question, models_of(context, question)) for question in QUESTIONS], context.budget),
+        chart(table, "classes: accuracy" if CLASSES_QUESTION in askable else "attributes: accuracy"),
+        settings([context.trials(question, models_of(context, question)) for question in askable], context.budget),
     )

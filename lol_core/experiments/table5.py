@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from lol_core.collections.layouts.learning_on_loras import SOURCES as ARC_SOURCES
 from lol_core.experiments import authors
 from lol_core.experiments.comparison import (
     Papers,
@@ -20,7 +21,7 @@ from lol_core.experiments.comparison import (
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, verdict, weakest, with_interval
 from lol_core.experiments.search import Variant
-from lol_core.experiments.trials import Context, Question
+from lol_core.experiments.trials import Context, Question, Trials
 from lol_core.learning.verdict import Difference
 
 TITLE = "Table 5: a sentence encoder's LoRAs (glosses)"
@@ -45,9 +46,14 @@ SOURCES = (
     "substance",
     "time",
 )
-SOURCES_QUESTION = Question("glosses-sources", "glosses", tuple(f"saw noun.{name}" for name in SOURCES))
-LOSS_QUESTION = Question("glosses-validation-loss", "glosses", ("validation_loss",), score="r2")
-ACCURACY_QUESTION = Question("glosses-accuracy", "glosses", ("accuracy",), score="r2")
+USED = tuple(f"used_{name}" for name in ARC_SOURCES)
+SOURCES_QUESTION = Question("glosses-sources", "glosses", tuple(f"saw noun.{name}" for name in SOURCES), elsewhere=USED)
+LOSS_QUESTION = Question(
+    "glosses-validation-loss", "glosses", ("validation_loss",), score="r2", elsewhere=("eval_loss",)
+)
+ACCURACY_QUESTION = Question(
+    "glosses-accuracy", "glosses", ("accuracy",), score="r2", elsewhere=("arc_challenge_accuracy",)
+)
 QUESTIONS = (SOURCES_QUESTION, LOSS_QUESTION, ACCURACY_QUESTION)
 SOURCES_PAPER: Papers = {
     "mlp": (0.516, 0.006),
@@ -73,55 +79,68 @@ ACCURACY_PAPER: Papers = {
 
 
 PERFECT, HARDLY = 0.98, 0.3
+SEEN = "sources seen: accuracy"
+
+
+def predicted_well(measure: str, trial: Trials) -> list[Finding]:
+    """What the paper finds of a number of the language model's, held against what was fitted."""
+    means = summary(trial, "r2")["mean"]
+    over = {name: beyond(trial, "r2", name, PERFECT) for name in FIVE}
+    two = sorted(over, key=lambda name: over[name].value)[-2:]
+    gap = differences(trial, "r2", best_rival(trial, "r2", list(FIVE)), "norms only", among=len(FIVE))
+    below = beyond(trial, "r2", "mlp", HARDLY)
+    return [
+        Finding(
+            f"Several models predict {measure} almost perfectly (R² of {PERFECT} and more).",
+            weakest(verdict(over[name]) for name in two),
+            f"the best two are {' and '.join(FIVE[name].title for name in two)}, by"
+            f" {' and '.join(with_interval(over[name]) for name in two)} from {PERFECT}; norms alone"
+            f" {means['control: norms only']:.3f}, the best model {with_interval(gap)} above them.",
+        ),
+        Finding(
+            f"A plain MLP predicts {measure} hardly at all (R² below {HARDLY}).",
+            verdict(Difference(-below.value, -below.high, -below.low)),
+            f"R² {means['MLP']:.3f}, {with_interval(below)} from {HARDLY}.",
+        ),
+    ]
+
+
+def told_above_chance(trial: Trials) -> Finding:
+    """The same of the sources that were seen."""
+    means = summary(trial, "accuracy")["mean"]
+    best = best_rival(trial, "accuracy", list(FIVE))
+    gap = differences(trial, "accuracy", best, "constant", among=len(FIVE))
+    return Finding(
+        "Which sources were seen can be told above chance.",
+        verdict(gap),
+        f"{FIVE[best].title} {means[FIVE[best].title]:.3f}, a constant {means['control: constant']:.3f} (difference"
+        f" {with_interval(gap)}), the product kernel {means['product kernel']:.3f}.",
+    )
 
 
 def run(context: Context) -> Result:
     models: tuple[str | Variant, ...] = tuple(FIVE)
     if context.searched:
         models += authors.variants(authors.LANGUAGE)
-    sources, loss, accuracy = (context.trials(question, models) for question in QUESTIONS)
+    trials = {question: context.trials(question, models) for question in context.askable(QUESTIONS)}
     table = pd.concat(
         [
-            cells("sources seen: accuracy", intervals(sources, "accuracy"), SOURCES_PAPER),
-            cells("validation loss: R²", intervals(loss, "r2"), LOSS_PAPER),
-            cells("accuracy: R²", intervals(accuracy, "r2"), ACCURACY_PAPER),
+            cells(column, intervals(trials[question], score), paper)
+            for question, column, score, paper in (
+                (SOURCES_QUESTION, SEEN, "accuracy", SOURCES_PAPER),
+                (LOSS_QUESTION, "validation loss: R²", "r2", LOSS_PAPER),
+                (ACCURACY_QUESTION, "accuracy: R²", "r2", ACCURACY_PAPER),
+            )
+            if question in trials
         ],
         ignore_index=True,
     )
     findings = []
-    for measure, trial in (("the validation loss", loss), ("the accuracy", accuracy)):
-        means = summary(trial, "r2")["mean"]
-        over = {name: beyond(trial, "r2", name, PERFECT) for name in FIVE}
-        two = sorted(over, key=lambda name: over[name].value)[-2:]
-        gap = differences(trial, "r2", best_rival(trial, "r2", list(FIVE)), "norms only", among=len(FIVE))
-        findings.append(
-            Finding(
-                f"Several models predict {measure} almost perfectly (R² of {PERFECT} and more).",
-                weakest(verdict(over[name]) for name in two),
-                f"the best two are {' and '.join(FIVE[name].title for name in two)}, by"
-                f" {' and '.join(with_interval(over[name]) for name in two)} from {PERFECT}; norms alone"
-                f" {means['control: norms only']:.3f}, the best model {with_interval(gap)} above them.",
-            )
-        )
-        below = beyond(trial, "r2", "mlp", HARDLY)
-        findings.append(
-            Finding(
-                f"A plain MLP predicts {measure} hardly at all (R² below {HARDLY}).",
-                verdict(Difference(-below.value, -below.high, -below.low)),
-                f"R² {means['MLP']:.3f}, {with_interval(below)} from {HARDLY}.",
-            )
-        )
-    means = summary(sources, "accuracy")["mean"]
-    best = best_rival(sources, "accuracy", list(FIVE))
-    gap = differences(sources, "accuracy", best, "constant", among=len(FIVE))
-    findings.append(
-        Finding(
-            "Which sources were seen can be told above chance.",
-            verdict(gap),
-            f"{FIVE[best].title} {means[FIVE[best].title]:.3f}, a constant {means['control: constant']:.3f} (difference"
-            f" {with_interval(gap)}), the product kernel {means['product kernel']:.3f}.",
-        )
-    )
+    for measure, question in (("the validation loss", LOSS_QUESTION), ("the accuracy", ACCURACY_QUESTION)):
+        if question in trials:
+            findings += predicted_well(measure, trials[question])
+    if SOURCES_QUESTION in trials:
+        findings.append(told_above_chance(trials[SOURCES_QUESTION]))
     notes = [
         described(context.budget),
         (
@@ -140,6 +159,6 @@ def run(context: Context) -> Result:
         table,
         findings,
         notes,
-        chart(table, "sources seen: accuracy"),
-        settings([sources, loss, accuracy], context.budget),
+        chart(table, SEEN if SOURCES_QUESTION in trials else str(table["column"].iloc[0])),
+        settings(list(trials.values()), context.budget),
     )

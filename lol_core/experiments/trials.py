@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ CONTROLS = ("constant", "structure only", "norms only", SHUFFLED)
 @dataclass(frozen=True)
 class Question:
     """What is predicted about which sample zoo. score: what its table reports first, higher being better, by which a
-    search chooses. extra: further test scores from the true labels and the predictions as `Task.decode` gives them.
+    search chooses. extra: further test scores from the true targets and the predictions as `Task.decode` gives them;
+    elsewhere: what the authors' zoos have in place of the targets.
 
     folded: splits are the folds of five times five-fold cross-validation (seed 5 i + k is fold k of the i-th), and
     every test LoRA's prediction is kept.
@@ -54,6 +55,14 @@ class Question:
     score: str = "accuracy"
     extra: Callable[[pd.DataFrame, np.ndarray], Scores] | None = None
     folded: bool = False
+    elsewhere: tuple[str, ...] = ()
+
+    def asked_with(self, labels: Iterable[str]) -> Question | None:
+        """The question with the targets that a zoo has labels for; None where it has not all of either names."""
+        for targets in filter(None, (self.targets, self.elsewhere)):
+            if set(targets) <= set(labels):
+                return replace(self, targets=targets)
+        return None
 
 
 class Kept:
@@ -359,9 +368,8 @@ class Trials:
         truth = self.zoo.labels.loc[list(ids)]
         scores = dict(task.score(truth, predicted))
         low, high = bootstrap_interval(task, truth, predicted, 0)
-        return (
-            scores | {"low": low, "high": high} | (self.question.extra(truth, predicted) if self.question.extra else {})
-        )
+        extra = self.question.extra(truth[list(task.targets)], predicted) if self.question.extra else {}
+        return scores | {"low": low, "high": high} | extra
 
     def _controls(self, seed: int) -> list[Line]:
         """Constant, structure and norms; and the product kernel, at one seed's split."""
@@ -471,19 +479,33 @@ class Context:
         budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
         key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
         if key not in self.answered:
-            trials = Trials(question, self.zoo_of(question), budget, self.folder, models)
+            zoo = self.zoo_of(question)
+            question = question.asked_with(zoo.labels.columns) or question
+            trials = Trials(question, zoo, budget, self.folder, models)
             trials.run(self.reporter, self.workers)
             self.answered[key] = trials
         return self.answered[key]
 
+    def askable(self, questions: Sequence[Question]) -> list[Question]:
+        """Those that the zoo has labels for: all of a sample zoo. Raises ZooError when another zoo has none of them."""
+        if self.zoo is None:
+            return list(questions)
+        zoo = self._other
+        if askable := [question for question in questions if question.asked_with(zoo.labels.columns)]:
+            return askable
+        wanted = " or ".join(" ".join(targets) for q in questions for targets in (q.targets, q.elsewhere) if targets)
+        raise ZooError(
+            f"{self.zoo} has no labels to ask about; it has {', '.join(map(str, zoo.labels.columns)) or 'none at all'}."
+            f" Give it a labels.csv with {wanted}."
+        )
+
     def zoo_of(self, question: Question) -> Source:
-        """The zoo that a question is asked about. Raises ZooError when it has no labels of that name."""
+        """The zoo that a question is asked about. Raises ZooError when it has no labels for it."""
         if self.zoo is None:
             return Zoo.open(self.samples / question.zoo)
-        zoo = open_source(self.zoo, reporter=self.reporter)
-        if missing := [target for target in question.targets if target not in zoo.labels.columns]:
-            raise ZooError(
-                f"{self.zoo}: no column {missing[0]!r}, which {question.name} is about; it has"
-                f" {', '.join(map(str, zoo.labels.columns)) or 'no labels'}. Give it a labels.csv with that column."
-            )
-        return zoo
+        self.askable([question])
+        return self._other
+
+    @cached_property
+    def _other(self) -> Source:
+        return open_source(str(self.zoo), reporter=self.reporter)

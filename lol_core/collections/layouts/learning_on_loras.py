@@ -24,6 +24,7 @@ STEPS = (100, 133, 167, 200)
 ACCUMULATION = (1, 2, 1, 2)
 PROMPTS = ("celebrity", "person", "thing", "skd")
 ATTRIBUTES = ("Male", "Young", "Wearing_Lipstick", "Big_Lips", "No_Beard")
+BITS = tuple(f"bit_{i}" for i in range(10))
 SOURCES = tuple(
     "MCAS NYSEDREGENTS TIMSS ACTAAP NCEOGA MDSA VASoL AKDE&ED CSZ MEA LEAP NAEP MSA OHAT AIMS TAKS MEAP FCAT"
     " WASL".split()
@@ -83,7 +84,7 @@ def imagenette(beside: Beside) -> pd.DataFrame:
     labels: Labels = {}
     for id in beside.ids:
         bits, run = _matched(_SUBSET, id)
-        labels[id] = {f"bit_{i}": int(bit) for i, bit in enumerate(bits)} | {
+        labels[id] = dict(zip(BITS, map(int, bits), strict=True)) | {
             "classes": bits.count("1"),
             "subset": f"bits {bits}",
             "run": int(run),
