@@ -46,12 +46,13 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv(ROOTS, f"class={folder}")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
     details, factory, show = st.get_option(DETAILS), logging.getLogRecordFactory(), warnings.showwarning
-    rich = st.get_option("logger.enableRich")
+    others = {name: st.get_option(name) for name in ("logger.enableRich", "server.maxUploadSize")}
     policy._served.cache_clear()
     yield folder
     policy._served.cache_clear()
     st.set_option(DETAILS, details)
-    config.set_option("logger.enableRich", rich)
+    for name, value in others.items():
+        config.set_option(name, value)
     logging.setLogRecordFactory(factory)
     logging.captureWarnings(False)
     warnings.showwarning = show
@@ -151,12 +152,14 @@ def test_long_and_many_jobs_end_with_a_sentence(served: Path, monkeypatch: pytes
     monkeypatch.setenv("LOL_JOBS", "1")
     job = Job(endless, None).start()
     refused = Job(endless, None).start()
+    light = Job(lambda reporter: 3, None, takes_turns=False).start()
+    light.wait(PATIENCE)
+    assert light.result == 3, "light work does not wait behind trainings"
     assert not refused.running and "as much to do as it takes on" in str(refused.error)
     refused.wait(1)
     job.wait(PATIENCE)
     assert not job.running and "Stopped after 0.001 minutes" in str(job.error)
     monkeypatch.setenv("LOL_JOBS", "2")
-    policy._served.cache_clear()
     again = Job(lambda reporter: 3, None).start()
     again.wait(PATIENCE)
     assert again.result == 3 and again.error is None
@@ -189,6 +192,7 @@ def test_files_that_are_too_large_are_not_read(served: Path, monkeypatch: pytest
 
     weights = (served / "lora000" / "adapter_model.safetensors").read_bytes()
     monkeypatch.setenv("LOL_UPLOAD_MB", "1")
+    assert access().served and st.get_option("server.maxUploadSize") == 1, "which Streamlit holds to while it comes"
     test = AppTest.from_function(page).run()
     test.file_uploader[0].set_value([("a.safetensors", weights, "application/octet-stream")])
     assert "1 LoRAs" in text_of(test.run()) and not test.error

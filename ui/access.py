@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -41,8 +41,8 @@ _PATH = re.compile(r"(?<![\w/:.~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:*?`]+[/\\]
 @dataclass(frozen=True)
 class Limits:
     """What one server does for its visitors. upload_mb: of a file, and of all files dropped at once; job_minutes: how
-    long one piece of work may take; jobs: pieces at once, of all visitors, those that wait for their turn included;
-    hours: after which what an idle visitor made is deleted.
+    long one piece of work may take; jobs: pieces at once, of all visitors, of those that take turns (the waiting ones
+    included) and of the others; hours: after which what an idle visitor made is deleted.
     """
 
     upload_mb: int | None = None
@@ -51,12 +51,13 @@ class Limits:
     hours: float = math.inf
 
     @classmethod
-    def served(cls, environment: Mapping[str, str]) -> Limits:
+    def served(cls) -> Limits:
+        """Those of the environment."""
         return cls(
-            int(environment.get("LOL_UPLOAD_MB", 50)),
-            float(environment.get("LOL_JOB_MINUTES", 15)),
-            int(environment.get("LOL_JOBS", 30)),
-            float(environment.get("LOL_KEEP_HOURS", 4)),
+            round(_number("LOL_UPLOAD_MB", 50)),
+            _number("LOL_JOB_MINUTES", 15),
+            _number("LOL_JOBS", 30),
+            _number("LOL_KEEP_HOURS", 4),
         )
 
 
@@ -153,11 +154,10 @@ class Served(Access):
 
 def access() -> Access:
     """What holds for this process."""
-    environment = os.environ
-    roots, first = environment.get(ROOTS, ""), environment.get(COLLECTION, "")
-    if not (roots or environment.get(SERVED) or not _of_this_computer(st.get_option("server.address"))):
+    roots, first = os.environ.get(ROOTS, ""), os.environ.get(COLLECTION, "")
+    if not (roots or os.environ.get(SERVED) or not _of_this_computer(st.get_option("server.address"))):
         return _OWN
-    return _served(roots, first, Limits.served(environment))
+    return _served(roots, first, Limits.served())
 
 
 _OWN = Access()
@@ -182,6 +182,7 @@ def _prepare(served: Served) -> None:
     constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
     st.set_option("client.showErrorDetails", "none")
     config.set_option("logger.enableRich", False)  # it prints past the log
+    config.set_option("server.maxUploadSize", served.limits.upload_mb)
     logging.setLogRecordFactory(_Records(served, logging.getLogRecordFactory()))
     logging.captureWarnings(True)
 
@@ -210,6 +211,19 @@ def _of_this_computer(address: str | None) -> bool:
         return ipaddress.ip_address(address or "").is_loopback
     except ValueError:
         return False
+
+
+def _number(name: str, otherwise: float) -> float:
+    """A number of the environment, above zero."""
+    value = os.environ.get(name, "")
+    try:
+        number = float(value or otherwise)
+    except ValueError:
+        number = 0.0
+    if number > 0:
+        return number
+    logging.getLogger(__name__).warning("%s is %r, no number above zero; %g holds.", name, value, otherwise)
+    return otherwise
 
 
 def _models(folder: Path) -> list[Path]:

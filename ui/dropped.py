@@ -21,7 +21,6 @@ def dropped_loras() -> dict[str, LoRA]:
         "Drop a LoRA file; for PEFT its adapter_config.json beside it",
         accept_multiple_files=True,
         key=key("dropped"),
-        max_upload_size=limit,
         help="It is read and forgotten, not stored.",
     )
     if limit is not None and sum(file.size for file in files) > limit * 2**20:
@@ -38,7 +37,8 @@ def dropped_loras() -> dict[str, LoRA]:
                 lora.check_finite()
                 loras[path.name] = lora
             except LoLError as error:
-                st.error(str(error).replace(f"{folder}/", ""), icon=":material/broken_image:")
+                reason = access().text(str(error).replace(f"{folder}/", ""))
+                st.error(reason, icon=":material/broken_image:")
     if files and not weights:
         st.warning("There is no weights file among these. Drop the .safetensors file as well.")
     return loras

@@ -67,7 +67,7 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
             if access().served
             else "Where the LoRAs are: a folder on this computer, or another address that can be opened. It is only"
             " ever read.",
-            Path(default).name or "the path of a folder",
+            Path(default).name or ("hf://owner/name" if access().served else "the path of a folder"),
         )
         labels = url_field(
             "labels",

@@ -16,6 +16,7 @@ from lol_core.errors import LoLError
 from ui.access import access
 
 ONE_AT_A_TIME = threading.Semaphore(1)
+_COUNTING = threading.Lock()
 _ALIVE: WeakSet[Job[Any, Any]] = WeakSet()
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
@@ -38,11 +39,12 @@ class Job(Generic[Subject, Result]):
 
     def start(self) -> Job[Subject, Result]:
         """Begin, unless this server has too much to do already."""
-        if sum(job.running for job in _ALIVE) >= self.limits.jobs:
-            self.error = "This server has as much to do as it takes on. Try again in some minutes."
-            return self
-        _ALIVE.add(self)
-        self._thread.start()
+        with _COUNTING:
+            if sum(job.running for job in _ALIVE if job.takes_turns is self.takes_turns) >= self.limits.jobs:
+                self.error = "This server has as much to do as it takes on. Try again in some minutes."
+                return self
+            _ALIVE.add(self)
+            self._thread.start()
         return self
 
     def stop(self) -> None:
