@@ -8,20 +8,28 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.stats import kurtosis as kurtosis_of
 
 from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.geometry import singular_values
 from lol_core.core.groups import GL
 from lol_core.core.symmetry import TOLERANCES, act, invariance_error, relative_change, sample_for
 from lol_core.errors import ModelError
+from lol_core.experiments.paper import PUBLISHED, VARIANTS
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
 from lol_core.learning.models.gl_net import GLNetConfig
-from lol_core.learning.models.mvprobe import Views
-from lol_core.learning.models.spectral import statistics
+from lol_core.learning.models.mvprobe import Branch, MVProbe
+from lol_core.learning.models.spectral import kurtosis
+from lol_core.learning.models.spectral_sizes import statistics
+from lol_core.learning.models.triplets import triplets
 from lol_core.learning.models.tucker import Part, TuckerConfig, TuckerNet, leading_directions
-from lol_core.learning.models.w2t import triplets
+from lol_core.learning.models.views import Views
 from tests.builders import SHAPES, random_batch, random_lora
 from tests.test_models import FLOATS, shapes_of
+
+SMALL_PROBES = {"probes": 6, "encoding": 5, "hidden": 16}
+BY_TRIPLETS = ("w2t", "triplets")
+"""Invariant where singular values differ."""
 
 
 def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> LoLModel:
@@ -29,7 +37,7 @@ def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int 
     answers.
     """
     torch.manual_seed(seed)
-    model = make_model(name, batch.spec, 3, find_model(name).configure(width=16, **options))
+    model = make_model(name, batch.spec, 3, find_model(name).configure(width=16, **SMALL_PROBES | options))
     sample = batch.to(dtype=torch.float32)
     model.prepare(sample, torch.Generator().manual_seed(seed))
     if model.memorizes:
@@ -41,7 +49,8 @@ def made(name: str, batch: Batch, dtype: torch.dtype = torch.float64, seed: int 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    "name", [name for name, kind in MODELS.items() if kind.symmetry is not None and kind.any_rank and name != "w2t"]
+    "name",
+    [name for name, kind in MODELS.items() if kind.symmetry is not None and kind.any_rank and name not in BY_TRIPLETS],
 )
 @given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
 @settings(max_examples=15)
@@ -59,9 +68,12 @@ def test_what_a_model_promises_holds(name: str, dtype: torch.dtype, ranks: list[
         )
 
 
+@pytest.mark.parametrize("name", BY_TRIPLETS)
 @given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), kappa=st.floats(1, 100), seed=st.integers(0, 10_000))
-@settings(max_examples=15)
-def test_w2t_is_invariant_where_singular_values_differ(ranks: list[int], kappa: float, seed: int) -> None:
+@settings(max_examples=10)
+def test_triplets_are_invariant_where_singular_values_differ(
+    name: str, ranks: list[int], kappa: float, seed: int
+) -> None:
     batch = random_batch(shapes_of(ranks, seed), 3, seed)
     for U, V in zip(batch.U, batch.V, strict=True):
         values = triplets(U, V)[1]
@@ -69,7 +81,7 @@ def test_w2t_is_invariant_where_singular_values_differ(ranks: list[int], kappa: 
             assume(False)
     assert (
         invariance_error(
-            made("w2t", batch, seed=seed),
+            made(name, batch, seed=seed),
             batch,
             GL,
             condition=kappa,
@@ -101,7 +113,9 @@ def test_an_update_of_zero_is_read_too() -> None:
 def test_which_models_see_the_sign_of_an_update() -> None:
     batch = random_batch()
     flipped = Batch(batch.spec, tuple(-U for U in batch.U), batch.V, batch.ranks)
-    for name, blind in {"dsire": True, "spectral": True, "w2t": False, "mvprobe": False, "tucker": False}.items():
+    blind_ones = {"dsire", "spectral", "nearest_spectra", "spectral_sizes"}
+    for name in (*PUBLISHED, *VARIANTS, "tucker"):
+        blind = name in blind_ones
         model = made(name, batch)
         assert (relative_change(model.embed(flipped), model.embed(batch)) < 1e-9) == blind, name
 
@@ -135,15 +149,54 @@ def test_spectral_statistics_of_known_spectra() -> None:
     torch.testing.assert_close(single, torch.tensor([0.6931472, 0.6931472, 1.0, 0.0, 0.6931472]))
 
 
-def test_dsire_gives_a_known_lora_its_own_answer_and_votes_by_module() -> None:
+@pytest.mark.parametrize("name", ["dsire", "nearest_spectra"])
+def test_spectra_give_a_known_lora_its_own_answer_and_vote_by_module(name: str) -> None:
     batch = random_batch(count=5)
-    model = make_model("dsire", batch.spec, 2)
+    model = make_model(name, batch.spec, 2)
     assert (model(batch.to(dtype=torch.float32)) == 0).all(), "nothing is known yet"
     answers = torch.randn(5, 2)
     model.memorize(batch.to(dtype=torch.float32), answers)
     torch.testing.assert_close(model(batch.to(dtype=torch.float32)), answers)
     mixed = Batch(batch.spec, (batch.U[0][:1], batch.U[1][1:2]), (batch.V[0][:1], batch.V[1][1:2]), batch.ranks[:1])
     torch.testing.assert_close(model(mixed.to(dtype=torch.float32))[0], (2 * answers[0] + answers[1]) / 3)
+
+
+def test_dsire_reads_the_factors_too_so_that_only_orthogonal_changes_leave_it_alone() -> None:
+    batch = random_batch()
+    model = made("dsire", batch)
+    assert invariance_error(model.embed, batch, GL, condition=10.0, trials=2) > 1e-2
+    values = model.embed(batch).unflatten(1, (3, -1, batch.spec.rank))
+    for row, factors in ((0, batch.V), (1, batch.U)):
+        torch.testing.assert_close(values[:, row], torch.cat([torch.linalg.svdvals(factor) for factor in factors], 1))
+
+
+@pytest.mark.parametrize("name", ["mvprobe", "probex"])
+def test_probes_answer_from_the_factors_what_they_answer_of_the_product(name: str) -> None:
+    """Against the published formula on ΔW: standardise over all entries, Linear of Sᵀ, ReLU."""
+    batch = random_batch()
+    model = made(name, batch, place=1.0)
+    assert isinstance(model, MVProbe)
+    X = batch.U[model.group][:, model.inside] @ batch.V[model.group][:, model.inside].mT
+    views = [view for view in model.views if isinstance(view, Branch)]
+    answers = [X @ views[0].probes]
+    if name == "mvprobe":
+        answers += [X @ X.mT @ views[1].probes, X.mT @ views[2].probes, X.mT @ X @ views[3].probes]
+        answers = [(S - S.mean((1, 2), keepdim=True)) / (S.std((1, 2), keepdim=True) + 1e-8) for S in answers]
+    expected = [torch.relu(view.encoder(S.mT)).flatten(1) for S, view in zip(answers, views, strict=True)]
+    torch.testing.assert_close(model.features(batch), torch.cat(expected, 1))
+    doubled = Batch(batch.spec, tuple(2 * U for U in batch.U), batch.V, batch.ranks)
+    assert (relative_change(model(doubled), model(batch)) < 1e-6) == (name == "mvprobe"), "MVProbe sees no size"
+
+
+def test_kurtosis_is_that_of_the_entries_and_w2t_augments_in_training_only() -> None:
+    batch = random_batch()
+    U, V = batch.U[0], batch.V[0]
+    expected = [[float(kurtosis_of(each.flatten().numpy(), fisher=False)) for each in row] for row in U @ V.mT]
+    torch.testing.assert_close(kurtosis(U, V), torch.tensor(expected, dtype=U.dtype))
+    model = made("w2t", batch, augment=1.0)
+    assert torch.equal(model(batch), model(batch))
+    model.train()
+    assert not torch.allclose(model(batch), model(batch))
 
 
 @given(n=st.integers(1, 8), N=st.integers(1, 8), count=st.integers(1, 8), seed=st.integers(0, 1000))

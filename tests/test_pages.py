@@ -18,7 +18,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
-from lol_core.experiments.paper import SINCE
+from lol_core.experiments.paper import PUBLISHED
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
@@ -273,19 +273,19 @@ def test_a_broken_file_on_the_lora_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["LoRA", "Map", "Train", "Predictions", "Invariance", "Images"])
 def test_the_newer_models_are_shown_like_the_five(page: str, tmp_path: Path) -> None:
     write_zoo(tmp_path, 40)
-    trained(tmp_path, *SINCE)
+    trained(tmp_path, *PUBLISHED)
     test = settled(opened(page, tmp_path))
     assert not test.exception and not test.error
     if page == "LoRA":
         options = test.selectbox(key="lora.coloured_by").options
         asked = [option for option in options if "contribution" in option]
-        assert len(asked) == len(SINCE)
+        assert len(asked) == len(PUBLISHED)
         for option in asked:
             test.selectbox(key="lora.coloured_by").select(option).run()
             assert not test.exception, option
     if page == "Map":
         latents = [option for option in test.selectbox(key="map.space").options if "Latent" in option]
-        assert len(latents) == len(SINCE)
+        assert len(latents) == len(PUBLISHED)
         for option in latents:
             test.selectbox(key="map.space").select(option).run()
             test = settled(test)

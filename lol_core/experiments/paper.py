@@ -6,6 +6,13 @@ from lol_core.learning.models import MODELS, LoLModel
 
 FIVE: dict[str, type[LoLModel]] = {name: MODELS[name] for name in ("mlp", "o_align", "svd", "dense", "gl_net")}
 """Those of the paper."""
-SINCE: dict[str, type[LoLModel]] = {name: MODELS[name] for name in ("dsire", "spectral", "w2t", "mvprobe", "tucker")}
-"""Those of others, and our own."""
-COMPARED = FIVE | SINCE
+PUBLISHED: dict[str, type[LoLModel]] = {
+    name: MODELS[name] for name in ("dsire", "spectral", "w2t", "probex", "mvprobe")
+}
+"""Those of others, as published. DSiRe and ProbeX are no younger than the paper."""
+VARIANTS: dict[str, type[LoLModel]] = {
+    name: MODELS[name] for name in ("nearest_spectra", "spectral_sizes", "triplets", "views")
+}
+"""Our own variants of them: small ones of all modules."""
+TUCKER: dict[str, type[LoLModel]] = {"tucker": MODELS["tucker"]}
+COMPARED = FIVE | PUBLISHED | VARIANTS | TUCKER

@@ -102,8 +102,11 @@ DROPOUTS = (0.0, 0.1, 0.3)
 OWN: Mapping[str, tuple[str, Sequence[Any]]] = {
     "gl_net": ("equivariant_width", (16, 32, 64)),
     "spectral": ("weight_decay", (0.0, 1e-2, 1e-1)),
+    "mvprobe": ("place", (0.25, 0.5, 0.75)),
+    "probex": ("place", (0.25, 0.5, 0.75)),
 }
-"""Model → the option of its own that is searched; dropout for all others."""
+"""Model → the option of its own that is searched; dropout for all others. Of MVProbe and ProbeX, which read one module,
+which it is."""
 
 
 def full_grid(model: str) -> list[Setting]:

@@ -36,7 +36,9 @@ from lol_core.learning.stream import ahead, parts
 from lol_core.learning.tasks import Task, task_from_dict
 from lol_core.learning.verdict import Difference
 
-FORMAT = 1
+FORMAT = 2
+RENAMED = {"dsire": "nearest_spectra", "spectral": "spectral_sizes", "w2t": "triplets", "mvprobe": "views"}
+"""Format 1 called our variants by the names of the published models."""
 AT_ONCE_BYTES = 2**28
 """Of files whose weights are in memory for one batch of predictions; as many are read ahead."""
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
@@ -331,6 +333,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: no valid JSON ({error}). The checkpoint is damaged; train the model again."
         ) from error
+    if isinstance(description, dict) and description.get("format") == 1 and isinstance(description.get("config"), dict):
+        model = description["config"].get("model")
+        description |= {"format": FORMAT, "config": description["config"] | {"model": RENAMED.get(model, model)}}
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         actual = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise CheckpointError(

@@ -15,7 +15,10 @@ from lol_core.core.batch import WeightSpec
 from lol_core.errors import ModelError
 from lol_core.learning.models.base import LoLModel, ModelConfig
 
-PACKAGED = ("mlp", "o_align", "svd", "dense", "gl_net", "dsire", "spectral", "w2t", "mvprobe", "tucker")
+PACKAGED = (
+    *("mlp", "o_align", "svd", "dense", "gl_net", "dsire", "spectral", "w2t", "mvprobe", "tucker"),
+    *("nearest_spectra", "spectral_sizes", "triplets", "views"),
+)
 """Modules of this package that hold a model, in the order in which models are shown."""
 VARIABLE = "LOL_MODELS"
 """Environment variable with files (or modules) that register further models, separated as in PATH."""

@@ -1,6 +1,5 @@
-"""Spectral statistics of every module and a linear classifier: how backdoors in adapters are detected from their
-weights (arXiv 2602.15195). A variant: of all modules where the paper takes a selected layer, with the nuclear norm in
-place of the kurtosis of ΔW.
+"""Spectral statistics and a linear classifier: how backdoors in adapters are detected from their weights (arXiv
+2602.15195, no code of the authors found). Of all modules: the paper takes a layer that it does not name.
 """
 
 from __future__ import annotations
@@ -8,55 +7,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lol_core.core.batch import Batch, WeightSpec
-from lol_core.core.groups import GL
-from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.core.batch import Batch
 from lol_core.learning.models.registry import register
+from lol_core.learning.models.spectral_sizes import SpectralSizes
 from lol_core.learning.models.svd import spectra
 
-STATISTICS = 5
 TINY = torch.finfo(torch.float32).tiny
+BLOCK = 2**24
+"""Entries of ΔW that exist at a time."""
+
+
+def kurtosis(U: Tensor, V: Tensor) -> Tensor:
+    """Of the entries of each ΔW = U Vᵀ: fourth central moment over the squared variance, (B, L); 0 of a constant."""
+    (B, L, n, _), m = U.shape, V.shape[-2]
+    mean = ((U.sum(-2) * V.sum(-2)).sum(-1) / (n * m))[..., None, None]
+    second, fourth = U.new_zeros(B, L), U.new_zeros(B, L)
+    for rows in U.split(max(1, BLOCK // (B * L * m)), -2):
+        squares = (rows @ V.mT - mean).square()
+        second += squares.sum((-1, -2))
+        fourth += squares.square().sum((-1, -2))
+    return n * m * fourth / second.square().clamp(min=TINY)
 
 
 def statistics(values: Tensor) -> Tensor:
-    """Of singular values (…, r): log ‖ΔW‖ (Frobenius), log σ₁, the share σ₁² / Σσ² of the first, the entropy of these
-    shares, log nuclear norm: (…, 5).
-    """
-    energy = values.square()
-    share = energy / energy.sum(-1, keepdim=True).clamp(min=TINY)
+    """Of singular values (…, r): σ₁, ‖ΔW‖ (Frobenius), σ₁ / Σσ and the entropy of σ / Σσ: (…, 4)."""
+    share = values / values.sum(-1, keepdim=True).clamp(min=TINY)
     entropy = -torch.special.xlogy(share, share).sum(-1)
-    logs = [part.clamp(min=TINY).log() for part in (energy.sum(-1).sqrt(), values.amax(-1), values.sum(-1))]
-    return torch.stack([logs[0], logs[1], share.amax(-1), entropy, logs[2]], -1)
+    return torch.stack([values.amax(-1), values.norm(dim=-1), share.amax(-1), entropy], -1)
 
 
 @register("spectral")
-class Spectral(LoLModel):
-    """Statistics standardised by the training LoRAs; no hidden layer: logistic or linear regression."""
+class Spectral(SpectralSizes):
+    """σ₁, norm, energy concentration, entropy and kurtosis of every module, standardised by the training LoRAs;
+    logistic or linear regression. The regulariser is not stated; weight decay is searched.
+    """
 
     title = "Spectral statistics"
-    symmetry = GL
-    any_rank = True
-    kept_features = True
-    searched = ({"normalize": False},)
-    linear = True
-
-    def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
-        super().__init__(spec, outputs, config)
-        self.register_buffer("mean", torch.zeros(self.n_features()))
-        self.register_buffer("std", torch.ones(self.n_features()))
-
-    def n_features(self) -> int:
-        return len(self.spec.modules) * STATISTICS
-
-    @torch.no_grad()
-    def prepare(self, sample: Batch, generator: torch.Generator) -> None:
-        super().prepare(sample, generator)
-        values = self._statistics(self.normalized(sample))
-        self.get_buffer("mean").copy_(values.mean(0))
-        self.get_buffer("std").copy_(values.std(0, correction=0).clamp(min=1e-6))
-
-    def features(self, batch: Batch) -> Tensor:
-        return (self._statistics(batch) - self.get_buffer("mean")) / self.get_buffer("std")
 
     def _statistics(self, batch: Batch) -> Tensor:
-        return statistics(spectra(batch, self.spec.rank)).flatten(1)
+        of_entries = torch.cat([kurtosis(U, V) for U, V in zip(batch.U, batch.V, strict=True)], 1)
+        return torch.cat([statistics(spectra(batch, self.spec.rank)), of_entries[..., None]], -1).flatten(1)
