@@ -5,7 +5,7 @@ FROM python:3.12-slim
 # PyTorch's own index has the same versions built without CUDA, which pip takes for newer ones.
 ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_NO_CACHE_DIR=1
 RUN --mount=type=bind,source=dist,target=/dist --mount=type=bind,source=requirements.txt,target=/requirements.txt \
-    pip install --constraint /requirements.txt "$(ls /dist/*.whl)[images]"
+    pip install --constraint /requirements.txt /dist/lol_explorer_core-*.whl "$(ls /dist/lol_explorer-*.whl)[images]"
 
 # The sample zoos with their models lie beside the package, as they do in a clone.
 COPY sample_loras /usr/local/lib/python3.12/site-packages/sample_loras

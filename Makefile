@@ -56,9 +56,10 @@ lab: .venv/notebooks  ## the notebooks in the browser
 notebooks: .venv/dev  ## from the scripts beside them: run, with light pictures as outputs
 	$(BIN)/python -m tests.write_notebooks
 
-wheel: .venv/dev  ## the library and the app in one file, dist/*.whl
+wheel: .venv/dev  ## the library with the app, and the package that brings all it needs: dist/*.whl
 	rm -f dist/*.whl
 	$(BIN)/python -m hatchling build -t wheel
+	cd packaging/lol-explorer && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
 
 image: wheel  ## the app for others as a Docker image, lol-explorer
 	docker build --tag lol-explorer .

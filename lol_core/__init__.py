@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lol_core.formats import probe, read
     from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 
+__version__ = "0.1.0"
 _HOMES = {
     "Checkpoint": "lol_core.learning.checkpoint",
     "LoLError": "lol_core.core.errors",

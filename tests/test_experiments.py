@@ -427,5 +427,5 @@ def test_an_experiment_that_needs_more_packages_names_them(monkeypatch: pytest.M
     monkeypatch.setattr("lol_core.experiments.figure4.fine_tunes", lambda context: import_module("diffusers"))
     context = Context(SAMPLES, tmp_path, replace(SMALL, loras=30))
     monkeypatch.setattr(Context, "trials", lambda *args: None)
-    with pytest.raises(LoLError, match=r"lol-explorer\[images\]"):
+    with pytest.raises(LoLError, match=r"lol-explorer-core\[images\]"):
         run("figure4", context)

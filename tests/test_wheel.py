@@ -12,11 +12,13 @@ import pytest
 from packaging.requirements import Requirement
 from playwright.sync_api import Page, expect
 
+import lol_core
 from lol_core.collections.samples import pack
 from tests.browser import CHROMIUM, chromium, server, settled
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXPLORER = ROOT / "packaging" / "lol-explorer"
 
 
 def pins() -> dict[str, str]:
@@ -33,19 +35,31 @@ def test_the_versions_that_are_tested_lie_in_the_ranges_that_are_installed() -> 
     extras = PROJECT["optional-dependencies"].values()
     for text in (*PROJECT["dependencies"], *(line for extra in extras for line in extra)):
         wanted = Requirement(text)
+        if wanted.name == PROJECT["name"]:
+            continue
         assert wanted.specifier.contains(pins()[wanted.name.lower().replace("_", "-")]), text
+
+
+def test_the_explorer_is_the_core_of_its_own_version_with_the_app() -> None:
+    explorer = tomllib.loads((EXPLORER / "pyproject.toml").read_text())["project"]
+    extras = explorer["optional-dependencies"]
+    assert explorer["version"] == PROJECT["version"] == lol_core.__version__
+    for extra, (text,) in {"app": explorer["dependencies"], **extras}.items():
+        wanted = Requirement(text)
+        assert wanted.name == PROJECT["name"] and wanted.extras == {extra} <= PROJECT["optional-dependencies"].keys()
+        assert str(wanted.specifier) == f"=={PROJECT['version']}"
 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which pip has installed the wheel."""
+    """A folder in which pip has installed both wheels."""
     place = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = place.glob("*.whl")
+    for folder in (ROOT, EXPLORER):
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--no-index", "--no-compile", "--target", str(place / "site"), str(wheel)]
-    subprocess.run(command, check=True, capture_output=True)
+    command += ["--no-deps", "--no-index", "--no-compile", "--target", str(place / "site")]
+    subprocess.run([*command, *map(str, place.glob("*.whl"))], check=True, capture_output=True)
     return place / "site"
 
 
@@ -111,4 +125,42 @@ def test_what_an_extra_brings_is_asked_for_by_name(arguments: str, tmp_path: Pat
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
-    assert "pip install 'lol-explorer[images]'" in done.stderr and "Traceback" not in done.stderr
+    assert "pip install 'lol-explorer-core[images]'" in done.stderr and "Traceback" not in done.stderr
+
+
+APART = "streamlit plotly kaleido umap PIL huggingface_hub fsspec diffusers transformers peft accelerate ray faiss"
+"""What extras bring."""
+
+
+def test_the_core_reads_and_trains_with_nothing_that_an_extra_brings(synthetic_folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({APART.split()!r}))
+from pathlib import Path
+from lol_core import TrainingConfig, Zoo
+from lol_core.cli.commands import app
+from lol_core.collections.opening import open_source
+from lol_core.errors import DataMissingError
+from lol_core.insight.rewriting import merge
+from lol_core.learning.models import ModelConfig
+from lol_core.learning.training import plan, train
+zoo = Zoo.open({str(synthetic_folder)!r})
+config = TrainingConfig("gl_net", ModelConfig(width=8), epochs=1)
+model = train(zoo, plan(zoo, ["size"], config), config, Path("model"))
+loras = [zoo.load(id) for id in zoo.ids[:2]]
+assert len(model.predict(loras)) == 2 and merge(loras, [1, 1]).lora.layers
+try:
+    open_source("hf://someone/zoo")
+except DataMissingError as error:
+    print(error)
+try:
+    app(["app"])
+except SystemExit as end:
+    assert end.code == 1
+app(["audit", {str(synthetic_folder)!r}, "--checkpoint", "model"])
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LOL_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'lol-explorer-core[hub]'" in done.stdout
+    assert "pip install 'lol-explorer-core[app]'" in " ".join(done.stderr.split())

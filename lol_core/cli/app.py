@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lol_core.cli.console import reported
+from lol_core.errors import needing
 
 ROOT = Path(__file__).resolve().parents[2]
 COLLECTION = "LOL_COLLECTION"
@@ -44,6 +48,9 @@ def app(
     ] = False,
 ) -> None:
     """Open the explorer in the browser."""
+    with reported(), needing("app"):
+        if find_spec("streamlit") is None:
+            raise ModuleNotFoundError(name="streamlit")
     places = [str(_place(word)) for word in root or ()]
     command = [sys.executable, "-m", "streamlit", "run", str(main_script())]
     command += [f"--server.port={port}", f"--server.address={address}"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lol_core import __version__
 from lol_core.cli.console import (
     Address,
     AsJson,
@@ -86,7 +86,7 @@ def audit(
         remarks = list(remarks_of(source, surveys, same, pairs, reporter.part(0.7, 1.0)))
         if sarif is not None:
             sarif.parent.mkdir(parents=True, exist_ok=True)
-            sarif.write_text(json.dumps(as_sarif(remarks, version("lol-explorer")), indent=1) + "\n")
+            sarif.write_text(json.dumps(as_sarif(remarks, __version__), indent=1) + "\n")
     _show(remarks, len(source), fail_on, as_json)
 
 

@@ -11,6 +11,7 @@ from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
 from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import needing
 
 
 class Opener(Protocol):
@@ -34,7 +35,7 @@ def open_source(
     Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
     """
     address = str(address)
-    with stopped_by(reporter):
+    with needing("hub"), stopped_by(reporter):
         if opener := _opener(address):
             source = opener(address, str(labels) if labels else None, cache, reporter)
         else:

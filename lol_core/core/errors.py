@@ -44,6 +44,14 @@ class DataMissingError(LoLError):
     """Weights or data that a computation needs are not there."""
 
 
+EXTRAS = {
+    **dict.fromkeys(("huggingface_hub", "fsspec"), "hub"),
+    **dict.fromkeys(("streamlit", "plotly", "kaleido", "umap"), "app"),
+    **dict.fromkeys(("ray", "faiss"), "cluster"),
+}
+"""Package → the extra that brings it; the rest is of what a block says that it needs."""
+
+
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
     """Imports of packages that not everyone has installed. Raises DataMissingError naming the extra to install where
@@ -52,8 +60,10 @@ def needing(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith(("lol_core", "ui")):
+        package = (error.name or "").partition(".")[0]
+        if package in ("lol_core", "ui"):
             raise
         raise DataMissingError(
-            f"The package {error.name} is not installed. Install it with: pip install 'lol-explorer[{extra}]'."
+            f"The package {error.name} is not installed. Install it with:"
+            f" pip install 'lol-explorer-core[{EXTRAS.get(package, extra)}]'."
         ) from error

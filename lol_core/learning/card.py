@@ -25,13 +25,12 @@ OPTIONS = {
 
 def model_card(checkpoint: Checkpoint) -> str:
     """The model card, with the fields that the hub reads at its head."""
-    from huggingface_hub import ModelCardData
-
-    about = ModelCardData(library_name="lol_core", tags=["lora", "learning-on-loras", checkpoint.config.model])
     headline, shown = checkpoint.task.headline, list(next(iter(checkpoint.metrics.values()), {}))
     lines = [
         "---",
-        about.to_yaml(),
+        "library_name: lol_core",
+        "tags:",
+        *(f"- {tag}" for tag in ("lora", "learning-on-loras", checkpoint.config.model)),
         "---",
         "",
         f"# {checkpoint.title}",
