@@ -6,7 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lol_core.core.batch import shared_spec, stack
 from lol_core.core.groups import GL
+from lol_core.learning.models import make_model
+from lol_core.learning.models.gl_net import GLNet, GLNetConfig
+from lol_core.learning.models.layers import EquivariantLinear
 from tests.builders import random_lora
 
 
@@ -68,3 +72,29 @@ def test_proposition_1_dimension_of_the_equivariant_maps(
     assert nullity == sum(a * b for a, b in zip(n, n_out, strict=True)) + sum(
         a * b for a, b in zip(m, m_out, strict=True)
     )
+
+
+def test_theorem_2_is_of_widths_n_and_m_a_narrower_gl_net_cannot_read_what_its_maps_forget() -> None:
+    """The target is linear in ΔW and supported on the kernel of Φ at the start: from the features of a GL-net as wide
+    as the module it is read exactly, from those of a narrower one not at all.
+    """
+    torch.manual_seed(0)
+    loras = [random_lora([("x", 6, 5, 2)], seed) for seed in range(80)]
+    batch = stack(loras, shared_spec(loras), torch.float64)
+    narrow, wide = (
+        make_model("gl_net", batch.spec, 1, GLNetConfig(equivariant_width=w)).double().eval() for w in (3, 6)
+    )
+    assert isinstance(narrow, GLNet) and isinstance(wide, GLNet)
+    layer = narrow.first[0]
+    assert isinstance(layer, EquivariantLinear)
+    kernel = torch.linalg.svd(layer.Phi[0]).Vh[3:].T  # (6, 3)
+    delta = torch.stack([lora.layers[0].delta(torch.float64) for lora in loras])
+    y = (delta * (kernel @ torch.randn(3, 5).double())).sum((1, 2))
+    with torch.no_grad():
+        residuals = []
+        for model in (wide, narrow):
+            features = model.features(batch)
+            known, new = features[:60], features[60:]
+            fitted = torch.linalg.lstsq(known, y[:60, None], driver="gelsd").solution
+            residuals.append(float((new @ fitted - y[60:, None]).norm() / y[60:].norm()))
+    assert residuals[0] < 1e-6 and residuals[1] > 0.5
