@@ -11,7 +11,7 @@ import gc
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -85,18 +85,19 @@ class Database:
             with _uncollected():
                 there = present()
                 known = {row[0]: row for row in rows.fetch()}
-                changed = [c for c in there if not _unchanged(c, known.get(c.id))]
+                kept, changed = _parted(there, known)
             _report(reporter, len(there) - len(changed), len(there))
             with ThreadPoolExecutor(readers, initializer=begin_thread, initargs=(reporter.stop,)) as pool:
                 for start in range(0, len(changed), BLOCK):
                     block = changed[start : start + BLOCK]
                     rows.write(zip(block, pool.map(describe, block), strict=True))
                     _report(reporter, len(there) - len(changed) + start + len(block), len(there))
-            if vanished := known.keys() - {candidate.id for candidate in there}:
+            if len(known) > len(kept) and (vanished := known.keys() - {candidate.id for candidate in there}):
                 rows.delete(vanished)
             if changed:
                 known = {row[0]: row for row in rows.fetch()}
-            return rows.entries([known[c.id] for c in there if c.id in known])
+                kept = [known[c.id] for c in there if c.id in known]
+            return rows.entries(kept)
 
     def page(
         self,
@@ -171,7 +172,14 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _unchanged(candidate: Candidate, row: Row | None) -> bool:
-    if row is None or (row[2], row[_MARK]) != (candidate.mtime, candidate.mark):
-        return False
-    return candidate.size in (row[1], UNKNOWN)
+def _parted(present: Sequence[Candidate], known: Mapping[str, Row]) -> tuple[list[Row], list[Candidate]]:
+    """The rows of what is unchanged, and what is new or changed."""
+    kept, changed = list[Row](), list[Candidate]()
+    for candidate in present:
+        id, _, size, mtime, _, mark, _ = candidate
+        row = known.get(id)
+        if row is None or row[2] != mtime or row[_MARK] != mark or size not in (row[1], UNKNOWN):
+            changed.append(candidate)
+        else:
+            kept.append(row)
+    return kept, changed
