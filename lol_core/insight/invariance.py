@@ -32,12 +32,14 @@ from lol_core.core.symmetry import (
 from lol_core.errors import LoLError
 from lol_core.insight.plots import Dial
 from lol_core.learning.checkpoint import Checkpoint
-from lol_core.learning.memory import check_memory
+from lol_core.learning.memory import BYTES_USED, check_memory, memory_needed
 from lol_core.learning.models import LoLModel, make_model
 from lol_core.learning.tasks import Multiclass, Regression, Task
 
 NUMBERS_AT_ONCE = 20_000_000
 """Numbers that the copies of a LoRA take together when many R act on it at once."""
+LARGEST = 2**28
+"""Weights of an untrained model that is shown: a gigabyte, as much as is read in a fraction of a second for every R."""
 CORNER = 48
 """Rows of U and V that are shown."""
 
@@ -144,6 +146,7 @@ class Study:
     problems: tuple[str, ...] = ()
     _batches: dict[tuple[int, torch.dtype], Batch] = field(default_factory=dict)
     _twins: dict[str, LoLModel] = field(default_factory=dict)
+    _first: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lora: LoRA, trained: Mapping[str, Checkpoint], fresh: Mapping[str, type[LoLModel]]) -> Study:
@@ -158,7 +161,8 @@ class Study:
                 models.append(Examined(title, checkpoint.model, checkpoint.task))
             except LoLError as error:
                 problems.append(f"{title}: {error}")
-        return cls(lora, (*models, *fresh_models(lora, fresh)), tuple(problems))
+        untrained, left_out = fresh_models(lora, fresh)
+        return cls(lora, (*models, *untrained), (*problems, *left_out))
 
     @property
     def spec(self) -> WeightSpec:
@@ -195,17 +199,27 @@ class Study:
         outputs = self.model(examined, batch.dtype)(batch)
         return torch.from_numpy(examined.task.decode(outputs)) if examined.task else outputs.double()
 
+    def first(self, examined: Examined, dtype: torch.dtype) -> Tensor:
+        """Predictions of the LoRA as it is, (outputs,)."""
+        place = examined.title, dtype
+        if place not in self._first:
+            self._first[place] = self.values(examined, self.start(dtype, examined.model.spec))[0]
+        return self._first[place]
+
     def turn(self, R: tuple[Tensor, ...], group: Group, dtype: torch.dtype) -> Turn:
         """R ⋆ the LoRA, and what every model makes of it. R[g]: (1, L_g, r, r), by the LoRA's own modules."""
         before = self.start(dtype)
         after = act(R, before)
         rows, dials, problems = [], [], []
+        turned = {before.spec: after}
         for examined in self.models:
-            batch = self.start(dtype, examined.model.spec)
+            spec = examined.model.spec
             try:
-                first = self.values(examined, batch)[0]
-                own = for_spec(R, before.spec, batch.spec, batch.rank)
-                second = self.values(examined, act(own, batch))[0]
+                first = self.first(examined, dtype)
+                if spec not in turned:
+                    batch = self.start(dtype, spec)
+                    turned[spec] = act(for_spec(R, before.spec, spec, batch.rank), batch)
+                second = self.values(examined, turned[spec])[0]
             except LoLError as error:
                 problems.append(f"{examined.title}: {error}")
                 continue
@@ -288,24 +302,31 @@ def _flat(batch: Batch, side: str) -> Tensor:
     return torch.cat([factor.flatten() for factor in getattr(batch, side)])
 
 
-def fresh_models(lora: LoRA, kinds: Mapping[str, type[LoLModel]]) -> list[Examined]:
-    """Models of some kinds with random weights, scaled to a LoRA; those that do not fit in memory are left out. GL-net
-    has two equivariant layers, so that σ is seen.
+def fresh_models(lora: LoRA, kinds: Mapping[str, type[LoLModel]]) -> tuple[list[Examined], list[str]]:
+    """Models of some kinds with random weights, scaled to a LoRA, and why others are left out: they do not fit in
+    memory, or would take seconds for every R. GL-net has two equivariant layers, so that σ is seen.
     """
-    spec, models = shared_spec([lora]), []
+    spec, models, left_out = shared_spec([lora]), list[Examined](), list[str]()
     batch = stack([lora], spec)
     for name, kind in kinds.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            try:
-                config = kind.configure(width=32, equivariant_layers=2)
-                check_memory(name, spec, 1, config, torch.device("cpu"), fitted=False)
-                model = make_model(name, spec, 1, config)
-            except LoLError:
+        title, config = f"{kind.title} (untrained)", kind.configure(width=32, equivariant_layers=2)
+        try:
+            weights = memory_needed(name, spec, 1, config, fitted=False) // BYTES_USED
+            if weights > LARGEST:
+                left_out.append(
+                    f"{title} is left out: with {weights / 1e6:,.0f} million weights it is slow for every R."
+                )
                 continue
+            check_memory(name, spec, 1, config, torch.device("cpu"), fitted=False)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = make_model(name, spec, 1, config)
+        except LoLError as error:
+            left_out.append(f"{title} is left out: {error}")
+            continue
         model.prepare(batch, torch.Generator().manual_seed(0))
-        models.append(Examined(f"{kind.title} (untrained)", model.eval()))
-    return models
+        models.append(Examined(title, model.eval()))
+    return models, left_out
 
 
 def first_matrix(R: Sequence[Tensor], batch: Batch) -> tuple[str, np.ndarray]:
