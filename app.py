@@ -15,7 +15,7 @@ from ui.frame import frame_or_nothing, open_collection, page_link
 from ui.home import can_choose, choose, picture, sample_buttons
 from ui.jobs import sentence
 from ui.keys import key
-from ui.state import checkpoints, load_checkpoint, of_other_collections, recent, session
+from ui.state import ROOT, checkpoints, load_checkpoint, of_other_collections, recent, session
 from ui.tables import show
 
 source = frame_or_nothing("Home", "LoL Explorer")
@@ -43,7 +43,7 @@ with own.container(border=True, height="stretch"):
         "One of this server, or hf://owner/name" if served else "A folder, a .zip or .tar, or hf://owner/name",
         placeholder="hf://owner/name" if served else "~/models/loras",
         key=key("address"),
-        help=("" if served else "Also an archive's URL. ")
+        help=("" if served else "Also the URL of an archive or a LoRA. ")
         + "Every dialect is read; what cannot be read is listed with the reason.",
     )
     with st.container(horizontal=True):
@@ -65,7 +65,8 @@ with teach.container(border=True, height="stretch"):
     st.caption("The same LoRA with other factors: the needle of GL-net stays, that of MLP + O-Align moves.")
     page_link("pages/Invariance.py", "Turn R", ":material/rotate_right:")
     page_link("pages/Experiments.py", "The paper's tables", ":material/science:")
-    st.caption("Eight notebooks: `make lab`.")
+    if (ROOT / "notebooks").is_dir():
+        st.caption("Eight notebooks: `make lab`.")
 
 if access().sample(visit.ZOO) is not None:
     st.subheader("A first visit: two minutes, nothing to train")

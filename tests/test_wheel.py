@@ -102,7 +102,7 @@ def test_an_app_that_has_no_zoo_gets_one_at_a_click(
     command = ("-m", "lol_core", "app", "--port", "{port}", "--headless")
     with server(tmp_path / "cache", command=command, code=installed, folder=tmp_path) as address, chromium() as browser:
         page = settled_at(browser.new_page(), f"{address}/Map")
-        expect(page.get_by_test_id("stAlert")).to_contain_text("Nothing is open yet")
+        expect(page.get_by_test_id("stAlert")).to_contain_text("Nothing is open. Open a collection on the page Home")
         page = settled_at(page, address)
         page.get_by_role("button", name="Get glosses (15 MB)").click()
         expect(page.get_by_text("318 LoRAs open, 0 files refused")).to_be_visible()

@@ -38,19 +38,18 @@ def frame(page: str, *, loras: bool = False) -> Source:
 
     page: its name, which the keys of its widgets carry; loras: whether there is nothing to show without a LoRA.
     """
-    source = needed(
-        frame_or_nothing(page),
-        "Nothing is open yet. Open a collection on the page **Home**, or type under **Collection** in the sidebar where"
-        " your LoRAs are; nothing is written there.",
-    )
+    source = frame_or_nothing(page)
+    default = Path(access().first).name
+    text = "Nothing is open. Open a collection on the page **Home**, or under **Collection** in the sidebar"
+    source = needed(source, f"{text}; empty that field for {default}." if default else f"{text}.")
     text = "No LoRA could be read in this collection. Open another in the sidebar; the page Zoo says what was refused."
     need(len(source) or not loras, text)
     return source
 
 
 def frame_or_nothing(page: str, title: str = "") -> Source | None:
-    """Draw the frame and return the open collection, None where none was named. Ends the page, with what to do, when it
-    cannot be opened. title: what stands above the page, its name by default.
+    """Draw the frame and return the open collection; None where none was named, or, with the reason on the page, where
+    it cannot be opened. title: what stands above the page, its name by default.
     """
     st.set_page_config(page_title=f"{page} · LoL Explorer", page_icon=":material/hub:", layout="wide")
     session().page = page
@@ -93,11 +92,7 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
         source = opened(address or default, labels, rescan)
     except LoLError as error:
         st.error(sentence(error), icon=":material/folder_off:")
-        where = "one of those" if access().served else "where LoRAs are, such as the path of a folder"
-        st.info(
-            f"Under **Collection** in the sidebar type {where}, or empty the field for {Path(default).name or 'none'}."
-        )
-        st.stop()
+        return None
     restore(source)
     with st.sidebar:
         switcher(source)

@@ -119,14 +119,18 @@ def _bytes_here(blob: Blob) -> int:
 def _sizes(source: FileSource, budget: Budget, catalogue: Catalogue) -> str:
     total = size(source)
     archives = sum(path.lower().endswith(archive.SUFFIXES) for path in catalogue.files)
+    here = _in_words(budget.used)
     sentence = (
-        f"The weights of these {len(source):,} LoRAs are {total / GIGABYTE:.2f} GB on the hub, of which"
-        f" {budget.used / GIGABYTE:.2f} GB are here. Each comes when it is needed, up to"
-        f" {budget.allowed / GIGABYTE:.0f} GB in all (LOL_CACHE_LIMIT_GB)."
+        f"The weights of these {len(source):,} LoRAs are {_in_words(total)} on the hub, of which {here} are here. Each"
+        f" comes when it is needed, up to {budget.allowed / GIGABYTE:.0f} GB in all (LOL_CACHE_LIMIT_GB)."
     )
     if archives and not len(source) and not source.address.lower().endswith(archive.SUFFIXES):
         sentence = f"It holds {archives} archives, such as {source.address}/… .zip: open each by its own address."
     return sentence
+
+
+def _in_words(size: int) -> str:
+    return f"{size / GIGABYTE:.2f} GB" if size >= GIGABYTE else f"{size / 1e6:,.1f} MB"
 
 
 def _write(path: Path, content: bytes) -> None:

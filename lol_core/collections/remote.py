@@ -1,5 +1,5 @@
-"""Archives on the web, and folders and archives on whatever fsspec reaches (s3://, gs://, sftp://, …) where its package
-is installed. Parts are read by ranges, and kept in the cache once they were read whole.
+"""Archives and single files on the web, and folders and archives on whatever fsspec reaches (s3://, gs://, sftp://, …)
+where its package is installed. Parts are read by ranges, and kept in the cache once they were read whole.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lol_core.collections import archive
 from lol_core.collections.blob import Blob
@@ -21,6 +21,7 @@ from lol_core.collections.remote_files import Budget, Kept
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
+from lol_core.formats import SUFFIXES
 
 _PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([^/?#]+)(?:/([^/?#]+))?(.*)")
 _WITHIN = re.compile(r"/(?:tree|blob|resolve)/([^/?#]+)(/[^?#]*)?")
@@ -83,9 +84,7 @@ def open_url(address: str, labels: str | None = None, cache: Path | None = None,
     if place.scheme == "memory":
         raise ZooError(f"{address}: LoRAs made in Python live in the program that made them. Write them to a folder.")
     if place.scheme in ("http", "https"):
-        if not place.path.lower().endswith((".zip", ".tar")):
-            raise ZooError(f"{address}: of the web, addresses of .zip and .tar archives are opened, and of the hub.")
-        listing = _archived(WebFile.of(address), place.path)
+        listing = _of_web(address, place.path)
     else:
         listing = _listed(address, place.path)
     budget, folder = Budget(bytes_allowed()), (cache or cache_folder()) / "members"
@@ -95,6 +94,14 @@ def open_url(address: str, labels: str | None = None, cache: Path | None = None,
     return FileSource.open(
         address, name, replace(listing, files=kept), labels=labels, cache=cache, reporter=reporter, readers=READERS
     )
+
+
+def _of_web(address: str, path: str) -> Listing:
+    if path.lower().endswith(SUFFIXES):
+        return Listing({unquote(path.rpartition("/")[2]): WebFile.of(address)})
+    if path.lower().endswith((".zip", ".tar")):
+        return _archived(WebFile.of(address), path)
+    raise ZooError(f"{address}: of the web, .zip and .tar archives and single LoRA files are opened, and the hub.")
 
 
 def of_page(url: str) -> str | None:
@@ -127,8 +134,12 @@ def _listed(address: str, path: str) -> Listing:
             )
             for name, info in infos.items()
         }
-    except (ImportError, ValueError) as error:
-        raise ZooError(f"{address}: {error}. Install the package that fsspec needs for such addresses.") from error
+    except ImportError as error:
+        raise ZooError(f"{address} needs a package that is not installed. {error}, and open it again.") from error
+    except ValueError as error:
+        raise ZooError(
+            f"{address}: {error}. Known are hf://, https:// and what fsspec reaches, such as s3://."
+        ) from error
     except Exception as error:  # each file system has errors of its own
         raise PassingError(
             f"{address} cannot be listed ({type(error).__name__}: {str(error)[:200]}). Check the address, and whether"
