@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import pytest
 import streamlit as st
 from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
@@ -21,10 +22,12 @@ from typer.testing import CliRunner
 from lol_core.cli.app import COLLECTION, ROOTS, SERVED
 from lol_core.cli.commands import app
 from lol_core.collections.cache import cache_folder
+from lol_core.collections.opening import open_source
 from lol_core.core.progress import Reporter
 from lol_core.errors import ZooError
 from tests.builders import write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
+from tests.hub import Hub, hub
 from tests.test_pages import PAGES, opened, settled, text_of
 from tests.test_pages_sources import button
 from tests.waiting import PATIENCE, until
@@ -32,6 +35,8 @@ from ui import access as policy
 from ui import visitors
 from ui.access import access
 from ui.jobs import Job, sentence
+
+__all__ = ["hub"]
 
 DETAILS = "client.showErrorDetails"
 
@@ -86,6 +91,8 @@ def test_every_page_works_and_shows_no_path(served: Path) -> None:
         assert not test.exception and not test.error, page
         assert "12 LoRAs open, 1 file refused" in text_of(test)
         assert names_no_place(test, served), page
+        if page == "Images":
+            assert test.selectbox(key="images.base").options == ["small-diffusion"], "no path, and no hub"
     assert [field.label for field in test.text_input][:2] == ["Collection", "Labels file"]
 
 
@@ -103,6 +110,23 @@ def test_a_visitor_opens_nothing_that_is_not_named(served: Path) -> None:
     test.query_params["labels"] = "class/labels.csv"
     test = settled(test.run())
     assert not test.error and "Labels from class/labels.csv" in text_of(test) and names_no_place(test, served)
+
+
+def test_of_the_hub_visitors_see_what_anyone_sees(served: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner in ("open", "mine"):
+        hub.add(f"models/{owner}/zoo", served / "lora000", private=owner == "mine")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
+    assert len(open_source("hf://mine/zoo")) == 1, "the owner's own app"
+    here, before = access(), len(hub.asked)
+    assert len(here.open("hf://open/zoo", "")) == len(here.open("https://huggingface.co/open/zoo", "")) == 1
+    with pytest.raises(ZooError, match="or it is private"):
+        here.open("hf://mine/zoo", "")
+    assert not any(asked.token for asked in hub.asked[before:])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    close_session()
+    assert here.open("hf://open/zoo", "").remarks
+    with pytest.raises(ZooError, match="HF_HUB_OFFLINE"):
+        here.open("hf://mine/zoo", "")
 
 
 def endless(reporter: Reporter) -> None:
