@@ -50,6 +50,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     (folder / "gone.safetensors").symlink_to(folder.parent / "mine" / "lora000" / "adapter_model.safetensors")
     monkeypatch.setenv(ROOTS, f"class={folder}")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE)
     details, factory, show = st.get_option(DETAILS), logging.getLogRecordFactory(), warnings.showwarning
     others = {name: st.get_option(name) for name in ("logger.enableRich", "server.maxUploadSize")}
     policy._served.cache_clear()
@@ -122,6 +123,18 @@ def test_of_the_hub_visitors_see_what_anyone_sees(served: Path, hub: Hub, monkey
     with pytest.raises(ZooError, match="or it is private"):
         here.open("hf://mine/zoo", "")
     assert not any(asked.token for asked in hub.asked[before:])
+    for name in ("first", "second"):
+        hub.add(f"models/{name}/zoo", served / "lora000")
+        source = here.open(f"hf://{name}/zoo", "")
+        source.load(source.ids[0])
+    kept_of = cache_folder() / "served" / "hub"
+    assert {path.name for path in kept_of.glob("models--*")} == {"models--first--zoo", "models--second--zoo"}
+    blobs = [path.stat() for path in (kept_of / "models--second--zoo" / "blobs").iterdir()]
+    for blob in (kept_of / "models--first--zoo" / "blobs").iterdir():
+        os.utime(blob, (0, 0))
+    monkeypatch.setenv("LOL_HUB_GB", str(1.5 * sum(blob.st_size for blob in blobs) / 1e9))
+    assert len(access().open("hf://first/zoo", "")) == 1, "which is listed anew"
+    assert {path.name for path in kept_of.glob("models--*")} == {"models--second--zoo"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()
     assert here.open("hf://open/zoo", "").remarks

@@ -28,6 +28,7 @@ from streamlit import config
 
 from lol_core.cli.app import COLLECTION, ROOTS, SERVED
 from lol_core.collections.cache import cache_folder
+from lol_core.collections.downloads import trim
 from lol_core.collections.opening import open_source
 from lol_core.collections.samples import sample_zoos, samples_folder
 from lol_core.collections.served import SCHEME, Roots
@@ -42,13 +43,15 @@ _PATH = re.compile(r"(?<![\w/:.~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:*?`]+[/\\]
 class Limits:
     """What one server does for its visitors. upload_mb: of a file, and of all files dropped at once; job_minutes: how
     long one piece of work may take; jobs: pieces at once, of all visitors, of those that take turns (the waiting ones
-    included) and of the others; hours: after which what an idle visitor made is deleted.
+    included) and of the others; hours: after which what an idle visitor made is deleted; hub_gb: of what was downloaded
+    from the hub that is kept.
     """
 
     upload_mb: int | None = None
     job_minutes: float = math.inf
     jobs: float = math.inf
     hours: float = math.inf
+    hub_gb: float = math.inf
 
     @classmethod
     def served(cls) -> Limits:
@@ -58,6 +61,7 @@ class Limits:
             _number("LOL_JOB_MINUTES", 15),
             _number("LOL_JOBS", 30),
             _number("LOL_KEEP_HOURS", 4),
+            _number("LOL_HUB_GB", 20),
         )
 
 
@@ -137,14 +141,17 @@ class Served(Access):
 
     def open(self, address: str, labels: str, reporter: Reporter = SILENT) -> Source:
         """Apart from what the owner's own app keeps, such as what is private on the hub."""
-        return self.roots.open(address, labels or None, cache_folder() / "served", reporter)
+        cache = _cache()
+        if "://" in address and not address.startswith(SCHEME):
+            trim(cache / "hub", cache / "members", self.limits.hub_gb)
+        return self.roots.open(address, labels or None, cache, reporter)
 
     def text(self, text: str) -> str:
         return _PATH.sub(r"…/\1", self.roots.text(text))
 
     def visitor_folder(self) -> Path:
         """It is deleted with the session, or with the next visitor when it was unused for too long."""
-        visitors = cache_folder() / "visitors"
+        visitors = _cache() / "visitors"
         visitors.mkdir(parents=True, exist_ok=True)
         for folder in visitors.iterdir():
             if folder.stat().st_mtime < time.time() - 3600 * self.limits.hours:
@@ -180,6 +187,7 @@ def _prepare(served: Served) -> None:
     from huggingface_hub import constants
 
     constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+    constants.HF_HUB_CACHE = str(_cache() / "hub")
     st.set_option("client.showErrorDetails", "none")
     config.set_option("logger.enableRich", False)  # it prints past the log
     config.set_option("server.maxUploadSize", served.limits.upload_mb)
@@ -201,6 +209,11 @@ class _Records:
             if record.exc_info:
                 record.exc_text = self.access.text("".join(traceback.format_exception(*record.exc_info)))
         return record
+
+
+def _cache() -> Path:
+    """Where a served app keeps what it reads and what its visitors make."""
+    return cache_folder() / "served"
 
 
 def _of_this_computer(address: str | None) -> bool:
