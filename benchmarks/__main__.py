@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +20,14 @@ from benchmarks import figure5, models, streaming
 from benchmarks.measure import Claim, exponent, machine
 
 RESULTS = Path(__file__).parent / "results"
+CLUSTER = Path(__file__).parent.parent / "docs" / "howto" / "cluster.md"
 Part = dict[str, Any]
-"""What a part of the report holds: claims, growth, and the whole report of a script."""
+"""What a part of the report holds: claims, growth, facts (what → a number), and the whole report of a script."""
+
+
+def within(text: str, limit: float, taken: list[float]) -> Claim:
+    """The claim that something takes at most so many seconds of the clock."""
+    return Claim(text, 1.0, taken, [limit] * len(taken), f"the {limit:g} s asked for", "s of the clock")
 
 
 def script(name: str, *options: object, out: str = "--out") -> Part:
@@ -35,7 +42,8 @@ def script(name: str, *options: object, out: str = "--out") -> Part:
 
 
 def of_models(quick: bool) -> Part:
-    return {"claims": models.claims(quick), "growth": models.growth(quick)}
+    answers = within("Invariance, a new R for 128 modules of rank 4, four models", 0.2, models.answers(quick))
+    return {"claims": [*models.claims(quick), answers], "growth": models.growth(quick)}
 
 
 def of_streaming(quick: bool) -> Part:
@@ -61,7 +69,41 @@ def of_index(quick: bool) -> Part:
         text, 1.0, times[str(sizes[-1])], headers, "one thread that json.loads-es the headers", "s of the clock"
     )
     growth = {"files": {"exponent": exponent(sizes, times), "samples (s)": times}}
-    return {"claims": [claim], "growth": growth, "report": reports[-1]}
+    many = reports[-1]["many"]
+    about = f"among {many['files']:,} files"
+    claims = [
+        claim,
+        within(f"Opened again, {about}", 1.0, many["opened again (s)"]),
+        within(f"First page of the table, {about}", 0.5, many["first page (s)"]),
+        within(f"A search that finds one, {about}", 0.5, many["search that finds one (s)"]),
+    ]
+    memory = {f"memory to open {many['files']:,} files again (MB)": many["most memory, all included (MB)"]}
+    return {"claims": claims, "growth": growth, "facts": memory, "report": reports[-1]}
+
+
+def of_survey(quick: bool, published: Path | None = None, rival: str | None = None) -> Part:
+    """Reading and surveying beside reading the bytes and multiplying once; beside a rival where one is given."""
+    options: list[object] = ["--quick"] if quick else []
+    options += ["--published", published] if published else []
+    options += ["--rival", rival] if rival else []
+    part = script("survey", *options, out="--results")
+    claims = []
+    for about, measured in part["report"].items():
+        if not isinstance(measured, dict):
+            continue
+        rounds = measured["rounds_s"]
+        if "rival" in measured:
+            text, goal, against = f"Survey, {about}, start-up off both", 3.0, measured["rival"]
+            ours, theirs = [one["ours"] for one in rounds], [one["rival"] for one in rounds]
+        else:
+            text, goal, against = f"Survey, {about}", 1 / 3, "reading the bytes and multiplying them once"
+            ours, theirs = [one["survey"] for one in rounds], [one["bytes"] + one["product"] for one in rounds]
+        claims.append(Claim(text, goal, ours, theirs, against))
+    return part | {"claims": claims}
+
+
+def of_many(quick: bool) -> Part:
+    return {"facts": script("many", "--count", 1000 if quick else 100_000)["report"]}
 
 
 def of_probe(quick: bool) -> Part:
@@ -80,7 +122,10 @@ def of_probe(quick: bool) -> Part:
 
 
 def of_cost(quick: bool) -> Part:
-    return script("cost", "--measure", "--count", 1 if quick else 8, out="--results")
+    """Also rewrites the table of docs/howto/cluster.md, unless it is only tried."""
+    if quick:
+        return script("cost", "--measure", "--count", 1, out="--results")
+    return script("cost", "--measure", "--count", 8, "--document", CLUSTER, out="--results")
 
 
 def of_pages(quick: bool) -> Part:
@@ -96,6 +141,8 @@ PARTS: Mapping[str, Callable[[bool], Part]] = {
     "streaming": of_streaming,
     "figure5": of_figure5,
     "index": of_index,
+    "survey": of_survey,
+    "many": of_many,
     "probe": of_probe,
     "cost": of_cost,
     "pages": of_pages,
@@ -118,6 +165,9 @@ def table(about: Mapping[str, Any], parts: Mapping[str, Part], quick: bool) -> s
     lines += ["", "| time grows with | as its power |", "|---|---|"]
     for part in parts.values():
         lines += [f"| {what} | {grown['exponent']:.2f} |" for what, grown in part.get("growth", {}).items()]
+    lines += ["", "| measured | |", "|---|---|"]
+    for part in parts.values():
+        lines += [f"| {what} | {value:,.3g} |" for what, value in part.get("facts", {}).items()]
     lines += ["", "| part | seconds | |", "|---|---|---|"]
     lines += [f"| {name} | {part['seconds']:.0f} | {part.get('failed', '')} |" for name, part in parts.items()]
     return "\n".join([*lines, "", "Raw samples and the parts' own reports: `report.json`.", ""])
@@ -127,14 +177,19 @@ def main(
     quick: Annotated[bool, typer.Option(help="Try whether everything runs; the numbers mean nothing.")] = False,
     only: Annotated[list[str] | None, typer.Option(help=f"Parts to run, of {', '.join(PARTS)}.")] = None,
     out: Annotated[Path, typer.Option(help="A folder for report.json and report.md.")] = RESULTS,
+    published: Annotated[Path | None, typer.Option(help="A folder of real LoRAs, to be surveyed.")] = None,
+    rival: Annotated[str | None, typer.Option(help="A command with {folder} and {out} that surveys them too.")] = None,
 ) -> None:
     if unknown := set(only or ()) - set(PARTS):
         raise typer.BadParameter(f"There is no part {', '.join(unknown)}. Choose of {', '.join(PARTS)}.")
     about, parts = machine(), dict[str, Part]()
-    for name in only or PARTS:
+    chosen = dict(PARTS)
+    if published and "survey" in chosen:
+        chosen["survey"] = partial(of_survey, published=published, rival=rival)
+    for name in only or chosen:
         started = time.perf_counter()
         try:
-            parts[name] = PARTS[name](quick)
+            parts[name] = chosen[name](quick)
         except Exception as error:  # the other parts are measured all the same
             parts[name] = {"failed": f"{type(error).__name__}: {error}"}
         parts[name]["seconds"] = time.perf_counter() - started

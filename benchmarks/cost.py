@@ -9,6 +9,7 @@ so that other work on the machine does not count.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import tempfile
 import time
@@ -26,6 +27,8 @@ from lol_core.insight.survey import survey
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 RANKS = (4, 32)
+TABLE = re.compile(r"\| [\d,]+ LoRAs \|.*?one core of [^\n]*", re.DOTALL)
+"""What this script prints, in a document."""
 
 
 def write_lora(path: Path, rank: int, seed: int) -> None:
@@ -91,6 +94,7 @@ def main(
     measure: Annotated[bool, typer.Option(help="Measure anew, one thread.")] = False,
     count: Annotated[int, typer.Option(help="Files of each rank that are measured.")] = 8,
     results: Path = RESULTS,
+    document: Annotated[Path | None, typer.Option(help="A document whose table is to be replaced.")] = None,
 ) -> None:
     if measure:
         torch.set_num_threads(1)
@@ -103,7 +107,10 @@ def main(
         results.write_text(json.dumps(report, indent=1) + "\n")
     report = json.loads(results.read_text())
     about = f"Stable Diffusion 1.5, 264 modules, float16. Processor seconds of one core of {report['processor']}."
-    print("\n".join([*table(report, loras, cores, price), "", about]))
+    text = "\n".join([*table(report, loras, cores, price), "", about])
+    print(text)
+    if document is not None:
+        document.write_text(TABLE.sub(lambda _: text, document.read_text(), count=1))
 
 
 if __name__ == "__main__":

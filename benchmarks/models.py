@@ -6,14 +6,20 @@ Synthetic factors: they are no LoRAs. Seconds of processor time on one thread, t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Claim, alternately, exponent
+from benchmarks.measure import Claim, alternately, exponent, seconds
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import GL
 from lol_core.core.header import ModuleHeader
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.symmetry import sample_for
+from lol_core.experiments.paper import FIVE
+from lol_core.insight.invariance import Study
 from lol_core.learning.models import make_model
 from lol_core.learning.models.gl_net import GLNet, GLNetConfig
 
@@ -156,6 +162,21 @@ def claims(quick: bool = False) -> list[Claim]:
         taken = preprocessing(name, batch, rounds)
         found.append(Claim(f"{name}, preprocessing {about}", 5.0, taken["ours"], taken["loop"], "a loop over modules"))
     return found
+
+
+def answers(quick: bool = False) -> list[float]:
+    """Seconds of the clock until the page Invariance knows what a new R does to a LoRA and its untrained models."""
+    generator = torch.Generator().manual_seed(0)
+    layers = (
+        LoRALayer.pair(y.name, *(torch.randn(side, RANK, generator=generator) for side in (y.n, y.m)))
+        for y in attention().modules
+    )
+    study = Study.of(LoRA(tuple(layers)), {}, FIVE)
+    taken = []
+    for _ in range(3 if quick else 15):
+        R = sample_for(study.start(torch.float32), GL, generator=generator)
+        taken.append(seconds(lambda: study.turn(R, GL, torch.float32), time.perf_counter))  # noqa: B023  called at once
+    return taken[1:]  # the first also predicts for the LoRA as it is
 
 
 def growth(quick: bool = False) -> dict[str, dict[str, object]]:

@@ -108,6 +108,7 @@ def compared(folder: Path, rival: str, place: Path) -> dict[str, Any]:
 def main(
     published: Annotated[Path | None, typer.Option(help="A folder of real LoRAs.")] = None,
     rival: Annotated[str | None, typer.Option(help="A command with {folder} and {out}.")] = None,
+    quick: Annotated[bool, typer.Option(help="One synthetic file of each rank.")] = False,
     results: Path = RESULTS,
 ) -> None:
     torch.set_num_threads(1)
@@ -117,7 +118,7 @@ def main(
         for rank, count in RANKS.items():
             folder = place / f"rank-{rank}"
             folder.mkdir()
-            for i in range(count):
+            for i in range(1 if quick else count):
                 write_lora(folder / f"{i:03d}.safetensors", rank, i)
             report[f"synthetic, rank {rank}"] = measured(folder, place / "cache")
         if published is not None:
