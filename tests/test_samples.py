@@ -79,6 +79,13 @@ def test_a_download_that_is_stopped_goes_on(release: Path, hub: Hub) -> None:
     assert not part.exists()
 
 
+def test_a_release_that_is_not_there_says_where_it_was_looked_for(release: Path, hub: Hub) -> None:
+    with pytest.raises(ZooError, match=r"There is no http://127\.0\.0\.1:\d+/datasets/.*/glosses\.zip\. Check"):
+        samples.get("glosses", f"{hub.endpoint}/datasets/o/r/resolve/main")
+    with pytest.raises(ZooError, match=r"glosses\.zip cannot be read .* Name the folder"):
+        samples.get("glosses", str(release.parent))
+
+
 def test_another_file_than_was_published_is_refused(release: Path) -> None:
     with (release / "glosses.zip").open("r+b") as file:
         file.write(b"other")

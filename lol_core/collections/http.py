@@ -136,14 +136,14 @@ def _once(url: str, headers: Mapping[str, str], start: int, stop: int) -> Piece:
         return Piece(bytes(data[start:stop]), total, etag)
 
 
-def download(url: str, what: str, path: Path, total: int, reporter: Reporter = SILENT) -> None:
+def download(url: str, path: Path, total: int, reporter: Reporter = SILENT) -> None:
     """Append to a file what it lacks of the `total` bytes of a file on a server, so that a download that was cut goes
     on. Raises NetworkError after some tries, Stopped; what came stays in the file.
     """
-    _tried(what, partial(_rest, url, what, path, total, reporter))
+    _tried(url, partial(_rest, url, path, total, reporter))
 
 
-def _rest(url: str, what: str, path: Path, total: int, reporter: Reporter) -> None:
+def _rest(url: str, path: Path, total: int, reporter: Reporter) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
@@ -159,7 +159,8 @@ def _rest(url: str, what: str, path: Path, total: int, reporter: Reporter) -> No
             for chunk in response.iter_bytes():
                 file.write(chunk)
                 reporter.check("What came is kept; the same again goes on.")
-                reporter.show(f"{what}: {file.tell() / 1e6:,.0f} of {total / 1e6:,.0f} MB", file.tell() / total)
+                done = f"{file.tell() / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+                reporter.show(f"Downloading {url.rpartition('/')[2]}: {done}", file.tell() / total)
     if path.stat().st_size < total:
         raise ValueError("the body ended before the file")
 

@@ -110,7 +110,7 @@ def get(name: str, place: str = "", reporter: Reporter = SILENT) -> Path:
 
 def _fetch(archive: Archive, place: str, part: Path, reporter: Reporter) -> None:
     if "://" in place:
-        download(f"{place.rstrip('/')}/{archive.file}", archive.file, part, archive.bytes, reporter)
+        download(f"{place.rstrip('/')}/{archive.file}", part, archive.bytes, reporter)
         return
     source = Path(place).expanduser() / archive.file
     try:
