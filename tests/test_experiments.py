@@ -52,7 +52,7 @@ from lol_core.experiments.trials import Context, Trials, fold_of
 from lol_core.learning.checkpoint import Keep
 from lol_core.learning.models import make_model
 from lol_core.learning.models.tucker import Part, TuckerConfig
-from lol_core.learning.tasks import Multiclass
+from lol_core.learning.tasks import Multiclass, classes, regression
 from lol_core.learning.verdict import Difference, over_seeds
 from tests.builders import random_batch, random_lora, write_peft
 from tests.conftest import ROOT
@@ -67,8 +67,17 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("experiments")
 
 
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forests of the controls that take no time: half of what a small experiment computes is theirs."""
+    for module in (classes, regression):
+        monkeypatch.setattr(module, "TREES", 3)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_runs_small_and_comes_back_whole(name: str, kept: Path, in_threads: None) -> None:
+def test_every_experiment_runs_small_and_comes_back_whole(
+    name: str, kept: Path, in_threads: None, few_trees: None
+) -> None:
     result = run(name, Context(SAMPLES, kept / "fits", SMALL, work=kept / "work"))
     assert "the scores mean nothing" in result.title and result.findings and result.notes
     assert list(result.cells.columns) == CELLS and result.cells["mean"].notna().any()

@@ -14,7 +14,7 @@ from lol_core.learning.evaluation import (
     paired_differences,
     score,
 )
-from lol_core.learning.metrics import Scores
+from lol_core.learning.metrics import Scores, score_classes
 from lol_core.learning.tasks import Binary, Multiclass, Regression, Task, kind_of, make_task, task_from_dict
 from lol_core.learning.verdict import Outcome, judge
 
@@ -223,3 +223,9 @@ def test_controls_see_what_they_are_given_and_no_more(labels: pd.DataFrame) -> N
             "constant",
             "structure only",
         }
+
+
+def test_probability_on_classes_that_no_test_lora_has_is_scored_too() -> None:
+    probabilities = np.array([[0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    scores = score_classes(np.array(["a", "a", "b", "c"]), probabilities, ("a", "b", "c", "d"))
+    assert scores["accuracy"] == 0.75 and scores["auc"] == 1

@@ -120,7 +120,8 @@ def score_classes(y: np.ndarray, probabilities: np.ndarray, classes: tuple[str, 
 
     labels = np.array(classes)[probabilities.argmax(1)]
     present = [i for i, name in enumerate(classes) if name in set(y)]
-    p = probabilities[:, present] / probabilities[:, present].sum(1, keepdims=True).clip(1e-12)
+    p = probabilities[:, present] + 1e-12  # all of a LoRA's probability may be on classes that are not here
+    p = p / p.sum(1, keepdims=True)
     names = [classes[i] for i in present]
     if len(names) == 2:
         auc = float(metrics.roc_auc_score(y == names[1], p[:, 1]))
