@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lol_core.core.groups import GL
-from lol_core.core.lora import LoRALayer
+from lol_core.core.lora import LoRALayer, bounds
 from lol_core.core.parametrisation import LowRank, Magnitude
 from lol_core.errors import LoRAFormatError
 from tests.builders import random_lora
@@ -69,3 +69,13 @@ def test_no_place_hides_a_number_that_is_not_finite(dtype: torch.dtype, number: 
                 lora.check_finite()
             factor[place] = before
     lora.check_finite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bounds_do_not_depend_on_how_numbers_lie(dtype: torch.dtype) -> None:
+    numbers = torch.randn(3, 5, 4).to(dtype)
+    expected = numbers.min().item(), numbers.max().item()
+    for same in (numbers, numbers.mT.contiguous().mT, numbers[0:3].transpose(0, 1)):
+        assert bounds(same) == expected
+    numbers[1, 2, 3] = float("nan")
+    assert all(bound != bound for bound in bounds(numbers.mT))

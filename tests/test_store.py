@@ -123,6 +123,15 @@ def test_records_make_room_for_themselves_and_give_way(tmp_path: Path) -> None:
     assert not records.add(["r0"], torch.zeros(1, 100, dtype=torch.uint8)), "it is not there any more"
 
 
+def test_any_number_of_records_comes_at_once(tmp_path: Path) -> None:
+    many = [f"r{i}" for i in range(300_000)]  # more than a statement of SQLite may have values
+    records = Records.open(Store(tmp_path), Kept.FACTORS, "k", 1, many)
+    assert records is not None
+    assert records.add(many[:2], torch.zeros(2, 1, dtype=torch.uint8))
+    with records.store.index() as index:
+        assert records._places(index, many) == {"r0": 0, "r1": 1}
+
+
 def test_a_lora_is_packed_once_and_again_when_it_changes(tmp_path: Path) -> None:
     write_zoo(tmp_path / "zoo", 6)
     zoo, store = Zoo.open(tmp_path / "zoo"), Store(tmp_path / "store")

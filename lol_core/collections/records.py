@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import orjson
 import torch
 from torch import Tensor
 
@@ -80,8 +81,8 @@ class Records:
         rows = "SELECT key, place FROM record WHERE item = ?"
         if keys is None:
             return dict(index.execute(rows, (self.item.id,)).fetchall())
-        marks = ", ".join("?" * len(keys))
-        return dict(index.execute(f"{rows} AND key IN ({marks})", (self.item.id, *keys)).fetchall())
+        statement = f"{rows} AND key IN (SELECT value FROM json_each(?))"  # any number of them
+        return dict(index.execute(statement, (self.item.id, orjson.dumps(list(keys)).decode())).fetchall())
 
     def add(self, keys: Sequence[str], records: Tensor) -> bool:
         """Add records, (len(keys), size) bytes, but none a second time; whether they are kept. They are on the disk

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 
@@ -13,6 +15,9 @@ from lol_core.insight.survey import Survey
 
 SAME = 1e-2
 """‖ΔW_a − ΔW_b‖ / ‖ΔW_a‖ up to which two LoRAs count as the same function: bfloat16 rounds by about 4e-3."""
+
+LOADED = 8
+"""LoRAs that are kept in memory while others are compared with them."""
 
 
 def duplicates(
@@ -36,13 +41,14 @@ def duplicates(
     sketches = np.stack([surveys[id].sketch for id in contents["lora"]])
     directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
     root = np.arange(len(contents))
+    load = lru_cache(LOADED)(zoo.load)  # those that are like one another follow each other
     for i, (id, near) in enumerate(zip(contents["lora"], within(directions, 4 * tolerance), strict=True)):
         if reporter.stopping:
             break
         if i % BLOCK == 0:
             reporter.count("Comparing updates: LoRA", i, len(contents))
         for j in np.unique(root[near[near < i]]):
-            if same_function(zoo.load(contents["lora"][j]), zoo.load(id), tolerance):
+            if same_function(load(contents["lora"][j]), load(id), tolerance):
                 root[i] = j
                 break
     table["group"] = table["digest"].map(dict(zip(contents["digest"], root, strict=True)))
