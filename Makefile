@@ -15,8 +15,8 @@ comma := ,
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
 
-test: .venv/dev  ## side by side on up to four cores; `make test PYTEST="--numprocesses 1 -x"` for other options
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST)
+test: .venv/dev  ## side by side; `make test PYTEST="--numprocesses 1 -x"` for other options
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST)
 
 bench: .venv/dev  ## everything that is claimed of the speed, into benchmarks/results/report.md
 	$(BIN)/python -m benchmarks $(BENCH)

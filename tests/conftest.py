@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test is one thread here and in what it starts; tests run side by side
@@ -16,9 +17,23 @@ from lol_core.collections.zoo import Zoo
 from tests import workers
 from tests.builders import write_zoo
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).resolve().parent.parent
 REAL_LORAS = ROOT.parent / "shared" / "real_loras"
 SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, since journeys wait for their browser; at most four, for their memory."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Documents, which are long, come before what is short, so that no process ends long after the others."""
+    items.sort(key=lambda item: item.path.stem != "test_documents")
+
 
 torch.set_num_threads(1)
 torch.manual_seed(0)  # for what test modules draw when they are imported
@@ -53,6 +68,15 @@ def in_threads() -> Iterator[None]:
     """Workers that make a zoo are threads."""
     with workers.in_threads():
         yield
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests of this process."""
+    from tests.browser import chromium  # needs Playwright
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -24,10 +24,14 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Browser, Page, expect  # noqa: E402  (only after the check above)
 
-from tests.browser import CHROMIUM, MILLISECONDS, chromium, server, settled  # noqa: E402  (it imports playwright too)
+from tests.browser import CHROMIUM, MILLISECONDS, server, settled  # noqa: E402  (it imports playwright too)
 
 PAGES = [label for _, label, _ in LINKS]
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),  # they share it
+    pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +44,6 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[str]:
     with server(tmp_path_factory.mktemp("cache"), log) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture
@@ -175,12 +173,12 @@ def test_strangers_files(page: Page, address: str, real_loras: Path) -> None:
     expect(page.get_by_role("heading", name="Layers", exact=True)).to_be_visible()
 
 
-@pytest.mark.parametrize("name", PAGES[1:])
-def test_deep_links(name: str, page: Page, address: str) -> None:
-    page.goto(f"{address}/{name}")
-    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
-    settled(page)
-    assert page.get_by_test_id("stException").count() == 0
+def test_deep_links(page: Page, address: str) -> None:
+    for name in PAGES[1:]:
+        page.goto(f"{address}/{name}")
+        expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+        settled(page)
+        assert page.get_by_test_id("stException").count() == 0, name
 
 
 def test_a_collection_typed_into_the_sidebar_is_opened_and_kept(

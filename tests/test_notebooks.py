@@ -1,20 +1,24 @@
-"""What holds for all notebooks, whoever writes the next one. That they run is tested by nbmake, which takes every
-notebook of the folder.
-"""
+"""What holds for all notebooks, whoever writes the next one: they run, in the order in which they stand."""
 
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
-import jupytext
-import nbformat
+import plotly.io as pio
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+pytestmark = pytest.mark.xdist_group("notebooks")  # what reads them takes seconds to import, and is not imported above
 ALLOWED = {"lol_core", "torch", "numpy", "pandas", "plotly", "sklearn", "scipy", "PIL", "ipywidgets"}
 
 
@@ -23,8 +27,39 @@ def test_scripts_and_notebooks_are_paired() -> None:
     assert [int(path.name[:2]) for path in NOTEBOOKS] == list(range(1, len(NOTEBOOKS) + 1))
 
 
+@contextmanager
+def kept_dtype() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shell of IPython in this process, which has long imported what a kernel of its own would import anew; what
+    each cell shows is made in every form that a page of Jupyter could ask for.
+    """
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    monkeypatch.chdir(FOLDER)
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    shell.display_formatter.active_types = shell.display_formatter.format_types
+    with patch.dict(os.environ), kept_dtype():
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                shell.run_cell("".join(cell["source"])).raise_error()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_its_script_with_light_outputs(path: Path) -> None:
+    import jupytext
+    import nbformat
+
     notebook, script = nbformat.read(path, 4), jupytext.read(path.with_suffix(".py"))
     for ours, theirs in zip(notebook.cells, script.cells, strict=True):
         assert (ours.cell_type, ours.source) == (
@@ -43,6 +78,8 @@ def test_a_notebook_is_its_script_with_light_outputs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_uses_the_library_alone_and_ends_in_assertions(path: Path) -> None:
+    import jupytext
+
     cells = jupytext.read(path.with_suffix(".py")).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     imported = set()

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lol_core.cli.commands import app
 from lol_core.learning.checkpoint import Checkpoint
 from tests.builders import write_zoo
 from tests.conftest import ROOT
@@ -18,12 +20,18 @@ TRAIN = "--epochs 4 --batch-size 7 --width 16 --device cpu --json"
 LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node 2 --no-python"
 
 
-def trained(zoo: Path, out: Path, options: str, processes: int) -> subprocess.CompletedProcess[str]:
-    """Batches of 7, so that shares are unequal and the last batch has one LoRA, which is too few for two."""
-    command = f"-m lol_core train --zoo {zoo} --out {out} {TRAIN} {options}".split()
-    launch = [sys.executable, *LAUNCH.split(), sys.executable] if processes == 2 else [sys.executable]
+def trained(zoo: Path, out: Path, options: str, processes: int) -> str:
+    """What is printed. Batches of 7, so that shares are unequal and the last one's LoRA is too few for two."""
+    command = f"train --zoo {zoo} --out {out} {TRAIN} {options}".split()
+    if processes == 1:
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+    launch = [sys.executable, *LAUNCH.split(), sys.executable, "-m", "lol_core", *command]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize("options", ["--target positive --class-weights", "--target size --model svd"])
@@ -31,9 +39,8 @@ def test_two_processes_have_the_loss_curve_of_one(options: str, tmp_path: Path) 
     write_zoo(tmp_path / "zoo", 31)  # 22 of them to train on: batches of 7, 7, 7 and 1
     curves = []
     for processes in (1, 2):
-        done = trained(tmp_path / "zoo", tmp_path / str(processes), options, processes)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert json.loads(done.stdout)["finished"], "and it is reported once"
+        printed = trained(tmp_path / "zoo", tmp_path / str(processes), options, processes)
+        assert json.loads(printed)["finished"], "and it is reported once"
         checkpoint = Checkpoint.load(tmp_path / str(processes))
         curves.append([[epoch["train_loss"], epoch["validation_loss"]] for epoch in checkpoint.history])
         assert len(checkpoint.split["train"]) % 7 == 1

@@ -17,9 +17,13 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402  (only after the check above)
 
-from tests.browser import CHROMIUM, MILLISECONDS, chromium, server, settled  # noqa: E402  (it imports playwright too)
+from tests.browser import CHROMIUM, MILLISECONDS, server, settled  # noqa: E402  (it imports playwright too)
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),  # they share it
+    pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here"),
+]
 COUNT = 20_000
 
 
@@ -27,12 +31,6 @@ COUNT = 20_000
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with server(tmp_path_factory.mktemp("cache"), script="tests/scatter_app.py") as started:
         yield f"{started}/?points={COUNT}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 class Traffic:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 import lol_core
 from lol_core.collections.samples import pack
-from tests.browser import CHROMIUM, chromium, server, settled
+from tests.browser import CHROMIUM, server, settled
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -77,13 +77,14 @@ def settled_at(page: Page, address: str) -> Page:
 
 
 @pytest.mark.browser
+@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_the_installed_command_opens_a_folder_in_the_app(
-    installed: Path, synthetic_folder: Path, tmp_path: Path
+    installed: Path, synthetic_folder: Path, tmp_path: Path, browser: Browser
 ) -> None:
     command = ("-m", "lol_core", "app", str(synthetic_folder), "--port", "{port}", "--headless")
     cache, log = tmp_path / "cache", tmp_path / "log"
-    with server(cache, log, command=command, code=installed, folder=tmp_path) as address, chromium() as browser:
+    with server(cache, log, command=command, code=installed, folder=tmp_path) as address:
         page = browser.new_page()
         for place in ("", "Zoo", "Invariance", "Experiments"):
             settled_page = settled_at(page, f"{address}/{place}")
@@ -93,14 +94,15 @@ def test_the_installed_command_opens_a_folder_in_the_app(
 
 
 @pytest.mark.browser
+@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_an_app_that_has_no_zoo_gets_one_at_a_click(
-    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
 ) -> None:
     pack("glosses", ROOT / "sample_loras", tmp_path / "release")
     monkeypatch.setenv("LOL_RELEASE", str(tmp_path / "release"))
     command = ("-m", "lol_core", "app", "--port", "{port}", "--headless")
-    with server(tmp_path / "cache", command=command, code=installed, folder=tmp_path) as address, chromium() as browser:
+    with server(tmp_path / "cache", command=command, code=installed, folder=tmp_path) as address:
         page = settled_at(browser.new_page(), f"{address}/Map")
         expect(page.get_by_test_id("stAlert")).to_contain_text("Nothing is open. Open a collection on the page Home")
         page = settled_at(page, address)
