@@ -90,6 +90,7 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_role("heading", name="Leaderboard")).to_be_visible()
     expect(page.get_by_text("95 % bootstrap interval")).to_be_visible()
     expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()
+    settled(page)  # a file that is offered before the page has run to its end is offered anew, and the first is gone
     with page.expect_download() as download:
         page.locator("button[kind=secondary]").filter(has_text="Download as CSV").click()
     rows = Path(download.value.path()).read_text().splitlines()
