@@ -48,6 +48,7 @@ def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER)
     monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
     shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    assert shell.display_formatter is not None
     shell.display_formatter.active_types = shell.display_formatter.format_types
     with patch.dict(os.environ), kept_dtype():
         for cell in json.loads(path.read_text())["cells"]:
