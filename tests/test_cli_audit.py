@@ -62,6 +62,8 @@ def test_a_collection_that_is_well_passes(tmp_path: Path) -> None:
 def test_a_sarif_file_holds_every_remark_with_its_rule(ill: Path, tmp_path: Path) -> None:
     shown = json.loads(run(app, ["audit", str(ill), "--sarif", str(tmp_path / "a.sarif"), "--json"]).stdout)["remarks"]
     log = json.loads((tmp_path / "a.sarif").read_text())
+    again = ["audit", str(ill), "--sarif", str(tmp_path / "a.sarif")]
+    assert "--force" in run(app, again).output and run(app, [*again, "--force", "--fail-on", "never"]).exit_code == 0
     (only,) = log["runs"]
     assert log["version"] == "2.1.0" and len(only["results"]) == len(shown)
     rules = {rule["id"] for rule in only["tool"]["driver"]["rules"]}

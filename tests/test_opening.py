@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lol_core.collections.opening import open_source
+from lol_core.collections.opening import is_collection, open_source
+from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import ZooError
+from tests.builders import write_zoo
 
 
 def test_a_path_opens_the_folder_there_and_the_source_knows_its_address(synthetic_folder: Path) -> None:
@@ -23,3 +25,22 @@ def test_a_stopped_reporter_ends_the_opening(synthetic_folder: Path, tmp_path: P
 def test_a_place_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ZooError):
         open_source(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("pattern", ["lora00[02]", "lora00[02]/adapter_model.safetensors", "**/*0[02]/*.safe*"])
+def test_a_pattern_is_the_collection_of_what_it_matches(pattern: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 4)
+    zoo, source = Zoo.open(tmp_path / "zoo"), open_source(tmp_path / "zoo" / pattern)
+    assert source.ids == [zoo.ids[0], zoo.ids[2]] and is_collection(source.address)
+    assert [entry.digest for entry in source.entries] == [zoo.by_id[id].digest for id in source.ids]
+    assert source.load(source.ids[1]).layers[0].scale == zoo.load(zoo.ids[2]).layers[0].scale
+    assert source.labels.equals(zoo.labels.loc[source.ids])
+    source.check()
+    assert open_source(source.address).fingerprint == source.fingerprint
+
+
+def test_a_pattern_that_matches_nothing_says_so_and_a_name_that_looks_like_one_is_a_name(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo [1]", 2)
+    assert len(open_source(tmp_path / "zoo [1]")) == 2
+    with pytest.raises(ZooError, match="nothing matches"):
+        open_source(tmp_path / "zoo [2]" / "*")

@@ -61,11 +61,13 @@ def audit(
         typer.Option(help="Where each model's training collection is: tells LoRAs that are unlike it."),
     ] = None,
     sarif: Annotated[Path | None, typer.Option(help="Also write a SARIF file, which code hosts show.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a SARIF file that is there.")] = False,
     workers: Workers = "1",
     fail_on: FailOn = Fail.ERROR,
     as_json: AsJson = False,
 ) -> None:
     """Health, copies, what models say, and whether they can know, of every LoRA of a collection."""
+    from lol_core.collections.durable import replace_file
     from lol_core.insight.audit import as_sarif
     from lol_core.insight.audit import audit as remarks_of
     from lol_core.insight.duplicates import duplicates
@@ -75,8 +77,8 @@ def audit(
     with reported(), stoppable() as reporter:
         if trained_on and len(trained_on) != len(checkpoint or ()):
             raise DataMissingError("Give --trained-on once for each --checkpoint, or not at all.")
-        if sarif is not None and sarif.exists() and sarif.is_dir():
-            raise DataMissingError(f"{sarif} is a folder. Name the file that is to be written.")
+        if sarif is not None and sarif.exists() and (sarif.is_dir() or not force):
+            raise DataMissingError(f"{sarif} is there already. Name another file, or say --force to replace a file.")
         models = [Checkpoint.load(path) for path in checkpoint or ()]
         zoos: list[Source | None] = [open_collection(address) for address in trained_on or ()] or [None] * len(models)
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
@@ -86,7 +88,8 @@ def audit(
         remarks = list(remarks_of(source, surveys, same, pairs, reporter.part(0.7, 1.0)))
         if sarif is not None:
             sarif.parent.mkdir(parents=True, exist_ok=True)
-            sarif.write_text(json.dumps(as_sarif(remarks, __version__), indent=1) + "\n")
+            text = json.dumps(as_sarif(remarks, __version__), indent=1) + "\n"
+            replace_file(sarif, lambda new: new.write_text(text, encoding="utf-8"))
     _show(remarks, len(source), fail_on, as_json)
 
 

@@ -27,7 +27,7 @@ out, err = Console(markup=False), Console(stderr=True, markup=False)  # brackets
 WORKERS = "N|ray|ray://HOST:10001"
 Workers = Annotated[str, typer.Option(metavar=WORKERS, help="How many processes; or a Ray cluster, here or elsewhere.")]
 Address = Annotated[
-    str, typer.Argument(metavar="FOLDER|ARCHIVE|ADDRESS", help="A folder, a .zip or .tar, or an address of the hub.")
+    str, typer.Argument(metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="Also a pattern in quotes, or hf://owner/name.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 LabelsFile = Annotated[

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from glob import has_magic
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -64,7 +65,7 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """All files of a folder on this machine, links not followed."""
+    """All files of a folder on this machine, links to folders not followed."""
     files: dict[str, Blob] = {}
     for place, _, names in os.walk(folder):
         for name in names:
@@ -161,7 +162,7 @@ class FileSource(Indexed):
         return partial(load, id, {part: self.listing.files[part] for part in parts}, shards, config)
 
     def check(self) -> None:
-        if "://" not in self.where and not Path(self.where).is_file():
+        if "://" not in self.where and not has_magic(self.where) and not Path(self.where).is_file():
             raise ZooError(
                 f"{self.where} has gone while it was being read. Plug the drive in again, or open the collection anew."
             )

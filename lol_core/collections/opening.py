@@ -8,6 +8,7 @@ from typing import Protocol
 from lol_core.collections import archive, hub, hub_address, remote
 from lol_core.collections.folder import Zoo
 from lol_core.collections.layouts import as_rows, with_own_labels
+from lol_core.collections.pattern import is_pattern, open_pattern
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
 from lol_core.core.progress import SILENT, Reporter
@@ -53,4 +54,6 @@ def _opener(address: str) -> Opener | None:
         return next((opener for mark, opener in OPENERS.items() if address.startswith(mark)), remote.open_url)
     if Path(address).expanduser().is_dir():
         return None
+    if is_pattern(address):
+        return open_pattern
     return next((opener for mark, opener in OPENERS.items() if address.lower().endswith(mark)), None)
