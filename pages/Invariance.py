@@ -107,7 +107,7 @@ def turn() -> None:
         st.metric("V moved by", f"{turned.moved['V']:.1%}")
         st.metric("ΔW moved by", f"{turned.moved['ΔW']:.1e}", help=text)
     count, still = len(turned.dials), turned.still
-    stayed = f" {', '.join(still)} did not." if still else ""
+    stayed = f" The other {len(still)} did not." if 0 < len(still) < count else ""
     st.markdown(f"**{count - len(still)} of {count} models** took (UR, VR⁻ᵀ) for another LoRA than (U, V).{stayed}")
     with st.container(horizontal=True, gap="small"):
         for i, dial in enumerate(turned.dials):
