@@ -5,6 +5,7 @@ apart is named.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.geometry import distance, inner_product, spectrum
 from lol_core.core.groups import GL
+from lol_core.core.lora import LoRA
 from lol_core.core.progress import Reporter
 from lol_core.errors import TaskError
 from lol_core.insight.embedding import (
@@ -34,7 +36,10 @@ from lol_core.insight.embedding import (
 from lol_core.insight.explanation import explain, name_clusters
 from lol_core.insight.maps import MapSettings, draw_map
 from lol_core.insight.picture import Method, align, displacement, project
-from tests.builders import MODULES, random_lora, write_zoo
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.models import make_model
+from lol_core.learning.tasks import Regression
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.2, 2))
@@ -90,6 +95,34 @@ def test_a_large_collection_is_placed_by_its_products_with_some(tmp_path: Path) 
         np.ones(25), rel=1e-4
     )
     assert space_of(zoo, zoo.ids, "updates", landmarks=25, reporter=Reporter(stop=lambda: True)) is None
+
+
+def test_latents_are_computed_once_for_each_model_and_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_zoo(tmp_path / "zoo", 8)
+    zoo, store = Zoo.open(tmp_path / "zoo"), Store(tmp_path / "store")
+    models = [make_model("svd", shared_spec(zoo.entries), 1).eval() for _ in range(2)]
+    first, second = (Checkpoint(model, Regression(("y",)), TrainingConfig(), {}) for model in models)
+    computed: list[int] = []
+    outputs = Checkpoint.outputs
+
+    def counted(self: Checkpoint, loras: Sequence[LoRA], embed: bool = False) -> torch.Tensor:
+        computed.append(len(loras))
+        return outputs(self, loras, embed)
+
+    monkeypatch.setattr(Checkpoint, "outputs", counted)
+    expected = space_of(zoo, zoo.ids, "latent", first)
+    spaces = [space_of(zoo, ids, "latent", first, store=store) for ids in (zoo.ids[:5], zoo.ids, zoo.ids)]
+    assert computed == [8, 5, 3] and expected is not None
+    for space in spaces:
+        assert space is not None
+        np.testing.assert_allclose(space.vectors, expected.vectors[: len(space.ids)], rtol=1e-5, atol=1e-6)
+        assert space.ids == expected.ids[: len(space.ids)]
+    other = space_of(zoo, zoo.ids, "latent", second, store=store)
+    assert computed[3:] == [8] and other is not None and not np.allclose(other.vectors, expected.vectors)
+    write_peft(zoo.path(zoo.ids[2]).parent, random_lora(MODULES, seed=77))
+    changed = space_of(Zoo.open(tmp_path / "zoo"), zoo.ids, "latent", first, store=store)
+    assert computed[4:] == [1] and changed is not None
+    assert [*np.isclose(changed.vectors, expected.vectors).all(1)] == [i != 2 for i in range(8)]
 
 
 def test_nystroem_is_exact_where_the_landmarks_span_everything() -> None:

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     """As `collections.store.Kept`, which takes PyTorch's time to import."""
 
     FACTORS = "factors"
+    LATENTS = "latents"
     MAPS = "maps"
 
 

@@ -67,6 +67,15 @@ class Records:
         except (OSError, sqlite3.Error):
             return None
 
+    @classmethod
+    def find(cls, store: Store, kind: Kept, key: str) -> Records | None:
+        """Those that there are already, whatever their size. Raises OSError and sqlite3.Error."""
+        with store.index() as index:
+            items = store.items(index, "WHERE kind = ? AND key = ? AND places > 0", kind, key)
+            index.execute("UPDATE item SET used = ? WHERE kind = ? AND key = ?", (time.time(), kind, key))
+        found = [cls(store, item, item.bytes // (item.places or 1)) for item in items]
+        return found[0] if found and found[0]._whole else None
+
     @property
     def _whole(self) -> bool:
         path = self.store.path(self.item)

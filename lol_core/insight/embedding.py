@@ -16,12 +16,14 @@ from torch import Tensor
 
 from lol_core.collections.entry import Entry
 from lol_core.collections.source import Source
+from lol_core.collections.store import Store
 from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
 from lol_core.core.geometry import spectrum
 from lol_core.core.header import ByIdentity, ModuleHeader
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, TaskError
+from lol_core.insight.latents import Latents
 from lol_core.learning.checkpoint import Checkpoint
 
 Kind = Literal["updates", "directions", "spectra", "latent"]
@@ -172,14 +174,15 @@ def space_of(
     checkpoint: Checkpoint | None = None,
     reporter: Reporter = SILENT,
     landmarks: int = LANDMARKS,
+    store: Store | None = None,
 ) -> Space | None:
     """Read LoRAs, a block at a time, and place them: by their updates, the directions of these, their singular values,
     or a checkpoint's latent vectors.
 
     Updates and directions of more than `landmarks` LoRAs are placed by their products with that many of them (Nyström's
     method; fewer where they would take over `LANDMARK_NUMBERS` numbers): see `Space.share`. Files that cannot be read,
-    or do not fit the checkpoint, are left out; None when it was stopped on the way. Raises TaskError when none can be
-    read, or there is no checkpoint for a latent.
+    or do not fit the checkpoint, are left out; None when it was stopped on the way. store: where latent vectors are
+    kept. Raises TaskError when none can be read, or there is no checkpoint for a latent.
     """
     if kind == "latent" and checkpoint is None:
         raise TaskError("A latent space needs a checkpoint.")
@@ -189,21 +192,21 @@ def space_of(
     spec = shared_spec(zoo.by_id[id] for id in ids)
     if kind in ("updates", "directions"):
         space = _by_products(zoo, ids, spec, kind == "directions", reporter, landmarks)
+    elif checkpoint is not None and kind == "latent":
+        latents = Latents(zoo, checkpoint, store)
+        missing = latents.find(ids)
+        latents.add(missing, _blocks(zoo, missing, reporter))
+        kept = [id for id in ids if id in latents.vectors]
+        vectors = [latents.vectors[id] for id in kept]
+        space = Space(f"latent of {checkpoint.title}", tuple(kept), np.stack(vectors)) if kept else None
     else:
-        kept: list[str] = []
+        kept = []
         parts: list[np.ndarray] = []
         for names, loras in _blocks(zoo, ids, reporter):
             kept += names
-            if checkpoint is not None and kind == "latent":
-                parts.append(checkpoint.outputs(loras, embed=True).cpu().numpy())
-            else:
-                parts.append(
-                    padded_spectra(
-                        [[spectrum(lora[module.name]).numpy() for module in spec.modules] for lora in loras], spec
-                    )
-                )
-        title = f"latent of {checkpoint.title}" if checkpoint is not None and kind == "latent" else "singular values"
-        space = Space(title, tuple(kept), np.concatenate(parts)) if kept else None
+            values = [[spectrum(lora[module.name]).numpy() for module in spec.modules] for lora in loras]
+            parts.append(padded_spectra(values, spec))
+        space = Space("singular values", tuple(kept), np.concatenate(parts)) if kept else None
     if reporter.stopping:
         return None
     if space is None:

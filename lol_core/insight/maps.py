@@ -106,7 +106,7 @@ def draw_map(
         space = Space(words["title"], ids, arrays["vectors"].numpy(), float(words["share"]))
         clusters = pd.Series(arrays["clusters"].numpy(), index=list(ids))
     else:
-        computed = space_of(source, settings.ids, settings.kind, checkpoint, reporter.part(0.0, 0.8))
+        computed = space_of(source, settings.ids, settings.kind, checkpoint, reporter.part(0.0, 0.8), store=store)
         if computed is None:
             return None
         reporter.show("Finding clusters", 0.8)
