@@ -134,8 +134,18 @@ class Result:
         for heading, table in blocks(self.cells):
             lines += [*([f"**{heading}**", ""] if heading else []), markdown_table(table), ""]
         lines += [f"- **{finding.holds}**: {finding.statement} Here: {finding.here}" for finding in self.findings]
-        lines += ["", "\n\n".join(self.notes), ""]
+        lines += ["", "\n\n".join([*self.notes, self.source]), ""]
         return "\n".join(lines)
+
+    @property
+    def source(self) -> str:
+        """Of which zoos, by their fingerprints, and by which command."""
+        asked = self.settings.get("questions", {}).values()
+        zoos = {q["zoo"]: f"{q['zoo']} {q['fingerprint']} ({q['LoRAs']:,} LoRAs)" for q in asked}
+        halving = " --halving" if self.settings.get("budget", {}).get("search") else ""
+        command = f"`python -m lol_core experiment {self.name} --out docs --fits benchmarks/fits{halving}`"
+        named = f"Zoos, with their fingerprints: {'; '.join(zoos.values())}. " if zoos else ""
+        return f"{named}Again: {command}."
 
 
 def environment() -> dict[str, Any]:
