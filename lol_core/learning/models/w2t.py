@@ -91,10 +91,10 @@ class TwoLevels(nn.Module):
             Projector(n, m, hidden, config.dropout) for count, _, n, m in self.shapes for _ in range(count)
         )
         names = [spec.modules[i].name for _, indices in spec.groups for i in indices]
-        self.layers, layer_ids = _numbered([name.rpartition(".")[0] for name in names], hidden)
-        self.kinds, kind_ids = _numbered([name.rpartition(".")[2] for name in names], hidden)
-        self.register_buffer("layer_ids", layer_ids, persistent=False)
-        self.register_buffer("kind_ids", kind_ids, persistent=False)
+        self.layer_numbers = _numbers([name.rpartition(".")[0] for name in names])
+        self.kind_numbers = _numbers([name.rpartition(".")[2] for name in names])
+        self.layers = nn.Embedding(1 + max(self.layer_numbers), hidden)
+        self.kinds = nn.Embedding(1 + max(self.kind_numbers), hidden)
         self.over_ranks = _encoder(hidden, RANK_LAYERS, config.dropout)
         self.pool = RankPool(hidden, config.dropout)
         self.norm = nn.LayerNorm(hidden)
@@ -125,17 +125,17 @@ class TwoLevels(nn.Module):
                 tokens.append(self.pool(x, sigma, present))
                 number += 1
             at += size
-        places = self.layers(self.get_buffer("layer_ids")) + self.kinds(self.get_buffer("kind_ids"))
+        places = self.layers.weight[self.layer_numbers] + self.kinds.weight[self.kind_numbers]
         x = self.over_modules(self.norm(torch.stack(tokens, 1) + places))
         pooled = (self.score(x).softmax(1) * x).sum(1)
         latent: Tensor = self.last(torch.cat([pooled, features[:, at:]], 1))
         return latent
 
 
-def _numbered(names: Sequence[str], hidden: int) -> tuple[nn.Embedding, Tensor]:
-    """An embedding of the distinct names, and the number of each."""
+def _numbers(names: Sequence[str]) -> list[int]:
+    """Each name's number among the distinct ones, in the order in which they come."""
     distinct = list(dict.fromkeys(names))
-    return nn.Embedding(len(distinct), hidden), torch.tensor([distinct.index(name) for name in names])
+    return [distinct.index(name) for name in names]
 
 
 @register("w2t")
