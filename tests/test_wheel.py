@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -112,26 +113,15 @@ def test_an_app_that_has_no_zoo_gets_one_at_a_click(
     assert [path.name for path in (tmp_path / "cache" / "sample_loras").glob("*.part*")] == []
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "finetune zoo --recipe celeba --data x --base b --out x",
-        "generate --base b --prompt p --out p.png",
-    ],
-)
-def test_what_an_extra_brings_is_asked_for_by_name(arguments: str, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules.update(diffusers=None, peft=None)\n"
-        f"from lol_core.cli.commands import app; app({arguments.split()})"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert "pip install 'lol-explorer-core[images]'" in done.stderr and "Traceback" not in done.stderr
-
-
 APART = "streamlit plotly kaleido umap PIL huggingface_hub fsspec diffusers transformers peft accelerate ray faiss"
 """What extras bring."""
+ASKING = (
+    "app",
+    "experiment table2 --out x",
+    "finetune zoo --recipe celeba --data x --base b --out x",
+    "generate --base b --prompt p --out p.png",
+)
+"""Commands that need some of it."""
 
 
 def test_the_core_reads_and_trains_with_nothing_that_an_extra_brings(synthetic_folder: Path, tmp_path: Path) -> None:
@@ -155,14 +145,17 @@ try:
     open_source("hf://someone/zoo")
 except DataMissingError as error:
     print(error)
-try:
-    app(["app"])
-except SystemExit as end:
-    assert end.code == 1
+for words in {ASKING!r}:
+    try:
+        app(words.split())
+    except SystemExit as end:
+        assert end.code == 1, words
+app(["compare", *(str(zoo.path(id)) for id in zoo.ids[:2])], standalone_mode=False)
 app(["audit", {str(synthetic_folder)!r}, "--checkpoint", "model"])
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "LOL_CACHE_DIR": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LOL_CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "200"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "pip install 'lol-explorer-core[hub]'" in done.stdout
-    assert "pip install 'lol-explorer-core[app]'" in " ".join(done.stderr.split())
+    asked = re.findall(r"pip install 'lol-explorer-core\[(\w+)\]'", done.stderr)
+    assert asked == ["app", "app", "images", "images"] and "Traceback" not in done.stderr

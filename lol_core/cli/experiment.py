@@ -51,10 +51,11 @@ def experiment(
     """
     import torch
 
-    from lol_core.experiments import run as run_experiment
-    from lol_core.experiments.result import blocks, write_report
-    from lol_core.experiments.search import SMALL, SMALL_SEARCH, Budget, Halving
-    from lol_core.experiments.trials import Context
+    with reported():
+        from lol_core.experiments import run as run_experiment
+        from lol_core.experiments.result import blocks, write_report
+        from lol_core.experiments.search import SMALL, SMALL_SEARCH, Budget, Halving
+        from lol_core.experiments.trials import Context
 
     torch.set_num_threads(threads)
     with reported(), stoppable() as reporter:

@@ -33,8 +33,9 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw images with LoRAs and without, from the same prompts and seed."""
-    from lol_core.insight.generation import Painter, Sampling, contact_sheet
-    from lol_core.learning.devices import find_device
+    with reported():
+        from lol_core.insight.generation import Painter, Sampling, contact_sheet
+        from lol_core.learning.devices import find_device
 
     sampling = Sampling(seed, steps, guidance, strength)
     columns: list[Path | None] = [None, *(lora or [])]
