@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import metadata_load
 from packaging.specifiers import SpecifierSet
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from lol_core.learning.checkpoint import Checkpoint
-from tests.browser import CHROMIUM, chromium, server, settled
+from tests.browser import CHROMIUM, server, settled
 from tests.conftest import ROOT
 from tests.test_wheel import installed
 from tests.waiting import PATIENCE
@@ -93,9 +93,10 @@ def go(page: Page, name: str) -> Page:
 
 
 @pytest.mark.browser
+@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_visitors_of_the_installed_app_see_nothing_of_the_machine_or_of_each_other(
-    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
 ) -> None:
     (copied,) = of("COPY")
     source, target = copied.split()
@@ -116,31 +117,30 @@ def test_visitors_of_the_installed_app_see_nothing_of_the_machine_or_of_each_oth
         check, *rest = json.loads(of("HEALTHCHECK")[0].partition(" CMD ")[2])
         rest = [word.replace(of("EXPOSE")[0], address.rpartition(":")[2]) for word in rest]
         assert check == "python" and subprocess.run([sys.executable, *rest], timeout=PATIENCE).returncode == 0
-        with chromium() as browser:
-            first, second = (browser.new_context().new_page() for _ in range(2))
-            alert = opened(second, f"{address}/Zoo?collection=/etc").get_by_test_id("stAlert").first
-            expect(alert).to_contain_text("not among what is served here")
-            opened(first, f"{address}/Train")
-            first.get_by_test_id("stMain").get_by_text("Settings").click()
-            first.get_by_role("spinbutton", name="Epochs, at most").fill("2")
-            first.keyboard.press("Enter")
-            settled(first).get_by_role("button", name="Train", exact=True).click()
-            expect(first.get_by_text("on its 48 test LoRAs").first).to_be_visible()
-            with settled(first).expect_download() as download:
-                first.get_by_role("button", name="Download", exact=True).click()
-            with zipfile.ZipFile(download.value.path()) as archive:
-                archive.extractall(tmp_path / "taken")
-            (taken,) = (tmp_path / "taken").iterdir()
-            assert Checkpoint.load(taken).task.targets == ("validation_loss",)
-            assert shows_no_place((taken / "checkpoint.json").read_text() + (taken / "README.md").read_text())
-            page = go(first, "Predictions")
-            with page.expect_download() as download:
-                page.locator("button[kind=secondary]").filter(has_text="Download as CSV").click()
-            exported = Path(download.value.path()).read_text()
-            assert shows_no_place(page.content() + page.url)
-            expect(opened(second, address).get_by_text("Trained models for this collection: 6.")).to_be_visible()
-            page = go(first, "Home")
-            expect(page.get_by_text("Trained models for this collection: 7.")).to_be_visible()
-            assert shows_no_place(page.content() + second.content())
+        first, second = (browser.new_context().new_page() for _ in range(2))
+        alert = opened(second, f"{address}/Zoo?collection=/etc").get_by_test_id("stAlert").first
+        expect(alert).to_contain_text("not among what is served here")
+        opened(first, f"{address}/Train")
+        first.get_by_test_id("stMain").get_by_text("Settings").click()
+        first.get_by_role("spinbutton", name="Epochs, at most").fill("2")
+        first.keyboard.press("Enter")
+        settled(first).get_by_role("button", name="Train", exact=True).click()
+        expect(first.get_by_text("on its 48 test LoRAs").first).to_be_visible()
+        with settled(first).expect_download() as download:
+            first.get_by_role("button", name="Download", exact=True).click()
+        with zipfile.ZipFile(download.value.path()) as archive:
+            archive.extractall(tmp_path / "taken")
+        (taken,) = (tmp_path / "taken").iterdir()
+        assert Checkpoint.load(taken).task.targets == ("validation_loss",)
+        assert shows_no_place((taken / "checkpoint.json").read_text() + (taken / "README.md").read_text())
+        page = go(first, "Predictions")
+        with page.expect_download() as download:
+            page.locator("button[kind=secondary]").filter(has_text="Download as CSV").click()
+        exported = Path(download.value.path()).read_text()
+        assert shows_no_place(page.content() + page.url)
+        expect(opened(second, address).get_by_text("Trained models for this collection: 6.")).to_be_visible()
+        page = go(first, "Home")
+        expect(page.get_by_text("Trained models for this collection: 7.")).to_be_visible()
+        assert shows_no_place(page.content() + second.content())
     assert exported.startswith("lora,") and shows_no_place(exported)
     assert shows_no_place(log.read_text()) and "Traceback" not in log.read_text()

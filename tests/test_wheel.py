@@ -18,6 +18,7 @@ from lol_core.collections.samples import pack
 from tests.browser import CHROMIUM, server, settled
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.xdist_group("installed")  # they share the built wheels
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXPLORER = ROOT / "packaging" / "lol-explorer"
 
@@ -78,7 +79,6 @@ def settled_at(page: Page, address: str) -> Page:
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_the_installed_command_opens_a_folder_in_the_app(
     installed: Path, synthetic_folder: Path, tmp_path: Path, browser: Browser
@@ -95,7 +95,6 @@ def test_the_installed_command_opens_a_folder_in_the_app(
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_an_app_that_has_no_zoo_gets_one_at_a_click(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
