@@ -24,6 +24,7 @@ from tests.test_wheel import installed
 from tests.waiting import PATIENCE
 
 __all__ = ["installed"]
+pytestmark = pytest.mark.xdist_group("installed")  # they share the built wheels
 
 
 def steps() -> list[tuple[str, str]]:
@@ -93,7 +94,6 @@ def go(page: Page, name: str) -> Page:
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_visitors_of_the_installed_app_see_nothing_of_the_machine_or_of_each_other(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
