@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -23,6 +24,7 @@ from lol_core.cli.app import COLLECTION, ROOTS, SERVED
 from lol_core.cli.commands import app
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.opening import open_source
+from lol_core.collections.served import Roots
 from lol_core.core.progress import Reporter
 from lol_core.errors import ZooError
 from tests.builders import write_zoo
@@ -33,7 +35,7 @@ from tests.test_pages_sources import button
 from tests.waiting import PATIENCE, until
 from ui import access as policy
 from ui import visitors
-from ui.access import access
+from ui.access import Limits, Served, access
 from ui.jobs import Job, sentence
 
 __all__ = ["hub"]
@@ -111,6 +113,23 @@ def test_a_visitor_opens_nothing_that_is_not_named(served: Path) -> None:
     test.query_params["labels"] = "class/labels.csv"
     test = settled(test.run())
     assert not test.error and "Labels from class/labels.csv" in text_of(test) and names_no_place(test, served)
+    test.query_params["visit"] = "²"
+    assert not test.run().exception and "visit" not in test.query_params, "a digit to Python, and no stop"
+
+
+@pytest.mark.parametrize("link", ["", "README.md", "model.safetensors"])
+def test_a_model_that_leads_out_of_its_place_is_not_offered(link: str, tmp_path: Path) -> None:
+    place, secret = tmp_path.resolve() / "models", tmp_path.resolve() / "secret"
+    for folder in (place / "good", place / "bad", secret):
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.json").write_text("{}")
+    if link:
+        (place / "bad" / link).symlink_to(secret / "checkpoint.json")
+    else:
+        shutil.rmtree(place / "bad")
+        (place / "bad").symlink_to(secret)
+    models = Served(Roots.named([str(place)]), "", Limits()).models
+    assert [path.name for path in models if path.parent == place] == ["good"]
 
 
 def test_of_the_hub_visitors_see_what_anyone_sees(served: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

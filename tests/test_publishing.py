@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +17,9 @@ from lol_core.cli.commands import app
 from lol_core.collections.publishing import CHECKSUMS, publish
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Reporter, Stopped
-from lol_core.errors import ZooError
+from lol_core.errors import CheckpointError, ZooError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.publishing import packed
 from lol_core.learning.training import plan, train
 from tests.builders import write_zoo
 
@@ -86,3 +89,10 @@ def test_the_commands_publish_a_zoo_and_a_model(zoo: Zoo, tmp_path: Path) -> Non
     assert ModelCard.load(out / "README.md").data["license"] == "mit"
     pd.testing.assert_frame_equal(Checkpoint.load(out).predict_zoo(zoo)[0], trained.predict_zoo(zoo)[0])
     assert not any(str(tmp_path) in path.read_text() for path in (out / "README.md", out / "checkpoint.json"))
+    with zipfile.ZipFile(BytesIO(packed(out))) as archive:
+        assert {Path(name).name for name in archive.namelist()} >= {"README.md", "checkpoint.json"}
+    (tmp_path / "secret").write_text("s3cret")
+    (out / "README.md").unlink()
+    (out / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"README\.md is a link"):
+        packed(out)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lol_core.collections.served import LEADS_OUT, Roots
 from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import LoRAFormatError, ZooError
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
@@ -37,6 +38,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (links / "inside.safetensors").symlink_to(Path("..") / "zoo" / "lora002" / WEIGHTS)
     (links / "own" / "adapter_config.json").unlink()
     (links / "own" / "adapter_config.json").symlink_to(top / "secret" / "adapter_config.json")
+    (links / "loop").symlink_to("loop")
+    (links / "loop.safetensors").symlink_to("loop.safetensors")
     archives = top / "shared" / "archives"
     archives.mkdir()
     weights = (top / "shared" / "zoo" / "lora001" / WEIGHTS).read_bytes()
@@ -122,6 +125,9 @@ def test_what_is_not_there_and_what_may_not_be_seen_are_told_alike(below: str, m
         "shared/links/folder",
         f"file://{machine}/secret",
         "other",
+        "shared/links/loop",
+        "shared/" + 300 * "x",
+        "shared/\ud800",
     ):
         with pytest.raises(ZooError) as caught:
             roots.open(address + below)
@@ -162,6 +168,25 @@ def test_a_file_that_becomes_a_link_is_not_read_through_it(machine: Path, roots:
     file.symlink_to(secret)
     with pytest.raises(LoRAFormatError, match="leads out"):
         source.load(WEIGHTS)
+
+
+def test_a_folder_that_cannot_be_read_is_refused_and_the_listing_can_be_stopped(
+    machine: Path, roots: Roots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked, scandir = machine / "shared" / "zoo" / "lora001", os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    source = roots.open("faces")
+    (refused,) = source.refused
+    assert len(source) == 3 and refused.path == "lora001/" and "Permission denied" in str(refused.reason)
+    assert str(machine) not in words(source)
+    with pytest.raises(Stopped, match="Nothing was read"):
+        roots.open("faces", reporter=Reporter(stop=lambda: True))
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])

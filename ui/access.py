@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from lol_core.collections.cache import cache_folder
 from lol_core.collections.downloads import trim
 from lol_core.collections.opening import open_source
 from lol_core.collections.samples import sample_zoos, samples_folder
-from lol_core.collections.served import SCHEME, Roots
+from lol_core.collections.served import SCHEME, Roots, is_within
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 
@@ -129,7 +130,7 @@ class Served(Access):
 
     @cached_property
     def models(self) -> list[Path]:
-        return [*super().models, *(path for place in self.roots.places.values() for path in _models(place))]
+        return [*super().models, *(path for place in self.roots.places.values() for path in _models_within(place))]
 
     @cached_property
     def bases(self) -> dict[str, Path]:
@@ -241,6 +242,17 @@ def _number(name: str, otherwise: float) -> float:
 
 def _models(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/checkpoint.json"))
+
+
+def _models_within(place: Path) -> list[Path]:
+    """Those of a resolved place from which no link leads out of it."""
+
+    def stays(model: Path) -> bool:
+        with suppress(OSError):
+            return all(is_within(path, place) for path in (model, *model.iterdir()))
+        return False
+
+    return list(filter(stays, _models(place)))
 
 
 def _bases(folders: Iterable[Path]) -> dict[str, Path]:

@@ -84,7 +84,7 @@ def stop_now() -> int | None:
     state = session()
     if st.query_params.get("visit", state.url["visit"]) != state.url["visit"]:
         state.url["visit"] = st.query_params["visit"]
-    if not state.url["visit"].isdigit() or not 1 <= int(state.url["visit"]) <= len(STOPS):
+    if state.url["visit"] not in map(str, range(1, len(STOPS) + 1)):
         state.url["visit"] = ""
         st.query_params.pop("visit", None)
         return None

@@ -52,8 +52,8 @@ MOST_LATE = 3
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies at an address. files: by their path, with `/`; refused: path → why that file may not be read; remarks:
-    on the whole.
+    """What lies at an address. files: by their path, with `/`; refused: path → why that file, or with `/` at its end
+    that folder, may not be read; remarks: on the whole.
     """
 
     files: Mapping[str, Blob]
@@ -251,7 +251,7 @@ def _candidates(listing: Listing) -> list[Candidate]:
     candidates = []
     for name in {**listing.files, **listing.refused}:
         base = name.rpartition("/")[2]
-        if not name.lower().endswith(SUFFIXES):
+        if not name.lower().endswith((*SUFFIXES, "/")):
             continue
         if name in listing.refused:
             candidates.append(Candidate(name, name, -1, 0.0, reason=listing.refused[name]))

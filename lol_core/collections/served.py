@@ -20,11 +20,20 @@ from lol_core.collections.hub_address import SCHEME as HUB
 from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.remote import of_page
 from lol_core.collections.source import Source
+from lol_core.collections.waiting import stopped_by
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import LoRAFormatError, ZooError
+from lol_core.errors import LoRAFormatError, ZooError, needing
 
 SCHEME = "zoo://"
 LEADS_OUT = "A link that leads out of what is served here. It was not opened."
+
+
+def is_within(path: Path, root: Path) -> bool:
+    """Whether a path, its links followed, is within a resolved place."""
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError, ValueError):  # too long a name, a loop of links, what is no text
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,7 @@ class ServedFile(LocalFile):
 
     def open(self) -> BinaryIO:
         """Raises LoRAFormatError when it has changed, or is no longer within its place."""
-        if not self.path.resolve().is_relative_to(self.root):
+        if not is_within(self.path, self.root):
             raise LoRAFormatError(LEADS_OUT)
         return LocalFile.open(self)
 
@@ -80,9 +89,9 @@ class Roots:
         name, *parts = address.removeprefix(SCHEME).rstrip("/").split("/")
         root = self.places.get(name)
         if root is not None and not {"", ".", ".."} & set(parts) and "\0" not in address:
-            place = root.joinpath(*parts).resolve()
-            if place.is_relative_to(root) and place.exists():
-                return place
+            place = root.joinpath(*parts)
+            if is_within(place, root) and os.path.exists(place):
+                return place.resolve()
         offered = ", ".join([*self.places, f"{HUB}owner/name"])
         raise ZooError(f"{address}: not among what is served here. There are {offered}.")
 
@@ -101,15 +110,16 @@ class Roots:
         """
         table = str(self.find(labels)) if labels else None
         try:
-            if (spot := of_page(address) or address).startswith(HUB):
-                source = hub.open_hub(spot, table, cache, reporter)
-            else:
-                place = self.find(address)
-                listing = self._listing(place, cache, reporter)
-                address = self.address(place) or address
-                name = archive.stem_of(address.rpartition("/")[2])
-                source = FileSource.open(address, name, listing, labels=table, cache=cache, reporter=reporter)
-            source = with_own_labels(as_rows(source))
+            with needing("hub"), stopped_by(reporter):
+                if (spot := of_page(address) or address).startswith(HUB):
+                    source = hub.open_hub(spot, table, cache, reporter)
+                else:
+                    place = self.find(address)
+                    listing = self._listing(place, cache, reporter)
+                    address = self.address(place) or address
+                    name = archive.stem_of(address.rpartition("/")[2])
+                    source = FileSource.open(address, name, listing, labels=table, cache=cache, reporter=reporter)
+                source = with_own_labels(as_rows(source), reporter)
         except ZooError as error:
             raise type(error)(self.text(str(error))) from error
         if labels and isinstance(source, FileSource):
@@ -118,18 +128,25 @@ class Roots:
 
     def _listing(self, place: Path, cache: Path | None, reporter: Reporter) -> Listing:
         """The files of a folder, or the members of an archive, of a named place. Links to files within the place are
-        followed, others refused, and links to folders not looked into.
+        followed, others refused, and links to folders not looked into. A folder that cannot be read is there with its
+        reason.
         """
         if place.is_file():
             return archive.list_archive(place, cache, reporter)
         root = next(root for root in self.places.values() if place.is_relative_to(root))
         files: dict[str, ServedFile] = {}
         refused: dict[str, str] = {}
-        for folder, _, names in os.walk(place):
+
+        def unreadable(error: OSError) -> None:
+            id = Path(error.filename).relative_to(place).as_posix()
+            refused[f"{id}/"] = f"The folder cannot be read: {error.strerror}. Nothing in it is part of the collection."
+
+        for folder, _, names in os.walk(place, onerror=unreadable):
+            reporter.check("Nothing was read yet.")
             for name in names:
                 path = Path(folder) / name
                 id = path.relative_to(place).as_posix()
-                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                if path.is_symlink() and not is_within(path, root):
                     refused[id] = LEADS_OUT
                 elif path.is_file():
                     known = LocalFile.of(path)

@@ -35,8 +35,12 @@ def publish(checkpoint: Path, out: Path, *, licence: str) -> Path:
 
 
 def packed(checkpoint: Path) -> bytes:
-    """A model as a zip, to be unpacked and opened elsewhere. Raises CheckpointError when the folder holds none."""
-    names = ("checkpoint.json", Path(read_description(checkpoint)["weights"]).name, CARD)
+    """A model as a zip, to be unpacked and opened elsewhere. Raises CheckpointError when the folder holds none, or a
+    link, which could bring any file along.
+    """
+    names = (DESCRIPTION, Path(read_description(checkpoint)["weights"]).name, CARD)
+    if linked := [name for name in names if (checkpoint / name).is_symlink()]:
+        raise CheckpointError(f"{checkpoint}: {linked[0]} is a link, which is not followed. Put the file itself there.")
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in names:
