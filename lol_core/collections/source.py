@@ -15,6 +15,20 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.names import display_names
 from lol_core.core.lora import LoRA
 
+FACTS = [
+    "name",
+    "dialect",
+    "ranks",
+    "modules",
+    "base model",
+    "suggested base",
+    "parameters",
+    "dtype",
+    "size (kB)",
+    "path",
+]
+"""Columns of a table of LoRAs that their headers give."""
+
 
 class Source(Protocol):
     """A collection of LoRAs. A class that inherits from this one brings `name`, `entries`, `labels` and `load`; the
@@ -100,21 +114,21 @@ class Source(Protocol):
         entries = self.entries if entries is None else entries
         first = ["name", "dialect", "ranks", "modules", *self.labels.columns]
         rows = [
-            {
-                "name": self.names[e.path],
-                "dialect": e.dialect,
-                "ranks": ", ".join(map(str, e.ranks)),
-                "modules": e.modules,
-                "base model": e.base_model,
-                "suggested base": e.suggested_base,
-                "parameters": e.parameters,
-                "dtype": ", ".join(e.dtypes),
-                "size (kB)": e.size / 1000,
-                "path": e.path,
-            }
+            (
+                self.names[e.path],
+                e.dialect,
+                ", ".join(map(str, e.ranks)),
+                e.modules,
+                e.base_model,
+                e.suggested_base,
+                e.parameters,
+                ", ".join(e.dtypes),
+                e.size / 1000,
+                e.path,
+            )
             for e in entries
         ]
-        table = pd.DataFrame(rows, index=[e.path for e in entries]).merge(
+        table = pd.DataFrame(rows, index=[row[-1] for row in rows], columns=FACTS).merge(
             self.labels, "left", left_index=True, right_index=True, suffixes=(None, " (label)")
         )
         return table[[c for c in first if c in table.columns] + [c for c in table.columns if c not in first]]

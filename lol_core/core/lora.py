@@ -24,10 +24,8 @@ def bounds(numbers: Tensor) -> tuple[float, float]:
     """The least and the largest number, both NaN where one is; 0 where there is none."""
     if not numbers.numel():
         return 0.0, 0.0
-    if (
-        numbers.ndim > 1 and numbers.mT.is_contiguous()
-    ):  # in the order in which they lie, which is several times as fast
-        numbers = numbers.mT
+    if numbers.ndim > 1 and numbers.mT.is_contiguous():
+        numbers = numbers.mT  # in the order in which they lie in memory
     least, largest = (numbers if numbers.dtype.itemsize > 1 else numbers.float()).aminmax()
     return least.item(), largest.item()
 

@@ -100,7 +100,7 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
 def _products_of(stack: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
     """(L, n, r), (n, size) → Gram matrices (L, r, r) float64 and images (L, r, size) float32."""
     single = stack.float()
-    double = (single if stack.dtype.itemsize < 4 else stack).double()  # twice as fast as from 16 bits
+    double = (single if stack.dtype.itemsize < 4 else stack).double()  # PyTorch widens 16 bits to 64 number by number
     return double.mT @ double, single.mT @ projection
 
 

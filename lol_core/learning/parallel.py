@@ -8,7 +8,7 @@ come from its own rows, and their sum over the processes is the gradient.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -18,6 +18,8 @@ from lol_core.errors import ModelError
 from lol_core.learning.devices import find_device
 
 T = TypeVar("T")
+BUCKET = 2**22
+"""Numbers of gradients that are sent at a time."""
 
 
 class Parallel(Protocol):
@@ -101,15 +103,30 @@ class Accelerated:
         return torch.cat(parts)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        for parameter in parameters:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.accelerator.reduce(gradient, "sum")
+        for some in _together(parameters):
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in some]
+            sums = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+            for parameter, part in zip(some, sums.split([p.numel() for p in some]), strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def any(self, here: bool) -> bool:
         return bool(self.accelerator.reduce(torch.tensor(float(here), device=self.device), "sum") > 0)
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
+
+
+def _together(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters of one type whose gradients are sent as one, in their order: of at most `BUCKET` numbers, or one."""
+    some: list[Tensor] = []
+    for parameter in parameters:
+        size = sum(p.numel() for p in some) + parameter.numel()
+        if some and (size > BUCKET or parameter.dtype != some[0].dtype):
+            yield some
+            some = []
+        some.append(parameter)
+    if some:
+        yield some
 
 
 def parallel(device: str) -> Parallel:

@@ -80,7 +80,7 @@ def cross_products(factors: Tensor, templates: Tensor) -> Tensor:
 
 def _rows_at_once(factors: Tensor) -> int:
     """How many rows of thin factors are multiplied as one: by a matrix that is repeated along a diagonal, or for a
-    matrix of blocks of which those on the diagonal are of use. More multiplications take half the time.
+    matrix of blocks of which those on the diagonal are of use. BLAS computes products of few columns badly.
     """
     n, r = factors.shape[-2:]
     return math.gcd(n, THIN // r) if factors.is_cpu and 0 < r <= THIN else 1
@@ -113,7 +113,7 @@ def _columns(factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
     wide = WIDER.get(factors.dtype)
     if wide is None or r % 4 or not factors.is_contiguous():
         source, target = factors, memory
-    else:  # rows of r numbers move as one, which takes half as long
+    else:  # rows of r numbers move as one
         source, target = factors.view(wide), memory.view(wide)
     for some in modules:
         count = some.stop - some.start
@@ -143,7 +143,7 @@ class _LeftProduct(torch.autograd.Function):
 
 class _ProductsImage(torch.autograd.Function):
     """U (L, B, r, n), V (L, B, r, m), weight (L n m, outputs) → (B, outputs). So lying, the small products of the
-    backward pass, (r × n) with (n × m), are several times as fast as (m × n) with (n × r).
+    backward pass are of few rows, (r × n) with (n × m), and not of few columns, which BLAS computes badly.
     """
 
     @staticmethod

@@ -21,10 +21,10 @@ MOST = 4096
 class WideLinear(nn.Module):
     """y = x Wᵀ + b, as `nn.Linear`, and under its names in a state_dict: weight (outputs, inputs), bias (outputs,).
 
-    W is kept by inputs, (inputs, outputs), in several parameters: so stored, the products of a step with a batch of few
-    rows are two to four times as fast as with outputs first. parts: how many inputs each parameter reads; in even
-    pieces when None. The input is one tensor (B, inputs), or a list of tensors or `Products` with these numbers of
-    columns, which are then never copied together.
+    W is kept by inputs, (inputs, outputs), in several parameters: the products of a step with a batch of few rows then
+    read and write it in the order in which it lies. parts: how many inputs each parameter reads; in even pieces when
+    None. The input is one tensor (B, inputs), or a list of tensors or `Products` with these numbers of columns, which
+    are then never copied together.
     """
 
     def __init__(self, inputs: int, outputs: int, parts: Sequence[int] | None = None):
