@@ -3,6 +3,7 @@
 from lol_core.core.errors import (
     CheckpointError,
     DataMissingError,
+    DivergedError,
     LoLError,
     LoRAFormatError,
     ModelError,
@@ -16,6 +17,7 @@ from lol_core.core.errors import (
 __all__ = [
     "CheckpointError",
     "DataMissingError",
+    "DivergedError",
     "LoLError",
     "LoRAFormatError",
     "ModelError",

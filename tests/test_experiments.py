@@ -25,10 +25,12 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.groups import GL
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.core.symmetry import act, sample_for
-from lol_core.errors import LoLError, ZooError
+from lol_core.errors import DivergedError, LoLError, ModelError, ZooError
 from lol_core.experiments import NAMES, OF_PAPER, run
 from lol_core.experiments.ablation import without
+from lol_core.experiments.comparison import differences
 from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.models import beats, unseen
 from lol_core.experiments.paired import paired
 from lol_core.experiments.paper import COMPARED, FIVE
 from lol_core.experiments.result import (
@@ -191,6 +193,7 @@ def test_every_model_is_searched_over_as_many_settings() -> None:
     assert set().union(*counts.values()) == {24}
     widths = {dict(setting.options)["equivariant_width"] for setting in full_grid("gl_net")}
     heads = {(o["width"], o["depth"]) for o in (dict(setting.options) for setting in full_grid("gl_net"))}
+    assert {dict(setting.options).get("dropout") for setting in full_grid("spectral")} == {0.0}, "a linear classifier"
     assert widths == {16, 32, 64} and heads == {(64, 1), (128, 1), (256, 1), (64, 2)}
 
 
@@ -201,6 +204,65 @@ def test_folds_hold_every_lora_out_once_in_each_round() -> None:
         assert sorted(id for split in splits for id in split["test"]) == ids
         assert all(sorted(id for part in split.values() for id in part) == ids for split in splits)
     assert fold_of(ids, 0)["test"] != fold_of(ids, 5)["test"]
+
+
+def test_only_a_training_that_diverged_is_recorded_without_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = replace(SMALL, loras=30, search=Halving(2, (Rung(1, 1),)))
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, ("svd",))
+    setting = budget.settings(Variant.of("svd"))[0]
+
+    def failing(error: LoLError) -> list[dict[str, object]]:
+        monkeypatch.setattr(Trials, "_scored", raiser(error))
+        return trials._fit("svd", setting, 0)
+
+    assert failing(DivergedError("not a number"))[0]["scores"] == {}
+    with pytest.raises(ModelError, match="memory"):
+        failing(ModelError("too little memory at present"))
+
+
+def raiser(error: LoLError) -> Callable[..., None]:
+    def run(*_: object) -> None:
+        raise error
+
+    return run
+
+
+def with_scores(folder: Path, scores: dict[str, list[float | None]], folded: bool = False) -> Trials:
+    """Trials that found these R² at each seed; None where a model diverged."""
+    question = replace(LOSS_QUESTION, folded=folded)
+    budget = replace(SMALL, seeds=len(next(iter(scores.values()))))
+    trials = Trials(question, Zoo.open(SAMPLES / "glosses"), budget, folder, tuple(scores))
+    for name, values in scores.items():
+        for seed, value in enumerate(values):
+            line = {"model": name, "seed": seed, "validation_loss": 0.0}
+            found = {"scores": {}} if value is None else {"scores": {"r2": value}, "predicted": [value]}
+            trials.kept.add(**line, setting=budget.settings(Variant.of(name))[0].to_dict(), **found)
+    return trials
+
+
+def test_a_split_at_which_a_model_diverged_leaves_its_differences_open(tmp_path: Path) -> None:
+    trials = with_scores(tmp_path, {"svd": [0.9, 0.91, None], "mlp": [0.1, 0.12, 0.13], "dense": [None] * 3})
+    assert verdict(differences(trials, "r2", "svd", "mlp")) == Holds.NOT_CLEAR
+    assert verdict(differences(trials, "r2", "dense", "mlp")) == Holds.NOT_CLEAR
+    assert "not defined" in with_interval(differences(trials, "r2", "svd", "mlp"))
+    assert np.isnan(paired(with_scores(tmp_path / "folds", {"svd": [None], "mlp": [0.1]}, True), "svd", "mlp").value)
+
+
+def test_tuckernet_is_judged_at_the_seeds_it_was_not_made_on_and_for_all_questions_together(tmp_path: Path) -> None:
+    ours, theirs = (
+        [0.6, 0.9, 0.9, *[0.7] * 5],
+        [0.5, 0.5, 0.5, *(0.7 - gap for gap in (0.01, 0.017, 0.012, 0.016, 0.03))],
+    )
+    trials = with_scores(tmp_path, {"tucker": ours, "gl_net": theirs})
+    context = Context(SAMPLES, tmp_path, replace(trials.budget, loras=None, search=Halving()))
+    context.trials = lambda question, models, seeds=None: trials  # type: ignore[method-assign]
+    judged = unseen(context, LOSS_QUESTION, "r2")
+    assert judged.index.tolist() == [3, 4, 5, 6, 7]
+    assert len(unseen(context, replace(LOSS_QUESTION, folded=True), "r2")) == 8
+    assert verdict(over_seeds((judged["tucker"] - judged["gl_net"]).tolist(), trials.test_share)) == Holds.YES
+    assert beats(trials, judged, "validation loss, R²", "r2").holds == Holds.NOT_CLEAR
 
 
 def test_a_paired_bootstrap_over_folds_tells_a_good_ranking_from_a_bad_one(tmp_path: Path) -> None:

@@ -110,6 +110,16 @@ def test_an_update_of_zero_is_read_too() -> None:
         assert torch.isfinite(made(name, random_batch())(zero)).all(), name
 
 
+@pytest.mark.parametrize(("name", "options"), [("mvprobe", {"place": 0.0}), ("gl_net", {"gl_norm": True})])
+def test_a_module_of_zeros_leaves_gradients_finite(name: str, options: dict[str, Any]) -> None:
+    batch = random_batch()
+    one_zero = Batch(batch.spec, tuple(U.clone() for U in batch.U), batch.V, batch.ranks)
+    one_zero.U[0][1, 0] = 0
+    model = made(name, batch, **options)
+    model(one_zero).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_which_models_see_the_sign_of_an_update() -> None:
     batch = random_batch()
     flipped = Batch(batch.spec, tuple(-U for U in batch.U), batch.V, batch.ranks)
@@ -193,6 +203,8 @@ def test_kurtosis_is_that_of_the_entries_and_w2t_augments_in_training_only() -> 
     U, V = batch.U[0], batch.V[0]
     expected = [[float(kurtosis_of(each.flatten().numpy(), fisher=False)) for each in row] for row in U @ V.mT]
     torch.testing.assert_close(kurtosis(U, V), torch.tensor(expected, dtype=U.dtype))
+    tiny = kurtosis(1e-8 * U.float(), 1e-8 * V.float())  # whose squared variance is no float32
+    torch.testing.assert_close(tiny, torch.tensor(expected), rtol=1e-3, atol=1e-3)
     model = made("w2t", batch, augment=1.0)
     assert torch.equal(model(batch), model(batch))
     model.train()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter, Stopped
-from lol_core.errors import CheckpointError, LoRAFormatError, ModelError, TaskError, ZooError
+from lol_core.errors import CheckpointError, DivergedError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.experiments.paper import VARIANTS
 from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingConfig
 from lol_core.learning.factors import Factors
@@ -399,7 +399,7 @@ def test_resuming_keeps_why_loras_were_left_out(tmp_path: Path) -> None:
 
 
 def test_a_diverging_training_says_what_to_try(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="diverged in epoch"):
+    with pytest.raises(DivergedError, match="diverged in epoch"):
         fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model="mlp", learning_rate=1e30, epochs=5))
 
 

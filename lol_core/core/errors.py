@@ -36,6 +36,10 @@ class ModelError(LoLError):
     """A LoL model that cannot take its input: rank, geometry, memory."""
 
 
+class DivergedError(ModelError):
+    """A training whose loss is no longer a number."""
+
+
 class CheckpointError(LoLError):
     """A checkpoint folder that cannot be read, or that another version wrote."""
 

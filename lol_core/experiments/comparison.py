@@ -74,9 +74,17 @@ def cells(column: str, means: pd.DataFrame, papers: Papers | None = None) -> pd.
 
 
 def differences(trials: Trials, score: str, one: str, other: str, among: int = 1) -> Difference:
-    """one − other on the same splits. among: how many such differences this one was picked from."""
-    table = trials.table().pivot_table(index="seed", columns="model", values=score)
-    return over_seeds((table[one] - table[other]).dropna().tolist(), trials.test_share, among)
+    """one − other on the same splits, NaN where one has no score at some split. among: how many such differences this
+    one was picked from.
+    """
+    table = by_split(trials, score, one, other)
+    return over_seeds((table[one] - table[other]).tolist(), trials.test_share, among)
+
+
+def by_split(trials: Trials, score: str, *names: str) -> pd.DataFrame:
+    """Seed → one score of each name, NaN where a model diverged."""
+    table = trials.table().reindex(columns=["seed", "model", score])
+    return table.pivot(index="seed", columns="model", values=score).reindex(columns=[*names])  # noqa: PD010
 
 
 def beyond(trials: Trials, score: str, name: str, value: float, among: int = 1) -> Difference:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from lol_core.experiments.comparison import cells, chart, intervals, settings
+from lol_core.experiments.comparison import by_split, cells, chart, intervals, settings
 from lol_core.experiments.paper import COMPARED, FIVE, PUBLISHED, VARIANTS
 from lol_core.experiments.result import Finding, Holds, Result, verdict, with_interval
 from lol_core.experiments.table2 import FOLDED_QUESTION
@@ -87,6 +87,7 @@ def run(context: Context) -> Result:
             f" by that, so the findings are judged on seeds {SEEN} to {SEEN + UNSEEN - 1}, for which it was changed no"
             " more. These are new splits of the same LoRAs and not new LoRAs: of each test part about two in five had"
             " been test LoRAs of the seeds before, whose scores were seen."
+            + (" Of the folds none is unseen: their LoRAs are those of the seeds." if context.searched else "")
         ),
     ]
     table = pd.concat(parts, ignore_index=True)
@@ -97,11 +98,11 @@ def run(context: Context) -> Result:
 
 def unseen(context: Context, question: Question, score: str) -> pd.DataFrame:
     """Scores at each of the seeds that were not looked at while TuckerNet was made (at all there
-    are in a small run, and where models are searched anew): columns tucker, gl_net.
+    are in a small run, and of folds): columns tucker, gl_net.
     """
-    whole = context.small or context.searched
+    whole = context.small or question.folded
     both = context.trials(question, ("tucker", "gl_net"), None if whole else SEEN + UNSEEN)
-    table = both.table().pivot_table(index="seed", columns="model", values=score)[["tucker", "gl_net"]]
+    table = by_split(both, score, "tucker", "gl_net")
     return table if whole else table[table.index >= SEEN]
 
 
@@ -109,7 +110,8 @@ def beats(trials: Trials, judged: pd.DataFrame, column: str, score: str) -> Find
     """Whether TuckerNet is above GL-net at the unseen seeds, and how it stands to all in the table."""
     gaps = judged["tucker"] - judged["gl_net"]
     gap, ours, theirs = (
-        over_seeds(values.tolist(), trials.test_share) for values in (gaps, judged["tucker"], judged["gl_net"])
+        over_seeds(values.tolist(), trials.test_share, among)
+        for values, among in ((gaps, len(ASKED)), (judged["tucker"], 1), (judged["gl_net"], 1))
     )
     apart = ours.low > theirs.high or theirs.low > ours.high
     means = intervals(trials, score)["mean"]
@@ -117,7 +119,8 @@ def beats(trials: Trials, judged: pd.DataFrame, column: str, score: str) -> Find
     return Finding(
         f"TuckerNet is above GL-net: {column}.",
         verdict(gap),
-        f"at seeds {judged.index.min()} to {judged.index.max()} {ours.value:.3f} ({ours.low:.3f} to {ours.high:.3f})"
+        f"at {'folds' if trials.question.folded else 'seeds'} {judged.index.min()} to {judged.index.max()}"
+        f" {ours.value:.3f} ({ours.low:.3f} to {ours.high:.3f})"
         f" against {theirs.value:.3f} ({theirs.low:.3f} to {theirs.high:.3f}), intervals that"
         f" {'do not overlap' if apart else 'overlap'}; on the same splits the difference is {with_interval(gap)} (each:"
         f" {', '.join(f'{value:+.3f}' for value in gaps)}). In the table {means['TuckerNet']:.3f} against"

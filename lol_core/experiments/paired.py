@@ -27,7 +27,9 @@ def ranking(trials: Trials, name: str) -> Resampled:
 
 def paired(trials: Trials, one: str, other: str, draws: int = 1000) -> Difference:
     """How much better one ranks than the other. The LoRAs are drawn anew and the models are not trained anew, so this
-    speaks of other LoRAs to be judged, not of others to learn from.
+    speaks of other LoRAs to be judged, not of others to learn from. NaN where one diverged at a split.
     """
+    if any(line["model"] in (one, other) and "predicted" not in line for line in trials.chosen()):
+        return Difference(np.nan, np.nan, np.nan)
     count = len(trials.labelled)
     return difference(ranking(trials, one), ranking(trials, other), count, seed=0, draws=draws)

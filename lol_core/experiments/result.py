@@ -68,6 +68,8 @@ def weakest(verdicts: Iterable[Holds]) -> Holds:
 
 def with_interval(gap: Difference) -> str:
     """ "+0.012 (-0.003 to +0.027)"; without an interval where none was measured."""
+    if pd.isna(gap.value):
+        return "not defined (a split without a score)"
     interval = "one seed, no interval" if pd.isna(gap.low) else f"{gap.low:+.3f} to {gap.high:+.3f}"
     return f"{gap.value:+.3f} ({interval})"
 

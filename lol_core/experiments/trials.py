@@ -21,7 +21,7 @@ from lol_core.collections.opening import open_source
 from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import ModelError, TaskError, ZooError
+from lol_core.errors import DivergedError, TaskError, ZooError
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.search import SHUFFLED, Budget, Setting, Variant
@@ -316,7 +316,7 @@ class Trials:
         """Of what diverges in a search there is a line without a score."""
         try:
             return self._scored(model, setting, seed)
-        except ModelError:
+        except DivergedError:
             if self.budget.search is None:
                 raise
             return [_line(model, seed, {}, setting.to_dict(), validation_loss=float("inf"), validation_score=None)]
@@ -346,13 +346,12 @@ class Trials:
             "test loss": float(fit.task.loss(test, fit.encoded["test"]))
         }
         more: dict[str, Any] = {"parameters": fit.model.n_parameters, "epochs": len(fit.history)}
+        loss = fit.validation["validation_loss"]
+        loss = loss if np.isfinite(loss) else float("inf")
         if self.budget.search is not None:
             more["validation_score"] = self._validated(fit)
-        return [
-            _line(
-                model, seed, scores, setting.to_dict(), fit.best_loss, **more, **self._predicted(fit.task.decode(test))
-            )
-        ]
+        more |= self._predicted(fit.task.decode(test))
+        return [_line(model, seed, scores, setting.to_dict(), loss, **more)]
 
     def _validated(self, fit: Fit) -> float | None:
         """The score that the table reports, of the validation LoRAs; None where it is not defined."""

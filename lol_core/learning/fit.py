@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lol_core.core.batch import Batch
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import ModelError
+from lol_core.errors import DivergedError
 from lol_core.learning.checkpoint import Keep, TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.factors import Factors, fits
@@ -156,7 +156,7 @@ class Fit:
                     self.optimizer.step()
                 total += loss.item() * len(index)
         if not np.isfinite(total):
-            raise ModelError(
+            raise DivergedError(
                 f"Training diverged in epoch {epoch + 1}: the loss is not a number. Lower the learning rate, or"
                 " normalise the inputs."
             )

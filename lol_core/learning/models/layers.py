@@ -94,7 +94,8 @@ class GLNorm(nn.Module):
 
     def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         grams = [factor.double().mT @ factor.double() for factor in (U, V)]  # κ(R)² stands in them
-        norm = (grams[0] * grams[1]).sum((-1, -2), keepdim=True).clamp(min=0).sqrt() + 1e-6
+        squares = (grams[0] * grams[1]).sum((-1, -2), keepdim=True)
+        norm = squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt() + 1e-6  # the root of 0 has no gradient
         scale = norm.rsqrt().to(U)
         return self.gain_U * U * scale, self.gain_V * V * scale
 

@@ -67,7 +67,8 @@ def moments(left: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
     total = (wide.sum(-2) * core.sum(-1)).sum(-1)
     squares = ((wide.mT @ wide) * (core @ core.mT)).sum((-1, -2))
     mean = total / count
-    variance = (squares - count * mean.square()).clamp(min=0) / max(1, count - 1)
+    variance = (squares - count * mean.square()) / max(1, count - 1)
+    variance = variance.clamp(min=torch.finfo(variance.dtype).tiny)  # the root of 0 has no gradient
     return mean[:, None, None], variance.sqrt()[:, None, None]
 
 

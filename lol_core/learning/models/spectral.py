@@ -20,6 +20,7 @@ BLOCK = 2**24
 def kurtosis(U: Tensor, V: Tensor) -> Tensor:
     """Of the entries of each ΔW = U Vᵀ: fourth central moment over the squared variance, (B, L); 0 of a constant."""
     (B, L, n, _), m = U.shape, V.shape[-2]
+    U, V = (factor / factor.abs().amax((-1, -2), keepdim=True).clamp(min=TINY) for factor in (U, V))
     mean = ((U.sum(-2) * V.sum(-2)).sum(-1) / (n * m))[..., None, None]
     second, fourth = U.new_zeros(B, L), U.new_zeros(B, L)
     for rows in U.split(max(1, BLOCK // (B * L * m)), -2):
@@ -43,6 +44,7 @@ class Spectral(SpectralSizes):
     """
 
     title = "Spectral statistics"
+    searched = ({"normalize": False, "dropout": 0.0},)
 
     def _statistics(self, batch: Batch) -> Tensor:
         of_entries = torch.cat([kurtosis(U, V) for U, V in zip(batch.U, batch.V, strict=True)], 1)
