@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
 from lol_core.collections.zoo import Zoo
-from lol_core.core.lora import LoRALayer
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.errors import LoRAFormatError
 from lol_core.formats.writing import write
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.insight.audit import _asked
+from lol_core.insight.novelty import Known
+from lol_core.learning import checkpoint
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
@@ -71,6 +78,32 @@ def test_a_sarif_file_holds_every_remark_with_its_rule(ill: Path, tmp_path: Path
     assert {result["level"] for result in only["results"]} <= {"note", "warning", "error"}
     places = [result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in only["results"]]
     assert any(place.startswith("zero%20one") for place in places)
+
+
+def test_loras_that_vanish_between_two_questions_are_remarked(ill: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, loaded, together = Zoo.open(ill), list[str](), list[int]()
+
+    def load(id: str) -> LoRA:
+        loaded.append(id)
+        if loaded.count(id) == 1 and id == source.ids[0]:
+            raise LoRAFormatError("it is gone")
+        return random_lora()
+
+    def strangeness(loras: list[LoRA]) -> pd.DataFrame:
+        together.append(len(loras))
+        return pd.DataFrame({"latent": 1.0, "norms": 1.0, "outside": True}, index=range(len(loras)))
+
+    predicted = pd.DataFrame({"size": 1.0}, index=source.ids)
+    model = SimpleNamespace(
+        title="a model", predict_zoo=lambda *_: (predicted, {}), spec=SimpleNamespace(misfits=lambda _: [])
+    )
+    monkeypatch.setattr(Zoo, "load", lambda _, id: load(id))
+    monkeypatch.setattr(checkpoint, "AT_ONCE_BYTES", 2 * max(entry.size for entry in source.entries))
+    known = SimpleNamespace(strangeness=strangeness)
+    remarks = [*_asked(source, source.ids, cast("Checkpoint", model), cast("Known", known))]
+    assert [remark.path for remark in remarks if remark.rule == "not read"] == [source.ids[0]]
+    outside = [remark.path for remark in remarks if remark.rule == "unlike the training"]
+    assert outside == source.ids[1:] and max(together) <= 2
 
 
 def test_models_are_asked_and_say_where_they_guess(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from math import nan
 from pathlib import Path
@@ -67,6 +68,11 @@ CELLS = ["row", "column", "mean", "std", "paper", "paper_std"]
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fits are shared by the experiments that ask the same question, as in a full run."""
     return tmp_path_factory.mktemp("experiments")
+
+
+@cache
+def glosses() -> Zoo:
+    return Zoo.open(SAMPLES / "glosses")
 
 
 @pytest.fixture
@@ -175,6 +181,7 @@ def test_a_search_by_halving_ends_with_the_setting_of_the_best_validation_score(
     trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, ("svd", ours, "dsire"))
     table = trials.run()
     lines = pd.DataFrame([line for line in trials.kept.lines() if line["model"] == "svd"])
+    assert all(0 < line["validation_loss"] < np.inf for line in trials.kept.lines() if line["setting"])
     epochs = lines["setting"].map(lambda setting: setting["epochs"])
     assert [((epochs == k) & (lines["seed"] == seed)).sum() for k, seed in ((1, 0), (2, 0), (2, 1))] == [4, 2, 1]
     by_score = lines[epochs == 1].sort_values("validation_score", ascending=False)["setting"].tolist()
@@ -210,7 +217,7 @@ def test_only_a_training_that_diverged_is_recorded_without_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = replace(SMALL, loras=30, search=Halving(2, (Rung(1, 1),)))
-    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, ("svd",))
+    trials = Trials(LOSS_QUESTION, glosses(), budget, tmp_path, ("svd",))
     setting = budget.settings(Variant.of("svd"))[0]
 
     def failing(error: LoLError) -> list[dict[str, object]]:
@@ -229,11 +236,11 @@ def raiser(error: LoLError) -> Callable[..., None]:
     return run
 
 
-def with_scores(folder: Path, scores: dict[str, list[float | None]], folded: bool = False) -> Trials:
+def with_scores(folder: Path, scores: Mapping[str, Sequence[float | None]], folded: bool = False) -> Trials:
     """Trials that found these R² at each seed; None where a model diverged."""
     question = replace(LOSS_QUESTION, folded=folded)
     budget = replace(SMALL, seeds=len(next(iter(scores.values()))))
-    trials = Trials(question, Zoo.open(SAMPLES / "glosses"), budget, folder, tuple(scores))
+    trials = Trials(question, glosses(), budget, folder, tuple(scores))
     for name, values in scores.items():
         for seed, value in enumerate(values):
             line = {"model": name, "seed": seed, "validation_loss": 0.0}
@@ -250,14 +257,16 @@ def test_a_split_at_which_a_model_diverged_leaves_its_differences_open(tmp_path:
     assert np.isnan(paired(with_scores(tmp_path / "folds", {"svd": [None], "mlp": [0.1]}, True), "svd", "mlp").value)
 
 
-def test_tuckernet_is_judged_at_the_seeds_it_was_not_made_on_and_for_all_questions_together(tmp_path: Path) -> None:
+def test_tuckernet_is_judged_at_the_seeds_it_was_not_made_on_and_for_all_questions_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = (
         [0.6, 0.9, 0.9, *[0.7] * 5],
         [0.5, 0.5, 0.5, *(0.7 - gap for gap in (0.01, 0.017, 0.012, 0.016, 0.03))],
     )
     trials = with_scores(tmp_path, {"tucker": ours, "gl_net": theirs})
     context = Context(SAMPLES, tmp_path, replace(trials.budget, loras=None, search=Halving()))
-    context.trials = lambda question, models, seeds=None: trials  # type: ignore[method-assign]
+    monkeypatch.setattr(Context, "trials", lambda *_: trials)
     judged = unseen(context, LOSS_QUESTION, "r2")
     assert judged.index.tolist() == [3, 4, 5, 6, 7]
     assert len(unseen(context, replace(LOSS_QUESTION, folded=True), "r2")) == 8
@@ -445,6 +454,7 @@ def test_tables_are_asked_about_the_authors_zoos_as_far_as_the_labels_go(
     assert column in columns and not {"attributes: accuracy", "sources seen: accuracy"} & columns
     assert set(result.cells["row"]) >= {"MLP", "GL-net", "control: norms only"} and result.findings
     assert str(tmp_path / "zoo") in result.title
+    assert not any(zoo in note for note in result.notes for zoo in ("Faces", "Emojinette", "glosses", "prompts"))
     other = {"table2": "table5", "table3": "table2", "table5": "table3"}[table]
     with pytest.raises(ZooError, match="no labels to ask about; it has"):
         run(other, context)

@@ -38,7 +38,7 @@ from lol_core.learning.models.layers import (
     InvariantProducts,
     Start,
 )
-from lol_core.learning.models.modulewise import Products, left_product
+from lol_core.learning.models.modulewise import Products, cross_products, left_product, right_products
 from lol_core.learning.models.o_align import procrustes
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.models.wide import WideLinear
@@ -504,12 +504,22 @@ def test_left_products_are_those_of_each_module(
     close = partial(torch.testing.assert_close, check_dtype=False, rtol=tolerance, atol=tolerance)
     expected = maps.double() @ factors.double()
     (gradient,) = torch.autograd.grad((expected * weights.double()).sum(), maps)
-    for same in (factors, factors.transpose(0, 1).contiguous().transpose(0, 1), factors.clone().requires_grad_()):
+    shifted = torch.cat([factors.new_zeros(1), factors.flatten()])[1:].view(factors.shape)
+    transposed = factors.transpose(0, 1).contiguous().transpose(0, 1)
+    for same in (factors, shifted, transposed, factors.clone().requires_grad_()):
         product = left_product(maps, same)
         (own,) = torch.autograd.grad((product * weights).sum(), maps)
         assert product.dtype == dtype
         close(product, expected)
         close(own, gradient)
+
+
+def test_an_empty_batch_has_empty_products() -> None:
+    none, templates = torch.zeros(0, 4, 5, 4), torch.randn(4, 5, 4)
+    assert left_product(torch.randn(4, 2, 5), none).shape == (0, 4, 2, 4)
+    assert cross_products(none, templates).shape == (0, 4, 4, 4)
+    ((_, product),) = right_products(none, torch.zeros(0, 4, 4, 4))
+    assert product.shape == none.shape
 
 
 @pytest.mark.parametrize("cached", [1, 100, 2**18])

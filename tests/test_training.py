@@ -23,6 +23,7 @@ from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingCon
 from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
+from lol_core.learning.state import SavedState
 from lol_core.learning.tasks import Binary
 from lol_core.learning.training import Plan, plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
@@ -99,6 +100,9 @@ def test_resuming_another_run_is_refused(synthetic_zoo: Zoo, tmp_path: Path) -> 
     fit(synthetic_zoo, tmp_path / "run")
     with pytest.raises(CheckpointError, match="other settings or another collection"):
         fit(synthetic_zoo, tmp_path / "run", replace(QUICK, learning_rate=5e-3), resume=True)
+    then = {"config": TrainingConfig("views").to_dict() | {"model": "mvprobe"}, "fingerprint": "f"}
+    assert SavedState(tmp_path, TrainingConfig("views"), "f")._same_run(then), "format 1 named it so"
+    assert not SavedState(tmp_path, TrainingConfig("views"), "f")._same_run(then | {"format": 2})
     with pytest.raises(CheckpointError, match="nothing to resume"):
         fit(synthetic_zoo, tmp_path / "empty", resume=True)
     (tmp_path / "run" / "state.safetensors").write_bytes(b"damaged")

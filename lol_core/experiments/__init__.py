@@ -22,7 +22,7 @@ ELSEWHERE = ("table2", "table3", "table5")
 SEARCHED = ("table2", "table3", "table4", "table5", "models")
 """Those whose models can be searched by successive halving."""
 
-_OTHER = "Run on another zoo than the sample zoo that these notes speak of; its parts are drawn at random, by seed."
+_OTHER = "Run on another zoo than the sample zoo; its parts are drawn at random, by seed."
 
 
 def run(name: str, context: Context) -> Result:

@@ -91,6 +91,10 @@ PAPERS: dict[str, dict[str, Papers]] = {
 }
 
 
+ZOOS = (
+    "Faces: five drawn attributes of 1,000 persons (the paper: five attributes of CelebA, 3,900 persons). Emojinette:"
+    " ten drawn classes, 1,023 LoRAs of rank 16 (the paper: Imagenette, 2,046 of rank 32)."
+)
 ONE_SHAPE = (
     "Every model has the same small shape here (two hidden layers of 64; GL-net of equivariant width 16), where the"
     " authors give each its own; ridge regression on the product kernel, linear in the whole of ΔW, shows that the"
@@ -146,11 +150,8 @@ def run(context: Context) -> Result:
     table = pd.concat(parts, ignore_index=True)
     notes = [
         described(context.budget),
-        (
-            "Faces: five drawn attributes of 1,000 persons (the paper: five attributes of CelebA, 3,900 persons)."
-            " Emojinette: ten drawn classes, 1,023 LoRAs of rank 16 (the paper: Imagenette, 2,046 of rank 32)."
-        ),
-        *([] if context.searched else [ONE_SHAPE]),
+        *([ZOOS] if context.zoo is None else []),
+        *([ONE_SHAPE] if context.zoo is None and not context.searched else []),
     ]
     return Result(
         "table3",

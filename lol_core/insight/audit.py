@@ -15,7 +15,8 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.insight.health import Ailment, health
 from lol_core.insight.novelty import Known, in_words
 from lol_core.insight.survey import Survey
-from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.checkpoint import Checkpoint, at_once, readable
+from lol_core.learning.stream import parts
 
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 BLOCK = 64
@@ -85,17 +86,21 @@ def _asked(source: Source, ids: Sequence[str], model: Checkpoint, known: Known |
     for id, row in zip(values.index, values.to_dict("records"), strict=True):
         text = ", ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in row.items())
         yield Remark(str(id), "predicted", Level.NOTE, f"{model.title}: {text}")
+    predicted = [] if known is None else [str(id) for id in values.index]
+    for some in parts(predicted, at_once(source, predicted)):
+        loras = readable(source, some, refused)
+        if known is None or not loras:
+            continue
+        marks = known.strangeness([*loras.values()])
+        for id, mark in zip(loras, marks.to_dict("records"), strict=True):
+            if mark["outside"]:
+                words = in_words(True, mark["latent"], mark["norms"])
+                yield Remark(id, "unlike the training", Level.WARNING, f"It is {words} ({model.title}).")
     for id, reason in refused.items():
         if model.spec.misfits(source.by_id[id]):
             yield Remark(id, "not for this model", Level.NOTE, f"{model.title} cannot read it: {reason}")
         else:
             yield Remark(id, "not read", Level.ERROR, reason)
-    if known is not None and len(values):
-        marks = known.strangeness([source.load(id) for id in values.index])
-        for id, mark in zip(values.index, marks.to_dict("records"), strict=True):
-            if mark["outside"]:
-                words = in_words(True, mark["latent"], mark["norms"])
-                yield Remark(str(id), "unlike the training", Level.WARNING, f"It is {words} ({model.title}).")
 
 
 def as_sarif(remarks: Sequence[Remark], version: str) -> dict[str, Any]:

@@ -72,8 +72,9 @@ class TrainingConfig:
 
     model_config: the model's own configuration, the usual one when None. patience: epochs without a better validation
     loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split.
-    mixed_precision: bfloat16 in the head on CUDA; features stay in float32. shuffled_control: also fit the same model
-    to permuted training labels.
+    mixed_precision: training's whole forward pass under bfloat16 autocast on CUDA, that of equivariant layers and
+    probes too; kept features and weights are in float32. shuffled_control: also fit the same model to permuted training
+    labels.
     """
 
     model: str = "gl_net"
@@ -270,10 +271,9 @@ class Checkpoint:
         misfits = {id: self.spec.misfits(zoo.by_id[id]) for id in ids}
         refused = {id: " ".join(problems) for id, problems in misfits.items() if problems}
         fitting = [id for id in ids if not misfits[id]]
-        largest = max((zoo.by_id[id].size for id in fitting), default=1)
-        batch_size = max(1, min(batch_size, AT_ONCE_BYTES // max(1, largest)))
+        batch_size = at_once(zoo, fitting, batch_size)
         predicted: list[tuple[list[str], np.ndarray]] = []
-        read = ahead(_readable(zoo, block, refused) for block in parts(fitting, batch_size))
+        read = ahead(readable(zoo, block, refused) for block in parts(fitting, batch_size))
         for loras in filter(None, read):
             try:
                 predicted.append((list(loras), self.predict([*loras.values()])))
@@ -304,7 +304,13 @@ class Checkpoint:
         return notes
 
 
-def _readable(zoo: Source, ids: Sequence[str], refused: dict[str, str]) -> dict[str, LoRA]:
+def at_once(zoo: Source, ids: Sequence[str], most: int = 64) -> int:
+    """How many of these LoRAs may be in memory together."""
+    largest = max((zoo.by_id[id].size for id in ids), default=1)
+    return max(1, min(most, AT_ONCE_BYTES // max(1, largest)))
+
+
+def readable(zoo: Source, ids: Sequence[str], refused: dict[str, str]) -> dict[str, LoRA]:
     """The LoRAs with their weights; those that cannot be read are refused with the reason."""
     loras = {}
     for id in ids:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lol_core.collections.durable import contiguous, plain_number, replace_file
 from lol_core.errors import CheckpointError
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.checkpoint import FORMAT, RENAMED, TrainingConfig
 
 if TYPE_CHECKING:
     from lol_core.learning.fit import Fit
@@ -55,7 +55,7 @@ class SavedState:
             "history": fit.history,
             "best_loss": fit.best_loss,
             "best_epoch": fit.best_epoch,
-            "settings": {"config": self.config.to_dict(), "fingerprint": self.fingerprint},
+            "settings": {"format": FORMAT, "config": self.config.to_dict(), "fingerprint": self.fingerprint},
         }
         save_state(self.folder, tensors, progress)
 
@@ -84,10 +84,15 @@ class SavedState:
         fit.optimizer.load_state_dict(optimizer)
 
     def _same_run(self, settings: dict[str, Any]) -> bool:
-        """Whether a run differs at most in epochs and device."""
+        """Whether a run differs at most in epochs and device. A state that states no format may name our variants as
+        checkpoints of format 1 did.
+        """
+        model = settings["config"]["model"]
+        if "format" not in settings and RENAMED.get(model) == self.config.model:
+            model = self.config.model
         saved, own = (
             replace(config, model_config=config.shape, epochs=0, device="")
-            for config in (TrainingConfig.from_dict(settings["config"]), self.config)
+            for config in (TrainingConfig.from_dict(settings["config"] | {"model": model}), self.config)
         )
         return saved == own and settings["fingerprint"] == self.fingerprint
 

@@ -94,9 +94,11 @@ def _wide(factors: Tensor, rows: int) -> Tensor:
 
 def _loras(factors: Tensor) -> list[slice]:
     """Some LoRAs of (B, L, n, r) at a time: a product copies for each what it has in common with the others. All where
-    there is no cache to stay in.
+    there is no cache to stay in, and where there are none.
     """
-    return list(_places(len(factors), factors[0].numel())) if factors.is_cpu else [slice(len(factors))]
+    if not factors.is_cpu or not len(factors):
+        return [slice(len(factors))]
+    return list(_places(len(factors), factors[0].numel()))
 
 
 def _places(count: int, numbers: int) -> Iterator[slice]:
@@ -111,7 +113,7 @@ def _columns(factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
     modules = list(_places(L, B * n * r))
     memory = factors.new_empty(modules[0].stop, n, B, r)
     wide = WIDER.get(factors.dtype)
-    if wide is None or r % 4 or not factors.is_contiguous():
+    if wide is None or r % 4 or factors.storage_offset() % 4 or not factors.is_contiguous():
         source, target = factors, memory
     else:  # rows of r numbers move as one
         source, target = factors.view(wide), memory.view(wide)
