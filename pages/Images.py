@@ -7,9 +7,9 @@ from __future__ import annotations
 import streamlit as st
 from PIL import Image
 
-from lol_core.errors import LoRAFormatError
+from lol_core.errors import LoLError
 from lol_core.insight import plots
-from lol_core.insight.generation import contact_sheet, weights_file
+from lol_core.insight.generation import contact_sheet, known_weights_file
 from lol_core.insight.ranking import Ranking, by_label, by_prediction, held_out, measured_numbers, ways
 from lol_core.learning.devices import find_device
 from ui import work
@@ -106,9 +106,13 @@ columns: dict[str, str | None] = {**chosen, "Base model": None}
 sampling = sampling.with_strength(strength)
 brush = painter(base, str(find_device(device)))
 try:
-    files = {id: None if id is None else weights_file(source, id) for id in columns.values()}
-    missing = [id for id, file in files.items() if not all(brush.is_drawn(file, p, sampling) for p in prompts)]
-except LoRAFormatError as problem:
+    files = {id: None if id is None else known_weights_file(source, id) for id in columns.values()}
+    missing = [
+        id
+        for id, file in files.items()
+        if (id is not None and file is None) or not all(brush.is_drawn(file, p, sampling) for p in prompts)
+    ]
+except LoLError as problem:
     st.error(sentence(problem), icon=":material/broken_image:")
     st.stop()
 except OSError as problem:
@@ -119,7 +123,7 @@ busy, job = running(state.drawing), state.drawing
 automatic = base == known_base(source) and not (job is not None and (job.error or job.stopping))
 pressed = st.button("Draw", type="primary", icon=":material/brush:", disabled=busy or not missing, key=key("draw"))
 if missing and not busy and (pressed or automatic):
-    state.drawing = work.draw_sheets(brush, [files[id] for id in missing], prompts, sampling)
+    state.drawing = work.draw_sheets(brush, source, missing, prompts, sampling)
     st.rerun()
 if job is not None:
     follow(job, "stop")

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from lol_core.collections.http import NetworkError
 from lol_core.collections.memory import MemorySource
 from lol_core.collections.opening import OPENERS
 from lol_core.collections.source import Source
+from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import Reporter
 from lol_core.errors import LoRAFormatError
-from lol_core.formats import read
-from lol_core.insight.generation import Painter, Sampling, weights_file
-from tests.builders import MODULES, random_lora
+from lol_core.formats import read, writing
+from lol_core.insight import generation
+from lol_core.insight.generation import Painter, Sampling, known_weights_file, weights_file
+from tests.builders import MODULES, random_lora, write_zoo
 from tests.conftest import ROOT
 from tests.test_pages import PAGES, opened, settled, text_of
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
+from ui.previews import preview
 from ui.state import recent
+from ui.work import draw_sheets
 
 ADDRESS = "memory://made"
 COUNT = 40
@@ -126,6 +134,48 @@ def test_a_lora_without_a_file_is_drawn_as_its_file_is(tmp_path: Path) -> None:
     painter, sampling = Painter(BASE, cache=tmp_path / "images"), Sampling(steps=2)
     pictures = [np.asarray(painter.draw(lora, ["a person"], sampling)[0], np.float32) for lora in (file, written, None)]
     assert np.abs(pictures[0] - pictures[1]).max() <= 2 < np.abs(pictures[0] - pictures[2]).max()
+
+
+def test_two_who_draw_the_same_lora_at_once_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = MemorySource({"face": read(sorted(FACES.iterdir())[0])}, name="faces")
+
+    def write(lora: LoRA, path: Path, *form: Any) -> None:
+        writing.write(lora, path, *form)
+        monkeypatch.setattr(generation, "write", writing.write)
+        weights_file(source, "face", tmp_path)  # the other comes in between, and ends first
+
+    monkeypatch.setattr(generation, "write", write)
+    assert known_weights_file(source, "face", tmp_path) is None
+    drawn = weights_file(source, "face", tmp_path)
+    assert known_weights_file(source, "face", tmp_path) == drawn and list(drawn.parent.iterdir()) == [drawn]
+
+
+class Silent(MemorySource):
+    """A collection whose server answers no longer."""
+
+    def load(self, id: str) -> LoRA:
+        raise NetworkError("hub.example does not answer.")
+
+
+def test_weights_are_read_beside_the_page_and_what_fails_is_said(tmp_path: Path) -> None:
+    job = draw_sheets(
+        Painter(BASE, cache=tmp_path), Silent({"a": read(sorted(FACES.iterdir())[0])}), ["a"], ["b"], Sampling()
+    )
+    job.wait(PATIENCE)
+    assert "does not answer" in str(job.error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "EPS", "cut", "garbage"])
+def test_a_picture_that_browsers_do_not_show_is_none(kind: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path, 1)
+    file = io.BytesIO()
+    picture = Image.new("RGB", (64, 64), "red")
+    picture.save(file, "PNG" if kind == "cut" else kind) if kind != "garbage" else file.write(b"no picture")
+    content = file.getvalue()
+    (tmp_path / "lora000" / "adapter_model.preview.png").write_bytes(content[:-40] if kind == "cut" else content)
+    zoo = Zoo.open(tmp_path)
+    assert zoo.preview(zoo.ids[0]) is not None
+    assert (preview(zoo, zoo.ids[0]) is not None) is (kind in ("PNG", "WEBP"))
 
 
 def test_a_lora_that_diffusers_has_no_form_for_says_so(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lol_core.insight import plots
 from lol_core.insight.tags import tag_counts
 from ui.figures import figure
 from ui.keys import key
+from ui.previews import preview
 from ui.tables import show
 
 WIDTH = 200
@@ -39,8 +40,8 @@ def show_sidecar(source: Source, id: str) -> None:
     with st.container(border=True):
         st.caption(f":material/attach_file: Claimed by {', '.join(sidecar.files)}, which lie beside the file.")
         row = st.container(horizontal=True)
-        if path := source.preview(id):
-            row.image(str(path), alt=f"Preview of {source.names[id]}", width=WIDTH)
+        if picture := preview(source, id):
+            row.image(picture, alt=f"Preview of {source.names[id]}", width=WIDTH)
         column = row.container()
         claims = {
             "Title": sidecar.title,

@@ -12,7 +12,7 @@ from streamlit.components.v2 import component
 
 from lol_core.collections.source import Source
 from ui.keys import key
-from ui.previews import tiles
+from ui.previews import preview, tiles
 
 MAX_PREVIEWS = 2000
 PROBED = 1000
@@ -22,10 +22,10 @@ _points = component("lol_explorer.points", js=(Path(__file__).parent / "points.j
 
 def thumbnail(source: Source, id: str) -> str | None:
     """The first picture of a LoRA's preview as a data URI."""
-    if (path := source.preview(id)) is None:
+    if (strip := preview(source, id)) is None:
         return None
     buffer = io.BytesIO()
-    tiles(path)[0].resize((SIDE, SIDE)).save(buffer, "WEBP", quality=60)
+    tiles(strip)[0].resize((SIDE, SIDE)).save(buffer, "WEBP", quality=60)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

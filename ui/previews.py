@@ -5,7 +5,6 @@ sidecar names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import streamlit as st
 from PIL import Image
@@ -17,11 +16,23 @@ from ui.tables import paged
 GALLERY_PAGE = 48
 WIDTH = 180
 PROBED = 20
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""What a stranger's picture may be: readers of others start programs (EPS) or are little tried."""
 
 
-def tiles(path: Path) -> list[Image.Image]:
+def preview(source: Source, id: str) -> Image.Image | None:
+    """The picture that came with a LoRA, in RGB; None where none came, or what came is no sound PNG, JPEG or WebP."""
+    if (path := source.preview(id)) is None:
+        return None
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def tiles(strip: Image.Image) -> list[Image.Image]:
     """The square pictures of a strip, from left to right; of a single picture its upper left square."""
-    strip = Image.open(path).convert("RGB")
     side = min(strip.size)
     count = strip.width // side if strip.width % side == 0 else 1
     return [strip.crop((x, 0, x + side, side)) for x in range(0, count * side, side)]
@@ -41,13 +52,13 @@ def show_previews(source: Source, ids: Sequence[str], *, linked: bool = False) -
     """The previews of some LoRAs beside each other, with their names where they are linked; nothing where there are
     none.
     """
-    pictures = [(id, path) for id in ids if (path := source.preview(id))]
+    pictures = [(id, picture) for id in ids if (picture := preview(source, id))]
     if not pictures:
         return
     with st.container(horizontal=True):
-        for id, path in pictures:
+        for id, picture in pictures:
             with st.container(width=WIDTH + 10):
-                st.image(str(path), width=WIDTH, caption=None if linked else source.names[id])
+                st.image(picture, width=WIDTH, caption=None if linked else source.names[id])
                 if linked:
                     link_to_lora(source, id)
 
@@ -59,13 +70,13 @@ def link_to_lora(source: Source, id: str, label: str = "") -> None:
 
 def show_towers(source: Source, captioned: Mapping[str, str]) -> None:
     """Previews as columns of their pictures, where every one of these LoRAs has some. captioned: caption → id."""
-    paths = [source.preview(id) for id in captioned.values()]
-    if not all(paths):
+    strips = [strip for id in captioned.values() if (strip := preview(source, id))]
+    if len(strips) < len(captioned):
         return
     st.caption("From the highest to the lowest, previews that came with the collection:")
     with st.container(horizontal=True):
-        for path, caption in zip(paths, captioned, strict=True):
-            pictures = tiles(path or Path())
+        for strip, caption in zip(strips, captioned, strict=True):
+            pictures = tiles(strip)
             side = pictures[0].height
             tower = Image.new("RGB", (side, side * len(pictures)))
             for row, picture in enumerate(pictures):
@@ -79,9 +90,9 @@ def gallery(source: Source, ids: Sequence[str]) -> None:
     with st.container(horizontal=True):
         for id in ids[page]:
             with st.container(width=132, border=True):
-                if (path := source.preview(id)) is None:
+                if (strip := preview(source, id)) is None:
                     st.caption("No preview")
                 else:
-                    picture = tiles(path)[0].resize((128, 128), Image.Resampling.BICUBIC)
+                    picture = tiles(strip)[0].resize((128, 128), Image.Resampling.BICUBIC)
                     st.image(picture, width=112, alt=f"Preview of {id}")
                 link_to_lora(source, id)

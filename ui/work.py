@@ -10,13 +10,14 @@ import pandas as pd
 
 from lol_core.collections.samples import get
 from lol_core.collections.source import Source
+from lol_core.collections.waiting import stopped_by
 from lol_core.core.progress import Progress, Reporter
 from lol_core.experiments import run as run_experiment
 from lol_core.experiments.result import Result
 from lol_core.experiments.search import SMALL
 from lol_core.experiments.trials import Context
 from lol_core.insight.duplicates import duplicates
-from lol_core.insight.generation import Painter, Sampling
+from lol_core.insight.generation import Painter, Sampling, weights_file
 from lol_core.insight.maps import Map, MapSettings, draw_map
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
@@ -159,15 +160,18 @@ def map_of(
 
 
 def draw_sheets(
-    painter: Painter, loras: Sequence[Path | None], prompts: Sequence[str], sampling: Sampling
+    painter: Painter, source: Source, ids: Sequence[str | None], prompts: Sequence[str], sampling: Sampling
 ) -> Job[None, None]:
-    """Draws the prompts with one LoRA after the other (None: the base alone) into the painter's cache. Stopped, it ends
-    between two sampling steps; what is finished stays.
+    """Draws the prompts with one LoRA after the other (None: the base alone) into the painter's cache, downloading what
+    is not here. Stopped, it ends between two sampling steps; what is finished stays.
     """
 
     def work(reporter: Reporter) -> None:
-        for number, lora in enumerate(loras):
-            part = reporter.item(number, len(loras), f"Drawing {number + 1} of {len(loras)}: ")
+        for number, id in enumerate(ids):
+            part = reporter.item(number, len(ids), f"Drawing {number + 1} of {len(ids)}: ")
+            part.show("reading its weights", 0.0)
+            with stopped_by(reporter):
+                lora = None if id is None else weights_file(source, id)
             painter.draw(lora, prompts, sampling, part)
 
     return Job(work, None).start()

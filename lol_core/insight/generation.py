@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import content_digest
+from lol_core.collections.durable import replace_file
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, LoRAFormatError, needing
@@ -96,8 +97,7 @@ class Painter:
                 return drawn
             self.cache.mkdir(parents=True, exist_ok=True)
             for i, image in zip(missing, drawn, strict=True):
-                image.save(paths[i].with_suffix(".writing"), format="PNG")
-                paths[i].with_suffix(".writing").replace(paths[i])
+                replace_file(paths[i], partial(image.save, format="PNG"), shared=True)
         return [Image.open(path).convert("RGB") for path in paths]
 
     def is_drawn(self, lora: Path | None, prompt: str, sampling: Sampling) -> bool:
@@ -157,20 +157,30 @@ def weights_file(source: Source, id: str, cache: Path | None = None) -> Path:
     """A file of a LoRA that diffusers loads: its own where the source has one, else one that is written once, in
     float32, to the cache (the user's by default).
 
-    Raises LoRAFormatError when it cannot be read, or is no LoRA that diffusers has a form for.
+    Raises LoRAFormatError when it cannot be read, or is no LoRA that diffusers has a form for, and ZooError when what
+    it comes from does not answer.
     """
+    if (there := known_weights_file(source, id, cache)) is not None:
+        return there
+    lora = source.load(id)
+    form = next((form for form in forms_of(lora) if form != "PEFT"), None)
+    if form is None:
+        raise LoRAFormatError(f"{id}: no LoRA of a diffusion model that diffusers can load, so it draws nothing.")
+    path = _written(source, id, cache)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda new: write(lora, new, form, torch.float32), shared=True)
+    return path
+
+
+def known_weights_file(source: Source, id: str, cache: Path | None = None) -> Path | None:
+    """The same without reading any weights: None where it was not written yet."""
     if (own := source.path(id)) is not None:
         return own
-    path = (cache or cache_folder()) / "written" / f"{source.by_id[id].digest}.safetensors"
-    if not path.is_file():
-        lora = source.load(id)
-        form = next((form for form in forms_of(lora) if form != "PEFT"), None)
-        if form is None:
-            raise LoRAFormatError(f"{id}: no LoRA of a diffusion model that diffusers can load, so it draws nothing.")
-        writing = path.with_suffix(f".{os.getpid()}.writing")
-        write(lora, writing, form, torch.float32)
-        writing.replace(path)
-    return path
+    return path if (path := _written(source, id, cache)).is_file() else None
+
+
+def _written(source: Source, id: str, cache: Path | None) -> Path:
+    return (cache or cache_folder()) / "written" / f"{source.by_id[id].digest}.safetensors"
 
 
 def _identity(lora: Path) -> tuple[str, ...]:
