@@ -99,10 +99,26 @@ if not predictions.classes:
             select_button(source, ids, f"Select the {len(ids)} {end} predicted", f"select_{end}")
 
 
+def show_disagreement() -> None:
+    """The LoRAs of which models of the same target say different things."""
+    titles = rivals(models, predictions)
+    if len(titles) < 2:
+        text = f"Train a second model, or a second seed, on {target} to see where they disagree."
+        st.info(text, icon=":material/arrow_forward:")
+    else:
+        each = {other: predictions_of(source, folders[other])[0][target] for other in titles}
+        table, correlation = apart(each, source, target)
+        show(table.head(50), "apart")
+        st.caption(f"Correlation of the first two: {correlation:.3f}.")
+        furthest = list(table.index[:EXTREMES])
+        select_button(source, furthest, f"Select the {len(furthest)} they disagree on most", "select_apart")
+
+
 def show_errors() -> None:
     """Where the model errs, and where others disagree with it."""
     errors, first = predictions.errors(compared), "Residuals" if regression else "Confusion"
-    residual, calibrated, worst, others = st.tabs([first, "Calibration", "Where it errs", "Where models disagree"])
+    titles = [first, "Calibration", "Where it errs", "Where models disagree"]
+    residual, calibrated, worst, others = st.tabs(titles, key=key("errors"), on_change="rerun")
     with residual:
         if regression:
             chart, table = plots.residuals(compared, target), compared.assign(residual=errors)
@@ -118,20 +134,12 @@ def show_errors() -> None:
         figure(chart, "calibration", "Mean truth against mean prediction, in bins", bins)
         text = "bins of equal number; bars: one standard error of the mean truth."
         st.caption(f"{len(compared)} LoRAs in {len(bins)} {text}")
-    with worst:
-        show_slices(errors, source.labels.drop(columns=list(targets), errors="ignore"))
-    with others:
-        titles = rivals(models, predictions)
-        if len(titles) < 2:
-            text = f"Train a second model, or a second seed, on {target} to see where they disagree."
-            st.info(text, icon=":material/arrow_forward:")
-        else:
-            each = {other: predictions_of(source, folders[other])[0][target] for other in titles}
-            table, correlation = apart(each, source, target)
-            show(table.head(50), "apart")
-            st.caption(f"Correlation of the first two: {correlation:.3f}.")
-            furthest = list(table.index[:EXTREMES])
-            select_button(source, furthest, f"Select the {len(furthest)} they disagree on most", "select_apart")
+    if worst.open:
+        with worst:
+            show_slices(errors, source.labels.drop(columns=list(targets), errors="ignore"))
+    if others.open:  # every other model is asked about every LoRA only when someone looks
+        with others:
+            show_disagreement()
 
 
 if len(compared):
