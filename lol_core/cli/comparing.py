@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,20 +17,28 @@ from lol_core.cli.console import (
     reported,
     stoppable,
 )
+from lol_core.cli.inputs import id_of, loras_of
+from lol_core.core.progress import Reporter
 from lol_core.errors import DataMissingError
+
+if TYPE_CHECKING:
+    from lol_core.core.lora import LoRA
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="A LoRA file or PEFT folder.")],
-    second: Annotated[Path, typer.Argument(help="Another.")],
+    first: Annotated[str, typer.Argument(help="A LoRA: a file, a PEFT folder, or an address that holds one LoRA.")],
+    second: Annotated[str, typer.Argument(help="Another.")],
+    collection: Annotated[
+        str | None,
+        typer.Option("--of", metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="The collection that both are named in."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Two LoRAs module by module: norms, cosine and distance of their updates, and whether they are the same."""
-    from lol_core.collections.folder import load_file
     from lol_core.insight.anatomy import Comparison
 
-    with reported():
-        one, two = (load_file(path, str(path)) for path in (first, second))
+    with reported(), stoppable() as reporter:
+        one, two = _pair(first, second, collection, reporter)
         both = Comparison.of(one, two)
         if both.table.empty:
             raise DataMissingError("They share no module of one shape: they belong to different base models.")
@@ -51,6 +58,24 @@ def compare(
         out.print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)
 
 
+def _pair(first: str, second: str, collection: str | None, reporter: Reporter) -> tuple[LoRA, LoRA]:
+    """Both LoRAs with their weights. Raises DataMissingError when a name means none, or more than one."""
+    if collection is not None:
+        source = open_collection(collection, reporter=reporter)
+        ids = [id_of(source, name) for name in (first, second)]
+        return source.load(ids[0]), source.load(ids[1])
+    return _only(first, reporter.part(0.0, 0.5)), _only(second, reporter.part(0.5, 1.0))
+
+
+def _only(address: str, reporter: Reporter) -> LoRA:
+    loras = list(loras_of([address], reporter))
+    if len(loras) != 1:
+        raise DataMissingError(
+            f"{address} holds {len(loras)} LoRAs. Say which: `lol compare ONE ANOTHER --of {address}`."
+        )
+    return loras[0][1]()
+
+
 def nearest(
     folder: Address,
     lora: Annotated[str, typer.Argument(help="Which LoRA of the collection: its path there, or its name.")],
@@ -64,10 +89,7 @@ def nearest(
 
     with reported(), stoppable() as reporter:
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
-        by_name = {name: id for id, name in source.names.items()}
-        id = lora if lora in source.by_id else by_name.get(lora)
-        if id is None:
-            raise DataMissingError(f"{lora}: no such LoRA in {source.address}. `lol scan` lists them.")
+        id = id_of(source, lora)
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
         table = find_nearest(source, surveys, id, count)
     rows = table.rename_axis("lora").reset_index().to_dict("records")

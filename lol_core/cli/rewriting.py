@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
-from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
@@ -19,13 +17,13 @@ from lol_core.cli.console import (
     AsJson,
     Workers,
     err,
-    open_collection,
     out,
     print_json,
     print_table,
     reported,
     stoppable,
 )
+from lol_core.cli.inputs import loras_of
 from lol_core.errors import DataMissingError, LoLError
 
 if TYPE_CHECKING:
@@ -104,11 +102,16 @@ def merge(
     """Add LoRAs of one base model: Σ w ΔW from the factors, exact or cut to a rank with the error printed."""
     from lol_core.insight.rewriting import merge as merge_loras
 
-    with reported():
-        chosen = list(_each(inputs))
+    with reported(), stoppable() as reporter:
+        chosen = list(loras_of(inputs, reporter.part(0.0, 0.1)))
         if weight and len(weight) != len(chosen):
             raise DataMissingError(f"{len(chosen)} LoRAs and {len(weight)} weights. Give --weight once for each LoRA.")
-        merged = merge_loras([load() for _, load in chosen], weight or [1.0] * len(chosen), rank)
+        loras = []
+        for number, (_, load) in enumerate(chosen):
+            reporter.count("Reading: LoRA", number, len(chosen))
+            reporter.check("Nothing was written.")
+            loras.append(load())
+        merged = merge_loras(loras, weight or [1.0] * len(chosen), rank)
         row = _write(merged, out_path, Job(out_path.parent, to, dtype, force))
     if as_json:
         print_json({"merged": [name for name, _ in chosen], **row})
@@ -147,7 +150,7 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
 
     rows = []
     with reported(), stoppable() as reporter:
-        items = list(_each(inputs))
+        items = list(loras_of(inputs, reporter))
         if len({name for name, _ in items}) < len(items):
             names = [name for name, _ in items]
             twice = next(name for name in names if names.count(name) > 1)
@@ -167,30 +170,6 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         out.print(f"{len(written)} of {len(items)} LoRAs written to {job.out}.", highlight=False, soft_wrap=True)
     if len(written) < len(items):
         raise typer.Exit(1)
-
-
-def _each(inputs: Sequence[str]) -> Iterator[tuple[str, Callable[[], LoRA]]]:
-    """(name, what reads it) of every LoRA that the inputs mean; a name is its place there, without its suffix."""
-    from lol_core.collections.folder import load_file
-    from lol_core.collections.names import stem_of
-    from lol_core.collections.opening import is_collection
-    from lol_core.formats import IN_FOLDER
-
-    for text in inputs:
-        pattern = "://" not in text and has_magic(text) and not Path(text).expanduser().exists()
-        places = sorted(glob(str(Path(text).expanduser()), recursive=True)) if pattern else [text]
-        if not places:
-            raise DataMissingError(f"{text}: no file has such a name.")
-        for place in places:
-            path = Path(place).expanduser().resolve()  # "." and ".." have names too
-            if not is_collection(place) or any((path / name).is_file() for name in IN_FOLDER):
-                yield path.name if path.is_dir() else stem_of(path.name), partial(load_file, path, place)
-                continue
-            source = open_collection(place)
-            for entry in source.refused:
-                err.print(f"{entry.path}: {entry.reason}", highlight=False, soft_wrap=True)
-            for id in source.ids:
-                yield source.names[id], source.reader(id)
 
 
 def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:

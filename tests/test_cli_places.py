@@ -1,0 +1,82 @@
+"""Every command for many files on every kind of place: a folder, an archive, a pattern, the hub."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lol_core.cli.commands import app
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import shared_spec
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.models import make_model
+from lol_core.learning.tasks import Regression
+from tests.builders import write_zoo
+from tests.hub import Hub, hub
+
+__all__ = ["hub"]
+COUNT = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("places") / "zoo"
+    write_zoo(folder, COUNT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Path:
+    """A model with the weights it begins with."""
+    zoo, config = Zoo.open(folder), TrainingConfig("svd")
+    model = make_model("svd", shared_spec(zoo.entries), 1, config.shape)
+    Checkpoint(model, Regression(("size",), (0.0,), (1.0,)), config, {}).save(folder.parent / "model")
+    return folder.parent / "model"
+
+
+def output(*arguments: object) -> Any:
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, f"{arguments}: {result.output}"
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "pattern", "hub"])
+def test_every_command_takes_every_place(kind: str, folder: Path, checkpoint: Path, hub: Hub, tmp_path: Path) -> None:
+    hub.add("models/someone/zoo", folder)
+    with zipfile.ZipFile(tmp_path / "zoo.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.*")):
+            archive.write(path, path.relative_to(folder).as_posix())
+    places: dict[str, object] = {"folder": folder, "archive": tmp_path / "zoo.zip", "pattern": folder / "lora00[0-3]"}
+    place = places.get(kind, "hf://someone/zoo")
+    counted: dict[str, Callable[[], int]] = {
+        "scan": lambda: len(output("scan", place)["loaded"]),
+        "survey": lambda: len(output("survey", place)["loras"]),
+        "health": lambda: output("health", place)["loras"],
+        "audit": lambda: output("audit", place, "--checkpoint", checkpoint)["loras"],
+        "duplicates": lambda: COUNT if not output("duplicates", place)["groups"] else 0,
+        "nearest": lambda: len(output("nearest", place, "lora001")["nearest"]) + 1,
+        "convert": lambda: len(output("convert", place, "--to", "PEFT", "--out", tmp_path / "converted")["written"]),
+        "resize": lambda: len(output("resize", place, "--rank", 1, "--out", tmp_path / "resized")["written"]),
+        "merge": lambda: len(output("merge", place, "--out", tmp_path / "merged.safetensors")["merged"]),
+        "predict": lambda: len(output("predict", "--checkpoint", checkpoint, place)["predictions"]),
+        "compare": lambda: COUNT * output("compare", "lora001", "lora001", "--of", place)["same function"],
+    }
+    assert {command: count() for command, count in counted.items()} == dict.fromkeys(counted, COUNT)
+
+
+def test_two_are_compared_wherever_each_is(folder: Path, hub: Hub) -> None:
+    hub.add("models/someone/zoo", folder)
+    found = output("compare", folder / "lora00[1]", "hf://someone/zoo/lora001")
+    assert found["same function"] and not output("compare", folder / "lora001", folder / "lora002")["same function"]
+    for words, reason in (
+        ([folder, folder / "lora001"], "holds 4 LoRAs"),
+        (["a", "b", "--of", folder], "no such LoRA"),
+    ):
+        refused = CliRunner().invoke(app, ["compare", *map(str, words)])
+        assert refused.exit_code == 1 and reason in " ".join(refused.output.split())
