@@ -18,11 +18,12 @@ from lol_core.cli.commands import app
 from lol_core.cli.invariance import GROUP_NAMES
 from lol_core.cli.learning import MODEL_NAMES
 from lol_core.core.groups import GROUPS
+from lol_core.errors import ModelError
 from lol_core.experiments.search import Budget
 from lol_core.insight.generation import Sampling
 from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.models import MODELS
 from lol_core.learning.models.gl_net import GLNetConfig
-from lol_core.learning.models.registry import PACKAGED
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 from tests.waiting import PATIENCE
@@ -202,6 +203,21 @@ def test_ctrl_c_stops_with_everything_saved(zoo: Path, tmp_path: Path) -> None:
     assert process.returncode == 0 and not report["finished"] and report["epochs"] > 0 and "--resume" in stderr
 
 
+@pytest.mark.parametrize("command", [["train", "--out", "OUT"], ["crossvalidate"]])
+def test_a_model_has_its_own_width_unless_another_is_given(
+    command: list[str], zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def widths(*arguments: object, **_: object) -> None:
+        raise ModelError(f"width {next(a for a in arguments if isinstance(a, TrainingConfig)).shape.width}.")
+
+    monkeypatch.setattr("lol_core.learning.training.train", widths)
+    monkeypatch.setattr("lol_core.learning.crossvalidation.crossvalidate", widths)
+    options = [part.replace("OUT", str(tmp_path)) for part in command]
+    options += ["--zoo", str(zoo), "--target", "size", "--model", "mvprobe"]
+    assert "width 512." in run(app, options).output
+    assert "width 32." in run(app, [*options, "--width", "32"]).output
+
+
 def test_what_help_says_of_defaults_and_names_is_so() -> None:
     """They are written out, so that help needs no torch."""
     shapes: dict[str, list[Any]] = {
@@ -214,8 +230,10 @@ def test_what_help_says_of_defaults_and_names_is_so() -> None:
         command = next(c.callback for c in app.registered_commands if c.callback and c.callback.__name__ == name)
         for option, parameter in inspect.signature(command).parameters.items():
             known = [getattr(config, option) for config in configs if hasattr(config, option)]
-            assert not known or parameter.default == known[0], f"{name} --{option}"
-    assert MODEL_NAMES.split(", ") == list(PACKAGED)
+            own = option == "width" and parameter.default is None  # each model's
+            assert not known or own or parameter.default == known[0], f"{name} --{option}"
+    ours = [name for name, kind in MODELS.items() if kind.__module__.startswith("lol_core.")]
+    assert sorted(MODEL_NAMES.split(", ")) == sorted(ours)
     assert GROUP_NAMES.split(", ") == [group.key for group in GROUPS]
 
 

@@ -29,6 +29,7 @@ from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import DivergedError, LoLError, ModelError, ZooError
 from lol_core.experiments import NAMES, OF_PAPER, run
 from lol_core.experiments.ablation import without
+from lol_core.experiments.authors import LANGUAGE, variants
 from lol_core.experiments.comparison import differences
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.models import beats, unseen
@@ -54,6 +55,7 @@ from lol_core.experiments.timing import Shape, needs
 from lol_core.experiments.trials import Context, Trials, fold_of
 from lol_core.learning.checkpoint import Keep
 from lol_core.learning.models import make_model
+from lol_core.learning.models.gl_net import GLNetConfig
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Multiclass, classes, regression
 from lol_core.learning.verdict import Difference, over_seeds
@@ -202,6 +204,13 @@ def test_every_model_is_searched_over_as_many_settings() -> None:
     heads = {(o["width"], o["depth"]) for o in (dict(setting.options) for setting in full_grid("gl_net"))}
     assert {dict(setting.options).get("dropout") for setting in full_grid("spectral")} == {0.0}, "a linear classifier"
     assert widths == {16, 32, 64} and heads == {(64, 1), (128, 1), (256, 1), (64, 2)}
+
+
+def test_gl_net_has_the_authors_equivariant_dropout_where_they_have_it() -> None:
+    ours = {variant.model: variant for variant in variants(LANGUAGE)}["gl_net"]
+    assert ours.fixed is not None
+    shape = SMALL.config(ours, ours.fixed, 0).shape
+    assert isinstance(shape, GLNetConfig) and (shape.equivariant_dropout, shape.equivariant_layers) == (0.1, 2)
 
 
 def test_folds_hold_every_lora_out_once_in_each_round() -> None:

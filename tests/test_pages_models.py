@@ -28,6 +28,7 @@ def run_to_the_end(test: AppTest) -> AppTest:
 def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:
     test = opened("Train", synthetic_folder)
     test.multiselect(key="train.targets").set_value(["size"]).run()
+    assert test.number_input(key="train.width").value is None, "each model has its own"
     test.number_input(key="train.epochs").set_value(2000).run()
     test.number_input(key="train.patience").set_value(0).run()
     next(button for button in test.button if button.label == "Train").click().run()

@@ -33,7 +33,7 @@ class Field:
     label: str
     low: float
     high: float
-    start: float
+    start: float | None
     help: str | None = None
 
 
@@ -50,7 +50,7 @@ HOW = (
     Field(3, "batch_size", "Batch size", 1, 1024, 32),
 )
 WHAT = (
-    Field(0, "width", "Width of the head", 4, 1024, 64),
+    Field(0, "width", "Width of the head", 4, 1024, None, "Empty: each model's own."),
     Field(0, "depth", "Hidden layers of the head", 1, 8, 2),
     Field(1, "equivariant_width", "GL-net: equivariant width", 1, 256, 16),
     Field(1, "equivariant_layers", "GL-net: equivariant layers", 1, 6, 1),
@@ -113,7 +113,8 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
         how = {field.name: _number(field, columns[field.column]) for field in HOW}
         how["device"] = columns[3].selectbox("Device", ["auto", *devices()], key=key("device"))
         columns = st.columns(4)
-        what = {field.name: _number(field, columns[field.column]) for field in WHAT}
+        numbers = {field.name: _number(field, columns[field.column]) for field in WHAT}
+        what = {name: number for name, number in numbers.items() if number is not None}
         label = "GL-net: σ of the nonlinearity"
         what["sigma"] = columns[2].selectbox(label, list(NONLINEARITIES), key=key("sigma"), help=SIGMA)
         groups, last = [None, *labels.columns], columns[3]
@@ -131,5 +132,5 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
 
 def _number(field: Field, place: Any) -> Any:
     limits = (field.low, field.high, field.start)
-    options = {} if all(isinstance(limit, int) for limit in limits) else {"format": "%g"}
+    options = {} if all(isinstance(limit, int | None) for limit in limits) else {"format": "%g"}
     return place.number_input(field.label, *limits, key=key(field.name), help=field.help, **options)

@@ -22,7 +22,10 @@ from lol_core.cli.console import (
 )
 from lol_core.errors import LoLError
 
-MODEL_NAMES = "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, tucker"
+MODEL_NAMES = (
+    "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, probex, tucker,"
+    " nearest_spectra, spectral_sizes, triplets, views"
+)
 
 
 def train(
@@ -39,7 +42,7 @@ def train(
     patience: Annotated[
         int, typer.Option(help="Epochs without a better validation loss before stopping; 0: never.")
     ] = 15,
-    width: Annotated[int, typer.Option(help="Width of the head.")] = 64,
+    width: Annotated[int | None, typer.Option(help="Width of the head; by default the model's own.")] = None,
     dropout: float = 0.0,
     equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = 16,
     equivariant_layers: Annotated[int, typer.Option(help="GL-net only.")] = 1,
@@ -69,7 +72,7 @@ def train(
     with reported():
         kind = find_model(model)
     shape = kind.configure(
-        width=width,
+        **({} if width is None else {"width": width}),
         dropout=dropout,
         equivariant_width=equivariant_width,
         equivariant_layers=equivariant_layers,
@@ -144,7 +147,7 @@ def crossvalidate(
     labels: LabelsFile = None,
     epochs: int = 60,
     learning_rate: float = 1e-3,
-    width: Annotated[int, typer.Option(help="Width of the head.")] = 64,
+    width: Annotated[int | None, typer.Option(help="Width of the head; by default the model's own.")] = None,
     dropout: float = 0.0,
     equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = 16,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
@@ -161,7 +164,9 @@ def crossvalidate(
 
     with reported():
         kind = find_model(model)
-    shape = kind.configure(width=width, dropout=dropout, equivariant_width=equivariant_width)
+    shape = kind.configure(
+        **({} if width is None else {"width": width}), dropout=dropout, equivariant_width=equivariant_width
+    )
     config = TrainingConfig(
         model=model,
         model_config=shape,

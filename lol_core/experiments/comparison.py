@@ -148,8 +148,8 @@ HALVING = (
     " hidden layers × width; batches of {batches}; inputs normalised or not; GL-net's equivariant width {widths},"
     " spectral statistics' weight decay, for all others dropout {dropouts}) and halved ({rungs}) on the first split, by"
     " the validation score that the table reports first; the epoch is the one with the best validation accuracy or R²."
-    " The winner is used on the other splits: some of their test LoRAs were training or validation LoRAs of that"
-    " search."
+    " The winner is used on the other splits: about 85 % of their test LoRAs (73 to 94 % by split, 77 to 100 % by fold)"
+    " were training or validation LoRAs of that search."
 )
 
 

@@ -152,7 +152,7 @@ def run(context: Context) -> Result:
     if SOURCES_QUESTION in trials:
         findings.append(told_above_chance(trials[SOURCES_QUESTION]))
     notes = [
-        described(context.budget),
+        described(context.budget) + (f" {authors.NOT_OURS}" if context.searched else ""),
         *([GLOSSES] if context.zoo is None else []),
         (
             "A best model of five was picked by its mean, so its interval is widened for five comparisons (Bonferroni)."
