@@ -87,6 +87,7 @@ def run(context: Context) -> Result:
             f" by that, so the findings are judged on seeds {SEEN} to {SEEN + UNSEEN - 1}, for which it was changed no"
             " more. These are new splits of the same LoRAs and not new LoRAs: of each test part about two in five had"
             " been test LoRAs of the seeds before, whose scores were seen."
+            f" Intervals of the differences are widened for {len(ASKED)} questions (Bonferroni)."
             + (" Of the folds none is unseen: their LoRAs are those of the seeds." if context.searched else "")
         ),
     ]
