@@ -2,8 +2,9 @@
 PYTHON ?= python3.11 python3.12 python3.13 python3 python
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || true)
-# uv takes PyTorch's build for the GPU that is here, or the small one for the CPU; TORCH= takes that of the package index.
-TORCH ?= --torch-backend=auto
+# uv, where it is new enough, takes PyTorch's build for the GPU that is here, or the small one for the CPU; TORCH= takes
+# that of the package index.
+TORCH ?= $(shell $(or $(UV),$(BIN)/uv) pip install --help 2>/dev/null | grep -q -e --torch-backend && echo --torch-backend=auto)
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python $(TORCH),$(BIN)/python -m pip install --disable-pip-version-check)
 PORT ?= 8501
 IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip --workers 2 --stack 16

@@ -300,12 +300,15 @@ def test_downloads_that_fail_say_what_to_do(
 ) -> None:
     hub.add("models/someone/zoo", folder)
     source = open_source("hf://someone/zoo")
+    budget = source.listing.files[source.ids[0]].budget  # type: ignore[attr-defined]
+    used = budget.used
     hub.fail = lambda method, path: Answer(404, {"X-Error-Code": "EntryNotFound"})
     with pytest.raises(ZooError, match="There is no someone/zoo/lora000/adapter_"):
         source.load(source.ids[0])
     hub.fail = lambda method, path: Answer(401)
     with pytest.raises(ZooError, match="hf auth login"):
         source.load(source.ids[0])
+    assert budget.used == used, "what did not come is not counted"
     hub.fail = lambda method, path: None
     monkeypatch.setenv("LOL_CACHE_LIMIT_GB", "0.0001")
     with pytest.raises(ZooError, match="LOL_CACHE_LIMIT_GB"):

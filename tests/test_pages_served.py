@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -221,7 +222,10 @@ def test_long_and_many_jobs_end_with_a_sentence(served: Path, monkeypatch: pytes
     assert again.result == 3 and again.error is None
 
 
-def test_what_went_wrong_is_told_without_the_place_where(served: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_went_wrong_is_told_without_the_place_where(
+    served: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/Jane Doe")
     try:
         (served / "none").read_bytes()
     except OSError as error:
@@ -234,6 +238,13 @@ def test_what_went_wrong_is_told_without_the_place_where(served: Path, caplog: p
         assert str(served.parent) not in text and str(ROOT) not in text
     said = sentence(ZooError(f"{served}/a.safetensors and {cache_folder()}/index/b.sqlite of 3/4 at hf://a/b: gone"))
     assert said == "zoo://class/a.safetensors and …/b.sqlite of 3/4 at hf://a/b: gone"
+    tops = (Path.home(), Path(sys.prefix), ROOT, Path(tempfile.gettempdir()))
+    for place in (*(top / "My Zoo" / "a b" for top in tops), Path("~/secret/zoo/a"), Path("/secret/zoo/a")):
+        for text in (f"{place}: gone", f"file://{place}", f"error:{place}", f"at {place}/b.txt"):
+            shown = sentence(ZooError(text))
+            assert not any(str(top) in shown for top in (*tops, "Doe", "secret")), shown
+    logging.getLogger(__name__).warning("%d of %s", "one")
+    assert "%d of %s" in caplog.messages
     assert constants.HF_HUB_DISABLE_IMPLICIT_TOKEN, "the token of who runs the server is not the visitors'"
     assert st.get_option(DETAILS) == "none"
 
@@ -248,6 +259,9 @@ def test_files_that_are_too_large_are_not_read(served: Path, monkeypatch: pytest
 
     weights = (served / "lora000" / "adapter_model.safetensors").read_bytes()
     monkeypatch.setenv("LOL_UPLOAD_MB", "1")
+    for value, megabytes in {"0.3": 1, "inf": 10**6, "nan": 50, "1": 1}.items():
+        monkeypatch.setenv("LOL_UPLOAD_MB", value)
+        assert Limits.served().upload_mb == megabytes
     assert access().served and st.get_option("server.maxUploadSize") == 1, "which Streamlit holds to while it comes"
     test = AppTest.from_function(page).run()
     test.file_uploader[0].set_value([("a.safetensors", weights, "application/octet-stream")])
@@ -301,6 +315,10 @@ def test_the_command_names_what_is_served(served: Path, monkeypatch: pytest.Monk
     words = ["app", "--root", f"people={served}", "--root", str(served.parent), "--serve", "--address", "0.0.0.0"]
     CliRunner().invoke(app, words)
     (command, environment) = started[0]
+    colon = served.parent / "a:b"
+    colon.mkdir()
+    refused = CliRunner().invoke(app, ["app", "--root", str(colon)])
+    assert refused.exit_code == 2 and "stands between places" in refused.output and len(started) == 1
     assert environment[ROOTS].split(os.pathsep) == [f"people={served}", str(served.parent)] and environment[SERVED]
     assert "--server.address=0.0.0.0" in command
     CliRunner().invoke(app, ["app"])

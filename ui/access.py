@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -27,7 +28,7 @@ from typing import Any
 import streamlit as st
 from streamlit import config
 
-from lol_core.cli.app import COLLECTION, ROOTS, SERVED
+from lol_core.cli.app import COLLECTION, ROOT, ROOTS, SERVED
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.downloads import trim
 from lol_core.collections.opening import open_source
@@ -36,8 +37,11 @@ from lol_core.collections.served import SCHEME, Roots, is_within
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 
-_PATH = re.compile(r"(?<![\w/:.~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:*?`]+[/\\])+([^\s/\\'\"<>|:*?`,;)]*)")
-"""An absolute path of at least two parts, and its last."""
+_PATH = re.compile(
+    r"(?:…|file://|~\w*|(?<![\w/.~])(?:[A-Za-z]:)?)[/\\](?:[^\s/\\'\"<>|:*?`]+[/\\])+([^\s/\\'\"<>|:*?`,;)]*)"
+)
+"""An absolute path of at least two parts, or one below a home, and its last part."""
+_MOST_MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Limits:
     """What one server does for its visitors. upload_mb: of a file, and of all files dropped at once; job_minutes: how
     long one piece of work may take; jobs: pieces at once, of all visitors, of those that take turns (the waiting ones
     included) and of the others; hours: after which what an idle visitor made is deleted; hub_gb: of what was downloaded
-    from the hub that is kept.
+    from the hub, drawn or indexed that is kept.
     """
 
     upload_mb: int | None = None
@@ -58,7 +62,7 @@ class Limits:
     def served(cls) -> Limits:
         """Those of the environment."""
         return cls(
-            round(_number("LOL_UPLOAD_MB", 50)),
+            max(1, round(min(_number("LOL_UPLOAD_MB", 50), _MOST_MB))),
             _number("LOL_JOB_MINUTES", 15),
             _number("LOL_JOBS", 30),
             _number("LOL_KEEP_HOURS", 4),
@@ -142,21 +146,33 @@ class Served(Access):
 
     def open(self, address: str, labels: str, reporter: Reporter = SILENT) -> Source:
         """Apart from what the owner's own app keeps, such as what is private on the hub."""
-        cache = _cache()
-        if "://" in address and not address.startswith(SCHEME):
-            trim(cache / "hub", cache / "members", self.limits.hub_gb)
+        cache, own = _cache(), cache_folder()
+        trim(
+            self.limits.hub_gb,
+            repositories=cache / "hub",
+            files=[cache / "members", cache / "previews", own / "images", own / "written"],
+            indexes=cache / "index",
+        )
         return self.roots.open(address, labels or None, cache, reporter)
 
     def text(self, text: str) -> str:
-        return _PATH.sub(r"…/\1", self.roots.text(text))
+        return _PATH.sub(r"…/\1", self._known_places.sub("…", self.roots.text(text)))
+
+    @cached_property
+    def _known_places(self) -> re.Pattern[str]:
+        """Folders of this machine, whatever stands in their names, the longest first."""
+        places = {Path.home(), cache_folder(), Path(sys.prefix), ROOT, Path(tempfile.gettempdir())}
+        names = {str(path) for place in places for path in (place, place.resolve()) if path.name}
+        return re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})(?![\w.-])")
 
     def visitor_folder(self) -> Path:
         """It is deleted with the session, or with the next visitor when it was unused for too long."""
         visitors = _cache() / "visitors"
         visitors.mkdir(parents=True, exist_ok=True)
         for folder in visitors.iterdir():
-            if folder.stat().st_mtime < time.time() - 3600 * self.limits.hours:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another visitor's beginning deletes them too
+                if folder.stat().st_mtime < time.time() - 3600 * self.limits.hours:
+                    shutil.rmtree(folder, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=visitors))
 
 
@@ -206,7 +222,11 @@ class _Records:
     def __call__(self, *args: Any, **named: Any) -> logging.LogRecord:
         record: logging.LogRecord = self.make(*args, **named)
         if record.name != "uvicorn.access":  # which is about URLs
-            record.msg, record.args = self.access.text(record.getMessage()), ()
+            try:
+                message = record.getMessage()
+            except Exception:  # its arguments do not fit its words
+                message = str(record.msg)
+            record.msg, record.args = self.access.text(message), ()
             if record.exc_info:
                 record.exc_text = self.access.text("".join(traceback.format_exception(*record.exc_info)))
         return record
@@ -229,7 +249,11 @@ def _of_this_computer(address: str | None) -> bool:
 
 def _number(name: str, otherwise: float) -> float:
     """A number of the environment, above zero."""
-    value = os.environ.get(name, "")
+    return _above_zero(name, os.environ.get(name, ""), otherwise)
+
+
+@cache
+def _above_zero(name: str, value: str, otherwise: float) -> float:
     try:
         number = float(value or otherwise)
     except ValueError:

@@ -73,7 +73,11 @@ def _place(word: str) -> str:
     place = Path(path).expanduser()
     if not place.exists():
         raise typer.BadParameter(f"{place}: there is nothing to serve.", param_hint="--root")
-    return f"{name}{found}{place.resolve()}"
+    word = f"{name}{found}{place.resolve()}"
+    if os.pathsep in word:
+        text = f"{word}: {os.pathsep!r} stands between places in {ROOTS}. Rename it."
+        raise typer.BadParameter(text, param_hint="--root")
+    return word
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
@@ -24,14 +26,20 @@ class Budget:
     allowed: int
     used: int = 0
 
-    def take(self, size: int, what: str) -> None:
-        """Raises ZooError when so many bytes more are too many."""
+    @contextmanager
+    def taking(self, size: int, what: str) -> Iterator[None]:
+        """So many bytes more, once what is done with them succeeds. Raises ZooError when they are too many."""
         if self.used + size > self.allowed:
             raise ZooError(
                 f"{what} has {size:,} bytes, and {self.used / GIGABYTE:.1f} GB of this collection are here already;"
                 f" {self.allowed / GIGABYTE:.1f} GB are allowed. Set LOL_CACHE_LIMIT_GB to allow more."
             )
         self.used += size
+        try:
+            yield
+        except BaseException:
+            self.used -= size
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +104,11 @@ class HubFile:
 
         wanted: dict[str, Any] = {"repo_type": self.kind.value, "revision": self.commit, "endpoint": constants.ENDPOINT}
         with asked_once(self.shown):
-            if self.budget:
-                size = self.size
-                if size is None:
-                    size = hf_hub_download(self.repository, self.path, dry_run=True, **wanted).file_size
-                self.budget.take(size or 0, self.shown)
-            return Path(hf_hub_download(self.repository, self.path, tqdm_class=Silent, **wanted))
+            size = self.size
+            if size is None and self.budget:
+                size = hf_hub_download(self.repository, self.path, dry_run=True, **wanted).file_size
+            with self.budget.taking(size or 0, self.shown) if self.budget else nullcontext():
+                return Path(hf_hub_download(self.repository, self.path, tqdm_class=Silent, **wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +139,9 @@ class Kept:
     def open(self) -> BinaryIO:
         """Raises ZooError when it is over budget."""
         if not self.copy.is_file():
-            self.budget.take(self.size or 0, self.place)
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(self.copy, self._download, shared=True)
+            with self.budget.taking(self.size or 0, self.place):
+                replace_file(self.copy, self._download, shared=True)
         return self.copy.open("rb")
 
     def _download(self, path: Path) -> None:
