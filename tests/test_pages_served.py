@@ -200,6 +200,7 @@ def test_what_an_idle_visitor_made_is_deleted_after_a_time(served: Path) -> None
     idle, present = (access().visitor_folder() for _ in range(2))
     assert idle is not None and present is not None
     os.utime(idle, (0, time.time() - 3600 * access().limits.hours - 60))
+    (idle.parent / "gone").symlink_to("nowhere")  # as one that another beginning deletes meanwhile
     assert access().visitor_folder() != present
     assert not idle.exists() and present.exists()
 
