@@ -30,11 +30,6 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, (os.cpu_count() or 1) + 1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Documents, which are long, come before what is short, so that no process ends long after the others."""
-    items.sort(key=lambda item: item.path.stem != "test_documents")
-
-
 torch.set_num_threads(1)
 torch.manual_seed(0)  # for what test modules draw when they are imported
 # the same cases everywhere, on machines of any speed

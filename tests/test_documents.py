@@ -32,6 +32,7 @@ from tests.test_finetuning_arc import write_arc, write_qwen
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.xdist_group("documents")  # they share the stand-ins
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

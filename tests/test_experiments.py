@@ -63,6 +63,7 @@ from tests.builders import random_batch, random_lora, write_peft
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
+pytestmark = pytest.mark.xdist_group("experiments")  # they share their fits
 CELLS = ["row", "column", "mean", "std", "paper", "paper_std"]
 
 
