@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -95,12 +96,12 @@ def test_loras_that_vanish_between_two_questions_are_remarked(ill: Path, monkeyp
 
     predicted = pd.DataFrame({"size": 1.0}, index=source.ids)
     model = SimpleNamespace(
-        title="a model", predict_zoo=lambda *_: (predicted, {}), spec=SimpleNamespace(misfits=lambda _: [])
+        title="a model", predict_zoo=lambda *_, **__: (predicted, {}), spec=SimpleNamespace(misfits=lambda _: [])
     )
-    monkeypatch.setattr(Zoo, "load", lambda _, id: load(id))
+    monkeypatch.setattr(Zoo, "reader", lambda _, id: partial(load, id))
     monkeypatch.setattr(checkpoint, "AT_ONCE_BYTES", 2 * max(entry.size for entry in source.entries))
     known = SimpleNamespace(strangeness=strangeness)
-    remarks = [*_asked(source, source.ids, cast("Checkpoint", model), cast("Known", known))]
+    remarks = [*_asked(source, cast("Checkpoint", model), cast("Known", known))]
     assert [remark.path for remark in remarks if remark.rule == "not read"] == [source.ids[0]]
     outside = [remark.path for remark in remarks if remark.rule == "unlike the training"]
     assert outside == source.ids[1:] and max(together) <= 2

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from typer.testing import CliRunner
 from lol_core.cli.commands import app
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec
+from lol_core.core.progress import Reporter
+from lol_core.learning import checkpoint as checkpoints
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.executor import Lost
 from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Regression
 from tests.builders import write_zoo
@@ -80,3 +84,54 @@ def test_two_are_compared_wherever_each_is(folder: Path, hub: Hub) -> None:
     ):
         refused = CliRunner().invoke(app, ["compare", *map(str, words)])
         assert refused.exit_code == 1 and reason in " ".join(refused.output.split())
+
+
+class Elsewhere:
+    """As other processes would: what is sent is pickled, the last comes first, and one LoRA kills its worker."""
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
+        for item in reversed([*items]):
+            there, sent = pickle.loads(pickle.dumps((function, item)))
+            killed = any("lora000" in id for id, _ in item)
+            yield item, Lost("It killed the worker.") if killed else pickle.loads(pickle.dumps(there(sent)))
+
+
+def test_models_are_asked_by_workers_as_they_are_here(
+    folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = Zoo.open(folder).entries
+    killing = entries[0].path
+    alone = output("predict", "--checkpoint", checkpoint, folder)["predictions"]
+    named: list[str] = []
+
+    def elsewhere(workers: str) -> Elsewhere:
+        named.append(workers)
+        return Elsewhere()
+
+    monkeypatch.setattr(checkpoints, "AT_ONCE_BYTES", 2 * entries[0].size)
+    monkeypatch.setattr(checkpoints, "executor", elsewhere)
+    together = output("predict", "--checkpoint", checkpoint, folder, "--workers", 3)
+    assert together["finished"] and together["refused"] == {killing: "It killed the worker."}
+    assert [*together["predictions"]] == [entry.path for entry in entries if entry.path != killing]
+    for id, row in together["predictions"].items():
+        assert row["size"] == pytest.approx(alone[id]["size"], rel=1e-4, abs=1e-6)
+    options = ["--checkpoint", checkpoint, "--workers", 3, "--fail-on", "never"]
+    remarks = output("audit", folder, *options)["remarks"]
+    assert [row["lora"] for row in remarks if row["about"] == "predicted"] == [*together["predictions"]]
+    assert [(row["lora"], row["message"]) for row in remarks if row["about"] == "not read"] == [
+        (killing, "It killed the worker.")
+    ]
+    assert named == ["3", "3"]
+
+
+def test_a_prediction_that_is_stopped_says_so(folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = Zoo.open(folder).entries
+    predict_zoo = Checkpoint.predict_zoo
+    monkeypatch.setattr(checkpoints, "AT_ONCE_BYTES", 1)
+    monkeypatch.setattr(
+        Checkpoint,
+        "predict_zoo",
+        lambda model, zoo, **_: predict_zoo(model, zoo, reporter=Reporter(stop=lambda: True)),
+    )
+    stopped = output("predict", "--checkpoint", checkpoint, folder)
+    assert not stopped["finished"] and [*stopped["predictions"]] == [entries[0].path]

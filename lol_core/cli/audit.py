@@ -85,7 +85,7 @@ def audit(
         surveys = Surveys(source).complete(reporter.part(0.1, 0.6), workers=workers)
         same = duplicates(source, surveys, reporter=reporter.part(0.6, 0.7))
         pairs = list(zip(models, zoos, strict=True))
-        remarks = list(remarks_of(source, surveys, same, pairs, reporter.part(0.7, 1.0)))
+        remarks = list(remarks_of(source, surveys, same, pairs, reporter.part(0.7, 1.0), workers=workers))
         if sarif is not None:
             sarif.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(as_sarif(remarks, __version__), indent=1) + "\n"

@@ -12,6 +12,7 @@ import typer
 from lol_core.cli.console import (
     AsJson,
     LabelsFile,
+    Workers,
     err,
     open_collection,
     out,
@@ -222,6 +223,7 @@ def predict(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     address: Annotated[str, typer.Argument(help="A LoRA file or PEFT folder; or a collection of many.")],
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto for the best there is.")] = "auto",
+    workers: Workers = "1",
     as_json: AsJson = False,
 ) -> None:
     """What a trained model says about a LoRA or about every LoRA of a collection."""
@@ -229,14 +231,16 @@ def predict(
     from lol_core.formats import IN_FOLDER, read
     from lol_core.learning.checkpoint import Checkpoint
 
-    with reported():
+    finished = True
+    with reported(), stoppable() as reporter:
         model = Checkpoint.load(checkpoint, device)
         notes: list[str] = []
         path = Path(address)
         if is_collection(address) and not any((path / name).is_file() for name in IN_FOLDER):
-            zoo = open_collection(address)
+            zoo = open_collection(address, reporter=reporter.part(0.0, 0.1))
             notes = model.compare(zoo)
-            table, refused = model.predict_zoo(zoo)
+            table, refused = model.predict_zoo(zoo, workers=workers, reporter=reporter.part(0.1, 1.0))
+            finished = len(table) + len(refused) == len(zoo)
         else:
             lora = read(path)
             if problems := model.spec.misfits(lora):
@@ -248,6 +252,7 @@ def predict(
             {
                 "model": model.title,
                 "predictions": {id: row.to_dict() for id, row in table.iterrows()},
+                "finished": finished,
                 "refused": refused,
                 "notes": notes,
             }
@@ -258,3 +263,5 @@ def predict(
         err.print(f"{id}: {reason}", highlight=False, soft_wrap=True)
     for note in notes:
         err.print(note, highlight=False, soft_wrap=True)
+    if not finished:
+        err.print("Stopped before the end.")

@@ -18,9 +18,8 @@ from lol_core.insight.survey import Survey
 from lol_core.learning.checkpoint import Checkpoint, at_once, readable
 from lol_core.learning.stream import parts
 
+NOTHING_KEPT = "Nothing of the audit is kept."
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
-BLOCK = 64
-"""LoRAs that a model is asked about at once."""
 LINK = "https://arxiv.org/abs/2410.04207"
 
 
@@ -57,9 +56,12 @@ def audit(
     same: pd.DataFrame | None = None,
     models: Sequence[tuple[Checkpoint, Source | None]] = (),
     reporter: Reporter = SILENT,
+    *,
+    workers: int | str = 1,
 ) -> Iterator[Remark]:
     """What is refused; what is wrong or odd; which files are the same function (`duplicates`' table); what models say
-    of each, and, where a model's training collection is given, whether it can know.
+    of each, and, where a model's training collection is given, whether it can know. workers: processes that ask the
+    models, as `executor` takes them.
     """
     for entry in source.refused:
         yield Remark(entry.path, "not read", Level.ERROR, entry.reason or "It cannot be read.")
@@ -73,22 +75,26 @@ def audit(
                 yield Remark(other, "same function", Level.NOTE, f"It is the same function as {first}.")
     for number, (model, trained_on) in enumerate(models):
         known = None if trained_on is None else Known.of(model, trained_on)
-        part = reporter.item(number, len(models))
-        for start in range(0, len(source), BLOCK):
-            part.count("Asking a model", start, len(source))
-            part.check("Nothing of the audit is kept.")
-            yield from _asked(source, source.ids[start : start + BLOCK], model, known)
+        yield from _asked(source, model, known, reporter.item(number, len(models)), workers=workers)
 
 
-def _asked(source: Source, ids: Sequence[str], model: Checkpoint, known: Known | None) -> Iterator[Remark]:
-    """What a model says of some LoRAs, and whether it can know."""
-    values, refused = model.predict_zoo(source, ids)
+def _asked(
+    source: Source, model: Checkpoint, known: Known | None, reporter: Reporter = SILENT, *, workers: int | str = 1
+) -> Iterator[Remark]:
+    """What a model says of each LoRA, and whether it can know. Raises Stopped when the reporter says so."""
+    asking = reporter if known is None else reporter.part(0.0, 0.5)
+    values, refused = model.predict_zoo(source, workers=workers, reporter=asking)
+    reporter.check(NOTHING_KEPT)
     for id, row in zip(values.index, values.to_dict("records"), strict=True):
         text = ", ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in row.items())
         yield Remark(str(id), "predicted", Level.NOTE, f"{model.title}: {text}")
     predicted = [] if known is None else [str(id) for id in values.index]
-    for some in parts(predicted, at_once(source, predicted)):
-        loras = readable(source, some, refused)
+    size = at_once(source, predicted)
+    for number, some in enumerate(parts(predicted, size)):
+        reporter.part(0.5, 1.0).count("Comparing with the training: LoRA", number * size, len(predicted))
+        reporter.check(NOTHING_KEPT)
+        loras, unread = readable((id, source.reader(id)) for id in some)
+        refused |= unread
         if known is None or not loras:
             continue
         marks = known.strangeness([*loras.values()])

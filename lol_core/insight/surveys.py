@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError
 from lol_core.insight.survey import Survey, survey
-from lol_core.learning.executor import Executor, Lost, Serial, executor
+from lol_core.learning.executor import Lost, Serial, executor, map_some
 
 CHUNK = 8
 """LoRAs that are sent to another process at a time."""
@@ -84,7 +83,8 @@ class Surveys:
         connection = self._connect()
         done, saved = 0, time.monotonic()
         try:
-            for chunk in _surveyed(runner, [(id, self.zoo.reader(id)) for id in missing]):
+            readers = [(id, self.zoo.reader(id)) for id in missing]
+            for chunk in map_some(runner, _survey_all, readers, 1 if isinstance(runner, Serial) else CHUNK):
                 for id, result in chunk.items():
                     if isinstance(result, Lost):  # not kept: a larger machine may read it
                         surveys[id] = _unread(result.reason)
@@ -106,27 +106,7 @@ class Surveys:
         return surveys
 
 
-Reader = tuple[str, Callable[[], LoRA]]
-
-
-def _surveyed(runner: Executor, readers: list[Reader], size: int = CHUNK) -> Iterator[dict[str, Survey | Lost]]:
-    """id → survey, some at a time; those that a worker died over go again one by one."""
-    size = 1 if isinstance(runner, Serial) else size
-    chunks = [readers[i : i + size] for i in range(0, len(readers), size)]
-    again: list[Reader] = []
-    with closing(runner.map(_survey_all, chunks)) as results:
-        for chunk, result in results:
-            if not isinstance(result, Lost):
-                yield {**result}
-            elif len(chunk) > 1:
-                again += chunk
-            else:
-                yield {chunk[0][0]: result}
-    if again:
-        yield from _surveyed(runner, again, 1)
-
-
-def _survey_all(readers: list[Reader]) -> dict[str, Survey]:
+def _survey_all(readers: Sequence[tuple[str, Callable[[], LoRA]]]) -> dict[str, Survey]:
     """id → survey; what cannot be read gets its reason in place of numbers."""
     surveys = {}
     for id, reader in readers:

@@ -8,10 +8,12 @@ import json
 import math
 import platform
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from lol_core.collections.durable import contiguous, plain_number, replace_file
 from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.lora import LoRA
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import CheckpointError, LoLError
 from lol_core.learning.card import model_card
 from lol_core.learning.devices import find_device
+from lol_core.learning.executor import Executor, Lost, Serial, executor, map_some
 from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
@@ -133,7 +137,8 @@ class Checkpoint:
     digests: LoRA → that of its content, for those of the split, empty in older checkpoints; metrics: part → metric →
     value for "train", "validation", "test"; interval: 95 % bootstrap of the headline metric on
     the test part; controls: name → test metrics; differences: control → metric → by how much the model exceeds it on
-    the test part; history: one dict per epoch; left_out: LoRA → why it took no part.
+    the test part; history: one dict per epoch; left_out: LoRA → why it took no part; folder: where it was
+    saved to or loaded from.
     """
 
     model: LoLModel
@@ -152,6 +157,7 @@ class Checkpoint:
     left_out_modules: tuple[str, ...] = ()
     finished: bool = True
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    folder: Path | None = None
 
     @property
     def spec(self) -> WeightSpec:
@@ -198,6 +204,7 @@ class Checkpoint:
             replace_file(folder / CARD, lambda new: new.write_text(model_card(self), encoding="utf-8"))
             for old in set(folder.glob("model*.safetensors*")) - {weights}:
                 old.unlink()
+            self.folder = folder.resolve()
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder}: the checkpoint cannot be written ({error}). Free some disk space or choose another folder."
@@ -227,6 +234,7 @@ class Checkpoint:
                 controls={name: Scores.from_dict(scores) for name, scores in description["controls"].items()},
                 left_out_modules=tuple(description["left_out_modules"]),
             )
+            known.folder = folder.resolve()
             known.digests = description.get("digests", {})
             known.interval = tuple(interval) if interval else None
             known.differences = {
@@ -262,29 +270,55 @@ class Checkpoint:
         return self.task.decode(self.outputs(loras))
 
     def predict_zoo(
-        self, zoo: Source, ids: Sequence[str] | None = None, batch_size: int = 64
+        self,
+        zoo: Source,
+        ids: Sequence[str] | None = None,
+        batch_size: int = 64,
+        *,
+        workers: int | str = 1,
+        reporter: Reporter = SILENT,
     ) -> tuple[pd.DataFrame, dict[str, str]]:
         """Predictions for a zoo's LoRAs, computed in batches on the model's device, and for those it cannot read the
         reason: a missing module, another shape, a rank it does not take, a broken file.
+
+        workers: as `executor` takes them; each reads the checkpoint's folder, so that one without a folder is asked
+        here. When the reporter says to stop it ends with what it has.
         """
         ids = zoo.ids if ids is None else ids
         misfits = {id: self.spec.misfits(zoo.by_id[id]) for id in ids}
         refused = {id: " ".join(problems) for id, problems in misfits.items() if problems}
         fitting = [id for id in ids if not misfits[id]]
-        batch_size = at_once(zoo, fitting, batch_size)
-        predicted: list[tuple[list[str], np.ndarray]] = []
-        read = ahead(readable(zoo, block, refused) for block in parts(fitting, batch_size))
-        for loras in filter(None, read):
-            try:
-                predicted.append((list(loras), self.predict([*loras.values()])))
-            except LoLError:  # one of them does not suit it
-                for id, lora in loras.items():
-                    try:
-                        predicted.append(([id], self.predict([lora])))
-                    except LoLError as error:
-                        refused[id] = str(error)
-        values = np.concatenate([np.zeros((0, self.task.outputs)), *(values for _, values in predicted)])
-        return self.task.frame(values, [id for ids, _ in predicted for id in ids]), refused
+        answers: dict[str, np.ndarray | str] = {}
+        with closing(self._answers(zoo, fitting, at_once(zoo, fitting, batch_size), executor(workers))) as some:
+            for answered in some:
+                answers |= answered
+                reporter.count("Predicting: LoRA", len(answers), len(fitting))
+                if reporter.stopping:
+                    break
+        refused |= {id: answer for id, answer in answers.items() if isinstance(answer, str)}
+        rows = {id: answers[id] for id in fitting if id in answers and id not in refused}
+        return self.task.frame(np.array([*rows.values()]).reshape(-1, self.task.outputs), [*rows]), refused
+
+    def _answers(
+        self, zoo: Source, ids: Sequence[str], size: int, runner: Executor
+    ) -> Generator[dict[str, np.ndarray | str], None, None]:
+        """id → its row of predictions, or why it has none, for some LoRAs at a time."""
+        readers = [(id, zoo.reader(id)) for id in ids]
+        if isinstance(runner, Serial) or self.folder is None or len(ids) <= size:
+            for loras, refused in ahead(readable(some) for some in parts(readers, size)):
+                yield {**self._rows(loras), **refused}
+            return
+        ask = partial(_ask, self.folder, str(self.model.device), self.created)
+        for some in map_some(runner, ask, readers, size):
+            yield {id: answer.reason if isinstance(answer, Lost) else answer for id, answer in some.items()}
+
+    def _rows(self, loras: Mapping[str, LoRA]) -> dict[str, np.ndarray | str]:
+        try:
+            return dict(zip(loras, self.predict([*loras.values()]), strict=True)) if loras else {}
+        except LoLError as error:
+            if len(loras) == 1:
+                return dict.fromkeys(loras, str(error))
+            return {id: self._rows({id: lora})[id] for id, lora in loras.items()}
 
     def compare(self, zoo: Source) -> list[str]:
         """What differs between a zoo and the one the model was trained on, as sentences; empty when it is the same."""
@@ -310,15 +344,29 @@ def at_once(zoo: Source, ids: Sequence[str], most: int = 64) -> int:
     return max(1, min(most, AT_ONCE_BYTES // max(1, largest)))
 
 
-def readable(zoo: Source, ids: Sequence[str], refused: dict[str, str]) -> dict[str, LoRA]:
-    """The LoRAs with their weights; those that cannot be read are refused with the reason."""
-    loras = {}
-    for id in ids:
+def readable(readers: Iterable[tuple[str, Callable[[], LoRA]]]) -> tuple[dict[str, LoRA], dict[str, str]]:
+    """The LoRAs that can be read, with their weights, and why the others cannot."""
+    loras, refused = dict[str, LoRA](), dict[str, str]()
+    for id, reader in readers:
         try:
-            loras[id] = zoo.load(id)
+            loras[id] = reader()
         except LoLError as error:
             refused[id] = str(error)
-    return loras
+    return loras, refused
+
+
+def _ask(
+    folder: Path, device: str, created: str, readers: Sequence[tuple[str, Callable[[], LoRA]]]
+) -> dict[str, np.ndarray | str]:
+    """What the checkpoint of a folder predicts, in another process."""
+    loras, refused = readable(readers)
+    return {**_loaded(folder, device, created)._rows(loras), **refused}
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, device: str, created: str) -> Checkpoint:
+    """created: tells a model from the one that was there before."""
+    return Checkpoint.load(folder, device)
 
 
 def title_of(model: str, targets: Sequence[str], seed: int) -> str:

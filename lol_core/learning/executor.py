@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -54,6 +55,29 @@ class Serial:
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Lost], None, None]:
         for item in items:
             yield item, function(item)
+
+
+def map_some(
+    runner: Executor,
+    function: Callable[[Sequence[tuple[str, T]]], Mapping[str, R]],
+    items: Sequence[tuple[str, T]],
+    size: int,
+) -> Iterator[dict[str, R | Lost]]:
+    """id → result, for up to `size` items (id, item) at a time. Those that a worker died over go again one by one, so
+    that only the one that kills is lost.
+    """
+    some = [items[start : start + size] for start in range(0, len(items), size)]
+    again: list[tuple[str, T]] = []
+    with closing(runner.map(function, some)) as results:
+        for asked, result in results:
+            if not isinstance(result, Lost):
+                yield {**result}
+            elif len(asked) > 1:
+                again += asked
+            else:
+                yield {asked[0][0]: result}
+    if again:
+        yield from map_some(runner, function, again, 1)
 
 
 @dataclass(frozen=True)
