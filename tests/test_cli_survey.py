@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,26 @@ def test_a_stopped_survey_says_so_and_keeps_what_it_read(folder: Path, monkeypat
         found = output("survey", folder)
     assert not found["finished"] and len(found["loras"]) == 1
     assert output("survey", folder)["finished"]
+
+
+@pytest.mark.parametrize("command", ["health", "audit", "nearest"])
+def test_no_verdict_is_given_on_half_a_collection(
+    command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = Surveys.complete
+
+    def interrupted(self: Surveys, reporter: Reporter, *, workers: str) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return complete(self, reporter, workers=workers)
+
+    monkeypatch.setattr(Surveys, "complete", interrupted)
+    options: dict[str, list[object]] = {
+        "health": [],
+        "audit": ["--fail-on", "never", "--sarif", tmp_path / "a.sarif"],
+        "nearest": ["lora0"],
+    }
+    code, text = run_result(command, folder, *options[command])
+    assert code == 1 and "the same command goes on" in text and not (tmp_path / "a.sarif").exists()
 
 
 def test_workers_are_numbers_or_a_cluster(folder: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from lol_core import __version__
 from lol_core.cli.console import (
+    KEPT,
     Address,
     AsJson,
     Workers,
@@ -49,6 +50,7 @@ def health(folder: Address, workers: Workers = "1", fail_on: FailOn = Fail.NEVER
     with reported(), stoppable() as reporter:
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
+        reporter.check(KEPT)
         remarks = list(remarks_of(source, surveys))
     _show(remarks, len(source), fail_on, as_json)
 
@@ -83,6 +85,7 @@ def audit(
         zoos: list[Source | None] = [open_collection(address) for address in trained_on or ()] or [None] * len(models)
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
         surveys = Surveys(source).complete(reporter.part(0.1, 0.6), workers=workers)
+        reporter.check(KEPT)
         same = duplicates(source, surveys, reporter=reporter.part(0.6, 0.7))
         pairs = list(zip(models, zoos, strict=True))
         remarks = list(remarks_of(source, surveys, same, pairs, reporter.part(0.7, 1.0), workers=workers))

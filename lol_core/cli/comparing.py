@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lol_core.cli.console import (
+    KEPT,
     Address,
     AsJson,
     Workers,
@@ -91,6 +92,7 @@ def nearest(
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
         id = id_of(source, lora)
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
+        reporter.check(KEPT)
         table = find_nearest(source, surveys, id, count)
     rows = table.rename_axis("lora").reset_index().to_dict("records")
     if as_json:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lol_core.collections.source import Source
 
 out, err = Console(markup=False), Console(stderr=True, markup=False)  # brackets in names are names
+KEPT = "What was read is kept; the same command goes on."
 WORKERS = "N|ray|ray://HOST:10001"
 Workers = Annotated[str, typer.Option(metavar=WORKERS, help="How many processes; or a Ray cluster, here or elsewhere.")]
 Address = Annotated[

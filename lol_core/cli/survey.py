@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lol_core.cli.console import (
+    KEPT,
     Address,
     AsJson,
     Workers,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lol_core.collections.source import Source
     from lol_core.insight.survey import Survey
 
-STOPPED = "Stopped before the end. What was read is kept; the same command goes on."
+STOPPED = f"Stopped before the end. {KEPT}"
 
 
 def survey(folder: Address, workers: Workers = "1", as_json: AsJson = False) -> None:
