@@ -242,7 +242,10 @@ def test_what_a_document_shows_runs(
     if document.name == "own_model.md":
         assert "Row norms" in done.stdout
         ask = f"""from streamlit.testing.v1 import AppTest
-print(AppTest.from_file("app.py", default_timeout={PATIENCE}).run().switch_page("pages/Train.py").run().multiselect)"""
+from tests.waiting import until
+test = AppTest.from_file("app.py", default_timeout={PATIENCE}).run().switch_page("pages/Train.py")
+until(lambda: test.run().multiselect, "the page, whose collection is opened beside it")
+print(test.multiselect)"""
         shown = subprocess.run(
             [sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True
         )

@@ -19,7 +19,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, DivergedError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.experiments.paper import VARIANTS
-from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingConfig
+from lol_core.learning.checkpoint import FORMAT, Checkpoint, Keep, Schedule, TrainingConfig
 from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
@@ -199,7 +199,7 @@ def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
         return tmp_path / name
 
-    with pytest.raises(CheckpointError, match="format 99; this version reads format 1"):
+    with pytest.raises(CheckpointError, match=f"format 99; this version reads format {FORMAT}"):
         Checkpoint.load(damaged("version", format=99))
     with pytest.raises(CheckpointError, match="names the model 'nobody'"):
         Checkpoint.load(damaged("model", config={"model": "nobody"}))

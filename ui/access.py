@@ -163,7 +163,8 @@ class Served(Access):
         """Folders of this machine, whatever stands in their names, the longest first."""
         places = {Path.home(), cache_folder(), Path(sys.prefix), ROOT, Path(tempfile.gettempdir())}
         names = {str(path) for place in places for path in (place, place.resolve()) if path.name}
-        return re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})(?![\w.-])")
+        longest_first = [name for _, name in sorted(((len(name), name) for name in names), reverse=True)]
+        return re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, longest_first))})(?![\w.-])")
 
     def visitor_folder(self) -> Path:
         """It is deleted with the session, or with the next visitor when it was unused for too long."""
