@@ -13,6 +13,8 @@ from ui.keys import key
 
 NOT_KNOWN = "not known"
 MAX_WRAPPED = 100
+ENCODED_AT_ONCE = 5000
+"""Rows of a table that are written as CSV in some hundredths of a second."""
 FEW_VALUES = 6
 """A column of numbers with no more values than this is filtered by value, not by range."""
 
@@ -28,10 +30,16 @@ def numbers(format: str, names: Iterable[str]) -> dict[str, Any]:
 
 
 def download(table: pd.DataFrame | Callable[[], pd.DataFrame], name: str, *, index: bool = False) -> None:
-    """A button for a table as CSV, made and encoded when it is asked for."""
+    """A button for a table as CSV. What is long, or has to be made first, is encoded when it is asked for; what is
+    short at once, since a click is lost on a file that a rerun of the page has just put off anew.
+    """
+
+    def encoded() -> str:
+        return (table() if callable(table) else table).to_csv(index=index)
+
     st.download_button(
         "Download as CSV",
-        lambda: (table() if callable(table) else table).to_csv(index=index),
+        encoded if callable(table) or len(table) > ENCODED_AT_ONCE else encoded(),
         f"{name}.csv",
         "text/csv",
         icon=":material/download:",
