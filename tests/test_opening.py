@@ -44,3 +44,12 @@ def test_a_pattern_that_matches_nothing_says_so_and_a_name_that_looks_like_one_i
     assert len(open_source(tmp_path / "zoo [1]")) == 2
     with pytest.raises(ZooError, match="nothing matches"):
         open_source(tmp_path / "zoo [2]" / "*")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("zip://a::b.zip", "Open b.zip itself"), ("https://[example.org/b.zip", "is no URL")],
+)
+def test_what_no_single_place_is_named_by_is_refused_with_a_sentence(address: str, reason: str) -> None:
+    with pytest.raises(ZooError, match=reason):
+        open_source(address)

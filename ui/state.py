@@ -40,14 +40,12 @@ MAX_OFFERED = 20
 @dataclass(eq=False)
 class Session:
     """What one visitor has open. folder: of what the visitor makes, where the app is served; opened: by (address,
-    labels file); extra_checkpoints: folders opened by path;
-    url: what stands in the URL on every page; empty means what opens first, the labels file in the folder, and no
-    guided visit.
-    same: LoRAs that are the same function, by fingerprint; examined: how many weights had been read, and what the look
-    at every header gave, by fingerprint; maps: pictures drawn so far; selections, isolated, computed:
-    see ui/selection.py, by collection. picture: the format in which figures are saved; page: the present one;
-    opened_slice: the saved slice taken up last; linked: what
-    `ui.choice` last wrote into the URL, by key.
+    labels file); extra_checkpoints: folders opened by path; same: LoRAs that are the same function, by fingerprint;
+    examined: how many weights had been read, and what the look at every header gave, by fingerprint; maps: pictures
+    drawn so far; selections, isolated, computed: see ui/selection.py, by collection; linked: what `ui.choice` last
+    wrote into the URL, by key; opened_slice: the saved slice taken up last; picture: the format in which figures are
+    saved; page: the present one; url: what stands in the URL on every page, empty for what opens first, the labels file
+    in the folder, and no guided visit.
     """
 
     folder: Path | None = field(default_factory=lambda: access().visitor_folder())

@@ -47,7 +47,8 @@ STOPS = (
         "Predictions",
         "A model that reads weights",
         "Glasses? A hat? Told from U and V alone.",
-        "From U and V alone GL-net says whether the person wears eyeglasses or a hat, smiles, has a beard or long hair."
+        "From U and V alone GL-net says whether the person wears eyeglasses or a hat, has a beard or long hair, and,"
+        " hardly better than chance, smiles."
         " Each point is a LoRA that it has not seen. The controls see only how large the updates are or what the file"
         " looks like; a sentence says whether GL-net is better than them.",
         {"model": ATTRIBUTES},

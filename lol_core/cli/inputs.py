@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from glob import glob, has_magic
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +26,11 @@ def loras_of(inputs: Sequence[str], reporter: Reporter = SILENT) -> Iterator[tup
     from lol_core.collections.folder import load_file
     from lol_core.collections.names import stem_of
     from lol_core.collections.opening import is_collection
+    from lol_core.collections.pattern import is_pattern
     from lol_core.formats import IN_FOLDER
 
     for text in inputs:
-        pattern = "://" not in text and has_magic(text) and not Path(text).expanduser().exists()
-        places = sorted(glob(str(Path(text).expanduser()), recursive=True)) if pattern else [text]
+        places = sorted(glob(str(Path(text).expanduser()), recursive=True)) if is_pattern(text) else [text]
         if not places:
             raise DataMissingError(f"{text}: no file has such a name.")
         for place in places:

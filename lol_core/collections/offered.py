@@ -14,6 +14,7 @@ import pandas as pd
 
 from lol_core.collections.columns import detailed
 from lol_core.collections.layouts.beside import Beside
+from lol_core.collections.names import MODEL_FILE_NAMES
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
@@ -68,8 +69,7 @@ def _places(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         *folders, file = id.split("/")
         known = file.rpartition(".")[0] if several else file
         named = [folder for folder in folders if folder not in ("unet", "text_encoder")] or [known]
-        generic = known in ("adapter_model", "pytorch_lora_weights", "adapters")
-        parts = re.split(r"[_\-\s]+", named[-1] if generic else known)
+        parts = re.split(r"[_\-\s]+", named[-1] if known in MODEL_FILE_NAMES else known)
         found[id] = {f"folder {i}": name for i, name in enumerate(folders, 1)}
         found[id] |= {f"name {i}": part for i, part in enumerate(parts, 1)}
     return found

@@ -80,7 +80,10 @@ def open_url(address: str, labels: str | None = None, cache: Path | None = None,
     check_secrets(address)
     if page := of_page(address):
         return open_hub(page, labels, cache, reporter)
-    place = urlsplit(address)
+    try:
+        place = urlsplit(address)
+    except ValueError as error:
+        raise ZooError(f"{address} is no URL ({error}). Check the address.") from error
     if place.scheme == "memory":
         raise ZooError(f"{address}: LoRAs made in Python live in the program that made them. Write them to a folder.")
     if place.scheme in ("http", "https"):
@@ -123,6 +126,10 @@ def _archived(blob: Blob, name: str) -> Listing:
 def _listed(address: str, path: str) -> Listing:
     from fsspec.core import url_to_fs
 
+    if "::" in address:  # which fsspec reads as one file system within another; its files have no URLs of their own
+        raise ZooError(
+            f"{address}: addresses within addresses are not opened. Open {address.rpartition('::')[2]} itself."
+        )
     try:
         system, root = url_to_fs(address)
         infos = system.find(root, detail=True)

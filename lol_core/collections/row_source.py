@@ -71,7 +71,7 @@ class RowSource(Source):
         return self.where
 
     @cached_property
-    def entries(self) -> Sequence[Entry]:  # type: ignore[override]  # made late
+    def entries(self) -> Sequence[Entry]:  # type: ignore[override]  # read-only: it follows from the parts
         return RowEntries(self.parts)
 
     @cached_property

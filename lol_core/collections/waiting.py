@@ -39,4 +39,4 @@ def wait(seconds: float) -> None:
     while (left := end - time.monotonic()) > 0:
         if stopping():
             raise Stopped("Stopped while waiting for a server. What was read is kept.")
-        time.sleep(min(STEP_S, left))
+        time.sleep(min(STEP_S, left))  # in steps: whether to stop is a question, of which no event can be waited for

@@ -84,7 +84,7 @@ def differences(trials: Trials, score: str, one: str, other: str, among: int = 1
 def by_split(trials: Trials, score: str, *names: str) -> pd.DataFrame:
     """Seed → one score of each name, NaN where a model diverged."""
     table = trials.table().reindex(columns=["seed", "model", score])
-    return table.pivot(index="seed", columns="model", values=score).reindex(columns=[*names])  # noqa: PD010
+    return table.pivot(index="seed", columns="model", values=score).reindex(columns=[*names])  # noqa: PD010, one value each
 
 
 def beyond(trials: Trials, score: str, name: str, value: float, among: int = 1) -> Difference:

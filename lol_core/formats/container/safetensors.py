@@ -157,7 +157,7 @@ def _read_array(file: BinaryIO, position: int, count: int) -> np.ndarray:
     file.seek(position)
     filled = 0
     while filled < count:
-        added = file.readinto(buffer[filled:].data)  # type: ignore[attr-defined]
+        added = file.readinto(buffer[filled:].data)  # type: ignore[attr-defined]  # BinaryIO has no readinto
         if not added:
             raise LoRAFormatError("The file ended before its last tensor: it was changed while it was read. Try again.")
         filled += added

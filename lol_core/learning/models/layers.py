@@ -16,7 +16,7 @@ from lol_core.learning.models.modulewise import left_product
 from lol_core.learning.models.wide import WideLinear
 
 WIDE = 2**20
-"""Numbers in the head's first weight from which it is kept for speed; below, it is as quick as `nn.Linear` has it."""
+"""Numbers in the head's first weight from which it is a `WideLinear`; below, an `nn.Linear`."""
 
 
 def relu_sign(x: Tensor) -> Tensor:
