@@ -31,10 +31,12 @@ from lol_core.experiments import NAMES, OF_PAPER, run
 from lol_core.experiments.ablation import without
 from lol_core.experiments.authors import LANGUAGE, variants
 from lol_core.experiments.comparison import differences
+from lol_core.experiments.context import Context
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.models import beats, unseen
 from lol_core.experiments.paired import paired
 from lol_core.experiments.paper import COMPARED, FIVE
+from lol_core.experiments.question import fold_of
 from lol_core.experiments.result import (
     Finding,
     Holds,
@@ -52,7 +54,7 @@ from lol_core.experiments.search import SMALL, Halving, Rung, Setting, Variant, 
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.timing import Shape, needs
-from lol_core.experiments.trials import Context, Trials, fold_of
+from lol_core.experiments.trials import Trials
 from lol_core.learning.checkpoint import Keep
 from lol_core.learning.models import make_model
 from lol_core.learning.models.gl_net import GLNetConfig

@@ -88,7 +88,7 @@ def test_commands_import_only_what_they_use(zoo: Path, tmp_path: Path) -> None:
 def test_experiments_import_plotly_and_nothing_slower() -> None:
     code = """
 from importlib import import_module
-from lol_core.experiments.trials import *
+from lol_core.experiments.context import *
 from lol_core.experiments import NAMES
 for name in NAMES:
     import_module(f"lol_core.experiments.{name}")

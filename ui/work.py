@@ -13,9 +13,9 @@ from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
 from lol_core.core.progress import Progress, Reporter
 from lol_core.experiments import run as run_experiment
+from lol_core.experiments.context import Context
 from lol_core.experiments.result import Result
 from lol_core.experiments.search import SMALL
-from lol_core.experiments.trials import Context
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.generation import Painter, Sampling, weights_file
 from lol_core.insight.maps import Map, MapSettings, draw_map

@@ -53,9 +53,9 @@ def experiment(
 
     with reported():
         from lol_core.experiments import run as run_experiment
+        from lol_core.experiments.context import Context
         from lol_core.experiments.result import blocks, write_report
         from lol_core.experiments.search import SMALL, SMALL_SEARCH, Budget, Halving
-        from lol_core.experiments.trials import Context
 
     torch.set_num_threads(threads)
     with reported(), stoppable() as reporter:

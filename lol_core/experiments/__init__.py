@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 from lol_core.errors import LoLError, needing
 
 if TYPE_CHECKING:
+    from lol_core.experiments.context import Context
     from lol_core.experiments.result import Result
-    from lol_core.experiments.trials import Context
 
 OF_PAPER = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure5")
 NAMES = (*OF_PAPER, "models", "ablation")

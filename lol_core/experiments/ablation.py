@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from lol_core.experiments.comparison import cells, chart, differences, intervals, settings
+from lol_core.experiments.context import Context
 from lol_core.experiments.models import ASKED
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
 from lol_core.experiments.search import Variant
-from lol_core.experiments.trials import Context
 from lol_core.learning.models.tucker import Part
 
 TITLE = "TuckerNet without each of its parts"

@@ -11,11 +11,13 @@ import torch
 
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.experiments.comparison import INTERVAL, cells, settings, with_half_widths
+from lol_core.experiments.context import Context
+from lol_core.experiments.kept import Kept
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
 from lol_core.experiments.table2 import QUESTION
-from lol_core.experiments.trials import KERNEL, Context, Kept, Trials
+from lol_core.experiments.trials import KERNEL, Trials
 from lol_core.finetuning.recipes import CELEBA
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
 from lol_core.insight.plots import sheet

@@ -14,12 +14,14 @@ import torch
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, concatenate, shared_spec, stack
 from lol_core.experiments.comparison import INTERVAL, cells, settings, title_of, with_half_widths
+from lol_core.experiments.context import Context
+from lol_core.experiments.kept import Kept, Scores
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, verdict, weakest, with_interval
 from lol_core.experiments.search import Variant
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION
-from lol_core.experiments.trials import CONTROLS, KERNEL, Context, Kept, Scores, Trials
+from lol_core.experiments.trials import CONTROLS, KERNEL, Trials
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people
 from lol_core.finetuning.recipes import CELEBA

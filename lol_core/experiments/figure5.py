@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lol_core.experiments.context import Context
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Holds, Result, environment
 from lol_core.experiments.timing import MEMORY_SHARE, Shape, needs, time_model
-from lol_core.experiments.trials import Context
 from lol_core.insight.plots import across
 from lol_core.learning.devices import find_device
 from lol_core.learning.memory import free_memory

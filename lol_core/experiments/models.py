@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from lol_core.experiments.comparison import by_split, cells, chart, intervals, settings
+from lol_core.experiments.context import Context
 from lol_core.experiments.paper import COMPARED, FIVE, PUBLISHED, VARIANTS
+from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Holds, Result, verdict, with_interval
 from lol_core.experiments.table2 import FOLDED_QUESTION
 from lol_core.experiments.table2 import QUESTION as CLIP_QUESTION
@@ -19,7 +21,7 @@ from lol_core.experiments.table3 import ATTRIBUTES_QUESTION, CLASSES_QUESTION
 from lol_core.experiments.table4 import SIZE_QUESTION
 from lol_core.experiments.table5 import ACCURACY_QUESTION, LOSS_QUESTION, SOURCES_QUESTION
 from lol_core.experiments.timing import Shape, time_model
-from lol_core.experiments.trials import Context, Question, Trials
+from lol_core.experiments.trials import Trials
 from lol_core.learning.devices import find_device
 from lol_core.learning.verdict import over_seeds
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lol_core.experiments.trials import Trials, fold_of
+from lol_core.experiments.question import fold_of
+from lol_core.experiments.trials import Trials
 from lol_core.learning.bootstrap import Resampled, concordance, difference, mean_over
 from lol_core.learning.verdict import Difference
 

@@ -12,10 +12,10 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.groups import GL, PERMUTATION, Group, O
 from lol_core.core.symmetry import TOLERANCES, invariance_error, relative_change
+from lol_core.experiments.context import Context
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Holds, Result, environment
 from lol_core.experiments.timing import Shape, time_model
-from lol_core.experiments.trials import Context
 from lol_core.insight.plots import errors_of_models
 from lol_core.learning.devices import find_device
 from lol_core.learning.models import make_model

@@ -21,11 +21,13 @@ from lol_core.experiments.comparison import (
     settings,
     summary,
 )
+from lol_core.experiments.context import Context
 from lol_core.experiments.paired import paired
 from lol_core.experiments.paper import FIVE
+from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Result, alike, verdict, weakest, with_interval
 from lol_core.experiments.search import Variant
-from lol_core.experiments.trials import Context, Question, Trials
+from lol_core.experiments.trials import Trials
 from lol_core.learning.bootstrap import concordance, interval
 
 TITLE = "Table 2: CLIP score on Faces"

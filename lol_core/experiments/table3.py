@@ -19,10 +19,11 @@ from lol_core.experiments.comparison import (
     settings,
     summary,
 )
+from lol_core.experiments.context import Context
 from lol_core.experiments.paper import FIVE
+from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Result, verdict, weakest, with_interval
 from lol_core.experiments.search import Variant
-from lol_core.experiments.trials import Context, Question
 
 TITLE = "Table 3: attributes on Faces, class presence on Emojinette"
 CLASSES = ("cassette", "church", "dog", "fish", "fuel pump", "golf flag", "horn", "parachute", "saw", "truck")

@@ -17,10 +17,12 @@ from lol_core.experiments.comparison import (
     settings,
     summary,
 )
+from lol_core.experiments.context import Context
 from lol_core.experiments.paper import FIVE
+from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Result, alike, verdict, weakest, with_interval
 from lol_core.experiments.table3 import CLASSES, CLASSES_QUESTION, models_of
-from lol_core.experiments.trials import Context, Question, Trials
+from lol_core.experiments.trials import Trials
 from lol_core.learning.tasks import Multiclass
 from lol_core.learning.verdict import over_seeds
 

@@ -18,10 +18,12 @@ from lol_core.experiments.comparison import (
     settings,
     summary,
 )
+from lol_core.experiments.context import Context
 from lol_core.experiments.paper import FIVE
+from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Result, verdict, weakest, with_interval
 from lol_core.experiments.search import Variant
-from lol_core.experiments.trials import Context, Question, Trials
+from lol_core.experiments.trials import Trials
 from lol_core.learning.verdict import Difference
 
 TITLE = "Table 5: a sentence encoder's LoRAs (glosses)"

@@ -5,25 +5,24 @@ stopped experiment goes on.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lol_core.collections.opening import open_source
 from lol_core.collections.source import Source
-from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import DivergedError, TaskError, ZooError
+from lol_core.errors import DivergedError, TaskError
+from lol_core.experiments.kept import Kept, Line, Scores, line_of
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
+from lol_core.experiments.question import FOLDS, Question, fold_of
 from lol_core.experiments.search import SHUFFLED, Budget, Setting, Variant
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.evaluation import bootstrap_interval, control_predictions
@@ -33,94 +32,8 @@ from lol_core.learning.fit import Fit
 from lol_core.learning.plan import Plan, plan
 from lol_core.learning.tasks import Task
 
-Scores = dict[str, float]
 KERNEL = "product kernel"
 CONTROLS = ("constant", "structure only", "norms only", SHUFFLED)
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is predicted about which sample zoo. score: what its table reports first, higher being better, by which a
-    search chooses. extra: further test scores from the true targets and the predictions as `Task.decode` gives them;
-    elsewhere: what the authors' zoos have in place of the targets.
-
-    folded: splits are the folds of five times five-fold cross-validation (seed 5 i + k is fold k of the i-th), and
-    every test LoRA's prediction is kept.
-    """
-
-    name: str
-    zoo: str
-    targets: tuple[str, ...]
-    kind: type[Task] | None = None
-    score: str = "accuracy"
-    extra: Callable[[pd.DataFrame, np.ndarray], Scores] | None = None
-    folded: bool = False
-    elsewhere: tuple[str, ...] = ()
-
-    def asked_with(self, labels: Iterable[str]) -> Question | None:
-        """The question with the targets that a zoo has labels for; None where it has not all of either names."""
-        for targets in filter(None, (self.targets, self.elsewhere)):
-            if set(targets) <= set(labels):
-                return replace(self, targets=targets)
-        return None
-
-
-class Kept:
-    """Lines of a JSON Lines file that were found under the conditions `about`; those found under others are left
-    aside.
-    """
-
-    def __init__(self, path: Path, about: dict[str, Any]):
-        self.path, self.about = path, json.loads(json.dumps(about))
-        self._read: tuple[tuple[int, int], list[dict[str, Any]]] = ((0, 0), [])
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Those that are whole: a machine that stopped may have left half of one. Parsed again when the file has
-        changed.
-        """
-        if not self.path.is_file():
-            return []
-        stat = self.path.stat()
-        state = (stat.st_size, stat.st_mtime_ns)
-        if self._read[0] != state:
-            parsed = map(_parsed, self.path.read_text().splitlines())
-            self._read = state, [line for line in parsed if line is not None and line["about"] == self.about]
-        return self._read[1]
-
-    def add(self, **line: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
-            if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
-                file.write(b"\n")
-            file.write((json.dumps(line | {"about": self.about}) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(line))
-    except ValueError:
-        return None
-
-
-Line = dict[str, Any]
-FOLDS = 5
-REPEATS = 5
-
-
-def fold_of(ids: Sequence[str], seed: int) -> dict[str, list[str]]:
-    """Fold seed mod 5 of the (seed div 5)-th five-fold cross-validation; of the LoRAs not held out the usual share
-    chooses the epoch.
-    """
-    repeat, k = divmod(seed, FOLDS)
-    order = np.random.default_rng((repeat, len(ids))).permutation(len(ids))
-    held_out = set(order[k::FOLDS].tolist())
-    rest = [i for i in order.tolist() if i not in held_out]
-    train, validation, _ = TrainingConfig().fractions
-    cut = max(1, round(len(rest) * validation / (train + validation)))
-    parts = {"train": rest[cut:], "validation": rest[:cut], "test": held_out}
-    return {name: [ids[i] for i in sorted(members)] for name, members in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -319,7 +232,7 @@ class Trials:
         except DivergedError:
             if self.budget.search is None:
                 raise
-            return [_line(model, seed, {}, setting.to_dict(), validation_loss=float("inf"), validation_score=None)]
+            return [line_of(model, seed, {}, setting.to_dict(), validation_loss=float("inf"), validation_score=None)]
 
     def _fitted(self, model: str, setting: Setting, seed: int, shuffled: bool = False) -> Fit:
         fit = self.prepared(model, setting, seed)
@@ -351,7 +264,7 @@ class Trials:
         if self.budget.search is not None:
             more["validation_score"] = self._validated(fit)
         more |= self._predicted(fit.task.decode(test))
-        return [_line(model, seed, scores, setting.to_dict(), loss, **more)]
+        return [line_of(model, seed, scores, setting.to_dict(), loss, **more)]
 
     def _validated(self, fit: Fit) -> float | None:
         """The score that the table reports, of the validation LoRAs; None where it is not defined."""
@@ -381,7 +294,7 @@ class Trials:
         controls = control_predictions(fit.task, self.zoo.labels.loc[ids], known, split["test"], features, seed)
         truth = self.zoo.labels.loc[split["test"]]
         lines = [
-            _line(name, seed, dict(fit.task.score(truth, values)), **self._predicted(values))
+            line_of(name, seed, dict(fit.task.score(truth, values)), **self._predicted(values))
             for name, values in controls.items()
         ]
         everyone = list(self._factors.place)
@@ -393,12 +306,12 @@ class Trials:
         values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y)
         predicted = fit.task.from_numbers(values)
         more = {"picked": {**picked}} | self._predicted(predicted)
-        return [*lines, _line(KERNEL, seed, self._tested(fit.task, split["test"], predicted), **more)]
+        return [*lines, line_of(KERNEL, seed, self._tested(fit.task, split["test"], predicted), **more)]
 
     def _fit_shuffled(self, model: str, setting: Setting) -> list[Line]:
         fit = self._fitted(model, setting, 0, shuffled=True)
         predicted = fit.task.decode(fit.outputs(fit.split["test"]))
-        return [_line(self.variants[model].shuffled, 0, self._tested(fit.task, fit.split["test"], predicted))]
+        return [line_of(self.variants[model].shuffled, 0, self._tested(fit.task, fit.split["test"], predicted))]
 
     def _setting(self, model: str, seed: int) -> Setting:
         """The chosen setting of a model at a seed."""
@@ -412,24 +325,6 @@ class Trials:
         return self._fitted(model, self._setting(model, seed), seed, shuffled)
 
 
-def _line(
-    model: str,
-    seed: int,
-    scores: Scores,
-    setting: dict[str, Any] | None = None,
-    validation_loss: float = 0.0,
-    **more: Any,
-) -> Line:
-    return {
-        "model": model,
-        "seed": seed,
-        "setting": setting,
-        "validation_loss": validation_loss,
-        "scores": scores,
-        **more,
-    }
-
-
 _latest: Trials | None = None
 
 
@@ -439,72 +334,3 @@ def _made(trials: Trials, step: Step) -> list[Line]:
     if _latest is None or _latest.identity != trials.identity:
         _latest = trials
     return step.make(_latest)
-
-
-@dataclass
-class Context:
-    """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept; work:
-    where LoRAs made for an experiment go; workers: as `executor` takes them; zoo: the address of another zoo to ask the
-    same questions about.
-    """
-
-    samples: Path
-    folder: Path
-    budget: Budget = field(default_factory=Budget)
-    reporter: Reporter = SILENT
-    work: Path = Path("build")
-    workers: int | str = 1
-    zoo: str | None = None
-    answered: dict[tuple[Any, ...], Trials] = field(default_factory=dict)
-
-    @property
-    def searched(self) -> bool:
-        """Whether models are searched by successive halving, each in its own grid."""
-        return self.budget.search is not None
-
-    @property
-    def small(self) -> bool:
-        """Whether this is the run of seconds that shows how it goes."""
-        return self.budget.loras is not None
-
-    def trials(
-        self, question: Question, models: Sequence[str | Variant] = tuple(FIVE), seeds: int | None = None
-    ) -> Trials:
-        """The fits of a question, made now as far as they are missing; seeds: the budget's when None. Raises
-        Stopped, ZooError, TaskError.
-        """
-        if question.folded:
-            seeds = FOLDS * REPEATS if not self.small else FOLDS
-        budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
-        key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
-        if key not in self.answered:
-            zoo = self.zoo_of(question)
-            question = question.asked_with(zoo.labels.columns) or question
-            trials = Trials(question, zoo, budget, self.folder, models)
-            trials.run(self.reporter, self.workers)
-            self.answered[key] = trials
-        return self.answered[key]
-
-    def askable(self, questions: Sequence[Question]) -> list[Question]:
-        """Those that the zoo has labels for: all of a sample zoo. Raises ZooError when another zoo has none of them."""
-        if self.zoo is None:
-            return list(questions)
-        zoo = self._other
-        if askable := [question for question in questions if question.asked_with(zoo.labels.columns)]:
-            return askable
-        wanted = " or ".join(" ".join(targets) for q in questions for targets in (q.targets, q.elsewhere) if targets)
-        raise ZooError(
-            f"{self.zoo} has no labels to ask about; it has {', '.join(map(str, zoo.labels.columns)) or 'none at all'}."
-            f" Give it a labels.csv with {wanted}."
-        )
-
-    def zoo_of(self, question: Question) -> Source:
-        """The zoo that a question is asked about. Raises ZooError when it has no labels for it."""
-        if self.zoo is None:
-            return Zoo.open(self.samples / question.zoo)
-        self.askable([question])
-        return self._other
-
-    @cached_property
-    def _other(self) -> Source:
-        return open_source(str(self.zoo), reporter=self.reporter)
