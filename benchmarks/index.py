@@ -118,6 +118,7 @@ def timed(act: Callable[[], object], clock: Callable[[], float] = time.perf_coun
 
 def measure_first(folder: Path, cache: Path, repeats: int) -> dict[str, object]:
     """A first index and the plain reading in turn, so that both see the same machine."""
+    from lol_core.collections.entry import Entry
     from lol_core.collections.index import Index
 
     count = len(os.listdir(folder))
@@ -129,9 +130,9 @@ def measure_first(folder: Path, cache: Path, repeats: int) -> dict[str, object]:
         plain.append(timed(lambda: read_headers(folder)))
         before = process.memory_info().rss
         index = Index(folder, cache / str(i))
-        entries: list[object] = []
+        entries: list[Entry] = []
         first.append(timed(lambda: entries.extend(index.update())))  # noqa: B023  called at once
-        assert len(entries) == count and all(entry.reason is None for entry in entries)  # type: ignore[attr-defined]
+        assert len(entries) == count and all(entry.reason is None for entry in entries)
         memory = memory or process.memory_info().rss - before
         again.append(timed(index.update))
     return {

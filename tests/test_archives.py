@@ -64,7 +64,7 @@ def pack(folder: Path, path: Path, method: int = zipfile.ZIP_DEFLATED, top: str 
                 opened.write(file, top + file.relative_to(folder).as_posix())
     else:
         mode = {".tar": "w", ".gz": "w:gz", ".tgz": "w:gz", ".xz": "w:xz", ".bz2": "w:bz2"}[path.suffix]
-        with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]  # the mode is a parameter
             for file in files:
                 tar.add(file, top + file.relative_to(folder).as_posix())
     return path
@@ -287,7 +287,7 @@ def test_a_header_is_read_without_unpacking_what_follows(tmp_path: Path, monkeyp
             read.append(len(data))
             return data
 
-        part.read = counting  # type: ignore[method-assign]
+        part.read = counting  # type: ignore[method-assign]  # reads are counted on this one file
         return part
 
     monkeypatch.setattr(archive, "part_of", counted)

@@ -129,7 +129,7 @@ def test_a_round_trip_changes_no_bit(
         assert a.scale == b.scale and a.weight_shape == b.weight_shape and a.magnitude_axis == b.magnitude_axis
         assert torch.equal(a.U, b.U) and torch.equal(a.V, b.V)  # in another layout in memory
         assert (a.magnitude is None) == (b.magnitude is None)
-        assert a.magnitude is None or torch.equal(a.magnitude, b.magnitude)  # type: ignore[arg-type]
+        assert a.magnitude is None or torch.equal(a.magnitude, b.magnitude)  # type: ignore[arg-type]  # b has one where a has
 
 
 def test_diffusers_form_is_exact_where_the_scale_is_a_power_of_two(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.index import Index
 from lol_core.collections.page import Filters, Order
 from lol_core.collections.schema import Row
-from lol_core.collections.walk import candidates
+from lol_core.collections.walk import Candidate, candidates
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter, Stopped
 from tests.builders import MODULES, SHAPES, random_lora, write_peft, write_zoo
@@ -123,9 +123,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of files that are opened from now on."""
     opened: list[str] = []
 
-    def counting(folder: Path, candidate: object) -> Entry:
-        opened.append(candidate.id)  # type: ignore[attr-defined]
-        return describe(folder, candidate)  # type: ignore[arg-type]
+    def counting(folder: Path, candidate: Candidate) -> Entry:
+        opened.append(candidate.id)
+        return describe(folder, candidate)
 
     monkeypatch.setattr("lol_core.collections.index.describe", counting)
     return opened

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.groups import GL, O
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank, Magnitude
 from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_error
 from lol_core.errors import ModelError
-from lol_core.experiments.search import SMALL, Variant
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.leaderboard import verdict
 from lol_core.learning.memory import check_memory, memory_needed
-from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model, modulewise, registry
-from lol_core.learning.models.base import flat_factors
+from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model, modulewise
 from lol_core.learning.models.gl_net import GLNet, GLNetConfig, Reading
 from lol_core.learning.models.layers import (
     NONLINEARITIES,
@@ -38,15 +29,8 @@ from lol_core.learning.models.layers import (
     InvariantProducts,
     Start,
 )
-from lol_core.learning.models.modulewise import Products, cross_products, left_product, right_products
 from lol_core.learning.models.o_align import procrustes
-from lol_core.learning.models.tucker import Part, TuckerConfig
-from lol_core.learning.models.wide import WideLinear
-from lol_core.learning.tasks import Binary
-from lol_core.learning.training import plan, train
-from lol_core.learning.verdict import Outcome
-from tests.builders import MODULES, SHAPES, random_batch, random_lora
-from tests.conftest import ROOT
+from tests.builders import SHAPES, random_batch, random_lora
 
 FLOATS = [torch.float32, torch.float64]
 GL_MODELS = ["svd", "dense", "gl_net"]
@@ -198,45 +182,6 @@ def test_equation_4_is_left_multiplication() -> None:
         torch.testing.assert_close(out_V[:, module], torch.stack([layer.Psi[module] @ v for v in V[:, module]]))
 
 
-@pytest.mark.parametrize("config", [{}, {"equivariant_layers": 2}, {"mean_products": True}])
-def test_a_wide_gl_net_computes_what_a_plain_one_does(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its products are many they are read in parts, from a weight stored otherwise; the values, the gradients and
-    the names in a checkpoint are the same.
-    """
-    batch = random_batch()
-    plain = made("gl_net", batch, **config)
-    monkeypatch.setattr("lol_core.learning.models.layers.WIDE", 1)
-    for place in ("wide", "gl_net"):
-        monkeypatch.setattr(f"lol_core.learning.models.{place}.PART", 300)
-    split = made("gl_net", batch, **config)
-    first = split.head.latent[0]
-    assert isinstance(first, WideLinear) and (config.get("mean_products") or len(first.weights) > 1)
-    shapes = [{key: t.shape for key, t in model.state_dict().items()} for model in (split, plain)]
-    assert shapes[0] == shapes[1]
-    for key, tensor in plain.state_dict().items():
-        torch.testing.assert_close(split.state_dict()[key], tensor, msg=f"{key}: both begin alike")
-    split.load_state_dict({key: tensor + 0.01 for key, tensor in plain.state_dict().items()})
-    plain.load_state_dict({key: tensor + 0.01 for key, tensor in plain.state_dict().items()})
-    torch.testing.assert_close(split(batch), plain(batch))
-    torch.testing.assert_close(split.head.latent(split.features(batch)), split.embed(batch))
-    for model in (split, plain):
-        model(batch).square().sum().backward()
-    gradient = torch.cat([part.grad for part in first.weights if part.grad is not None]).T
-    torch.testing.assert_close(gradient, plain.head.latent[0].weight.grad)
-    assert isinstance(split, GLNet) and isinstance(plain, GLNet)
-    torch.testing.assert_close(split.first[0].Phi.grad, plain.first[0].Phi.grad)
-
-
-def test_a_wide_layer_names_what_does_not_fit() -> None:
-    layer = WideLinear(6, 2, [4, 2])
-    with pytest.raises(RuntimeError, match=r"weight is \(2, 5\); expected \(2, 6\)"):
-        layer.load_state_dict({"weight": torch.zeros(2, 5), "bias": torch.zeros(2)})
-    with pytest.raises(RuntimeError, match="Missing key"):
-        layer.load_state_dict({"bias": torch.zeros(2)})
-    with pytest.raises(ValueError, match="do not make 6 inputs"):
-        WideLinear(6, 2, [4, 3])
-
-
 @pytest.mark.parametrize("name", NONLINEARITIES)
 def test_equation_6_row_by_row(name: str) -> None:
     sigma = NONLINEARITIES[name]
@@ -374,87 +319,6 @@ def test_dense_says_what_memory_it_needs() -> None:
     check_memory("gl_net", huge, 1, config, cpu)
 
 
-def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="mlp, o_align, svd, dense, gl_net"):
-        make_model("transformer", random_batch().spec, 1)
-
-
-OUTSIDE = """
-from dataclasses import dataclass
-import torch
-from lol_core.core.geometry import singular_values
-from lol_core.core.groups import GL
-from lol_core.learning.models import LoLModel, ModelConfig, register
-
-@dataclass(frozen=True)
-class PowersConfig(ModelConfig):
-    power: float = 2.0
-
-@register("powers")
-class Powers(LoLModel):
-    Config = PowersConfig
-    config: PowersConfig
-    searched = ({"power": 1.0}, {"power": 2.0})
-    title, symmetry, any_rank = "Powers", GL, True
-
-    def n_features(self):
-        return len(self.spec.modules)
-
-    def features(self, batch):
-        sums = [singular_values(U, V).pow(self.config.power).sum(-1) for U, V in zip(batch.U, batch.V)]
-        return torch.cat(sums, 1)
-"""
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Iterator[str]:
-    """A model that a file outside the package registers."""
-    (tmp_path / "powers.py").write_text(OUTSIDE)
-    registry.load(str(tmp_path / "powers.py"))
-    yield "powers"
-    del MODELS["powers"]
-
-
-def test_a_model_of_a_file_outside_is_trained_kept_and_searched(
-    outside: str, synthetic_zoo: Zoo, tmp_path: Path
-) -> None:
-    kind = find_model(outside)
-    config = TrainingConfig(model=outside, model_config=kind.configure(power=1.5, width=8), epochs=2)
-    checkpoint = train(synthetic_zoo, plan(synthetic_zoo, ["size"], config), config, tmp_path / "run")
-    back = Checkpoint.load(tmp_path / "run")
-    assert back.config.shape == checkpoint.config.shape and "power" in back.config.shape.to_dict()
-    assert invariance_error(made(outside, random_batch()), random_batch(), GL, condition=100.0) <= 1e-9
-    variant = Variant.of(outside)
-    tried = [SMALL.config(variant, setting, 0).shape for setting in replace(SMALL, options=None).settings(variant)]
-    assert [shape.to_dict()["power"] for shape in tried] == [1.0, 2.0]
-
-
-def test_a_file_of_models_that_cannot_be_used_is_a_sentence(outside: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such file"):
-        registry.load(str(tmp_path / "missing.py"))
-    (tmp_path / "broken.py").write_text("1 / 0")
-    with pytest.raises(ModelError, match="cannot be loaded .ZeroDivisionError"):
-        registry.load(str(tmp_path / "broken.py"))
-    with pytest.raises(ModelError, match="There is a model 'svd' already"):
-        registry.register("svd")(find_model(outside))
-
-
-def test_checkpoints_written_when_all_models_shared_one_configuration_load() -> None:
-    """Written by the version before each model had its own; synthetic LoRAs."""
-    folder = ROOT / "tests" / "checkpoints" / "format-1"
-    gl_net, tucker, dsire = (Checkpoint.load(folder / name) for name in ("gl_net", "tucker", "dsire"))
-    assert gl_net.config.shape == GLNetConfig(width=4, equivariant_width=2)
-    assert gl_net.task == Binary(("positive", "second"))
-    assert gl_net.metrics["test"].by_target["second"]["accuracy"] == pytest.approx(2 / 3)
-    parts = frozenset(Part) - {Part.SIZES}
-    assert tucker.config.shape == TuckerConfig(width=4, direction_weight=0.1, parts=parts)
-    assert dsire.config.model == "nearest_spectra", "our variant had the published name"
-    lora = random_lora(MODULES, 0, torch.float32)
-    for known in (gl_net, tucker, dsire):
-        assert np.isfinite(known.predict([lora])).all() and known.metrics["test"] and known.controls
-        assert verdict(known).outcome is Outcome.NOT_CLEAR, "its differences were not measured"
-
-
 def test_members_without_a_common_module_are_refused() -> None:
     with pytest.raises(ModelError, match="share no module"):
         shared_spec([random_lora([("a", 3, 4, 1)]), random_lora([("a", 4, 3, 1)])])
@@ -488,56 +352,3 @@ def test_scale_is_part_of_the_function(scale: float) -> None:
         model = made(name, batch)
         torch.testing.assert_close(model(batch), model(stack([moved], spec, torch.float64)))
         assert not torch.allclose(model(batch), model(stack([random_lora()], spec, torch.float64)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("rank", [1, 3, 4, 8])
-@pytest.mark.parametrize("cached", [1, 200, 2**18])
-def test_left_products_are_those_of_each_module(
-    cached: int, rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(modulewise, "CACHED", cached)
-    factors = torch.randn(3, 4, 5, rank).to(dtype)
-    maps = torch.randn(4, 2, 5).to(dtype).requires_grad_()
-    weights = torch.randn(3, 4, 2, rank).to(dtype)
-    tolerance = 10 * torch.finfo(dtype).eps
-    close = partial(torch.testing.assert_close, check_dtype=False, rtol=tolerance, atol=tolerance)
-    expected = maps.double() @ factors.double()
-    (gradient,) = torch.autograd.grad((expected * weights.double()).sum(), maps)
-    shifted = torch.cat([factors.new_zeros(1), factors.flatten()])[1:].view(factors.shape)
-    transposed = factors.transpose(0, 1).contiguous().transpose(0, 1)
-    for same in (factors, shifted, transposed, factors.clone().requires_grad_()):
-        product = left_product(maps, same)
-        (own,) = torch.autograd.grad((product * weights).sum(), maps)
-        assert product.dtype == dtype
-        close(product, expected)
-        close(own, gradient)
-
-
-def test_an_empty_batch_has_empty_products() -> None:
-    none, templates = torch.zeros(0, 4, 5, 4), torch.randn(4, 5, 4)
-    assert left_product(torch.randn(4, 2, 5), none).shape == (0, 4, 2, 4)
-    assert cross_products(none, templates).shape == (0, 4, 4, 4)
-    ((_, product),) = right_products(none, torch.zeros(0, 4, 4, 4))
-    assert product.shape == none.shape
-
-
-@pytest.mark.parametrize("cached", [1, 100, 2**18])
-def test_products_are_multiplied_without_being_made(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modulewise, "CACHED", cached)
-    U, V, weight = (
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5, 4, 2), (3, 5, 6, 2), (120, 3))
-    )
-    torch.testing.assert_close(Products(U, V) @ weight, Products(U, V).made() @ weight)
-    assert torch.autograd.gradcheck(lambda *of: Products(*of[:2]) @ of[2], (U, V, weight))
-
-
-def test_flat_factors_leave_out_padding_and_carry_gradients() -> None:
-    loras = [random_lora([("a", 4, 3, 2), ("b", 4, 3, 1), ("c", 4, 3, 1), ("d", 5, 2, 2)], seed) for seed in range(2)]
-    batch = stack(loras, shared_spec(loras), torch.float32).map(lambda factor: factor.requires_grad_())
-    flat = flat_factors(batch)
-    for row, lora in zip(flat, loras, strict=True):
-        expected = torch.cat([part for y in lora.layers for part in (y.U.float().flatten(), y.V.float().flatten())])
-        assert torch.equal(row.detach(), expected)
-    flat.sum().backward()
-    assert batch.U[0].grad is not None and batch.U[0].grad.sum() == 2 * 4 * (2 + 1 + 1), "nothing of the padding"

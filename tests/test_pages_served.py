@@ -192,7 +192,7 @@ def test_models_and_selections_stay_with_their_visitor_and_go_with_them(served: 
 def test_a_lost_connection_may_come_back(served: Path) -> None:
     state = opened("Home", None).session_state["session"]
     for here, now in ((False, 0.0), (True, 9.0), (False, 18.0), (False, 27.0)):
-        visitors.end(lambda id, here=here: here, now, 10.0)  # type: ignore[misc]
+        visitors.end(lambda id, here=here: here, now, 10.0)  # type: ignore[misc]  # a default binds the value of this round
     assert state.folder.exists()
 
 

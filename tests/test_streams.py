@@ -30,7 +30,7 @@ def write(container: str, path: Path) -> None:
     if container == "safetensors":
         save_file(tensors, path)
     elif container == "npz":
-        np.savez(path, **{key: tensor.numpy() for key, tensor in tensors.items()})  # type: ignore[arg-type]
+        np.savez(path, **{key: tensor.numpy() for key, tensor in tensors.items()})  # type: ignore[arg-type]  # keys are names of tensors, none is allow_pickle
     elif container == "gguf":
         writer = gguf.GGUFWriter(path, "llama")
         writer.add_type("adapter")

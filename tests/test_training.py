@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, DivergedError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.experiments.paper import VARIANTS
-from lol_core.learning.checkpoint import FORMAT, Checkpoint, Keep, Schedule, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingConfig
 from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
@@ -169,152 +164,6 @@ def test_a_shuffled_control_knows_nothing(synthetic_zoo: Zoo, tmp_path: Path) ->
     assert checkpoint.controls["shuffled labels"]["r2"] < 0.3 < checkpoint.metrics["test"]["r2"]
 
 
-def test_a_checkpoint_comes_back_whole(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    for model in MODELS:
-        checkpoint = fit(synthetic_zoo, tmp_path / model, replace(QUICK, model=model))
-        back = Checkpoint.load(tmp_path / model)
-        loras = [synthetic_zoo.load(id) for id in back.split["test"]]
-        assert np.array_equal(back.predict(loras), checkpoint.predict(loras))
-        assert back.config == replace(checkpoint.config, model_config=checkpoint.config.shape)
-        for name in ("task", "split", "metrics", "history", "fingerprint", "interval", "spec", "created"):
-            assert getattr(back, name) == getattr(checkpoint, name)
-        assert sorted(p.name for p in (tmp_path / model).iterdir()) == [
-            "README.md",
-            "checkpoint.json",
-            weights_of(tmp_path / model).name,
-            "state.safetensors",
-        ]
-        card = ModelCard.load(tmp_path / model / "README.md")
-        assert "control: norms only" in card.text and model in card.data.tags
-
-
-def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    fit(synthetic_zoo, tmp_path / "good")
-    with pytest.raises(CheckpointError, match="no checkpoint there"):
-        Checkpoint.load(tmp_path)
-
-    def damaged(name: str, **changes: object) -> Path:
-        shutil.copytree(tmp_path / "good", tmp_path / name)
-        path = tmp_path / name / "checkpoint.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-        return tmp_path / name
-
-    with pytest.raises(CheckpointError, match=f"format 99; this version reads format {FORMAT}"):
-        Checkpoint.load(damaged("version", format=99))
-    with pytest.raises(CheckpointError, match="names the model 'nobody'"):
-        Checkpoint.load(damaged("model", config={"model": "nobody"}))
-    with pytest.raises(CheckpointError, match="missing or malformed"):
-        Checkpoint.load(damaged("task", task={"kind": "regression"}))
-    (damaged("json") / "checkpoint.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no valid JSON"):
-        Checkpoint.load(tmp_path / "json")
-    weights_of(damaged("weights")).write_bytes(b"x" * 100)
-    with pytest.raises(CheckpointError, match="incomplete"):
-        Checkpoint.load(tmp_path / "weights")
-    spec = json.loads((tmp_path / "good" / "checkpoint.json").read_text())["spec"]
-    spec["modules"][0]["n"] += 1
-    with pytest.raises(CheckpointError, match="do not fit the model"):
-        Checkpoint.load(damaged("geometry", spec=spec))
-
-
-def test_a_folder_that_cannot_be_written_is_a_sentence(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        fit(synthetic_zoo, tmp_path / "file" / "run")
-
-
-def test_a_full_disk_leaves_the_old_checkpoint(
-    synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = fit(synthetic_zoo, tmp_path / "run")
-    before = (tmp_path / "run" / "checkpoint.json").read_bytes()
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lol_core.learning.checkpoint.save_file", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*Free some disk space"):
-        checkpoint.save(tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoint.json").read_bytes() == before and not list(tmp_path.glob("*.writing"))
-
-
-KILLED = """
-import os, sys
-from pathlib import Path
-from lol_core.learning.card import model_card
-from lol_core.learning.checkpoint import Checkpoint
-
-folder, step = Path(sys.argv[1]), 0
-other = Checkpoint.load(sys.argv[2])
-STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-while True:
-    step += 1
-    if (child := os.fork()) == 0:
-        left = step
-
-        def killed(event, arguments):
-            global left
-            if event in STEPS and str(folder) in str(arguments):
-                left -= 1
-                if left == 0:
-                    os._exit(9)
-
-        sys.addaudithook(killed)
-        other.save(folder)
-        os._exit(0)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
-        break
-    found = Checkpoint.load(folder)
-    same = [bool((a == b).all()) for a, b in zip(found.model.parameters(), other.model.parameters())]
-    card = folder / "README.md"
-    print(found.config.seed, all(same), not card.exists() or card.read_text() == model_card(found))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_kill_at_any_step_leaves_a_whole_checkpoint(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    """The first checkpoint (seed 1) is replaced by the second (seed 2), in a process that ends at each of its steps on
-    the disk.
-    """
-    for seed in (1, 2):
-        fit(synthetic_zoo, tmp_path / str(seed), replace(QUICK, seed=seed, epochs=1))
-    folders = [str(tmp_path / "1"), str(tmp_path / "2")]
-    done = subprocess.run([sys.executable, "-c", KILLED, *folders], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    states = done.stdout.splitlines()
-    assert len(states) > 4 and set(states) == {"1 False True", "2 True True"}, states
-    assert Checkpoint.load(tmp_path / "1").config.seed == 2
-    assert sorted(path.suffix for path in (tmp_path / "1").iterdir()) == [
-        ".json",
-        ".md",
-        ".safetensors",
-        ".safetensors",
-    ]
-
-
-def test_another_zoo_gets_predictions_where_it_can(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    checkpoint = fit(synthetic_zoo, tmp_path / "run", replace(QUICK, model="mlp"))
-    other = tmp_path / "other"
-    write_peft(other / "fits", random_lora(MODULES, 1))
-    write_peft(other / "missing", random_lora(MODULES[:2], 2))
-    write_peft(other / "shape", random_lora([(MODULES[0][0], 9, 6, 2), *MODULES[1:]], 3))
-    write_peft(other / "rank", random_lora([(n, a, b, 3) for n, a, b, _ in MODULES], 4))
-    nan = random_lora(MODULES, 5)
-    nan.layers[0].U[0, 0] = float("nan")
-    write_peft(other / "nan", nan)
-    write_peft(other / "more", random_lora([*MODULES, ("extra", 4, 4, 2)], 6))
-    zoo = Zoo.open(other)
-    table, refused = checkpoint.predict_zoo(zoo)
-    assert [id.split("/")[0] for id in table.index] == ["fits", "more"]
-    reasons = {id.split("/")[0]: reason for id, reason in refused.items()}
-    assert "1 of 3 modules are missing, first layer.1.attention.self.key" in reasons["missing"]
-    assert "is 9 × 6; expected 8 × 6: another base model" in reasons["shape"]
-    assert "rank 2 and takes no other" in reasons["rank"] and "NaN" in reasons["nan"]
-    notes = checkpoint.compare(zoo)
-    assert "not the collection it was trained on (synthetic)" in notes[0] and "2 of 6 LoRAs do not fit it" in notes[1]
-    assert checkpoint.compare(synthetic_zoo) == []
-
-
 def test_modules_that_not_all_have_are_reported(tmp_path: Path) -> None:
     labels = write_zoo(tmp_path, 20)
     write_peft(tmp_path / "lora000", random_lora(MODULES[:2]))
@@ -432,15 +281,6 @@ def test_class_weights_and_many_targets(synthetic_zoo: Zoo, tmp_path: Path) -> N
         checkpoint.predict([synthetic_zoo.load(synthetic_zoo.ids[0])]), [synthetic_zoo.ids[0]]
     )
     assert list(frame.columns) == ["positive", "second"] and frame.iloc[0].between(0, 1).all()
-
-
-def test_states_are_safetensors_only(synthetic_zoo: Zoo, tmp_path: Path) -> None:
-    fit(synthetic_zoo, tmp_path / "run")
-    for path in (tmp_path / "run").glob("*.safetensors"):
-        assert load_file(path)
-    save_file({"x": torch.zeros(1)}, tmp_path / "run" / "state.safetensors")
-    with pytest.raises(CheckpointError, match="damaged"):
-        fit(synthetic_zoo, tmp_path / "run", resume=True)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,109 @@
+"""Models by their names: those of the package, and those of a file outside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lol_core.collections.zoo import Zoo
+from lol_core.core.groups import GL
+from lol_core.core.symmetry import invariance_error
+from lol_core.errors import ModelError
+from lol_core.experiments.search import SMALL, Variant
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.leaderboard import verdict
+from lol_core.learning.models import MODELS, find_model, make_model, registry
+from lol_core.learning.models.gl_net import GLNetConfig
+from lol_core.learning.models.tucker import Part, TuckerConfig
+from lol_core.learning.tasks import Binary
+from lol_core.learning.training import plan, train
+from lol_core.learning.verdict import Outcome
+from tests.builders import MODULES, random_batch, random_lora
+from tests.conftest import ROOT
+from tests.test_models import made
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ModelError, match="mlp, o_align, svd, dense, gl_net"):
+        make_model("transformer", random_batch().spec, 1)
+
+
+OUTSIDE = """
+from dataclasses import dataclass
+import torch
+from lol_core.core.geometry import singular_values
+from lol_core.core.groups import GL
+from lol_core.learning.models import LoLModel, ModelConfig, register
+
+@dataclass(frozen=True)
+class PowersConfig(ModelConfig):
+    power: float = 2.0
+
+@register("powers")
+class Powers(LoLModel):
+    Config = PowersConfig
+    config: PowersConfig
+    searched = ({"power": 1.0}, {"power": 2.0})
+    title, symmetry, any_rank = "Powers", GL, True
+
+    def n_features(self):
+        return len(self.spec.modules)
+
+    def features(self, batch):
+        sums = [singular_values(U, V).pow(self.config.power).sum(-1) for U, V in zip(batch.U, batch.V)]
+        return torch.cat(sums, 1)
+"""
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[str]:
+    """A model that a file outside the package registers."""
+    (tmp_path / "powers.py").write_text(OUTSIDE)
+    registry.load(str(tmp_path / "powers.py"))
+    yield "powers"
+    del MODELS["powers"]
+
+
+def test_a_model_of_a_file_outside_is_trained_kept_and_searched(
+    outside: str, synthetic_zoo: Zoo, tmp_path: Path
+) -> None:
+    kind = find_model(outside)
+    config = TrainingConfig(model=outside, model_config=kind.configure(power=1.5, width=8), epochs=2)
+    checkpoint = train(synthetic_zoo, plan(synthetic_zoo, ["size"], config), config, tmp_path / "run")
+    back = Checkpoint.load(tmp_path / "run")
+    assert back.config.shape == checkpoint.config.shape and "power" in back.config.shape.to_dict()
+    assert invariance_error(made(outside, random_batch()), random_batch(), GL, condition=100.0) <= 1e-9
+    variant = Variant.of(outside)
+    tried = [SMALL.config(variant, setting, 0).shape for setting in replace(SMALL, options=None).settings(variant)]
+    assert [shape.to_dict()["power"] for shape in tried] == [1.0, 2.0]
+
+
+def test_a_file_of_models_that_cannot_be_used_is_a_sentence(outside: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        registry.load(str(tmp_path / "missing.py"))
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(ModelError, match="cannot be loaded .ZeroDivisionError"):
+        registry.load(str(tmp_path / "broken.py"))
+    with pytest.raises(ModelError, match="There is a model 'svd' already"):
+        registry.register("svd")(find_model(outside))
+
+
+def test_checkpoints_written_when_all_models_shared_one_configuration_load() -> None:
+    """Written by the version before each model had its own; synthetic LoRAs."""
+    folder = ROOT / "tests" / "checkpoints" / "format-1"
+    gl_net, tucker, dsire = (Checkpoint.load(folder / name) for name in ("gl_net", "tucker", "dsire"))
+    assert gl_net.config.shape == GLNetConfig(width=4, equivariant_width=2)
+    assert gl_net.task == Binary(("positive", "second"))
+    assert gl_net.metrics["test"].by_target["second"]["accuracy"] == pytest.approx(2 / 3)
+    parts = frozenset(Part) - {Part.SIZES}
+    assert tucker.config.shape == TuckerConfig(width=4, direction_weight=0.1, parts=parts)
+    assert dsire.config.model == "nearest_spectra", "our variant had the published name"
+    lora = random_lora(MODULES, 0, torch.float32)
+    for known in (gl_net, tucker, dsire):
+        assert np.isfinite(known.predict([lora])).all() and known.metrics["test"] and known.controls
+        assert verdict(known).outcome is Outcome.NOT_CLEAR, "its differences were not measured"
