@@ -179,7 +179,7 @@ def test_models_and_selections_stay_with_their_visitor_and_go_with_them(served: 
     folders = [test.session_state["session"].folder for test in (first, second)]
     assert [len(list(folder.glob("runs/*/*/checkpoint.json"))) for folder in folders] == [1, 0]
     assert not {"runs", "recent.json", "index"} & {path.name for path in cache_folder().iterdir()}, "the owner's own"
-    visitors._VISITS[state].id, visitors._VISITS[second.session_state["session"]].id = "first", "second"
+    visitors._VISITORS[state].id, visitors._VISITORS[second.session_state["session"]].id = "first", "second"
     state.validation = Job(endless, None).start()
     there_still = {"second"}
     for now, there in ((0.0, True), (9.0, True), (11.0, False)):

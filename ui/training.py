@@ -63,7 +63,8 @@ SIGMA = f"[Equation (6)]({PAPER}); used between equivariant layers."
 
 @dataclass(frozen=True)
 class Choice:
-    """What to train. how: fields of a `TrainingConfig`; what: options of models, of which each takes its own."""
+    """What to train. how: fields of a `TrainingConfig`; what: options of models, of which each takes its own, None
+    for what each has itself."""
 
     targets: tuple[str, ...]
     models: tuple[str, ...]
@@ -113,8 +114,7 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
         how = {field.name: _number(field, columns[field.column]) for field in HOW}
         how["device"] = columns[3].selectbox("Device", ["auto", *devices()], key=key("device"))
         columns = st.columns(4)
-        numbers = {field.name: _number(field, columns[field.column]) for field in WHAT}
-        what = {name: number for name, number in numbers.items() if number is not None}
+        what = {field.name: _number(field, columns[field.column]) for field in WHAT}
         label = "GL-net: σ of the nonlinearity"
         what["sigma"] = columns[2].selectbox(label, list(NONLINEARITIES), key=key("sigma"), help=SIGMA)
         groups, last = [None, *labels.columns], columns[3]

@@ -23,7 +23,7 @@ EVERY = 10.0
 """Seconds between two looks."""
 
 
-class Visit:
+class Visitor:
     """folder: of what the visitor makes; id: of the session, as Streamlit has it; absent: since when it is not
     connected, in seconds of a clock that never goes back.
     """
@@ -33,7 +33,7 @@ class Visit:
         self.absent: float | None = None
 
 
-_VISITS: WeakKeyDictionary[object, Visit] = WeakKeyDictionary()
+_VISITORS: WeakKeyDictionary[object, Visitor] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
@@ -43,7 +43,7 @@ def watch(folder: Path, state: object) -> None:
     """
     context = get_script_run_ctx()
     with _LOCK:
-        _VISITS[state] = Visit(folder, "" if context is None else context.session_id)
+        _VISITORS[state] = Visitor(folder, "" if context is None else context.session_id)
     _look()
 
 
@@ -53,17 +53,17 @@ def end(connected: Callable[[str], bool], now: float, patience: float) -> None:
     What a job writes before it has stopped is deleted the next time.
     """
     with _LOCK:
-        visits = list(_VISITS.items())
-    for state, visit in visits:
-        if connected(visit.id):
-            visit.absent = None
-        elif visit.absent is None:
-            visit.absent = now
-        elif now - visit.absent > patience:
+        watched = list(_VISITORS.items())
+    for state, visitor in watched:
+        if connected(visitor.id):
+            visitor.absent = None
+        elif visitor.absent is None:
+            visitor.absent = now
+        elif now - visitor.absent > patience:
             for job in vars(state).values():
                 if isinstance(job, Job):
                     job.stop()
-            shutil.rmtree(visit.folder, ignore_errors=True)
+            shutil.rmtree(visitor.folder, ignore_errors=True)
 
 
 @cache

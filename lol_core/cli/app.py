@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from lol_core.cli.console import reported
+from lol_core.collections.names import named_place
 from lol_core.errors import needing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,13 +68,11 @@ def app(
 
 def _place(word: str) -> str:
     """The same word with the whole path."""
-    name, found, path = word.partition("=")
-    if not found or "/" in name:
-        name, found, path = "", "", word
+    name, path = named_place(word)
     place = Path(path).expanduser()
     if not place.exists():
         raise typer.BadParameter(f"{place}: there is nothing to serve.", param_hint="--root")
-    word = f"{name}{found}{place.resolve()}"
+    word = f"{name}={place.resolve()}" if name else str(place.resolve())
     if os.pathsep in word:
         text = f"{word}: {os.pathsep!r} stands between places in {ROOTS}. Rename it."
         raise typer.BadParameter(text, param_hint="--root")

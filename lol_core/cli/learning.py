@@ -73,7 +73,7 @@ def train(
     with reported():
         kind = find_model(model)
     shape = kind.configure(
-        **({} if width is None else {"width": width}),
+        width=width,
         dropout=dropout,
         equivariant_width=equivariant_width,
         equivariant_layers=equivariant_layers,
@@ -165,9 +165,7 @@ def crossvalidate(
 
     with reported():
         kind = find_model(model)
-    shape = kind.configure(
-        **({} if width is None else {"width": width}), dropout=dropout, equivariant_width=equivariant_width
-    )
+    shape = kind.configure(width=width, dropout=dropout, equivariant_width=equivariant_width)
     config = TrainingConfig(
         model=model,
         model_config=shape,

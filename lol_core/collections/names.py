@@ -33,3 +33,9 @@ def display_names(ids: Sequence[str]) -> dict[str, str]:
     short = {id: short_name(id) for id in ids}
     counts = Counter(short.values())
     return {id: name if counts[name] == 1 else id for id, name in short.items()}
+
+
+def named_place(word: str) -> tuple[str, str]:
+    """The name and the path of a word such as `people=/data/faces`; the name is empty where none is given."""
+    name, found, path = word.partition("=")
+    return (name, path) if found and "/" not in name else ("", word)

@@ -18,6 +18,7 @@ from lol_core.collections.blob import LocalFile
 from lol_core.collections.files import FileSource, Listing
 from lol_core.collections.hub_address import SCHEME as HUB
 from lol_core.collections.layouts import as_rows, with_own_labels
+from lol_core.collections.names import named_place
 from lol_core.collections.remote import of_page
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
@@ -64,9 +65,7 @@ class Roots:
         """
         places: dict[str, Path] = {}
         for word in wanted:
-            name, found, path = word.partition("=")
-            if not found or "/" in name:
-                name, path = "", word
+            name, path = named_place(word)
             place = Path(path).expanduser().resolve()
             stem = name or place.name or "root"
             free = (stem if number == 1 else f"{stem}-{number}" for number in count(1))

@@ -88,20 +88,19 @@ def _asked(
     for id, row in zip(values.index, values.to_dict("records"), strict=True):
         text = ", ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in row.items())
         yield Remark(str(id), "predicted", Level.NOTE, f"{model.title}: {text}")
-    predicted = [] if known is None else [str(id) for id in values.index]
-    size = at_once(source, predicted)
-    for number, some in enumerate(parts(predicted, size)):
-        reporter.part(0.5, 1.0).count("Comparing with the training: LoRA", number * size, len(predicted))
-        reporter.check(NOTHING_KEPT)
-        loras, unread = readable((id, source.reader(id)) for id in some)
-        refused |= unread
-        if known is None or not loras:
-            continue
-        marks = known.strangeness([*loras.values()])
-        for id, mark in zip(loras, marks.to_dict("records"), strict=True):
-            if mark["outside"]:
-                words = in_words(True, mark["latent"], mark["norms"])
-                yield Remark(id, "unlike the training", Level.WARNING, f"It is {words} ({model.title}).")
+    if known is not None:
+        predicted = [str(id) for id in values.index]
+        size = at_once(source, predicted)
+        for number, some in enumerate(parts(predicted, size)):
+            reporter.part(0.5, 1.0).count("Comparing with the training: LoRA", number * size, len(predicted))
+            reporter.check(NOTHING_KEPT)
+            loras, unread = readable((id, source.reader(id)) for id in some)
+            refused |= unread
+            marks = known.strangeness([*loras.values()]).to_dict("records") if loras else []
+            for id, mark in zip(loras, marks, strict=True):
+                if mark["outside"]:
+                    words = in_words(True, mark["latent"], mark["norms"])
+                    yield Remark(id, "unlike the training", Level.WARNING, f"It is {words} ({model.title}).")
     for id, reason in refused.items():
         if model.spec.misfits(source.by_id[id]):
             yield Remark(id, "not for this model", Level.NOTE, f"{model.title} cannot read it: {reason}")

@@ -95,8 +95,11 @@ class LoLModel(nn.Module):
 
     @classmethod
     def configure(cls, **options: Any) -> ModelConfig:
-        """Its configuration with those of the options that it has: the others are choices of other models."""
-        return cls.Config(**cls.Config.known(options))
+        """Its configuration with those of the options that it has: the others are choices of other models. What is None
+        stays as the model has it.
+        """
+        chosen = {name: option for name, option in options.items() if option is not None}
+        return cls.Config(**cls.Config.known(chosen))
 
     @classmethod
     def configured(cls, config: ModelConfig | None) -> ModelConfig:
