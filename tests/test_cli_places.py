@@ -6,6 +6,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,26 @@ def output(*arguments: object) -> Any:
     return json.loads(result.stdout)
 
 
+def place_of(kind: str, folder: Path, hub: Hub, tmp_path: Path) -> str:
+    """The folder's LoRAs as a place of some kind."""
+    if kind == "hub":
+        hub.add("models/someone/zoo", folder)
+    if kind == "archive":
+        with zipfile.ZipFile(tmp_path / "zoo.zip", "w") as archive:
+            for path in sorted(folder.rglob("*.*")):
+                archive.write(path, path.relative_to(folder).as_posix())
+    return {
+        "folder": str(folder),
+        "archive": str(tmp_path / "zoo.zip"),
+        "pattern": str(folder / "lora00[0-3]"),
+        "hub": "hf://someone/zoo",
+        "url": folder.as_uri(),
+    }[kind]
+
+
 @pytest.mark.parametrize("kind", ["folder", "archive", "pattern", "hub"])
 def test_every_command_takes_every_place(kind: str, folder: Path, checkpoint: Path, hub: Hub, tmp_path: Path) -> None:
-    hub.add("models/someone/zoo", folder)
-    with zipfile.ZipFile(tmp_path / "zoo.zip", "w") as archive:
-        for path in sorted(folder.rglob("*.*")):
-            archive.write(path, path.relative_to(folder).as_posix())
-    places: dict[str, object] = {"folder": folder, "archive": tmp_path / "zoo.zip", "pattern": folder / "lora00[0-3]"}
-    place = places.get(kind, "hf://someone/zoo")
+    place = place_of(kind, folder, hub, tmp_path)
     counted: dict[str, Callable[[], int]] = {
         "scan": lambda: len(output("scan", place)["loaded"]),
         "survey": lambda: len(output("survey", place)["loras"]),
@@ -72,6 +85,23 @@ def test_every_command_takes_every_place(kind: str, folder: Path, checkpoint: Pa
         "compare": lambda: COUNT * output("compare", "lora001", "lora001", "--of", place)["same function"],
     }
     assert {command: count() for command, count in counted.items()} == dict.fromkeys(counted, COUNT)
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "pattern", "hub", "url"])
+def test_scan_reads_so_many_headers_at_a_time(
+    kind: str, folder: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(kind, folder, hub, tmp_path)
+    threads: list[int] = []
+
+    def pool(count: int, **options: Any) -> ThreadPoolExecutor:
+        threads.append(count)
+        return ThreadPoolExecutor(count, **options)
+
+    monkeypatch.setattr("lol_core.collections.index.ThreadPoolExecutor", pool)
+    assert len(output("scan", place, "--workers", 3)["loaded"]) == len(output("scan", place)["loaded"]) == COUNT
+    assert threads == [3, 16 if kind in ("hub", "url") else 4]
+    assert CliRunner().invoke(app, ["scan", place, "--workers", "0"]).exit_code == 2
 
 
 def test_two_are_compared_wherever_each_is(folder: Path, hub: Hub) -> None:

@@ -52,7 +52,9 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemorySource]:
     """A collection in memory that the field of the sidebar opens."""
     known = made()
 
-    def opener(address: str, labels: str | None, cache: Path | None, reporter: Reporter) -> Source:
+    def opener(
+        address: str, labels: str | None, cache: Path | None, reporter: Reporter, *, readers: int | None
+    ) -> Source:
         assert address == ADDRESS
         return known
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from lol_core.cli.console import Address, AsJson, LabelsFile, err, out, print_json, print_table, reported, stoppable
 
@@ -55,12 +58,20 @@ def probe(path: Path, as_json: AsJson = False) -> None:
         out.print(note, highlight=False)
 
 
-def scan(folder: Address, labels: LabelsFile = None, as_json: AsJson = False) -> None:
+def scan(
+    folder: Address,
+    labels: LabelsFile = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many headers are read at a time; by default 4, of the hub or a URL 16."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Every LoRA of a collection, and every file that is none, with the reason."""
     from lol_core.collections.opening import open_source
 
     with reported(), stoppable() as reporter:
-        zoo = open_source(folder, labels, reporter=reporter)
+        zoo = open_source(folder, labels, reporter=reporter, readers=workers)
     loaded = [
         {
             "path": e.path,

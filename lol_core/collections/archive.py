@@ -56,7 +56,12 @@ Member = tuple[str, Blob, str | None]
 
 
 def open_archive(
-    address: str, labels: str | None = None, cache: Path | None = None, reporter: Reporter = SILENT
+    address: str,
+    labels: str | None = None,
+    cache: Path | None = None,
+    reporter: Reporter = SILENT,
+    *,
+    readers: int | None = None,
 ) -> Source:
     """The LoRAs in an archive on this machine.
 
@@ -66,7 +71,9 @@ def open_archive(
     path = Path(address).expanduser()
     listing = list_archive(path, cache, reporter)
     path = path.resolve()
-    return FileSource.open(str(path), stem_of(path.name), listing, labels=labels, cache=cache, reporter=reporter)
+    return FileSource.open(
+        str(path), stem_of(path.name), listing, labels=labels, cache=cache, reporter=reporter, readers=readers
+    )
 
 
 def list_archive(path: Path, cache: Path | None = None, reporter: Reporter = SILENT) -> Listing:

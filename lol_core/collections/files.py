@@ -22,7 +22,7 @@ from lol_core.collections.durable import replace_file
 from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry, KnownDetails
 from lol_core.collections.http import Late
-from lol_core.collections.index import READERS, Database
+from lol_core.collections.index import Database
 from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import LABEL_FILES, join_labels, read_labels
 from lol_core.collections.names import printable
@@ -102,7 +102,7 @@ class FileSource(Indexed):
         labels: str | None = None,
         cache: Path | None = None,
         reporter: Reporter = SILENT,
-        readers: int = READERS,
+        readers: int | None = None,
     ) -> FileSource:
         """Read the headers that are not known yet, in that many threads.
 

@@ -51,15 +51,17 @@ class Zoo(Indexed):
         labels: Path | str | None = None,
         cache: Path | None = None,
         reporter: Reporter = SILENT,
+        *,
+        readers: int | None = None,
     ) -> Zoo:
         """Open any folder, recursively. `labels`: a CSV or Parquet table; found by itself when labels.csv or
-        labels.parquet lies in the folder.
+        labels.parquet lies in the folder; readers: headers that are read at a time.
 
         Raises ZooError when the folder is gone, or the table given as `labels` cannot be read or joined (one found by
         itself is left out, and says so), and Stopped when the reporter says so; the headers read so far are kept.
         """
         folder = Path(folder).expanduser()
-        described = Index(folder, cache).update(reporter)
+        described = Index(folder, cache).update(reporter, readers)
         folder = folder.resolve()
         entries, refused = described.parted()
         ids = entries.ids

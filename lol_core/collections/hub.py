@@ -56,7 +56,14 @@ class Catalogue:
         return cls(files, loaded["facts"], loaded["time"])
 
 
-def open_hub(address: str, labels: str | None = None, cache: Path | None = None, reporter: Reporter = SILENT) -> Source:
+def open_hub(
+    address: str,
+    labels: str | None = None,
+    cache: Path | None = None,
+    reporter: Reporter = SILENT,
+    *,
+    readers: int | None = None,
+) -> Source:
     """The LoRAs at an address of the hub. Raises ZooError when there is none, with what to do, and Stopped when the
     reporter says so.
     """
@@ -83,7 +90,9 @@ def open_hub(address: str, labels: str | None = None, cache: Path | None = None,
     else:
         listing = Listing({path: replace(file, budget=budget) for path, file in catalogue.files.items()})
     listing = replace(listing, remarks=(*listing.remarks, *remarks))
-    source = FileSource.open(str(spot), name, listing, labels=labels, cache=cache, reporter=reporter, readers=READERS)
+    source = FileSource.open(
+        str(spot), name, listing, labels=labels, cache=cache, reporter=reporter, readers=readers or READERS
+    )
     budget.used = sum(_bytes_here(listing.files[id]) for id in source.ids)
     return replace(source, remarks=(*source.remarks, _sizes(source, budget, catalogue)))
 

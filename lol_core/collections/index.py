@@ -72,10 +72,10 @@ class Database:
         present: Callable[[], Sequence[Candidate]],
         describe: Callable[[Candidate], Entry],
         reporter: Reporter = SILENT,
-        readers: int = READERS,
+        readers: int | None = None,
     ) -> Entries:
-        """Describe what is new or changed of `present()`, in that many threads, and return the entries of all, in its
-        order.
+        """Describe what is new or changed of `present()`, in that many threads (READERS when None), and return the
+        entries of all, in its order.
 
         Raises Stopped when the reporter says so; what was read is kept, and the next refresh goes on from there. Raises
         ZooError when the database cannot be written.
@@ -87,7 +87,7 @@ class Database:
                 known = {row[0]: row for row in rows.fetch()}
                 kept, changed = _parted(there, known)
             _report(reporter, len(there) - len(changed), len(there))
-            with ThreadPoolExecutor(readers, initializer=begin_thread, initargs=(reporter.stop,)) as pool:
+            with ThreadPoolExecutor(readers or READERS, initializer=begin_thread, initargs=(reporter.stop,)) as pool:
                 for start in range(0, len(changed), BLOCK):
                     block = changed[start : start + BLOCK]
                     rows.write(zip(block, pool.map(describe, block), strict=True))
@@ -142,15 +142,16 @@ class Index(Database):
         name = f"{self.folder.name}-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}.sqlite"
         super().__init__((cache or cache_folder()) / "index" / name)
 
-    def update(self, reporter: Reporter = SILENT) -> Entries:
-        """Bring the index up to date and return all entries, those of each folder by name, then its subfolders.
+    def update(self, reporter: Reporter = SILENT, readers: int | None = None) -> Entries:
+        """Bring the index up to date, in that many threads, and return all entries, those of each folder by name, then
+        its subfolders.
 
         Raises Stopped when the reporter says so; what was read is kept, and the next update goes on from there. Raises
         ZooError when the folder is gone or the index cannot be written.
         """
         if not self.folder.is_dir():
             raise ZooError(f"{self.folder}: not a folder, or it has gone. Check the path, or plug the drive in again.")
-        return self.refresh(partial(candidates, self.folder), partial(describe, self.folder), reporter)
+        return self.refresh(partial(candidates, self.folder), partial(describe, self.folder), reporter, readers)
 
 
 def _report(reporter: Reporter, done: int, total: int) -> None:

@@ -16,9 +16,13 @@ from lol_core.errors import needing
 
 
 class Opener(Protocol):
-    """Opens the addresses of one kind of place."""
+    """Opens the addresses of one kind of place. readers: headers that are read at a time, in threads; None for as many
+    as suit the place.
+    """
 
-    def __call__(self, address: str, labels: str | None, cache: Path | None, reporter: Reporter) -> Source: ...
+    def __call__(
+        self, address: str, labels: str | None, cache: Path | None, reporter: Reporter, *, readers: int | None
+    ) -> Source: ...
 
 
 OPENERS: dict[str, Opener] = {
@@ -29,18 +33,23 @@ OPENERS: dict[str, Opener] = {
 
 
 def open_source(
-    address: str | Path, labels: str | Path | None = None, cache: Path | None = None, reporter: Reporter = SILENT
+    address: str | Path,
+    labels: str | Path | None = None,
+    cache: Path | None = None,
+    reporter: Reporter = SILENT,
+    *,
+    readers: int | None = None,
 ) -> Source:
-    """The collection at an address: a folder's path, or whatever an opener knows.
+    """The collection at an address: a folder's path, or whatever an opener knows. readers: as an opener takes them.
 
     Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
     """
     address = str(address)
     with needing("hub"), stopped_by(reporter):
         if opener := _opener(address):
-            source = opener(address, str(labels) if labels else None, cache, reporter)
+            source = opener(address, str(labels) if labels else None, cache, reporter, readers=readers)
         else:
-            source = Zoo.open(Path(address), labels, cache, reporter)
+            source = Zoo.open(Path(address), labels, cache, reporter, readers=readers)
         return with_own_labels(as_rows(source), reporter)
 
 

@@ -22,7 +22,12 @@ def is_pattern(address: str) -> bool:
 
 
 def open_pattern(
-    address: str, labels: str | None = None, cache: Path | None = None, reporter: Reporter = SILENT
+    address: str,
+    labels: str | None = None,
+    cache: Path | None = None,
+    reporter: Reporter = SILENT,
+    *,
+    readers: int | None = None,
 ) -> Source:
     """The matching files, and all that lies in matching folders, by their paths below the folder that the pattern
     begins with; with what lies beside them, and a table of labels in that folder.
@@ -44,6 +49,7 @@ def open_pattern(
             files |= {f"{name}/{below}": blob for below, blob in list_folder(match).files.items()}
         elif match.is_file():
             files[name] = LocalFile.of(match)
+    name = f"{root.name}/{pattern.name}"
     return FileSource.open(
-        str(pattern), f"{root.name}/{pattern.name}", Listing(files), labels=labels, cache=cache, reporter=reporter
+        str(pattern), name, Listing(files), labels=labels, cache=cache, reporter=reporter, readers=readers
     )

@@ -75,11 +75,18 @@ class FsspecFile:
         return f"{self.size} {self.identity}"
 
 
-def open_url(address: str, labels: str | None = None, cache: Path | None = None, reporter: Reporter = SILENT) -> Source:
+def open_url(
+    address: str,
+    labels: str | None = None,
+    cache: Path | None = None,
+    reporter: Reporter = SILENT,
+    *,
+    readers: int | None = None,
+) -> Source:
     """The LoRAs at a URL. Raises ZooError when there are none, with what to do."""
     check_secrets(address)
     if page := of_page(address):
-        return open_hub(page, labels, cache, reporter)
+        return open_hub(page, labels, cache, reporter, readers=readers)
     try:
         place = urlsplit(address)
     except ValueError as error:
@@ -95,7 +102,13 @@ def open_url(address: str, labels: str | None = None, cache: Path | None = None,
     budget.used = sum(blob.copy.stat().st_size for blob in kept.values() if blob.copy.is_file())
     name = archive.stem_of(place.path.rstrip("/").rpartition("/")[2]) or place.netloc
     return FileSource.open(
-        address, name, replace(listing, files=kept), labels=labels, cache=cache, reporter=reporter, readers=READERS
+        address,
+        name,
+        replace(listing, files=kept),
+        labels=labels,
+        cache=cache,
+        reporter=reporter,
+        readers=readers or READERS,
     )
 
 
