@@ -30,11 +30,11 @@ from streamlit import config
 
 from lol_core.cli.app import COLLECTION, ROOT, ROOTS, SERVED
 from lol_core.collections.cache import cache_folder
-from lol_core.collections.downloads import trim
 from lol_core.collections.opening import open_source
 from lol_core.collections.samples import sample_zoos, samples_folder
 from lol_core.collections.served import SCHEME, Roots, is_within
 from lol_core.collections.source import Source
+from lol_core.collections.trimming import trim
 from lol_core.core.progress import SILENT, Reporter
 
 _PATH = re.compile(

@@ -1,4 +1,4 @@
-"""Searching, filtering, sorting and paging an index, in SQL: a page of 100 is as quick in 100,000 files as in 1,000."""
+"""Searching, filtering, sorting and paging an index, in SQL, so that no other entry is made than those of the page."""
 
 from __future__ import annotations
 

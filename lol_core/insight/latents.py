@@ -61,8 +61,8 @@ class Latents:
             if self.store and self._records is None:
                 keys = [self._content(id) for id in ids]
                 self._records = Records.open(self.store, Kept.LATENTS, self.key, numbers.shape[1], keys)
-            if self._records and not self._records.add([self._content(id) for id in names], numbers):
-                self._records, self.store = None, None
+            if self._records is None or not self._records.add([self._content(id) for id in names], numbers):
+                self._records, self.store = None, None  # not asked again for every block
 
     def _content(self, id: str) -> str:
         return content_key(self.zoo.by_id[id])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lol_core.collections.downloads import INDEX_IDLE_S, trim
+from lol_core.collections.trimming import INDEX_IDLE_S, trim
 
 KB = 1e-6  # of a gigabyte
 
