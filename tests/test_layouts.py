@@ -211,6 +211,19 @@ def test_emotions_of_w2t(tmp_path: Path) -> None:
     assert source.entries[0].scales == (2.0, 2.0), "the configuration has another name here"
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"label_names": 1}', '{"label_names": ["joy", "love"]}'])
+def test_emotions_of_w2t_open_with_damaged_labels(tmp_path: Path, content: str) -> None:
+    for i in (10, 11):
+        language_lora(tmp_path / "llama" / f"lora_goemotions_llama_{i}.safetensors", i)
+    (tmp_path / "labels.json").write_text(content)
+    names = [f"lora_goemotions_llama_{i}.safetensors" for i in (10, 11)]
+    table = {"safetensors_path": names, "label_vector": ["[0, 1]", "[0,"], "test_loss": [0.5, 0.25]}
+    pd.DataFrame(table).to_csv(tmp_path / "metadata.csv", index=False)
+    labels = open_source(tmp_path).labels
+    assert labels["test_loss"].tolist() == [0.5, 0.25]
+    assert "love" not in labels or (labels["love"].iloc[0] == 1 and pd.isna(labels["love"].iloc[1]))
+
+
 @pytest.mark.parametrize("with_table", [True, False])
 def test_trials_of_w2t(tmp_path: Path, with_table: bool) -> None:
     for i in (1, 2):

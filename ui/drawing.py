@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from lol_core.collections.layouts.beside import Beside
+from lol_core.collections.layouts.beside import Beside, json_object
 from lol_core.collections.source import Source
 from lol_core.insight.generation import Sampling
 from lol_core.learning.devices import devices
@@ -21,7 +19,7 @@ PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue backg
 
 def choose_drawing(source: Source) -> tuple[str, str, tuple[str, ...], Sampling]:
     """The base model, its device, the prompts and the sampling; they start with what the collection's recipe says."""
-    known, recipe = known_base(source), json.loads(Beside(source).read("recipe.json") or b"{}")
+    known, recipe = known_base(source), json_object(Beside(source).read("recipe.json"))
     with st.expander(
         "Base model, prompts and sampling", icon=":material/tune:", key=key("settings"), expanded=not known
     ):

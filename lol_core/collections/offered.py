@@ -6,14 +6,13 @@ All of it is claimed by who wrote it. None of it is joined by itself: whoever wa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import orjson
 import pandas as pd
 
 from lol_core.collections.columns import detailed
-from lol_core.collections.layouts.beside import Beside
+from lol_core.collections.layouts.beside import Beside, json_object
 from lol_core.collections.names import MODEL_FILE_NAMES
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
@@ -77,7 +76,7 @@ def _places(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _training(content: bytes | None) -> dict[str, Any]:
     """What a trainer's last state says: the step, the best metric, and the last of each number that was logged."""
-    state = _json(content)
+    state = json_object(content)
     logged = state.get("log_history")
     numbers: dict[str, Any] = {}
     for line in logged if isinstance(logged, list) else ():
@@ -102,14 +101,6 @@ def _card(content: bytes | None) -> dict[str, Any]:
         if isinstance(result.metric_value, int | float):
             found[f"card {result.metric_type}"] = result.metric_value
     return found
-
-
-def _json(content: bytes | None) -> Mapping[str, Any]:
-    try:
-        loaded = orjson.loads(content or b"{}")
-    except ValueError:
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pandas as pd
 import torch
 
@@ -115,6 +116,15 @@ def only(names: Mapping[str, str]) -> dict[str, str]:
     """Name → id of what has a name of its own: of two that share one, it is not known whose a row is."""
     counts = Counter(names.values())
     return {name: id for id, name in names.items() if counts[name] == 1}
+
+
+def json_object(content: bytes | None) -> dict[str, Any]:
+    """A JSON object; empty when there is nothing, or something else."""
+    try:
+        loaded = orjson.loads(content or b"{}")
+    except ValueError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def saved(content: bytes | None) -> Any:

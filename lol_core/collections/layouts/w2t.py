@@ -8,7 +8,6 @@ and are joined by their last part.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import orjson
 import pandas as pd
 
-from lol_core.collections.layouts.beside import Beside, Labels, folder_of, only
+from lol_core.collections.layouts.beside import Beside, Labels, folder_of, json_object, only
 
 _IMAGES = re.compile(r"(model_(\d+)_(\d+)_(\d+)_(\d+)_(\d+)_(\d+))/unet/adapter_model\.safetensors$")
 _TRIAL = re.compile(r"(?:^|/)(trial_\d+)/\1\.safetensors$")
@@ -80,13 +79,21 @@ def emotions(beside: Beside) -> pd.DataFrame:
     """One 0/1 column an emotion, from `label_vector` in the order of `labels.json`; losses, settings, and the text's
     hash to group by.
     """
-    names = orjson.loads(beside.find("labels.json") or b"{}").get("label_names", [])
+    names = json_object(beside.find("labels.json")).get("label_names")
     frame = _tables(beside)
     if "label_vector" in frame.columns:
-        vectors = frame.pop("label_vector").map(lambda text: json.loads(text) if isinstance(text, str) else [])
-        for i, name in enumerate(names):
-            frame[name] = vectors.map(lambda vector, i=i: vector[i] if i < len(vector) else None)
+        vectors = frame.pop("label_vector").map(_vector)
+        for i, name in enumerate(names if isinstance(names, list) else ()):
+            frame[str(name)] = vectors.map(lambda vector, i=i: vector[i] if i < len(vector) else None)
     return frame
+
+
+def _vector(text: object) -> list[Any]:
+    try:
+        vector = orjson.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return []
+    return vector if isinstance(vector, list) else []
 
 
 def is_trials(ids: Sequence[str]) -> bool:
@@ -121,11 +128,7 @@ def _tables(beside: Beside) -> pd.DataFrame:
 
 
 def _numbers(content: bytes | None) -> dict[str, Any]:
-    try:
-        loaded = orjson.loads(content or b"{}")
-    except ValueError:
-        return {}
-    return {k: v for k, v in loaded.items() if isinstance(v, int | float)} if isinstance(loaded, dict) else {}
+    return {k: v for k, v in json_object(content).items() if isinstance(v, int | float)}
 
 
 def _keyed(table: pd.DataFrame | None, column: str) -> dict[str, dict[str, Any]]:

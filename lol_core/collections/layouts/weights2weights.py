@@ -46,7 +46,10 @@ def open_weights2weights(address: str, name: str, listing: Listing) -> RowSource
         return None
     shapes = _dimensions(saved(_content(listing.files[dimensions])))
     config = _place(listing, "adapter_config.json")
-    settings = orjson.loads(_content(listing.files[config])) if config else CONFIG
+    try:
+        settings = orjson.loads(_content(listing.files[config])) if config else CONFIG
+    except ValueError as error:
+        raise ZooError(f"{config}: no JSON ({error}). Its alpha is needed; take the file anew.") from error
     blob = listing.files[matrix]
     try:
         reader = _reader(blob, shapes, settings)
