@@ -59,7 +59,7 @@ class Fit:
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         self.history: list[dict[str, float]] = []
-        self.best_loss, self.best_epoch, self.best = float("inf"), 0, self._weights()  # loss: or what `keep` goes by
+        self.best_standing, self.best_epoch, self.best = float("inf"), 0, self._weights()
 
     @classmethod
     def of(
@@ -174,8 +174,8 @@ class Fit:
         standing = {Keep.LOWEST_LOSS: validation_loss, Keep.BEST_SCORE: -score_now, Keep.LAST: float("-inf")}[
             config.keep
         ]
-        if standing < self.best_loss or config.keep is Keep.LAST:
-            self.best_loss, self.best_epoch, self.best = standing, epoch + 1, self._weights()
+        if standing < self.best_standing or config.keep is Keep.LAST:
+            self.best_standing, self.best_epoch, self.best = standing, epoch + 1, self._weights()
         return True
 
     @property

@@ -53,7 +53,7 @@ class SavedState:
             tensors |= {f"optimizer.{i}.{name}": moment for name, moment in moments.items()}
         progress = {
             "history": fit.history,
-            "best_loss": fit.best_loss,
+            "best_loss": fit.best_standing,
             "best_epoch": fit.best_epoch,
             "settings": {"format": FORMAT, "config": self.config.to_dict(), "fingerprint": self.fingerprint},
         }
@@ -69,7 +69,7 @@ class SavedState:
                 "The saved training used other settings or another collection, so going on would mix two runs. Start it"
                 " anew, or restore them."
             )
-        fit.history, fit.best_loss = progress["history"], progress["best_loss"]
+        fit.history, fit.best_standing = progress["history"], progress["best_loss"]
         fit.best_epoch = progress["best_epoch"]
 
         def under(prefix: str) -> dict[str, Tensor]:
