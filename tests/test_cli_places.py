@@ -88,7 +88,7 @@ def test_every_command_takes_every_place(kind: str, folder: Path, checkpoint: Pa
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive", "pattern", "hub", "url"])
-def test_scan_reads_so_many_headers_at_a_time(
+def test_so_many_files_are_read_at_a_time(
     kind: str, folder: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = place_of(kind, folder, hub, tmp_path)
@@ -99,9 +99,15 @@ def test_scan_reads_so_many_headers_at_a_time(
         return ThreadPoolExecutor(count, **options)
 
     monkeypatch.setattr("lol_core.collections.index.ThreadPoolExecutor", pool)
+    monkeypatch.setattr("lol_core.cli.inputs.ThreadPoolExecutor", pool)
     assert len(output("scan", place, "--workers", 3)["loaded"]) == len(output("scan", place)["loaded"]) == COUNT
     assert threads == [3, 16 if kind in ("hub", "url") else 4]
     assert CliRunner().invoke(app, ["scan", place, "--workers", "0"]).exit_code == 2
+    threads.clear()
+    assert output("compare", "lora001", "lora001", "--of", place, "--workers", 2)["same function"]
+    output("merge", place, "--out", tmp_path / "merged.safetensors", "--workers", 2)
+    headers = 0 if kind == "pattern" else 1  # merge takes what a pattern names as files of their own
+    assert threads == [2, 2] + [2] * headers + [2]  # headers, then weights, of each
 
 
 def test_two_are_compared_wherever_each_is(folder: Path, hub: Hub) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from lol_core.cli.console import (
     KEPT,
     Address,
     AsJson,
+    Readers,
     Workers,
     open_collection,
     out,
@@ -18,7 +20,7 @@ from lol_core.cli.console import (
     reported,
     stoppable,
 )
-from lol_core.cli.inputs import id_of, loras_of
+from lol_core.cli.inputs import id_of, loras_of, read_all
 from lol_core.core.progress import Reporter
 from lol_core.errors import DataMissingError
 
@@ -33,13 +35,14 @@ def compare(
         str | None,
         typer.Option("--of", metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="The collection that both are named in."),
     ] = None,
+    workers: Readers = None,
     as_json: AsJson = False,
 ) -> None:
     """Two LoRAs module by module: norms, cosine and distance of their updates, and whether they are the same."""
     from lol_core.insight.anatomy import Comparison
 
     with reported(), stoppable() as reporter:
-        one, two = _pair(first, second, collection, reporter)
+        one, two = _pair(first, second, collection, reporter, workers)
         both = Comparison.of(one, two)
         if both.table.empty:
             raise DataMissingError("They share no module of one shape: they belong to different base models.")
@@ -59,22 +62,24 @@ def compare(
         out.print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)
 
 
-def _pair(first: str, second: str, collection: str | None, reporter: Reporter) -> tuple[LoRA, LoRA]:
+def _pair(first: str, second: str, collection: str | None, reporter: Reporter, readers: int | None) -> list[LoRA]:
     """Both LoRAs with their weights. Raises DataMissingError when a name means none, or more than one."""
+    opening = reporter.part(0.0, 0.5)
     if collection is not None:
-        source = open_collection(collection, reporter=reporter)
-        ids = [id_of(source, name) for name in (first, second)]
-        return source.load(ids[0]), source.load(ids[1])
-    return _only(first, reporter.part(0.0, 0.5)), _only(second, reporter.part(0.5, 1.0))
+        source = open_collection(collection, reporter=opening, readers=readers)
+        loads = [source.reader(id_of(source, name)) for name in (first, second)]
+    else:
+        loads = [_only(address, opening, readers) for address in (first, second)]
+    return read_all(loads, reporter.part(0.5, 1.0), readers)
 
 
-def _only(address: str, reporter: Reporter) -> LoRA:
-    loras = list(loras_of([address], reporter))
+def _only(address: str, reporter: Reporter, readers: int | None) -> Callable[[], LoRA]:
+    loras = list(loras_of([address], reporter, readers))
     if len(loras) != 1:
         raise DataMissingError(
             f"{address} holds {len(loras)} LoRAs. Say which: `lol compare ONE ANOTHER --of {address}`."
         )
-    return loras[0][1]()
+    return loras[0][1]
 
 
 def nearest(

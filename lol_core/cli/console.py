@@ -27,6 +27,11 @@ out, err = Console(markup=False), Console(stderr=True, markup=False)  # brackets
 KEPT = "What was read is kept; the same command goes on."
 WORKERS = "N|ray|ray://HOST:10001"
 Workers = Annotated[str, typer.Option(metavar=WORKERS, help="How many processes; or a Ray cluster, here or elsewhere.")]
+Readers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="How many files are read at a time; by default 4, of the hub or a URL 16."),
+]
+"""`--workers` of a command that mostly waits for files: threads, for processes start too slowly to pay."""
 Address = Annotated[
     str, typer.Argument(metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="Also a pattern in quotes, or hf://owner/name.")
 ]
@@ -106,13 +111,15 @@ def stoppable() -> Iterator[Reporter]:
         signal.signal(signal.SIGINT, before)
 
 
-def open_collection(address: str, labels: Path | None = None, reporter: Reporter = SILENT) -> Source:
+def open_collection(
+    address: str, labels: Path | None = None, reporter: Reporter = SILENT, readers: int | None = None
+) -> Source:
     """`open_source`, with what it has to say of the whole, such as the size of weights that are to be downloaded, on
     the terminal.
     """
     from lol_core.collections.opening import open_source
 
-    source = open_source(address, labels, reporter=reporter)
+    source = open_source(address, labels, reporter=reporter, readers=readers)
     for remark in source.remarks:
         err.print(remark, highlight=False, soft_wrap=True)
     return source

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from lol_core.cli.console import Address, AsJson, LabelsFile, err, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import (
+    Address,
+    AsJson,
+    LabelsFile,
+    Readers,
+    err,
+    out,
+    print_json,
+    print_table,
+    reported,
+    stoppable,
+)
 
 
 def probe(path: Path, as_json: AsJson = False) -> None:
@@ -61,10 +69,7 @@ def probe(path: Path, as_json: AsJson = False) -> None:
 def scan(
     folder: Address,
     labels: LabelsFile = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many headers are read at a time; by default 4, of the hub or a URL 16."),
-    ] = None,
+    workers: Readers = None,
     as_json: AsJson = False,
 ) -> None:
     """Every LoRA of a collection, and every file that is none, with the reason."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from lol_core.core.lora import LoRA
 
 
-def loras_of(inputs: Sequence[str], reporter: Reporter = SILENT) -> Iterator[tuple[str, Callable[[], LoRA]]]:
+def loras_of(
+    inputs: Sequence[str], reporter: Reporter = SILENT, readers: int | None = None
+) -> Iterator[tuple[str, Callable[[], LoRA]]]:
     """(name, what reads it) of every LoRA that the inputs mean; a name is its place there, without its suffix. Files
-    that are refused are named on the terminal.
+    that are refused are named on the terminal. readers: as `open_source` takes them.
 
     Raises DataMissingError when a pattern matches nothing, ZooError when a collection cannot be opened.
     """
@@ -38,11 +41,32 @@ def loras_of(inputs: Sequence[str], reporter: Reporter = SILENT) -> Iterator[tup
             if not is_collection(place) or any((path / name).is_file() for name in IN_FOLDER):
                 yield path.name if path.is_dir() else stem_of(path.name), partial(load_file, path, place)
                 continue
-            source = open_collection(place, reporter=reporter)
+            source = open_collection(place, reporter=reporter, readers=readers)
             for entry in source.refused:
                 err.print(f"{entry.path}: {entry.reason}", highlight=False, soft_wrap=True)
             for id in source.ids:
                 yield source.names[id], source.reader(id)
+
+
+def read_all(
+    loads: Sequence[Callable[[], LoRA]], reporter: Reporter = SILENT, readers: int | None = None
+) -> list[LoRA]:
+    """LoRAs with their weights, in their order, so many read at a time, in threads. Raises what the first that cannot
+    be read raises, and Stopped.
+    """
+    from lol_core.collections.index import READERS
+    from lol_core.collections.waiting import begin_thread
+
+    loras = []
+    with ThreadPoolExecutor(readers or READERS, initializer=begin_thread, initargs=(reporter.stop,)) as pool:
+        try:
+            for reading in [pool.submit(load) for load in loads]:
+                loras.append(reading.result())
+                reporter.count("Reading: LoRA", len(loras), len(loads))
+                reporter.check("Nothing was written.")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return loras
 
 
 def id_of(source: Source, lora: str) -> str:

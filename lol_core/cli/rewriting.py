@@ -15,6 +15,7 @@ import typer
 
 from lol_core.cli.console import (
     AsJson,
+    Readers,
     Workers,
     err,
     out,
@@ -23,7 +24,7 @@ from lol_core.cli.console import (
     reported,
     stoppable,
 )
-from lol_core.cli.inputs import loras_of
+from lol_core.cli.inputs import loras_of, read_all
 from lol_core.errors import DataMissingError, LoLError
 
 if TYPE_CHECKING:
@@ -97,20 +98,17 @@ def merge(
     to: AsForm = None,
     dtype: AsWidth = Width.FLOAT16,
     force: Force = False,
+    workers: Readers = None,
     as_json: AsJson = False,
 ) -> None:
     """Add LoRAs of one base model: Σ w ΔW from the factors, exact or cut to a rank with the error printed."""
     from lol_core.insight.rewriting import merge as merge_loras
 
     with reported(), stoppable() as reporter:
-        chosen = list(loras_of(inputs, reporter.part(0.0, 0.1)))
+        chosen = list(loras_of(inputs, reporter.part(0.0, 0.1), workers))
         if weight and len(weight) != len(chosen):
             raise DataMissingError(f"{len(chosen)} LoRAs and {len(weight)} weights. Give --weight once for each LoRA.")
-        loras = []
-        for number, (_, load) in enumerate(chosen):
-            reporter.count("Reading: LoRA", number, len(chosen))
-            reporter.check("Nothing was written.")
-            loras.append(load())
+        loras = read_all([load for _, load in chosen], reporter.part(0.1, 1.0), workers)
         merged = merge_loras(loras, weight or [1.0] * len(chosen), rank)
         row = _write(merged, out_path, Job(out_path.parent, to, dtype, force))
     if as_json:
