@@ -6,14 +6,17 @@ import itertools
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 import torch
 from huggingface_hub import constants
 
 from lol_core.collections import http
+from lol_core.collections.blob import RangeFile
 from lol_core.collections.files import MOST_LATE
 from lol_core.collections.opening import open_source
+from lol_core.collections.remote_files import Budget, Kept
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import ZooError
@@ -191,15 +194,77 @@ def test_downloads_that_fail_say_what_to_do(
         open_source("hf://someone/zoo")
 
 
-def test_a_download_that_was_cut_is_made_whole(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def downloads(hub: Hub, start: int) -> list[str | None]:
+    """The ranges of the weights that were asked for since."""
+    return [asked.range for asked in hub.asked[start:] if asked.method == "GET" and "/cdn/" in asked.path]
+
+
+@pytest.mark.parametrize("address", ["hf://someone/zoo", "hf://someone"])
+def test_a_download_that_was_cut_goes_on_in_another_program(
+    hub: Hub, folder: Path, waits: list[float], address: str
+) -> None:
     hub.add("models/someone/zoo", folder)
-    source = open_source("hf://someone/zoo")
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # in whose steps the hub library keeps what came
-    weights = hub.repositories["models/someone/zoo"].files["lora000/adapter_model.safetensors"]
-    cut = iter([Answer(200, {"ETag": '"x"'}, weights, cut=True)])
-    hub.fail = lambda method, path: next(cut, None) if method == "GET" and "/cdn/" in path else None
+    files = hub.repositories["models/someone/zoo"].files
+    weights = files["lora000/adapter_model.safetensors"]
+    source = open_source(address)
     before = len(hub.asked)
-    assert torch.equal(source.load(source.ids[0]).layers[0].U, Zoo.open(folder).load(source.ids[0]).layers[0].U)
-    asked = [asked for asked in hub.asked[before:] if asked.method == "GET" and "/cdn/" in asked.path]
-    assert len(asked) == 2 and asked[1].range == f"bytes={len(weights) // 2 // 1000 * 1000}-", "it goes on"
+    hub.fail = lambda method, path: Answer(200, body=weights, cut=True) if method == "GET" and "/cdn/" in path else None
+    with pytest.raises(ZooError, match="connection broke while someone/zoo/lora000"):
+        source.load(source.ids[0])
+    assert downloads(hub, before) == ["bytes=0-"] + [f"bytes={len(weights) // 2}-"] * (http.TRIES - 1)
+    hub.fail = lambda method, path: None
+    again, before = open_source(address), len(hub.asked)
+    assert torch.equal(again.load(again.ids[0]).layers[0].U, Zoo.open(folder).load("lora000").layers[0].U)
+    assert downloads(hub, before) == [f"bytes={len(weights) // 2}-"]
+    partial = Path(constants.HF_HUB_CACHE).rglob("*.partial")
+    assert not list(partial), "it took its place"
+
+
+def test_what_came_of_another_content_is_not_gone_on_with(hub: Hub, folder: Path, waits: list[float]) -> None:
+    hub.add("models/someone/zoo", folder)
+    files = hub.repositories["models/someone/zoo"].files
+    weights, other = (files[f"lora00{i}/adapter_model.safetensors"] for i in range(2))
+    hub.fail = lambda method, path: Answer(200, body=weights, cut=True) if method == "GET" and "/cdn/" in path else None
+    source = open_source("hf://someone/zoo")
+    with pytest.raises(ZooError, match="connection broke"):
+        source.load(source.ids[0])
+    hub.fail = lambda method, path: None
+    part = next(Path(constants.HF_HUB_CACHE).rglob("*.partial"))
+    part.write_bytes(bytes(part.stat().st_size))  # damaged where it lay
+    with pytest.raises(ZooError, match="its checksum is another"):
+        source.load(source.ids[0])
+    assert not part.exists()
+    part.write_bytes(weights[:1000])
+    files["lora000/adapter_model.safetensors"] = other
+    changed, before = open_source("hf://someone/zoo"), len(hub.asked)
+    assert torch.equal(changed.load(source.ids[0]).layers[0].U, Zoo.open(folder).load(source.ids[1]).layers[0].U)
+    assert downloads(hub, before) == ["bytes=0-"]
+
+
+def test_a_part_of_an_archive_that_was_cut_goes_on(tmp_path: Path) -> None:
+    content, asked = bytes(range(256)) * 2**15, list[int]()
+
+    class Member:
+        size, identity, sparing, whole = len(content), "one", True, False
+
+        def open(self) -> BinaryIO:
+            def fetch(start: int, stop: int) -> bytes:
+                asked.append(start)
+                if start and not self.whole:
+                    raise http.NetworkError("cut")
+                return content[start:stop]
+
+            return cast(BinaryIO, RangeFile(fetch, self.size))
+
+        glance = open
+
+        def digest(self, file: BinaryIO) -> str:
+            return ""
+
+    member = Member()
+    with pytest.raises(ZooError, match="cut"):
+        Kept(member, "zoo.zip/a", tmp_path, Budget(10**9)).open()
+    member.whole = True
+    with Kept(member, "zoo.zip/a", tmp_path, Budget(10**9)).open() as file:
+        assert file.read() == content
+    assert asked == [0, 2**22, 2**22], "nothing came twice"

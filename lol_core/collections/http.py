@@ -136,21 +136,30 @@ def _once(url: str, headers: Mapping[str, str], start: int, stop: int) -> Piece:
         return Piece(bytes(data[start:stop]), total, etag)
 
 
-def download(url: str, path: Path, total: int, reporter: Reporter = SILENT) -> None:
+def download(
+    url: str,
+    path: Path,
+    total: int,
+    reporter: Reporter = SILENT,
+    *,
+    headers: Mapping[str, str] | None = None,
+    what: str = "",
+) -> None:
     """Append to a file what it lacks of the `total` bytes of a file on a server, so that a download that was cut goes
-    on. Raises NetworkError after some tries, Stopped; what came stays in the file.
+    on. what: what to call it in errors, by default its URL. Raises NetworkError after some tries, Stopped; what came
+    stays in the file.
     """
-    _tried(url, partial(_rest, url, path, total, reporter))
+    _tried(what or url, partial(_rest, url, headers or {}, path, total, reporter))
 
 
-def _rest(url: str, path: Path, total: int, reporter: Reporter) -> None:
+def _rest(url: str, headers: Mapping[str, str], path: Path, total: int, reporter: Reporter) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     start = path.stat().st_size if path.exists() else 0
     if start >= total:
         return
-    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+    headers = {**headers, "Range": f"bytes={start}-", "Accept-Encoding": "identity"}
     with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code >= 400:
             response.read()

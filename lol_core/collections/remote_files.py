@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
 
 from lol_core.collections.blob import Blob
-from lol_core.collections.durable import replace_file
-from lol_core.collections.http import GLANCE_BYTES, NetworkError, RemoteFile, asked_once
+from lol_core.collections.http import GLANCE_BYTES, NetworkError, RemoteFile, asked_once, download
 from lol_core.collections.hub_address import Kind
+from lol_core.collections.resuming import complete
+from lol_core.collections.waiting import stopping
+from lol_core.core.progress import Reporter
 from lol_core.errors import ZooError
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+"""What names a content on the hub that lies in LFS, as every file of weights does."""
 GIGABYTE = 10**9
 
 
@@ -71,19 +77,23 @@ class HubFile:
         return (self.downloaded() or self._download()).open("rb")
 
     def glance(self) -> BinaryIO:
-        from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers
 
         if there := self.downloaded():
             return there.open("rb")
-        url = hf_hub_url(
-            self.repository, self.path, repo_type=self.kind, revision=self.commit, endpoint=constants.ENDPOINT
-        )
         limit = None if self.unlimited else GLANCE_BYTES
-        return cast(BinaryIO, RemoteFile(url, build_hf_headers(), self.shown, size=self.size, limit=limit))
+        return cast(BinaryIO, RemoteFile(self._url, build_hf_headers(), self.shown, size=self.size, limit=limit))
 
     def digest(self, file: BinaryIO) -> str:
         return self.oid or getattr(file, "etag", "") or hashlib.sha256(self.identity.encode()).hexdigest()
+
+    @property
+    def _url(self) -> str:
+        from huggingface_hub import constants, hf_hub_url
+
+        return hf_hub_url(
+            self.repository, self.path, repo_type=self.kind, revision=self.commit, endpoint=constants.ENDPOINT
+        )
 
     def downloaded(self) -> Path | None:
         """Where it lies in the hub library's cache, if it does."""
@@ -95,7 +105,7 @@ class HubFile:
         return Path(path) if isinstance(path, str) else None
 
     def _download(self) -> Path:
-        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download
         from huggingface_hub.utils import tqdm
 
         class Silent(tqdm):
@@ -104,11 +114,35 @@ class HubFile:
 
         wanted: dict[str, Any] = {"repo_type": self.kind.value, "revision": self.commit, "endpoint": constants.ENDPOINT}
         with asked_once(self.shown):
-            size = self.size
-            if size is None and self.budget:
-                size = hf_hub_download(self.repository, self.path, dry_run=True, **wanted).file_size
-            with self.budget.taking(size or 0, self.shown) if self.budget else nullcontext():
+            size, oid = self.size, self.oid
+            if size is None or not oid:
+                about = get_hf_file_metadata(self._url, endpoint=constants.ENDPOINT)
+                size, oid = about.size or 0, about.etag or ""
+            with self.budget.taking(size, self.shown) if self.budget else nullcontext():
+                if _SHA256.fullmatch(oid):
+                    complete(self._blob(oid), partial(self._append, size, oid))
                 return Path(hf_hub_download(self.repository, self.path, tqdm_class=Silent, **wanted))
+
+    def _blob(self, oid: str) -> Path:
+        """Where the hub library looks for a content before it downloads it, and then only links it."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        folder = repo_folder_name(repo_id=self.repository, repo_type=self.kind.value)
+        return Path(constants.HF_HUB_CACHE) / folder / "blobs" / oid
+
+    def _append(self, size: int, oid: str, path: Path) -> None:
+        """The library itself begins each download anew. oid: the SHA-256 of the content, which is its ETag, so that
+        another content has another place.
+        """
+        from huggingface_hub.utils import build_hf_headers
+
+        download(self._url, path, size, Reporter(stop=stopping), headers=build_hf_headers(), what=self.shown)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != oid:
+            path.unlink()
+            raise NetworkError(f"{self.shown} did not come as it is on the hub: its checksum is another. Try again.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +173,16 @@ class Kept:
     def open(self) -> BinaryIO:
         """Raises ZooError when it is over budget."""
         if not self.copy.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
             with self.budget.taking(self.size or 0, self.place):
-                replace_file(self.copy, self._download, shared=True)
+                complete(self.copy, self._append)
         return self.copy.open("rb")
 
-    def _download(self, path: Path) -> None:
-        with self.part.open() as source, path.open("wb") as out:
+    def _append(self, path: Path) -> None:
+        with self.part.open() as source, path.open("ab") as out:
+            source.seek(out.tell())
             shutil.copyfileobj(source, out, 2**22)
             if self.size is not None and out.tell() != self.size:
+                path.unlink()
                 raise NetworkError(f"{self.place} came as {out.tell():,} bytes of {self.size:,}. Open it again.")
 
     def glance(self) -> BinaryIO:
