@@ -23,7 +23,8 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read
 from lol_core.formats.writing import write
-from lol_core.insight.rewriting import merge, ranks_of_energy
+from lol_core.insight.merging import merge
+from lol_core.insight.rewriting import ranks_of_energy
 from tests.builders import random_lora
 from tests.test_formats_libraries import randomised
 from tests.test_formats_writing import diffusion_lora

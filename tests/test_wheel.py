@@ -132,7 +132,7 @@ from lol_core import TrainingConfig, Zoo
 from lol_core.cli.commands import app
 from lol_core.collections.opening import open_source
 from lol_core.errors import DataMissingError
-from lol_core.insight.rewriting import merge
+from lol_core.insight.merging import merge
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 zoo = Zoo.open({str(synthetic_folder)!r})

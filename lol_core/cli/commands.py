@@ -16,7 +16,7 @@ from lol_core.cli.generate import generate
 from lol_core.cli.invariance import invariance
 from lol_core.cli.learning import crossvalidate, predict, train
 from lol_core.cli.publish import labels, model, zoo
-from lol_core.cli.rewriting import convert, merge, resize
+from lol_core.cli.rewriting import canonical, convert, merge, resize
 from lol_core.cli.store import store
 from lol_core.cli.survey import duplicates, survey
 
@@ -42,6 +42,7 @@ for command in (
     compare,
     convert,
     resize,
+    canonical,
     merge,
     train,
     crossvalidate,
@@ -51,3 +52,4 @@ for command in (
     generate,
 ):
     app.command()(command)
+app.command("compress", help="Another name for resize.")(resize)

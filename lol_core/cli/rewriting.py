@@ -1,4 +1,6 @@
-"""`convert`, `resize` and `merge`: LoRAs written anew, one or thousands. Nothing is replaced unless told."""
+"""`convert`, `resize`, `canonical` and `merge`: LoRAs written anew, one or thousands. Nothing is replaced unless
+told.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,22 @@ class Form(StrEnum):
     DIFFUSERS = "diffusers"
     KOHYA = "kohya"
     MLX = "MLX"
+
+
+class Way(StrEnum):
+    """As `insight.merging.Method`, which takes PyTorch's time to import."""
+
+    SUM = "sum"
+    TIES_SVD = "ties_svd"
+    DARE_LINEAR_SVD = "dare_linear_svd"
+    DARE_TIES_SVD = "dare_ties_svd"
+    MAGNITUDE_PRUNE_SVD = "magnitude_prune_svd"
+    KNOTS = "knots"
+    LINEAR = "linear"
+    TIES = "ties"
+    DARE_LINEAR = "dare_linear"
+    DARE_TIES = "dare_ties"
+    MAGNITUDE_PRUNE = "magnitude_prune"
 
 
 class Width(StrEnum):
@@ -90,36 +108,78 @@ def resize(
     _rewrite(inputs, Job(out_folder, to, dtype, force, rank, energy), workers, as_json)
 
 
+def canonical(
+    inputs: Inputs,
+    out_folder: Out,
+    to: AsForm = None,
+    dtype: AsWidth = Width.FLOAT32,
+    force: Force = False,
+    workers: Workers = "1",
+    as_json: AsJson = False,
+) -> None:
+    """Write the one copy that all LoRAs of the same function share: U Σ^½ and V Σ^½ of each ΔW, its signs fixed."""
+    _rewrite(inputs, Job(out_folder, to, dtype, force, canonical=True), workers, as_json)
+
+
 def merge(
     inputs: Annotated[list[str], typer.Argument(help="Two LoRAs or more, of one base model.")],
     out_path: Annotated[Path, typer.Option("--out", help="The file, or for PEFT the folder, that is written.")],
+    method: Annotated[
+        Way,
+        typer.Option(
+            help="sum: Σ w ΔW. The _svd ones (on ΔW, as peft has them) and knots (TIES in a shared core) give the same"
+            " for every gauge; the last five work on the factors, and do not."
+        ),
+    ] = Way.SUM,
     weight: Annotated[list[float] | None, typer.Option(help="One for each LoRA, by default 1.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="The largest rank; by default the sum is exact.")] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="Weights 1/k: with --rank the LoRA nearest to all.")] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="The largest rank; by default the inputs' for the _svd ones, and no cut for others."),
+    ] = None,
+    density: Annotated[float, typer.Option(help="Of entries that TIES keeps, and DARE does not drop: a share.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the entries that DARE drops.")] = 0,
     to: AsForm = None,
     dtype: AsWidth = Width.FLOAT16,
     force: Force = False,
     workers: Readers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add LoRAs of one base model: Σ w ΔW from the factors, exact or cut to a rank with the error printed."""
-    from lol_core.insight.rewriting import merge as merge_loras
+    """Merge LoRAs of one base model, with what was lost to the rank and how far it is from their sum printed."""
+    from lol_core.insight.anatomy import Comparison
+    from lol_core.insight.merging import Method
+    from lol_core.insight.merging import merge as merge_loras
 
     with reported(), stoppable() as reporter:
         chosen = list(loras_of(inputs, reporter.part(0.0, 0.1), workers))
-        if weight and len(weight) != len(chosen):
-            raise DataMissingError(f"{len(chosen)} LoRAs and {len(weight)} weights. Give --weight once for each LoRA.")
-        loras = read_all([load for _, load in chosen], reporter.part(0.1, 1.0), workers)
-        merged = merge_loras(loras, weight or [1.0] * len(chosen), rank)
-        row = _write(merged, out_path, Job(out_path.parent, to, dtype, force))
+        if weight and (mean or len(weight) != len(chosen)):
+            raise DataMissingError(
+                f"{len(chosen)} LoRAs and {len(weight)} weights. Give --weight once for each LoRA, or --mean alone."
+            )
+        loras = read_all([load for _, load in chosen], reporter.part(0.1, 0.5), workers)
+        weights = weight or [1 / len(chosen) if mean else 1.0] * len(chosen)
+        merged = merge_loras(
+            loras, weights, rank, Method(method), density=density, seed=seed, reporter=reporter.part(0.5, 0.9)
+        )
+        row = {"method": str(method)} | _write(merged, out_path, Job(out_path.parent, to, dtype, force))
+        row["from the sum"] = Comparison.of(merge_loras(loras, weights).lora, merged.lora).distance
     if as_json:
-        print_json({"merged": [name for name, _ in chosen], **row})
-    else:
-        print_table([row])
+        print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row})
+        return
+    print_table([row])
+    if not Method(method).invariant:
+        err.print(
+            f"{method} reads the factors: the same LoRAs written in another gauge merge to something else. sum, knots"
+            " and the _svd methods do not see the gauge.",
+            highlight=False,
+        )
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with every LoRA. to: None for its own form; rank, energy: what is kept, both None for all."""
+    """What is done with every LoRA. to: None for its own form; rank, energy: what is kept, both None for all;
+    canonical: whether factors are brought to their canonical form.
+    """
 
     out: Path
     to: Form | None
@@ -127,14 +187,16 @@ class Job:
     force: bool
     rank: int | None = None
     energy: float | None = None
+    canonical: bool = False
 
     def __call__(self, item: tuple[str, Callable[[], LoRA]]) -> dict[str, Any]:
         """The row of one LoRA; a sentence in place of numbers where it could not be done."""
+        from lol_core.core.canonical import canonical
         from lol_core.insight.rewriting import Resized, ranks_of_energy
 
         name, load = item
         try:
-            lora = load()
+            lora = canonical(load()) if self.canonical else load()
             if not (self.out / name).resolve().is_relative_to(self.out.resolve()):
                 raise DataMissingError(f"{name} would be written outside {self.out}.")
             rank = self.rank or max(lora.ranks) if self.energy is None else ranks_of_energy(lora, self.energy)

@@ -92,17 +92,23 @@ def truncate(layer: LoRALayer, rank: int) -> tuple[LoRALayer, float]:
         raise ModelError(f"A rank is at least 1; found {rank}.")
     of = layer.parametrisation
     P, every, Q = of.leading(max(of.weight_shape))  # all: the error is what is left out, and one decomposition tells it
-    P, values, Q = P[:, :rank], every[:rank], Q[:, :rank]
+    energy = every.square()
+    total = energy.sum()
+    error = float((energy[rank:].sum() / total).sqrt()) if total > 0 else 0.0
+    return balanced(layer, P[:, :rank], every[:rank], Q[:, :rank]), error
+
+
+def balanced(layer: LoRALayer, P: Tensor, values: Tensor, Q: Tensor) -> LoRALayer:
+    """The same module with the update s · P diag(σ) Qᵀ, as a low-rank pair in float32 that shares √|sσ| evenly, the
+    sign of s in U; a DoRA magnitude stays.
+    """
+    of = layer.parametrisation
     root = (abs(layer.scale) * values).sqrt()
     sign = 1.0 if layer.scale >= 0 else -1.0
     inner = of.of if isinstance(of, Magnitude) else of
     kind = inner.kind if isinstance(inner, LowRank) else Kind.CONV if len(of.weight_shape) > 2 else Kind.LINEAR
     pair = LowRank((sign * P * root).float(), (Q * root).float(), of.weight_shape, kind)
-    kept = replace(of, of=pair) if isinstance(of, Magnitude) else pair
-    energy = every.square()
-    total = energy.sum()
-    error = float((energy[rank:].sum() / total).sqrt()) if total > 0 else 0.0
-    return LoRALayer(layer.name, kept), error
+    return LoRALayer(layer.name, replace(of, of=pair) if isinstance(of, Magnitude) else pair)
 
 
 def same_function(a: LoRA, b: LoRA, tolerance: float = 1e-3) -> bool:

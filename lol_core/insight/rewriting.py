@@ -1,4 +1,4 @@
-"""LoRAs made from LoRAs, from the factors alone: cut to a rank, or several added into one."""
+"""A LoRA cut to lower ranks, from the factors alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from lol_core.core.geometry import inner_product, truncate
-from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.errors import LoRAFormatError, ModelError
-from lol_core.formats.writing import names_in
+from lol_core.errors import ModelError
 
 TINY = 1e-30
 
@@ -36,17 +33,27 @@ class Resized:
             for layer in lora.layers
         ]
         errors = tuple(error for _, error in pairs)
-        lost = 0.0
-        if any(errors):
-            sizes = np.sqrt([max(0.0, inner_product(y, y)) for y in lora.layers]) if norms is None else norms
-            lost = float(np.linalg.norm(np.array(errors) * sizes)) / max(float(np.linalg.norm(sizes)), TINY)
-        return cls(replace(lora, layers=tuple(layer for layer, _ in pairs)), errors, lost)
+        sizes = norms
+        if sizes is None:
+            sizes = [size(layer) for layer in lora.layers] if any(errors) else [0.0] * len(errors)
+        return cls.after(replace(lora, layers=tuple(layer for layer, _ in pairs)), errors, sizes)
+
+    @classmethod
+    def after(cls, lora: LoRA, errors: Sequence[float], sizes: Sequence[float] | np.ndarray) -> Resized:
+        """A LoRA whose modules are cut already. sizes: ‖ΔW‖ of each before it was."""
+        lost = float(np.linalg.norm(np.multiply(errors, sizes))) / max(float(np.linalg.norm(sizes)), TINY)
+        return cls(lora, tuple(errors), lost)
 
     @property
     def worst(self) -> tuple[str, float]:
         """The module that loses most, and how much."""
         i = int(np.argmax(self.errors))
         return self.lora.names[i], self.errors[i]
+
+
+def size(layer: LoRALayer) -> float:
+    """‖ΔW‖, by the product of the factors with themselves."""
+    return max(0.0, inner_product(layer, layer)) ** 0.5
 
 
 def ranks_of_energy(lora: LoRA, share: float) -> dict[str, int]:
@@ -60,69 +67,3 @@ def ranks_of_energy(lora: LoRA, share: float) -> dict[str, int]:
         return int(reached.long().argmax()) + 1
 
     return {layer.name: rank(layer) for layer in lora.layers}
-
-
-def merge(loras: Sequence[LoRA], weights: Sequence[float], rank: int | None = None) -> Resized:
-    """Σ wᵢ ΔWᵢ of every module as one LoRA: exactly, by factors side by side, whatever their ranks and scales; then cut
-    to `rank`. A module that only some adapt is the sum of those.
-
-    Raises LoRAFormatError when a module is of different shapes in two of them, when the names of modules cannot be
-    brought together, or when one has a DoRA magnitude: its update is no sum.
-    """
-    if len(loras) != len(weights):
-        raise ModelError(f"A weight for each LoRA: {len(loras)} LoRAs, {len(weights)} weights.")
-    parts: dict[str, list[tuple[LoRALayer, float]]] = {}
-    for lora, weight in zip(_of_one_naming(loras), weights, strict=True):
-        for layer in lora.layers:
-            parts.setdefault(layer.name, []).append((layer, weight))
-    layers = tuple(_sum(name, summands) for name, summands in parts.items())
-    whole = LoRA(layers, loras[0].dialect, loras[0].base_model)
-    return Resized.of(whole, max(whole.ranks) if rank is None else rank)
-
-
-def _of_one_naming(loras: Sequence[LoRA]) -> list[LoRA]:
-    """The LoRAs as they are when they are of one dialect or share a module's name with the first, else all under
-    kohya's flattened names.
-    """
-    if len({lora.dialect for lora in loras}) == 1 or all(set(lora.names) & set(loras[0].names) for lora in loras):
-        return list(loras)
-    renamed = []
-    for lora in loras:
-        names = names_in("kohya", lora)
-        renamed.append(
-            replace(
-                lora, dialect="kohya", layers=tuple(replace(layer, name=names[layer.name]) for layer in lora.layers)
-            )
-        )
-    return renamed
-
-
-def _sum(name: str, summands: Sequence[tuple[LoRALayer, float]]) -> LoRALayer:
-    first = summands[0][0]
-    for layer, _ in summands:
-        if layer.magnitude is not None:
-            raise LoRAFormatError(
-                f"{name} has a DoRA magnitude: what it adds depends on the base model's weight, so it is no term of a"
-                " sum. Merge it into the base model instead."
-            )
-        if layer.kind == Kind.EXPERTS:
-            raise LoRAFormatError(f"{name} has a pair for each expert, which is not summed here.")
-        if layer.weight_shape != first.weight_shape:
-            raise LoRAFormatError(
-                f"{name} updates a weight of {_shape(first)} in one LoRA and of {_shape(layer)} in another. They belong"
-                " to different base models."
-            )
-    if len(summands) == 1 and summands[0][1] == 1:
-        return first
-    pairs = [layer.parametrisation.low_rank() for layer, _ in summands]
-    scales = [layer.scale * weight for layer, weight in summands]
-    U = torch.cat([scale * U.float() for scale, (U, _) in zip(scales, pairs, strict=True)], 1)
-    V = torch.cat([V.float() for _, V in pairs], 1)
-    kind = Kind.EMBEDDING if first.kind == Kind.EMBEDDING else Kind.CONV if len(first.weight_shape) > 2 else Kind.LINEAR
-    whole = LoRALayer.pair(name, U, V, kind=kind, weight_shape=first.weight_shape)
-    largest = min(len(U), len(V))
-    return truncate(whole, largest)[0] if whole.rank > largest else whole
-
-
-def _shape(layer: LoRALayer) -> str:
-    return " × ".join(map(str, layer.weight_shape))

@@ -1,0 +1,297 @@
+"""Several LoRAs merged into one, by their updates ΔW, which no gauge changes, or, to compare with, by their factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum
+
+import torch
+from torch import Tensor
+
+from lol_core.core.canonical import numerical_rank, settling
+from lol_core.core.geometry import truncate
+from lol_core.core.header import Kind
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import LowRank
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import LoRAFormatError, ModelError
+from lol_core.formats.writing import names_in
+from lol_core.insight.rewriting import Resized, size
+
+
+class Space(Enum):
+    """Whose entries a method compares."""
+
+    SUM = "none: Σ w ΔW, exact"
+    UPDATES = "ΔW"
+    CORE = "ΔW in the singular basis that all share"
+    FACTORS = "the factors"
+
+
+class Method(StrEnum):
+    """How LoRAs are merged, under the names of peft's `add_weighted_adapter` where it has them. TIES keeps the largest
+    entries of each, elects a sign for each place and averages those that have it (Yadav et al. 2023); DARE drops
+    entries at random and rescales the others (Yu et al. 2024). With "_svd" they are entries of ΔW; without, of A and
+    B, which another gauge changes.
+    """
+
+    SUM = "sum"
+    """Σ w ΔW, the factors side by side (peft's "cat"; with a rank its "svd")."""
+    TIES_SVD = "ties_svd"
+    DARE_LINEAR_SVD = "dare_linear_svd"
+    DARE_TIES_SVD = "dare_ties_svd"
+    MAGNITUDE_PRUNE_SVD = "magnitude_prune_svd"
+    KNOTS = "knots"
+    """TIES on the coordinates Pᵀ ΔWᵢ, P the left singular vectors of [ΔW₁ … ΔW_k], with one threshold for all modules
+    (Stoica et al. 2025, KnOTS-TIES)."""
+    LINEAR = "linear"
+    TIES = "ties"
+    DARE_LINEAR = "dare_linear"
+    DARE_TIES = "dare_ties"
+    MAGNITUDE_PRUNE = "magnitude_prune"
+
+    @property
+    def space(self) -> Space:
+        if self is Method.SUM:
+            return Space.SUM
+        if self is Method.KNOTS:
+            return Space.CORE
+        return Space.UPDATES if self.endswith("_svd") else Space.FACTORS
+
+    @property
+    def invariant(self) -> bool:
+        """Whether LoRAs of the same function merge to the same, whatever their factors."""
+        return self.space is not Space.FACTORS
+
+    @property
+    def dare(self) -> bool:
+        """Whether entries are dropped at random, and the others rescaled."""
+        return self.startswith("dare")
+
+    @property
+    def trims(self) -> bool:
+        """Whether only the largest entries are kept."""
+        return self is Method.KNOTS or self.startswith(("ties", "magnitude"))
+
+    @property
+    def elects(self) -> bool:
+        """Whether a sign is elected for each place."""
+        return self is Method.KNOTS or "ties" in self
+
+
+@dataclass(frozen=True)
+class Term:
+    """A LoRA's part in a module. of: its place among the LoRAs."""
+
+    of: int
+    layer: LoRALayer
+    weight: float
+
+
+def merge(
+    loras: Sequence[LoRA],
+    weights: Sequence[float],
+    rank: int | None = None,
+    method: Method = Method.SUM,
+    *,
+    density: float = 0.5,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
+) -> Resized:
+    """LoRAs of one base model merged, whatever their ranks and scales; a module that only some adapt is merged from
+    those. With weights 1/k and a rank the sum is the LoRA nearest to k others: Σ‖ΔWᵢ − X‖² = k‖mean − X‖² + const.
+
+    rank: None for all of a sum's and the core's, for the factors' own, and for the inputs' largest where ΔW's entries
+    are compared, whose merge is of full rank; the result's `lost` is what the cut leaves out of the merge. density: the
+    share of entries that TIES keeps and DARE does not drop. seed: of DARE, whose masks are drawn module by module in
+    the order of their names.
+
+    Raises LoRAFormatError when a module is of different shapes in two of them, when the names of modules cannot be
+    brought together, when one has a DoRA magnitude, as its update is no sum, or when factors are compared that are not
+    alike; ModelError for weights or a density that are none; Stopped between two modules.
+    """
+    if len(loras) != len(weights):
+        raise ModelError(f"A weight for each LoRA: {len(loras)} LoRAs, {len(weights)} weights.")
+    if not 0 < density <= 1:
+        raise ModelError(f"A density lies above 0 and at most at 1; found {density:g}.")
+    terms: dict[str, list[Term]] = {}
+    for of, (lora, weight) in enumerate(zip(_of_one_naming(loras), weights, strict=True)):
+        for layer in lora.layers:
+            terms.setdefault(layer.name, []).append(Term(of, layer, weight))
+    for name, summands in terms.items():
+        _check(name, summands)
+    rule = _Rule(method, density, torch.Generator().manual_seed(seed))
+    cores = _cores(terms, density) if method.space is Space.CORE else {}
+    largest = max(term.layer.rank for summands in terms.values() for term in summands)
+    cut: dict[str, tuple[LoRALayer, float, float]] = {}
+    for number, name in enumerate(sorted(terms)):
+        reporter.count("Merging: module", number, len(terms))
+        reporter.check("Nothing was written.")
+        match method.space:
+            case Space.SUM:
+                whole = _sum(name, terms[name])
+            case Space.CORE:
+                P, parts = cores[name]
+                whole = _pair(name, terms[name], P, rule(parts, [term.weight for term in terms[name]]).T)
+            case Space.UPDATES:
+                whole = _from_updates(name, terms[name], rule)
+            case Space.FACTORS:
+                whole = _from_factors(name, terms[name], rule)
+        to = rank or (largest if method.space is Space.UPDATES else whole.rank)
+        layer, error = truncate(whole, to) if whole.rank > to else (whole, 0.0)
+        cut[name] = layer, error, size(whole)
+    layers, errors, sizes = zip(*(cut[name] for name in terms), strict=True)
+    return Resized.after(LoRA(layers, loras[0].dialect, loras[0].base_model), errors, sizes)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How entries of one place become one, as peft defines it (`peft.utils.merge_utils`): prune, elect the sign of the
+    unweighted sum, 0 counting as +, weigh, then add, or, with an elected sign, average those that have it.
+    """
+
+    method: Method
+    density: float
+    generator: torch.Generator
+
+    def __call__(self, parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        stacked = torch.stack([self._pruned(part) for part in parts])
+        weighted = stacked * torch.tensor(weights, dtype=stacked.dtype).view(-1, *[1] * parts[0].ndim)
+        if not self.method.elects:
+            return weighted.sum(0)
+        elected = torch.where(stacked.sum(0) >= 0, 1, -1)
+        agree = stacked.sign() == elected
+        return (weighted * agree).sum(0) / agree.sum(0).clamp_min(1)
+
+    def _pruned(self, part: Tensor) -> Tensor:
+        if self.density == 1 or self.method.space is Space.CORE:  # there, across modules
+            return part
+        if self.method.dare:
+            kept = torch.bernoulli(torch.full(part.shape, self.density), generator=self.generator)
+            return part * kept.to(part) / self.density
+        return largest_entries([part], self.density)[0] if self.method.trims else part
+
+
+def largest_entries(parts: Sequence[Tensor], density: float) -> list[Tensor]:
+    """The parts with all but the largest ⌊density · entries⌋ of all their entries set to 0."""
+    entries = torch.cat([part.flatten() for part in parts])
+    kept = torch.zeros_like(entries)
+    kept[entries.abs().topk(int(density * len(entries))).indices] = 1
+    masks = kept.split([part.numel() for part in parts])
+    return [part * mask.view(part.shape) for part, mask in zip(parts, masks, strict=True)]
+
+
+def _cores(terms: Mapping[str, Sequence[Term]], density: float) -> dict[str, tuple[Tensor, list[Tensor]]]:
+    """Name → P: (n, k), the left singular vectors of [ΔW₁ … ΔW_T], and every Pᵀ ΔWᵢ: (k, m), of which the largest
+    entries over all modules of a LoRA are kept. From the factors: with Vᵢ = QᵢRᵢ, P is that of the small
+    [U₁R₁ᵀ … U_T R_Tᵀ].
+    """
+    cores: dict[str, tuple[Tensor, list[Tensor]]] = {}
+    for name, summands in terms.items():
+        pairs = [_folded(term) for term in summands]
+        joined = torch.cat([U @ torch.linalg.qr(V, mode="r").R.T for U, V in pairs], 1)
+        P, values, _ = torch.linalg.svd(joined, full_matrices=False)
+        rank = numerical_rank(values)
+        P = P[:, :rank] @ settling(P[:, :rank], values[:rank])
+        cores[name] = P, [(P.T @ U) @ V.T for U, V in pairs]
+    for of in {term.of for summands in terms.values() for term in summands}:
+        places = [(name, i) for name, summands in terms.items() for i, term in enumerate(summands) if term.of == of]
+        kept = largest_entries([cores[name][1][i] for name, i in places], density)
+        for (name, i), part in zip(places, kept, strict=True):
+            cores[name][1][i] = part
+    return cores
+
+
+def _from_updates(name: str, terms: Sequence[Term], rule: _Rule) -> LoRALayer:
+    """The merge of every ΔW, which is an n × m matrix here."""
+    deltas = [U @ V.T for U, V in map(_folded, terms)]
+    merged = rule(deltas, [term.weight for term in terms])
+    n, m = merged.shape
+    eye = torch.eye(min(n, m), dtype=merged.dtype)
+    return _pair(name, terms, merged, eye) if m <= n else _pair(name, terms, eye, merged.T)
+
+
+def _from_factors(name: str, terms: Sequence[Term], rule: _Rule) -> LoRALayer:
+    """The merge of every A = Vᵀ, then of every B = U, each weighed by √|ws|, the sign in A. Raises LoRAFormatError when
+    they are not of one shape.
+    """
+    layers = [term.layer for term in terms]
+    if not all(isinstance(layer.parametrisation, LowRank) for layer in layers):
+        raise LoRAFormatError(f"{name} is no plain pair of factors. Choose a method that reads ΔW, such as ties_svd.")
+    if len({layer.rank for layer in layers}) > 1:
+        ranks = ", ".join(str(layer.rank) for layer in layers)
+        raise LoRAFormatError(
+            f"{name} has the ranks {ranks}: factors of different ranks have no entries in common. Choose a method that"
+            " reads ΔW, such as ties_svd."
+        )
+    weights = [term.weight * term.layer.scale for term in terms]
+    roots = [abs(weight) ** 0.5 for weight in weights]
+    signed = [-root if weight < 0 else root for root, weight in zip(roots, weights, strict=True)]
+    A = rule([layer.V.double().T for layer in layers], signed)
+    B = rule([layer.U.double() for layer in layers], roots)
+    return _pair(name, terms, B, A.T)
+
+
+def _folded(term: Term) -> tuple[Tensor, Tensor]:
+    """U: (n, k), the scale in it, and V: (m, k) of a ΔW."""
+    U, V = term.layer.parametrisation.low_rank()
+    return term.layer.scale * U.double(), V.double()
+
+
+def _sum(name: str, terms: Sequence[Term]) -> LoRALayer:
+    first = terms[0]
+    if len(terms) == 1 and first.weight == 1:
+        return first.layer
+    pairs = [_folded(term) for term in terms]
+    whole = _pair(
+        name,
+        terms,
+        torch.cat([term.weight * U for term, (U, _) in zip(terms, pairs, strict=True)], 1),
+        torch.cat([V for _, V in pairs], 1),
+    )
+    largest = min(whole.n, whole.m)
+    return truncate(whole, largest)[0] if whole.rank > largest else whole
+
+
+def _pair(name: str, terms: Sequence[Term], U: Tensor, V: Tensor) -> LoRALayer:
+    """In float32, a layer of the weight that the terms update."""
+    of = terms[0].layer
+    kind = Kind.EMBEDDING if of.kind == Kind.EMBEDDING else Kind.CONV if len(of.weight_shape) > 2 else Kind.LINEAR
+    return LoRALayer.pair(name, U.float(), V.float(), kind=kind, weight_shape=of.weight_shape)
+
+
+def _check(name: str, terms: Sequence[Term]) -> None:
+    """Raises LoRAFormatError when these are not updates of one weight that can be added."""
+    first = terms[0].layer
+    for layer in (term.layer for term in terms):
+        if layer.magnitude is not None:
+            raise LoRAFormatError(
+                f"{name} has a DoRA magnitude: what it adds depends on the base model's weight, so it is no term of a"
+                " sum. Merge it into the base model instead."
+            )
+        if layer.kind == Kind.EXPERTS:
+            raise LoRAFormatError(f"{name} has a pair for each expert, which is not summed here.")
+        if layer.weight_shape != first.weight_shape:
+            raise LoRAFormatError(
+                f"{name} updates a weight of {_shape(first)} in one LoRA and of {_shape(layer)} in another. They belong"
+                " to different base models."
+            )
+
+
+def _shape(layer: LoRALayer) -> str:
+    return " × ".join(map(str, layer.weight_shape))
+
+
+def _of_one_naming(loras: Sequence[LoRA]) -> list[LoRA]:
+    """The LoRAs as they are when they are of one dialect or share a module's name with the first, else all under
+    kohya's flattened names.
+    """
+    if len({lora.dialect for lora in loras}) == 1 or all(set(lora.names) & set(loras[0].names) for lora in loras):
+        return list(loras)
+    renamed = []
+    for lora in loras:
+        names = names_in("kohya", lora)
+        layers = tuple(replace(layer, name=names[layer.name]) for layer in lora.layers)
+        renamed.append(replace(lora, dialect="kohya", layers=layers))
+    return renamed

@@ -1,0 +1,286 @@
+"""Merging beside peft's, blind to the gauge where it is said to be; one canonical copy for all of a function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from lol_core.cli.rewriting import Way
+from lol_core.core.canonical import canonical
+from lol_core.core.geometry import distance, norm, same_function
+from lol_core.core.groups import GL
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import Experts, Hadamard, LowRank, Magnitude
+from lol_core.errors import LoRAFormatError, ModelError
+from lol_core.formats import read
+from lol_core.formats.writing import write
+from lol_core.insight.merging import Method, largest_entries, merge
+from tests.builders import random_lora
+from tests.test_cli_rewriting import output
+
+SHAPES = (("a", 17, 15, 3), ("b", 16, 9, 3), ("c", 7, 15, 3))
+WEIGHTS = [0.7, -1.2]
+PEFT = [method for method in Method if method is not Method.KNOTS]
+
+
+def turned(lora: LoRA, seed: int, condition: float = 10.0) -> LoRA:
+    """The same function in another gauge."""
+    generator = torch.Generator().manual_seed(seed)
+    return lora.act(
+        {
+            layer.name: GL.sample(layer.rank, condition=condition, generator=generator, dtype=torch.float64)
+            for layer in lora.layers
+        }
+    )
+
+
+def gap(a: LoRA, b: LoRA) -> float:
+    """‖ΔW_a − ΔW_b‖ / ‖ΔW_a‖."""
+    return sum(distance(x, b[x.name]) ** 2 for x in a.layers) ** 0.5 / sum(norm(x) ** 2 for x in a.layers) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def wearing() -> Any:
+    """A peft model of two linear modules and a convolution with two random (not fine-tuned) adapters."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(9, 12), nn.Linear(11, 8), nn.Conv2d(4, 6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x)
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["a", "b", "c"], init_lora_weights=False)
+    model = get_peft_model(Three(), config, adapter_name="one")
+    model.add_adapter("two", replace(config, lora_alpha=2))
+    return model.base_model
+
+
+def worn(model: Any, adapter: str) -> LoRA:
+    layers = []
+    for name in "abc":
+        module = getattr(model.model, name)
+        A, B = module.lora_A[adapter].weight.detach(), module.lora_B[adapter].weight.detach()
+        shape = tuple(module.base_layer.weight.shape)
+        layers.append(
+            LoRALayer.pair(name, B.flatten(1), A.flatten(1).T, scale=module.scaling[adapter], weight_shape=shape)
+        )
+    return LoRA(tuple(layers), "PEFT")
+
+
+@pytest.mark.parametrize("method", PEFT)
+def test_a_merge_is_what_peft_makes(method: Method, wearing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "cat" if method is Method.SUM else str(method)
+    # seeded once the new adapter's own start has been drawn, right before peft merges
+    monkeypatch.setattr("peft.tuners.lora.model._freeze_adapter", lambda *_: torch.manual_seed(5))
+    wearing.add_weighted_adapter(["one", "two"], WEIGHTS, name, name, density=0.4)
+    ours = merge([worn(wearing, "one"), worn(wearing, "two")], WEIGHTS, method=method, density=0.4, seed=5)
+    for layer in ours.lora.layers:
+        theirs = getattr(wearing.model, layer.name).get_delta_weight(name).detach()
+        torch.testing.assert_close(layer.delta(), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cut_sum_is_pefts_svd(wearing: Any) -> None:
+    wearing.add_weighted_adapter(["one", "two"], WEIGHTS, "cut", "svd", svd_rank=2)
+    ours = merge([worn(wearing, "one"), worn(wearing, "two")], WEIGHTS, 2)
+    for layer in ours.lora.layers:
+        torch.testing.assert_close(
+            layer.delta(), getattr(wearing.model, layer.name).get_delta_weight("cut").detach(), rtol=1e-4, atol=1e-5
+        )
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    ranks=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    condition=st.sampled_from([1.0, 10.0, 1e3]),
+    density=st.sampled_from([0.2, 0.5, 1.0]),
+    method=st.sampled_from([method for method in Method if method.invariant]),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_is_called_invariant_does_not_see_the_gauge(
+    seed: int, ranks: tuple[int, int], condition: float, density: float, method: Method
+) -> None:
+    one, two = (random_lora([(*s[:3], r) for s in SHAPES], seed + k) for k, r in enumerate(ranks))
+    plain, other = (
+        merge([first, two], WEIGHTS, 3, method, density=density) for first in (one, turned(one, seed, condition))
+    )
+    assert gap(plain.lora, other.lora) < 1e-5
+    assert plain.lost == pytest.approx(other.lost, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [method for method in Method if not method.invariant])
+def test_averaging_factors_sees_the_gauge(method: Method) -> None:
+    """The demonstration: the same two functions, one of them in another gauge, merge to something else altogether."""
+    one, two = random_lora(SHAPES, 1), random_lora(SHAPES, 2)
+    assert same_function(one, turned(one, 3), 1e-9)
+    plain, other = (merge([first, two], [0.5, 0.5], method=method).lora for first in (one, turned(one, 3)))
+    assert gap(plain, other) > 0.5
+    assert gap(plain, merge([one, two], [0.5, 0.5], method=method).lora) < 1e-12, "the same factors merge the same"
+
+
+def test_averaging_factors_takes_a_lora_and_its_own_copy_for_two() -> None:
+    one = random_lora(SHAPES, 1)
+    copy = turned(one, 3)
+    assert gap(one, merge([one, copy], [0.5, 0.5]).lora) < 1e-6
+    assert gap(one, merge([one, copy], [1, 1], 3, Method.KNOTS, density=1.0).lora) < 1e-6
+    assert gap(one, merge([one, copy], [0.5, 0.5], method=Method.LINEAR).lora) > 0.5
+
+
+def test_knots_is_ties_in_the_basis_of_the_concatenated_updates() -> None:
+    """Against the published recipe on n × m matrices: one SVD for each module, one threshold over all of them."""
+    loras, density = [random_lora(SHAPES, seed, scale=0.5) for seed in (1, 2, 4)], 0.3
+    weights = [1.0, 0.5, 2.0]
+    bases, parts = [], []
+    for name, *_ in SHAPES:
+        deltas = [lora[name].delta(torch.float64) for lora in loras]
+        P, values, Q = torch.linalg.svd(torch.cat(deltas, 1), full_matrices=False)
+        rank = int((values > 1e-5).sum())
+        bases.append(P[:, :rank])
+        parts.append((values[:rank, None] * Q[:rank]).split(deltas[0].shape[1], 1))
+    kept = torch.stack(
+        [torch.cat([x.flatten() for x in largest_entries([p[i] for p in parts], density)]) for i in range(3)]
+    )
+    sign = torch.where(kept.sum(0) >= 0, 1, -1)
+    agree = kept.sign() == sign
+    flat = (torch.tensor(weights).view(-1, 1) * kept * agree).sum(0) / agree.sum(0).clamp_min(1)
+    merged = merge(loras, weights, method=Method.KNOTS, density=density).lora
+    for (name, *_), P, part, core in zip(SHAPES, bases, parts, flat.split([p[0].numel() for p in parts]), strict=True):
+        torch.testing.assert_close(
+            merged[name].delta(torch.float64), P @ core.view(part[0].shape), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_dare_is_the_same_for_a_seed_and_the_order_of_modules() -> None:
+    one, two = random_lora(SHAPES, 1), random_lora(SHAPES, 2)
+    first = merge([one, two], WEIGHTS, 3, Method.DARE_TIES_SVD, seed=1).lora
+    shuffled = [LoRA(lora.layers[::-1], lora.dialect) for lora in (one, two)]
+    assert gap(first, merge(shuffled, WEIGHTS, 3, Method.DARE_TIES_SVD, seed=1).lora) < 1e-6
+    assert gap(first, merge([one, two], WEIGHTS, 3, Method.DARE_TIES_SVD, seed=2).lora) > 0.1
+
+
+@given(seed=st.integers(0, 2**16), count=st.integers(2, 4), rank=st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_the_cut_mean_is_nearest_to_all(seed: int, count: int, rank: int) -> None:
+    loras = [random_lora(SHAPES[1:2], seed + k) for k in range(count)]
+    merged = merge(loras, [1 / count] * count, rank)
+    (mine,) = merged.lora.layers
+
+    def far(X: Tensor) -> float:
+        return sum(float((lora.layers[0].delta(torch.float64) - X).square().sum()) for lora in loras)
+
+    mean = sum(lora.layers[0].delta(torch.float64) for lora in loras) / count
+    spread = far(mean) + count * (merged.lost * float(mean.norm())) ** 2
+    assert far(mine.delta(torch.float64)) == pytest.approx(spread, rel=1e-5)
+    generator = torch.Generator().manual_seed(seed)
+    for step in (0.01, 0.3):
+        U, V = (
+            factor.double() + step * torch.randn(factor.shape, generator=generator, dtype=torch.float64)
+            for factor in (mine.U, mine.V)
+        )
+        assert far(U @ V.T) >= far(mine.delta(torch.float64))
+
+
+def test_what_cannot_be_merged_is_refused_with_a_way_out() -> None:
+    one, wider = random_lora([("a", 7, 6, 2)], 0), random_lora([("a", 7, 6, 3)], 1)
+    with pytest.raises(LoRAFormatError, match="the ranks 2, 3.*such as ties_svd"):
+        merge([one, wider], [1, 1], method=Method.LINEAR)
+    with pytest.raises(ModelError, match="density lies above 0.*found 0"):
+        merge([one, one], [1, 1], method=Method.TIES_SVD, density=0)
+    dora = replace(one, layers=(LoRALayer("a", Magnitude(one.layers[0].parametrisation, torch.ones(7))),))
+    with pytest.raises(LoRAFormatError, match="DoRA magnitude"):
+        merge([one, dora], [1, 1], method=Method.KNOTS)
+    U, V = (torch.randn(2, k, 2, generator=torch.Generator().manual_seed(k)) for k in (7, 6))
+    product = replace(one, layers=(LoRALayer("a", Hadamard(LowRank(U[0], V[0]), LowRank(U[1], V[1]))),))
+    with pytest.raises(LoRAFormatError, match="no plain pair"):
+        merge([one, product], [1, 1], method=Method.TIES)
+    assert merge([one, product], [1, 1], 2, Method.KNOTS).lora.ranks == (2,)
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    rank=st.integers(1, 4),
+    condition=st.sampled_from([1.0, 10.0, 1e3]),
+    scale=st.sampled_from([1.0, -0.5]),
+    more=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_loras_of_one_function_have_one_canonical_copy(
+    seed: int, rank: int, condition: float, scale: float, more: int
+) -> None:
+    lora = random_lora([(*s[:3], rank) for s in SHAPES], seed)
+    layers = []
+    for layer in turned(lora, seed + 1, condition).layers:  # another gauge, scale and rank
+        unused = torch.zeros(layer.m, more, dtype=torch.float64)
+        U = torch.cat([layer.U / scale, torch.ones(layer.n, more, dtype=torch.float64)], 1)
+        layers.append(LoRALayer.pair(layer.name, U, torch.cat([layer.V, unused], 1), scale=scale))
+    one, other = canonical(lora), canonical(replace(lora, layers=tuple(layers)))
+    assert one.ranks == (rank,) and gap(lora, one) < 1e-6
+    for a, b in zip(one.layers, other.layers, strict=True):
+        torch.testing.assert_close(a.U.T @ a.U, a.V.T @ a.V, rtol=1e-4, atol=1e-4)  # balanced
+        for mine, its in ((a.U, b.U), (a.V, b.V)):
+            torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("values", [(2.0, 2.0, 1.0), (1.0, 1.0, 1.0), (3.0, 1.0, 1.0)])
+def test_equal_singular_values_are_settled_too(values: tuple[float, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    P, Q = (torch.linalg.qr(torch.randn(k, 3, generator=generator, dtype=torch.float64)).Q for k in (9, 7))
+    lora = LoRA((LoRALayer.pair("a", P * torch.tensor(values), Q),), "synthetic")
+    one, other = canonical(lora).layers[0], canonical(turned(lora, 1)).layers[0]
+    torch.testing.assert_close(one.U, other.U, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one.V, other.V, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one.delta(torch.float64), lora.layers[0].delta(torch.float64), rtol=1e-5, atol=1e-6)
+
+
+def test_the_canonical_copy_of_other_parametrisations() -> None:
+    U, V = (torch.randn(2, k, 2, generator=torch.Generator().manual_seed(k)) for k in (7, 6))
+    product = LoRALayer("a", Hadamard(LowRank(U[0], V[0]), LowRank(U[1], V[1])), 0.5)
+    dora = LoRALayer("b", Magnitude(LowRank(U[0], V[0]), torch.ones(7)))
+    made = canonical(LoRA((product, dora), "synthetic"))
+    for before, after in zip((product, dora), made.layers, strict=True):
+        torch.testing.assert_close(after.delta(), before.delta(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(made["b"].magnitude, torch.ones(7))  # type: ignore[arg-type]  # there, as it was before
+    zero = canonical(LoRA((LoRALayer.pair("a", torch.zeros(5, 2), torch.ones(4, 2)),), "synthetic"))
+    assert zero.ranks == (1,) and not zero.layers[0].delta().any()
+    with pytest.raises(LoRAFormatError, match="pair for each expert"):
+        canonical(LoRA((LoRALayer("a", Experts(U, V)),), "synthetic"))
+
+
+def test_the_commands_say_what_was_lost_and_what_sees_the_gauge(tmp_path: Path) -> None:
+    one = random_lora([("model.a", 9, 8, 2), ("model.b", 7, 9, 2)], 3, torch.float32)
+    two = random_lora([("model.a", 9, 8, 2), ("model.b", 7, 9, 2)], 4, torch.float32)
+    for name, lora in (("one", one), ("copy", turned(one, 1)), ("two", two)):
+        write(lora, tmp_path / name, "PEFT", torch.float32)
+    number = ("--dtype", "float32")
+
+    def merged(method: str, first: str, *more: object) -> Any:
+        out = ("--method", method, *number, "--out", tmp_path / method / first, "--force")
+        return output("merge", tmp_path / first, tmp_path / "two", *more, *out)
+
+    def moved(method: str) -> float:
+        return gap(*(read(tmp_path / method / name) for name in ("one", "copy")))
+
+    rows = {(method, first): merged(method, first) for method in ("knots", "linear") for first in ("one", "copy")}
+    assert rows["knots", "one"]["invariant"] and moved("knots") < 1e-5
+    assert not rows["linear", "one"]["invariant"] and moved("linear") > 0.1
+    assert rows["linear", "one"]["from the sum"] > 0.1
+    mean = merged("sum", "one", "--mean", "--rank", 2)
+    assert mean["lost"] == pytest.approx(mean["from the sum"], abs=1e-5) and mean["lost"] > 0.1
+    output("canonical", tmp_path / "one", tmp_path / "copy", "--out", tmp_path / "same")
+    for a, b in zip(*(read(tmp_path / "same" / name).layers for name in ("one", "copy")), strict=True):
+        torch.testing.assert_close(a.U, b.U, rtol=1e-4, atol=1e-4)
+    assert output("compress", tmp_path / "one", "--rank", 1, "--out", tmp_path / "small")["written"][0]["rank"] == "1"
+
+
+def test_the_command_line_offers_every_method() -> None:
+    assert [way.value for way in Way] == [method.value for method in Method]
