@@ -178,7 +178,7 @@ def test_the_cut_mean_is_nearest_to_all(seed: int, count: int, rank: int) -> Non
     def far(X: Tensor) -> float:
         return sum(float((lora.layers[0].delta(torch.float64) - X).square().sum()) for lora in loras)
 
-    mean = sum(lora.layers[0].delta(torch.float64) for lora in loras) / count
+    mean = torch.stack([lora.layers[0].delta(torch.float64) for lora in loras]).mean(0)
     spread = far(mean) + count * (merged.lost * float(mean.norm())) ** 2
     assert far(mine.delta(torch.float64)) == pytest.approx(spread, rel=1e-5)
     generator = torch.Generator().manual_seed(seed)

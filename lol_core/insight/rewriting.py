@@ -33,10 +33,9 @@ class Resized:
             for layer in lora.layers
         ]
         errors = tuple(error for _, error in pairs)
-        sizes = norms
-        if sizes is None:
-            sizes = [size(layer) for layer in lora.layers] if any(errors) else [0.0] * len(errors)
-        return cls.after(replace(lora, layers=tuple(layer for layer, _ in pairs)), errors, sizes)
+        if norms is None:
+            norms = np.array([size(layer) for layer in lora.layers]) if any(errors) else np.zeros(len(errors))
+        return cls.after(replace(lora, layers=tuple(layer for layer, _ in pairs)), errors, norms)
 
     @classmethod
     def after(cls, lora: LoRA, errors: Sequence[float], sizes: Sequence[float] | np.ndarray) -> Resized:
