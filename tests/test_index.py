@@ -24,6 +24,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.index import Index
 from lol_core.collections.page import Filters, Order
 from lol_core.collections.schema import Row
+from lol_core.collections.served import Roots
 from lol_core.collections.walk import Candidate, candidates
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter, Stopped
@@ -297,6 +298,8 @@ def test_a_hubs_cache_has_each_lora_once_under_its_repository(tmp_path: Path) ->
     assert list(zoo.names.values()) == ["some/style-lora"]
     assert zoo.path(zoo.ids[0]).resolve() == repository / "blobs" / "blob1"
     assert len(zoo.load(zoo.ids[0]).layers) == 3
+    others = Roots.named([f"hub={tmp_path}"]).open("zoo://hub")
+    assert others.ids == zoo.ids and not others.refused and len(others.load(zoo.ids[0]).layers) == 3
     (repository / "refs" / "main").write_text("gone")
     os.utime(repository / "snapshots" / "old", (3e9, 3e9))
     assert Zoo.open(tmp_path).path(zoo.ids[0]).resolve() == repository / "blobs" / "blob0"

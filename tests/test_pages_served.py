@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from ui import access as policy
 from ui import visitors
 from ui.access import Limits, Served, access
 from ui.jobs import Job, sentence
+from ui.turns import Turns
 
 __all__ = ["hub"]
 
@@ -221,6 +223,41 @@ def test_long_and_many_jobs_end_with_a_sentence(served: Path, monkeypatch: pytes
     again = Job(lambda reporter: 3, None).start()
     again.wait(PATIENCE)
     assert again.result == 3 and again.error is None
+
+
+def test_one_with_much_to_do_holds_up_nobody_for_longer_than_a_turn() -> None:
+    turns, order = Turns(), list[str]()
+    assert turns.take("somebody")
+
+    def work(visitor: str) -> None:
+        assert turns.take(visitor)
+        order.append(visitor)
+        turns.give()
+
+    threads = []
+    for visitor in ("a", "a", "a", "b", "c", "b"):
+        threads.append(threading.Thread(target=work, args=(visitor,), daemon=True))
+        threads[-1].start()
+        until(lambda: len(turns.waiting) == len(threads), "its place in the queue")
+    assert not turns.take("gone", stopping=lambda: True) and len(turns.waiting) == 6
+    turns.give()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert order == ["a", "b", "c", "a", "b", "a"]
+
+
+def test_one_visitor_cannot_fill_the_queue(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOL_JOBS", "6")
+    jobs = [Job(endless, None).start() for _ in range(3)]
+    other = Job(endless, None)
+    other.visitor = "another"
+    try:
+        assert [job.running for job in jobs] == [True, True, False] and "for you already" in str(jobs[2].error)
+        assert other.start().running
+    finally:
+        for job in (*jobs, other):
+            job.stop()
+            job.wait(PATIENCE)
 
 
 def test_what_went_wrong_is_told_without_the_place_where(

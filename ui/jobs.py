@@ -1,4 +1,4 @@
-"""Long work beside the page: a thread that never touches streamlit, watched by a fragment. Jobs of all sessions take
+"""Long work beside the page: a thread that never touches streamlit, watched by a fragment. Jobs of all visitors take
 turns, but for those that are light.
 """
 
@@ -11,11 +11,16 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import LoLError
 from ui.access import access
+from ui.turns import Turns
 
-ONE_AT_A_TIME = threading.Semaphore(1)
+TURNS = Turns()
+SHARE = 3
+"""One visitor has at most this part of the jobs that a server takes on."""
 _COUNTING = threading.Lock()
 _ALIVE: WeakSet[Job[Any, Any]] = WeakSet()
 Subject = TypeVar("Subject")
@@ -34,14 +39,21 @@ class Job(Generic[Subject, Result]):
         self.error: str | None = None
         self.started = time.monotonic()
         self.limits = access().limits
+        context = get_script_run_ctx()
+        self.visitor = "" if context is None else context.session_id
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> Job[Subject, Result]:
         """Begin, unless this server has too much to do already."""
         with _COUNTING:
-            if sum(job.running for job in _ALIVE if job.takes_turns is self.takes_turns) >= self.limits.jobs:
+            alike = [job for job in _ALIVE if job.running and job.takes_turns is self.takes_turns]
+            own = sum(job.visitor == self.visitor for job in alike)
+            if len(alike) >= self.limits.jobs:
                 self.error = "This server has as much to do as it takes on. Try again in some minutes."
+                return self
+            if own >= max(1, self.limits.jobs / SHARE):
+                self.error = "It does as much for you already as for one visitor at a time. Wait for what runs."
                 return self
             _ALIVE.add(self)
             self._thread.start()
@@ -80,9 +92,8 @@ class Job(Generic[Subject, Result]):
         return self.stopping
 
     def _run(self) -> None:
-        while self.takes_turns and not ONE_AT_A_TIME.acquire(timeout=0.5):
-            if self.stopping:
-                return
+        if self.takes_turns and not TURNS.take(self.visitor, self._stop.is_set):
+            return
         try:
             self.started, self.progress = time.monotonic(), Progress("Starting", 0.0)
             self.result = self.work(Reporter(self._update, self._must_stop))
@@ -92,7 +103,7 @@ class Job(Generic[Subject, Result]):
             self.error = sentence(error)
         finally:
             if self.takes_turns:
-                ONE_AT_A_TIME.release()
+                TURNS.give()
 
 
 def sentence(error: Exception) -> str:

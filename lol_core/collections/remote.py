@@ -24,6 +24,7 @@ from lol_core.errors import ZooError
 from lol_core.formats import SUFFIXES
 
 _PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([^/?#]+)(?:/([^/?#]+))?(.*)")
+WRAPPERS = ("zip://", "tar://", "libarchive://")
 _WITHIN = re.compile(r"/(?:tree|blob|resolve)/([^/?#]+)(/[^?#]*)?")
 
 
@@ -139,9 +140,12 @@ def _archived(blob: Blob, name: str) -> Listing:
 def _listed(address: str, path: str) -> Listing:
     from fsspec.core import url_to_fs
 
-    if "::" in address:  # which fsspec reads as one file system within another; its files have no URLs of their own
+    outer, _, inner = address.rpartition("::")
+    if outer or address.startswith(WRAPPERS):  # for fsspec one file system within another, whose files have no URLs
         raise ZooError(
-            f"{address}: addresses within addresses are not opened. Open {address.rpartition('::')[2]} itself."
+            f"{address}: addresses within addresses are not opened. Open {inner.partition('://')[2] or inner} itself."
+            if inner.startswith(WRAPPERS)
+            else f"{address}: addresses within addresses are not opened. Open {inner} itself."
         )
     try:
         system, root = url_to_fs(address)

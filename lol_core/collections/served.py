@@ -22,6 +22,7 @@ from lol_core.collections.names import named_place
 from lol_core.collections.remote import of_page
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
+from lol_core.collections.walk import joined, looked_into
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError, needing
 
@@ -127,27 +128,35 @@ class Roots:
 
     def _listing(self, place: Path, cache: Path | None, reporter: Reporter) -> Listing:
         """The files of a folder, or the members of an archive, of a named place. Links to files within the place are
-        followed, others refused, and links to folders not looked into. A folder that cannot be read is there with its
-        reason.
+        followed, others refused, and links to folders not looked into. Of a hub's cache and of a folder that cannot be
+        read there is what `walk.candidates` has.
         """
         if place.is_file():
             return archive.list_archive(place, cache, reporter)
         root = next(root for root in self.places.values() if place.is_relative_to(root))
         files: dict[str, ServedFile] = {}
         refused: dict[str, str] = {}
-
-        def unreadable(error: OSError) -> None:
-            id = Path(error.filename).relative_to(place).as_posix()
-            refused[f"{id}/"] = f"The folder cannot be read: {error.strerror}. Nothing in it is part of the collection."
-
-        for folder, _, names in os.walk(place, onerror=unreadable):
+        waiting = [("", "")]
+        while waiting:
             reporter.check("Nothing was read yet.")
-            for name in names:
-                path = Path(folder) / name
-                id = path.relative_to(place).as_posix()
-                if path.is_symlink() and not is_within(path, root):
-                    refused[id] = LEADS_OUT
+            below, id = waiting.pop()
+            before = f"{below}/" if below else ""
+            if not is_within(place / below, root):  # a snapshot that is a link
+                continue
+            try:
+                with os.scandir(place / below) as listing:
+                    entries = list(listing)
+            except OSError as error:
+                reason = f"{error.strerror}. Nothing in it is part of the collection."
+                refused[f"{id or '.'}/"] = f"The folder cannot be read: {reason}"
+                continue
+            for entry in entries:
+                path, own = Path(entry.path), joined(id, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting += looked_into(place, before, entry.name, id)
+                elif entry.is_symlink() and not is_within(path, root):
+                    refused[own] = LEADS_OUT
                 elif path.is_file():
                     known = LocalFile.of(path)
-                    files[id] = ServedFile(known.path, known.size, known.time, root)
+                    files[own] = ServedFile(known.path, known.size, known.time, root)
         return Listing(files, refused)

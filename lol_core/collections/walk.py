@@ -106,22 +106,14 @@ class _Walk:
             name = entry.name
             try:
                 if entry.is_symlink():
-                    self.links.append((before + name, _joined(id, name)))
+                    self.links.append((before + name, joined(id, name)))
                 elif entry.is_dir(follow_symlinks=False):
-                    subfolders += self.subfolder(before, name, id)
+                    subfolders += looked_into(self.root, before, name, id)
                 elif name.lower().endswith(SUFFIXES):
-                    self.file(before, name, _joined(id, name), entry.stat(), names)
+                    self.file(before, name, joined(id, name), entry.stat(), names)
             except OSError as error:
-                self.unreadable(before + name, _joined(id, name), error)
+                self.unreadable(before + name, joined(id, name), error)
         return subfolders
-
-    def subfolder(self, before: str, name: str, id: str) -> list[tuple[str, str]]:
-        """(place, id) of a folder to look into; of a hub's repository its snapshot, under the repository's name."""
-        if name == "huggingface" and before.endswith(".cache/"):
-            return []  # the hub's notes on what it downloaded beside them
-        if (hub := _HUB_REPOSITORY.fullmatch(name)) and (snapshot := self.snapshot(before + name)):
-            return [(snapshot, _joined(id, hub[1].replace("--", "/")))]
-        return [(before + name, _joined(id, name))]
 
     def file(self, before: str, name: str, id: str, status: os.stat_result, names: set[str]) -> None:
         """One file. before: its folder, with a slash; names: what of its folder bears on another file."""
@@ -162,19 +154,32 @@ class _Walk:
         reason = f"The file cannot be read: {error.strerror or error}."
         self.candidates.append(Candidate(id, place, -1, 0.0, reason=reason))
 
-    def snapshot(self, repository: str) -> str | None:
-        """The snapshot of a hub's repository that its main branch names, else the newest; None when it has none."""
-        snapshots = self.root / repository / "snapshots"
-        try:
-            commits = {path.name: path.stat().st_mtime for path in snapshots.iterdir()}
-            main = self.root / repository / "refs" / "main"
-            commit = main.read_text(encoding="ascii").strip() if main.is_file() else ""
-        except (OSError, ValueError):
-            return None
-        if not commits:
-            return None
-        chosen = commit if commit in commits else max(commits, key=lambda name: commits[name])
-        return f"{repository}/snapshots/{chosen}"
+
+def looked_into(root: Path, before: str, name: str, id: str) -> list[tuple[str, str]]:
+    """(place, id) of a subfolder where its files are to be looked for; of a hub's repository that is its snapshot,
+    under the repository's name. before: the path below the root of the folder it is in, with a slash; id: of that
+    folder.
+    """
+    if name == "huggingface" and before.endswith(".cache/"):
+        return []  # the hub's notes on what it downloaded beside them
+    if (hub := _HUB_REPOSITORY.fullmatch(name)) and (snapshot := _snapshot(root, before + name)):
+        return [(snapshot, joined(id, hub[1].replace("--", "/")))]
+    return [(before + name, joined(id, name))]
+
+
+def _snapshot(root: Path, repository: str) -> str | None:
+    """The snapshot of a hub's repository that its main branch names, else the newest; None when it has none."""
+    snapshots = root / repository / "snapshots"
+    try:
+        commits = {path.name: path.stat().st_mtime for path in snapshots.iterdir()}
+        main = root / repository / "refs" / "main"
+        commit = main.read_text(encoding="ascii").strip() if main.is_file() else ""
+    except (OSError, ValueError):
+        return None
+    if not commits:
+        return None
+    chosen = commit if commit in commits else max(commits, key=lambda name: commits[name])
+    return f"{repository}/snapshots/{chosen}"
 
 
 def _bears_on_another(name: str) -> bool:
@@ -201,6 +206,6 @@ def _mark(folder: Path, names: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(marks).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _joined(id: str, name: str) -> str:
+def joined(id: str, name: str) -> str:
     """The id of what is called `name` in the folder of that id."""
     return f"{id}/{printable(name)}" if id else printable(name)
