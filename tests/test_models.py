@@ -15,10 +15,10 @@ from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.groups import GL, O
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank, Magnitude
-from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_error
+from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_error, relative_change
 from lol_core.errors import ModelError
 from lol_core.learning.memory import check_memory, memory_needed
-from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model, modulewise
+from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, layers, make_model, modulewise
 from lol_core.learning.models.gl_net import GLNet, GLNetConfig, Reading
 from lol_core.learning.models.layers import (
     NONLINEARITIES,
@@ -288,24 +288,57 @@ def test_svd_sees_neither_sign_nor_direction() -> None:
     assert not torch.allclose(gl_net(batch), gl_net(flipped))
 
 
-def test_dora_magnitudes_are_features_of_every_model() -> None:
-    def with_magnitude(lora: LoRA, value: float) -> LoRA:
-        return LoRA(
-            tuple(
-                LoRALayer(y.name, Magnitude(LowRank(y.U, y.V), torch.full((y.n,), value, dtype=torch.float64)))
-                for y in lora.layers
-            )
-        )
+def with_magnitudes(lora: LoRA, seed: int) -> LoRA:
+    """DoRA's, as they are: norms of the base's rows that a fine-tune changed by a few percent."""
+    generator, rows = (torch.Generator().manual_seed(k) for k in (1000 + seed, 0))
 
-    base = [random_lora(seed=i) for i in range(3)]
-    one, two = ([with_magnitude(lora, value) for lora in base] for value in (1.0, 2.0))
-    spec = shared_spec(one)
-    first, second = stack(one, spec, torch.float64), stack(two, spec, torch.float64)
-    assert first.magnitudes is not None and first.magnitudes.shape == (3, sum(n for _, n, _, _ in SHAPES))
-    for name in {name for name, kind in MODELS.items() if not kind.memorizes}:
-        model = made(name, first)
-        assert not torch.allclose(model.embed(first), model.embed(second)), name
-    assert invariance_error(made("gl_net", first), first, GL, condition=100.0) <= 1e-9
+    def layer(y: LoRALayer) -> LoRALayer:
+        base = 5 + torch.rand(y.n, generator=rows, dtype=torch.float64)
+        vector = base * (1 + 0.01 * torch.randn(y.n, generator=generator, dtype=torch.float64))
+        return LoRALayer(y.name, Magnitude(LowRank(y.U, y.V), vector))
+
+    return LoRA(tuple(map(layer, lora.layers)))
+
+
+def test_dora_magnitudes_are_standardised_features_of_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    loras = [with_magnitudes(random_lora(seed=i), i) for i in range(6)]
+    spec = shared_spec(loras)
+    batch = stack(loras, spec, torch.float64)
+    assert batch.magnitudes is not None and batch.magnitudes.shape == (6, sum(n for _, n, _, _ in SHAPES))
+    other = replace(batch, magnitudes=batch.magnitudes * 1.01)
+    for name, kind in MODELS.items():
+        if kind.memorizes:
+            continue
+        model = made(name, batch).requires_grad_(False)
+        read = model.normalized(batch).magnitudes
+        assert read is not None
+        torch.testing.assert_close(read.mean(0), torch.zeros(read.shape[1]).double(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(read.std(0, correction=0), torch.ones(read.shape[1]).double(), atol=1e-3, rtol=0)
+        assert relative_change(model.embed(other), model.embed(batch)) > 1e-3, name
+        if kind.symmetry is not None:
+            assert invariance_error(model, batch, kind.symmetry, condition=100.0, trials=2) <= 1e-9, name
+    monkeypatch.setattr(layers, "WIDE", 0)
+    in_parts = made("gl_net", batch).requires_grad_(False)
+    assert relative_change(in_parts.embed(other), in_parts.embed(batch)) > 1e-3
+
+
+def test_a_magnitude_that_never_differs_is_read_by_its_share_and_not_by_its_rounding() -> None:
+    loras = [with_magnitudes(random_lora(seed=i), 0) for i in range(3)]
+    batch = stack(loras, shared_spec(loras))
+    assert batch.magnitudes is not None
+    read = made("svd", batch, torch.float32).normalized(replace(batch, magnitudes=1.1 * batch.magnitudes)).magnitudes
+    assert read is not None
+    torch.testing.assert_close(read, torch.full_like(read, 0.1))
+
+
+def test_a_checkpoint_from_before_magnitudes_were_standardised_reads_them_as_they_are() -> None:
+    loras = [with_magnitudes(random_lora(seed=i), i) for i in range(3)]
+    batch = stack(loras, shared_spec(loras))
+    kept = {name: value for name, value in made("gl_net", batch).state_dict().items() if "magnitude" not in name}
+    model = make_model("gl_net", batch.spec, 3, find_model("gl_net").configure(width=16, equivariant_width=4))
+    model.load_state_dict(kept)
+    read = model.normalized(batch).magnitudes
+    assert read is not None and batch.magnitudes is not None and torch.equal(read, batch.magnitudes)
 
 
 def test_dense_says_what_memory_it_needs() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, MutableMapping
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,10 @@ from lol_core.learning.models.layers import Head
 
 BYTES_PER_PARAMETER = 16
 """float32 weight, gradient and two Adam moments."""
+SAME = 1e-5
+"""Share by which a magnitude must differ among the training LoRAs to be divided by its deviation: below it is rounding,
+and the magnitude is divided by its mean.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class LoLModel(nn.Module):
     """A model of LoRAs: `forward(batch)` → (B, outputs), `embed(batch)` → (B, width), both invariant under the
     group that `symmetry` names.
 
-    Subclasses give `features(U, V)` → (B, k) of the (normalised) factors; DoRA magnitudes are appended to them
-    (appendix E).
+    Subclasses give `features(U, V)` → (B, k) of the (normalised) factors; DoRA magnitudes, which no group moves, are
+    appended to them (appendix E), each standardised by the training LoRAs: they are norms of the base's rows, of which
+    a fine-tune changes a few percent.
     """
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
@@ -92,6 +97,9 @@ class LoLModel(nn.Module):
         for g, (_, indices) in enumerate(spec.groups):
             self.register_buffer(f"u_scale_{g}", torch.ones(len(indices), 1, 1))
             self.register_buffer(f"v_scale_{g}", torch.ones(len(indices), 1, 1))
+        if spec.magnitudes:
+            self.register_buffer("magnitude_mean", torch.zeros(spec.magnitudes))
+            self.register_buffer("magnitude_scale", torch.ones(spec.magnitudes))
 
     @classmethod
     def configure(cls, **options: Any) -> ModelConfig:
@@ -132,6 +140,11 @@ class LoLModel(nn.Module):
         """Set what is taken from the training set before fitting: the scales of the inputs, and O-Align's
         templates. `sample`: training LoRAs.
         """
+        if sample.magnitudes is not None:
+            mean, std = sample.magnitudes.mean(0), sample.magnitudes.std(0, correction=0)
+            spread = torch.where(std > SAME * mean.abs(), std, mean.abs())
+            self.get_buffer("magnitude_mean").copy_(mean)
+            self.get_buffer("magnitude_scale").copy_(torch.where(spread > 0, 1 / spread, torch.ones_like(spread)))
         if not self.config.normalize:
             return
         for g in range(len(self.spec.groups)):
@@ -147,7 +160,12 @@ class LoLModel(nn.Module):
         raise NotImplementedError
 
     def normalized(self, batch: Batch) -> Batch:
-        """The batch as the features read it; the same one where nothing is normalised, whose scales are 1."""
+        """The batch as the features read it, magnitudes standardised; the same factors where nothing is normalised,
+        whose scales are 1.
+        """
+        if batch.magnitudes is not None:
+            centred = batch.magnitudes - self.get_buffer("magnitude_mean")
+            batch = replace(batch, magnitudes=centred * self.get_buffer("magnitude_scale"))
         if not self.config.normalize:
             return batch
         U = tuple(u * self.get_buffer(f"u_scale_{g}") for g, u in enumerate(batch.U))
@@ -166,7 +184,8 @@ class LoLModel(nn.Module):
     def described(self, batch: Batch) -> Tensor:
         """What the head reads of each LoRA: its features, and its DoRA magnitudes where it has them."""
         self.check_input(batch)
-        features = self.features(self.normalized(batch))
+        batch = self.normalized(batch)
+        features = self.features(batch)
         return features if batch.magnitudes is None else torch.cat([features, batch.magnitudes], 1)
 
     def embed(self, batch: Batch) -> Tensor:
@@ -175,6 +194,12 @@ class LoLModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.head.out(self.embed(batch))
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
+        """A checkpoint from before magnitudes were standardised reads them as it did then."""
+        for name in {"magnitude_mean", "magnitude_scale"} & dict(self.named_buffers(recurse=False)).keys():
+            state_dict.setdefault(prefix + name, self.get_buffer(name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def device(self) -> torch.device:

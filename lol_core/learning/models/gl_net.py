@@ -134,8 +134,9 @@ class GLNet(LoLModel):
         if not isinstance(self.head, Head) or not isinstance(self.head.latent[0], WideLinear):
             return super().embed(batch)
         self.check_input(batch)
+        batch = self.normalized(batch)
         magnitudes = [] if batch.magnitudes is None else [batch.magnitudes]
-        latent: Tensor = self.head.latent([*self.parts(self.normalized(batch)), *magnitudes])
+        latent: Tensor = self.head.latent([*self.parts(batch), *magnitudes])
         return latent
 
     def parts(self, batch: Batch) -> list[Tensor | Products]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any, ClassVar
 
 import torch
@@ -68,7 +68,7 @@ class NearestSpectra(LoLModel):
         nearest = torch.cdist(spectra.transpose(0, 1), self.known.to(spectra).transpose(0, 1)).argmin(-1)  # (L, B)
         return self.answers.to(spectra)[nearest].mean(0)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
         """How many LoRAs are known is not part of the specification, so the buffers take the size of what is
         loaded.
         """
