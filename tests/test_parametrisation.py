@@ -26,8 +26,9 @@ from lol_core.core.parametrisation import (
     Tucker,
     Whole,
 )
-from lol_core.core.symmetry import act, relative_change, sample_for
+from lol_core.core.symmetry import TOLERANCES, act, relative_change, sample_for
 from lol_core.errors import LoRAFormatError, ModelError
+from lol_core.formats.factors import block_diagonal
 from tests.builders import random_lora
 
 Draw = Callable[..., Tensor]
@@ -67,15 +68,18 @@ kinds = pytest.mark.parametrize("name", BUILDERS)
 few = settings(max_examples=15)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
 @kinds
 @few
 @given(seed=st.integers(0, 500), kappa=st.floats(2, 100))
-def test_its_group_leaves_the_update_alone_and_moves_the_factors(name: str, seed: int, kappa: float) -> None:
-    before = made(name, seed)
-    R = before.group.sample(condition=kappa, generator=torch.Generator().manual_seed(seed))
+def test_its_group_leaves_the_update_alone_and_moves_the_factors(
+    name: str, dtype: torch.dtype, seed: int, kappa: float
+) -> None:
+    before = made(name, seed, dtype)
+    R = before.group.sample(condition=kappa, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     assert before.group.contains(R)
     after = before.act(R)
-    assert relative_change(after.delta(torch.float64), before.delta(torch.float64)) <= 1e-9
+    assert relative_change(after.delta(torch.float64), before.delta(torch.float64)) <= TOLERANCES[dtype]
     still = [key for key, slot in after.slots.items() if torch.equal(slot, before.slots[key])]
     assert still == (["magnitude"] if isinstance(before, Magnitude) else [])
 
@@ -127,24 +131,40 @@ def test_what_models_read_is_known_without_multiplying(name: str) -> None:
     assert of.parameters == sum(slot.numel() for slot in of.slots.values())
 
 
-LARGER: dict[str, Callable[[Draw], Parametrisation]] = {
-    "low rank": lambda draw: low_rank(draw, 7, 6, 2),
-    "Tucker": lambda draw: Tucker(draw(6, 2), draw(2, 3, 3, 3), draw(4, 3)),
-    "LoHa": lambda draw: Hadamard(low_rank(draw, 11, 11, 2), low_rank(draw, 11, 11, 2)),
-    "LoHa with cores": lambda draw: Hadamard(
-        Tucker(draw(8, 2), draw(2, 2, 3, 3), draw(9, 2)), Tucker(draw(8, 2), draw(2, 2, 3, 3), draw(9, 2))
-    ),
-    "LoKr": lambda draw: Kronecker(Whole(draw(3, 2)), Whole(draw(4, 5))),
-    "LoKr, factorised": lambda draw: Kronecker(low_rank(draw, 4, 3, 2), low_rank(draw, 4, 5, 2)),
-    "LoKr with a core": lambda draw: Kronecker(Whole(draw(2, 2)), Tucker(draw(6, 2), draw(2, 3, 3, 3), draw(4, 3))),
-    "experts": lambda draw: Experts(draw(3, 5, 2), draw(3, 4, 2)),
+def conv_of(draw: Draw, n: int, m: int, r: int) -> LowRank:
+    return LowRank(draw(n, r), draw(m * 9, r), (n, m, 3, 3), Kind.CONV)
+
+
+def tucker_of(draw: Draw, n: int, m: int, r1: int, r2: int) -> Tucker:
+    return Tucker(draw(n, r1), draw(r1, r2, 3, 3), draw(m, r2))
+
+
+def merged(draw: Draw, parts: int, n: int, m: int, r: int) -> LowRank:
+    """A MergedLinear as it is read: a pair for each part of a projection, whose up factors stand block-diagonal."""
+    return LowRank(block_diagonal([draw(n, r) for _ in range(parts)]), torch.cat([draw(m, r) for _ in range(parts)], 1))
+
+
+LARGER: dict[str, Callable[[Draw, int], Parametrisation]] = {
+    "low rank": lambda draw, k: low_rank(draw, 7, 6 + k, 2 + k),
+    "convolution": lambda draw, k: conv_of(draw, 5 + k, 3, 2 + k),
+    "embedding": lambda draw, k: LowRank(draw(9, 2 + k), draw(4, 2 + k), kind=Kind.EMBEDDING),
+    "Tucker": lambda draw, k: tucker_of(draw, 6, 4 + k, 2, 3 + k),
+    "LoHa": lambda draw, k: Hadamard(low_rank(draw, 11, 10 + k, 2), low_rank(draw, 11, 10 + k, 2 - k)),
+    "LoHa with cores": lambda draw, k: Hadamard(tucker_of(draw, 8, 9, 2, 2), tucker_of(draw, 8, 9, 2 - k, 2)),
+    "LoKr": lambda draw, k: Kronecker(Whole(draw(3, 2 + k)), Whole(draw(4, 5))),
+    "LoKr, factorised": lambda draw, k: Kronecker(low_rank(draw, 4, 3, 2), low_rank(draw, 4, 5, 2 + k)),
+    "LoKr with a core": lambda draw, k: Kronecker(Whole(draw(2, 2)), tucker_of(draw, 6, 4, 2, 3 - k)),
+    "experts": lambda draw, k: Experts(draw(3 + k, 5, 2), draw(3 + k, 4, 2)),
+    "merged projections": lambda draw, k: merged(draw, 3, 4, 6, 1 + k),
+    "DoRA": lambda draw, k: Magnitude(low_rank(draw, 7, 6, 2 + k), torch.ones(7)),
 }
-"""Of sizes at which ΔW leaves its factors no freedom besides the group."""
+"""Of sizes at which ΔW leaves its factors no freedom besides the group; two shapes each, k = 0 and 1."""
 
 
+@pytest.mark.parametrize("k", [0, 1])
 @pytest.mark.parametrize("name", LARGER)
-def test_the_group_is_all_that_leaves_the_update_alone(name: str) -> None:
-    """The directions in which the slots may move while ΔW stays, to first order, are as many as the orbit has
+def test_the_group_is_all_that_leaves_the_update_alone(name: str, k: int) -> None:
+    """The directions in which the stored numbers may move while ΔW stays, to first order, are as many as the orbit has
     dimensions: no larger connected group acts.
     """
     generator = torch.Generator().manual_seed(0)
@@ -154,19 +174,39 @@ def test_the_group_is_all_that_leaves_the_update_alone(name: str) -> None:
         drawn.append(torch.randn(*shape, generator=generator, dtype=torch.float64))
         return drawn[-1]
 
-    of = LARGER[name](draw)
+    of = LARGER[name](draw, k)
     shapes = [slot.shape for slot in drawn]
 
     def update(flat: Tensor) -> Tensor:
         slots = iter(
             part.reshape(shape) for part, shape in zip(flat.split(list(map(prod, shapes))), shapes, strict=True)
         )
-        return LARGER[name](lambda *shape: next(slots)).delta(torch.float64).flatten()
+        return LARGER[name](lambda *shape: next(slots), k).delta(torch.float64).flatten()
 
     jacobian = torch.autograd.functional.jacobian(update, torch.cat([slot.flatten() for slot in drawn]))
-    assert len(drawn) == len(of.slots) and jacobian.shape[1] == of.parameters
-    rank = int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
-    assert of.parameters - rank == of.orbit_dimension
+    nullity = jacobian.shape[1] - int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
+    if name == "merged projections":  # of the numbers in the file: GL(r) of each part, not GL(3 r) of the pair
+        assert nullity == 3 * (1 + k) ** 2 < of.orbit_dimension
+        return
+    assert jacobian.shape[1] == of.parameters - (7 if name == "DoRA" else 0)
+    assert nullity == of.orbit_dimension
+
+
+def test_merged_projections_are_moved_part_by_part() -> None:
+    """What acts on a MergedLinear's file is a subgroup of what acts on the pair as it is read."""
+    generator = torch.Generator().manual_seed(0)
+    before = merged(lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64), 3, 4, 6, 2)
+    R = block_diagonal(list(GL.sample(2, count=(3,), generator=generator)))
+    after = before.act([R])
+    assert relative_change(after.delta(torch.float64), before.delta(torch.float64)) <= 1e-9
+    assert torch.equal(after.U != 0, before.U != 0) and not torch.allclose(after.U, before.U)
+
+
+def test_the_products_of_a_loha_may_change_places() -> None:
+    """The one element besides its connected group, where both have one rank (docs/mathematics.md)."""
+    before = made("LoHa with cores", 0)
+    assert isinstance(before, Hadamard)
+    torch.testing.assert_close(Hadamard(before.second, before.first).delta(), before.delta())
 
 
 def test_factors_that_do_not_fit_are_refused_with_their_shapes() -> None:

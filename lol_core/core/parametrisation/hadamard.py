@@ -24,7 +24,8 @@ class Hadamard(Parametrisation):
 
     Each product has its own group, and whatever scales one product along an axis of the weight cancels against the
     inverse in the other: GL(r₁) × GL(r₂) × scalings of the n rows × of the m columns, and with cores, whose products
-    have two groups each, × scalings of the kernel's positions.
+    have two groups each, × scalings of the kernel's positions. In general position nothing else leaves ΔW alone but the
+    exchange of the products, where their ranks are equal (the proof stands in docs/mathematics.md).
     """
 
     first: LowRank | Tucker
