@@ -206,6 +206,25 @@ def test_compare_tells_the_same_function_from_another(tmp_path: Path) -> None:
     )
 
 
+def test_forms_of_one_lora_are_told_to_be_the_same(tmp_path: Path) -> None:
+    one, other = diffusion_lora(1, (2, 3), 0.5), diffusion_lora(2, (2, 3), 0.5)
+    write(one, tmp_path / "a.safetensors", "diffusers", torch.float32)
+    write(one, tmp_path / "b.safetensors", "kohya", torch.float32)
+    write(other, tmp_path / "c.safetensors", "kohya", torch.float32)
+    report = output("compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert report["same function"] and report["shared modules"] == len(one.layers)
+    assert [row["module"] for row in report["modules"]] == list(read(tmp_path / "a.safetensors").names)
+    assert not output("compare", tmp_path / "a.safetensors", tmp_path / "c.safetensors")["same function"]
+    (group,) = output("duplicates", tmp_path)["groups"]
+    assert {row["path"] for row in group} == {"a.safetensors", "b.safetensors"}
+    closest = output("nearest", tmp_path, "b")["nearest"]
+    assert closest[0]["lora"] == "a.safetensors" and closest[0]["cosine"] == pytest.approx(1)
+    assert abs(closest[1]["cosine"]) < 0.9
+    alien = random_lora([("model.layers.0.q", 6, 5, 2)], 0)
+    with pytest.raises(LoRAFormatError, match="no module is adapted by both"):
+        merge([alien, read(tmp_path / "b.safetensors")], [1, 1])
+
+
 def test_nearest_ranks_by_the_update(tmp_path: Path) -> None:
     own, far = random_lora(seed=1, dtype=torch.float32), random_lora(seed=2, dtype=torch.float32)
     for name, share in (("own", 0.0), ("close", 0.1), ("farther", 0.6)):

@@ -224,7 +224,7 @@ def test_processes_read_what_one_reads(folder: Path) -> None:
     zoo = Zoo.open(folder)
     alone = Surveys(zoo).complete()
     with sqlite3.connect(Surveys(zoo).path) as connection:
-        connection.execute("DELETE FROM surveys_3")
+        connection.execute("DELETE FROM surveys_4")
     together = Surveys(zoo).complete(workers=2)
     assert together.keys() == alone.keys()
     for id, own in alone.items():

@@ -61,10 +61,9 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
         return _mlx_names(lora)
     if form == "PEFT" and len({layer.magnitude is None for layer in lora.layers}) > 1:
         raise LoRAFormatError("Some modules have a DoRA magnitude and some have none; PEFT's form has one setting.")
-    flattened = all(_FLATTENED.match(name) for name in lora.names)
     if form == "kohya":
-        names = {name: name if flattened else _flatten(name) for name in lora.names}
-    elif flattened:
+        names = {name: flattened(name) for name in lora.names}
+    elif all(_FLATTENED.match(name) for name in lora.names):
         raise LoRAFormatError(
             f"Module names such as {lora.names[0]} are flattened with underscores, which cannot be undone with"
             " certainty. Choose kohya."
@@ -94,7 +93,10 @@ def _mlx_names(lora: LoRA) -> dict[str, str]:
     return {name: name for name in lora.names}
 
 
-def _flatten(name: str) -> str:
+def flattened(name: str) -> str:
+    """The name that kohya gives a module. Raises LoRAFormatError for one of no diffusion model."""
+    if _FLATTENED.match(name):
+        return name
     component, _, rest = name.partition(".")
     if component not in KOHYA_PREFIXES:
         component, rest = "unet", name

@@ -13,6 +13,7 @@ from lol_core.core.geometry import distance, effective_rank, inner_product, norm
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.insight.duplicates import SAME
+from lol_core.insight.naming import commonly_named
 from lol_core.insight.order import natural
 
 TINY = 1e-30
@@ -72,8 +73,8 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two LoRAs. table: by module that both adapt in the same shape, columns ‖ΔW₁‖, ‖ΔW₂‖, ⟨ΔW₁, ΔW₂⟩, ‖ΔW₁ − ΔW₂‖ and
-    cosine; same: whether they are the same function.
+    """Two LoRAs. table: by module of the first that both adapt in the same shape, under whatever names, columns ‖ΔW₁‖,
+    ‖ΔW₂‖, ⟨ΔW₁, ΔW₂⟩, ‖ΔW₁ − ΔW₂‖ and cosine; same: whether they are the same function.
     """
 
     table: pd.DataFrame
@@ -82,17 +83,18 @@ class Comparison:
     @classmethod
     def of(cls, first: LoRA, second: LoRA) -> Comparison:
         rows = {}
-        for layer in first.layers:
-            if layer.name in second.names:
-                other = second[layer.name]
+        one, two = commonly_named([first, second])
+        for name, layer in zip(first.names, one.layers, strict=True):
+            if layer.name in two.names:
+                other = two[layer.name]
                 try:
                     numbers = inner_product(layer, other), distance(layer, other)
                 except LoLError:
                     continue
-                rows[layer.name] = (norm(layer), norm(other), *numbers)
+                rows[name] = (norm(layer), norm(other), *numbers)
         table = pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW₁‖", "‖ΔW₂‖", "⟨ΔW₁, ΔW₂⟩", "‖ΔW₁ − ΔW₂‖"])
         table["cosine"] = table["⟨ΔW₁, ΔW₂⟩"] / (table["‖ΔW₁‖"] * table["‖ΔW₂‖"]).clip(lower=TINY)
-        return cls(table, same_function(first, second, SAME))
+        return cls(table, same_function(one, two, SAME))
 
     def _size(self, column: str) -> float:
         return float(np.sqrt((self.table[column] ** 2).sum()))

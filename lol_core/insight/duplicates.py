@@ -10,6 +10,7 @@ import pandas as pd
 from lol_core.collections.source import Source
 from lol_core.core.geometry import same_function
 from lol_core.core.progress import SILENT, Reporter
+from lol_core.insight.naming import commonly_named
 from lol_core.insight.neighbours import BLOCK, within
 from lol_core.insight.survey import Survey
 
@@ -26,7 +27,7 @@ def duplicates(
     tolerance: float = SAME,
     reporter: Reporter = SILENT,
 ) -> pd.DataFrame:
-    """LoRAs that are the same function, whatever their file, factors, dtype or padded rank: a row for each, with
+    """LoRAs that are the same function, whatever their file, names, factors, dtype or padded rank: a row for each, with
     columns group, lora, identical.
 
     Equal content is the same function; among different contents sketches find the candidates, and
@@ -48,7 +49,8 @@ def duplicates(
         if i % BLOCK == 0:
             reporter.count("Comparing updates: LoRA", i, len(contents))
         for j in np.unique(root[near[near < i]]):
-            if same_function(load(contents["lora"][j]), load(id), tolerance):
+            one, other = commonly_named([load(contents["lora"][j]), load(id)])
+            if same_function(one, other, tolerance):
                 root[i] = j
                 break
     table["group"] = table["digest"].map(dict(zip(contents["digest"], root, strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 import torch
@@ -16,7 +16,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ModelError
-from lol_core.formats.writing import names_in
+from lol_core.insight.naming import commonly_named
 from lol_core.insight.rewriting import Resized, size
 
 
@@ -284,14 +284,11 @@ def _shape(layer: LoRALayer) -> str:
 
 
 def _of_one_naming(loras: Sequence[LoRA]) -> list[LoRA]:
-    """The LoRAs as they are when they are of one dialect or share a module's name with the first, else all under
-    kohya's flattened names.
-    """
-    if len({lora.dialect for lora in loras}) == 1 or all(set(lora.names) & set(loras[0].names) for lora in loras):
-        return list(loras)
-    renamed = []
-    for lora in loras:
-        names = names_in("kohya", lora)
-        layers = tuple(replace(layer, name=names[layer.name]) for layer in lora.layers)
-        renamed.append(replace(lora, dialect="kohya", layers=layers))
-    return renamed
+    first, *others = named = commonly_named(loras)
+    for lora in others:
+        if lora.dialect != first.dialect and not set(lora.names) & set(first.names):
+            raise LoRAFormatError(
+                f"{first.names[0]} in {first.dialect} and {lora.names[0]} in {lora.dialect}: no module is adapted by"
+                " both. They belong to different base models."
+            )
+    return named

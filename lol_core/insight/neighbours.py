@@ -13,6 +13,7 @@ import torch
 
 from lol_core.collections.source import Source
 from lol_core.core.geometry import inner_product
+from lol_core.insight.naming import commonly_named
 from lol_core.insight.survey import Survey
 
 MANY = 20_000
@@ -60,9 +61,9 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, ca
     lora = zoo.load(id)
     rows = {}
     for i in np.argsort(gaps)[:candidates]:
-        other = zoo.load(others[i])
+        one, other = commonly_named([lora, zoo.load(others[i])])
         product = 0.0
-        for layer in lora.layers:
+        for layer in one.layers:
             if layer.name in other.names and (other[layer.name].n, other[layer.name].m) == (layer.n, layer.m):
                 product += inner_product(layer, other[layer.name])
         a, b = own.norm, surveys[others[i]].norm

@@ -14,6 +14,7 @@ from torch import Tensor
 from lol_core.core.geometry import effective_rank, spectrum
 from lol_core.core.lora import LoRA, bounds
 from lol_core.core.parametrisation import LowRank
+from lol_core.insight.naming import common_name
 
 SKETCH = 48
 """Numbers of a sketch."""
@@ -52,8 +53,8 @@ def _projection(side: str, length: int, size: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _signs(modules: tuple[str, ...], size: int) -> Tensor:
-    """±1 for each module and number of a sketch, drawn from the module's name: (L, size)."""
-    bits = b"".join(hashlib.shake_128(module.encode()).digest(size) for module in modules)
+    """±1 for each module and number of a sketch, drawn from the module's common name: (L, size)."""
+    bits = b"".join(hashlib.shake_128(common_name(module).encode()).digest(size) for module in modules)
     return torch.frombuffer(bytearray(bits), dtype=torch.uint8).bitwise_and(1).float().mul(2).sub(1).view(-1, size)
 
 
@@ -127,7 +128,7 @@ def _sketch(products: _Products) -> np.ndarray:
 
 def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
     """A random linear image of all ΔW, (size,): s_j = Σ_modules ε_j gᵀ ΔW h with fixed Gaussian g and h for each length
-    of a side, and signs ε drawn from the module's name.
+    of a side, and signs ε drawn from the module's name, the same for all forms of a file.
 
     It depends on ΔW alone, not on the factors; the mean of s_j² is ‖ΔW‖² in expectation, and as the map is linear
     ‖s_a − s_b‖ / √size estimates ‖ΔW_a − ΔW_b‖, with a relative standard error of about √(3 / size) at most

@@ -35,7 +35,7 @@ class Surveys:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=30)
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS surveys_3 (digest PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
+            "CREATE TABLE IF NOT EXISTS surveys_4 (digest PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
         )
         return connection
 
@@ -43,7 +43,7 @@ class Surveys:
         """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
         connection = self._connect()
         try:
-            return int(connection.execute("SELECT COUNT(*) FROM surveys_3").fetchone()[0])
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_4").fetchone()[0])
         finally:
             connection.close()
 
@@ -54,7 +54,7 @@ class Surveys:
             rows = {
                 row[0]: row[1:]
                 for row in connection.execute(
-                    "SELECT digest, norms, effective_ranks, sketch, range, problem FROM surveys_3"
+                    "SELECT digest, norms, effective_ranks, sketch, range, problem FROM surveys_4"
                 )
             }
         finally:
@@ -91,7 +91,7 @@ class Surveys:
                         continue
                     surveys[id] = result
                     connection.execute(
-                        "INSERT OR REPLACE INTO surveys_3 VALUES (?, ?, ?, ?, ?, ?)", (digest_of[id], *_to_row(result))
+                        "INSERT OR REPLACE INTO surveys_4 VALUES (?, ?, ?, ?, ?, ?)", (digest_of[id], *_to_row(result))
                     )
                 done += len(chunk)
                 if time.monotonic() - saved > 1:  # not after each, which is slow, and not rarely: others wait meanwhile
