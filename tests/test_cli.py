@@ -93,7 +93,7 @@ def test_train_predict_and_invariance(model: str, zoo: Path, tmp_path: Path) -> 
     assert next(iter(alone["predictions"].values()))["size"] == pytest.approx(
         predictions["predictions"]["lora000/adapter_model.safetensors"]["size"], rel=1e-4
     )
-    for group, dtype in (("gl", "float32"), ("gl", "float64"), ("o", "float64")):
+    for group, dtype in (("gl", "float32"), ("gl", "float64"), ("o", "float64"), ("own", "float64")):
         told = output(
             "invariance",
             "--checkpoint",

@@ -97,6 +97,10 @@ def test_invariance_holds_for_gl_net_and_moves_the_mlp(synthetic_folder: Path) -
     test.session_state["invariance.dtype"] = "float64"
     test.run()
     assert not test.exception and verdicts() == {"MLP": "moves, as it may", "MLP + O-Align": "holds", "GL-net": "holds"}
+    test.session_state["invariance.group"] = "own"
+    test.run()
+    assert not test.exception and verdicts()["GL-net"] == "holds" and verdicts()["MLP"] == "moves, as it may"
+    assert any("numbers say nothing of ΔW" in caption.value for caption in test.caption)
 
 
 def test_the_best_checkpoint_of_a_training_run_is_named(tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ from lol_core.core.parametrisation import (
     Tucker,
     Whole,
 )
-from lol_core.core.symmetry import TOLERANCES, act, relative_change, sample_for
+from lol_core.core.symmetry import TOLERANCES, act, product_change, relative_change, sample_for, sample_own
 from lol_core.errors import LoRAFormatError, ModelError
 from lol_core.formats.factors import block_diagonal
+from lol_core.learning.models import find_model, make_model
 from tests.builders import random_lora
 
 Draw = Callable[..., Tensor]
@@ -82,6 +83,9 @@ def test_its_group_leaves_the_update_alone_and_moves_the_factors(
     assert relative_change(after.delta(torch.float64), before.delta(torch.float64)) <= TOLERANCES[dtype]
     still = [key for key, slot in after.slots.items() if torch.equal(slot, before.slots[key])]
     assert still == (["magnitude"] if isinstance(before, Magnitude) else [])
+    S, (U, V), (U2, V2) = before.on_pair(R), before.pair(), after.pair()
+    assert relative_change(U2, U @ S) <= TOLERANCES[dtype]
+    assert relative_change(V2, torch.linalg.solve(S, V.mT).mT) <= TOLERANCES[dtype]
 
 
 @kinds
@@ -296,6 +300,38 @@ def test_what_comes_back_is_the_same_function_after_an_action() -> None:
     for lora, own in zip(loras, unstack(moved, like=loras), strict=True):
         for x, y in zip(lora.layers, own.layers, strict=True):
             assert relative_change(y.delta(torch.float64).flatten(), x.delta(torch.float64).flatten()) <= 1e-9
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("model", ["svd", "dense", "gl_net"])
+def test_models_are_invariant_under_the_own_group_of_every_module(model: str, dtype: torch.dtype) -> None:
+    """One zoo that mixes every way to store an update: its files are moved, slot by slot, and read again."""
+    loras = mixed_loras(torch.float64)
+    spec = shared_spec(loras)
+    batch = stack(loras, spec, torch.float64).to(dtype=dtype)
+    torch.manual_seed(0)
+    net = make_model(model, spec, 2, find_model(model).configure(width=8))
+    net.prepare(batch.to(dtype=torch.float32), torch.Generator().manual_seed(0))
+    net = net.to(dtype).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    moved = [
+        lora.act({y.name: y.parametrisation.group.sample(condition=30.0, generator=generator) for y in lora.layers})
+        for lora in loras
+    ]
+    assert relative_change(net(stack(moved, spec, torch.float64).to(dtype=dtype)), net(batch)) <= TOLERANCES[dtype]
+    R = sample_own(loras, batch, condition=30.0, generator=torch.Generator().manual_seed(1))
+    again = act(R, batch)
+    assert relative_change(net(again), net(batch)) <= TOLERANCES[dtype]
+    assert product_change(again, batch) <= TOLERANCES[dtype] < relative_change(again.U[0], batch.U[0])
+
+
+def test_a_model_without_the_promise_is_moved_by_the_own_group() -> None:
+    loras = [LoRA((LoRALayer("x", made("LoHa", seed)),)) for seed in range(2)]
+    batch = stack(loras, shared_spec(loras))
+    torch.manual_seed(0)
+    net = make_model("mlp", batch.spec, 2).eval().requires_grad_(False)
+    R = sample_own(loras, batch, generator=torch.Generator().manual_seed(0))
+    assert relative_change(net(act(R, batch)), net(batch)) > 0.01
 
 
 def test_kronecker_products_of_other_factor_shapes_are_not_stacked() -> None:

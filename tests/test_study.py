@@ -7,7 +7,9 @@ import torch
 
 from lol_core.core.batch import WeightSpec
 from lol_core.core.groups import GL
-from lol_core.core.symmetry import act, sample_for
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import Hadamard, Kronecker, LowRank, Whole
+from lol_core.core.symmetry import act, sample_for, sample_own
 from lol_core.insight import invariance
 from lol_core.insight.invariance import Examined, Study
 from lol_core.learning.models import MODELS, make_model
@@ -42,3 +44,22 @@ def test_every_model_sees_the_lora_before_and_after_each_r(dtype: torch.dtype) -
             with torch.no_grad():
                 expected = [float(study.model(examined, dtype)(b)) for b in (batch, act(own, batch))]
             assert [*table.loc[examined.title, ["before R", "after R"]]] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_what_acts_on_the_file_is_named_module_by_module_and_can_be_drawn() -> None:
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        *(Hadamard(LowRank(draw(6, 2), draw(5, 2)), LowRank(draw(6, 2), draw(5, 2))) for _ in range(2)),
+        Kronecker(Whole(draw(2, 3)), Whole(draw(3, 2))),
+    ]
+    lora = LoRA(tuple(LoRALayer(name, part) for name, part in zip("abc", parts, strict=True)))
+    study = Study.of(lora, {}, {"mlp": MODELS["mlp"], "gl_net": MODELS["gl_net"]})
+    assert "GL(2) × GL(2) × scalings of 6 × scalings of 5 (2 modules: 36 of 88 numbers" in study.own_groups
+    assert "GL(1) (1 module: 1 of 12 numbers" in study.own_groups
+    R = sample_own([lora], study.start(torch.float64), generator=generator)
+    turned = study.turn(R, GL, torch.float64)
+    assert [*turned.table["verdict"]] == ["moves, as it may", "holds"]
+    assert turned.moved["ΔW"] <= 1e-12 < 0.1 < turned.moved["U"]

@@ -10,14 +10,14 @@ import streamlit as st
 import torch
 
 from lol_core.core.groups import GL, GROUPS, Group, named
-from lol_core.core.symmetry import given, sample_for
+from lol_core.core.symmetry import given, sample_for, sample_own
 from lol_core.insight.invariance import Study
 from ui.frame import need, needed
 from ui.keys import key
 
 Precision = Literal["float32", "float64"]
-HAND = "hand"
-TITLES = {group.key: group.title for group in GROUPS} | {HAND: "by hand"}
+HAND, OWN = "hand", "own"
+TITLES = {group.key: group.title for group in GROUPS} | {OWN: "what acts on the file", HAND: "by hand"}
 EDITABLE = 16
 """The largest rank whose R is edited by hand."""
 
@@ -57,8 +57,10 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, 
         bind="query-params",
         required=True,
     )
-    by_hand = choice == HAND
-    group = GL if by_hand else named(choice)
+    by_hand, own = choice == HAND, choice == OWN
+    group = GL if by_hand or own else named(choice)
+    if own:
+        st.caption(study.own_groups)
     sized, text = group.conditioned and not by_hand, "The condition number of R."
     label, bound = "κ(R) = 10^x", cast(Literal["query-params"], "query-params")
     exponent = st.slider(label, 0.0, 4.0, 1.0, 0.25, key=key("kappa"), bind=bound, disabled=not sized, help=text)
@@ -71,7 +73,7 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, 
         key=key("shared"),
         bind="query-params",
         required=True,
-        disabled=by_hand,
+        disabled=by_hand or own,
     )
     with b:
         precision = choose_precision("dtype", "float32")
@@ -81,9 +83,11 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, 
     text = "The seed of R: the same number gives the same R."
     draw = int(b.number_input("Draw", 1, 10**6, 1, key=key("draw"), bind=bound, help=text))
     batch, r = study.start(getattr(torch, precision)), max(study.lora.ranks)
+    generator, condition = torch.Generator().manual_seed(draw), 10.0**exponent if sized else 1.0
+    if own:
+        R = sample_own([study.lora], batch, condition=condition, generator=generator)
+        return R, group, precision, False
     if not by_hand:
-        generator = torch.Generator().manual_seed(draw)
-        condition = 10.0**exponent if sized else 1.0
         R = sample_for(batch, group, condition=condition, generator=generator, shared=shared == "shared")
         return R, group, precision, shared == "shared"
     text = f"R is {r} × {r} here: too large to type. Draw it from a group, or choose a LoRA of rank {EDITABLE} or less."

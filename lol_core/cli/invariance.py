@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ GROUP_NAMES = "gl, o, permutation, scaling"
 def invariance(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     lora: Annotated[Path, typer.Option(help="A LoRA file or PEFT folder.")],
-    group: Annotated[str, typer.Option(help=f"{GROUP_NAMES}.")] = "gl",
+    group: Annotated[str, typer.Option(help=f"{GROUP_NAMES}, or own: what acts on the file's own numbers.")] = "gl",
     condition: Annotated[float, typer.Option(help="Condition number of R, at least 1 (gl and scaling).")] = 10.0,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     trials: int = 8,
@@ -28,8 +29,8 @@ def invariance(
     import torch
 
     from lol_core.core.batch import stack
-    from lol_core.core.groups import named
-    from lol_core.core.symmetry import TOLERANCES, act, promises, relative_change, sample_for
+    from lol_core.core.groups import GL, named
+    from lol_core.core.symmetry import TOLERANCES, act, promises, relative_change, sample_for, sample_own
     from lol_core.formats import read
     from lol_core.learning.checkpoint import Checkpoint
 
@@ -37,7 +38,7 @@ def invariance(
     if dtype not in precisions or condition < 1 or trials < 1:
         raise typer.BadParameter("--dtype is float32 or float64, --condition and --trials are at least 1.")
     try:
-        drawn_from = named(group)
+        drawn_from = GL if group == "own" else named(group)  # of which every module's own group is a part
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     with reported(), torch.no_grad():
@@ -48,14 +49,9 @@ def invariance(
         batch = stack([one], known.spec, torch.float64).to(dtype=precisions[dtype])
         before = torch.from_numpy(known.task.decode(model(batch)))
         generator = torch.Generator().manual_seed(seed)
-        moved = [
-            torch.from_numpy(
-                known.task.decode(
-                    model(act(sample_for(batch, drawn_from, condition=condition, generator=generator), batch))
-                )
-            )
-            for _ in range(trials)
-        ]
+        draw = partial(sample_own, [one]) if group == "own" else partial(sample_for, group=drawn_from)
+        draws = [draw(batch=batch, condition=condition, generator=generator) for _ in range(trials)]
+        moved = [torch.from_numpy(known.task.decode(model(act(R, batch)))) for R in draws]
     changes = [relative_change(after, before) for after in moved]
     promised = promises(model.symmetry, drawn_from)
     report = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -182,7 +183,12 @@ class Product:
 
     @property
     def title(self) -> str:
-        return " × ".join(_sized(group, r) for group, r in self.factors)
+        """Groups in a row that are the same are counted where they are more than three, as those of experts."""
+        titles = []
+        for (group, r), same in groupby(self.factors):
+            count, title = len(list(same)), _sized(group, r)
+            titles += [title] * count if count <= 3 else [f"{title}^{count}"]
+        return " × ".join(titles) or "{1}"
 
     @property
     def dimension(self) -> int:

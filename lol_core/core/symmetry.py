@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL, Group
+from lol_core.core.lora import LoRA
 
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest relative change that rounding may cause in a function that keeps its promise, for κ(R) ≤ 100."""
@@ -53,6 +54,24 @@ def sample_for(
             count = (int(members.sum()),)
             block[:, :k, :k] = group.sample(k, condition=condition, count=count, generator=generator)
             R[members] = block
+        drawn.append(R.to(U.device))
+    return tuple(drawn)
+
+
+def sample_own(
+    loras: Sequence[LoRA], batch: Batch, *, condition: float = 10.0, generator: torch.Generator | None = None
+) -> tuple[Tensor, ...]:
+    """An independent element of each module's own group, the one that acts on what its file stores, as it moves the
+    pair that models stack (`Parametrisation.on_pair`): shaped as `sample_for` shapes it. loras: those of the batch.
+    """
+    drawn = []
+    for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True):
+        R = torch.eye(batch.rank, dtype=torch.float64).repeat(len(loras), len(indices), 1, 1)
+        for b, lora in enumerate(loras):
+            for j, i in enumerate(indices):
+                of = lora[batch.spec.modules[i].name].parametrisation
+                S = of.on_pair(of.group.sample(condition=condition, generator=generator))
+                R[b, j, : len(S), : len(S)] = S
         drawn.append(R.to(U.device))
     return tuple(drawn)
 

@@ -17,6 +17,7 @@ from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
 from lol_core.core.groups import GROUPS, PERMUTATION, Group, O
 from lol_core.core.header import ModuleHeader
 from lol_core.core.lora import LoRA
+from lol_core.core.parametrisation import Parametrisation
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.core.symmetry import (
     TOLERANCES,
@@ -167,6 +168,19 @@ class Study:
     @property
     def spec(self) -> WeightSpec:
         return shared_spec([self.lora])
+
+    @property
+    def own_groups(self) -> str:
+        """What acts on the numbers of this file, module by module, in words."""
+        modules: dict[str, list[Parametrisation]] = {}
+        for layer in self.lora.layers:
+            modules.setdefault(layer.parametrisation.group.title, []).append(layer.parametrisation)
+        parts = [
+            f"{title} ({len(own)} module{'s' * (len(own) > 1)}: {sum(of.orbit_dimension for of in own):,} of"
+            f" {sum(of.parameters for of in own):,} numbers say nothing of ΔW)"
+            for title, own in modules.items()
+        ]
+        return f"On each module acts {'; '.join(parts)}. R is how that moves the pair U, V that models read."
 
     @property
     def equivariant(self) -> list[Examined]:

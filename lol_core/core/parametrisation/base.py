@@ -38,6 +38,12 @@ class Parametrisation(ABC):
         """
 
     @abstractmethod
+    def on_pair(self, R: Sequence[Tensor]) -> Tensor:
+        """The S (rank, rank) by which an element of `group` moves what models stack: act(R).pair() is (U S, V S⁻ᵀ) for
+        pair() = (U, V). So what is GL-invariant of the pair is invariant under `group`.
+        """
+
+    @abstractmethod
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """U: (n, k) and V: (m, k) with U Vᵀ = ΔW, flattened, exactly. 16-bit slots are multiplied in float32."""
 

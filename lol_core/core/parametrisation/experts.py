@@ -59,6 +59,9 @@ class Experts(Parametrisation):
         stacked = torch.stack(list(R))
         return replace(self, U=self.U.to(stacked.dtype) @ stacked, V=inverse_transposed(stacked, self.V))
 
+    def on_pair(self, R: Sequence[Tensor]) -> Tensor:
+        return torch.block_diag(*R)
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
         E, n, r = self.U.shape
         U = wide(self.U)

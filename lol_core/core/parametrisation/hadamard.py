@@ -85,6 +85,11 @@ class Hadamard(Parametrisation):
             second=_scaled_along(self.second.act(R[half : 2 * half]), [1 / scaling for scaling in scalings]),
         )
 
+    def on_pair(self, R: Sequence[Tensor]) -> Tensor:
+        """R₁ ⊗ R₂; scalings cancel within the rows of the pair."""
+        half = len(self.first.group.factors)
+        return torch.kron(self.first.on_pair(R[:half]), self.second.on_pair(R[half : 2 * half]))
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """The row-wise Khatri–Rao products, of rank r₁ r₂."""
         (U, V), (U2, V2) = ([wide(factor) for factor in part.low_rank()] for part in self._parts)

@@ -62,6 +62,10 @@ class Kronecker(Parametrisation):
             second=self.second.act(turns[cut:]).scaled(1 / c),
         )
 
+    def on_pair(self, R: Sequence[Tensor]) -> Tensor:
+        """Of GL(1) alone: what moves a factor's own factors leaves the factor as it is."""
+        return R[0]
+
     def pair(self) -> tuple[Tensor, Tensor]:
         W1, W2 = (part.delta(wide(next(iter(part.slots.values()))).dtype) for part in (self.first, self.second))
         return W1.reshape(-1, 1), W2.reshape(-1, 1)

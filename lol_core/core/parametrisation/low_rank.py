@@ -67,6 +67,9 @@ class LowRank(Parametrisation):
         check_element(R, self.group)
         return replace(self, U=self.U.to(R[0].dtype) @ R[0], V=inverse_transposed(R[0], self.V))
 
+    def on_pair(self, R: Sequence[Tensor]) -> Tensor:
+        return R[0]
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
         return self.U, self.V
 

@@ -62,6 +62,9 @@ class Magnitude(Parametrisation):
     def act(self, R: Sequence[Tensor]) -> Self:
         return replace(self, of=self.of.act(R))
 
+    def on_pair(self, R: Sequence[Tensor]) -> Tensor:
+        return self.of.on_pair(R)
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
         return self.of.low_rank()
 

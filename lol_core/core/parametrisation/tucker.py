@@ -60,6 +60,10 @@ class Tucker(Parametrisation):
         core = torch.einsum("ab...,yb->ay...", core, torch.linalg.inv(R[1]))
         return replace(self, U=self.U.to(R[0].dtype) @ R[0], core=core, V=self.V.to(R[1].dtype) @ R[1])
 
+    def on_pair(self, R: Sequence[Tensor]) -> Tensor:
+        """R₂ cancels in the product of the core and V."""
+        return R[0]
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
         right = torch.einsum("ab...,ib->i...a", wide(self.core), wide(self.V))
         return wide(self.U), right.reshape(-1, self.U.shape[1])

@@ -47,6 +47,9 @@ class Whole(Parametrisation):
         check_element(R, self.group)
         return self
 
+    def on_pair(self, R: Sequence[Tensor]) -> Tensor:
+        return torch.eye(self.pair_shape[2], dtype=wide(self.weight).dtype)
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
         flat = wide(self.weight).flatten(1)
         n, m = flat.shape
