@@ -26,6 +26,7 @@ import typer
 from lol_core.cli.commands import app
 from lol_core.experiments.search import SMALL
 from tests.builders import random_lora, write_peft, write_zoo
+from tests.forked import run_forked
 from tests.hub import serving
 from tests.shell import run
 from tests.test_finetuning_arc import write_arc, write_qwen
@@ -230,26 +231,25 @@ def test_what_a_document_shows_runs(
     place: AbstractContextManager[dict[str, str]] = nullcontext({})
     if document.name == "sources.md":
         place = on_the_hub(tmp_path_factory.mktemp("hub"))
+    printed = tmp_path_factory.mktemp("printed")
     with place as settings:
-        done = subprocess.run(
-            [sys.executable, "-c", "\n".join(script)],
-            cwd=workplace,
-            env=environment | settings,
-            capture_output=True,
-            text=True,
-        )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        ended = run_forked("\n".join(script), workplace, environment | settings, printed / "document")
+    assert ended == 0, (printed / "document").read_text()[-6000:]
     if document.name == "own_model.md":
-        assert "Row norms" in done.stdout
+        assert "Row norms" in (printed / "document").read_text()
         ask = f"""from streamlit.testing.v1 import AppTest
 from tests.waiting import until
 test = AppTest.from_file("app.py", default_timeout={PATIENCE}).run().switch_page("pages/Train.py")
 until(lambda: test.run().multiselect, "the page, whose collection is opened beside it")
 print(test.multiselect)"""
-        shown = subprocess.run(
-            [sys.executable, "-c", ask], cwd=workplace, env=environment, capture_output=True, text=True
-        )
-        assert "Row norms" in shown.stdout, "the sixth model stands in the app's picker"
+        run_forked(ask, workplace, environment, printed / "page")
+        assert "Row norms" in (printed / "page").read_text(), "the sixth model stands in the app's picker"
+
+
+def test_a_group_of_tests_is_sent_to_one_process(request: pytest.FixtureRequest) -> None:
+    """By its name after each test's own; versions of pytest that pytest-xdist does not know send them anywhere."""
+    if hasattr(request.config, "workerinput") and request.config.getoption("loadgroup", default=False):
+        assert request.node.nodeid.endswith("@documents")
 
 
 def test_each_command_stands_in_a_document_with_an_example() -> None:

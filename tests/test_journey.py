@@ -29,7 +29,7 @@ from tests.browser import CHROMIUM, MILLISECONDS, server, settled  # noqa: E402 
 PAGES = [label for _, label, _ in LINKS]
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),  # they share it
+    pytest.mark.xdist_group("browser"),  # they share it, and the server
     pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here"),
 ]
 
@@ -149,7 +149,9 @@ def test_the_walk_takes_every_page_directly_after_every_other() -> None:
     assert {(a, b) for a in PAGES for b in PAGES if a != b} <= set(pairwise(every_pair(PAGES)))
 
 
-@pytest.mark.parametrize("zoo", SAMPLES)
+@pytest.mark.parametrize(
+    "zoo", [pytest.param(zoo, marks=[pytest.mark.xdist_group("beside")] if i else []) for i, zoo in enumerate(SAMPLES)]
+)
 def test_every_page_after_every_other_in_one_session(zoo: str, page: Page, address: str, log: Path) -> None:
     """Directly after it on the first zoo; on the others, where pages take the same ways, at some time after it."""
     walk = every_pair(PAGES) if zoo == next(iter(SAMPLES)) else [*PAGES, *PAGES[-2::-1]]

@@ -21,7 +21,7 @@ from tests.browser import CHROMIUM, MILLISECONDS, server, settled  # noqa: E402 
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),  # they share it
+    pytest.mark.xdist_group("scatter"),  # they share a browser and a server
     pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here"),
 ]
 COUNT = 20_000
