@@ -1,0 +1,214 @@
+"""Edits are of the update and not of its factors, go uphill, move as far as they say, and stay what their file was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import shared_spec, stack
+from lol_core.core.fixed_rank import FixedRank, Tangent
+from lol_core.core.geometry import distance, norm
+from lol_core.core.groups import GL
+from lol_core.core.lora import LoRA
+from lol_core.errors import ModelError, TaskError
+from lol_core.formats import read
+from lol_core.formats.writing import write
+from lol_core.insight.editing import Goal, Members, Method, edit, wishes_of
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.models import make_model
+from lol_core.learning.tasks import Binary, Multiclass, Regression, Task
+from tests.builders import random_batch, random_lora
+from tests.conftest import ROOT
+
+SAMPLES = ROOT / "sample_loras"
+MIXED = (("a", 7, 5, 3), ("b", 6, 9, 2), ("c", 7, 5, 1))
+BINARY = Binary(("hat", "beard"))
+
+
+def untrained(task: Task = BINARY, model: str = "gl_net", outputs: int | None = None) -> Checkpoint:
+    loras = [random_lora(seed=i) for i in range(8)]
+    torch.manual_seed(0)
+    made = make_model(model, shared_spec(loras), outputs or task.outputs)
+    return Checkpoint(made, task, TrainingConfig(model=model), {"train": []})
+
+
+def some_members(checkpoint: Checkpoint) -> Members:
+    labels = pd.DataFrame({"hat": [0, 1, 1, 0, 1, 0, 1, 1], "beard": [1, 0] * 4})
+    return Members(stack([random_lora(seed=10 + i) for i in range(8)], checkpoint.spec), labels)
+
+
+def whole(lora: LoRA) -> torch.Tensor:
+    return torch.cat([layer.delta(torch.float64).flatten() for layer in lora.layers])
+
+
+@settings(max_examples=6)
+@given(seed=st.integers(0, 50), size=st.floats(0.01, 2.0))
+def test_a_step_is_the_nearest_update_of_the_same_rank(seed: int, size: float) -> None:
+    """Against dense singular values; modules of lower rank keep theirs."""
+    point = FixedRank.of(random_batch(MIXED, count=2, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    sides = [[torch.randn(f.shape, generator=generator, dtype=f.dtype) for f in of] for of in (point.P, point.Q)]
+    change = point.project(list(zip(*sides, strict=True))).times(torch.full((2,), size).double())
+    after = point.step(change)
+    gaps = after.distances(point)
+    for g, (_, indices) in enumerate(point.like.spec.groups):
+        for j, i in enumerate(indices):
+            rank = point.like.spec.modules[i].rank
+            for b in range(2):
+                P, sigma, Q, A, B = (part[g][b, j] for part in (point.P, point.sigma, point.Q, change.A, change.B))
+                before = (P * sigma) @ Q.T
+                X, s, Y = torch.linalg.svd(before + A @ Q.T + P @ B.T)
+                nearest = (X[:, :rank] * s[:rank]) @ Y[:rank]
+                new = (after.P[g][b, j] * after.sigma[g][b, j]) @ after.Q[g][b, j].T
+                torch.testing.assert_close(new, nearest, rtol=1e-8, atol=1e-8)
+                assert float(gaps[b, i]) == pytest.approx(float((new - before).norm()), rel=1e-8)
+                assert (after.sigma[g][b, j, rank:] == 0).all()
+
+
+def test_the_gradient_is_how_fast_the_prediction_grows() -> None:
+    """⟨gradient, change⟩ is the derivative along the change, and no unit change does better than the gradient."""
+    from lol_core.insight.editing import _gradient
+
+    checkpoint = untrained()
+    checkpoint.model.double()
+    goal = Goal.parse(checkpoint.task, "hat=1")
+    point = FixedRank.of(random_batch(count=1))
+    slope = _gradient(checkpoint, point, goal)
+    generator = torch.Generator().manual_seed(0)
+    sides = [[torch.randn(f.shape, generator=generator, dtype=f.dtype) for f in of] for of in (point.P, point.Q)]
+    change = point.project(list(zip(*sides, strict=True)))
+
+    def margin(step: float) -> float:
+        at = point.step(change.times(torch.tensor([step]).double()))
+        return float(goal.margin(checkpoint.model(at.batch()))[0].detach())
+
+    inner = sum(
+        float((a * b).sum()) for x, y in ((slope.A, change.A), (slope.B, change.B)) for a, b in zip(x, y, strict=True)
+    )
+    assert (margin(1e-5) - margin(-1e-5)) / 2e-5 == pytest.approx(inner, rel=1e-4)
+    assert abs(inner) < float(slope.norm * change.norm)
+
+
+@pytest.mark.parametrize("method", Method)
+def test_turning_r_first_gives_the_same_edit(method: Method) -> None:
+    checkpoint = untrained()
+    members, goal = some_members(checkpoint), Goal.parse(checkpoint.task, "beard=0")
+    loras = [random_lora(seed=i, scale=0.5) for i in range(2)]
+    generator = torch.Generator().manual_seed(3)
+    turned = [
+        lora.act({y.name: GL.sample(y.rank, condition=30.0, generator=generator) for y in lora.layers})
+        for lora in loras
+    ]
+    ours, theirs = (
+        edit(checkpoint, some, goal, method=method, members=members, size=0.4, steps=5) for some in (loras, turned)
+    )
+    for lora, one, two in zip(loras, ours, theirs, strict=True):
+        before, after, again = whole(lora), whole(one.lora), whole(two.lora)
+        assert (after - before).norm() == pytest.approx(0.4 * before.norm(), rel=2e-3)
+        assert (again - after).norm() <= 1e-4 * (after - before).norm()
+        assert one.moved == pytest.approx([0.08 * k for k in range(6)], rel=2e-3)
+        assert one.by_module.pow(2).sum() ** 0.5 == pytest.approx(float((after - before).norm()), rel=1e-6)
+        assert one.lora.layers[0].scale == 0.5 and one.lora.names == lora.names
+
+
+def test_each_method_leads_where_it_says() -> None:
+    checkpoint = untrained()
+    members, lora = some_members(checkpoint), random_lora(seed=5)
+    for wish, sign in (("hat=1", 1), ("hat=0", -1)):
+        goal = Goal.parse(checkpoint.task, wish)
+        way = edit(checkpoint, [lora], goal, method=Method.GRADIENT, size=0.2, steps=4)[0].predictions[:, 0]
+        assert (sign * np.diff(way) > 0).all(), "uphill at every step"
+    labels = members.labels["hat"].to_numpy()
+    updates = [whole(random_lora(seed=10 + i)) for i in range(8)]
+    means = [torch.stack([updates[i] for i in np.flatnonzero(labels == value)]).mean(0) for value in (0, 1)]
+    made = edit(checkpoint, [lora], goal, method=Method.LINEAR, members=members, size=1e-3, steps=1)[0]
+    start = FixedRank.of(stack([lora], checkpoint.spec, torch.float64))
+    expected = []  # the tangent part of the difference of the means, module by module
+    for part, layer in zip((means[0] - means[1]).split([y.n * y.m for y in lora.layers]), lora.layers, strict=True):
+        P, _, Q = layer.parametrisation.leading(layer.rank)
+        G = part.view(layer.n, layer.m)
+        expected.append((G @ Q @ Q.T + P @ P.T @ G - P @ P.T @ G @ Q @ Q.T).flatten())
+    change = whole(made.lora) - whole(lora)
+    cosine = torch.nn.functional.cosine_similarity(change, torch.cat(expected), dim=0)
+    assert cosine > 1 - 1e-4 and start.norm > 0
+
+
+def test_the_pattern_weighs_the_collection_by_the_gradient() -> None:
+    checkpoint = untrained()
+    members, start = some_members(checkpoint), FixedRank.of(random_batch(count=1))
+    change = Tangent(*(tuple(torch.randn_like(f) for f in of) for of in (start.P, start.Q)))
+    dense = [
+        sum(
+            float(
+                (
+                    (change.A[g][0, j] @ start.Q[g][0, j].T + start.P[g][0, j] @ change.B[g][0, j].T)
+                    * (members.batch.U[g][i, j] @ members.batch.V[g][i, j].T)
+                ).sum()
+            )
+            for g, (_, indices) in enumerate(checkpoint.spec.groups)
+            for j in range(len(indices))
+        )
+        for i in range(8)
+    ]
+    torch.testing.assert_close(members.inner(change, start)[0], torch.tensor(dense).double(), rtol=1e-4, atol=1e-3)
+
+
+def test_what_cannot_be_edited_is_said() -> None:
+    checkpoint, lora = untrained(), random_lora()
+    goal = Goal.parse(checkpoint.task, "hat=1")
+    with pytest.raises(TaskError, match="'hat=2' is no wish for this model. It can be hat=1, hat=0, beard=1, beard=0"):
+        Goal.parse(checkpoint.task, "hat=2")
+    with pytest.raises(TaskError, match="needs a collection with labels"):
+        edit(checkpoint, [lora], goal)
+    with pytest.raises(TaskError, match="a size above 0"):
+        edit(checkpoint, [lora], goal, method=Method.GRADIENT, size=0)
+    with pytest.raises(ModelError, match="depends on R"):
+        edit(untrained(model="mlp"), [lora], goal, method=Method.GRADIENT)
+    with pytest.raises(ModelError, match="no gradient"):
+        edit(untrained(model="nearest_spectra"), [lora], goal, method=Method.GRADIENT)
+    zero = LoRA(tuple(layer.with_pair(0 * layer.U, layer.V) for layer in lora.layers))
+    with pytest.raises(TaskError, match="nothing to move"):
+        edit(checkpoint, [zero], goal, method=Method.LINEAR, members=some_members(checkpoint))
+    same = replace(some_members(checkpoint), labels=pd.DataFrame({"hat": [1] * 8, "beard": [1, 0] * 4}))
+    with pytest.raises(TaskError, match="'hat' has one value"):
+        edit(checkpoint, [lora], goal, members=same)
+
+
+def test_numbers_and_classes_can_be_wished() -> None:
+    score = Regression(("score",), mean=(2.0,), std=(0.5,))
+    goal = Goal.parse(score, "score=2.25")
+    assert goal.signs(torch.tensor([[0.0], [1.0]])).tolist() == [1, -1]
+    classes = Multiclass(("kind",), ("cat", "dog", "fish"))
+    goal = Goal.parse(classes, "kind=dog")
+    assert (goal.output, goal.name) == (1, "kind=dog")
+    assert goal.margin(torch.tensor([[0.0, 3.0, 0.0]])).item() == pytest.approx(3 - np.log(2))
+    assert goal.numbers(pd.DataFrame({"kind": ["dog", "cat"]})).tolist() == [1, 0]
+    assert wishes_of(score) == ["score=NUMBER"]
+    with pytest.raises(TaskError, match="kind=cat, kind=dog"):
+        Goal.parse(classes, "kind=bird")
+
+
+def test_an_edited_file_of_a_person_has_the_keys_shapes_and_dtypes_of_its_own(tmp_path: Path) -> None:
+    zoo, checkpoint = Zoo.open(SAMPLES / "faces"), Checkpoint.load(SAMPLES / "checkpoints/faces-attributes-gl-net")
+    short = replace(checkpoint, split={"train": checkpoint.split["train"][:60]})
+    bare = next(id for id in checkpoint.split["test"] if zoo.labels["Eyeglasses"][id] == 0)
+    lora, members = zoo.load(bare), Members.of(short, zoo)
+    made = edit(checkpoint, [lora], Goal.parse(checkpoint.task, "Eyeglasses=1"), members=members)[0]
+    write(made.lora, tmp_path / "edited.safetensors", "diffusers")
+    before, after = (load_file(path) for path in (zoo.path(bare) or Path(), tmp_path / "edited.safetensors"))
+    assert {key: (t.shape, t.dtype) for key, t in before.items()} == {k: (t.shape, t.dtype) for k, t in after.items()}
+    back = read(tmp_path / "edited.safetensors")
+    gap = sum(distance(back[y.name], y) ** 2 for y in lora.layers) ** 0.5
+    assert gap == pytest.approx(0.5 * sum(norm(y) ** 2 for y in lora.layers) ** 0.5, rel=5e-3)
+    assert checkpoint.predict([back])[0, 0] > 0.9 > 0.5 > made.predictions[0, 0]
+    with pytest.raises(TaskError, match="holds 0 of the LoRAs"):
+        Members.of(replace(checkpoint, split={"train": []}), zoo)
