@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
+from lol_core.errors import ModelError
 from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.parallel import Alone, first_here
 from tests.builders import write_zoo
 from tests.conftest import ROOT
 
@@ -46,3 +49,26 @@ def test_two_processes_have_the_loss_curve_of_one(options: str, tmp_path: Path) 
         assert len(checkpoint.split["train"]) % 7 == 1
     assert len(curves[0]) == 4
     assert [x for pair in curves[1] for x in pair] == pytest.approx([x for pair in curves[0] for x in pair], rel=1e-4)
+
+
+class Other(Alone):
+    """One of two processes. told: what the other one answers; asked: what this one has said, in turn."""
+
+    def __init__(self, first: bool, told: bool = False):
+        super().__init__(torch.device("cpu"))
+        self.first, self.told, self.asked = first, told, list[bool]()
+
+    def any(self, here: bool) -> bool:
+        self.asked.append(here)
+        return here or self.told
+
+
+def test_the_first_process_works_before_the_others_and_tells_them_how_it_went() -> None:
+    first, other = Other(first=True), Other(first=False)
+    assert first_here(first, lambda: len(first.asked)) == 0 and first.asked == [False]
+    assert first_here(other, lambda: len(other.asked)) == 1 and other.asked == [False]
+    with pytest.raises(ZeroDivisionError):
+        first_here(first, lambda: 1 // 0)
+    assert first.asked == [False, True]
+    with pytest.raises(ModelError, match="first process"):
+        first_here(Other(first=False, told=True), lambda: 1)

@@ -8,7 +8,8 @@ come from its own rows, and their sum over the processes is the gradient.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Protocol, TypeVar
 
 import torch
@@ -20,6 +21,8 @@ from lol_core.learning.devices import find_device
 T = TypeVar("T")
 BUCKET = 2**22
 """Numbers of gradients that are sent at a time."""
+PATIENCE = timedelta(days=1)
+"""For the other processes: while the first one packs a large collection, they wait."""
 
 
 class Parallel(Protocol):
@@ -79,10 +82,10 @@ class Accelerated:
 
     def __init__(self, device: str):
         try:
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError as error:
             raise ModelError("Training in several processes needs accelerate: pip install accelerate.") from error
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         self.first, self.processes = self.accelerator.is_main_process, self.accelerator.num_processes
 
@@ -127,6 +130,22 @@ def _together(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         some.append(parameter)
     if some:
         yield some
+
+
+def first_here(together: Parallel, work: Callable[[], T]) -> T:
+    """What the work makes, which the first process does before the others begin, so that they find what it has kept.
+    Raises ModelError in the others where the first one failed.
+    """
+    if not together.first and together.any(False):
+        raise ModelError("The first process could not go on; what it printed says why.")
+    failed = True
+    try:
+        made = work()
+        failed = False
+    finally:
+        if together.first:
+            together.any(failed)
+    return made
 
 
 def parallel(device: str) -> Parallel:

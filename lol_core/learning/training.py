@@ -14,7 +14,7 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.evaluation import bootstrap_interval, control_predictions, paired_differences
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
-from lol_core.learning.parallel import parallel
+from lol_core.learning.parallel import first_here, parallel
 from lol_core.learning.plan import Plan, plan
 from lol_core.learning.state import SavedState
 from lol_core.learning.stream import parts
@@ -43,7 +43,7 @@ def train(
     state = SavedState(out, config, zoo.fingerprint)
     if together.first or resume:
         state.open(resume)
-    factors = Factors(zoo, plan.spec, plan.ids, reporter.part(0.0, 0.1))
+    factors = first_here(together, lambda: Factors(zoo, plan.spec, plan.ids, reporter.part(0.0, 0.1)))
     split = {part: [id for id in ids if id in factors.place] for part, ids in plan.split.items()}
     if empty := [part for part, ids in split.items() if not ids]:
         raise TaskError(
