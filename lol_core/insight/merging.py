@@ -284,9 +284,10 @@ def _shape(layer: LoRALayer) -> str:
 
 
 def _of_one_naming(loras: Sequence[LoRA]) -> list[LoRA]:
-    first, *others = named = commonly_named(loras)
-    for lora in others:
-        if lora.dialect != first.dialect and not set(lora.names) & set(first.names):
+    named = commonly_named(loras)
+    first = loras[0]
+    for lora, renamed in zip(loras, named, strict=True):
+        if lora.dialect != first.dialect and not set(renamed.names) & set(named[0].names):
             raise LoRAFormatError(
                 f"{first.names[0]} in {first.dialect} and {lora.names[0]} in {lora.dialect}: no module is adapted by"
                 " both. They belong to different base models."
