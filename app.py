@@ -50,6 +50,8 @@ with own.container(border=True, height="stretch"):
         st.button("Open", type="primary", disabled=not typed, on_click=open_collection, args=(typed,))
         if can_choose():
             st.button("Choose a folder …", icon=":material/folder:", on_click=choose)
+    if source is not None and opened_at not in access().zoos.values():
+        page_link("pages/Zoo.py", f"Look at {source.name}: {len(source):,} LoRAs", ":material/table_rows:")
     for address, labels in [(address, labels) for address, labels in recent() if address != opened_at][:3]:
         st.button(
             address,

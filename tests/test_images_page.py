@@ -19,6 +19,7 @@ from lol_core.finetuning.recipes import CELEBA, Run
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
+from tests.builders import random_lora, write_peft
 from tests.conftest import ROOT
 from tests.test_pages import opened, text_of
 from tests.waiting import until
@@ -69,9 +70,12 @@ def drawn(test: AppTest) -> AppTest:
     return test.run()
 
 
-def test_without_a_base_model_it_says_what_it_needs(synthetic_folder: Path) -> None:
-    test = opened("Images", synthetic_folder)
+def test_without_a_base_model_it_says_what_it_needs(tmp_path: Path) -> None:
+    for number, base in enumerate(("some/base", None)):
+        write_peft(tmp_path / f"{number}", random_lora(seed=number), base_model_name_or_path=base)
+    test = opened("Images", tmp_path)
     assert not test.exception and "name the base model" in text_of(test)
+    assert "The files say: nothing, some/base." in text_of(test)
 
 
 def test_a_base_that_is_not_there_is_an_error_with_advice(few_loras: Path, tmp_path: Path) -> None:

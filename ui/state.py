@@ -225,7 +225,8 @@ def of_other_collections(source: Source) -> dict[str, Path]:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _bases(fingerprint: str, _source: Source) -> list[tuple[str | None, str | None]]:
-    claimed, suggested = (values(_source, column) for column in ("base_model", "suggested_base"))
+    columns = (values(_source, column) for column in ("base_model", "suggested_base"))
+    claimed, suggested = ([None if pd.isna(base) else str(base) for base in column] for column in columns)
     return list(dict.fromkeys(zip(claimed, suggested, strict=True)))
 
 
