@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,8 +23,9 @@ def complete(path: Path, append: Callable[[Path], object]) -> None:
     """
     part = path.with_name(path.name + PARTIAL)
     path.parent.mkdir(parents=True, exist_ok=True)
+    own = Path(f"{part}.lock")
     try:
-        lock = FileLock(f"{part}.lock").acquire(cancel_check=stopping)
+        lock = FileLock(own).acquire(cancel_check=stopping)
     except Timeout as error:
         raise Stopped("Stopped while another window or command was downloading the same.") from error
     with lock:
@@ -34,3 +36,5 @@ def complete(path: Path, append: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         part.replace(path)
         sync_folder(path.parent)
+        with suppress(OSError):  # while it is held; who waits for it finds the file whole
+            own.unlink()
