@@ -14,7 +14,7 @@ import pytest
 
 from lol_core.collections.zoo import Zoo
 from lol_core.experiments import OF_PAPER
-from lol_core.experiments.comparison import differences
+from lol_core.experiments.comparison import best_rival, differences
 from lol_core.experiments.context import Context
 from lol_core.experiments.models import beats, unseen
 from lol_core.experiments.paired import paired
@@ -62,6 +62,7 @@ def test_a_split_at_which_a_model_diverged_leaves_its_differences_open(tmp_path:
     assert verdict(differences(trials, "r2", "svd", "mlp")) == Holds.NOT_CLEAR
     assert verdict(differences(trials, "r2", "dense", "mlp")) == Holds.NOT_CLEAR
     assert "not defined" in with_interval(differences(trials, "r2", "svd", "mlp"))
+    assert best_rival(trials, "r2", ["dense", "svd", "mlp"]) == "mlp"
     assert np.isnan(paired(with_scores(tmp_path / "folds", {"svd": [None], "mlp": [0.1]}, True), "svd", "mlp").value)
 
 

@@ -100,7 +100,8 @@ def above_all(trials: Trials, score: str, name: str, among: Sequence[str], lower
 
 
 def best_rival(trials: Trials, score: str, among: Sequence[str], lower_is_better: bool = False) -> str:
-    means = trials.table().groupby("model")[score].mean().reindex(list(among))
+    """The best mean over splits; a model that diverged on one of them is no rival."""
+    means = by_split(trials, score, *among).mean(skipna=False)
     return str(means.idxmin() if lower_is_better else means.idxmax())
 
 
