@@ -39,6 +39,12 @@ def where(item: int) -> str:
     return device()
 
 
+def threads_of_torch(item: int) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
 @pytest.mark.parametrize("runner", [Serial(), Processes(2)], ids=["serial", "processes"])
 def test_every_item_comes_once_with_its_result(runner: Serial | Processes) -> None:
     assert sorted(runner.map(square, range(30))) == [(i, i * i) for i in range(30)]
@@ -72,6 +78,11 @@ def test_no_more_is_handed_out_than_keeps_the_workers_busy() -> None:
 def test_each_process_has_its_device() -> None:
     assert {place for _, place in Processes(1, ("cuda:3",)).map(where, range(3))} == {"cuda:3"}
     assert list(Serial().map(where, [0])) == [(0, "cpu")]
+
+
+def test_a_process_has_the_threads_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert dict(Processes(1, threads=2).map(threads_of_torch, [0])) == {0: 2}
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(1, Serial), ("1", Serial), ("serial", Serial), ("2", Processes)])

@@ -4,7 +4,9 @@ wherever it runs.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -170,11 +172,12 @@ _device = "cpu"
 
 
 def _begin(places: Queue[str], threads: int) -> None:
-    import torch
-
+    """Threads are set for a PyTorch that is not imported yet: some work needs none, and it takes seconds."""
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too; the process that asked for them stops them
     set_device(places.get())
-    torch.set_num_threads(threads)
 
 
 def device() -> str:
