@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from lol_core.cli.commands import app
+from lol_core.cli.editing import Direction
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.fixed_rank import FixedRank, Tangent
@@ -212,3 +217,24 @@ def test_an_edited_file_of_a_person_has_the_keys_shapes_and_dtypes_of_its_own(tm
     assert checkpoint.predict([back])[0, 0] > 0.9 > 0.5 > made.predictions[0, 0]
     with pytest.raises(TaskError, match="holds 0 of the LoRAs"):
         Members.of(replace(checkpoint, split={"train": []}), zoo)
+
+
+def test_the_command_writes_an_edit_once_and_says_what_it_lacks(tmp_path: Path) -> None:
+    folder, out = SAMPLES / "checkpoints/faces-attributes-gl-net", tmp_path / "edited"
+    loras = SAMPLES / "faces" / "loras"
+
+    def run(*options: object, lora: object = loras / "0008.safetensors", code: int = 0) -> Any:
+        words = ["edit", lora, "--checkpoint", folder, "--to", "Beard=1", "--out", out, *options]
+        result = CliRunner().invoke(app, list(map(str, words)))
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout) if code == 0 else " ".join(result.output.split())
+
+    assert "needs a collection with labels: give --of with what the model was trained on (faces)" in run(code=1)
+    report = run("--method", "gradient", "--format", "kohya", "--json")
+    assert report["form"] == "kohya" and report["steps"][-1]["p(Beard)"] > 0.9 > report["steps"][0]["p(Beard)"]
+    assert report["steps"][-1]["moved"] == pytest.approx(0.5, rel=2e-3)
+    made = read(tmp_path / "edited.safetensors")
+    assert made.dialect.startswith("kohya") and len(report["modules"]) == len(made.layers)
+    assert "is there already" in run("--method", "gradient", "--format", "kohya", code=1)
+    run("--method", "gradient", "--format", "kohya", "--size", "0.1", "--force", "--json")
+    assert [str(one) for one in Direction] == [str(one) for one in Method]

@@ -9,6 +9,7 @@ import typer
 from lol_core.cli.app import app as start
 from lol_core.cli.audit import audit, health
 from lol_core.cli.comparing import compare, nearest
+from lol_core.cli.editing import edit
 from lol_core.cli.experiment import experiment
 from lol_core.cli.files import probe, scan
 from lol_core.cli.finetune import finetune
@@ -44,6 +45,7 @@ for command in (
     resize,
     canonical,
     merge,
+    edit,
     train,
     crossvalidate,
     experiment,

@@ -233,6 +233,10 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
 
 
 def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:
+    return write_whole(made.lora, path, job) | {"lost": made.lost}
+
+
+def write_whole(lora: LoRA, path: Path, job: Job) -> dict[str, Any]:
     """Write a LoRA whole, under a temporary name first. Raises LoRAFormatError, and DataMissingError where something is
     there already.
     """
@@ -240,10 +244,10 @@ def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:
 
     from lol_core.formats.writing import FOLDERS, FORMS, forms_of, names_in, write
 
-    family = made.lora.dialect.partition("/")[0]
-    own = family if family in FORMS else next(iter(forms_of(made.lora)), FORMS[0])
+    family = lora.dialect.partition("/")[0]
+    own = family if family in FORMS else next(iter(forms_of(lora)), FORMS[0])
     form = str(job.to or own)
-    names_in(form, made.lora)
+    names_in(form, lora)
     if form not in FOLDERS and path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
     if path.exists() and not job.force:
@@ -255,7 +259,7 @@ def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
-        write(made.lora, new, form, getattr(torch, job.dtype))
+        write(lora, new, form, getattr(torch, job.dtype))
         if path.is_dir():  # which a rename does not replace: set aside, and deleted once the new one stands there
             old = path.rename(new.with_name(f"{new.name}.old"))
             os.replace(new, path)
@@ -267,7 +271,7 @@ def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:
             shutil.rmtree(new)
         else:
             new.unlink(missing_ok=True)
-    ranks = made.lora.ranks
+    ranks = lora.ranks
     kept = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
     shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    return {"written": str(path), "form": form, "rank": shown, "lost": made.lost, "kB": round(kept / 1000, 1)}
+    return {"written": str(path), "form": form, "rank": shown, "kB": round(kept / 1000, 1)}

@@ -86,6 +86,13 @@ class Goal:
             return f"{self.task.targets[0]}={self.task.classes[self.output]}"
         return f"{self.task.targets[self.output]}={self.value:g}"
 
+    @property
+    def reading(self) -> str:
+        """What `read` reads: the probability of a label or of a class, or a number."""
+        if isinstance(self.task, Regression):
+            return self.task.targets[self.output]
+        return f"p({self.name if isinstance(self.task, Multiclass) else self.task.targets[self.output]})"
+
     def signs(self, outputs: Tensor) -> Tensor:
         """Whether each LoRA's output should grow (1) or fall (−1): (B, outputs) → (B,)."""
         if isinstance(self.task, Regression):
@@ -102,7 +109,7 @@ class Goal:
         return own - outputs[:, others].logsumexp(1)
 
     def read(self, predictions: np.ndarray) -> np.ndarray:
-        """What predictions (B, outputs) say of it: a probability, or the number itself."""
+        """What predictions (B, outputs) say of it, see `reading`: (B,)."""
         return predictions[:, self.output]
 
     def numbers(self, labels: pd.DataFrame) -> np.ndarray:

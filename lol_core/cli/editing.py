@@ -1,0 +1,102 @@
+"""`edit`: a LoRA changed towards a wished label, written as a file that other programs load."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lol_core.cli.console import AsJson, open_collection, out, print_json, print_table, reported, stoppable
+from lol_core.cli.inputs import id_of, loras_of
+from lol_core.cli.rewriting import AsWidth, Force, Form, Job, Width, write_whole
+from lol_core.errors import DataMissingError
+
+if TYPE_CHECKING:
+    from lol_core.collections.source import Source
+    from lol_core.core.lora import LoRA
+    from lol_core.core.progress import Reporter
+
+
+class Direction(StrEnum):
+    """As `insight.editing.Method`, which takes PyTorch's time to import."""
+
+    LINEAR = "linear"
+    PATTERN = "pattern"
+    GRADIENT = "gradient"
+    RANDOM = "random"
+
+
+def edit(
+    lora: Annotated[str, typer.Argument(help="A file, a PEFT folder, or with --of a LoRA of that collection.")],
+    checkpoint: Annotated[Path, typer.Option(help="The model whose prediction is to change; it must be GL-invariant.")],
+    to: Annotated[str, typer.Option("--to", help="The wish: Smiling=1, clip_score=2, class=dog.")],
+    out_path: Annotated[Path, typer.Option("--out", help="The file, or for PEFT the folder, that is written.")],
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            "--of",
+            metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS",
+            help="The collection that the model was trained on, of which directions are made; all but gradient need"
+            " it.",
+        ),
+    ] = None,
+    method: Annotated[
+        Direction,
+        typer.Option(
+            help="linear: how the collection's updates go with the label; pattern: with the model's gradient, without"
+            " labels; gradient: of the model alone, which changes the prediction more than what the LoRA does;"
+            " random: the control."
+        ),
+    ] = Direction.LINEAR,
+    size: Annotated[float, typer.Option(help="How far ΔW moves, as a share of ‖ΔW‖.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
+    to_form: Annotated[
+        Form | None, typer.Option("--format", case_sensitive=False, help="The form; by default the file's own.")
+    ] = None,
+    dtype: AsWidth = Width.FLOAT16,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change a LoRA so that a model says something else of it: same modules, same rank, ready for diffusers."""
+    with reported(), stoppable() as reporter:
+        from lol_core.insight.editing import NEEDS, Goal, Members, Method
+        from lol_core.insight.editing import edit as edit_loras
+        from lol_core.learning.checkpoint import Checkpoint
+
+        model = Checkpoint.load(checkpoint)
+        goal, chosen = Goal.parse(model.task, to), Method(method)
+        if chosen in NEEDS and collection is None:
+            raise DataMissingError(
+                f"The method {chosen} needs {NEEDS[chosen]}: give --of with what the model was trained on"
+                f" ({model.zoo}), or --method gradient."
+            )
+        source = None if collection is None else open_collection(collection, reporter=reporter.part(0.0, 0.1))
+        given = _lora(lora, source, reporter.part(0.1, 0.2))
+        members = None if source is None else Members.of(model, source, reporter.part(0.2, 0.8))
+        part = reporter.part(0.8, 1.0)
+        made = edit_loras(model, [given], goal, method=chosen, size=size, members=members, seed=seed, reporter=part)[0]
+        row = write_whole(made.lora, out_path, Job(out_path.parent, to_form, dtype, force))
+    steps = [
+        {"moved": moved, goal.reading: float(value)}
+        for moved, value in zip(made.moved, goal.read(made.predictions), strict=True)
+    ]
+    modules = [{"module": name, "moved": float(gap)} for name, gap in made.by_module.items()]
+    report = {"lora": lora, "model": model.title, "to": goal.name, "method": str(chosen)}
+    if as_json:
+        print_json(report | {"steps": steps, "modules": modules} | row)
+        return
+    print_table(steps)
+    print_table(modules[:5])
+    out.print(f"Written to {row['written']} as {row['form']}.", highlight=False, soft_wrap=True)
+
+
+def _lora(name: str, source: Source | None, reporter: Reporter) -> LoRA:
+    """A LoRA of the collection where it is named so there, else a file of its own."""
+    if source is not None and not Path(name).expanduser().exists():
+        return source.load(id_of(source, name))
+    loras = list(loras_of([name], reporter))
+    if len(loras) != 1:
+        raise DataMissingError(f"{name} holds {len(loras)} LoRAs. Say which: `lol edit ONE --of {name}`.")
+    return loras[0][1]()
