@@ -30,6 +30,7 @@ from lol_core.collections.blob import Blob, LocalFile, Part, part_of
 from lol_core.collections.cache import bytes_allowed, cache_folder
 from lol_core.collections.describe import SAMPLED_BYTES, sampled_digest
 from lol_core.collections.files import FileSource, Listing
+from lol_core.collections.index import uncollected
 from lol_core.collections.names import printable
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
@@ -82,8 +83,9 @@ def list_archive(path: Path, cache: Path | None = None, reporter: Reporter = SIL
         path = path.resolve(strict=True)
         archive = LocalFile.of(path)
         if unpack := _UNPACK.get(path.suffix.lower()):
-            return list_tar(_unpacked(archive, unpack, cache, reporter), path.name)
-        return (list_zip if path.suffix.lower() == ".zip" else list_tar)(archive, path.name)
+            archive = _unpacked(archive, unpack, cache, reporter)
+        with uncollected():
+            return (list_zip if path.suffix.lower() == ".zip" else list_tar)(archive, path.name)
     except (OSError, LoRAFormatError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ZooError(f"{path}: the archive cannot be read ({reason}). Check the path.") from error

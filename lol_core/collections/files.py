@@ -259,7 +259,7 @@ def _candidates(listing: Listing) -> list[Candidate]:
         config = _config_of(listing, name)
         folder = name[: len(name) - len(base)]
         others = [folder + other for other in beside(base) if folder + other in listing.files]
-        siblings = [*other_shards(base), f"adapter_model{PurePosixPath(base).suffix}{INDEX}"]
+        siblings = [*other_shards(base), f"adapter_model{os.path.splitext(base)[1]}{INDEX}"]
         pieces = [folder + other for other in siblings if folder + other in listing.files]
         parts = [name, *([config] if config else []), *others, *pieces]
         mark = "\n".join(listing.files[part].identity if part in listing.files else "refused" for part in parts)

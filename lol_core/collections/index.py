@@ -82,7 +82,7 @@ class Database:
         """
         with self.connection() as connection:
             rows = Rows(self.path, connection)
-            with _uncollected():
+            with uncollected():
                 there = present()
                 known = {row[0]: row for row in rows.fetch()}
                 kept, changed = _parted(there, known)
@@ -160,7 +160,7 @@ def _report(reporter: Reporter, done: int, total: int) -> None:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without garbage collection: it would look again and again at hundreds of thousands of tuples that all stay, which
     takes a quarter of the time.
     """
