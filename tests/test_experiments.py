@@ -64,7 +64,7 @@ def test_every_experiment_runs_small_and_comes_back_whole(
 ) -> None:
     result = run(name, Context(SAMPLES, kept / "fits", SMALL, work=kept / "work"))
     assert "the scores mean nothing" in result.title and result.findings and result.notes
-    assert list(result.cells.columns) == CELLS and result.cells["mean"].notna().any()
+    assert list(result.cells.columns)[: len(CELLS)] == CELLS and result.cells["mean"].notna().any()
     assert all(isinstance(finding.holds, Holds) for finding in result.findings)
     back = Result.read(result.write(kept / "results"))
     assert (back.title, back.findings, back.notes) == (result.title, result.findings, result.notes)

@@ -89,6 +89,15 @@ def test_its_group_leaves_the_update_alone_and_moves_the_factors(
 
 
 @kinds
+def test_an_element_acts_in_its_own_precision_on_numbers_of_a_lower_one(name: str) -> None:
+    before = made(name, 0, torch.float16)
+    after = before.act(before.group.sample(generator=torch.Generator().manual_seed(0)))
+    moved = [key for key in after.slots if key != "magnitude"]
+    assert {after.slots[key].dtype for key in moved} == {torch.float64}
+    assert relative_change(after.delta(torch.float64), before.delta(torch.float64)) <= 1e-6
+
+
+@kinds
 @few
 @given(seed=st.integers(0, 500))
 def test_the_low_rank_form_and_the_spectrum_are_exact(name: str, seed: int) -> None:

@@ -222,3 +222,29 @@ def finetune_score(
         machine = Machine(workers, threads=threads)
         for row in score_again(made, column, sets[prompts], seed, scorer, machine, reporter):
             out.print(f"{row['lora']}: {row[column]:.4f}", highlight=False)
+
+
+@finetune.command("variants")
+def finetune_variants(
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="A folder with a zoo for each variant; what is finished there is kept.")
+    ] = Path("build/variants"),
+    samples: Annotated[Path, typer.Option(help="The folder of the sample zoos.")] = Path("sample_loras"),
+    only: Annotated[str, typer.Option(help="Variants, as lora,dora,loha; all by default.")] = "",
+    count: Annotated[int, typer.Option(help="People, each fine-tuned in every variant.")] = 100,
+    workers: Workers = "1",
+    threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
+) -> None:
+    """Fine-tune the people of Faces in every variant of LoRA, by PEFT and LyCORIS. Stop it at any time; the same
+    command goes on.
+    """
+    with reported():
+        from lol_core.finetuning.adapters import build
+        from lol_core.finetuning.machine import Machine
+        from lol_core.finetuning.variants import named
+
+    with reported(), progress_bar() as reporter:
+        variants = named([key.strip() for key in only.split(",") if key.strip()])
+        for key, row in build(samples, out_folder, variants, count, Machine(workers, threads=threads), reporter):
+            said = row.get("reason") or f"final training loss {row['final_train_loss']:.4f}"
+            out.print(f"{key}/{row['lora']}: {said}", highlight=False)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -79,8 +79,8 @@ class Result:
     """One experiment's outcome.
 
     cells: a row for each number: row, column, mean, std (NaN for a single value), paper, paper_std (NaN where the
-    paper has none), in the order in which they are shown. notes: what differs from the paper's experiment, a
-    sentence each.
+    paper has none), in the order in which they are shown; and text, where cells have words in place of a number.
+    notes: what differs from the paper's experiment, a sentence each.
     """
 
     name: str
@@ -157,6 +157,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def shown(cell: Mapping[Any, Any]) -> str:
+    """A cell's words, or its number."""
+    text = cell.get("text")
+    return text if isinstance(text, str) else with_spread(cell["mean"], cell["std"])
+
+
 def with_spread(mean: float, std: float, digits: int = 3) -> str:
     """ "0.123 ± 0.004"; "2e-07" for what would round to zero; a dash for what is not defined."""
 
@@ -173,12 +179,9 @@ def wide(cells: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(index=pd.Index(cells["row"].unique(), name=""))
     for column, part in cells.groupby("column", sort=False):
         rows = part.set_index("row")
+        values = [shown(cell) for cell in rows.to_dict("records")]
         table[column] = (
-            [with_spread(mean, std) for mean, std in zip(rows["mean"], rows["std"], strict=True)]
-            if len(rows) == len(table)
-            else pd.Series({row: with_spread(cell["mean"], cell["std"]) for row, cell in rows.iterrows()})
-            .reindex(table.index)
-            .fillna("")
+            values if len(rows) == len(table) else pd.Series(values, rows.index).reindex(table.index).fillna("")
         )
         if rows["paper"].notna().any():
             papers = {row: with_spread(cell["paper"], cell["paper_std"]) for row, cell in rows.iterrows()}

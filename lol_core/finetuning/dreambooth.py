@@ -190,7 +190,7 @@ def finetune_one(base: Base, recipe: ImageRecipe, run: Run, mixed_precision: str
     finally:
         base.unet.unload_lora()
         base.unet.requires_grad_(False)
-    return Outcome(run, factors, _tail_mean(losses))
+    return Outcome(run, factors, tail_mean(losses))
 
 
 def _peft_weights(layer: Any) -> tuple[Tensor, Tensor]:
@@ -268,13 +268,14 @@ def finetune_stack(base: Base, recipe: ImageRecipe, runs: Sequence[Run]) -> list
         Outcome(
             run,
             {name: (layer.A[k].detach(), layer.B[k].detach()) for name, layer in stacked.items()},
-            _tail_mean(every[:, k].tolist()),
+            tail_mean(every[:, k].tolist()),
         )
         for k, run in enumerate(runs)
     ]
 
 
-def _tail_mean(losses: list[float]) -> float:
+def tail_mean(losses: list[float]) -> float:
+    """Over the last quarter of steps."""
     tail = losses[-max(1, len(losses) // 4) :]
     return sum(tail) / len(tail)
 

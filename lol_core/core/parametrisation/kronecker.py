@@ -55,7 +55,8 @@ class Kronecker(Parametrisation):
 
     def act(self, R: Sequence[Tensor]) -> Self:
         check_element(R, self.group)
-        c, turns, cut = R[0].reshape(()), R[1:], len(self.first.group.factors)
+        c = R[0].reshape(1)  # of one dimension, so that its dtype counts beside that of a factor stored as it is
+        turns, cut = R[1:], len(self.first.group.factors)
         return replace(
             self,
             first=self.first.act(turns[:cut]).scaled(c),

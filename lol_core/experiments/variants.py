@@ -1,0 +1,283 @@
+"""LoRA's variants (appendix E): what each stores, the group that acts on it, and what is read from a zoo of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import shared_spec, stack
+from lol_core.core.groups import GL, SCALING
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import Experts, LowRank, Parametrisation
+from lol_core.core.symmetry import TOLERANCES, relative_change
+from lol_core.experiments.comparison import chart
+from lol_core.experiments.context import Context
+from lol_core.experiments.kept import Kept
+from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, weakest, with_interval
+from lol_core.finetuning.people import ATTRIBUTES
+from lol_core.finetuning.variants import STEPS, VARIANTS, Variant
+from lol_core.formats.factors import block_diagonal
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.crossvalidation import crossvalidate
+from lol_core.learning.models import find_model, make_model
+from lol_core.learning.verdict import Difference
+
+TITLE = "LoRA's variants: what they store, what acts on it, and what is read from them"
+MADE, READ, MERGE, STORED = (
+    f"As stored: {name}" for name in ("fine-tuned by", "LoRAs read", "ΔW off the library's merge", "numbers")
+)
+GROUP, ORBIT, PROMISE, NONE = (
+    f"What acts: {name}"
+    for name in ("on a module", "numbers that say nothing of ΔW", "moves GL-net by", "moves an MLP by")
+)
+SCORE, CONSTANT, NORMS, GAP = (
+    f"Learned on: {name}"
+    for name in ("attributes, accuracy", "control, constant", "control, norms only", "above the constant")
+)
+COLUMNS = (MADE, READ, MERGE, STORED, GROUP, ORBIT, PROMISE, NONE, SCORE, CONSTANT, NORMS, GAP)
+FEWEST = 30
+"""LoRAs that are enough to be learned on in five folds."""
+CONFIG = TrainingConfig(model="gl_net", model_config=find_model("gl_net").configure(normalize=True, dropout=0.1))
+Element = Callable[[torch.Generator], Tensor]
+COMMAND = "`python -m lol_core finetune variants`"
+
+
+@dataclass
+class Row:
+    """One row of the table: numbers (mean and deviation) where something was measured, words where not."""
+
+    title: str
+    numbers: dict[str, tuple[float, float]] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    gap: Difference | None = None
+
+    def cells(self) -> list[tuple[Any, ...]]:
+        empty = (np.nan, np.nan)
+        return [
+            (self.title, column, *self.numbers.get(column, empty), *empty, self.words.get(column)) for column in COLUMNS
+        ]
+
+
+def run(context: Context) -> Result:
+    kept = Kept(context.folder / "variants.jsonl", {"config": CONFIG.to_dict()})
+    rows, fingerprints = [], {}
+    for i, variant in enumerate(VARIANTS):
+        context.reporter.show(variant.title, i / len(VARIANTS))
+        context.reporter.check("What was measured is kept; the same command goes on.")
+        place = context.work / "variants" / variant.key
+        if not (place / "labels.csv").is_file():
+            missing = dict.fromkeys(COLUMNS, "no zoo") | {MADE: f"not fine-tuned here; {COMMAND} does"}
+            rows.append(Row(variant.title, words=missing))
+            continue
+        zoo = Zoo.open(place)
+        fingerprints[variant.key] = {"fingerprint": zoo.fingerprint, "LoRAs": len(zoo)}
+        rows.append(of_zoo(variant, zoo, kept, learn=not context.small))
+    rows += [merged_projections(), experts()]
+    cells = pd.DataFrame(
+        [cell for row in rows for cell in row.cells()],
+        columns=["row", "column", "mean", "std", "paper", "paper_std", "text"],
+    )
+    return Result(
+        "variants",
+        TITLE,
+        cells,
+        findings(rows),
+        notes(),
+        chart(cells, SCORE),
+        {"zoos": fingerprints, "config": CONFIG.to_dict(), "environment": environment()},
+    )
+
+
+def of_zoo(variant: Variant, zoo: Zoo, kept: Kept, learn: bool = True) -> Row:
+    """A variant measured on its zoo."""
+    failed = zoo.folder / "failures.csv"
+    lost = len(pd.read_csv(failed)) if failed.is_file() else 0
+    made = len(zoo) + len(zoo.refused)
+    some = [zoo.load(id) for id in zoo.ids[:4]]
+    row = structure(variant.title, some)
+    row.words[MADE] = f"{variant.library}, {made} people" + (f" and {lost} that diverged" if lost else "")
+    row.words[READ] = f"{len(zoo)} of {made}"
+    worst = float(zoo.labels["merge_error"].max())
+    row.numbers[MERGE], row.words[MERGE] = (worst, np.nan), f"{worst:.0e}" if worst else "0 (to the last bit)"
+    if not learn or len(zoo) < FEWEST:
+        why = f"{len(zoo)} LoRAs, fewer than {FEWEST}" if learn else "not in a small run"
+        row.words |= dict.fromkeys((SCORE, CONSTANT, NORMS, GAP), "not learned on") | {SCORE: f"not learned on: {why}"}
+        return row
+    line = next((line for line in kept.lines() if line["fingerprint"] == zoo.fingerprint), None)
+    if line is None:
+        folds = crossvalidate(zoo, ATTRIBUTES, CONFIG)
+        scores = {name: metrics["accuracy"] for name, metrics in folds.scores().items()}
+        gap = folds.difference("constant")
+        kept.add(key=variant.key, fingerprint=zoo.fingerprint, scores=scores, gap=vars(gap))
+        line = {"scores": scores, "gap": vars(gap)}
+    for column, name in ((SCORE, "model"), (CONSTANT, "constant"), (NORMS, "norms only")):
+        mean, std = line["scores"][name]
+        row.numbers[column] = mean, std
+    row.gap = Difference(**line["gap"])
+    row.words[GAP] = with_interval(row.gap)
+    return row
+
+
+def structure(title: str, loras: Sequence[LoRA], element: Element | None = None) -> Row:
+    """What is so of LoRAs whatever they were trained on: how much one stores, what acts on it, who is moved by that.
+    element: see `moved`.
+    """
+    first = [layer.parametrisation for layer in loras[0].layers]
+    groups = list(dict.fromkeys(group_of(of) for of in first))
+    row = Row(title, words={GROUP: " or ".join(groups)})
+    row.words[STORED] = f"{sum(of.parameters for of in first):,}"
+    row.words[ORBIT] = f"{sum(of.orbit_dimension for of in first):,}"
+    for column, model in ((PROMISE, "gl_net"), (NONE, "mlp")):
+        change = moved(model, loras, element)
+        row.numbers[column], row.words[column] = (change, np.nan), f"{change:.0e}" if change < 1e-3 else f"{change:.2f}"
+    return row
+
+
+def group_of(of: Parametrisation) -> str:
+    """Its group, the lengths of scalings left out: they are those of the module's rows and columns."""
+    words = [group.title if group == SCALING else f"GL({r})" for group, r in of.group.factors]
+    return " × ".join(words)
+
+
+def moved(model: str, loras: Sequence[LoRA], element: Element | None = None) -> float:
+    """The largest relative change of an untrained model's output over four draws, in float64, when every module's
+    stored numbers are moved by its own group (κ = 10) and read again. element: draws from another group.
+    """
+    spec = shared_spec(loras)
+    loras = [LoRA(tuple(map(doubled, lora.layers))) for lora in loras]
+    batch = stack(loras, spec, torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = make_model(model, spec, 1, find_model(model).configure(width=16, normalize=True))
+    net.prepare(batch.to(dtype=torch.float32), torch.Generator().manual_seed(0))
+    net = net.double().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+
+    def acted(layer: LoRALayer) -> LoRALayer:
+        of = layer.parametrisation
+        return layer.act(element(generator) if element else of.group.sample(generator=generator))
+
+    changes = []
+    for _ in range(4):
+        after = stack([LoRA(tuple(map(acted, lora.layers))) for lora in loras], spec, torch.float64)
+        changes.append(relative_change(net(after), net(batch)))
+    return max(changes)
+
+
+def doubled(layer: LoRALayer) -> LoRALayer:
+    """Its slots in float64: moved by the identity, which is computed in that."""
+    factors = layer.parametrisation.group.factors
+    return layer.act([torch.eye(r, dtype=torch.float64) for _, r in factors])
+
+
+def random_numbers(seed: int) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+def of_example(row: Row, made: str, merge: str) -> Row:
+    """What is said of a variant that no zoo is of, whose other numbers are of an example with random entries."""
+    row.words |= {MADE: made, READ: "no zoo to read; an example", MERGE: merge}
+    row.words |= dict.fromkeys((SCORE, CONSTANT, NORMS, GAP), "not learned on") | {SCORE: "not learned on: no zoo"}
+    return row
+
+
+def merged_projections() -> Row:
+    """Two adapted parts, 96 × 96 each and of rank 4, of one fused projection."""
+
+    def example(seed: int) -> LoRA:
+        draw = random_numbers(seed)
+        pair = LowRank(block_diagonal([draw(96, 4), draw(96, 4)]), draw(96, 8))
+        return LoRA((LoRALayer("qkv", pair),))
+
+    def element(generator: torch.Generator) -> Tensor:
+        return block_diagonal(list(GL.sample(4, count=(2,), generator=generator)))
+
+    row = structure("MergedLinear", [example(seed) for seed in range(4)], element)
+    row.words |= {STORED: f"{2 * (96 + 96) * 4:,}", GROUP: "GL(4) × GL(4)", ORBIT: str(2 * GL.dimension(4))}
+    made = "nobody: PEFT has had none since 0.3, and loralib is not used here"
+    return of_example(row, made, "as loralib's formula has it (a test); not beside loralib itself")
+
+
+def experts() -> Row:
+    """Four experts of 96 × 96, rank 4."""
+
+    def example(seed: int) -> LoRA:
+        draw = random_numbers(seed)
+        return LoRA((LoRALayer("experts", Experts(draw(4, 96, 4), draw(4, 96, 4))),))
+
+    row = structure("experts", [example(seed) for seed in range(4)])
+    made = "nobody: no base here has experts"
+    return of_example(row, made, "what PEFT adds (a test, of an adapter that was not trained)")
+
+
+def findings(rows: Sequence[Row]) -> list[Finding]:
+    zoos = [row for row in rows if MERGE in row.numbers]
+    learned = [row for row in rows if row.gap is not None]
+    merge = max((row.numbers[MERGE][0] for row in zoos), default=np.nan)
+    worst, least = (pick(row.numbers[name][0] for row in rows if name in row.numbers) for pick, name in PICKED)
+    still = worst <= TOLERANCES[torch.float64] < least
+    return [
+        Finding(
+            "Every variant is read as its own library merges it.",
+            Holds.NOT_CLEAR if not zoos else Holds.YES if merge <= TOLERANCES[torch.float32] else Holds.NO,
+            f"{len(zoos)} zoos; the largest ‖W_read − W_merged‖ / ‖W_merged − W‖ is {merge:.1e}.",
+            in_paper=False,
+        ),
+        Finding(
+            "A GL-invariant model processes every variant, invariant under the group of that variant.",
+            Holds.YES if still else Holds.NO,
+            f"moved by its own group, each variant moves an untrained GL-net by at most {worst:.1e} and an MLP by at"
+            f" least {least:.1e} ({len(zoos)} variants on their zoos, the others on examples).",
+        ),
+        Finding(
+            "What is learned on LoRAs can be learned on each of their variants.",
+            weakest(_above(row) for row in learned) if learned else Holds.NOT_CLEAR,
+            "accuracy above the constant: "
+            + ("; ".join(f"{row.title} {row.words[GAP]}" for row in learned) or "no zoo was learned on")
+            + ".",
+        ),
+    ]
+
+
+PICKED = ((max, PROMISE), (min, NONE))
+
+
+def _above(row: Row) -> Holds:
+    return Holds.NOT_CLEAR if row.gap is None else verdict(row.gap)
+
+
+def notes() -> list[str]:
+    return [
+        (
+            f"The zoos are made by {COMMAND} and not committed: the people of Faces from the first on, each fine-tuned"
+            f" in every variant from the same pictures, noise and time steps, by the recipe of Faces cut to {STEPS}"
+            " steps of one picture under one prompt, so that these LoRAs know less of their person than those of Faces;"
+            " learning rates are multiplied by a number of each variant (`finetuning/variants.py`)."
+        ),
+        (
+            "Files hold half precision, and the library merges those same numbers. PiSSA's ΔW is added to what PEFT"
+            " leaves of the base's weight, W less its leading rank-4 part, from which it starts; PEFT makes that base"
+            " anew when the adapter is loaded."
+        ),
+        (
+            "Numbers stored and those that say nothing of ΔW (the dimension of an orbit) are of one LoRA, all modules."
+            " Invariance is of untrained models in float64: four LoRAs, moved slot by slot by their own group and read"
+            " again, four draws of κ = 10; scalings are of a module's rows and columns. That no group is larger than"
+            " stated is tested (`tests/test_parametrisation.py`), for LoHa with a proof (docs/mathematics.md)."
+        ),
+        (
+            f"Accuracy: the mean over the attributes {', '.join(ATTRIBUTES)}, of GL-net (inputs normalised, dropout"
+            " 0.1, no search) in five-fold cross-validation, ± the deviation over folds. The last column is its"
+            " distance from the constant over all people, with the 95 % interval of a paired bootstrap over them; it"
+            " speaks of these people and of one training. The variants' scores are not tuned, and their differences"
+            " are no verdict on the variants."
+        ),
+    ]
