@@ -22,6 +22,7 @@ from lol_core.collections.describe import describe
 from lol_core.collections.entries import Decoder, Entries
 from lol_core.collections.entry import Entry
 from lol_core.collections.index import Index
+from lol_core.collections.names import short_name
 from lol_core.collections.page import Filters, Order
 from lol_core.collections.schema import Row
 from lol_core.collections.served import Roots
@@ -205,6 +206,9 @@ def test_a_lora_in_shards_is_one_and_changes_with_any_of_them(tmp_path: Path) ->
         save_file({key: whole[key] for key in keys[3 * part : 3 * part + 3]}, tmp_path / name)
     zoo = Zoo.open(tmp_path / "zoo")
     assert len(zoo) == 1 and len(zoo.entries[0].headers) == 3 and len(zoo.refused) == 1
+    for source in (zoo, Roots.named([str(tmp_path / "zoo")]).open("zoo://zoo")):
+        assert list(source.names.values()) == ["a"] and len(source.load(source.ids[0]).layers) == 3
+    assert short_name("style/adapter_model-00001-of-00002.safetensors") == "style"
     save_file({key: whole[key] * 2 for key in keys[3:]}, tmp_path / names[1])
     changed = Zoo.open(tmp_path / "zoo")
     assert changed.ids == zoo.ids and changed.fingerprint != zoo.fingerprint

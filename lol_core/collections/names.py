@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 MODEL_FILE_NAMES = ("adapter_model", "pytorch_lora_weights", "adapters")
 """File names that say nothing: such a file goes by its folder's name."""
+_SHARD = re.compile(r"(?<=.)-\d+-of-\d+$")
 
 
 def stem_of(name: str) -> str:
-    """A file's name without its suffix."""
-    return name[: name.rfind(".")] if name.rfind(".") > 0 else name
+    """A file's name without its suffix, and without the number of a shard: the first stands for the whole LoRA."""
+    return _SHARD.sub("", name[: name.rfind(".")] if name.rfind(".") > 0 else name)
 
 
 def short_name(path: str) -> str:
