@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lol_core.core.batch import shared_spec, stack, unstack
-from lol_core.core.groups import GL, GROUPS, PERMUTATION, SCALING, O, named
+from lol_core.core.groups import GL, GROUPS, PERMUTATION, SCALING, O, Product, named
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import (
@@ -254,6 +254,13 @@ def test_groups_contain_what_they_draw_and_what_their_subgroups_draw(r: int, kap
     assert not PERMUTATION.contains(O.sample(r, generator=generator))
     assert not SCALING.contains(GL.sample(r, condition=kappa, generator=generator))
     assert not GL.contains(torch.zeros(r, r))
+
+
+def test_a_product_of_many_is_counted_and_a_family_leaves_lengths_out() -> None:
+    assert Product(((GL, 2),) * 3).title == "GL(2) × GL(2) × GL(2)"
+    many = Product(((GL, 2), *((SCALING, n) for n in (5, 6, 5, 6))))
+    assert many.title == "GL(2) × scalings of 5 × scalings of 6 × scalings of 5 × scalings of 6"
+    assert (many.family, Product(()).title) == ("GL(2) × scalings^4", "{1}")
 
 
 def test_groups_are_known_by_their_keys() -> None:

@@ -57,7 +57,7 @@ def test_what_acts_on_the_file_is_named_module_by_module_and_can_be_drawn() -> N
     ]
     lora = LoRA(tuple(LoRALayer(name, part) for name, part in zip("abc", parts, strict=True)))
     study = Study.of(lora, {}, {"mlp": MODELS["mlp"], "gl_net": MODELS["gl_net"]})
-    assert "GL(2) × GL(2) × scalings of 6 × scalings of 5 (2 modules: 36 of 88 numbers" in study.own_groups
+    assert "GL(2) × GL(2) × scalings × scalings (2 modules: 36 of 88 numbers" in study.own_groups
     assert "GL(1) (1 module: 1 of 12 numbers" in study.own_groups
     R = sample_own([lora], study.start(torch.float64), generator=generator)
     turned = study.turn(R, GL, torch.float64)

@@ -17,7 +17,7 @@ from ui.keys import key
 
 Precision = Literal["float32", "float64"]
 HAND, OWN = "hand", "own"
-TITLES = {group.key: group.title for group in GROUPS} | {OWN: "what acts on the file", HAND: "by hand"}
+TITLES = {group.key: group.title for group in GROUPS} | {OWN: "its own", HAND: "by hand"}
 EDITABLE = 16
 """The largest rank whose R is edited by hand."""
 

@@ -7,7 +7,7 @@ PERMUTATION and SCALING are the ones that models are held to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
@@ -183,12 +183,12 @@ class Product:
 
     @property
     def title(self) -> str:
-        """Groups in a row that are the same are counted where they are more than three, as those of experts."""
-        titles = []
-        for (group, r), same in groupby(self.factors):
-            count, title = len(list(same)), _sized(group, r)
-            titles += [title] * count if count <= 3 else [f"{title}^{count}"]
-        return " × ".join(titles) or "{1}"
+        return _product(_sized(group, r) for group, r in self.factors)
+
+    @property
+    def family(self) -> str:
+        """The title without the lengths of scalings, which differ from module to module."""
+        return _product(group.title if group == SCALING else _sized(group, r) for group, r in self.factors)
 
     @property
     def dimension(self) -> int:
@@ -215,6 +215,15 @@ class Product:
 
     def __str__(self) -> str:
         return self.title
+
+
+def _product(titles: Iterable[str]) -> str:
+    """Those in a row that are the same are counted where they are more than three, as those of experts."""
+    parts = []
+    for title, same in groupby(titles):
+        count = len(list(same))
+        parts += [title] * count if count <= 3 else [f"{title}^{count}"]
+    return " × ".join(parts) or "{1}"
 
 
 def _sized(group: Group, r: int) -> str:

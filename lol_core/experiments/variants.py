@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
-from lol_core.core.groups import GL, SCALING
+from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.parametrisation import Experts, LowRank, Parametrisation
+from lol_core.core.parametrisation import Experts, LowRank
 from lol_core.core.symmetry import TOLERANCES, relative_change
 from lol_core.experiments.comparison import chart
 from lol_core.experiments.context import Context
@@ -130,7 +130,7 @@ def structure(title: str, loras: Sequence[LoRA], element: Element | None = None)
     element: see `moved`.
     """
     first = [layer.parametrisation for layer in loras[0].layers]
-    groups = list(dict.fromkeys(group_of(of) for of in first))
+    groups = list(dict.fromkeys(of.group.family for of in first))
     row = Row(title, words={GROUP: " or ".join(groups)})
     row.words[STORED] = f"{sum(of.parameters for of in first):,}"
     row.words[ORBIT] = f"{sum(of.orbit_dimension for of in first):,}"
@@ -138,12 +138,6 @@ def structure(title: str, loras: Sequence[LoRA], element: Element | None = None)
         change = moved(model, loras, element)
         row.numbers[column], row.words[column] = (change, np.nan), f"{change:.0e}" if change < 1e-3 else f"{change:.2f}"
     return row
-
-
-def group_of(of: Parametrisation) -> str:
-    """Its group, the lengths of scalings left out: they are those of the module's rows and columns."""
-    words = [group.title if group == SCALING else f"GL({r})" for group, r in of.group.factors]
-    return " × ".join(words)
 
 
 def moved(model: str, loras: Sequence[LoRA], element: Element | None = None) -> float:

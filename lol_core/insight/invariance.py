@@ -174,7 +174,7 @@ class Study:
         """What acts on the numbers of this file, module by module, in words."""
         modules: dict[str, list[Parametrisation]] = {}
         for layer in self.lora.layers:
-            modules.setdefault(layer.parametrisation.group.title, []).append(layer.parametrisation)
+            modules.setdefault(layer.parametrisation.group.family, []).append(layer.parametrisation)
         parts = [
             f"{title} ({len(own)} module{'s' * (len(own) > 1)}: {sum(of.orbit_dimension for of in own):,} of"
             f" {sum(of.parameters for of in own):,} numbers say nothing of ΔW)"
