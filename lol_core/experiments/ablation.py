@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lol_core.experiments.comparison import cells, chart, differences, intervals, settings
+from lol_core.experiments.comparison import cells, chart, described, differences, intervals, settings
 from lol_core.experiments.context import Context
 from lol_core.experiments.models import ASKED
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
@@ -56,6 +56,7 @@ def run(context: Context) -> Result:
             )
         )
     notes = [
+        described(context.budget),
         (
             "For TuckerNet the weight of its directions (1 or 0.1) is searched in place of normalised inputs. The"
             f" verdict is of the question on which the part buys most surely, so the {len(columns)} intervals of a part"

@@ -267,7 +267,7 @@ def findings(measured: pd.DataFrame, test_share: float) -> list[Finding]:
                 f" {with_interval(gap)} at the worst of ranks {', '.join(map(str, unseen))}"
                 for name, gap in both.items()
             )
-            + ".",
+            + f"; to generalise is to lose less than {LOSS_OF_ACCURACY}.",
         ),
         Finding(
             "They do less well at rank 1.",

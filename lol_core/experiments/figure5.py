@@ -162,7 +162,7 @@ def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowes
             "Preprocessing stays below a second for each input.",
             held[slowest < 1],
             (
-                "so does the slowest here, of all models and sizes that fit."
+                "the slowest here does, of all models and sizes that fit."
                 if slowest < 1
                 else f"the slowest takes {slowest:.1f} times that."
             ),

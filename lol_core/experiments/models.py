@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from lol_core.experiments.comparison import by_split, cells, chart, intervals, settings
+from lol_core.experiments.comparison import by_split, cells, chart, described, intervals, settings
 from lol_core.experiments.context import Context
 from lol_core.experiments.paper import COMPARED, FIVE, PUBLISHED, VARIANTS
 from lol_core.experiments.question import Question
@@ -68,9 +68,10 @@ def run(context: Context) -> Result:
     for half, values in took.items():
         parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, attributes)))
     notes = [
+        described(context.budget),
         (
             "Models that divide the size out of their inputs gain nothing from normalised inputs. Published models are"
-            " ported from their authors' code where there is some (see the models' documents)."
+            " ported from their authors' code where there is some (docs/methods.md)."
             if context.searched
             else "Models that divide the size out of their inputs gain nothing from normalised inputs: for spectral"
             " sizes and the Triplet Transformer only the learning rate was searched, for TuckerNet the weight of its"

@@ -181,7 +181,11 @@ def findings(shown: pd.DataFrame) -> list[Finding]:
             held[align <= tolerance and turned > FAR * tolerance],
             f"it moves by {align:.1e} under O(r), by {turned:.2g} under GL(r).",
         ),
-        Finding("Theorem 1: MLP is neither.", held[plain > FAR * tolerance], f"it moves by {plain:.2g} and more."),
+        Finding(
+            "Theorem 1: MLP is neither.",
+            held[plain > FAR * tolerance],
+            f"it moves by {plain:.3f} or more under O(r) and GL(r).",
+        ),
         Finding(
             "MLP + SVD is not expressive: it cannot tell ΔW from −ΔW. The others can.",
             held[

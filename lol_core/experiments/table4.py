@@ -136,8 +136,7 @@ def run(context: Context) -> Result:
         ),
         (
             "Steps and learning rate are the same for every size, as in the paper. Norms of the updates do no better"
-            " than a constant by more than its spread. Why the size leaves so little trace in this zoo has not been"
-            " tested."
+            " than a constant, within the spread. Why the size leaves so little trace in this zoo has not been tested."
         ),
     ]
     return Result(
