@@ -36,6 +36,7 @@ PREFIXES = (
     "lora_te_",
     "0.",
 )
+# as a list to read across: a value a line would be a page
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 8, 0.5, -0.0, 1e308, 2**31, 2**63, 2**64, 10**400, float("nan"), float("inf"), "", "auto",  # noqa: E501  (a list to read across)
     "8", "NaN", "1e400", "None", "ünï😀", "\ud800", "a" * 300, [], [1], ["x"], {}, {"a": 1}, {"lora_alpha": 4}, [[[[[]]]]],  # noqa: E501  (a list to read across)

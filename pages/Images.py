@@ -123,7 +123,7 @@ busy, job = running(state.drawing), state.drawing
 automatic = base == known_base(source) and not (job is not None and (job.error or job.stopping))
 pressed = st.button("Draw", type="primary", icon=":material/brush:", disabled=busy or not missing, key=key("draw"))
 if missing and not busy and (pressed or automatic):
-    state.drawing = work.draw_sheets(brush, source, missing, prompts, sampling)
+    state.drawing = work.draw_sheets(brush, source, missing, prompts, sampling=sampling)
     st.rerun()
 if job is not None:
     follow(job, "stop")

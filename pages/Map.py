@@ -98,7 +98,7 @@ if many and not (density or named or to_save):
 else:
     over = regions(clusters, cluster_names(settings, source.fingerprint, clusters, source)) if named else {}
     figure(
-        plots.collection_map(shown, source.names, colouring, chosen, density, over),
+        plots.collection_map(shown, source.names, colouring, chosen, density=density, regions=over),
         "map",
         alt,
         placed,

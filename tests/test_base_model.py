@@ -37,7 +37,7 @@ from lol_core.finetuning.pictures import (
 from lol_core.finetuning.scorer import Scorer, ScorerSettings
 from tests.conftest import ROOT
 
-pytest.importorskip("dicebear")
+pytest.importorskip("dicebear", reason="dicebear, a development tool, is not installed")
 PATH = ROOT / "sample_loras" / "pictures" / "drawings.json"
 
 

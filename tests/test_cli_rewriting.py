@@ -103,7 +103,7 @@ def test_a_merge_is_what_peft_adds(tmp_path: Path) -> None:
 
 def test_a_merge_is_what_lycoris_adds(tmp_path: Path) -> None:
     """Of three algorithms, each with a weight of its own."""
-    modules = pytest.importorskip("lycoris.modules")
+    modules = pytest.importorskip("lycoris.modules", reason="lycoris, a development tool, is not installed")
     torch.manual_seed(0)
     base, expected, paths, weights = nn.Linear(8, 6, bias=False), torch.zeros(6, 8), [], (0.5, -1.0, 2.0)
     for kind, weight in zip((modules.LoConModule, modules.LohaModule, modules.LokrModule), weights, strict=True):

@@ -110,17 +110,17 @@ def test_latents_are_computed_once_for_each_model_and_content(tmp_path: Path, mo
         return outputs(self, loras, embed)
 
     monkeypatch.setattr(Checkpoint, "outputs", counted)
-    expected = space_of(zoo, zoo.ids, "latent", first)
-    spaces = [space_of(zoo, ids, "latent", first, store=store) for ids in (zoo.ids[:5], zoo.ids, zoo.ids)]
+    expected = space_of(zoo, zoo.ids, "latent", checkpoint=first)
+    spaces = [space_of(zoo, ids, "latent", checkpoint=first, store=store) for ids in (zoo.ids[:5], zoo.ids, zoo.ids)]
     assert computed == [8, 5, 3] and expected is not None
     for space in spaces:
         assert space is not None
         np.testing.assert_allclose(space.vectors, expected.vectors[: len(space.ids)], rtol=1e-5, atol=1e-6)
         assert space.ids == expected.ids[: len(space.ids)]
-    other = space_of(zoo, zoo.ids, "latent", second, store=store)
+    other = space_of(zoo, zoo.ids, "latent", checkpoint=second, store=store)
     assert computed[3:] == [8] and other is not None and not np.allclose(other.vectors, expected.vectors)
     write_peft(zoo.path(zoo.ids[2]).parent, random_lora(MODULES, seed=77))
-    changed = space_of(Zoo.open(tmp_path / "zoo"), zoo.ids, "latent", first, store=store)
+    changed = space_of(Zoo.open(tmp_path / "zoo"), zoo.ids, "latent", checkpoint=first, store=store)
     assert computed[4:] == [1] and changed is not None
     assert [*np.isclose(changed.vectors, expected.vectors).all(1)] == [i != 2 for i in range(8)]
 

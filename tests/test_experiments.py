@@ -105,7 +105,7 @@ def test_kernel_ridge_finds_a_linear_function_of_the_update() -> None:
     X = rng.normal(size=(80, 6))
     y = X @ rng.normal(size=(6, 2))
     known, validation, asked = np.split(np.arange(80), [50, 65])
-    values, picked = kernel_ridge({"updates": X @ X.T, "nothing": np.eye(80)}, known, validation, asked, y)
+    values, picked = kernel_ridge({"updates": X @ X.T, "nothing": np.eye(80)}, known, validation, asked, y=y)
     assert picked["kernel"] == "updates" and min(np.corrcoef(values[:, k], y[asked, k])[0, 1] for k in range(2)) > 0.99
     p = Multiclass(("style",), ("a", "b", "c")).from_numbers(np.array([[1.4, -0.2, 0.3]]))
     assert p.sum() == pytest.approx(1) and p.argmax() == 0 and (p > 0).all()

@@ -96,7 +96,7 @@ def test_the_accuracy_is_of_challenge_questions_alone(
         return 0.0, 0.0
 
     monkeypatch.setattr(Reader, "measure", measure)
-    list(build_arc(RECIPE, str(base), arc, tmp_path / "zoo", 1, Machine()))
+    list(build_arc(RECIPE, str(base), arc, tmp_path / "zoo", count=1, machine=Machine()))
     assert measured == [{"is it so"}, {"so it is"}]
 
 
@@ -122,9 +122,11 @@ def test_hyperparameters_follow_table_8() -> None:
 def test_a_zoo_of_language_models(arc: Path, base: Path, tmp_path: Path, in_threads: None) -> None:
     out = tmp_path / "zoo"
     with pytest.raises(Stopped, match="goes on"):
-        list(build_arc(RECIPE, str(base), arc, out, 2, Machine(), Reporter(stop=lambda: True)))
-    assert len(list(build_arc(RECIPE, str(base), arc, out, 2, Machine()))) == 1
-    assert len(list(build_arc(RECIPE, str(base), arc, out, 3, Machine()))) == 1, "finished ones are left alone"
+        list(build_arc(RECIPE, str(base), arc, out, count=2, machine=Machine(), reporter=Reporter(stop=lambda: True)))
+    assert len(list(build_arc(RECIPE, str(base), arc, out, count=2, machine=Machine()))) == 1
+    assert len(list(build_arc(RECIPE, str(base), arc, out, count=3, machine=Machine()))) == 1, (
+        "finished ones are left alone"
+    )
     zoo = Zoo.open(out)
     assert len(zoo) == 3 and not zoo.unjoined_labels and {e.ranks for e in zoo.entries} == {(4,)}
     assert all(e.modules == 2 * 2 for e in zoo.entries), "k and v of both layers"

@@ -311,17 +311,21 @@ def test_a_zoo_is_scored_by_other_prompts_and_goes_on(
     clip = str(ROOT / "sample_loras" / "small-clip")
     prompts = ("a dog", "a person on the beach")
     with pytest.raises(Stopped):
-        list(score_again(zoo, "again", prompts, 7, clip, Machine(), Reporter(stop=lambda: True)))
+        list(
+            score_again(
+                zoo, "again", prompts, seed=7, scorer=clip, machine=Machine(), reporter=Reporter(stop=lambda: True)
+            )
+        )
     first = (tmp_path / "again.csv").read_text()
     assert len(first.splitlines()) == 2 and "again" not in pd.read_csv(zoo.labels)
-    assert len(list(score_again(zoo, "again", prompts, 7, clip, Machine()))) == 1
+    assert len(list(score_again(zoo, "again", prompts, seed=7, scorer=clip, machine=Machine()))) == 1
     rows, labels = pd.read_csv(tmp_path / "again.csv").set_index("lora"), pd.read_csv(zoo.labels).set_index("lora")
     assert (tmp_path / "again.csv").read_text().startswith(first) and not list(
-        score_again(zoo, "again", prompts, 7, clip, Machine())
+        score_again(zoo, "again", prompts, seed=7, scorer=clip, machine=Machine())
     )
     np.testing.assert_allclose(labels["again"], rows.loc[labels.index, ["01", "02"]].mean(axis=1), atol=1e-5)
     with pytest.raises(TaskError, match="of its own"):
-        list(score_again(zoo, "steps", prompts, 7, clip, Machine()))
+        list(score_again(zoo, "steps", prompts, seed=7, scorer=clip, machine=Machine()))
 
 
 def test_rows_keep_to_the_columns_of_their_table(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ LYCORIS = [
 
 @pytest.mark.parametrize(("algorithm", "layer", "options"), LYCORIS, ids=lambda value: str(value))
 def test_lycoris(algorithm: str, layer: str, options: dict[str, Any], tmp_path: Path) -> None:
-    modules = pytest.importorskip("lycoris.modules")
+    modules = pytest.importorskip("lycoris.modules", reason="lycoris, a development tool, is not installed")
     kind = {"locon": modules.LoConModule, "loha": modules.LohaModule, "lokr": modules.LokrModule}[algorithm]
     torch.manual_seed(0)
     base = getattr(Small(), layer)

@@ -164,7 +164,11 @@ class Silent(MemorySource):
 
 def test_weights_are_read_beside_the_page_and_what_fails_is_said(tmp_path: Path) -> None:
     job = draw_sheets(
-        Painter(BASE, cache=tmp_path), Silent({"a": read(sorted(FACES.iterdir())[0])}), ["a"], ["b"], Sampling()
+        Painter(BASE, cache=tmp_path),
+        Silent({"a": read(sorted(FACES.iterdir())[0])}),
+        ["a"],
+        ["b"],
+        sampling=Sampling(),
     )
     job.wait(PATIENCE)
     assert "does not answer" in str(job.error)

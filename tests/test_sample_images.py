@@ -159,7 +159,7 @@ def test_a_lora_of_another_model_is_refused_by_name(painter: Painter) -> None:
 
 def test_the_scorer_is_a_ruler(scorer: Scorer) -> None:
     """Top-1 retrieval among 32 on pictures it never saw; chance is 0.03."""
-    pytest.importorskip("dicebear")
+    pytest.importorskip("dicebear", reason="dicebear, a development tool, is not installed")
     drawings = Drawings(SAMPLES / "pictures" / "drawings.json")
     images, captions = zip(*(any_picture(drawings, seed) for seed in range(1_000_000, 1_000_128)), strict=True)
     found = retrieval(scorer, list(images), list(captions))

@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 
 from tests.scatter_app import synthetic
 
-playwright = pytest.importorskip("playwright.sync_api")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright, a development tool, is not installed")
 
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402  (only after the check above)
 

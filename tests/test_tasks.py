@@ -163,7 +163,7 @@ def test_binary_and_multiclass_metrics(labels: pd.DataFrame) -> None:
 def test_the_bootstrap_interval_holds_the_score(labels: pd.DataFrame) -> None:
     task = make_task(labels, ["loss"])[0].fitted(labels)
     noisy = labels[["loss"]].to_numpy() + np.random.default_rng(0).normal(0, 0.2, (40, 1))
-    low, high = bootstrap_interval(task, labels, noisy, 0)
+    low, high = bootstrap_interval(task, labels, noisy, seed=0)
     assert low < score(task, labels, noisy)["r2"] < high < 1
 
 
@@ -192,8 +192,8 @@ def test_a_difference_is_weighed_on_the_same_loras(labels: pd.DataFrame) -> None
     rng = np.random.default_rng(1)
     common = labels[["loss"]].to_numpy() + rng.normal(0, 0.3, (40, 1))
     worse = common + 0.1 * np.sign(common - labels[["loss"]].to_numpy())
-    gap = paired_differences(task, labels, common, {"worse": worse}, 0)["worse"]["r2"]
-    intervals = [bootstrap_interval(task, labels, predicted, 0) for predicted in (common, worse)]
+    gap = paired_differences(task, labels, common, {"worse": worse}, seed=0)["worse"]["r2"]
+    intervals = [bootstrap_interval(task, labels, predicted, seed=0) for predicted in (common, worse)]
     assert gap.low > 0 and intervals[0][0] < intervals[1][1]
     assert gap.value == pytest.approx(score(task, labels, common)["r2"] - score(task, labels, worse)["r2"])
 
@@ -203,7 +203,7 @@ def test_a_better_score_in_one_metric_is_not_a_better_score_in_another(labels: p
     task = make_task(labels, ["loss"])[0].fitted(labels)
     truth = labels[["loss"]].to_numpy()
     noisy = truth + np.random.default_rng(1).normal(0, 0.2, (40, 1))
-    gaps = paired_differences(task, labels, noisy, {"ranks": 100 * truth}, 0)["ranks"]
+    gaps = paired_differences(task, labels, noisy, {"ranks": 100 * truth}, seed=0)["ranks"]
     assert judge("r2", {"ranks": gaps["r2"]}).better
     assert judge("kendall_tau", {"ranks": gaps["kendall_tau"]}).outcome is Outcome.WORSE
 
@@ -214,12 +214,12 @@ def test_controls_see_what_they_are_given_and_no_more(labels: pd.DataFrame) -> N
     split = {"train": ids[:25], "validation": ids[25:30], "test": ids[30:]}
     tell_all = pd.DataFrame({"x": labels["loss"]})
     tell_nothing = pd.DataFrame({"x": np.zeros(40)}, index=ids)
-    scores = control_scores(task, labels, split, {"leak": tell_all, "structure only": tell_nothing}, 0)
+    scores = control_scores(task, labels, split, {"leak": tell_all, "structure only": tell_nothing}, seed=0)
     assert scores["leak"]["r2"] > 0.7
     assert scores["structure only"]["r2"] <= 0.01 and scores["constant"]["r2"] <= 0
     for targets in (["smile"], ["style"]):
         kind = make_task(labels, targets)[0].fitted(labels)
-        assert set(control_scores(kind, labels, split, {"structure only": tell_nothing}, 0)) == {
+        assert set(control_scores(kind, labels, split, {"structure only": tell_nothing}, seed=0)) == {
             "constant",
             "structure only",
         }

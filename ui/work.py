@@ -119,7 +119,7 @@ def validate(
     def work(reporter: Reporter) -> None:
         for number, (title, config) in enumerate(configs.items()):
             part = reporter.item(number, len(configs), f"{title}: ")
-            result = crossvalidate(source, targets, config, folds, part)
+            result = crossvalidate(source, targets, config, folds, reporter=part)
             differences = {control: result.difference(control) for control in ("norms only", "structure only")}
             subject.finished[title] = Validated(result, result.scores(), differences)
 
@@ -160,7 +160,7 @@ def map_of(
 
 
 def draw_sheets(
-    painter: Painter, source: Source, ids: Sequence[str | None], prompts: Sequence[str], sampling: Sampling
+    painter: Painter, source: Source, ids: Sequence[str | None], prompts: Sequence[str], *, sampling: Sampling
 ) -> Job[None, None]:
     """Draws the prompts with one LoRA after the other (None: the base alone) into the painter's cache, downloading what
     is not here. Stopped, it ends between two sampling steps; what is finished stays.

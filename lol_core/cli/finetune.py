@@ -175,7 +175,7 @@ def finetune_zoo(
             from lol_core.finetuning.arc import ARC, build_arc
 
             chosen_arc = ARC if settings is None else ARC.with_settings(settings)
-            for row in build_arc(chosen_arc, base, data, out_folder, count, machine, reporter):
+            for row in build_arc(chosen_arc, base, data, out_folder, count=count, machine=machine, reporter=reporter):
                 out.print(
                     f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}",
                     highlight=False,
@@ -220,7 +220,9 @@ def finetune_score(
             raise LoLError(f"--prompts {prompts}: choose recipe or paper.")
         made = ImageZoo(zoo, recipe, base)
         machine = Machine(workers, threads=threads)
-        for row in score_again(made, column, sets[prompts], seed, scorer, machine, reporter):
+        for row in score_again(
+            made, column, sets[prompts], seed=seed, scorer=scorer, machine=machine, reporter=reporter
+        ):
             out.print(f"{row['lora']}: {row[column]:.4f}", highlight=False)
 
 

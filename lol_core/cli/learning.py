@@ -177,13 +177,7 @@ def crossvalidate(
     )
     with reported(), stoppable() as reporter:
         opened = open_collection(zoo, labels)
-        validated = cross_validate(
-            opened,
-            target,
-            config,
-            folds,
-            reporter,
-        )
+        validated = cross_validate(opened, target, config, folds, reporter=reporter)
     scores, controls = validated.scores(), [name for name in validated.predicted if name != "model"]
     metric = validated.task.ranked
     differences = {name: validated.difference(name) for name in controls}

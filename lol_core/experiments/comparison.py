@@ -73,7 +73,7 @@ def cells(column: str, means: pd.DataFrame, papers: Papers | None = None) -> pd.
     return pd.DataFrame(rows, columns=["row", "column", "mean", "std", "paper", "paper_std"])
 
 
-def differences(trials: Trials, score: str, one: str, other: str, among: int = 1) -> Difference:
+def differences(trials: Trials, score: str, one: str, other: str, *, among: int = 1) -> Difference:
     """one − other on the same splits, NaN where one has no score at some split. among: how many such differences this
     one was picked from.
     """
@@ -87,13 +87,13 @@ def by_split(trials: Trials, score: str, *names: str) -> pd.DataFrame:
     return table.pivot(index="seed", columns="model", values=score).reindex(columns=[*names])  # noqa: PD010, one value each
 
 
-def beyond(trials: Trials, score: str, name: str, value: float, among: int = 1) -> Difference:
+def beyond(trials: Trials, score: str, name: str, value: float, *, among: int = 1) -> Difference:
     """A score less a fixed value."""
     table = trials.table()
     return over_seeds((table.loc[table["model"] == name, score] - value).tolist(), trials.test_share, among)
 
 
-def above_all(trials: Trials, score: str, name: str, among: Sequence[str], lower_is_better: bool = False) -> Holds:
+def above_all(trials: Trials, score: str, name: str, among: Sequence[str], *, lower_is_better: bool = False) -> Holds:
     """Whether a model is better than each of the others, which must all be clear for it to be."""
     pairs = [(other, name) if lower_is_better else (name, other) for other in among if other != name]
     return weakest(verdict(differences(trials, score, *pair)) for pair in pairs)

@@ -117,7 +117,7 @@ def rankings(trials: Trials, seed: int) -> dict[str, dict[str, float]]:
     places = np.arange(len(known) + len(test))
     train, validation, test_places = np.split(places, [len(split["train"]), len(known)])
     y = fit.task.encode(labels.loc[known + test]).double().numpy()
-    values, _ = kernel_ridge(kernels(fit.factors.batch(known + test)), train, validation, test_places, y)
+    values, _ = kernel_ridge(kernels(fit.factors.batch(known + test)), train, validation, test_places, y=y)
     predicted[KERNEL] = fit.task.decode(torch.from_numpy(values))
     return {
         name: dict(sorted(zip(test, values[:, 0].tolist(), strict=True), key=lambda pair: pair[1], reverse=True))

@@ -212,7 +212,7 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
         }
         predicted = control_predictions(fit.task, both, known, ids[len(known) :], features, seed)
         products = kernels(own, batch)
-        values, _ = kernel_ridge(products, train, validation, np.arange(len(known), len(ids)), y)
+        values, _ = kernel_ridge(products, train, validation, np.arange(len(known), len(ids)), y=y)
         predicted[KERNEL] = fit.task.from_numbers(values)
         for name, p in predicted.items():
             scores.setdefault(name, {})[rank] = dict(fit.task.score(zoo.labels, p))

@@ -62,7 +62,7 @@ def run(context: Context) -> Result:
                 continue
             config = ModelConfig(width=context.budget.width) if context.budget.width else None
             times_of[model, size] = time_model(
-                model, shape(size), batch, device, 0.01 if context.small else 0.3, config
+                model, shape(size), batch, device, at_least=0.01 if context.small else 0.3, config=config
             )
     gpu = device.type == "cuda"
     unit = 1.0 if gpu else times_of[UNIT].forward * PASSED
@@ -126,7 +126,7 @@ def run(context: Context) -> Result:
     }
     each = {(model, size): times.preprocess for (model, size), times in times_of.items()}
     return Result(
-        "figure5", TITLE, table, findings(seconds, sizes, refused, max(each.values()), gpu), notes, figure, about
+        "figure5", TITLE, table, findings(seconds, sizes, refused, max(each.values()), gpu=gpu), notes, figure, about
     )
 
 
@@ -135,7 +135,9 @@ def halves_of() -> tuple[tuple[str, str, int], ...]:
     return (f"preprocessing {PREPROCESSED}", "preprocess", PREPROCESSED), (f"forward {PASSED}", "forward", PASSED)
 
 
-def findings(seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowest: float, gpu: bool) -> list[Finding]:
+def findings(
+    seconds: pd.DataFrame, sizes: list[str], refused: list[str], slowest: float, *, gpu: bool
+) -> list[Finding]:
     """slowest: seconds of the slowest preprocessing of one input."""
     forward = seconds[seconds["half"] == f"forward {PASSED}"].pivot_table(index="model", columns="size", values="time")[
         sizes

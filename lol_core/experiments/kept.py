@@ -55,6 +55,7 @@ def line_of(
     seed: int,
     scores: Scores,
     setting: dict[str, Any] | None = None,
+    *,
     validation_loss: float = 0.0,
     **more: Any,
 ) -> Line:

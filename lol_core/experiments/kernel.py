@@ -46,7 +46,7 @@ def directions(batch: Batch) -> Batch:
 
 
 def kernel_ridge(
-    products: dict[str, np.ndarray], known: np.ndarray, validation: np.ndarray, unknown: np.ndarray, y: np.ndarray
+    products: dict[str, np.ndarray], known: np.ndarray, validation: np.ndarray, unknown: np.ndarray, *, y: np.ndarray
 ) -> tuple[np.ndarray, dict[str, float | str]]:
     """Ridge on the kernel and α with the lowest squared error on validation LoRAs, fitted to the `known`.
 

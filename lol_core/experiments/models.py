@@ -170,7 +170,9 @@ def times(context: Context, compared: Sequence[str]) -> dict[str, dict[str, floa
     for name in compared:
         if not COMPARED[name].memorizes:
             context.reporter.show(f"Timing {COMPARED[name].title}", 1.0)
-            measured[name] = time_model(name, TIMED, 2 if context.small else 16, device, 0.01 if context.small else 0.5)
+            measured[name] = time_model(
+                name, TIMED, 2 if context.small else 16, device, at_least=0.01 if context.small else 0.5
+            )
     unit = measured["gl_net"].forward
     return {
         half: {name: getattr(time, half) / unit for name, time in measured.items()}

@@ -145,7 +145,7 @@ def exponents(model: str, small: bool = False) -> dict[tuple[str, str], float]:
     device = find_device("cpu")
     for variable, shapes in SWEEPS.items():
         kept = shapes[:2] if small else shapes
-        times = [time_model(model, shape, 2 if small else 4, device, 0.01 if small else 0.3) for shape in kept]
+        times = [time_model(model, shape, 2 if small else 4, device, at_least=0.01 if small else 0.3) for shape in kept]
         sizes = np.log([float(getattr(shape, variable)) for shape in kept])
         for half in ("preprocess", "forward"):
             measured[half, variable] = float(np.polyfit(sizes, np.log([getattr(time, half) for time in times]), 1)[0])

@@ -80,14 +80,14 @@ COLUMNS: dict[str, tuple[str, Papers | None]] = {
 
 
 def run(context: Context) -> Result:
-    trials_of = asked(context)
+    trials_of = trials_by_prompts(context)
     parts, findings = [], []
     for words, ours in trials_of.items():
         head = f"{words}: " if context.searched else ""
         parts += [
             cells(f"{head}{column}", intervals(ours, score), papers) for column, (score, papers) in COLUMNS.items()
         ]
-        findings += [replace(finding, paper=f"{head}{finding.paper}") for finding in found(ours)]
+        findings += [replace(finding, paper=f"{head}{finding.paper}") for finding in findings_of(ours)]
     table = pd.concat(parts, ignore_index=True)
     first = next(iter(trials_of.values()))
     notes = [
@@ -141,7 +141,7 @@ FOLDED = (
 )
 
 
-def asked(context: Context) -> dict[str, Trials]:
+def trials_by_prompts(context: Context) -> dict[str, Trials]:
     """Which prompts → their trials: those about people, and by folds those of the paper where they are measured."""
     if not context.searched:
         return {PEOPLE: context.trials(QUESTION)}
@@ -169,7 +169,7 @@ def over_loras(ours: Trials) -> str:
     return f" Over LoRAs: {gaps['norms only']} and {gaps['product kernel']}."
 
 
-def found(ours: Trials) -> list[Finding]:
+def findings_of(ours: Trials) -> list[Finding]:
     mse = summary(ours, "normalized_mse")["mean"]
     rival = best_rival(ours, "normalized_mse", [name for name in FIVE if name != "gl_net"], lower_is_better=True)
     gap = differences(ours, "normalized_mse", rival, "gl_net")

@@ -84,7 +84,13 @@ def halves(model: LoLModel) -> tuple[Callable[[Batch], Any], Callable[[Any], Ten
 
 @torch.no_grad()
 def time_model(
-    model: str, shape: Shape, batch: int, device: torch.device, at_least: float = 0.3, config: ModelConfig | None = None
+    model: str,
+    shape: Shape,
+    batch: int,
+    device: torch.device,
+    *,
+    at_least: float = 0.3,
+    config: ModelConfig | None = None,
 ) -> Times:
     """Median times of an untrained model on a batch of synthetic factors, each measured for `at_least` seconds."""
     with torch.device("meta"):

@@ -264,7 +264,7 @@ class Trials:
         if self.budget.search is not None:
             more["validation_score"] = self._validated(fit)
         more |= self._predicted(fit.task.decode(test))
-        return [line_of(model, seed, scores, setting.to_dict(), loss, **more)]
+        return [line_of(model, seed, scores, setting.to_dict(), validation_loss=loss, **more)]
 
     def _validated(self, fit: Fit) -> float | None:
         """The score that the table reports, of the validation LoRAs; None where it is not defined."""
@@ -279,7 +279,7 @@ class Trials:
     def _tested(self, task: Task, ids: Sequence[str], predicted: np.ndarray) -> Scores:
         truth = self.zoo.labels.loc[list(ids)]
         scores = dict(task.score(truth, predicted))
-        low, high = bootstrap_interval(task, truth, predicted, 0)
+        low, high = bootstrap_interval(task, truth, predicted, seed=0)
         extra = self.question.extra(truth[list(task.targets)], predicted) if self.question.extra else {}
         return scores | {"low": low, "high": high} | extra
 
@@ -303,7 +303,7 @@ class Trials:
         place = {id: row for row, id in enumerate(everyone)}
         parts = {part: np.array([place[id] for id in members]) for part, members in split.items()}
         y = fit.task.numbers(fit.task.encode(self.zoo.labels.loc[everyone]))
-        values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y)
+        values, picked = kernel_ridge(self._kernels, parts["train"], parts["validation"], parts["test"], y=y)
         predicted = fit.task.from_numbers(values)
         more = {"picked": {**picked}} | self._predicted(predicted)
         return [*lines, line_of(KERNEL, seed, self._tested(fit.task, split["test"], predicted), **more)]

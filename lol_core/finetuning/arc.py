@@ -192,6 +192,7 @@ def build_arc(
     base: str,
     data: Path,
     out: Path,
+    *,
     count: int | None,
     machine: Machine,
     reporter: Reporter = SILENT,

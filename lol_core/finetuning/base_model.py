@@ -339,7 +339,7 @@ def train_base(
     settings, scorer_settings = settings or BaseSettings(), scorer_settings or ScorerSettings()
     with threads(n_threads):
         seeds, drawing = range(n_pictures), reporter.part(0.0, 0.05, "Pictures: ")
-        shown, titles = draw_once(work, "any", any_picture, drawings, seeds, workers, drawing)
+        shown, titles = draw_once(work, "any", any_picture, drawings, seeds=seeds, workers=workers, reporter=drawing)
         n_train = len(titles) - min(1000, len(titles) // 10)
         tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer") if start else make_tokenizer(titles)
         if not (scorer_out / "config.json").is_file():
@@ -348,15 +348,17 @@ def train_base(
                 titles[:n_train],
                 tokenizer,
                 work / "clip_run",
-                scorer_settings,
-                reporter.part(0.05, 0.25, "Scorer: "),
+                settings=scorer_settings,
+                reporter=reporter.part(0.05, 0.25, "Scorer: "),
             )
             make_processor(tokenizer).save_pretrained(scorer_out)
             shutil.copy(work / "clip_run" / "curve.csv", scorer_out / "curve.csv")
             clip.half().save_pretrained(scorer_out)
         measured = retrieval(Scorer(scorer_out), [Image.fromarray(x) for x in shown[n_train:]], titles[n_train:])
         drawing = reporter.part(0.25, 0.3, "Pictures: ")
-        images, captions = draw_once(work, "familiar", familiar_picture, drawings, seeds, workers, drawing)
+        images, captions = draw_once(
+            work, "familiar", familiar_picture, drawings, seeds=seeds, workers=workers, reporter=drawing
+        )
         vae = train_vae(
             np.concatenate([shown[:n_train], images]),
             work / "vae_run",
@@ -396,7 +398,7 @@ def publish(pipeline: StableDiffusionPipeline, work: Path, out: Path) -> None:
 
 
 def draw_once(
-    work: Path, name: str, make: PictureMaker, drawings: Path, seeds: range, workers: int, reporter: Reporter
+    work: Path, name: str, make: PictureMaker, drawings: Path, *, seeds: range, workers: int, reporter: Reporter
 ) -> tuple[np.ndarray, list[str]]:
     """Pictures and captions, drawn now or found in the work folder."""
     if not (work / f"{name}.json").is_file():

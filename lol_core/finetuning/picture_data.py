@@ -25,7 +25,7 @@ is drawn anew.
 """
 
 
-def write_people(out: Path, count: int, workers: int = 2, reporter: Reporter = SILENT, first: int = 1) -> None:
+def write_people(out: Path, count: int, workers: int = 2, reporter: Reporter = SILENT, *, first: int = 1) -> None:
     """People first, first + 1, … (`count` of them) with 21 pictures each: identity_CelebA.txt, list_attr_celeba.txt (−1
     or 1), img_align_celeba/.
 

@@ -65,7 +65,7 @@ class Drawings:
 
 
 def one_thing(
-    drawings: Drawings, thing: str, design: str, rng: np.random.Generator, scenes: float = 0.35
+    drawings: Drawings, thing: str, design: str, rng: np.random.Generator, *, scenes: float = 0.35
 ) -> tuple[Image.Image, str]:
     """A picture of one thing."""
     background, words = ground(rng, scenes)

@@ -70,6 +70,7 @@ def train_scorer(
     captions: list[str],
     tokenizer: CLIPTokenizer,
     folder: Path,
+    *,
     settings: ScorerSettings,
     reporter: Reporter = SILENT,
 ) -> CLIPModel:
@@ -137,7 +138,7 @@ def _unit(features: Any) -> Tensor:
 
 
 def retrieval(
-    scorer: Scorer, images: list[Image.Image], captions: list[str], candidates: int = 32, seed: int = 0
+    scorer: Scorer, images: list[Image.Image], captions: list[str], candidates: int = 32, *, seed: int = 0
 ) -> dict[str, float]:
     """Share of held-out images whose own caption scores highest among `candidates` distinct ones, and of captions
     whose own image does.

@@ -20,6 +20,7 @@ def score_again(
     zoo: ImageZoo,
     column: str,
     prompts: Sequence[str],
+    *,
     seed: int,
     scorer: str,
     machine: Machine,

@@ -171,6 +171,7 @@ def space_of(
     zoo: Source,
     ids: Sequence[str],
     kind: Kind,
+    *,
     checkpoint: Checkpoint | None = None,
     reporter: Reporter = SILENT,
     landmarks: int = LANDMARKS,
@@ -191,7 +192,7 @@ def space_of(
         raise TaskError("None of these LoRAs fits the model.")
     spec = shared_spec(zoo.by_id[id] for id in ids)
     if kind in ("updates", "directions"):
-        space = _by_products(zoo, ids, spec, kind == "directions", reporter, landmarks)
+        space = _by_products(zoo, ids, spec, kind == "directions", reporter=reporter, landmarks=landmarks)
     elif checkpoint is not None and kind == "latent":
         latents = Latents(zoo, checkpoint, store)
         missing = latents.find(ids)
@@ -230,7 +231,7 @@ def _blocks(zoo: Source, ids: Sequence[str], reporter: Reporter) -> Iterator[tup
 
 
 def _by_products(
-    zoo: Source, ids: Sequence[str], spec: WeightSpec, directions: bool, reporter: Reporter, landmarks: int
+    zoo: Source, ids: Sequence[str], spec: WeightSpec, directions: bool, *, reporter: Reporter, landmarks: int
 ) -> Space | None:
     """The space of updates or of their directions; by the products with some where there are many. None when none can
     be read.

@@ -106,7 +106,9 @@ def draw_map(
         space = Space(words["title"], ids, arrays["vectors"].numpy(), float(words["share"]))
         clusters = pd.Series(arrays["clusters"].numpy(), index=list(ids))
     else:
-        computed = space_of(source, settings.ids, settings.kind, checkpoint, reporter.part(0.0, 0.8), store=store)
+        computed = space_of(
+            source, settings.ids, settings.kind, checkpoint=checkpoint, reporter=reporter.part(0.0, 0.8), store=store
+        )
         if computed is None:
             return None
         reporter.show("Finding clusters", 0.8)

@@ -42,7 +42,7 @@ def _by_faiss(points: np.ndarray, radius: float) -> Iterator[np.ndarray]:
         yield from np.split(places, limits[1:-1].astype(int))
 
 
-def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, candidates: int = 40) -> pd.DataFrame:
+def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *, candidates: int = 40) -> pd.DataFrame:
     """The LoRAs whose updates are nearest to one: index ids; columns distance, ‖ΔW − ΔW′‖ / ‖ΔW‖, and cosine,
     ascending by distance.
 

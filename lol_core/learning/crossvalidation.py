@@ -66,6 +66,7 @@ def crossvalidate(
     targets: Sequence[str],
     config: TrainingConfig,
     folds: int = 5,
+    *,
     reporter: Reporter = SILENT,
 ) -> Folds:
     """Fit the model of `config` once for each fold, and the controls beside it. Of the LoRAs not held out, a part of

@@ -40,7 +40,7 @@ def score(task: Task, truth: pd.DataFrame, predicted: np.ndarray) -> Scores:
 
 
 def bootstrap_interval(
-    task: Task, truth: pd.DataFrame, predicted: np.ndarray, seed: int, draws: int = 500, level: float = 0.95
+    task: Task, truth: pd.DataFrame, predicted: np.ndarray, *, seed: int, draws: int = 500, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile interval of the headline metric over resampled test LoRAs."""
     value = task.resampled(task.headline, truth, predicted)
@@ -48,7 +48,7 @@ def bootstrap_interval(
 
 
 def paired_differences(
-    task: Task, truth: pd.DataFrame, predicted: np.ndarray, controls: Mapping[str, np.ndarray], seed: int
+    task: Task, truth: pd.DataFrame, predicted: np.ndarray, controls: Mapping[str, np.ndarray], *, seed: int
 ) -> dict[str, dict[str, Difference]]:
     """Control → metric of `Task.judged` → by how much predictions exceed the control's, by a paired bootstrap over the
     LoRAs of `truth`.
@@ -158,7 +158,7 @@ def control_predictions(
 
 
 def control_scores(
-    task: Task, labels: pd.DataFrame, split: dict[str, list[str]], features: dict[str, pd.DataFrame], seed: int
+    task: Task, labels: pd.DataFrame, split: dict[str, list[str]], features: dict[str, pd.DataFrame], *, seed: int
 ) -> dict[str, Scores]:
     """Test scores of what must be beaten (see `control_predictions`), fitted on training and validation LoRAs
     together.

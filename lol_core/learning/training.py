@@ -98,6 +98,6 @@ def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.
     controls = control_predictions(
         task, labels.loc[ids], known, split["test"], control_features(zoo, factors, ids), seed
     ) | ({} if shuffled is None else {"shuffled labels": shuffled})
-    checkpoint.interval = bootstrap_interval(task, truth, ours, seed)
+    checkpoint.interval = bootstrap_interval(task, truth, ours, seed=seed)
     checkpoint.controls = {name: task.score(truth, values) for name, values in controls.items()}
-    checkpoint.differences = paired_differences(task, truth, ours, controls, seed)
+    checkpoint.differences = paired_differences(task, truth, ours, controls, seed=seed)

@@ -16,6 +16,7 @@ def collection_map(
     names: Mapping[str, str],
     colours: pd.Series | None,
     selected: Sequence[str],
+    *,
     density: bool = False,
     regions: Mapping[str, Sequence[str]] | None = None,
 ) -> go.Figure:

@@ -49,21 +49,24 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> g
     return finish(figure, 460 if scored else 360, legend={"orientation": "h", "y": 1.12})
 
 
+def range_of(frame: pd.DataFrame) -> tuple[float, float]:
+    """The least and the greatest number in the columns true and predicted."""
+    low, high = (float(f(f(frame["true"]), f(frame["predicted"]))) for f in (min, max))
+    return low, high
+
+
+def diagonal(name: str, low: float, high: float) -> go.Scatter:
+    """Where predictions equal the truth."""
+    line = {"color": "gray", "dash": "dash"}
+    return go.Scatter(x=[low, high], y=[low, high], mode="lines", line=line, name=name, hoverinfo="skip")
+
+
 def predicted_against_true(frame: pd.DataFrame, target: str, selected: Sequence[str] = ()) -> go.Figure:
     """Predicted against true values, by part of the split. frame: columns true, predicted, part, name; indexed by
     LoRA, which `customdata` carries.
     """
     chosen = set(selected) & set(frame.index)
-    figure = go.Figure()
-    low, high = (float(f(f(frame["true"]), f(frame["predicted"]))) for f in (min, max))
-    figure.add_scatter(
-        x=[low, high],
-        y=[low, high],
-        mode="lines",
-        line={"color": "gray", "dash": "dash"},
-        name="exact",
-        hoverinfo="skip",
-    )
+    figure = go.Figure(diagonal("exact", *range_of(frame)))
     for i, (part, rows) in enumerate(frame.groupby("part", sort=False)):
         figure.add_trace(
             scatter(len(frame))(
@@ -119,17 +122,7 @@ def calibration_curve(bins: pd.DataFrame, target: str, yes_no: bool) -> go.Figur
     """Mean truth against mean prediction in bins; a calibrated model lies on the dashed line. bins: see
     `evaluation.calibration`.
     """
-    low, high = (0.0, 1.0) if yes_no else (float(f(f(bins["predicted"]), f(bins["true"]))) for f in (min, max))
-    figure = go.Figure(
-        go.Scatter(
-            x=[low, high],
-            y=[low, high],
-            mode="lines",
-            line={"color": "gray", "dash": "dash"},
-            name="calibrated",
-            hoverinfo="skip",
-        )
-    )
+    figure = go.Figure(diagonal("calibrated", *((0.0, 1.0) if yes_no else range_of(bins))))
     errors = {"type": "data", "array": bins["standard error"], "color": COLORS[0]}
     hover = "predicted %{x:.4g}<br>true %{y:.4g} ± %{error_y.array:.2g}<br>%{text} LoRAs<extra></extra>"
     figure.add_scatter(

@@ -98,6 +98,6 @@ class Binary(Task):
     def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
         def column(target: str) -> np.ndarray:
             y = labels[target].astype(int).astype(str)
-            return class_probabilities(constant, X, y, X_test, ["0", "1"], seed)[:, 1]
+            return class_probabilities(constant, X, y, X_test, classes=["0", "1"], seed=seed)[:, 1]
 
         return each_target(self.targets, column)

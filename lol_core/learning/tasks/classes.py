@@ -24,7 +24,7 @@ def as_share(values: np.ndarray) -> np.ndarray:
 
 
 def class_probabilities(
-    constant: bool, X: np.ndarray, y: pd.Series, X_test: np.ndarray, classes: list[str], seed: int
+    constant: bool, X: np.ndarray, y: pd.Series, X_test: np.ndarray, *, classes: list[str], seed: int
 ) -> np.ndarray:
     """Probabilities (B, classes) by the classes' shares, or by a random forest."""
     from sklearn.dummy import DummyClassifier

@@ -120,4 +120,4 @@ class Multiclass(Task):
         return share / share.sum(1, keepdims=True)
 
     def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
-        return class_probabilities(constant, X, self._names(labels), X_test, list(self.classes), seed)
+        return class_probabilities(constant, X, self._names(labels), X_test, classes=list(self.classes), seed=seed)
