@@ -142,11 +142,12 @@ class Result:
     @property
     def source(self) -> str:
         """Of which zoos, by their fingerprints, and by which command."""
-        asked = self.settings.get("questions", {}).values()
-        zoos = {q["zoo"]: f"{q['zoo']} {q['fingerprint']} ({q['LoRAs']:,} LoRAs)" for q in asked}
+        questions = self.settings.get("questions", {}).values()
+        zoos = {question["zoo"]: question for question in questions} | self.settings.get("zoos", {})
+        each = [f"{name} {zoo['fingerprint']} ({zoo['LoRAs']:,} LoRAs)" for name, zoo in zoos.items()]
         halving = " --halving" if self.settings.get("budget", {}).get("search") else ""
         command = f"`python -m lol_core experiment {self.name} --out docs --fits benchmarks/fits{halving}`"
-        named = f"Zoos, with their fingerprints: {'; '.join(zoos.values())}. " if zoos else ""
+        named = f"Zoos, with their fingerprints: {'; '.join(each)}. " if zoos else ""
         return f"{named}Again: {command}."
 
 

@@ -100,7 +100,7 @@ def run(context: Context) -> Result:
         "condition": CONDITION,
         "LoRAs": LORAS,
         "seeds": budget.seeds,
-        "zoo": zoo.fingerprint,
+        "zoos": {zoo.name: {"fingerprint": zoo.fingerprint, "LoRAs": len(zoo)}},
         "environment": environment(),
     }
     return Result(
