@@ -144,6 +144,7 @@ INTERVAL = (
     " overlap, so the variance is the corrected one of Nadeau and Bengio (2003), (1/J + test/training LoRAs) s² for J"
     " splits, with Student's t of J − 1 degrees of freedom. The paper's ± is as it is printed there."
 )
+SHUFFLING = "Shuffled labels: the mean over the models, each trained on them once, at seed 0."
 HALVING = (
     "Every model was searched alike: {settings} settings drawn from its own grid (learning rate {rates}; head {heads}"
     " hidden layers × width; batches of {batches}; inputs normalised or not; GL-net's equivariant width {widths},"
@@ -157,7 +158,7 @@ HALVING = (
 def described(budget: Budget) -> str:
     """How models were searched, and what ± is."""
     if budget.search is None:
-        return f"{GRID} {INTERVAL}"
+        return f"{GRID} {INTERVAL} {SHUFFLING}"
     rungs = "; ".join(f"{rung.epochs} epochs, the best {rung.kept} go on" for rung in budget.search.rungs)
     about = HALVING.format(
         settings=budget.search.settings,
@@ -168,7 +169,7 @@ def described(budget: Budget) -> str:
         dropouts=", ".join(f"{p:g}" for p in DROPOUTS),
         rungs=rungs,
     )
-    return f"{about} {AUTHORS} {INTERVAL}"
+    return f"{about} {AUTHORS} {INTERVAL} {SHUFFLING}"
 
 
 AUTHORS = (

@@ -13,13 +13,13 @@ import torch
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, concatenate, shared_spec, stack
-from lol_core.experiments.comparison import INTERVAL, cells, settings, title_of, with_half_widths
+from lol_core.experiments.comparison import INTERVAL, SHUFFLING, cells, settings, title_of, with_half_widths
 from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept, Scores
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Result, verdict, weakest, with_interval
-from lol_core.experiments.search import Variant
+from lol_core.experiments.search import SHUFFLED, Variant
 from lol_core.experiments.table3 import ATTRIBUTES_QUESTION
 from lol_core.experiments.trials import CONTROLS, KERNEL, Trials
 from lol_core.finetuning.machine import Machine
@@ -86,6 +86,7 @@ def run(context: Context) -> Result:
             at = measured[(measured["rank"] == rank) & (measured["alpha"] == alpha)].groupby("model")[metric]
             values = {str(name): each.tolist() for name, each in at}
             row = with_half_widths(values, ours.test_share).reindex(order)
+            row.loc[SHUFFLED, "std"] = np.nan  # its values are of several models, not of several splits
             row.index = pd.Index([title_of(name) for name in order])
             parts.append(cells(f"{column}, {alpha}: rank {rank}", row))
     return Result(
@@ -133,7 +134,7 @@ def notes(context: Context, zoos: Zoos) -> list[str]:
         ),
         (
             f"{INTERVAL} They speak of other trainings of the models, not of other people: the people asked about are"
-            " the same at every seed."
+            f" the same at every seed. {SHUFFLING}"
         ),
         (
             "The paper's figure has no numbers to stand beside these. Loss is the binary cross-entropy, averaged over"

@@ -117,7 +117,7 @@ def predicted_well(measure: str, trial: Trials) -> list[Finding]:
     ]
 
 
-def told_above_chance(trial: Trials) -> Finding:
+def sources_above_chance(trial: Trials) -> Finding:
     """The same of the sources that were seen."""
     means = summary(trial, "accuracy")["mean"]
     best = best_rival(trial, "accuracy", list(FIVE))
@@ -152,7 +152,7 @@ def run(context: Context) -> Result:
         if question in trials:
             findings += predicted_well(measure, trials[question])
     if SOURCES_QUESTION in trials:
-        findings.append(told_above_chance(trials[SOURCES_QUESTION]))
+        findings.append(sources_above_chance(trials[SOURCES_QUESTION]))
     notes = [
         described(context.budget) + (f" {authors.NOT_OURS}" if context.searched else ""),
         *([GLOSSES] if context.zoo is None else []),
