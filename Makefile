@@ -87,6 +87,9 @@ zoo: .venv/dev  ## rebuild or extend glosses
 base: .venv/dev  ## the small diffusion model and its scorer
 	$(BIN)/python -m lol_core finetune base --out sample_loras/small-diffusion --scorer sample_loras/small-clip --work build/base
 
+judge: .venv/dev  ## the judge of pictures of people
+	$(BIN)/python -m lol_core finetune judge --out sample_loras/small-judge --work build/judge
+
 faces: .venv/dev
 	test -e build/people/identity_CelebA.txt || $(BIN)/python -m lol_core finetune people --out build/people --count 1000
 	$(BIN)/python -m lol_core finetune zoo --recipe celeba --settings sample_loras/faces/recipe.json --data build/people $(IMAGES) --out sample_loras/faces

@@ -192,6 +192,10 @@ def test_numbers_and_classes_can_be_wished() -> None:
     score = Regression(("score",), mean=(2.0,), std=(0.5,))
     goal = Goal.parse(score, "score=2.25")
     assert goal.signs(torch.tensor([[0.0], [1.0]])).tolist() == [1, -1]
+    way = replace(edit(untrained(), [random_lora()], Goal.parse(BINARY, "hat=1"), method=Method.GRADIENT, steps=3)[0])
+    assert way.reached == 3
+    for values, reached in (([2.0, 2.2, 2.3, 2.4], 2), ([2.0, 2.1, 2.1, 2.2], 3), ([2.5, 2.2, 2.0, 1.9], 1)):
+        assert replace(way, goal=goal, predictions=np.array(values)[:, None]).reached == reached
     classes = Multiclass(("kind",), ("cat", "dog", "fish"))
     goal = Goal.parse(classes, "kind=dog")
     assert (goal.output, goal.name) == (1, "kind=dog")

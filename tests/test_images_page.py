@@ -1,14 +1,19 @@
-"""The page Images: what it needs, what it ranks, that it draws, keeps, walks and stops."""
+"""The page Images: what it needs, what it ranks, that it draws, keeps, walks and stops; and the page Edit, which draws
+too.
+"""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -23,6 +28,7 @@ from tests.builders import random_lora, write_peft
 from tests.conftest import ROOT
 from tests.test_pages import opened, text_of
 from tests.waiting import until
+from ui.jobs import Job, running
 from ui.state import runs_folder
 
 BASE = ROOT / "sample_loras" / "small-diffusion"
@@ -131,3 +137,42 @@ def test_stop_leaves_what_is_drawn_and_draw_goes_on(few_loras: Path) -> None:
     assert "Stopped" in text_of(test) and "Not drawn yet" in text_of(test)
     next(b for b in test.button if b.label == "Draw").click().run()
     assert "Not drawn yet" not in text_of(drawn(test))
+
+
+def ended(job: Job[Any, Any] | None) -> bool:
+    return not running(job)
+
+
+def pressed(test: AppTest, label: str, *jobs: str) -> AppTest:
+    """A button of the page Edit pressed, and what it began ended."""
+    next(button for button in test.button if button.label == label).click().run()
+    for name in jobs:
+        job = getattr(test.session_state["session"], name)
+        until(partial(ended, job), name)
+        test.run()
+    return test
+
+
+def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path) -> None:
+    """The page Edit, with a model that was trained for a moment."""
+    zoo = Zoo.open(few_loras)
+    config = TrainingConfig(model="gl_net", model_config=ModelConfig(width=8), epochs=2)
+    train(zoo, plan(zoo, ["clip_score"], config), config, runs_folder(zoo) / "edited")
+    test = opened("Edit", few_loras, lora="loras/0007.safetensors", size="0.3", prompts="a cat")
+    assert "Choose a change and press" in text_of(test) and not test.exception
+    pressed(test, "Edit", "editing", "drawing_edit")
+    edits = test.session_state["session"].edits
+    way = edits[0][1].edit
+    assert way.moved[-1] == pytest.approx(0.3, rel=2e-3) and len(edits) == 1
+    assert "clip_score" in text_of(test) and "Base model" in text_of(test) and "Before" in text_of(test)
+    assert not test.exception and not test.error and "Not drawn yet" not in text_of(test)
+    test.slider(key="edit.step1").set_value(0).run()
+    assert "ΔW has moved by **0%**" in text_of(test)
+    pressed(test, "Edit further", "editing", "drawing_edit")
+    second = edits[1][1].edit
+    assert torch.equal(second.loras[0].layers[0].U, way.lora.layers[0].U), "it goes on from what the first gave"
+    assert any("Download (" in str(button.proto) for button in test.get("download_button"))
+    pressed(test, "Undo")
+    assert len(test.session_state["session"].edits) == 1 and not test.exception
+    test.selectbox(key="edit.lora").set_value("loras/0008.safetensors").run()
+    assert "Choose a change and press" in text_of(test), "an edit of one LoRA is not shown for another"

@@ -14,7 +14,10 @@ from PIL import Image
 from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import norm
 from lol_core.core.progress import Progress, Reporter, Stopped
-from lol_core.errors import LoRAFormatError
+from lol_core.errors import DataMissingError, LoRAFormatError
+from lol_core.finetuning.judge import Judge, JudgeSettings, train_judge
+from lol_core.finetuning.people import ATTRIBUTES
+from lol_core.finetuning.picture_data import pictures_of
 from lol_core.finetuning.pictures import CLASSES, Drawings, any_picture
 from lol_core.finetuning.scorer import SCORE_WEIGHT, Scorer, retrieval
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
@@ -192,3 +195,23 @@ def test_a_data_card_is_there(zoo: Zoo) -> None:
     card = (zoo.folder / "README.md").read_text()
     for fact in ("finetune zoo --recipe", "failed", "Licences"):
         assert fact in card, fact
+
+
+def test_the_judge_sees_what_people_wear_whom_it_never_saw(tmp_path: Path) -> None:
+    """On pictures of the held-out people of the zoo, which it was not trained on; one of other content is refused."""
+    shown = [picture for person in (3, 5) for picture in pictures_of(person, 3)]
+    read = Judge.load(SAMPLES / "small-judge").probabilities([image for image, _ in shown]) > 0.5
+    truth = torch.tensor([[seen[name] for name in ATTRIBUTES] for _, seen in shown])
+    assert (read == truth).float().mean() > 0.9 and 0.2 < truth.float().mean() < 0.8
+    (tmp_path / "model.safetensors").write_bytes((SAMPLES / "small-clip" / "model.safetensors").read_bytes()[:2000])
+    with pytest.raises(DataMissingError, match="no judge of pictures there"):
+        Judge.load(tmp_path)
+
+
+def test_a_judge_is_trained_and_goes_on(tmp_path: Path, in_threads: None) -> None:
+    few = JudgeSettings(pictures=20, steps=2, batch=4)
+    places = tmp_path / "judge", BASE, SAMPLES / "pictures" / "drawings.json", tmp_path / "work"
+    with pytest.raises(Stopped):
+        train_judge(*places, few, 1, Reporter(stop=lambda: (tmp_path / "work/curve.csv").exists()))
+    right = train_judge(*places, few, 1)
+    assert list(right) == list(ATTRIBUTES) and Judge.load(tmp_path / "judge")

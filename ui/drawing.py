@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -17,8 +19,10 @@ from ui.state import bases_of, known_base
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
 
 
-def choose_drawing(source: Source) -> tuple[str, str, tuple[str, ...], Sampling]:
-    """The base model, its device, the prompts and the sampling; they start with what the collection's recipe says."""
+def choose_drawing(source: Source, first: Sequence[str] = ()) -> tuple[str, str, tuple[str, ...], Sampling]:
+    """The base model, its device, the prompts and the sampling; they start with what the collection's recipe says.
+    first: the prompts to start with instead.
+    """
     known, recipe = known_base(source), json_object(Beside(source).read("recipe.json"))
     with st.expander(
         "Base model, prompts and sampling", icon=":material/tune:", key=key("settings"), expanded=not known
@@ -26,7 +30,7 @@ def choose_drawing(source: Source) -> tuple[str, str, tuple[str, ...], Sampling]
         a, b = st.columns([3, 1])
         base = _choose_base(a, known)
         device = b.selectbox("Device", ["auto", *devices()], key=key("device"))
-        lines = "\n".join(recipe.get("preview_prompts") or PROMPTS)
+        lines = "\n".join(first or recipe.get("preview_prompts") or PROMPTS)
         text = st.text_area("Prompts, one a line", lines, key=key("prompts"), bind="query-params", height=110)
         a, b, c = st.columns(3)
         seed = a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key=key("seed"))

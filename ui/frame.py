@@ -29,6 +29,7 @@ PAGES = (
     ("pages/Predictions.py", "Predictions", ":material/insights:"),
     ("pages/Invariance.py", "Invariance", ":material/rotate_right:"),
     ("pages/Images.py", "Images", ":material/image:"),
+    ("pages/Edit.py", "Edit", ":material/edit:"),
     ("pages/Experiments.py", "Experiments", ":material/science:"),
 )
 

@@ -54,3 +54,20 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
         st.caption(
             "Its update is no product of two factors in every module (LoKr), so it cannot be written in another form."
         )
+
+
+def show_download(lora: LoRA, digest: str, name: str) -> None:
+    """A LoRA as a file, in a form that it has. digest: tells it from every other; name: the file's name."""
+    forms = forms_of(lora)
+    if not forms:
+        st.caption("No other program has a form for it.")
+        return
+    a, b, c = st.columns([2, 2, 3], vertical_alignment="bottom")
+    form = a.selectbox("Form", forms, key=key("form"), help="The names and files that other programs expect.")
+    width = b.selectbox("Numbers", ["float16", "bfloat16", "float32"], key=key("dtype"))
+    try:
+        file, content = written(digest, 0, form, width, name, lora)
+        label, icon = f"Download ({len(content) / 1000:,.0f} kB)", ":material/download:"
+        c.download_button(label, content, file, icon=icon, key=key("download_lora"))
+    except LoLError as error:
+        st.error(sentence(error))

@@ -19,6 +19,7 @@ from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
 from lol_core.experiments.result import Result
+from lol_core.insight.editing import Members
 from lol_core.insight.generation import Painter
 from lol_core.insight.maps import Map, MapSettings
 from lol_core.insight.overview import Examination
@@ -28,7 +29,7 @@ from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
 from ui import visitors
 from ui.access import access
 from ui.jobs import Job, sentence
-from ui.work import Run, Validation
+from ui.work import Edited, Run, Validation, Wish
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -43,9 +44,10 @@ class Session:
     labels file); extra_checkpoints: folders opened by path; same: LoRAs that are the same function, by fingerprint;
     examined: how many weights had been read, and what the look at every header gave, by fingerprint; maps: pictures
     drawn so far; selections, isolated, computed: see ui/selection.py, by collection; linked: what `ui.choice` last
-    wrote into the URL, by key; opened_slice: the saved slice taken up last; picture: the format in which figures are
-    saved; page: the present one; url: what stands in the URL on every page, empty for what opens first, the labels file
-    in the folder, and no guided visit.
+    wrote into the URL, by key; edits: of one LoRA, each of what the one before it gave; members: what directions are
+    made of, by fingerprint and model; opened_slice: the saved slice taken up last; picture: the format in which figures
+    are saved; page: the present one; url: what stands in the URL on every page, empty for what opens first, the labels
+    file in the folder, and no guided visit.
     """
 
     folder: Path | None = field(default_factory=lambda: access().visitor_folder())
@@ -60,6 +62,10 @@ class Session:
     examined: dict[str, tuple[int, Examination]] = field(default_factory=dict)
     mapping: Job[MapSettings, Map | None] | None = None
     experiment: Job[str, Result] | None = None
+    editing: Job[Wish, Edited] | None = None
+    edits: list[tuple[Wish, Edited]] = field(default_factory=list)
+    members: dict[tuple[str, str], Members] = field(default_factory=dict)
+    drawing_edit: Job[None, None] | None = None
     opening: Job[tuple[str, str], Source] | None = None
     maps: dict[MapSettings, Map] = field(default_factory=dict)
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)

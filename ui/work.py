@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from weakref import finalize
 
 import pandas as pd
 
 from lol_core.collections.samples import get
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
+from lol_core.core.lora import LoRA
 from lol_core.core.progress import Progress, Reporter
 from lol_core.experiments import run as run_experiment
 from lol_core.experiments.context import Context
 from lol_core.experiments.result import Result
 from lol_core.experiments.search import SMALL
 from lol_core.insight.duplicates import duplicates
-from lol_core.insight.generation import Painter, Sampling, weights_file
+from lol_core.insight.editing import NEEDS, Edit, Goal, Members, Method, edit
+from lol_core.insight.generation import Painter, Sampling, weights_file, write_drawable
 from lol_core.insight.maps import Map, MapSettings, draw_map
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
@@ -173,6 +178,69 @@ def draw_sheets(
             with stopped_by(reporter):
                 lora = None if id is None else weights_file(source, id)
             painter.draw(lora, prompts, sampling, part)
+
+    return Job(work, None).start()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An edit that a page asks for. lora: fingerprint of the collection, and id, of the LoRA that all began with;
+    number: how many edits came before.
+    """
+
+    lora: tuple[str, str]
+    number: int
+    goal: Goal
+    method: Method
+    size: float
+
+
+@dataclass
+class Edited:
+    """An edit, and its steps as files that diffusers loads, none where it has no form for them; they go with this
+    object. members: what its direction was made of, for the next one.
+    """
+
+    edit: Edit
+    members: Members | None
+    folder: Path | None
+
+    def file(self, step: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"{step}.safetensors"
+
+
+def edit_lora(
+    checkpoint: Checkpoint, source: Source, lora: LoRA, wish: Wish, members: Members | None, drawable: bool
+) -> Job[Wish, Edited]:
+    """Edits a LoRA; first it reads the collection where the method needs it and `members` is None."""
+
+    def work(reporter: Reporter) -> Edited:
+        own, needs = members, wish.method in NEEDS
+        if needs and own is None:
+            with stopped_by(reporter):
+                own = Members.of(checkpoint, source, reporter.part(0.0, 0.7))
+        part = reporter.part(0.7 if needs and members is None else 0.0, 1.0)
+        made = edit(checkpoint, [lora], wish.goal, method=wish.method, size=wish.size, members=own, reporter=part)[0]
+        if not drawable:
+            return Edited(made, own, None)
+        edited = Edited(made, own, folder := Path(mkdtemp()))
+        finalize(edited, rmtree, folder, ignore_errors=True)
+        for step, one in enumerate(made.loras):
+            write_drawable(one, folder / f"{step}.safetensors", wish.lora[1])
+        return edited
+
+    return Job(work, wish).start()
+
+
+def draw_files(
+    painter: Painter, files: Sequence[Path | None], prompts: Sequence[str], sampling: Sampling
+) -> Job[None, None]:
+    """Draws the prompts with one file after the other (None: the base alone) into the painter's cache."""
+
+    def work(reporter: Reporter) -> None:
+        for number, file in enumerate(files):
+            part = reporter.item(number, len(files), f"Drawing {number + 1} of {len(files)}: ")
+            painter.draw(file, prompts, sampling, part)
 
     return Job(work, None).start()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import WORKERS, Workers, out, progress_bar, reported
+from lol_core.cli.console import WORKERS, Workers, out, progress_bar, reported, stoppable
 from lol_core.errors import LoLError
 
 finetune = typer.Typer(help="Make LoRA zoos by fine-tuning.", no_args_is_help=True)
@@ -105,6 +105,28 @@ def finetune_base(
         )
     for name, value in measured.items():
         out.print(f"{name}: {value}", highlight=False)
+
+
+@finetune.command("judge")
+def finetune_judge(
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the judge goes.")],
+    work: Annotated[Path, typer.Option(help="Its pictures and state; a run that was stopped goes on from here.")],
+    base: Annotated[Path, typer.Option(help="The base model whose pictures it will see.")] = Path(
+        "sample_loras/small-diffusion"
+    ),
+    drawings: DrawingsFile = Path("sample_loras/pictures/drawings.json"),
+    workers: int = 2,
+) -> None:
+    """Train the judge of pictures of people, who are not those of the sample zoo. Ctrl-C stops it; the same command
+    goes on.
+    """
+    with reported():
+        from lol_core.finetuning.judge import train_judge
+
+    with reported(), stoppable() as reporter:
+        right = train_judge(out_folder, base, drawings, work, workers=workers, reporter=reporter)
+    for name, share in right.items():
+        out.print(f"{name}: right in {share:.1%} of the pictures it did not see", highlight=False)
 
 
 @finetune.command("people")

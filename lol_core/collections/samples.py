@@ -38,7 +38,8 @@ class Sample:
 SAMPLES = {
     "glosses": Sample("A sentence encoder on questions from twenty sources", ("glosses", "checkpoints/glosses-*")),
     "faces": Sample(
-        "A small diffusion model, each LoRA on one drawn person", ("faces", "checkpoints/faces-*", "small-diffusion")
+        "A small diffusion model, each LoRA on one drawn person",
+        ("faces", "checkpoints/faces-*", "small-diffusion", "small-judge"),
     ),
     "emojinette": Sample(
         "The same model, each LoRA on a subset of ten classes of drawings",

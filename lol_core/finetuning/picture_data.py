@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
@@ -53,17 +54,22 @@ def write_people(out: Path, count: int, workers: int = 2, reporter: Reporter = S
 
 
 def _draw_person(k: int, folder: Path) -> list[tuple[str, dict[str, bool]]]:
-    rng = np.random.default_rng((k, 7))  # apart from the seeds of the base model's own training pictures
-    person = Person.draw(rng)
-    while not all_visible(person, rng):
-        person = Person.draw(rng)
     rows = []
-    for i in range(PICTURES_PER_PERSON):
-        image, _, shown = portrait(person, rng)
+    for i, (image, shown) in enumerate(pictures_of(k)):
         name = f"{k:05d}_{i:02d}.png"
         image.save(folder / name)
         rows.append((name, shown))
     return rows
+
+
+def pictures_of(k: int, count: int = PICTURES_PER_PERSON) -> list[tuple[Image.Image, dict[str, bool]]]:
+    """The first pictures of person k, and what can be seen on each."""
+    rng = np.random.default_rng((k, 7))  # apart from the seeds of the base model's own training pictures
+    person = Person.draw(rng)
+    while not all_visible(person, rng):
+        person = Person.draw(rng)
+    drawn = (portrait(person, rng) for _ in range(count))
+    return [(image, shown) for image, _, shown in drawn]
 
 
 def all_visible(person: Person, rng: np.random.Generator) -> bool:

@@ -196,8 +196,18 @@ class Edit:
     by_module: pd.Series
 
     @property
+    def reached(self) -> int:
+        """The step that the wish ends at: the first whose reading has come to the wished number, else the last."""
+        if not isinstance(self.goal.task, Regression):
+            return len(self.loras) - 1
+        gaps = self.goal.read(self.predictions) - self.goal.value
+        passed = np.flatnonzero(np.sign(gaps) != np.sign(gaps[0]))
+        return int(passed[0]) if len(passed) else len(self.loras) - 1
+
+    @property
     def lora(self) -> LoRA:
-        return self.loras[-1]
+        """The LoRA of that step."""
+        return self.loras[self.reached]
 
 
 def edit(

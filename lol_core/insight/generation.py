@@ -17,6 +17,7 @@ from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import content_digest
 from lol_core.collections.durable import replace_file
 from lol_core.collections.source import Source
+from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, LoRAFormatError, needing
 from lol_core.formats.writing import forms_of, write
@@ -162,14 +163,19 @@ def weights_file(source: Source, id: str, cache: Path | None = None) -> Path:
     """
     if (there := known_weights_file(source, id, cache)) is not None:
         return there
-    lora = source.load(id)
-    form = next((form for form in forms_of(lora) if form != "PEFT"), None)
-    if form is None:
-        raise LoRAFormatError(f"{id}: no LoRA of a diffusion model that diffusers can load, so it draws nothing.")
     path = _written(source, id, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda new: write(lora, new, form, torch.float32), shared=True)
+    lora = source.load(id)
+    replace_file(path, lambda new: write_drawable(lora, new, id), shared=True)
     return path
+
+
+def write_drawable(lora: LoRA, path: Path, name: str) -> None:
+    """A file in float32 that diffusers loads. Raises LoRAFormatError, by this name, where it has no form for it."""
+    form = next((form for form in forms_of(lora) if form != "PEFT"), None)
+    if form is None:
+        raise LoRAFormatError(f"{name}: no LoRA of a diffusion model that diffusers can load, so it draws nothing.")
+    write(lora, path, form, torch.float32)
 
 
 def known_weights_file(source: Source, id: str, cache: Path | None = None) -> Path | None:

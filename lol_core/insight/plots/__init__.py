@@ -1,6 +1,7 @@
 """Figures: data in, a plotly figure out. A file for each subject."""
 
 from lol_core.insight.plots.collection import collection_map, frequencies
+from lol_core.insight.plots.edits import edit_path
 from lol_core.insight.plots.experiments import across, errors_of_models, models_beside_controls, sheet
 from lol_core.insight.plots.invariance import (
     Dial,
@@ -32,6 +33,7 @@ __all__ = [
     "calibration_curve",
     "collection_map",
     "confusion_heatmap",
+    "edit_path",
     "errors_of_models",
     "factor_heatmaps",
     "frequencies",

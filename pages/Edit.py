@@ -1,0 +1,118 @@
+"""A LoRA changed towards a wish: pictures before and after, what the model and a judge say, how far it moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from lol_core.errors import LoLError
+from lol_core.formats.writing import forms_of
+from lol_core.insight.ranking import held_out
+from lol_core.learning.devices import find_device
+from ui import work
+from ui.choice import choose_lora
+from ui.drawing import choose_drawing
+from ui.editing import HELP, METHODS, choose_goal, editable, show_judged, show_pictures, show_way
+from ui.frame import frame, need, needed, page_link
+from ui.jobs import running, sentence
+from ui.keys import key
+from ui.progress import follow
+from ui.saving import show_download
+from ui.state import known_base, load_lora, loaded_checkpoints, painter, session
+from ui.work import Wish
+
+WORD = "prompt"  # the label with the word that a LoRA was trained under
+PROMPTS = (f"a {{{WORD}}}", f"a portrait of a {{{WORD}}} on a white background")
+source = frame("Edit", loras=True)
+state = session()
+models = editable(loaded_checkpoints(source))
+if not models:
+    st.info("An edit follows a model that reads LoRAs, and none that is GL-invariant knows this collection yet.")
+    page_link("pages/Train.py", "Train one", ":material/model_training:")
+    st.stop()
+a, b = st.columns(2)
+model = models[a.selectbox("Model", list(models), key=key("model"), bind="query-params")]
+unseen = held_out(model, source, source.ids)
+known = set(source.ids) - set(unseen)
+first = [*unseen, *(id for id in source.ids if id in known)]
+text = "Those that the model has not seen in training come first."
+id = needed(choose_lora(source, first, "lora", "LoRA", place=b, help=text), "Choose a LoRA.")
+try:
+    original = load_lora(source, id)
+    reading = model.predict([original])[0]
+except LoLError as error:
+    st.error(sentence(error), icon=":material/broken_image:")
+    st.stop()
+place = (source.fingerprint, id)
+if state.edits and state.edits[0][0].lora != place:
+    state.edits.clear()
+lora = state.edits[-1][1].edit.lora if state.edits else original
+
+with st.container(border=True):
+    a, b, c = st.columns(3)
+    with a:
+        goal = choose_goal(model, reading)
+    methods = {words: one for one, words in METHODS.items()}
+    method = methods[b.selectbox("Method", list(methods), key=key("method"), bind="query-params", help=HELP)]
+    text = "How far ΔW moves, as a share of ‖ΔW‖."
+    size = c.slider("How much", 0.05, 1.5, 0.5, 0.05, key=key("size"), bind="query-params", help=text)
+    busy = running(state.editing)
+    with st.container(horizontal=True):
+        label = "Edit further" if state.edits else "Edit"
+        pressed = st.button(label, type="primary", icon=":material/edit:", disabled=busy, key=key("edit"))
+        undo = bool(state.edits) and st.button("Undo", icon=":material/undo:", disabled=busy, key=key("undo"))
+if undo:
+    state.edits.pop()
+    st.rerun()
+drawable = bool(known_base(source)) or any(form != "PEFT" for form in forms_of(original))
+if pressed:
+    wish = Wish(place, len(state.edits), goal, method, size)
+    members = state.members.get((source.fingerprint, model.created))
+    state.editing = work.edit_lora(model, source, lora, wish, members, drawable)
+    st.rerun()
+if state.editing is not None:
+    follow(state.editing, "stop")
+    if not busy and state.editing.result is not None:
+        wish, made = state.editing.subject, state.editing.result
+        if made.members is not None:
+            state.members = {(source.fingerprint, model.created): made.members}
+        if (wish.lora, wish.number) == (place, len(state.edits)):
+            state.edits.append((wish, made))
+        state.editing = None
+        st.rerun()
+need(state.edits, "Choose a change and press **Edit**. The LoRA in the collection stays as it is.")
+
+wish, made = state.edits[-1]
+last = len(made.edit.loras) - 1
+text = "0 is before this edit."
+step = st.slider("Walk along the edit", 0, last, made.edit.reached, key=key(f"step{len(state.edits)}"), help=text)
+before, now = (float(made.edit.goal.read(made.edit.predictions[[k]])[0]) for k in (0, step))
+st.markdown(
+    f"**{wish.goal.name}**, {wish.method}: the model reads **{wish.goal.reading} = {now:.3g}** (before: {before:.3g});"
+    f" ΔW has moved by **{made.edit.moved[step]:.0%}** of ‖ΔW‖."
+)
+if drawable:
+    base, device, lines, sampling = choose_drawing(source, PROMPTS if WORD in source.labels else ())
+    word = str(source.labels[WORD].get(id, "")) if WORD in source.labels else ""
+    prompts = tuple(line.replace(f"{{{WORD}}}", word) for line in lines)
+    begun = state.edits[0][1].file(0)
+    files: dict[str, Path | None] = {"Base model": None, "Before": begun, f"Step {step} of {last}": made.file(step)}
+    brush, job = painter(base, str(find_device(device))), state.drawing_edit
+    missing = [file for file in files.values() if not all(brush.is_drawn(file, p, sampling) for p in prompts)]
+    drawing = running(job)
+    failed = job is not None and bool(job.error or job.stopping)
+    again = bool(missing) and failed and not drawing and st.button("Draw", icon=":material/brush:", key=key("draw"))
+    if missing and not drawing and (again or not failed):
+        state.drawing_edit = work.draw_files(brush, missing, prompts, sampling)
+        st.rerun()
+    if job is not None:
+        follow(job, "stop_drawing")
+    drawn = {title: None if file in missing else brush.draw(file, prompts, sampling) for title, file in files.items()}
+    show_pictures(drawn, prompts)
+    if base == known_base(source):
+        show_judged({title: images for title, images in drawn.items() if images})
+show_way(wish, made, step)
+st.subheader("Save")
+name = f"{Path(source.names[id]).name}-{'-'.join(one.goal.name for one, _ in state.edits)}-{step}"
+show_download(made.edit.loras[step], f"{id}-{len(state.edits)}-{made.edit.method}-{wish.size}-{name}", name)
