@@ -49,7 +49,16 @@ def test_addresses() -> None:
     assert parse("hf://o/n@refs%2Fpr%2F1").revision == "refs/pr/1"
     for address in ("hf://o", "hf://o/n", "hf://o/begin*", "hf://datasets/o/n@refs%2Fpr%2F1/a/b"):
         assert str(parse(address)) == address
-    for wrong in ("hf://", "hf://datasets/o", "hf://o/n/../../x", "hf://o o/n", "hf://o/a*/sub"):
+    for wrong in (
+        "hf://",
+        "hf://datasets/o",
+        "hf://o/n/../../x",
+        "hf://o o/n",
+        "hf://o/a*/sub",
+        "hf://some--one/name",
+        "hf://owner/name-",
+        "hf://o/" + 97 * "n",
+    ):
         with pytest.raises(ZooError, match="hf://"):
             parse(wrong)
     for secret in (f"hf://o/n@{TOKEN}", "https://me:secret@host/x.zip", "https://host/x.zip?token=abc"):

@@ -14,7 +14,8 @@ _EXPECTED = (
     "expected hf://owner (all adapters of an author), hf://owner/name, hf://owner/beginning*,"
     " hf://owner/name@revision/folder or hf://datasets/owner/name"
 )
-_PART = re.compile(r"[\w][\w.-]*")
+_PART = re.compile(r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?", re.ASCII)
+"""As the hub takes them; huggingface_hub raises what is no sentence of ours for others."""
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{10,}")
 
 
@@ -62,7 +63,7 @@ def parse(address: str) -> HubAddress:
         raise ZooError(f"{address}: no address on the hub; {_EXPECTED}.")
     owner, *rest = parts
     name, _, revision = rest[0].partition("@") if rest else ("", "", "")
-    for part in (owner, name.replace("*", "") or "a"):
+    for part in (owner, name.replace("*", "a") or "a"):
         if not _PART.fullmatch(part):
             raise ZooError(f"{address}: {part!r} is no name on the hub; {_EXPECTED}.")
     parsed = HubAddress(kind, owner, name or None, unquote(revision) or None, "/".join(rest[1:]))
