@@ -160,6 +160,15 @@ def test_knots_is_ties_in_the_basis_of_the_concatenated_updates() -> None:
         )
 
 
+def test_a_core_of_equal_singular_values_does_not_see_the_gauge() -> None:
+    """Where the basis of the core is free, it is settled."""
+    generator = torch.Generator().manual_seed(0)
+    P, Q = (torch.linalg.qr(torch.randn(k, 6, generator=generator, dtype=torch.float64)).Q for k in (17, 15))
+    one, two = (LoRA((LoRALayer.pair("a", P[:, part], Q[:, part]),), "synthetic") for part in (slice(3), slice(3, 6)))
+    plain, other = (merge([first, two], [1, 1], method=Method.KNOTS).lora for first in (one, turned(one, 1)))
+    assert gap(plain, other) < 1e-5
+
+
 def test_dare_is_the_same_for_a_seed_and_the_order_of_modules() -> None:
     one, two = random_lora(SHAPES, 1), random_lora(SHAPES, 2)
     first = merge([one, two], WEIGHTS, 3, Method.DARE_TIES_SVD, seed=1).lora
@@ -276,6 +285,7 @@ def test_the_commands_say_what_was_lost_and_what_sees_the_gauge(tmp_path: Path) 
     assert rows["linear", "one"]["from the sum"] > 0.1
     mean = merged("sum", "one", "--mean", "--rank", 2)
     assert mean["lost"] == pytest.approx(mean["from the sum"], abs=1e-5) and mean["lost"] > 0.1
+    assert gap(merge([one, two], [0.5, 0.5], 2).lora, read(tmp_path / "sum" / "one")) < 1e-5
     output("canonical", tmp_path / "one", tmp_path / "copy", "--out", tmp_path / "same")
     for a, b in zip(*(read(tmp_path / "same" / name).layers for name in ("one", "copy")), strict=True):
         torch.testing.assert_close(a.U, b.U, rtol=1e-4, atol=1e-4)

@@ -239,6 +239,13 @@ def encode(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
     )
 
 
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pictures (k, 3, side, side) in [−1, 1] from scaled latents."""
+    parts = (latents / vae.config.scaling_factor).split(64)
+    return torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in parts])
+
+
 def diffusion_loss(
     unet: nn.Module,
     scheduler: Any,

@@ -2,7 +2,13 @@
 
 from lol_core.insight.plots.collection import collection_map, frequencies
 from lol_core.insight.plots.edits import edit_path
-from lol_core.insight.plots.experiments import across, errors_of_models, models_beside_controls, sheet
+from lol_core.insight.plots.experiments import (
+    across,
+    errors_of_models,
+    merged_and_turned,
+    models_beside_controls,
+    sheet,
+)
 from lol_core.insight.plots.invariance import (
     Dial,
     factor_heatmaps,
@@ -40,6 +46,7 @@ __all__ = [
     "learning_curves",
     "matrices",
     "matrix",
+    "merged_and_turned",
     "models_beside_controls",
     "module_comparison",
     "module_norms",

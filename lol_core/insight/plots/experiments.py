@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -82,6 +82,31 @@ def across(
     for k, panel in enumerate(panels):
         figure.update_yaxes(title=(y_titles or {}).get(panel, ""), type="log" if log_y else "linear", row=1, col=k + 1)
     return finish(figure, 460, legend={"orientation": "h", "y": -0.2}).update_layout(margin={"t": 50, "b": 90})
+
+
+def merged_and_turned(table: pd.DataFrame, order: Sequence[str]) -> go.Figure:
+    """A panel for each measure, a row for each way of merging: as it is (dots), and with one LoRA in another gauge
+    (rings). table: columns panel, row, turned, mean, std.
+    """
+    panels = list(table["panel"].unique())
+    figure = make_subplots(1, len(panels), subplot_titles=panels, shared_yaxes=True, horizontal_spacing=0.03)
+    for turned, name in ((False, "as fine-tuned"), (True, "one in another gauge")):
+        marker = {"color": COLORS[int(turned)], "size": 10, "symbol": "circle-open" if turned else "circle"}
+        for k, panel in enumerate(panels):
+            rows = table[(table["panel"] == panel) & (table["turned"] == turned)]
+            dots = go.Scatter(
+                x=rows["mean"],
+                y=rows["row"],
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                showlegend=k == 0,
+                marker=marker,
+                error_x={"type": "data", "array": rows["std"].fillna(0), "thickness": 1.2},
+            )
+            figure.add_trace(dots, 1, k + 1)
+    figure.update_yaxes(categoryorder="array", categoryarray=list(order)[::-1], automargin=True)
+    return finish(figure, 160 + 34 * len(order), legend={"orientation": "h", "y": -0.12})
 
 
 def errors_of_models(table: pd.DataFrame, tolerance: float) -> go.Figure:
