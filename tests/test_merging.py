@@ -20,10 +20,12 @@ from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Experts, Hadamard, LowRank, Magnitude
 from lol_core.errors import LoRAFormatError, ModelError
+from lol_core.experiments.merge_readings import READINGS, Reading
 from lol_core.formats import read
 from lol_core.formats.writing import write
 from lol_core.insight.merging import Method, largest_entries, merge
 from tests.builders import random_lora
+from tests.conftest import ROOT
 from tests.test_cli_rewriting import output
 
 SHAPES = (("a", 17, 15, 3), ("b", 16, 9, 3), ("c", 7, 15, 3))
@@ -294,3 +296,16 @@ def test_the_commands_say_what_was_lost_and_what_sees_the_gauge(tmp_path: Path) 
 
 def test_the_command_line_offers_every_method() -> None:
     assert [way.value for way in Way] == [method.value for method in Method]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_pairs_to_be_merged_differ_in_what_is_asked_and_share_no_lora(reading: type[Reading], tmp_path: Path) -> None:
+    asked = reading(ROOT / "sample_loras", tmp_path)
+    pairs, labels = asked.pairs(5), asked.zoo.labels
+    loras = [id for pair in pairs for id in (pair.one, pair.two)]
+    assert len(pairs) == 5 and len(set(loras)) == 10 and pairs == asked.pairs(5)
+    prefix = {"faces": "", "emojinette": "has ", "glosses": "saw "}[asked.zoo_name]
+    for pair in pairs:
+        for mine, other, columns in ((pair.one, pair.two, pair.of_one), (pair.two, pair.one, pair.of_two)):
+            assert columns and all(labels.loc[mine, prefix + column] == 1 for column in columns)
+            assert not any(labels.loc[other, prefix + column] for column in columns)

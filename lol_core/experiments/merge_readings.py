@@ -111,16 +111,9 @@ class Faces(Pictures):
 
     @cached_property
     def judge(self) -> Judge:
-        """Trained where there is none yet; in a small run one that knows nothing."""
-        from lol_core.finetuning.judge import Judge, train_judge  # imports diffusers
+        from lol_core.finetuning.judge import Judge  # imports diffusers
 
-        if self.small:
-            return Judge().eval()
-        place, drawings = self.work / "judge", self.samples / "pictures" / "drawings.json"
-        if not (place / "model.safetensors").is_file():
-            part = self.reporter.part(0, 1, "A judge of attributes: ")
-            train_judge(place, self.samples / "small-diffusion", drawings, place / "work", reporter=part)
-        return Judge.load(place)
+        return Judge.load(self.samples / "small-judge")
 
     def candidates(self, order: np.random.Generator) -> Iterator[Pair]:
         """Of LoRAs fine-tuned for long enough, and as a person, to draw theirs; with the same word for both."""
@@ -167,8 +160,11 @@ class Emojinette(Pictures):
     def candidates(self, order: np.random.Generator) -> Iterator[Pair]:
         labels = self.zoo.labels
         names = [str(column) for column in labels if str(column).startswith("has ")]
-        shown = {str(id): labels.loc[id, names] for id in order.permutation(labels.index)}
-        has = {id: tuple(name.removeprefix("has ") for name in names if row[name] == 1) for id, row in shown.items()}
+        shown = dict(zip(labels.index, labels[names].to_numpy() == 1, strict=True))
+        has = {
+            str(id): tuple(name.removeprefix("has ") for name, there in zip(names, shown[id], strict=True) if there)
+            for id in order.permutation(labels.index)
+        }
         two = {id: classes for id, classes in has.items() if len(classes) == 2}
         for (one, first), (other, second) in combinations(two.items(), 2):
             if not set(first) & set(second):

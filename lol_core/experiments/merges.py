@@ -240,8 +240,8 @@ def _notes(readings: Sequence[Reading], table: pd.DataFrame) -> list[str]:
             f" reads {len(PLACES)} pictures of each merge. Emojinette: two LoRAs of two classes each, none in common; a"
             f" reader that was trained on drawn things reads {SEEDS} pictures, and a class counts as drawn where one of"
             " them shows it surely. Glosses: two fine-tunes with a validation loss in the better half; loss and"
-            " accuracy on the test questions of sources that only one of them saw, averaged over the two sides. Judge"
-            " and reader are trained by this command and never saw a LoRA."
+            " accuracy on the test questions of sources that only one of them saw, averaged over the two sides. Neither"
+            " judge nor reader ever saw a LoRA."
         ),
         (
             "“One turned”: the second LoRA of each pair rewritten by R ⋆ (U, V) = (UR, VR⁻ᵀ), a random R for each"
