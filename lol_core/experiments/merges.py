@@ -24,7 +24,8 @@ from lol_core.insight.plots import merged_and_turned
 from lol_core.learning.verdict import Difference, over_seeds
 
 TITLE = "Merging two LoRAs: what remains of both, and what the gauge changes"
-PAIRS = 10
+PAIRS = {"faces": 10, "emojinette": 8, "glosses": 7}
+"""Of each zoo; a merge is read in seconds, and more pairs make the intervals narrower."""
 DENSITY = 0.5
 CONDITION = 10.0
 EQUAL = 1e-5
@@ -103,7 +104,7 @@ def _measured(reading: Reading, context: Context) -> list[dict[str, Any]]:
     """What was read of every merge, from the two LoRAs and with the second in another gauge; made now as far as it is
     missing. A merge that the gauge does not move is the same merge, and is not read twice.
     """
-    pairs = reading.pairs(1 if context.small else PAIRS)
+    pairs = reading.pairs(1 if context.small else PAIRS[reading.zoo_name])
     about = {"fingerprint": reading.zoo.fingerprint, "density": DENSITY, "small": context.small}
     kept = Kept(context.folder / "merges.jsonl", about)
     known = {_key(line): line for line in kept.lines() if line["zoo"] == reading.zoo_name}
