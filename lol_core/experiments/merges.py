@@ -24,7 +24,7 @@ from lol_core.insight.plots import merged_and_turned
 from lol_core.learning.verdict import Difference, over_seeds
 
 TITLE = "Merging two LoRAs: what remains of both, and what the gauge changes"
-PAIRS = {"faces": 10, "emojinette": 8, "glosses": 7}
+PAIRS = {"faces": 10, "emojinette": 9, "glosses": 7}
 """Of each zoo; a merge is read in seconds, and more pairs make the intervals narrower."""
 DENSITY = 0.5
 CONDITION = 10.0
@@ -79,7 +79,7 @@ def run(context: Context) -> Result:
         _notes(readings, table),
         _figure(readings, table),
         {
-            "zoos": {each.zoo_name: each.zoo.fingerprint for each in readings},
+            "zoos": {each.zoo_name: {"fingerprint": each.zoo.fingerprint, "LoRAs": len(each.zoo)} for each in readings},
             "pairs": PAIRS,
             "density": DENSITY,
             "environment": environment(),
