@@ -21,4 +21,4 @@ def edit_path(moved: Sequence[float], readings: np.ndarray, names: Sequence[str]
         figure.add_scatter(x=list(moved), y=readings[:, i], name=name, mode="lines", line=line)
     figure.add_vline(x=moved[step], line={"dash": "dash", "width": 1, "color": "gray"})
     figure.update_xaxes(title="‖ΔW − ΔW₀‖ / ‖ΔW₀‖").update_yaxes(title="the model's reading")
-    return finish(figure, 320, legend={"orientation": "h", "y": 1.15})
+    return finish(figure, 360, legend={"orientation": "h", "y": -0.3})
