@@ -41,7 +41,7 @@ GROUP, ORBIT, PROMISE, NONE = (
 ALIKE, SCORE, CONSTANT, NORMS, GAP = (
     f"Learned on: {name}"
     for name in (
-        "two people's ΔW, mean |cos|",
+        "two people's ΔW, mean cosine up to sign",
         "attributes, accuracy",
         "control, constant",
         "control, norms only",
@@ -263,6 +263,7 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
             f"accuracy above the constant, of the {len(learned)} of {len(rows)} variants with LoRAs enough: "
             + ("; ".join(f"{row.title} {row.words[GAP]}" for row in learned) or "no zoo was learned on")
             + ".",
+            in_paper=False,
         ),
     ]
 
@@ -301,9 +302,9 @@ def notes() -> list[str]:
             " are no verdict on the variants."
         ),
         (
-            "A model of few LoRAs finds what their updates have in common. |cos| is the mean over modules and pairs of"
-            " people. PEFT's LoKr starts from W₁ = 0 and a random W₂ for every LoRA, and what is learned in W₁ is in"
-            " terms of that W₂: the updates of two people are nearly orthogonal whatever they were trained on, although"
-            " GL-net reads them exactly and is invariant."
+            "A model of few LoRAs finds what their updates have in common. The cosine of two ΔW, up to sign, is the mean"
+            " over modules and pairs of people. PEFT's LoKr starts from W₁ = 0 and a random W₂ for every LoRA, and what"
+            " is learned in W₁ is in terms of that W₂: the updates of two people are nearly orthogonal whatever they"
+            " were trained on, although GL-net reads them exactly and is invariant."
         ),
     ]
