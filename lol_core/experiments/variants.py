@@ -302,7 +302,7 @@ def notes() -> list[str]:
             " are no verdict on the variants."
         ),
         (
-            "A model of few LoRAs finds what their updates have in common. The cosine of two ΔW, up to sign, is the mean"
+            "A model of few LoRAs finds what their updates have in common. The cosine of two ΔW, up to sign, is a mean"
             " over modules and pairs of people. PEFT's LoKr starts from W₁ = 0 and a random W₂ for every LoRA, and what"
             " is learned in W₁ is in terms of that W₂: the updates of two people are nearly orthogonal whatever they"
             " were trained on, although GL-net reads them exactly and is invariant."
