@@ -233,7 +233,9 @@ def _notes(readings: Sequence[Reading], table: pd.DataFrame) -> list[str]:
         ),
         (
             f"Both LoRAs have the weight 1, in a mean ½; TIES, DARE and KnOTS keep {DENSITY:g} of the entries."
-            " Nothing was chosen by these scores. All but the first sum are cut to the rank of the two."
+            " No method's setting was chosen by these scores. A first run of Faces held LoRAs fine-tuned as other"
+            " words, which hardly draw their person; they were left out after a look at it. All but the first sum are"
+            " cut to the rank of the two."
         ),
         (
             "Faces: two people of whom each has an attribute that the other lacks, fine-tuned as the same word for a"
