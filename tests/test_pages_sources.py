@@ -71,6 +71,7 @@ MAIN = {
     "Predictions": "No model has been trained on this collection yet",
     "Invariance": "took (UR, VR⁻ᵀ) for another LoRA",
     "Images": "name the base model these LoRAs were trained on",
+    "Edit": "An edit follows a model that reads LoRAs",
     "Experiments": "measured on the sample zoos",
 }
 """Words that stand on a page when it shows what it is for."""
