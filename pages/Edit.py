@@ -23,7 +23,7 @@ from ui.state import known_base, load_lora, loaded_checkpoints, painter, session
 from ui.work import Wish
 
 WORD = "prompt"  # the label with the word that a LoRA was trained under
-PROMPTS = (f"a {{{WORD}}}", f"a portrait of a {{{WORD}}} on a white background")
+PROMPT = f"a {{{WORD}}}"
 source = frame("Edit", loras=True)
 state = session()
 models = editable(loaded_checkpoints(source))
@@ -93,7 +93,7 @@ st.markdown(
     f" ΔW has moved by **{made.edit.moved[step]:.0%}** of ‖ΔW‖."
 )
 if drawable:
-    base, device, lines, sampling = choose_drawing(source, PROMPTS if WORD in source.labels else ())
+    base, device, lines, sampling = choose_drawing(source, [PROMPT] if WORD in source.labels else [])
     word = str(source.labels[WORD].get(id, "")) if WORD in source.labels else ""
     prompts = tuple(line.replace(f"{{{WORD}}}", word) for line in lines)
     begun = state.edits[0][1].file(0)

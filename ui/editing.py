@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 from PIL import Image
@@ -15,7 +16,7 @@ from lol_core.core.groups import GL
 from lol_core.core.symmetry import promises
 from lol_core.errors import LoLError
 from lol_core.insight import plots
-from lol_core.insight.editing import Goal, Method, wishes_of
+from lol_core.insight.editing import Goal, Method, unmet, wishes_of
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.tasks import Regression
 from ui.figures import figure
@@ -46,16 +47,19 @@ def editable(models: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
 
 
 def choose_goal(checkpoint: Checkpoint, lora_reading: Sequence[float]) -> Goal:
-    """The wish, as chosen on the page; a number's field starts one deviation above the model's reading."""
+    """The wish, as chosen on the page: at first one that is not so already by the model's reading; a number's field
+    starts one deviation above it.
+    """
     task = checkpoint.task
-    wishes = [wish.partition("=")[0] for wish in wishes_of(task)] if isinstance(task, Regression) else wishes_of(task)
-    wish = st.selectbox("Change", wishes, key=key("wish"), bind="query-params")
     if isinstance(task, Regression):
+        wish = st.selectbox("Change", task.targets, key=key("wish"), bind="query-params")
         place = task.targets.index(wish)
         start = float(lora_reading[place]) + task.std[place]
         number = st.number_input("To", value=float(f"{start:.3g}"), step=task.std[place] / 4, key=key("number"))
         return Goal.parse(task, f"{wish}={number}")
-    return Goal.parse(task, wish)
+    wishes = wishes_of(task)
+    first = wishes.index(unmet(task, np.asarray(lora_reading)))
+    return Goal.parse(task, st.selectbox("Change", wishes, first, key=key("wish"), bind="query-params"))
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)

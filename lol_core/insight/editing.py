@@ -129,6 +129,15 @@ def wishes_of(task: Task) -> list[str]:
     return [f"{target}=NUMBER" for target in task.targets]
 
 
+def unmet(task: Task, prediction: np.ndarray) -> str:
+    """The first wish for a label or a class that is not so already by a prediction: (outputs,)."""
+    for wish in wishes_of(task):
+        goal = Goal.parse(task, wish)
+        if abs(goal.value - prediction[goal.output]) > 0.5:
+            return wish
+    return wishes_of(task)[0]
+
+
 @dataclass(frozen=True)
 class Members:
     """LoRAs of a collection that directions are made of. batch: all of them; labels: a row for each, in order."""
