@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from lol_core.collections.files import OpenOptions
 from lol_core.collections.http import NetworkError
 from lol_core.collections.memory import MemorySource
 from lol_core.collections.opening import OPENERS
 from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
-from lol_core.core.progress import Reporter
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read, writing
 from lol_core.insight import generation
@@ -52,9 +52,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemorySource]:
     """A collection in memory that the field of the sidebar opens."""
     known = made()
 
-    def opener(
-        address: str, labels: str | None, cache: Path | None, reporter: Reporter, *, readers: int | None
-    ) -> Source:
+    def opener(address: str, options: OpenOptions) -> Source:
         assert address == ADDRESS
         return known
 

@@ -29,7 +29,7 @@ import orjson
 from lol_core.collections.blob import Blob, LocalFile, Part, part_of
 from lol_core.collections.cache import bytes_allowed, cache_folder
 from lol_core.collections.describe import SAMPLED_BYTES, sampled_digest
-from lol_core.collections.files import FileSource, Listing
+from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.index import uncollected
 from lol_core.collections.names import printable
 from lol_core.collections.source import Source
@@ -56,25 +56,16 @@ Member = tuple[str, Blob, str | None]
 """Name, content, and why it may not be read."""
 
 
-def open_archive(
-    address: str,
-    labels: str | None = None,
-    cache: Path | None = None,
-    reporter: Reporter = SILENT,
-    *,
-    readers: int | None = None,
-) -> Source:
+def open_archive(address: str, options: OpenOptions) -> Source:
     """The LoRAs in an archive on this machine.
 
     Raises ZooError when it is not there, is damaged, or would unpack to far more than it is, and Stopped when the
     reporter says so.
     """
     path = Path(address).expanduser()
-    listing = list_archive(path, cache, reporter)
+    listing = list_archive(path, options.cache, options.reporter)
     path = path.resolve()
-    return FileSource.open(
-        str(path), stem_of(path.name), listing, labels=labels, cache=cache, reporter=reporter, readers=readers
-    )
+    return FileSource.open(str(path), stem_of(path.name), listing, options)
 
 
 def list_archive(path: Path, cache: Path | None = None, reporter: Reporter = SILENT) -> Listing:

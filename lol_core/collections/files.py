@@ -51,6 +51,18 @@ MOST_LATE = 3
 
 
 @dataclass(frozen=True)
+class OpenOptions:
+    """How a collection is opened. labels: the path of a table; cache: the folder of what is kept; readers: headers that
+    are read at a time, in threads; None for as many as suit the place.
+    """
+
+    labels: str | None = None
+    cache: Path | None = None
+    reporter: Reporter = SILENT
+    readers: int | None = None
+
+
+@dataclass(frozen=True)
 class Listing:
     """What lies at an address. files: by their path, with `/`; refused: path → why that file, or with `/` at its end
     that folder, may not be read; remarks: on the whole.
@@ -93,34 +105,24 @@ class FileSource(Indexed):
     remarks: Sequence[str] = ()
 
     @classmethod
-    def open(
-        cls,
-        address: str,
-        name: str,
-        listing: Listing,
-        *,
-        labels: str | None = None,
-        cache: Path | None = None,
-        reporter: Reporter = SILENT,
-        readers: int | None = None,
-    ) -> FileSource:
-        """Read the headers that are not known yet, in that many threads.
+    def open(cls, address: str, name: str, listing: Listing, options: OpenOptions) -> FileSource:
+        """Read the headers that are not known yet.
 
         Raises ZooError when the table given as `labels` cannot be read or joined, and Stopped when the reporter says
         so; what was read is kept.
         """
-        database = Database(database_path(address, name, cache))
-
+        database = Database(database_path(address, name, options.cache))
         silence = Silence()
         describe = partial(_describe, listing, silence)
-        entries, refused = database.refresh(partial(_candidates, listing), describe, reporter, readers).parted()
+        present = partial(_candidates, listing)
+        entries, refused = database.refresh(present, describe, options.reporter, options.readers).parted()
         remarks = listing.remarks
         if silence.error:
             unread = sum(entry.mtime == UNSETTLED for entry in refused)
             remarks += (f"The headers of {unread:,} files could not be read. {silence.error}",)
         none = pd.DataFrame(index=entries.ids)
         source = cls(address, printable(name), database.path, listing, entries, refused, none, remarks=remarks)
-        return source._labelled(labels)
+        return source._labelled(options.labels)
 
     def _labelled(self, labels: str | None) -> FileSource:
         inside = next((name for name in LABEL_FILES if name in self.listing.files), None)

@@ -22,7 +22,7 @@ from lol_core.collections.blob import Blob
 from lol_core.collections.cache import bytes_allowed, cache_folder
 from lol_core.collections.columns import size
 from lol_core.collections.durable import replace_file
-from lol_core.collections.files import FileSource, Listing, database_path
+from lol_core.collections.files import FileSource, Listing, OpenOptions, database_path
 from lol_core.collections.http import PassingError, pages
 from lol_core.collections.hub_address import HubAddress, Kind, parse
 from lol_core.collections.remote_files import GIGABYTE, Budget, HubFile, Kept
@@ -56,23 +56,16 @@ class Catalogue:
         return cls(files, loaded["facts"], loaded["time"])
 
 
-def open_hub(
-    address: str,
-    labels: str | None = None,
-    cache: Path | None = None,
-    reporter: Reporter = SILENT,
-    *,
-    readers: int | None = None,
-) -> Source:
+def open_hub(address: str, options: OpenOptions) -> Source:
     """The LoRAs at an address of the hub. Raises ZooError when there is none, with what to do, and Stopped when the
     reporter says so.
     """
     spot = parse(address)
     name = str(spot).removeprefix("hf://").replace("@", "-")
-    kept = database_path(str(spot), name, cache).with_suffix(".json")
+    kept = database_path(str(spot), name, options.cache).with_suffix(".json")
     remarks: tuple[str, ...] = ()
     try:
-        catalogue = list_hub(spot, reporter)
+        catalogue = list_hub(spot, options.reporter)
         _write(kept, catalogue.to_json())
     except PassingError as error:
         if not kept.is_file():
@@ -84,15 +77,12 @@ def open_hub(
         )
     budget = Budget(bytes_allowed())
     if spot.path.lower().endswith(archive.SUFFIXES):
-        listing = _members(
-            spot, catalogue, kept.with_suffix(".members.json"), (cache or cache_folder()) / "members", budget
-        )
+        folder = (options.cache or cache_folder()) / "members"
+        listing = _members(spot, catalogue, kept.with_suffix(".members.json"), folder, budget)
     else:
         listing = Listing({path: replace(file, budget=budget) for path, file in catalogue.files.items()})
     listing = replace(listing, remarks=(*listing.remarks, *remarks))
-    source = FileSource.open(
-        str(spot), name, listing, labels=labels, cache=cache, reporter=reporter, readers=readers or READERS
-    )
+    source = FileSource.open(str(spot), name, listing, replace(options, readers=options.readers or READERS))
     budget.used = sum(_bytes_here(listing.files[id]) for id in source.ids)
     return replace(source, remarks=(*source.remarks, _sizes(source, budget, catalogue)))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from lol_core.collections import archive, hub, hub_address, remote
+from lol_core.collections.files import OpenOptions
 from lol_core.collections.folder import Zoo
 from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.pattern import is_pattern, open_pattern
@@ -14,16 +15,8 @@ from lol_core.collections.waiting import stopped_by
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import needing
 
-
-class Opener(Protocol):
-    """Opens the addresses of one kind of place. readers: headers that are read at a time, in threads; None for as many
-    as suit the place.
-    """
-
-    def __call__(
-        self, address: str, labels: str | None, cache: Path | None, reporter: Reporter, *, readers: int | None
-    ) -> Source: ...
-
+Opener = Callable[[str, OpenOptions], Source]
+"""Opens the addresses of one kind of place."""
 
 OPENERS: dict[str, Opener] = {
     hub_address.SCHEME: hub.open_hub,
@@ -40,14 +33,15 @@ def open_source(
     *,
     readers: int | None = None,
 ) -> Source:
-    """The collection at an address: a folder's path, or whatever an opener knows. readers: as an opener takes them.
+    """The collection at an address: a folder's path, or whatever an opener knows. readers: headers that are
+    read at a time, in threads; None for as many as suit the place.
 
     Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
     """
     address = str(address)
     with needing("hub"), stopped_by(reporter):
         if opener := _opener(address):
-            source = opener(address, str(labels) if labels else None, cache, reporter, readers=readers)
+            source = opener(address, OpenOptions(str(labels) if labels else None, cache, reporter, readers))
         else:
             source = Zoo.open(Path(address), labels, cache, reporter, readers=readers)
         return with_own_labels(as_rows(source), reporter)

@@ -8,10 +8,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from lol_core.collections.blob import Blob, LocalFile
-from lol_core.collections.files import FileSource, Listing, list_folder
+from lol_core.collections.files import FileSource, Listing, OpenOptions, list_folder
 from lol_core.collections.labels import LABEL_FILES
 from lol_core.collections.source import Source
-from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 from lol_core.formats import SUFFIXES
 
@@ -21,14 +20,7 @@ def is_pattern(address: str) -> bool:
     return "://" not in address and has_magic(address) and not os.path.lexists(os.path.expanduser(address))
 
 
-def open_pattern(
-    address: str,
-    labels: str | None = None,
-    cache: Path | None = None,
-    reporter: Reporter = SILENT,
-    *,
-    readers: int | None = None,
-) -> Source:
+def open_pattern(address: str, options: OpenOptions) -> Source:
     """The matching files, and all that lies in matching folders, by their paths below the folder that the pattern
     begins with; with what lies beside them, and a table of labels in that folder.
 
@@ -49,7 +41,4 @@ def open_pattern(
             files |= {f"{name}/{below}": blob for below, blob in list_folder(match).files.items()}
         elif match.is_file():
             files[name] = LocalFile.of(match)
-    name = f"{root.name}/{pattern.name}"
-    return FileSource.open(
-        str(pattern), name, Listing(files), labels=labels, cache=cache, reporter=reporter, readers=readers
-    )
+    return FileSource.open(str(pattern), f"{root.name}/{pattern.name}", Listing(files), options)

@@ -6,25 +6,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import BinaryIO, ClassVar, cast
 from urllib.parse import unquote, urlsplit
 
 from lol_core.collections import archive
 from lol_core.collections.blob import Blob
 from lol_core.collections.cache import bytes_allowed, cache_folder
-from lol_core.collections.files import FileSource, Listing
+from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.http import BLOCK, PassingError, RemoteFile
 from lol_core.collections.hub import READERS, open_hub
 from lol_core.collections.hub_address import SCHEME, check_secrets
 from lol_core.collections.remote_files import Budget, Kept
 from lol_core.collections.source import Source
-from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 from lol_core.formats import SUFFIXES
 
 _PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([^/?#]+)(?:/([^/?#]+))?(.*)")
-WRAPPERS = ("zip://", "tar://", "libarchive://")
+_WRAPPERS = ("zip://", "tar://", "libarchive://")
 _WITHIN = re.compile(r"/(?:tree|blob|resolve)/([^/?#]+)(/[^?#]*)?")
 
 
@@ -76,18 +74,11 @@ class FsspecFile:
         return f"{self.size} {self.identity}"
 
 
-def open_url(
-    address: str,
-    labels: str | None = None,
-    cache: Path | None = None,
-    reporter: Reporter = SILENT,
-    *,
-    readers: int | None = None,
-) -> Source:
+def open_url(address: str, options: OpenOptions) -> Source:
     """The LoRAs at a URL. Raises ZooError when there are none, with what to do."""
     check_secrets(address)
     if page := of_page(address):
-        return open_hub(page, labels, cache, reporter, readers=readers)
+        return open_hub(page, options)
     try:
         place = urlsplit(address)
     except ValueError as error:
@@ -98,19 +89,12 @@ def open_url(
         listing = _of_web(address, place.path)
     else:
         listing = _listed(address, place.path)
-    budget, folder = Budget(bytes_allowed()), (cache or cache_folder()) / "members"
+    budget, folder = Budget(bytes_allowed()), (options.cache or cache_folder()) / "members"
     kept = {name: Kept(blob, f"{address}\0{name}", folder, budget) for name, blob in listing.files.items()}
     budget.used = sum(blob.copy.stat().st_size for blob in kept.values() if blob.copy.is_file())
     name = archive.stem_of(place.path.rstrip("/").rpartition("/")[2]) or place.netloc
-    return FileSource.open(
-        address,
-        name,
-        replace(listing, files=kept),
-        labels=labels,
-        cache=cache,
-        reporter=reporter,
-        readers=readers or READERS,
-    )
+    options = replace(options, readers=options.readers or READERS)
+    return FileSource.open(address, name, replace(listing, files=kept), options)
 
 
 def _of_web(address: str, path: str) -> Listing:
@@ -141,12 +125,9 @@ def _listed(address: str, path: str) -> Listing:
     from fsspec.core import url_to_fs
 
     outer, _, inner = address.rpartition("::")
-    if outer or address.startswith(WRAPPERS):  # for fsspec one file system within another, whose files have no URLs
-        raise ZooError(
-            f"{address}: addresses within addresses are not opened. Open {inner.partition('://')[2] or inner} itself."
-            if inner.startswith(WRAPPERS)
-            else f"{address}: addresses within addresses are not opened. Open {inner} itself."
-        )
+    if outer or address.startswith(_WRAPPERS):  # for fsspec one file system within another, whose files have no URLs
+        within = inner.partition("://")[2] if inner.startswith(_WRAPPERS) else ""
+        raise ZooError(f"{address}: addresses within addresses are not opened. Open {within or inner} itself.")
     try:
         system, root = url_to_fs(address)
         infos = system.find(root, detail=True)

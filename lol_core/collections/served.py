@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from lol_core.collections import archive, hub
 from lol_core.collections.blob import LocalFile
-from lol_core.collections.files import FileSource, Listing
+from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.hub_address import SCHEME as HUB
 from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.names import named_place
@@ -108,17 +108,17 @@ class Roots:
 
         Raises ZooError when it is neither, and Stopped when the reporter says so.
         """
-        table = str(self.find(labels)) if labels else None
+        options = OpenOptions(str(self.find(labels)) if labels else None, cache, reporter)
         try:
             with needing("hub"), stopped_by(reporter):
                 if (spot := of_page(address) or address).startswith(HUB):
-                    source = hub.open_hub(spot, table, cache, reporter)
+                    source = hub.open_hub(spot, options)
                 else:
                     place = self.find(address)
                     listing = self._listing(place, cache, reporter)
                     address = self.address(place) or address
                     name = archive.stem_of(address.rpartition("/")[2])
-                    source = FileSource.open(address, name, listing, labels=table, cache=cache, reporter=reporter)
+                    source = FileSource.open(address, name, listing, options)
                 source = with_own_labels(as_rows(source), reporter)
         except ZooError as error:
             raise type(error)(self.text(str(error))) from error
