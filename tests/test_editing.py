@@ -242,5 +242,7 @@ def test_the_command_writes_an_edit_once_and_says_what_it_lacks(tmp_path: Path) 
     made = read(tmp_path / "edited.safetensors")
     assert made.dialect.startswith("kohya") and len(report["modules"]) == len(made.layers)
     assert "is there already" in run("--method", "gradient", "--format", "kohya", code=1)
+    elsewhere = run("--method", "gradient", "--of", tmp_path, "--force", "--json")
+    assert elsewhere["steps"] == report["steps"], "gradient needs no collection and reads none"
     run("--method", "gradient", "--format", "kohya", "--size", "0.1", "--force", "--json")
     assert [str(one) for one in Direction] == [str(one) for one in Method]

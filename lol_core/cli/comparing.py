@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +19,7 @@ from lol_core.cli.console import (
     reported,
     stoppable,
 )
-from lol_core.cli.inputs import id_of, loras_of, read_all
+from lol_core.cli.inputs import id_of, only_of, read_all
 from lol_core.core.progress import Reporter
 from lol_core.errors import DataMissingError
 
@@ -69,17 +68,10 @@ def _pair(first: str, second: str, collection: str | None, reporter: Reporter, r
         source = open_collection(collection, reporter=opening, readers=readers)
         loads = [source.reader(id_of(source, name)) for name in (first, second)]
     else:
-        loads = [_only(address, opening, readers) for address in (first, second)]
+        loads = [
+            only_of(address, f"lol compare ONE ANOTHER --of {address}", opening, readers) for address in (first, second)
+        ]
     return read_all(loads, reporter.part(0.5, 1.0), readers)
-
-
-def _only(address: str, reporter: Reporter, readers: int | None) -> Callable[[], LoRA]:
-    loras = list(loras_of([address], reporter, readers))
-    if len(loras) != 1:
-        raise DataMissingError(
-            f"{address} holds {len(loras)} LoRAs. Say which: `lol compare ONE ANOTHER --of {address}`."
-        )
-    return loras[0][1]
 
 
 def nearest(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lol_core.cli.console import AsJson, open_collection, out, print_json, print_table, reported, stoppable
-from lol_core.cli.inputs import id_of, loras_of
+from lol_core.cli.inputs import id_of, only_of
 from lol_core.cli.rewriting import AsWidth, Force, Form, Job, Width, write_whole
 from lol_core.errors import DataMissingError
 
@@ -74,8 +74,9 @@ def edit(
             )
         source = None if collection is None else open_collection(collection, reporter=reporter.part(0.0, 0.1))
         given = _lora(lora, source, reporter.part(0.1, 0.2))
-        members = None if source is None else Members.of(model, source, reporter.part(0.2, 0.8))
-        part = reporter.part(0.8, 1.0)
+        needed = source if chosen in NEEDS else None
+        members = None if needed is None else Members.of(model, needed, reporter.part(0.2, 0.8))
+        part = reporter.part(0.2 if members is None else 0.8, 1.0)
         made = edit_loras(model, [given], goal, method=chosen, size=size, members=members, seed=seed, reporter=part)[0]
         row = write_whole(made.lora, out_path, Job(out_path.parent, to_form, dtype, force))
     steps = [
@@ -96,7 +97,4 @@ def _lora(name: str, source: Source | None, reporter: Reporter) -> LoRA:
     """A LoRA of the collection where it is named so there, else a file of its own."""
     if source is not None and not Path(name).expanduser().exists():
         return source.load(id_of(source, name))
-    loras = list(loras_of([name], reporter))
-    if len(loras) != 1:
-        raise DataMissingError(f"{name} holds {len(loras)} LoRAs. Say which: `lol edit ONE --of {name}`.")
-    return loras[0][1]()
+    return only_of(name, f"lol edit ONE --of {name}", reporter)()

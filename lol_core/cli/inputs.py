@@ -48,6 +48,16 @@ def loras_of(
                 yield source.names[id], source.reader(id)
 
 
+def only_of(address: str, command: str, reporter: Reporter = SILENT, readers: int | None = None) -> Callable[[], LoRA]:
+    """What reads the one LoRA of an address. Raises DataMissingError, with the command that names one of several, where
+    it holds another number of them.
+    """
+    loras = list(loras_of([address], reporter, readers))
+    if len(loras) != 1:
+        raise DataMissingError(f"{address} holds {len(loras)} LoRAs. Say which: `{command}`.")
+    return loras[0][1]
+
+
 def read_all(
     loads: Sequence[Callable[[], LoRA]], reporter: Reporter = SILENT, readers: int | None = None
 ) -> list[LoRA]:
