@@ -11,9 +11,8 @@ from lol_core.core.errors import LoRAFormatError
 from lol_core.core.geometry import balanced
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.svd import NEGLIGIBLE
 
-NEGLIGIBLE = 1e-6
-"""Singular values below this share of the largest are the rounding of float32 factors, not rank."""
 ALIKE = 1e-5
 """Singular values closer than this share of the largest count as equal: they span a space, not a direction each. The
 copy's ΔW is then off by no more than that share.

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from lol_core.core.batch import Batch
-
-NEGLIGIBLE = 1e-6
-"""Share of a module's largest singular value below which a direction is rounding and not part of its update."""
+from lol_core.core.svd import NEGLIGIBLE, svd_of_product
 
 
 @dataclass(frozen=True)
@@ -103,13 +101,6 @@ class FixedRank:
             sigma.append(s * kept)
             Q.append(q * kept[..., None, :])
         return replace(self, P=tuple(P), sigma=tuple(sigma), Q=tuple(Q))
-
-
-def svd_of_product(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD of left · rightᵀ, from QR of both: (…, n, k), (…, m, k) → P (…, n, k′), σ (…, k′), Q (…, m, k′)."""
-    (Q_left, R_left), (Q_right, R_right) = torch.linalg.qr(left), torch.linalg.qr(right)
-    X, sigma, Y = torch.linalg.svd(R_left @ R_right.mT, full_matrices=False)
-    return Q_left @ X, sigma, Q_right @ Y.mT
 
 
 def norm_of(parts: Sequence[Tensor]) -> Tensor:

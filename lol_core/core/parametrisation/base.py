@@ -12,6 +12,7 @@ from torch import Tensor
 from lol_core.core.errors import ModelError
 from lol_core.core.groups import Product
 from lol_core.core.header import Kind
+from lol_core.core.svd import svd_of_product
 
 
 class Parametrisation(ABC):
@@ -95,9 +96,8 @@ class Parametrisation(ABC):
 
     def leading(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The `count` leading singular triplets of ΔW in float64: P (n, k), σ (k,) descending, Q (m, k), k ≤ count."""
-        (Q_U, R_U), (Q_V, R_V) = (torch.linalg.qr(factor.double()) for factor in self.low_rank())
-        left, values, right = torch.linalg.svd(R_U @ R_V.T, full_matrices=False)
-        return Q_U @ left[:, :count], values[:count], Q_V @ right[:count].T
+        P, values, Q = svd_of_product(*(factor.double() for factor in self.low_rank()))
+        return P[:, :count], values[:count], Q[:, :count]
 
     def inner(self, other: Parametrisation) -> float:
         """⟨ΔW, ΔW′⟩ = tr(ΔWᵀ ΔW′), in float64 and without an n × m matrix: O((n + m) k k′).

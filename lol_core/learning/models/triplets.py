@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
+from lol_core.core.svd import svd_of_product
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.layers import Head
 from lol_core.learning.models.registry import register
@@ -26,9 +27,7 @@ def triplets(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     (u, v) and (−u, −v) are the same triplet; the largest entry of u is made positive. Unique where singular values
     differ.
     """
-    (Q_U, R_U), (Q_V, R_V) = (torch.linalg.qr(factor.double()) for factor in (U, V))
-    left, values, right = torch.linalg.svd(R_U @ R_V.mT, full_matrices=False)
-    u, v = Q_U @ left, Q_V @ right.mT
+    u, values, v = svd_of_product(U.double(), V.double())
     sign = u.gather(-2, u.abs().argmax(-2, keepdim=True)).sign()
     return u * sign, values, v * sign
 
