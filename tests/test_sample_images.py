@@ -15,9 +15,10 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import norm
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import DataMissingError, LoRAFormatError
-from lol_core.finetuning.judge import Judge, JudgeSettings, train_judge
+from lol_core.finetuning.judge import Judge, train_judge
 from lol_core.finetuning.people import ATTRIBUTES
 from lol_core.finetuning.picture_data import pictures_of
+from lol_core.finetuning.picture_reader import ReaderSettings
 from lol_core.finetuning.pictures import CLASSES, Drawings, any_picture
 from lol_core.finetuning.scorer import SCORE_WEIGHT, Scorer, retrieval
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
@@ -209,7 +210,7 @@ def test_the_judge_sees_what_people_wear_whom_it_never_saw(tmp_path: Path) -> No
 
 
 def test_a_judge_is_trained_and_goes_on(tmp_path: Path, in_threads: None) -> None:
-    few = JudgeSettings(pictures=20, steps=2, batch=4)
+    few = ReaderSettings(pictures=20, steps=2, seed=3, batch=4)
     places = tmp_path / "judge", BASE, SAMPLES / "pictures" / "drawings.json", tmp_path / "work"
     with pytest.raises(Stopped):
         train_judge(*places, few, 1, Reporter(stop=lambda: (tmp_path / "work/curve.csv").exists()))

@@ -153,9 +153,7 @@ class Emojinette(Pictures):
         if not (place / "model.safetensors").is_file():
             part = self.reporter.part(0, 1, "A reader of classes: ")
             train_class_reader(place, self.samples / "small-diffusion", drawings, place / "work", reporter=part)
-        reader = ClassReader.load(place)
-        assert isinstance(reader, ClassReader)
-        return reader
+        return ClassReader.load(place)
 
     def candidates(self, order: np.random.Generator) -> Iterator[Pair]:
         labels = self.zoo.labels

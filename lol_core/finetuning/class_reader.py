@@ -4,20 +4,18 @@ saw a LoRA.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.finetuning.base_model import decode, encode, pixels
-from lol_core.finetuning.fitting import fit
-from lol_core.finetuning.judge import WEIGHTS, Judge
+from lol_core.finetuning.base_model import pixels
 from lol_core.finetuning.people import Person, portrait
+from lol_core.finetuning.picture_reader import WEIGHTS, PictureReader, ReaderSettings, fit_to_drawings
 from lol_core.finetuning.pictures import CLASSES, FAMILIAR, Drawings, draw_many, one_of, one_thing
 
 OTHERS = tuple(thing for thing in FAMILIAR if thing not in CLASSES)
@@ -25,21 +23,15 @@ SURE = 0.9
 """How probable a class must be to count as read."""
 
 
-@dataclass(frozen=True)
-class ReaderSettings:
-    pictures: int = 2400
-    steps: int = 800
-    batch: int = 64
-    rate: float = 2e-3
-    seed: int = 5
+SETTINGS = ReaderSettings(pictures=2400, steps=800, seed=5)
 
 
-class ClassReader(Judge):
-    """The judge's network with a softmax over `CLASSES` and "none of them"."""
+class ClassReader(PictureReader):
+    """Logits of `CLASSES` and of "none of them"."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.answer = nn.Linear(self.answer.in_features, len(CLASSES) + 1)
+    answers = len(CLASSES) + 1
+    title = "reader of classes"
+    made_by = "`lol experiment merges` makes one."
 
     @torch.no_grad()
     def classes(self, images: list[Image.Image]) -> list[str | None]:
@@ -67,43 +59,27 @@ def train_class_reader(
     base: Path,
     drawings: Path,
     work: Path,
-    settings: ReaderSettings = ReaderSettings(),
+    settings: ReaderSettings = SETTINGS,
     workers: int = 1,
     reporter: Reporter = SILENT,
 ) -> float:
     """Fit a reader to drawn things, half of them through the autoencoder of `base`, and write it to `folder`; how often
     it is right on a tenth that it did not see. `work` keeps the state: a run that was stopped goes on.
     """
-    from diffusers import AutoencoderKL
-
     images, places = draw_many(read_picture, drawings, range(settings.pictures), workers, reporter.part(0.0, 0.3))
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=torch.float32).eval()
-    seen = torch.cat([pixels(images), decode(vae, encode(vae, images))])
-    shown = torch.tensor([int(place) for place in places]).repeat(2)
-    unseen = (torch.arange(len(images)) >= int(0.9 * len(images))).repeat(2)
-    train, test = (torch.nonzero(part).flatten() for part in (~unseen, unseen))
     torch.manual_seed(settings.seed)
     reader = ClassReader()
-
-    def loss_of(generator: torch.Generator, step: int) -> Tensor:
-        index = train[torch.randint(len(train), (settings.batch,), generator=generator)]
-        x = seen[index]
-        mirrored = torch.rand(len(x), generator=generator) < 0.5
-        x[mirrored] = x[mirrored].flip(-1)
-        x = x + 0.1 * torch.randn(x.shape, generator=generator)
-        return nn.functional.cross_entropy(reader(x), shown[index])
-
-    reader.train()
-    fit(
-        work,
+    seen, truth = fit_to_drawings(
         reader,
-        loss_of,
-        steps=settings.steps,
-        rate=settings.rate,
-        seed=settings.seed,
+        images,
+        torch.tensor([int(place) for place in places]),
+        nn.functional.cross_entropy,
+        base=base,
+        work=work,
+        settings=settings,
         reporter=reporter.part(0.3, 1.0),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in reader.state_dict().items()}, folder / WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in reader.eval().state_dict().items()}, folder / WEIGHTS)
     with torch.no_grad():
-        return float((reader(seen[test]).argmax(-1) == shown[test]).float().mean())
+        return float((reader(seen).argmax(-1) == truth).float().mean())
