@@ -69,7 +69,7 @@ drawable = bool(known_base(source)) or any(form != "PEFT" for form in forms_of(o
 if pressed:
     wish = Wish(place, len(state.edits), goal, method, size)
     members = state.members.get((source.fingerprint, model.created))
-    state.editing = work.edit_lora(model, source, lora, wish, members, drawable)
+    state.editing = work.edit_lora(model, source, lora, wish, members=members, drawable=drawable)
     st.rerun()
 if state.editing is not None:
     follow(state.editing, "stop")
@@ -115,4 +115,4 @@ if drawable:
 show_way(wish, made, step)
 st.subheader("Save")
 name = f"{Path(source.names[id]).name}-{'-'.join(one.goal.name for one, _ in state.edits)}-{step}"
-show_download(made.edit.loras[step], f"{id}-{len(state.edits)}-{made.edit.method}-{wish.size}-{name}", name)
+show_download(made.edit.loras[step], f"{made.key}-{step}", name)

@@ -153,6 +153,12 @@ def pressed(test: AppTest, label: str, *jobs: str) -> AppTest:
     return test
 
 
+def offered(test: AppTest) -> str:
+    """The address of the file that the page Edit offers, which follows from its content."""
+    (button,) = (button for button in test.get("download_button") if "Download (" in str(button.proto))
+    return str(button.proto.url)
+
+
 def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path) -> None:
     """The page Edit, with a model that was trained for a moment."""
     zoo = Zoo.open(few_loras)
@@ -171,7 +177,10 @@ def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path) -> None:
     pressed(test, "Edit further", "editing", "drawing_edit")
     second = edits[1][1].edit
     assert torch.equal(second.loras[0].layers[0].U, way.lora.layers[0].U), "it goes on from what the first gave"
-    assert any("Download (" in str(button.proto) for button in test.get("download_button"))
+    file = offered(test)
+    edits[:] = [edits[1]]
+    pressed(test, "Edit further", "editing", "drawing_edit")
+    assert offered(test) != file, "as many edits of the same sizes, of another LoRA"
     pressed(test, "Undo")
     assert len(test.session_state["session"].edits) == 1 and not test.exception
     test.selectbox(key="edit.lora").set_value("loras/0008.safetensors").run()

@@ -34,8 +34,8 @@ METHODS = {
     Method.RANDOM: "random: the control",
 }
 HELP = (
-    "All move ΔW equally far. The gradient alone turns the model's answer and hardly what is drawn; linear and pattern"
-    " go where the collection's LoRAs differ."
+    "All move ΔW equally far. The gradient alone turns the model's answer more often than what is drawn; linear and"
+    " pattern go where the collection's LoRAs differ."
 )
 STRIP = 256  # pixels up to which smaller images are enlarged
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 import torch
+from streamlit.delta_generator import DeltaGenerator
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
@@ -15,7 +18,7 @@ from ui.keys import key
 
 
 @st.cache_data(max_entries=2, show_spinner="Writing …")
-def written(digest: str, rank: int, form: str, width: str, name: str, _lora: LoRA) -> tuple[str, bytes]:
+def written(digest: str, form: str, width: str, name: str, _lora: LoRA) -> tuple[str, bytes]:
     return packed(_lora, name, form, getattr(torch, width))
 
 
@@ -34,22 +37,13 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
         if largest > 1:
             text = "Each module's nearest update of this rank, from its singular values."
             rank = a.slider("Rank", 1, largest, largest, key=key("resize_rank"), help=text)
-        form = b.selectbox(
-            "Form", forms, key=key("resize_form"), help="The names and files that other programs expect."
-        )
-        width = c.selectbox("Numbers", ["float16", "bfloat16", "float32"], key=key("resize_dtype"))
+        form, width = _choose_form(b, c, forms)
         cut = resized(digest, rank, anatomy)
         module, worst = cut.worst
         most = f"; at most {worst:.3g}, in `{module}`" if cut.lost > 1e-6 else ""
         parameters = f"{cut.lora.parameters:,} of {lora.parameters:,} parameters"
         st.markdown(f"‖ΔW − ΔW′‖ / ‖ΔW‖ = **{cut.lost:.3g}** over all modules{most}. {parameters}.")
-        try:
-            title = f"{name}-rank{rank}"
-            file, content = written(digest, rank, form, width, title, cut.lora)
-            label, icon = f"Download ({len(content) / 1000:,.0f} kB)", ":material/download:"
-            st.download_button(label, content, file, icon=icon, key=key("download_lora"))
-        except LoLError as error:
-            st.error(sentence(error))
+        _offer(st.container(), cut.lora, f"{digest}-{rank}", f"{name}-rank{rank}", form=form, width=width)
     else:
         st.caption(
             "Its update is no product of two factors in every module (LoKr), so it cannot be written in another form."
@@ -57,17 +51,28 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
 
 
 def show_download(lora: LoRA, digest: str, name: str) -> None:
-    """A LoRA as a file, in a form that it has. digest: tells it from every other; name: the file's name."""
+    """A LoRA as a file, in a form that it has. digest: tells its content from every other, of all visitors; name: the
+    file's name.
+    """
     forms = forms_of(lora)
     if not forms:
         st.caption("No other program has a form for it.")
         return
     a, b, c = st.columns([2, 2, 3], vertical_alignment="bottom")
+    form, width = _choose_form(a, b, forms)
+    _offer(c, lora, digest, name, form=form, width=width)
+
+
+def _choose_form(a: DeltaGenerator, b: DeltaGenerator, forms: Sequence[str]) -> tuple[str, str]:
     form = a.selectbox("Form", forms, key=key("form"), help="The names and files that other programs expect.")
-    width = b.selectbox("Numbers", ["float16", "bfloat16", "float32"], key=key("dtype"))
+    return form, b.selectbox("Numbers", ["float16", "bfloat16", "float32"], key=key("dtype"))
+
+
+def _offer(place: DeltaGenerator, lora: LoRA, digest: str, name: str, *, form: str, width: str) -> None:
     try:
-        file, content = written(digest, 0, form, width, name, lora)
-        label, icon = f"Download ({len(content) / 1000:,.0f} kB)", ":material/download:"
-        c.download_button(label, content, file, icon=icon, key=key("download_lora"))
+        file, content = written(digest, form, width, name, lora)
     except LoLError as error:
         st.error(sentence(error))
+        return
+    label, icon = f"Download ({len(content) / 1000:,.0f} kB)", ":material/download:"
+    place.download_button(label, content, file, icon=icon, key=key("download_lora"))

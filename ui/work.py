@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+from uuid import uuid4
 from weakref import finalize
 
 import pandas as pd
@@ -198,19 +199,20 @@ class Wish:
 @dataclass
 class Edited:
     """An edit, and its steps as files that diffusers loads, none where it has no form for them; they go with this
-    object. members: what its direction was made of, for the next one.
+    object. members: what its direction was made of, for the next one; key: tells it from every other of this server.
     """
 
     edit: Edit
     members: Members | None
     folder: Path | None
+    key: str = field(default_factory=lambda: uuid4().hex)
 
     def file(self, step: int) -> Path | None:
         return None if self.folder is None else self.folder / f"{step}.safetensors"
 
 
 def edit_lora(
-    checkpoint: Checkpoint, source: Source, lora: LoRA, wish: Wish, members: Members | None, drawable: bool
+    checkpoint: Checkpoint, source: Source, lora: LoRA, wish: Wish, *, members: Members | None, drawable: bool
 ) -> Job[Wish, Edited]:
     """Edits a LoRA; first it reads the collection where the method needs it and `members` is None."""
 
