@@ -246,6 +246,31 @@ def test_one_with_much_to_do_holds_up_nobody_for_longer_than_a_turn() -> None:
     assert order == ["a", "b", "c", "a", "b", "a"]
 
 
+def test_whoever_comes_back_is_not_taken_for_new() -> None:
+    turns, order = Turns(), list[str]()
+
+    def work(visitor: str, more: str) -> None:
+        assert turns.take(visitor)
+        order.append(visitor)
+        if more:
+            come(more, "")
+        turns.give()
+
+    def come(visitor: str, more: str) -> None:
+        before = len(turns.waiting)
+        threads.append(threading.Thread(target=work, args=(visitor, more), daemon=True))
+        threads[-1].start()
+        until(lambda: len(turns.waiting) == before + 1, "its place in the queue")
+
+    threads = list[threading.Thread]()
+    assert turns.take("somebody")
+    for visitor, more in (("b", ""), ("b", ""), ("a", ""), ("c", "a")):  # a again while c has its turn
+        come(visitor, more)
+    turns.give()
+    until(lambda: len(order) == 5, "all turns")
+    assert order == ["b", "a", "c", "b", "a"]
+
+
 def test_one_visitor_cannot_fill_the_queue(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOL_JOBS", "6")
     jobs = [Job(endless, None).start() for _ in range(3)]

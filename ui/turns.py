@@ -20,7 +20,7 @@ class Turns:
         self._numbers = itertools.count(1)
         self.waiting: dict[int, str] = {}
         """Number → visitor, in the order in which they came."""
-        self._last: dict[str, int] = {}  # visitor → number of the last turn, of those that wait or have it
+        self._last: dict[str, int] = {}  # visitor → number of the last turn, where it bears on who is next
         self._taken = False
 
     def take(self, visitor: str, stopping: Callable[[], bool] = lambda: False) -> bool:
@@ -36,9 +36,9 @@ class Turns:
                 self._changed.wait(LOOK_S)
             del self.waiting[own]
             self._taken = True
-            waiting = set(self.waiting.values())
-            self._last = {name: last for name, last in self._last.items() if name in waiting}
-            self._last[visitor] = next(self._numbers)
+            self._last[visitor] = latest = next(self._numbers)
+            oldest = min((self._last.get(name, 0) for name in self.waiting.values()), default=latest)
+            self._last = {name: last for name, last in self._last.items() if last >= oldest}
             return True
 
     def give(self) -> None:
