@@ -116,7 +116,12 @@ def run(context: Context) -> Result:
         findings(table),
         notes(table, people),
         drawn(table),
-        {"about": kept.about, "people": len(people), "environment": environment()},
+        {
+            "zoos": {"faces": {"fingerprint": zoo.fingerprint, "LoRAs": len(zoo)}},
+            "about": kept.about,
+            "people": len(people),
+            "environment": environment(),
+        },
     )
 
 
