@@ -76,6 +76,11 @@ def assert_same(first: LoRA, second: LoRA) -> None:
         assert torch.equal(y.U, z.U) and torch.equal(y.V, z.V) and y.scale == z.scale
 
 
+def test_a_compressed_tar_elsewhere_is_to_be_downloaded(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match=r"^z\.tar\.gz: a compressed tar .* Download it"):
+        open_source(pack(packed, tmp_path / "z.tar.gz").as_uri())
+
+
 @pytest.mark.parametrize("name", ["z.zip", "stored.zip", "z.tar", "z.tar.gz", "z.tgz", "z.tar.xz", "z.tar.bz2"])
 def test_an_archive_is_the_folder_that_was_packed(packed: Path, tmp_path: Path, name: str) -> None:
     method = zipfile.ZIP_STORED if name == "stored.zip" else zipfile.ZIP_DEFLATED

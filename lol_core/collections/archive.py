@@ -82,6 +82,17 @@ def list_archive(path: Path, cache: Path | None = None, reporter: Reporter = SIL
         raise ZooError(f"{path}: the archive cannot be read ({reason}). Check the path.") from error
 
 
+def list_far_archive(archive: Blob, name: str) -> Listing:
+    """The members of an archive of which parts are read from elsewhere. Raises ZooError when it is damaged or a
+    compressed tar, in which nothing can be found without reading all before it.
+    """
+    if name.lower().endswith(".zip"):
+        return list_zip(archive, name)
+    if name.lower().endswith(".tar"):
+        return list_tar(archive, name)
+    raise ZooError(f"{name}: a compressed tar is read from this computer only. Download it and open it from here.")
+
+
 def stem_of(name: str) -> str:
     """The name of an archive without its suffix."""
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)

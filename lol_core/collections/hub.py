@@ -92,13 +92,8 @@ def _members(spot: HubAddress, catalogue: Catalogue, kept: Path, folder: Path, b
     if not catalogue.files:
         raise ZooError(f"{spot}: there is no such archive in the repository. Check the path.")
     whole = replace(next(iter(catalogue.files.values())), unlimited=True)
-    if not whole.path.lower().endswith((".zip", ".tar")):
-        raise ZooError(
-            f"{spot}: in a compressed tar nothing can be found without reading all before it. Download it and open it"
-            " from here."
-        )
     try:
-        listed = (archive.list_zip if whole.path.lower().endswith(".zip") else archive.list_tar)(whole, whole.shown)
+        listed = archive.list_far_archive(whole, whole.shown)
         _write(kept, archive.listing_to_json(whole.identity, listed))
     except PassingError:
         known = archive.listing_from_json(kept.read_bytes(), whole) if kept.is_file() else None

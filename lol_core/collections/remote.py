@@ -10,7 +10,6 @@ from typing import BinaryIO, ClassVar, cast
 from urllib.parse import unquote, urlsplit
 
 from lol_core.collections import archive
-from lol_core.collections.blob import Blob
 from lol_core.collections.cache import bytes_allowed, cache_folder
 from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.http import BLOCK, PassingError, RemoteFile
@@ -101,7 +100,7 @@ def _of_web(address: str, path: str) -> Listing:
     if path.lower().endswith(SUFFIXES):
         return Listing({unquote(path.rpartition("/")[2]): WebFile.of(address)})
     if path.lower().endswith((".zip", ".tar")):
-        return _archived(WebFile.of(address), path)
+        return archive.list_far_archive(WebFile.of(address), path.rpartition("/")[2])
     raise ZooError(f"{address}: of the web, .zip and .tar archives and single LoRA files are opened, and the hub.")
 
 
@@ -113,12 +112,6 @@ def of_page(url: str) -> str | None:
     name = f"/{page[3]}" if page[3] else ""
     revision = f"@{within[1]}" if within and within[1] != "main" else ""
     return f"{SCHEME}{page[1] or ''}{page[2]}{name}{revision}{(within[2] or '') if within else ''}"
-
-
-def _archived(blob: Blob, name: str) -> Listing:
-    if not name.lower().endswith((".zip", ".tar")):
-        raise ZooError(f"{name}: a compressed tar is read from this computer only. Download it and open it from here.")
-    return (archive.list_zip if name.lower().endswith(".zip") else archive.list_tar)(blob, name.rpartition("/")[2])
 
 
 def _listed(address: str, path: str) -> Listing:
@@ -151,7 +144,7 @@ def _listed(address: str, path: str) -> Listing:
             " you may read it."
         ) from error
     if len(files) == 1 and path.lower().endswith(archive.SUFFIXES):
-        return _archived(next(iter(files.values())), path)
+        return archive.list_far_archive(next(iter(files.values())), path.rpartition("/")[2])
     return Listing(files)
 
 
