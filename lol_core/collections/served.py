@@ -22,7 +22,7 @@ from lol_core.collections.names import named_place
 from lol_core.collections.remote import of_page
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
-from lol_core.collections.walk import joined, looked_into
+from lol_core.collections.walk import child_id, descend
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError, needing
 
@@ -151,9 +151,9 @@ class Roots:
                 refused[f"{id or '.'}/"] = f"The folder cannot be read: {reason}"
                 continue
             for entry in entries:
-                path, own = Path(entry.path), joined(id, entry.name)
+                path, own = Path(entry.path), child_id(id, entry.name)
                 if entry.is_dir(follow_symlinks=False):
-                    waiting += looked_into(place, before, entry.name, id)
+                    waiting += descend(place, before, entry.name, id)
                 elif entry.is_symlink() and not is_within(path, root):
                     refused[own] = LEADS_OUT
                 elif path.is_file():

@@ -106,13 +106,13 @@ class _Walk:
             name = entry.name
             try:
                 if entry.is_symlink():
-                    self.links.append((before + name, joined(id, name)))
+                    self.links.append((before + name, child_id(id, name)))
                 elif entry.is_dir(follow_symlinks=False):
-                    subfolders += looked_into(self.root, before, name, id)
+                    subfolders += descend(self.root, before, name, id)
                 elif name.lower().endswith(SUFFIXES):
-                    self.file(before, name, joined(id, name), entry.stat(), names)
+                    self.file(before, name, child_id(id, name), entry.stat(), names)
             except OSError as error:
-                self.unreadable(before + name, joined(id, name), error)
+                self.unreadable(before + name, child_id(id, name), error)
         return subfolders
 
     def file(self, before: str, name: str, id: str, status: os.stat_result, names: set[str]) -> None:
@@ -155,16 +155,16 @@ class _Walk:
         self.candidates.append(Candidate(id, place, -1, 0.0, reason=reason))
 
 
-def looked_into(root: Path, before: str, name: str, id: str) -> list[tuple[str, str]]:
-    """(place, id) of a subfolder where its files are to be looked for; of a hub's repository that is its snapshot,
+def descend(root: Path, before: str, name: str, id: str) -> list[tuple[str, str]]:
+    """(place, id) of where the files of a subfolder are to be looked for; of a hub's repository that is its snapshot,
     under the repository's name. before: the path below the root of the folder it is in, with a slash; id: of that
     folder.
     """
     if name == "huggingface" and before.endswith(".cache/"):
         return []  # the hub's notes on what it downloaded beside them
     if (hub := _HUB_REPOSITORY.fullmatch(name)) and (snapshot := _snapshot(root, before + name)):
-        return [(snapshot, joined(id, hub[1].replace("--", "/")))]
-    return [(before + name, joined(id, name))]
+        return [(snapshot, child_id(id, hub[1].replace("--", "/")))]
+    return [(before + name, child_id(id, name))]
 
 
 def _snapshot(root: Path, repository: str) -> str | None:
@@ -206,6 +206,6 @@ def _mark(folder: Path, names: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(marks).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def joined(id: str, name: str) -> str:
+def child_id(id: str, name: str) -> str:
     """The id of what is called `name` in the folder of that id."""
     return f"{id}/{printable(name)}" if id else printable(name)
