@@ -19,7 +19,7 @@ from lol_core.core.lora import LoRA
 from lol_core.core.progress import Reporter
 from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept, Line
-from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, with_interval
+from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, weakest, with_interval
 from lol_core.formats.writing import write
 from lol_core.insight.editing import STEPS, Goal, Members, Method, edit
 from lol_core.insight.generation import Painter, Sampling
@@ -228,10 +228,14 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
         for measure, title in COLUMNS.items():
             for method in Method:
                 values = table.query("target == @target and method == @method.value")[measure].dropna()
-                half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-                rows.append((str(method), f"{target}: {title}", values.mean(), half))
+                rows.append((str(method), f"{target}: {title}", values.mean(), half_width(values)))
     made = pd.DataFrame(rows, columns=["row", "column", "mean", "std"])
     return made.assign(paper=np.nan, paper_std=np.nan)
+
+
+def half_width(values: pd.Series) -> float:
+    """Of the 95 % interval of a mean over people, by the normal distribution; NaN of fewer than two."""
+    return 1.96 * values.std() / max(1, values.count()) ** 0.5
 
 
 def gap(table: pd.DataFrame, target: str, measure: str, ours: Method, theirs: Method) -> Difference:
@@ -253,21 +257,20 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     def of_all(ours: Method, theirs: Method, measure: str = "changed") -> dict[str, Difference]:
         return {target: gap(table, target, measure, ours, theirs) for target in targets}
 
-    def told(gaps: dict[str, Difference]) -> str:
+    def in_words(gaps: dict[str, Difference]) -> str:
         return "; ".join(f"{target} {with_interval(one)}" for target, one in gaps.items()) + "."
 
-    def two(gaps: dict[str, Difference]) -> Holds:
-        """Whether it is so of two attributes at least."""
-        above = sum(verdict(one) is Holds.YES for one in gaps.values())
-        return Holds.YES if above >= min(2, len(gaps)) else Holds.NO
+    def of_two(gaps: dict[str, Difference]) -> Holds:
+        """Whether it is so of two attributes, those of which it is so most surely."""
+        return weakest(sorted(map(verdict, gaps.values()), key=list(Holds).index)[:2])
 
-    found = []
+    judged = []
     for method in (Method.LINEAR, Method.PATTERN, Method.GRADIENT):
         of = [share[target, method] for target in targets]
         words = f"the method {method} changes the wished attribute in at least {WANTED:.0%} of the people"
         here = "; ".join(f"{target} {value:.0%}" for target, value in zip(targets, of, strict=True)) + "."
         held = Holds.YES if sum(value >= WANTED for value in of) >= min(2, len(of)) else Holds.NO
-        found.append(Finding(f"{words}, for two attributes.", held, here, in_paper=False))
+        judged.append(Finding(f"{words}, for two attributes.", held, here, in_paper=False))
     for ours, theirs in (
         (Method.LINEAR, Method.RANDOM),
         (Method.PATTERN, Method.RANDOM),
@@ -276,14 +279,13 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     ):
         gaps = of_all(ours, theirs)
         words = f"{ours} changes more people than {theirs} at the same ‖ΔW‖, for two attributes."
-        found.append(Finding(words, two(gaps), told(gaps), in_paper=False))
-    away = of_all(Method.PATTERN, Method.LINEAR, "identity")
-    ends = [(one.low, one.high) for one in away.values()]
-    kept = Holds.NO if any(low > 0 for low, _ in ends) else Holds.NOT_CLEAR
-    kept = Holds.YES if all(high <= 0 for _, high in ends) else kept
+        judged.append(Finding(words, of_two(gaps), in_words(gaps), in_paper=False))
+    nearer, further = (
+        of_all(*methods, "identity") for methods in ((Method.LINEAR, Method.PATTERN), (Method.PATTERN, Method.LINEAR))
+    )
     words = "pattern leads no further from the person's own pictures than linear."
-    found.append(Finding(words, kept, told(away), in_paper=False))
-    return found
+    judged.append(Finding(words, weakest(map(verdict, nearer.values())), in_words(further), in_paper=False))
+    return judged
 
 
 def notes(table: pd.DataFrame, people: list[str]) -> list[str]:
@@ -312,7 +314,7 @@ def drawn(table: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     for method, colour in zip(Method, COLORS, strict=False):
         own = table[table["method"] == str(method)].groupby("target", sort=False)["changed"]
-        mean, half = own.mean(), 1.96 * own.std(ddof=1) / own.count() ** 0.5
+        mean, half = own.mean(), own.apply(half_width)
         bars = {"type": "data", "array": half.fillna(0), "thickness": 1.5}
         figure.add_bar(x=list(mean.index), y=mean, name=str(method), error_y=bars, marker_color=colour)
     figure.update_yaxes(title="people changed, as the judge sees it", range=[0, 1.05], tickformat=".0%")

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -200,14 +200,11 @@ class Glosses(Reading):
 
         table = pd.read_csv(self.zoo.folder / "questions.csv")
         test = table[table["split"] == "test"]
-        known: dict[tuple[str, ...], Any] = {}
 
+        @lru_cache(maxsize=1)  # one pair's at a time
         def of(sources: tuple[str, ...]) -> Any:
-            if sources not in known:
-                known.clear()  # one pair's at a time
-                asked = test[test["source"].isin(sources)]
-                known[sources] = Questions(asked.sample(20, random_state=0) if self.small else asked, self.encoder)
-            return known[sources]
+            own = test[test["source"].isin(sources)]
+            return Questions(own.sample(20, random_state=0) if self.small else own, self.encoder)
 
         return of
 

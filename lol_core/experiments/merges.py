@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,7 @@ def _cells(readings: Sequence[Reading], table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["row", "column", "mean", "std", "paper", "paper_std"])
 
 
-def _gap(reading: Reading, one: pd.Series, other: pd.Series, among: int = 1) -> Difference:
+def _gap(reading: Reading, one: pd.Series, other: pd.Series, among: int) -> Difference:
     """By how much one is better than the other, over pairs."""
     gaps = one - other if not reading.less else other - one
     return over_seeds(gaps.tolist(), 0.0, among)
@@ -181,46 +181,37 @@ def _findings(readings: Sequence[Reading], table: pd.DataFrame) -> list[Finding]
     )
     shifts = table[table["gauge"] == "turned"].groupby("way")["moved"]
     largest, least = shifts.max()[blind].max(), shifts.min()[factors].min()
-    findings = [
-        Finding(
-            f"Merged by ΔW, a LoRA in another gauge gives the same merge to {EQUAL:g}; by factors it does not.",
-            Holds.YES if largest < EQUAL < least else Holds.NO,
-            f"with one LoRA of each pair turned by R of condition number {CONDITION:g}, the merge's ΔW moves by at most"
-            f" {largest:.0e} of its norm by {', '.join(blind)}, and by at least {least:.2f} by {', '.join(factors)}.",
-            in_paper=False,
-        )
-    ]
+    same = Finding(
+        f"Merged by ΔW, a LoRA in another gauge gives the same merge to {EQUAL:g}; by factors it does not.",
+        Holds.YES if largest < EQUAL < least else Holds.NO,
+        f"with one LoRA of each pair turned by R of condition number {CONDITION:g}, the merge's ΔW moves by at most"
+        f" {largest:.0e} of its norm by {', '.join(blind)}, and by at least {least:.2f} by {', '.join(factors)}.",
+        in_paper=False,
+    )
+    own, again = ({each.zoo_name: _by_pair(each, table, gauge) for each in readings} for gauge in ("own", "turned"))
 
-    def asked(statement: str, gaps: dict[str, Difference]) -> Finding:
+    def better(statement: str, one: str, other: str, others: Mapping[str, pd.DataFrame] = own) -> Finding:
+        """Whether one way does better than another in every zoo. others: the table of the other."""
+        gaps = {
+            each.zoo_name: _gap(each, own[each.zoo_name][one], others[each.zoo_name][other], len(readings))
+            for each in readings
+        }
         words = "; ".join(f"{zoo.capitalize()} {with_interval(gap)}" for zoo, gap in gaps.items())
         return Finding(statement, weakest(map(verdict, gaps.values())), f"{words}.", in_paper=False)
 
-    own = {each.zoo_name: _by_pair(each, table, "own") for each in readings}
-    again = {each.zoo_name: _by_pair(each, table, "turned") for each in readings}
     averaged, summed, knots = AVERAGED.title, SUM.title, KNOTS.title
-    pairs = {each.zoo_name: each for each in readings}
-    return [
-        *findings,
-        asked(
-            "Averaged factors lose by the turn.",
-            {zoo: _gap(pairs[zoo], own[zoo][averaged], again[zoo][averaged], len(pairs)) for zoo in pairs},
-        ),
-        asked(
-            "The sum of ΔW, cut to the rank, does more of both than either LoRA.",
-            {zoo: _gap(pairs[zoo], own[zoo][summed], own[zoo][OWN], len(pairs)) for zoo in pairs},
-        ),
-        *(
-            asked(
-                "KnOTS-TIES does more of both than the sum cut to the same rank.",
-                {zoo: _gap(pairs[zoo], own[zoo][knots], own[zoo][summed], len(pairs)) for zoo in pairs},
-            )
-            for _ in there & {knots}
-        ),
-        asked(
-            "The sum cut to the rank does more of both than averaged factors as they were fine-tuned.",
-            {zoo: _gap(pairs[zoo], own[zoo][summed], own[zoo][averaged], len(pairs)) for zoo in pairs},
+    findings = [
+        same,
+        better("Averaged factors lose by the turn.", averaged, averaged, again),
+        better("The sum of ΔW, cut to the rank, does more of both than either LoRA.", summed, OWN),
+        better(
+            "The sum cut to the rank does more of both than averaged factors as they were fine-tuned.", summed, averaged
         ),
     ]
+    if knots in there:
+        words = "KnOTS-TIES does more of both than the sum cut to the same rank."
+        findings.insert(3, better(words, knots, summed))
+    return findings
 
 
 def _notes(readings: Sequence[Reading], table: pd.DataFrame) -> list[str]:

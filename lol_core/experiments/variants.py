@@ -242,7 +242,8 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
     zoos = [row for row in rows if MERGE in row.numbers]
     learned = [row for row in rows if row.gap is not None]
     merge = max((row.numbers[MERGE][0] for row in zoos), default=np.nan)
-    worst, least = (pick(row.numbers[name][0] for row in rows if name in row.numbers) for pick, name in PICKED)
+    worst = max(row.numbers[PROMISE][0] for row in rows if PROMISE in row.numbers)
+    least = min(row.numbers[NONE][0] for row in rows if NONE in row.numbers)
     still = worst <= TOLERANCES[torch.float64] < least
     return [
         Finding(
@@ -266,9 +267,6 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
             in_paper=False,
         ),
     ]
-
-
-PICKED = ((max, PROMISE), (min, NONE))
 
 
 def _above(row: Row) -> Holds:
