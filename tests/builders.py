@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lol_core.core.batch import Batch, shared_spec, stack
+from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 
 Shape = tuple[str, int, int, int]
@@ -29,6 +30,12 @@ def random_lora(
 
     layers = [LoRALayer.pair(name, factor(n, r), factor(m, r), scale=scale) for name, n, m, r in shapes]
     return LoRA(tuple(layers), "synthetic")
+
+
+def turned(lora: LoRA, seed: int = 0, condition: float = 10.0) -> LoRA:
+    """The same function in another gauge: an R ∈ GL(r) of that condition number for each module."""
+    generator = torch.Generator().manual_seed(seed)
+    return lora.act({y.name: GL.sample(y.rank, condition=condition, generator=generator) for y in lora.layers})
 
 
 def random_batch(

@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from lol_core.collections.zoo import Zoo
-from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.formats import read
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.neighbours import within
 from lol_core.insight.surveys import Surveys
-from tests.builders import write_peft
+from tests.builders import turned, write_peft
 from tests.conftest import ROOT
 
 ORIGINALS = sorted((ROOT / "sample_loras" / "glosses" / "loras").iterdir())[:5]
@@ -28,11 +27,6 @@ ORIGINALS = sorted((ROOT / "sample_loras" / "glosses" / "loras").iterdir())[:5]
 def each(lora: LoRA, change: Callable[[LoRALayer], tuple[torch.Tensor, torch.Tensor]]) -> LoRA:
     """The LoRA with other factors."""
     return replace(lora, layers=tuple(LoRALayer.pair(layer.name, *change(layer)) for layer in lora.layers))
-
-
-def regauged(lora: LoRA) -> LoRA:
-    generator = torch.Generator().manual_seed(1)
-    return lora.act({y.name: GL.sample(y.rank, condition=30, generator=generator) for y in lora.layers})
 
 
 def padded(lora: LoRA) -> LoRA:
@@ -52,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         same = folder / f"{k} same"
         write_peft(same / "original", lora)
         shutil.copytree(same / "original", same / "renamed")
-        write_peft(same / "regauged", regauged(lora))
+        write_peft(same / "regauged", turned(lora, 1, 30))
         write_peft(same / "padded", padded(lora))
         write_peft(same / "bfloat16", lora, dtype=torch.bfloat16)
         write_peft(same / "float16", lora, dtype=torch.float16)

@@ -20,7 +20,6 @@ from lol_core.collections.store import Store
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.geometry import distance, inner_product, spectrum
-from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import Reporter
 from lol_core.errors import TaskError
@@ -39,7 +38,7 @@ from lol_core.insight.picture import Method, align, displacement, project
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Regression
-from tests.builders import MODULES, random_lora, write_peft, write_zoo
+from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.2, 2))
@@ -53,11 +52,8 @@ def test_the_kernel_is_exact_and_does_not_see_the_factors(seed: int, scale: floa
             assert products[i, j] == pytest.approx(
                 sum(inner_product(x, y) for x, y in zip(a.layers, b.layers, strict=True)), abs=1e-8
             )
-    generator = torch.Generator().manual_seed(seed)
-    turned = [
-        lora.act({y.name: GL.sample(y.rank, condition=10, generator=generator) for y in lora.layers}) for lora in loras
-    ]
-    np.testing.assert_allclose(products, gram(stack(turned, spec, torch.float64)), rtol=1e-7, atol=1e-7)
+    others = [turned(lora, seed + i) for i, lora in enumerate(loras)]
+    np.testing.assert_allclose(products, gram(stack(others, spec, torch.float64)), rtol=1e-7, atol=1e-7)
     space = from_gram("updates", [str(i) for i in range(5)], products)
     for i in range(1, 5):
         true = sum(distance(x, y) ** 2 for x, y in zip(loras[0].layers, loras[i].layers, strict=True)) ** 0.5
@@ -262,9 +258,9 @@ def test_a_map_is_kept_on_disk_and_read_again_by_another_session(tmp_path: Path)
     np.testing.assert_array_equal(again.space.vectors, first.space.vectors)
     pd.testing.assert_series_equal(again.clusters, first.clusters)
     pd.testing.assert_frame_equal(again.picture, first.picture)
-    turned = draw_map(zoo, replace(settings, seed=1), start=first.picture)
-    assert turned is not None and turned.moved == pytest.approx(0, abs=1e-6), "PCA of the same space"
-    assert not first.remarks and ["Laid over the map before it" in remark for remark in turned.remarks] == [True]
+    rotated = draw_map(zoo, replace(settings, seed=1), start=first.picture)
+    assert rotated is not None and rotated.moved == pytest.approx(0, abs=1e-6), "PCA of the same space"
+    assert not first.remarks and ["Laid over the map before it" in remark for remark in rotated.remarks] == [True]
     table = first.table(zoo, zoo.ids[3:5])
     assert list(table["name"]) == ["lora003", "lora004"] and (table[["x", "y"]] == first.picture.iloc[3:5]).all(
         axis=None

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from lol_core.core.batch import Batch, stack
 from lol_core.core.geometry import distance, norm
 from lol_core.core.groups import GL
-from lol_core.core.lora import LoRA
 from lol_core.core.symmetry import TOLERANCES, equivariance_error
 from lol_core.errors import ModelError
 from lol_core.formats import read
 from lol_core.formats.writing import write
 from lol_core.learning.models.gl_equivariant import Gates, GLEquivariantConfig, GLEquivariantNet
-from tests.builders import MODULES, random_batch, random_lora
+from tests.builders import MODULES, random_batch, random_lora, turned
 
 SHAPES = (("a", 7, 5, 3), ("b", 6, 9, 2), ("c", 7, 5, 1), ("d", 7, 5, 3))
 
@@ -87,11 +86,6 @@ def test_an_untrained_network_gives_back_what_it_is_given_and_wishes_are_checked
     assert all(torch.equal(a, b) for a, b in zip(net(batch, torch.ones(4, 1).double()).U, batch.U, strict=True))
     with pytest.raises(ModelError, match="takes 1 wishes with each LoRA; found none"):
         net(batch)
-
-
-def turned(lora: LoRA, seed: int) -> LoRA:
-    generator = torch.Generator().manual_seed(seed)
-    return lora.act({y.name: GL.sample(y.rank, condition=10.0, generator=generator) for y in lora.layers})
 
 
 def test_a_saved_lora_and_its_turned_copy_become_the_same_update(tmp_path: Path) -> None:

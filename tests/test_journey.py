@@ -10,12 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from lol_core.collections.samples import SAMPLES, sample_zoos
-from lol_core.core.groups import GL
-from tests.builders import MODULES, random_lora, write_peft, write_zoo
+from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo
 from tests.conftest import SAMPLE_ZOO
 from tests.waiting import until
 from ui.frame import PAGES as LINKS
@@ -298,14 +296,10 @@ def test_points_are_walked_by_keyboard_with_their_previews(page: Page, address: 
 
 def test_two_files_that_are_the_same_function_are_found(page: Page, address: str, tmp_path: Path) -> None:
     lora = random_lora(MODULES, 1)
-    generator = torch.Generator().manual_seed(0)
     for seed in range(2, 6):
         write_peft(tmp_path / f"other{seed}", random_lora(MODULES, seed))
     write_peft(tmp_path / "first", lora)
-    write_peft(
-        tmp_path / "second",
-        lora.act({y.name: GL.sample(y.rank, condition=30.0, generator=generator) for y in lora.layers}),
-    )
+    write_peft(tmp_path / "second", turned(lora, condition=30.0))
     page.goto(f"{address}/Zoo?collection={tmp_path}")
     tab = page.get_by_role("tab", name="Same function (1)")
     expect(tab).to_be_visible()

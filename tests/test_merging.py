@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lol_core.cli.rewriting import Way
 from lol_core.core.canonical import canonical
 from lol_core.core.geometry import distance, norm, same_function
-from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Experts, Hadamard, LowRank, Magnitude
 from lol_core.errors import LoRAFormatError, ModelError
@@ -24,24 +23,13 @@ from lol_core.experiments.merge_readings import READINGS, Reading
 from lol_core.formats import read
 from lol_core.formats.writing import write
 from lol_core.insight.merging import Method, largest_entries, merge
-from tests.builders import random_lora
+from tests.builders import random_lora, turned
 from tests.conftest import ROOT
 from tests.test_cli_rewriting import output
 
 SHAPES = (("a", 17, 15, 3), ("b", 16, 9, 3), ("c", 7, 15, 3))
 WEIGHTS = [0.7, -1.2]
 PEFT = [method for method in Method if method is not Method.KNOTS]
-
-
-def turned(lora: LoRA, seed: int, condition: float = 10.0) -> LoRA:
-    """The same function in another gauge."""
-    generator = torch.Generator().manual_seed(seed)
-    return lora.act(
-        {
-            layer.name: GL.sample(layer.rank, condition=condition, generator=generator, dtype=torch.float64)
-            for layer in lora.layers
-        }
-    )
 
 
 def gap(a: LoRA, b: LoRA) -> float:

@@ -28,14 +28,7 @@ from lol_core.insight.neighbours import nearest
 from lol_core.insight.survey import SKETCH, sketch, survey
 from lol_core.insight.surveys import Surveys
 from lol_core.insight.tags import tag_counts
-from tests.builders import MODULES, random_lora, write_peft, write_zoo
-
-
-def turned(lora: LoRA, seed: int, condition: float = 20.0) -> LoRA:
-    generator = torch.Generator().manual_seed(seed)
-    return lora.act(
-        {layer.name: GL.sample(layer.rank, condition=condition, generator=generator) for layer in lora.layers}
-    )
+from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo
 
 
 def padded(lora: LoRA) -> LoRA:
@@ -235,9 +228,7 @@ def test_processes_read_what_one_reads(folder: Path) -> None:
 @settings(max_examples=15)
 def test_a_survey_is_that_of_the_update_whatever_the_gauge(seed: int, kappa: float, rank: int) -> None:
     lora = random_lora([("a", 9, 7, rank), ("b", 9, 7, rank), ("c", 5, 9, rank + 2)], seed, scale=-0.7)
-    generator = torch.Generator().manual_seed(seed)
-    turned = lora.act({y.name: GL.sample(y.rank, condition=kappa, generator=generator) for y in lora.layers})
-    for own in (survey(lora), survey(turned)):
+    for own in (survey(lora), survey(turned(lora, seed, kappa))):
         spectra = [spectrum(layer) for layer in lora.layers]
         np.testing.assert_allclose(own.norms, [float(values.norm()) for values in spectra], rtol=1e-5)
         np.testing.assert_allclose(own.effective_ranks, [effective_rank(values) for values in spectra], rtol=1e-4)
