@@ -161,8 +161,12 @@ def merge(
         merged = merge_loras(
             loras, weights, rank, Method(method), density=density, seed=seed, reporter=reporter.part(0.5, 0.9)
         )
+        away = merged.lost
+        if method is not Way.SUM:
+            exact = merge_loras(loras, weights, reporter=reporter.part(0.9, 1.0)).lora
+            away = Comparison.of(exact, merged.lora).distance
         row = {"method": str(method)} | _write(merged, out_path, Job(out_path.parent, to, dtype, force))
-        row["from the sum"] = Comparison.of(merge_loras(loras, weights).lora, merged.lora).distance
+        row["from the sum"] = away
     if as_json:
         print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row})
         return

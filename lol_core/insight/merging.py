@@ -122,7 +122,10 @@ def merge(
     for name, summands in terms.items():
         _check(name, summands)
     rule = _Rule(method, density, torch.Generator().manual_seed(seed))
-    cores = _cores(terms, density) if method.space is Space.CORE else {}
+    cores: dict[str, tuple[Tensor, list[Tensor]]] = {}
+    if method.space is Space.CORE:
+        cores = _cores(terms, density, reporter.part(0.0, 0.7))
+        reporter = reporter.part(0.7, 1.0)
     largest = max(term.layer.rank for summands in terms.values() for term in summands)
     cut: dict[str, tuple[LoRALayer, float, float]] = {}
     for number, name in enumerate(sorted(terms)):
@@ -182,13 +185,17 @@ def largest_entries(parts: Sequence[Tensor], density: float) -> list[Tensor]:
     return [part * mask.view(part.shape) for part, mask in zip(parts, masks, strict=True)]
 
 
-def _cores(terms: Mapping[str, Sequence[Term]], density: float) -> dict[str, tuple[Tensor, list[Tensor]]]:
+def _cores(
+    terms: Mapping[str, Sequence[Term]], density: float, reporter: Reporter
+) -> dict[str, tuple[Tensor, list[Tensor]]]:
     """Name → P: (n, k), the left singular vectors of [ΔW₁ … ΔW_T], and every Pᵀ ΔWᵢ: (k, m), of which the largest
     entries over all modules of a LoRA are kept. From the factors: with Vᵢ = QᵢRᵢ, P is that of the small
     [U₁R₁ᵀ … U_T R_Tᵀ].
     """
     cores: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    for name, summands in terms.items():
+    for number, (name, summands) in enumerate(terms.items()):
+        reporter.count("Finding a shared basis: module", number, len(terms))
+        reporter.check("Nothing was written.")
         pairs = [_folded(term) for term in summands]
         joined = torch.cat([U @ torch.linalg.qr(V, mode="r").R.T for U, V in pairs], 1)
         P, values, _ = torch.linalg.svd(joined, full_matrices=False)
