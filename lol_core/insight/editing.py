@@ -319,7 +319,7 @@ def _label_weights(members: Members, goal: Goal) -> np.ndarray:
 def _outputs(checkpoint: Checkpoint, point: FixedRank) -> Tensor:
     model = checkpoint.model.eval()
     with torch.no_grad():
-        return model(point.batch().to(model.device, _dtype(checkpoint))).cpu()
+        return model(point.batch().to(model.device, model.dtype)).cpu()
 
 
 def _gradient(checkpoint: Checkpoint, at: FixedRank, goal: Goal) -> Tangent:
@@ -327,14 +327,15 @@ def _gradient(checkpoint: Checkpoint, at: FixedRank, goal: Goal) -> Tangent:
 
     ∇ Q is the derivative by A at A = 0 of the margin of (P σ + A, Q), and ∇ᵀ P that by B of (P, Q σ + B).
     """
-    model, dtype = checkpoint.model.eval(), _dtype(checkpoint)
+    model = checkpoint.model.eval()
+    device, dtype = model.device, model.dtype
     scaled = [
         (P * sigma[..., None, :], Q * sigma[..., None, :]) for P, sigma, Q in zip(at.P, at.sigma, at.Q, strict=True)
     ]
-    left = [P.to(model.device, dtype).requires_grad_() for P, _ in scaled]
-    right = [Q.to(model.device, dtype).requires_grad_() for _, Q in scaled]
-    P, Q = ([side.to(model.device, dtype) for side in sides] for sides in (at.P, at.Q))
-    like = at.like.to(model.device)
+    left = [P.to(device, dtype).requires_grad_() for P, _ in scaled]
+    right = [Q.to(device, dtype).requires_grad_() for _, Q in scaled]
+    P, Q = ([side.to(device, dtype) for side in sides] for sides in (at.P, at.Q))
+    like = at.like.to(device)
     with torch.enable_grad():
         margins = [goal.margin(model(replace(like, U=tuple(U), V=tuple(V)))).sum() for U, V in ((left, Q), (P, right))]
         total = margins[0] + margins[1]
@@ -342,10 +343,6 @@ def _gradient(checkpoint: Checkpoint, at: FixedRank, goal: Goal) -> Tangent:
             raise ModelError(f"{checkpoint.title} has no gradient: nothing leads uphill. Choose GL-net, for example.")
         of_left, of_right = torch.autograd.grad(total, left), torch.autograd.grad(total, right)
     return at.project([(A.double().cpu(), B.double().cpu()) for A, B in zip(of_left, of_right, strict=True)])
-
-
-def _dtype(checkpoint: Checkpoint) -> torch.dtype:
-    return checkpoint.model.get_buffer("u_scale_0").dtype
 
 
 def _unmoved(method: Method) -> str:

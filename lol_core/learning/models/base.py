@@ -206,6 +206,10 @@ class LoLModel(nn.Module):
         return self.get_buffer("u_scale_0").device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.get_buffer("u_scale_0").dtype
+
+    @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
