@@ -270,5 +270,5 @@ def finetune_variants(
     with reported(), progress_bar() as reporter:
         variants = named([key.strip() for key in only.split(",") if key.strip()])
         for key, row in build(samples, out_folder, variants, count, Machine(workers, threads=threads), reporter):
-            said = row.get("reason") or f"final training loss {row['final_train_loss']:.4f}"
-            out.print(f"{key}/{row['lora']}: {said}", highlight=False)
+            outcome = row.get("reason") or f"final training loss {row['final_train_loss']:.4f}"
+            out.print(f"{key}/{row['lora']}: {outcome}", highlight=False)

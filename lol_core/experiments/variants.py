@@ -142,12 +142,12 @@ def of_zoo(variant: Variant, zoo: Zoo, kept: Kept, learn: bool = True) -> Row:
 
 def alike(loras: Sequence[LoRA]) -> float:
     """The mean of |⟨ΔW, ΔW′⟩| / ‖ΔW‖‖ΔW′‖ over modules and pairs of LoRAs; 0 of fewer than two."""
-    found = []
+    cosines = []
     for name in loras[0].names:
         of = [lora[name].parametrisation for lora in loras]
         sizes = [module.inner(module) ** 0.5 for module in of]
-        found += [abs(of[i].inner(of[j])) / (sizes[i] * sizes[j]) for i, j in combinations(range(len(of)), 2)]
-    return float(np.mean(found)) if found else 0.0
+        cosines += [abs(of[i].inner(of[j])) / (sizes[i] * sizes[j]) for i, j in combinations(range(len(of)), 2)]
+    return float(np.mean(cosines)) if cosines else 0.0
 
 
 def structure(title: str, loras: Sequence[LoRA], element: Element | None = None) -> Row:
