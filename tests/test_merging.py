@@ -22,7 +22,7 @@ from lol_core.errors import LoRAFormatError, ModelError
 from lol_core.experiments.merge_readings import READINGS, Reading
 from lol_core.formats import read
 from lol_core.formats.writing import write
-from lol_core.insight.merging import Method, largest_entries, merge
+from lol_core.insight.merging import Method, _leading, largest_entries, merge
 from tests.builders import random_lora, turned
 from tests.conftest import ROOT
 from tests.test_cli_rewriting import output
@@ -299,3 +299,14 @@ def test_pairs_to_be_merged_differ_in_what_is_asked_and_share_no_lora(reading: t
         for mine, other, columns in ((pair.one, pair.two, pair.of_one), (pair.two, pair.one, pair.of_two)):
             assert columns and all(labels.loc[mine, prefix + column] == 1 for column in columns)
             assert not any(labels.loc[other, prefix + column] for column in columns)
+
+
+def test_few_singular_triplets_of_many_are_those_of_the_whole_decomposition() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(90, 70, dtype=torch.float64)
+    matrix *= torch.rand(matrix.shape) < 0.5  # as sparse as what TIES leaves, its spectrum as flat
+    P, values, Q = _leading(matrix, 5)
+    whole = torch.linalg.svd(matrix, full_matrices=False)
+    assert torch.allclose(values, whole.S[:5], rtol=1e-12)
+    assert torch.allclose(P * values @ Q.T, whole.U[:, :5] * whole.S[:5] @ whole.Vh[:5], atol=1e-10)
+    assert not _leading(torch.zeros(90, 70, dtype=torch.float64), 5)[1].any()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,24 +129,25 @@ def merge(
         cores = _cores(terms, density, reporter.part(0.0, 0.7))
         reporter = reporter.part(0.7, 1.0)
     largest = max(term.layer.rank for summands in terms.values() for term in summands)
-    cut: dict[str, tuple[LoRALayer, float, float]] = {}
+    cut: dict[str, tuple[LoRALayer, float, Callable[[], float]]] = {}
     for number, name in enumerate(sorted(terms)):
         reporter.count("Merging: module", number, len(terms))
         reporter.check("Nothing was written.")
         match method.space:
+            case Space.UPDATES:
+                cut[name] = _from_updates(name, terms[name], rule, rank or largest)
+                continue
             case Space.SUM:
                 whole = _sum(name, terms[name])
             case Space.CORE:
                 P, parts = cores[name]
                 whole = _pair(name, terms[name], P, rule(parts, [term.weight for term in terms[name]]).T)
-            case Space.UPDATES:
-                whole = _from_updates(name, terms[name], rule)
             case Space.FACTORS:
                 whole = _from_factors(name, terms[name], rule)
-        to = rank or (largest if method.space is Space.UPDATES else whole.rank)
-        layer, error = truncate(whole, to) if whole.rank > to else (whole, 0.0)
-        cut[name] = layer, error, size(whole)
-    layers, errors, sizes = zip(*(cut[name] for name in terms), strict=True)
+        layer, error = truncate(whole, rank) if rank and whole.rank > rank else (whole, 0.0)
+        cut[name] = layer, error, partial(size, whole)
+    layers, errors, sizes_of = zip(*(cut[name] for name in terms), strict=True)
+    sizes = [of() if any(errors) else 0.0 for of in sizes_of]
     return Resized.after(LoRA(layers, loras[0].dialect, loras[0].base_model), errors, sizes)
 
 
@@ -180,7 +183,7 @@ def largest_entries(parts: Sequence[Tensor], density: float) -> list[Tensor]:
     """The parts with all but the largest ⌊density · entries⌋ of all their entries set to 0."""
     entries = torch.cat([part.flatten() for part in parts])
     kept = torch.zeros_like(entries)
-    kept[entries.abs().topk(int(density * len(entries))).indices] = 1
+    kept[entries.abs().topk(int(density * len(entries)), sorted=False).indices] = 1
     masks = kept.split([part.numel() for part in parts])
     return [part * mask.view(part.shape) for part, mask in zip(parts, masks, strict=True)]
 
@@ -210,13 +213,33 @@ def _cores(
     return cores
 
 
-def _from_updates(name: str, terms: Sequence[Term], rule: _Rule) -> LoRALayer:
-    """The merge of every ΔW, which is an n × m matrix here."""
-    deltas = [U @ V.T for U, V in map(_folded, terms)]
-    merged = rule(deltas, [term.weight for term in terms])
-    n, m = merged.shape
-    eye = torch.eye(min(n, m), dtype=merged.dtype)
-    return _pair(name, terms, merged, eye) if m <= n else _pair(name, terms, eye, merged.T)
+def _from_updates(
+    name: str, terms: Sequence[Term], rule: _Rule, rank: int
+) -> tuple[LoRALayer, float, Callable[[], float]]:
+    """The merge of every ΔW, which is an n × m matrix here, cut to the rank; its relative error, and ‖ΔW‖ before."""
+    merged = rule([U @ V.T for U, V in map(_folded, terms)], [term.weight for term in terms])
+    P, values, Q = _leading(merged, rank)
+    energy = float(merged.square().sum())
+    left_out = max(0.0, 1 - float(values.square().sum()) / energy) if energy else 0.0
+    root = values.sqrt()
+    error = left_out**0.5 if rank < min(merged.shape) else 0.0
+    return _pair(name, terms, P * root, Q * root), error, lambda: energy**0.5
+
+
+def _leading(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Its `count` leading singular triplets, P (n, k), σ (k,) descending, Q (m, k): by Lanczos where they are few of
+    many, which is several times as fast and as exact as a whole decomposition.
+    """
+    if 10 * count > min(matrix.shape) or not matrix.any():
+        P, values, Qh = torch.linalg.svd(matrix, full_matrices=False)
+        return P[:, :count], values[:count], Qh[:count].T
+    from scipy.sparse.linalg import svds  # takes a second to import
+
+    start = np.random.default_rng(0).standard_normal(min(matrix.shape))
+    left, sigma, right = svds(matrix.numpy(), k=count, v0=start)
+    order = np.argsort(-sigma)
+    P, values, Q = (torch.from_numpy(part.copy()) for part in (left[:, order], sigma[order], right[order].T))
+    return P, values.clamp_min(0), Q
 
 
 def _from_factors(name: str, terms: Sequence[Term], rule: _Rule) -> LoRALayer:
@@ -250,12 +273,13 @@ def _sum(name: str, terms: Sequence[Term]) -> LoRALayer:
     first = terms[0]
     if len(terms) == 1 and first.weight == 1:
         return first.layer
-    pairs = [_folded(term) for term in terms]
+    pairs = [term.layer.parametrisation.low_rank() for term in terms]
+    weights = [term.weight * term.layer.scale for term in terms]
     whole = _pair(
         name,
         terms,
-        torch.cat([term.weight * U for term, (U, _) in zip(terms, pairs, strict=True)], 1),
-        torch.cat([V for _, V in pairs], 1),
+        torch.cat([weight * U.float() for weight, (U, _) in zip(weights, pairs, strict=True)], 1),
+        torch.cat([V.float() for _, V in pairs], 1),
     )
     largest = min(whole.n, whole.m)
     return truncate(whole, largest)[0] if whole.rank > largest else whole
