@@ -54,9 +54,9 @@ def settling(P: Tensor, values: Tensor) -> Tensor:
     """
     T = torch.eye(len(values), dtype=P.dtype)
     D = torch.linspace(0, 1, len(P), dtype=P.dtype)[:, None]
-    first = 0
-    for last in range(1, len(values) + 1):
-        if last == len(values) or values[first] - values[last] > ALIKE * values[0]:
+    first, sizes = 0, values.tolist()
+    for last in range(1, len(sizes) + 1):
+        if last == len(sizes) or sizes[first] - sizes[last] > ALIKE * sizes[0]:
             if last - first > 1:
                 space = P[:, first:last]
                 T[first:last, first:last] = torch.linalg.eigh(space.T @ (D * space)).eigenvectors
