@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lol_core.collections.source import Source
 from lol_core.core.batch import Batch, stack, unstack
-from lol_core.core.fixed_rank import FixedRank, Tangent
+from lol_core.core.fixed_rank import FixedRank, Line, Tangent
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
@@ -271,9 +271,9 @@ def _onto_sphere(start: FixedRank, point: FixedRank, change: Tangent, radius: Te
     length, before = change.norm, start.distances(point).norm(dim=1)
     if (length <= TINY).any():
         raise TaskError(unmoved)
-    unit, reach = change.times(1 / length), radius - before
+    line, reach = Line.of(point, change.times(1 / length)), radius - before
     for _ in range(TRIALS):
-        trial = point.step(unit.times(reach))
+        trial = line.at(reach)
         after = start.distances(trial).norm(dim=1)
         if ((after - radius).abs() <= CLOSE * radius).all():
             break
