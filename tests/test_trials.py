@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +20,7 @@ from lol_core.errors import DivergedError, LoLError, ModelError
 from lol_core.experiments.ablation import without
 from lol_core.experiments.authors import LANGUAGE, variants
 from lol_core.experiments.context import Context
+from lol_core.experiments.kept import Kept, line_of
 from lol_core.experiments.paper import COMPARED
 from lol_core.experiments.question import fold_of
 from lol_core.experiments.search import SMALL, Halving, Rung, Setting, Variant, full_grid
@@ -163,9 +166,25 @@ def test_only_a_training_that_diverged_is_recorded_without_a_score(
         monkeypatch.setattr(Trials, "_scored", raiser(error))
         return trials._fit("svd", setting, 0)
 
-    assert failing(DivergedError("not a number"))[0]["scores"] == {}
+    (line,) = failing(DivergedError("not a number"))
+    assert line["scores"] == {}
+    trials.kept.add(**line)
+    assert trials.kept.lines()[0]["validation_loss"] == np.inf
     with pytest.raises(ModelError, match="memory"):
         failing(ModelError("too little memory at present"))
+
+
+def test_fits_are_json_and_those_from_before_they_were_are_read(tmp_path: Path) -> None:
+    for path in (SAMPLES.parent / "benchmarks" / "fits").iterdir():
+        assert all(map(orjson.loads, path.read_bytes().splitlines())), path
+    kept = Kept(tmp_path / "fits.jsonl", {})
+    line = line_of("svd", 0, {"r2": np.nan, "kendall_tau": 0.5}, validation_loss=np.inf)
+    kept.add(**line)
+    assert orjson.loads(kept.path.read_bytes())["scores"] == {"r2": None, "kendall_tau": 0.5}
+    with kept.path.open("a") as file:
+        file.write(json.dumps(line | {"about": {}}) + "\n")
+    assert "Infinity" in kept.path.read_text()
+    assert [repr(each) for each in kept.lines()] == [repr(line | {"about": {}})] * 2
 
 
 def raiser(error: LoLError) -> Callable[..., None]:

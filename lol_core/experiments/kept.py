@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 Scores = dict[str, float]
 Line = dict[str, Any]
+WRITTEN = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
+"""JSON has neither NaN nor infinity: orjson writes null for both."""
 
 
 class Kept:
@@ -38,16 +43,24 @@ class Kept:
         with self.path.open("ab+") as file:
             if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
                 file.write(b"\n")
-            file.write((json.dumps(line | {"about": self.about}) + "\n").encode())
+            file.write(orjson.dumps(line | {"about": self.about}, option=WRITTEN))
             file.flush()
             os.fsync(file.fileno())
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
+    """Null is NaN in a score, and infinity in a validation loss, which only a training that diverged has not. Lines
+    from before null was written spell both out.
+    """
     try:
-        return dict(json.loads(line))
+        parsed = dict(json.loads(line))
     except ValueError:
         return None
+    if "scores" in parsed:
+        parsed["scores"] = {name: nan if score is None else score for name, score in parsed["scores"].items()}
+    if parsed.get("validation_loss", 0.0) is None:
+        parsed["validation_loss"] = inf
+    return parsed
 
 
 def line_of(
