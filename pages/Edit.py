@@ -1,4 +1,6 @@
-"""A LoRA changed towards a wish: pictures before and after, what the model and a judge say, how far it moved."""
+"""A LoRA changed towards a wish, or several merged into one: pictures before and after, what the model and a judge say,
+how far ΔW moved and in which layers.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +11,28 @@ import streamlit as st
 from lol_core.errors import LoLError
 from lol_core.formats.writing import forms_of
 from lol_core.insight.ranking import held_out
-from lol_core.learning.devices import find_device
 from ui import work
 from ui.choice import choose_lora
-from ui.drawing import choose_drawing
-from ui.editing import HELP, METHODS, choose_goal, editable, show_judged, show_pictures, show_way
+from ui.editing import HELP, METHODS, choose_goal, editable, moved_in_all, show_way
 from ui.frame import frame, need, needed, page_link
 from ui.jobs import running, sentence
+from ui.judged import show_drawn
 from ui.keys import key
+from ui.merging import merge_several
 from ui.progress import follow
 from ui.saving import show_download
-from ui.state import known_base, load_lora, loaded_checkpoints, painter, session
+from ui.state import known_base, load_lora, loaded_checkpoints, session
 from ui.work import Wish
 
-WORD = "prompt"  # the label with the word that a LoRA was trained under
-PROMPT = f"a {{{WORD}}}"
+ONE, SEVERAL = "Edit one", "Merge several"
 source = frame("Edit", loras=True)
 state = session()
+mode = st.segmented_control(
+    "What to make", [ONE, SEVERAL], default=ONE, key=key("mode"), bind="query-params", required=True
+)
+if mode == SEVERAL:
+    merge_several(source)
+    st.stop()
 models = editable(loaded_checkpoints(source))
 if not models:
     st.info("An edit follows a model that reads LoRAs, and none that is GL-invariant knows this collection yet.")
@@ -88,30 +95,17 @@ last = len(made.edit.loras) - 1
 text = "0 is before this edit."
 step = st.slider("Walk along the edit", 0, last, made.edit.reached, key=key(f"step{len(state.edits)}"), help=text)
 before, now = (float(made.edit.goal.read(made.edit.predictions[[k]])[0]) for k in (0, step))
+since = ""
+if len(state.edits) > 1:
+    whole = moved_in_all(made.key, step, original, made.edit.loras[step])
+    since = f" by this edit, and by **{whole:.0%}** from the LoRA of the collection"
 st.markdown(
     f"**{wish.goal.name}**, {wish.method}: the model reads **{wish.goal.reading} = {now:.3g}** (before: {before:.3g});"
-    f" ΔW has moved by **{made.edit.moved[step]:.0%}** of ‖ΔW‖."
+    f" ΔW has moved by **{made.edit.moved[step]:.0%}** of ‖ΔW‖{since}."
 )
 if drawable:
-    base, device, lines, sampling = choose_drawing(source, [PROMPT] if WORD in source.labels else [])
-    word = str(source.labels[WORD].get(id, "")) if WORD in source.labels else ""
-    prompts = tuple(line.replace(f"{{{WORD}}}", word) for line in lines)
-    begun = state.edits[0][1].file(0)
-    files: dict[str, Path | None] = {"Base model": None, "Before": begun, f"Step {step} of {last}": made.file(step)}
-    brush, job = painter(base, str(find_device(device))), state.drawing_edit
-    missing = [file for file in files.values() if not all(brush.is_drawn(file, p, sampling) for p in prompts)]
-    drawing = running(job)
-    failed = job is not None and bool(job.error or job.stopping)
-    again = bool(missing) and failed and not drawing and st.button("Draw", icon=":material/brush:", key=key("draw"))
-    if missing and not drawing and (again or not failed):
-        state.drawing_edit = work.draw_files(brush, missing, prompts, sampling)
-        st.rerun()
-    if job is not None:
-        follow(job, "stop_drawing")
-    drawn = {title: None if file in missing else brush.draw(file, prompts, sampling) for title, file in files.items()}
-    show_pictures(drawn, prompts)
-    if base == known_base(source):
-        show_judged({title: images for title, images in drawn.items() if images})
+    files = {"Base model": None, "Before": state.edits[0][1].file(0), f"Step {step} of {last}": made.file(step)}
+    show_drawn(source, files, [id])
 show_way(wish, made, step)
 st.subheader("Save")
 name = f"{Path(source.names[id]).name}-{'-'.join(one.goal.name for one, _ in state.edits)}-{step}"

@@ -70,7 +70,9 @@ def choose_ranking() -> Ranking | None:
 
 
 ranking = choose_ranking()
-base, device, prompts, sampling = choose_drawing(source)
+if (drawing := choose_drawing(source)) is None:
+    st.stop()
+base, prompts = drawing.base, drawing.prompts
 chosen: dict[str, str] = {}
 a, b = st.columns(2)
 text = "ΔW is multiplied by this. 0 is the base model."
@@ -103,8 +105,8 @@ also = choose_loras(
 chosen |= {source.names[id]: id for id in also}
 need(chosen, "Choose a LoRA to draw.")
 columns: dict[str, str | None] = {**chosen, "Base model": None}
-sampling = sampling.with_strength(strength)
-brush = painter(base, str(find_device(device)))
+sampling = drawing.sampling.with_strength(strength)
+brush = painter(base, str(find_device(drawing.device)))
 try:
     files = {id: None if id is None else known_weights_file(source, id) for id in columns.values()}
     missing = [

@@ -181,7 +181,27 @@ def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path) -> None:
     edits[:] = [edits[1]]
     pressed(test, "Edit further", "editing", "drawing_edit")
     assert offered(test) != file, "as many edits of the same sizes, of another LoRA"
+    assert "by this edit, and by" in text_of(test)
     pressed(test, "Undo")
     assert len(test.session_state["session"].edits) == 1 and not test.exception
     test.selectbox(key="edit.lora").set_value("loras/0008.safetensors").run()
     assert "Choose a change and press" in text_of(test), "an edit of one LoRA is not shown for another"
+
+
+def test_two_loras_are_merged_drawn_and_saved(few_loras: Path) -> None:
+    test = opened("Edit", few_loras, prompts="a cat", mode="Merge several")
+    assert "Choose LoRAs and press" in text_of(test) and not test.exception
+    pressed(test, "Merge", "merging", "drawing_edit")
+    asked, made = test.session_state["session"].merged
+    assert asked.ids == ("loras/0001.safetensors", "loras/0002.safetensors") and asked.weights == (1, 1)
+    assert images_of(test) == 4 and "Not drawn yet" not in text_of(test), "the base, two LoRAs and their merge"
+    assert not test.exception and not test.error
+    numbers = {metric.label: metric.value for metric in test.metric}
+    assert numbers["Away from the sum"] == numbers["Left out by the rank"] == f"{made.report.merged.lost:.1%}" != "0.0%"
+    assert numbers["In another gauge"] == "the same"
+    file = offered(test)
+    test.selectbox(key="edit.merge_method").set_value("sum of factors").run()
+    assert "not yet what is chosen above" in text_of(test) and offered(test) == file
+    pressed(test, "Merge", "merging", "drawing_edit")
+    assert {metric.label: metric.value for metric in test.metric}["In another gauge"].startswith("moves by")
+    assert "not yet what is chosen" not in text_of(test) and offered(test) != file and not test.exception

@@ -22,6 +22,7 @@ from lol_core.errors import LoRAFormatError, ModelError
 from lol_core.experiments.merge_readings import READINGS, Reading
 from lol_core.formats import read
 from lol_core.formats.writing import write
+from lol_core.insight.merge_report import MergeReport
 from lol_core.insight.merging import Method, _leading, largest_entries, merge
 from tests.builders import random_lora, turned
 from tests.conftest import ROOT
@@ -157,6 +158,25 @@ def test_a_core_of_equal_singular_values_does_not_see_the_gauge() -> None:
     one, two = (LoRA((LoRALayer.pair("a", P[:, part], Q[:, part]),), "synthetic") for part in (slice(3), slice(3, 6)))
     plain, other = (merge([first, two], [1, 1], method=Method.KNOTS).lora for first in (one, turned(one, 1)))
     assert gap(plain, other) < 1e-5
+
+
+def test_a_report_says_what_each_module_kept_and_whether_the_gauge_was_seen() -> None:
+    """Against dense updates."""
+    loras = [random_lora(SHAPES, seed=i) for i in range(2)]
+    report = MergeReport.of(loras, WEIGHTS, 2)
+    total = away = 0.0
+    for layer, x, y in zip(report.merged.lora.layers, *(lora.layers for lora in loras), strict=True):
+        one, two, made = (of.delta(torch.float64) for of in (x, y, layer))
+        exact = WEIGHTS[0] * one + WEIGHTS[1] * two
+        row = report.modules.loc[layer.name]
+        assert row["from the sum"] == pytest.approx(float((made - exact).norm() / exact.norm()), rel=1e-5)
+        assert row["lost"] == pytest.approx(row["from the sum"], rel=1e-5)
+        for i, of in enumerate((one, two), 1):
+            assert row[f"cosine {i}"] == pytest.approx(float((made * of).sum() / made.norm() / of.norm()), abs=1e-5)
+        total, away = total + float(exact.square().sum()), away + float((made - exact).square().sum())
+    assert report.from_sum == pytest.approx((away / total) ** 0.5, rel=1e-5) and report.turned is None
+    by_factors = MergeReport.of(loras, WEIGHTS, method=Method.LINEAR)
+    assert by_factors.turned is not None and by_factors.turned > 0.1 and by_factors.from_sum > 0.1
 
 
 def test_dare_is_the_same_for_a_seed_and_the_order_of_modules() -> None:

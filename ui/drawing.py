@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -12,16 +13,25 @@ from lol_core.collections.source import Source
 from lol_core.insight.generation import Sampling
 from lol_core.learning.devices import devices
 from ui.access import access
-from ui.frame import need
 from ui.keys import key
 from ui.state import bases_of, known_base
 
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
 
 
-def choose_drawing(source: Source, first: Sequence[str] = ()) -> tuple[str, str, tuple[str, ...], Sampling]:
-    """The base model, its device, the prompts and the sampling; they start with what the collection's recipe says.
-    first: the prompts to start with instead.
+@dataclass(frozen=True)
+class Drawing:
+    """base: a folder in diffusers form or a hub id; device: of `learning.devices`."""
+
+    base: str
+    device: str
+    prompts: tuple[str, ...]
+    sampling: Sampling
+
+
+def choose_drawing(source: Source, first: Sequence[str] = ()) -> Drawing | None:
+    """What to draw with, at first what the collection's recipe says; None, with what is missing on the page, where
+    nothing can be drawn. first: the prompts to start with instead.
     """
     known, recipe = known_base(source), json_object(Beside(source).read("recipe.json"))
     with st.expander(
@@ -43,10 +53,18 @@ def choose_drawing(source: Source, first: Sequence[str] = ()) -> tuple[str, str,
         if access().served
         else "above: a folder in diffusers form on this computer, or a hub id such as `CompVis/stable-diffusion-v1-4`"
     )
-    need(base, f"To draw images, name the base model these LoRAs were trained on, {where}. The files say: {names}.")
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
-    need(prompts, "Write at least one prompt.")
-    return base, device, prompts, Sampling(seed=seed, steps=steps, guidance=guidance)
+    missing = (
+        f"To draw images, name the base model these LoRAs were trained on, {where}. The files say: {names}."
+        if not base
+        else ""
+        if prompts
+        else "Write at least one prompt."
+    )
+    if missing:
+        st.info(missing, icon=":material/arrow_forward:")
+        return None
+    return Drawing(base, device, prompts, Sampling(seed=seed, steps=steps, guidance=guidance))
 
 
 def _choose_base(place: DeltaGenerator, known: str) -> str:

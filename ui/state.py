@@ -29,7 +29,7 @@ from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
 from ui import visitors
 from ui.access import access
 from ui.jobs import Job, sentence
-from ui.work import Edited, Run, Validation, Wish
+from ui.work import Edited, Merged, Merging, Run, Validation, Wish
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -65,6 +65,8 @@ class Session:
     editing: Job[Wish, Edited] | None = None
     edits: list[tuple[Wish, Edited]] = field(default_factory=list)
     members: dict[tuple[str, str], Members] = field(default_factory=dict)
+    merging: Job[Merging, Merged] | None = None
+    merged: tuple[Merging, Merged] | None = None
     drawing_edit: Job[None, None] | None = None
     opening: Job[tuple[str, str], Source] | None = None
     maps: dict[MapSettings, Map] = field(default_factory=dict)

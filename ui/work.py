@@ -25,6 +25,8 @@ from lol_core.insight.duplicates import duplicates
 from lol_core.insight.editing import NEEDS, Edit, Goal, Members, Method, edit
 from lol_core.insight.generation import Painter, Sampling, weights_file, write_drawable
 from lol_core.insight.maps import Map, MapSettings, draw_map
+from lol_core.insight.merge_report import MergeReport
+from lol_core.insight.merging import Method as MergeMethod
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
@@ -232,6 +234,51 @@ def edit_lora(
         return edited
 
     return Job(work, wish).start()
+
+
+@dataclass(frozen=True)
+class Merging:
+    """A merge that a page asks for. place: fingerprint of the collection; ids: of its LoRAs, a weight for each; rank:
+    None for all of it.
+    """
+
+    place: str
+    ids: tuple[str, ...]
+    weights: tuple[float, ...]
+    rank: int | None
+    method: MergeMethod
+    density: float
+
+
+@dataclass
+class Merged:
+    """A merge, and files that diffusers loads, none where it has no form for them: of the merge, which goes with this
+    object, and of each LoRA. key: tells it from every other of this server.
+    """
+
+    report: MergeReport
+    file: Path | None = None
+    parts: tuple[Path, ...] = ()
+    key: str = field(default_factory=lambda: uuid4().hex)
+
+
+def merge_loras(source: Source, loras: Sequence[LoRA], asked: Merging, *, drawable: bool) -> Job[Merging, Merged]:
+    """Merges LoRAs of a collection and compares the merge with them."""
+
+    def work(reporter: Reporter) -> Merged:
+        report = MergeReport.of(
+            loras, asked.weights, asked.rank, asked.method, density=asked.density, reporter=reporter.part(0.0, 0.9)
+        )
+        if not drawable:
+            return Merged(report)
+        with stopped_by(reporter):
+            parts = tuple(weights_file(source, id) for id in asked.ids)
+        made = Merged(report, (folder := Path(mkdtemp())) / "merge.safetensors", parts)
+        finalize(made, rmtree, folder, ignore_errors=True)
+        write_drawable(report.merged.lora, folder / "merge.safetensors", "The merge")
+        return made
+
+    return Job(work, asked).start()
 
 
 def draw_files(

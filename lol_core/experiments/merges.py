@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 
 from lol_core.core.geometry import distance, norm
-from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA
 from lol_core.experiments.comparison import with_half_widths
 from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept
 from lol_core.experiments.merge_readings import PLACES, READINGS, SEEDS, Pair, Reading
 from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, weakest, with_interval
+from lol_core.insight.merge_report import CONDITION, turned
 from lol_core.insight.merging import Method, merge
 from lol_core.insight.plots import merged_and_turned
 from lol_core.learning.verdict import Difference, over_seeds
@@ -27,7 +26,6 @@ TITLE = "Merging two LoRAs: what remains of both, and what the gauge changes"
 PAIRS = {"faces": 10, "emojinette": 9, "glosses": 7}
 """Of each zoo; a merge is read in seconds, and more pairs make the intervals narrower."""
 DENSITY = 0.5
-CONDITION = 10.0
 EQUAL = 1e-5
 """‖ΔW − ΔW′‖ / ‖ΔW‖ below which two merges count as the same."""
 BASE, OWN = "the base model", "one of the two LoRAs"
@@ -85,13 +83,6 @@ def run(context: Context) -> Result:
             "environment": environment(),
         },
     )
-
-
-def turned(lora: LoRA, seed: int) -> LoRA:
-    """The same function: an R ∈ GL(r) of condition number `CONDITION` for each module."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = {y.name: GL.sample(y.rank, condition=CONDITION, generator=generator) for y in lora.layers}
-    return lora.act(draws)
 
 
 def moved(a: LoRA, b: LoRA) -> float:

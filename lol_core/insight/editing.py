@@ -194,7 +194,7 @@ class Members:
 @dataclass(frozen=True)
 class Edit:
     """The way of one LoRA: `loras` from the one given to the last step; predictions (steps + 1, outputs) of the model
-    along it; moved: ‖ΔW − ΔW₀‖ / ‖ΔW₀‖ at each; by_module: ‖ΔW − ΔW₀‖ of each module at the end, the largest first.
+    along it; moved: ‖ΔW − ΔW₀‖ / ‖ΔW₀‖ at each; gaps: ‖ΔW − ΔW₀‖ of each module, a row for each step.
     """
 
     goal: Goal
@@ -202,7 +202,12 @@ class Edit:
     loras: tuple[LoRA, ...]
     predictions: np.ndarray
     moved: tuple[float, ...]
-    by_module: pd.Series
+    gaps: pd.DataFrame
+
+    @property
+    def by_module(self) -> pd.Series:
+        """‖ΔW − ΔW₀‖ of each module at the end, the largest first."""
+        return self.gaps.iloc[-1].sort_values(ascending=False)
 
     @property
     def reached(self) -> int:
@@ -261,7 +266,7 @@ def edit(
     for b in range(len(loras)):
         way = tuple(step[b] for step in whole)
         moved = tuple(float(gap[b].norm() / start.norm[b]) for gap in gaps)
-        of_modules = pd.Series(gaps[-1][b].numpy(), names).sort_values(ascending=False)
+        of_modules = pd.DataFrame([gap[b].tolist() for gap in gaps], columns=names)
         edits.append(Edit(goal, method, way, checkpoint.predict(way), moved, of_modules))
     return edits
 

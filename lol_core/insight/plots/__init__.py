@@ -1,7 +1,7 @@
 """Figures: data in, a plotly figure out. A file for each subject."""
 
 from lol_core.insight.plots.collection import collection_map, frequencies
-from lol_core.insight.plots.edits import edit_path
+from lol_core.insight.plots.edits import edit_path, merged_modules
 from lol_core.insight.plots.experiments import (
     across,
     errors_of_models,
@@ -47,6 +47,7 @@ __all__ = [
     "matrices",
     "matrix",
     "merged_and_turned",
+    "merged_modules",
     "models_beside_controls",
     "module_comparison",
     "module_norms",
