@@ -65,7 +65,7 @@ def show_way(wish: Wish, made: Edited, step: int) -> None:
     edit, goal = made.edit, wish.goal
     left, right = st.columns(2)
     with left:
-        st.subheader("What the model says on the way")
+        st.subheader("The model on the way")
         names = list(goal.task.columns)
         chart = plots.edit_path(edit.moved, edit.predictions, names, goal.output, step)
         data = pd.DataFrame(edit.predictions, columns=names).assign(moved=edit.moved)
