@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from lol_core.core.symmetry import TOLERANCES, act, invariance_error, relative_c
 from lol_core.errors import ModelError
 from lol_core.experiments.paper import PUBLISHED, VARIANTS
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
+from lol_core.learning.models.apart import Apart
 from lol_core.learning.models.gl_net import GLNetConfig
 from lol_core.learning.models.mvprobe import Branch, MVProbe
 from lol_core.learning.models.spectral import kurtosis
@@ -267,6 +270,29 @@ def test_the_weight_of_directions_leaves_the_sizes_alone() -> None:
     one, other = whole.described(batch), tenth.described(batch)
     torch.testing.assert_close(0.1 * one[:, :-sizes], other[:, :-sizes])
     torch.testing.assert_close(one[:, -sizes:], other[:, -sizes:])
+
+
+@pytest.mark.parametrize("name", ["gl_net", "w2t", "mvprobe"])
+def test_size_can_be_read_apart_from_direction(name: str) -> None:
+    batch = random_batch(shapes_of([2, 3], 0), 3, 0).to(dtype=torch.float64)
+    twice = replace(batch, U=tuple(2 * U for U in batch.U))
+
+    def moved(*parts: Apart) -> float:
+        """How far twice the update moves the outputs."""
+        model = made(name, batch, apart=frozenset(parts))
+        return relative_change(model(twice), model(batch))
+
+    assert moved(Apart.UNIT_NORM) < 1e-6 < 1e-3 < moved(Apart.UNIT_NORM, Apart.LOG_SIZES)
+    assert moved(Apart.LINEAR_SKIP, Apart.UNIT_NORM) < 1e-6
+    whole = made(name, batch, apart=frozenset(Apart))
+    assert invariance_error(whole, batch, GL, condition=20.0, trials=2) <= TOLERANCES[torch.float64]
+    assert all(g is not None and g.any() for g in torch.autograd.grad(whole(batch).sum(), list(whole.parameters())))
+    again = make_model(
+        name, batch.spec, 3, type(whole.config).from_dict(json.loads(json.dumps(whole.config.to_dict())))
+    )
+    again.double().load_state_dict(whole.state_dict())
+    torch.testing.assert_close(again.eval()(batch), whole(batch))
+    assert "apart" not in MODELS[name].configure().to_dict(), "lines of fits from before stay those of this model"
 
 
 def test_a_configuration_belongs_to_its_model() -> None:

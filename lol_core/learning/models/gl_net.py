@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.core.symmetry import Stage
-from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.apart import ApartConfig, ApartModel
 from lol_core.learning.models.heads import PerModuleHead, TransformerHead
 from lol_core.learning.models.layers import (
     EquivariantDropout,
@@ -42,7 +42,7 @@ class Reading(StrEnum):
 
 
 @dataclass(frozen=True)
-class GLNetConfig(ModelConfig):
+class GLNetConfig(ApartConfig):
     """equivariant_width: w, to which the first equivariant layer brings n and m; equivariant_layers: how many; sigma:
     the nonlinearity between them (equation 6); mean_products: the mean of each product in place of its w² entries
     (appendix D.1.1).
@@ -68,7 +68,7 @@ class GLNetConfig(ModelConfig):
 
 
 @register("gl_net")
-class GLNet(LoLModel):
+class GLNet(ApartModel):
     """The first equivariant layer brings every module to (w, r), w = `equivariant_width`; from there all L modules are
     one stack (B, L, w, r).
     """

@@ -83,6 +83,12 @@ class EquivariantNonlinearity(nn.Module):
         return self.sigma(row_sums) * U, self.sigma(column_sums) * V
 
 
+def squared_norm(U: Tensor, V: Tensor) -> Tensor:
+    """‖U Vᵀ‖² (Frobenius) of each module from Gram matrices, in float64, since κ(R)² stands in them: (B, L)."""
+    grams = [factor.double().mT @ factor.double() for factor in (U, V)]
+    return (grams[0] * grams[1]).sum((-1, -2))
+
+
 class GLNorm(nn.Module):
     """U and V over the square root of ‖U Vᵀ‖, so that every product has norm 1, then each row times a gain that is
     learnt (authors' code; not in the paper). Equivariant, as ‖U Vᵀ‖ is invariant. Of L modules of width w.
@@ -93,8 +99,7 @@ class GLNorm(nn.Module):
         self.gain_U, self.gain_V = (nn.Parameter(torch.ones(modules, width, 1)) for _ in range(2))
 
     def forward(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        grams = [factor.double().mT @ factor.double() for factor in (U, V)]  # κ(R)² stands in them
-        squares = (grams[0] * grams[1]).sum((-1, -2), keepdim=True)
+        squares = squared_norm(U, V)[..., None, None]
         norm = squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt() + 1e-6  # the root of 0 has no gradient
         scale = norm.rsqrt().to(U)
         return self.gain_U * U * scale, self.gain_V * V * scale

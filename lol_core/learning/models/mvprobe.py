@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
-from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.apart import ApartConfig, ApartModel
 from lol_core.learning.models.registry import register
 from lol_core.learning.models.wide import WideLinear
 
 
 @dataclass(frozen=True)
-class ProbeConfig(ModelConfig):
+class ProbeConfig(ApartConfig):
     """place: of the one module that is read, from the first (0) to the last (1); the authors try every layer. width: of
     the representation.
     """
@@ -82,7 +82,7 @@ class Representation(nn.Module):
 
 
 @register("mvprobe")
-class MVProbe(LoLModel):
+class MVProbe(ApartModel):
     """Sees a module up to its size: X and c X (c > 0) look the same."""
 
     Config = ProbeConfig

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
-from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.apart import ApartConfig, ApartModel
 from lol_core.learning.models.registry import register
 from lol_core.learning.models.triplets import SMALLEST, triplets
 
@@ -22,7 +22,7 @@ PRIOR = 0.5
 
 
 @dataclass(frozen=True)
-class W2TConfig(ModelConfig):
+class W2TConfig(ApartConfig):
     """hidden: width of tokens; width: of the last hidden layer. augment: with what chance a batch of training has its
     ranks permuted, and signs of its triplets drawn anew.
     """
@@ -139,7 +139,7 @@ def _numbers(names: Sequence[str]) -> list[int]:
 
 
 @register("w2t")
-class W2T(LoLModel):
+class W2T(ApartModel):
     """Takes any rank: triplets beyond the rank it was made for, which are the smallest, are dropped. Against the
     authors' code: triplets that are rounding are masked, and their warm-up of projectors alone is one of everything
     (`experiments.authors`).
@@ -160,10 +160,11 @@ class W2T(LoLModel):
         return sum(len(indices) * self.spec.rank * (n + m + 1) for (n, m), indices in self.spec.groups)
 
     def features(self, batch: Batch) -> Tensor:
-        """u, v (of norm 1) and σ of each triplet: (B, Σ rank (n + m + 1))."""
+        """u, v (of norm 1) and σ of each triplet: (B, Σ rank (n + m + 1)); zeros where the vectors are rounding."""
         parts = []
         for U, V in zip(batch.U, batch.V, strict=True):
             u, sigma, v = triplets(U, V)
-            rows = torch.cat([u, v, sigma[..., None, :]], -2).mT[..., : self.spec.rank, :]
+            known = (sigma > SMALLEST * sigma[..., :1])[..., None, :]
+            rows = torch.cat([u * known, v * known, sigma[..., None, :]], -2).mT[..., : self.spec.rank, :]
             parts.append(torch.nn.functional.pad(rows, (0, 0, 0, self.spec.rank - rows.shape[-2])).flatten(1).to(U))
         return torch.cat(parts, 1)
