@@ -17,7 +17,7 @@ from lol_core.core.symmetry import TOLERANCES, equivariance_error
 from lol_core.errors import ModelError
 from lol_core.formats import read
 from lol_core.formats.writing import write
-from lol_core.learning.models.gl_equivariant import Gates, GLEquivariantConfig, GLEquivariantNet
+from lol_core.learning.models.gl_equivariant import Crossing, Gates, GLEquivariantConfig, GLEquivariantNet
 from tests.builders import MODULES, random_batch, random_lora, turned
 
 SHAPES = (("a", 7, 5, 3), ("b", 6, 9, 2), ("c", 7, 5, 1), ("d", 7, 5, 3))
@@ -36,18 +36,34 @@ def trained(batch: Batch, seed: int = 0, **config: int) -> GLEquivariantNet:
 @given(
     seed=st.integers(0, 99),
     layers=st.integers(0, 3),
+    atoms=st.sampled_from([0, 5]),
     condition=st.sampled_from([2.0, 100.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_the_network_is_equivariant_in_batches(seed: int, layers: int, condition: float, dtype: torch.dtype) -> None:
+def test_the_network_is_equivariant_in_batches(
+    seed: int, layers: int, atoms: int, condition: float, dtype: torch.dtype
+) -> None:
     batch = random_batch(SHAPES, seed=seed, dtype=dtype)
     wishes = torch.randn(len(batch), 2, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    net = trained(batch, seed, layers=layers, wishes=2)
+    net = trained(batch, seed, layers=layers, wishes=2, atoms=atoms)
     generator = torch.Generator().manual_seed(seed)
     error = equivariance_error(lambda b: net(b, wishes), batch, GL, condition=condition, trials=2, generator=generator)
     assert error <= TOLERANCES[dtype]
     assert (net(batch, wishes).U[0] - batch.U[0]).norm() > 0.1 * batch.U[0].norm()
     assert all((u[..., 3:] == 0).all() for u in net(batch, wishes).U)
+
+
+def test_a_crossing_reaches_what_is_no_image_of_the_own_columns_and_a_plain_product_does_not_turn() -> None:
+    batch = random_batch(SHAPES)
+    cross = Crossing(3, 7, 5, 4, 2).double()
+    (U, *_), (V, *_) = batch.U, batch.V
+    context = torch.randn(len(batch), 2, generator=torch.Generator().manual_seed(0)).double()
+    to_U, to_V = cross(U, V, context)
+    c = cross.of_context(context).unflatten(1, (3, 4))
+    D = torch.einsum("lnk,blk,lmk->blnm", cross.a, c, cross.b)
+    torch.testing.assert_close(to_U @ (V.mT @ V), D @ V)
+    torch.testing.assert_close(to_V @ (U.mT @ U), D.mT @ U)
+    assert equivariance_error(lambda b: replace(b, U=(b.U[0] + D @ b.V[0], *b.U[1:])), batch, GL) > 1e-2
 
 
 def test_a_gate_of_the_factors_alone_is_not_equivariant() -> None:

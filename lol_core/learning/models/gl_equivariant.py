@@ -19,16 +19,20 @@ from lol_core.core.lora import LoRA
 from lol_core.core.symmetry import Stage
 from lol_core.errors import ModelError
 from lol_core.learning.models.layers import EquivariantLinear
+from lol_core.learning.models.modulewise import left_product
 
 TINY = 1e-12
 """Added to a norm where it divides, so that a module whose update is zero has invariants too."""
+SINGULAR = 1e-12
+"""Share of the largest eigenvalue of VᵀV below which one counts as 0."""
 
 
 @dataclass(frozen=True)
 class GLEquivariantConfig:
     """width: w, to which the first layer brings n and m; layers: equivariant layers at that width; probes: directions
     along which rows and columns of U Vᵀ are read; context: numbers that say of the whole LoRA what its gates need;
-    wishes: numbers that come with each LoRA, such as a wished change of labels.
+    wishes: numbers that come with each LoRA, such as a wished change of labels; atoms: of a `Crossing` at the end, none
+    with 0.
     """
 
     width: int = 16
@@ -36,6 +40,7 @@ class GLEquivariantConfig:
     probes: int = 4
     context: int = 32
     wishes: int = 0
+    atoms: int = 0
 
 
 class Gates(nn.Module):
@@ -59,6 +64,28 @@ class Gates(nn.Module):
         columns = (product.mT @ self.p * self.columns).sum(-1)
         of_rows, of_columns = self.of_context(context).unflatten(1, (2, *rows.shape[1:])).unbind(1)
         return 2 * (rows + of_rows).sigmoid()[..., None] * U, 2 * (columns + of_columns).sigmoid()[..., None] * V
+
+
+class Crossing(nn.Module):
+    """From each factor to the other: (D V(VᵀV)⁻¹, Dᵀ U(UᵀU)⁻¹) with D = Σ_k c_k a_k b_kᵀ, c a linear function of
+    invariants. No linear map leads from V to the columns of U (proposition 1), but V(VᵀV)⁻¹ changes by R as U does: so
+    directions are reached that are no images of a LoRA's own columns.
+
+    Of L modules of one shape (n, m). context: (B, c).
+    """
+
+    def __init__(self, modules: int, n: int, m: int, atoms: int, context: int):
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(modules, size, atoms) * size**-0.5) for size in (n, m))
+        self.of_context = nn.Linear(context, modules * atoms)
+
+    def forward(self, U: Tensor, V: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        c = self.of_context(context).unflatten(1, (len(self.a), -1))[..., None]
+        to_U, to_V = (
+            left_product(into, c * left_product(out.mT, dual(factor)))
+            for into, out, factor in ((self.a, self.b, V), (self.b, self.a, U))
+        )
+        return to_U, to_V
 
 
 class GLEquivariantNet(nn.Module):
@@ -87,24 +114,35 @@ class GLEquivariantNet(nn.Module):
         for layer in self.last:
             for weight in layer.parameters():
                 nn.init.zeros_(weight)
+        inputs = config.context + config.wishes
+        crossings = [Crossing(count, n, m, config.atoms, inputs) for count, n, m in shapes if config.atoms]
+        for crossing in crossings:
+            nn.init.zeros_(crossing.of_context.weight)
+            nn.init.zeros_(crossing.of_context.bias)
+        self.crossings = nn.ModuleList(crossings)
 
     def forward(self, batch: Batch, wishes: Tensor | None = None) -> Batch:
         """The batch of the LoRAs that it gives back. wishes: (B, config.wishes), None where there are none. Raises
         ModelError when they are of another shape.
         """
-        last = self.stages(batch, wishes)[-1]
+        stages, context = self._stages(batch, wishes)
         sizes = [len(indices) for _, indices in self.spec.groups]
-        U, V = [], []
-        for layer, *pair, u, v in zip(
-            self.last, last.U.split(sizes, 1), last.V.split(sizes, 1), batch.U, batch.V, strict=True
-        ):
-            change = layer(*pair)
-            U.append(u + change[0])
-            V.append(v + change[1])
-        return replace(batch, U=tuple(U), V=tuple(V))
+        lifted = zip(stages[-1].U.split(sizes, 1), stages[-1].V.split(sizes, 1), strict=True)
+        changes = [layer(*pair) for layer, pair in zip(self.last, lifted, strict=True)]
+        if self.config.atoms:
+            of_all = context if wishes is None else torch.cat([context, wishes], 1)
+            crossed = [cross(*pair, of_all) for cross, *pair in zip(self.crossings, batch.U, batch.V, strict=True)]
+            changes = [(u + cu, v + cv) for (u, v), (cu, cv) in zip(changes, crossed, strict=True)]
+        U = tuple(u + change for u, (change, _) in zip(batch.U, changes, strict=True))
+        V = tuple(v + change for v, (_, change) in zip(batch.V, changes, strict=True))
+        return replace(batch, U=U, V=V)
 
     def stages(self, batch: Batch, wishes: Tensor | None = None) -> list[Stage]:
         """The factors at width w, layer by layer, all modules in one stack."""
+        return self._stages(batch, wishes)[0]
+
+    def _stages(self, batch: Batch, wishes: Tensor | None) -> tuple[list[Stage], Tensor]:
+        """And the context: (B, c)."""
         pairs = [layer(U, V) for layer, U, V in zip(self.first, batch.U, batch.V, strict=True)]
         stages = [Stage("lift", torch.cat([u for u, _ in pairs], 1), torch.cat([v for _, v in pairs], 1))]
         context = self._context(stages[0], wishes)
@@ -112,7 +150,7 @@ class GLEquivariantNet(nn.Module):
             before = stages[-1]
             U, V = linear(*gates(before.U, before.V, context))
             stages.append(Stage(f"layer {i}", before.U + U, before.V + V))
-        return stages
+        return stages, context
 
     def _context(self, lifted: Stage, wishes: Tensor | None) -> Tensor:
         """pᵀ (U Vᵀ / ‖U Vᵀ‖) q and log ‖U Vᵀ‖ of every module, and the wishes, through one hidden layer: (B, c)."""
@@ -141,3 +179,9 @@ def unit_products(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     product = U @ V.mT
     norm = (product.square().sum((-1, -2), keepdim=True) + TINY**2).sqrt()
     return product / norm, norm
+
+
+def dual(factor: Tensor) -> Tensor:
+    """V(VᵀV)⁻¹: (…, m, r), in the space that V's columns span; columns of zeros stay so."""
+    V = factor.double()  # κ(R)² stands in VᵀV
+    return (V @ torch.linalg.pinv(V.mT @ V, rtol=SINGULAR, hermitian=True)).to(factor)
