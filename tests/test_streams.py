@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -15,8 +16,9 @@ from safetensors.torch import save_file
 
 from lol_core.collections.blob import RangeFile
 from lol_core.collections.entry import Entry
-from lol_core.errors import LoRAFormatError
+from lol_core.errors import LoRAFormatError, SourceSilentError
 from lol_core.formats import probe, probe_stream, read, read_stream
+from lol_core.formats.container.pickled import open_pickled
 from tests.builders import random_lora
 
 LORA = random_lora(tuple((f"layer.{i}.attention.self.key", 320, 320, 16) for i in range(40)))
@@ -106,6 +108,23 @@ def test_a_range_file_reads_as_the_bytes_it_stands_for() -> None:
         assert file.readinto(buffer) == 70 and bytes(buffer) == content[30:100]
         with pytest.raises(ValueError, match="before the start"):
             file.seek(-1)
+
+
+def test_what_a_stream_says_is_not_lost_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's reader may end with an error of its own that knows nothing of the stream's."""
+
+    class Silent(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise SourceSilentError("The hub does not answer.")
+
+    def load(file: BinaryIO, **_: object) -> None:
+        with suppress(SourceSilentError):
+            file.read(8)
+        raise RuntimeError("unexpected EOF")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(SourceSilentError, match="does not answer"):
+        open_pickled(Path(), file=Silent())
 
 
 def test_a_shard_in_a_stream_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,11 @@ from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.index import uncollected
 from lol_core.collections.names import printable
 from lol_core.collections.source import Source
+from lol_core.collections.walk import ARCHIVES
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.formats.container import SPARING_HEAD
 
-SUFFIXES = (".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar", ".tgz")
 _UNPACK: Mapping[str, Callable[..., Any]] = {
     ".gz": gzip.open,
     ".tgz": gzip.open,
@@ -62,7 +62,7 @@ def open_archive(address: str, options: OpenOptions) -> Source:
     Raises ZooError when it is not there, is damaged, or would unpack to far more than it is, and Stopped when the
     reporter says so.
     """
-    path = Path(address).expanduser()
+    path = Path(os.path.expanduser(address))
     listing = list_archive(path, options.cache, options.reporter)
     path = path.resolve()
     return FileSource.open(str(path), stem_of(path.name), listing, options)
@@ -95,7 +95,7 @@ def list_far_archive(archive: Blob, name: str) -> Listing:
 
 def stem_of(name: str) -> str:
     """The name of an archive without its suffix."""
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+    return next((name[: -len(suffix)] for suffix in ARCHIVES if name.lower().endswith(suffix)), name)
 
 
 def list_zip(archive: Blob, name: str) -> Listing:

@@ -28,12 +28,11 @@ from lol_core.collections.labels import LABEL_FILES, join_labels, read_labels
 from lol_core.collections.names import printable
 from lol_core.collections.sidecar import MAX_BYTES, NONE, Sidecar, beside, read_sidecar
 from lol_core.collections.waiting import stopping
-from lol_core.collections.walk import OTHER_FILES, UNKNOWN, Candidate, in_order, other_shards
+from lol_core.collections.walk import LISTED, UNKNOWN, Candidate, in_order, other_shards, reason_of
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter, Stopped
 from lol_core.errors import LoRAFormatError, SourceSilentError, ZooError
 from lol_core.formats import (
-    SUFFIXES,
     Neighbours,
     Shards,
     Stream,
@@ -253,7 +252,7 @@ def _candidates(listing: Listing) -> list[Candidate]:
     candidates = []
     for name in {**listing.files, **listing.refused}:
         base = name.rpartition("/")[2]
-        if not name.lower().endswith((*SUFFIXES, "/")):
+        if not name.lower().endswith((*LISTED, "/")):
             continue
         if name in listing.refused:
             candidates.append(Candidate(name, name, -1, 0.0, reason=listing.refused[name]))
@@ -266,7 +265,7 @@ def _candidates(listing: Listing) -> list[Candidate]:
         parts = [name, *([config] if config else []), *others, *pieces]
         mark = "\n".join(listing.files[part].identity if part in listing.files else "refused" for part in parts)
         mark = hashlib.sha256(mark.encode()).hexdigest()[:32]
-        reason = OTHER_FILES.get(base)
+        reason = reason_of(base)
         names = tuple(other.rpartition("/")[2] for other in others)
         candidates.append(Candidate(name, name, _or_unknown(listing.files[name]), 0.0, names, mark, reason))
     return sorted(candidates, key=in_order)

@@ -27,6 +27,7 @@ from lol_core.collections.http import PassingError, pages
 from lol_core.collections.hub_address import HubAddress, Kind, parse
 from lol_core.collections.remote_files import GIGABYTE, Budget, HubFile, Kept
 from lol_core.collections.source import Source
+from lol_core.collections.walk import ARCHIVES
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 from lol_core.formats import SUFFIXES
@@ -76,7 +77,7 @@ def open_hub(address: str, options: OpenOptions) -> Source:
             " be read with its weights.",
         )
     budget = Budget(bytes_allowed())
-    if spot.path.lower().endswith(archive.SUFFIXES):
+    if spot.path.lower().endswith(ARCHIVES):
         folder = (options.cache or cache_folder()) / "members"
         listing = _members(spot, catalogue, kept.with_suffix(".members.json"), folder, budget)
     else:
@@ -112,13 +113,13 @@ def _bytes_here(blob: Blob) -> int:
 
 def _sizes(source: FileSource, budget: Budget, catalogue: Catalogue) -> str:
     total = size(source)
-    archives = sum(path.lower().endswith(archive.SUFFIXES) for path in catalogue.files)
+    archives = sum(path.lower().endswith(ARCHIVES) for path in catalogue.files)
     here = _in_words(budget.used)
     sentence = (
         f"The weights of these {len(source):,} LoRAs are {_in_words(total)} on the hub, of which {here} are here. Each"
         f" comes when it is needed, up to {budget.allowed / GIGABYTE:.0f} GB in all (LOL_CACHE_LIMIT_GB)."
     )
-    if archives and not len(source) and not source.address.lower().endswith(archive.SUFFIXES):
+    if archives and not len(source) and not source.address.lower().endswith(ARCHIVES):
         sentence = f"It holds {archives} archives, such as {source.address}/… .zip: open each by its own address."
     return sentence
 
@@ -175,7 +176,7 @@ def _repository(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile
     described = next(_api(f"{place}/revision/{revision}", str(spot)))
     commit, files = described["sha"], {}
     folder, _, last = spot.path.rpartition("/")
-    one = last.lower().endswith((*SUFFIXES, *archive.SUFFIXES))  # a file, which has no tree of its own
+    one = last.lower().endswith((*SUFFIXES, *ARCHIVES))  # a file, which has no tree of its own
     below = quote(folder if one else spot.path)
     for page in _api(f"{place}/tree/{commit}{'/' + below if below else ''}?recursive=True", str(spot)):
         for entry in page:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,17 +14,21 @@ from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.pattern import is_pattern, open_pattern
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
+from lol_core.collections.walk import ARCHIVES
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import needing
+from lol_core.errors import ZooError, needing
+from lol_core.formats import SUFFIXES
 
 Opener = Callable[[str, OpenOptions], Source]
 """Opens the addresses of one kind of place."""
 
 OPENERS: dict[str, Opener] = {
     hub_address.SCHEME: hub.open_hub,
-    **dict.fromkeys(archive.SUFFIXES, archive.open_archive),
+    **dict.fromkeys(ARCHIVES, archive.open_archive),
 }
 """By the scheme or the suffix of an address, such as "hf://" or ".zip". A folder of such a name is a folder."""
+_MEANT = re.compile(r"(?:hf:?/+|hf:|huggingface\.co/)?((?:datasets/)?[\w-][\w.-]*/[\w.-]+)/*", re.IGNORECASE)
+"""What may be meant as an address of the hub, and is not written as one."""
 
 
 def open_source(
@@ -33,15 +39,17 @@ def open_source(
     *,
     readers: int | None = None,
 ) -> Source:
-    """The collection at an address: a folder's path, or whatever an opener knows. readers: headers that are
-    read at a time, in threads; None for as many as suit the place.
+    """The collection at an address: the path of a folder or of one LoRA, or whatever an opener knows. readers: headers
+    that are read at a time, in threads; None for as many as suit the place.
 
     Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
     """
-    address = str(address)
+    address = re.sub(r"^\w+://", lambda scheme: scheme[0].lower(), str(address))
     with needing("hub"), stopped_by(reporter):
         if opener := _opener(address):
             source = opener(address, OpenOptions(str(labels) if labels else None, cache, reporter, readers))
+        elif not os.path.isdir(_path(address)):
+            raise ZooError(_nothing_at(address))
         else:
             source = Zoo.open(Path(address), labels, cache, reporter, readers=readers)
         return with_own_labels(as_rows(source), reporter)
@@ -49,14 +57,35 @@ def open_source(
 
 def is_collection(address: str) -> bool:
     """Whether an address is of a folder, an archive or another place of many LoRAs, rather than of one file."""
-    return _opener(address) is not None or Path(address).expanduser().is_dir()
+    path = _path(address)
+    return os.path.isdir(path) or (_opener(address) is not None and not _is_lora(path))
 
 
 def _opener(address: str) -> Opener | None:
     if "://" in address:
         return next((opener for mark, opener in OPENERS.items() if address.startswith(mark)), remote.open_url)
-    if Path(address).expanduser().is_dir():
+    path = _path(address)
+    if os.path.isdir(path) or "\0" in path:
         return None
-    if is_pattern(address):
+    if is_pattern(address) or _is_lora(path):
         return open_pattern
     return next((opener for mark, opener in OPENERS.items() if address.lower().endswith(mark)), None)
+
+
+def _path(address: str) -> str:
+    return os.path.expanduser(address) or "."  # which leaves a user that there is not as it is
+
+
+def _is_lora(path: str) -> bool:
+    """Whether there is a file that may be one LoRA."""
+    return path.lower().endswith(SUFFIXES) and os.path.isfile(path)
+
+
+def _nothing_at(address: str) -> str:
+    """Why no collection is at the path of a folder."""
+    path = os.path.abspath(_path(address))
+    if os.path.exists(path):
+        return f"{path}: no folder, no archive ({', '.join(ARCHIVES)}) and no file of weights ({', '.join(SUFFIXES)})."
+    hub = _MEANT.fullmatch(address)
+    drive = f"or, if it is on the hub, write hf://{hub[1]}" if hub else "or plug the drive in again"
+    return f"{path}: not a folder, or it has gone. Check the path, {drive}."

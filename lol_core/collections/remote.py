@@ -17,6 +17,7 @@ from lol_core.collections.hub import READERS, open_hub
 from lol_core.collections.hub_address import SCHEME, check_secrets
 from lol_core.collections.remote_files import Budget, Kept
 from lol_core.collections.source import Source
+from lol_core.collections.walk import ARCHIVES
 from lol_core.errors import ZooError
 from lol_core.formats import SUFFIXES
 
@@ -143,7 +144,7 @@ def _listed(address: str, path: str) -> Listing:
             f"{address} cannot be listed ({type(error).__name__}: {str(error)[:200]}). Check the address, and whether"
             " you may read it."
         ) from error
-    if len(files) == 1 and path.lower().endswith(archive.SUFFIXES):
+    if len(files) == 1 and path.lower().endswith(ARCHIVES):
         return archive.list_far_archive(next(iter(files.values())), path.rpartition("/")[2])
     return Listing(files)
 

@@ -24,6 +24,9 @@ OTHER_FILES = {
     "training_args.bin": "The settings of a training run, not a LoRA.",
 }
 """Files that training runs leave beside LoRAs, known by their names: opening them would take long and tell no more."""
+ARCHIVES = (".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar", ".tgz")
+ARCHIVE = "An archive, not a LoRA: open it by its own address, or, where it lies in another archive, unpack it first."
+LISTED = (*SUFFIXES, *ARCHIVES)
 
 UNKNOWN = -2
 """The size of a file that is not known before it is opened."""
@@ -61,6 +64,11 @@ def candidates(folder: Path) -> list[Candidate]:
     while walk.links:  # after what is no link, so that a file has the id of its own place
         walk.follow(*walk.links.pop(0))
     return sorted(walk.candidates, key=in_order) if walk.linked else walk.candidates
+
+
+def reason_of(name: str) -> str | None:
+    """Why a file of that name is not worth opening, None when it is."""
+    return ARCHIVE if name.lower().endswith(ARCHIVES) else OTHER_FILES.get(name)
 
 
 def in_order(candidate: Candidate) -> tuple[tuple[int, str], ...]:
@@ -109,7 +117,7 @@ class _Walk:
                     self.links.append((before + name, child_id(id, name)))
                 elif entry.is_dir(follow_symlinks=False):
                     subfolders += descend(self.root, before, name, id)
-                elif name.lower().endswith(SUFFIXES):
+                elif name.lower().endswith(LISTED):
                     self.file(before, name, child_id(id, name), entry.stat(), names)
             except OSError as error:
                 self.unreadable(before + name, child_id(id, name), error)
@@ -121,7 +129,7 @@ class _Walk:
         if self.linked and identity in self.seen:
             return
         self.seen.add(identity)
-        reason = OTHER_FILES.get(name)
+        reason = reason_of(name)
         if not stat.S_ISREG(status.st_mode):
             reason = f"{_SPECIAL.get(stat.S_IFMT(status.st_mode), 'A device')}, not a file. It was not opened."
         others: tuple[str, ...] = ()
@@ -137,7 +145,7 @@ class _Walk:
         try:
             status = path.stat()
         except OSError as error:
-            if path.name.lower().endswith(SUFFIXES):
+            if path.name.lower().endswith(LISTED):
                 self.unreadable(place, id, error)
             return
         if (status.st_dev, status.st_ino) in self.seen:
@@ -145,7 +153,7 @@ class _Walk:
         self.linked = True
         if stat.S_ISDIR(status.st_mode):
             self.below(place, id)
-        elif path.name.lower().endswith(SUFFIXES):
+        elif path.name.lower().endswith(LISTED):
             before = place[: len(place) - len(path.name)]
             names = {name for name in os.listdir(path.parent) if _bears_on_another(name)}
             self.file(before, path.name, id, status, names)

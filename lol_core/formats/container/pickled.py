@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,27 +95,54 @@ def _single_number(file: BinaryIO, tensor: Tensor) -> Tensor:
     return torch.frombuffer(data, dtype=tensor.dtype) if data else torch.empty(0, dtype=tensor.dtype)
 
 
+class _Remembering:
+    """A stream that remembers what it raised, which PyTorch's reader wraps or, rarely, loses."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.error: LoLError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def _tried(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except LoLError as error:
+            self.error = error
+            raise
+
+    def read(self, *size: int) -> Any:
+        return self._tried(self.file.read, *size)
+
+    def readinto(self, buffer: Any) -> Any:
+        return self._tried(self.file.readinto, buffer)  # type: ignore[attr-defined]  # of every stream that is read here
+
+    def readline(self, *size: int) -> Any:
+        return self._tried(self.file.readline, *size)
+
+
 def _load(path: Path, file: BinaryIO | None, *, zipped: bool) -> Any:
+    stream = None if file is None else _Remembering(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries of damaged files complain at length, and are answered below
         try:
-            if file is not None:
-                file.seek(0)
-                return torch.load(file, map_location="cpu", weights_only=True)
+            if stream is not None:
+                stream.seek(0)
+                return torch.load(stream, map_location="cpu", weights_only=True)
             if zipped and path.suffix.lower() not in (".safetensors", ".sft"):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             with path.open("rb") as opened:  # not by its name, by which PyTorch would take it for safetensors
                 return torch.load(opened, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            forbidden = _FORBIDDEN.search(str(error))
-            what = f"Python objects ({forbidden[1]})" if forbidden else "more than tensors, or is damaged"
-            raise LoRAFormatError(
-                f"A pickle that holds {what}. It was not executed. Convert it to safetensors where it was made."
-            ) from error
         except Exception as error:  # damaged pickles raise anything at all
-            for of_stream in (error, error.__cause__):  # PyTorch wraps what a stream raises
-                if isinstance(of_stream, LoLError):
-                    raise of_stream from None
+            if stream is not None and stream.error is not None:
+                raise stream.error from None
+            if isinstance(error, pickle.UnpicklingError):
+                forbidden = _FORBIDDEN.search(str(error))
+                what = f"Python objects ({forbidden[1]})" if forbidden else "more than tensors, or is damaged"
+                raise LoRAFormatError(
+                    f"A pickle that holds {what}. It was not executed. Convert it to safetensors where it was made."
+                ) from error
             raise LoRAFormatError("Not a readable PyTorch file. It is damaged, or of another kind.") from error
 
 
