@@ -8,7 +8,7 @@ import streamlit as st
 
 from lol_core.collections.samples import samples_folder
 from lol_core.experiments import NAMES, OF_PAPER
-from lol_core.experiments.result import PAPER
+from lol_core.experiments.result import PAPER, command
 from ui import work
 from ui.frame import counted, frame_or_nothing, need
 from ui.jobs import running
@@ -25,9 +25,9 @@ st.markdown(
 )
 show_counts(results, OF_PAPER)
 chosen = st.selectbox("Table or figure", NAMES, format_func=title_of, key=key("experiment"), bind="query-params")
-command = f"python -m lol_core experiment {chosen} --out docs --fits benchmarks/fits"
+again = results[chosen].command if chosen in results else command(chosen)
 left, right = st.columns([3, 1], vertical_alignment="center")
-left.code(command, language="bash")
+left.code(again, language="bash")
 if right.button(
     "Run it small",
     icon=":material/play_arrow:",
@@ -47,7 +47,7 @@ if (job := state.experiment) is not None:
 
 need(
     chosen in results,
-    f"{title_of(chosen)} has not been run in full. Run `{command}` in the program's folder; it takes from minutes to"
+    f"{title_of(chosen)} has not been run in full. Run `{again}` in the program's folder; it takes from minutes to"
     " hours and can be stopped.",
 )
 st.subheader(results[chosen].title)

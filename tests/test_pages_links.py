@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
@@ -58,6 +59,9 @@ def test_links_carry_ids_and_not_names(tmp_path: Path) -> None:
 def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
     test = opened("Experiments", None, experiment="Table 1")
     assert not test.exception and "Table 1: invariance and time" in text_of(test) and "holds" in text_of(test)
+    shown = Result.read(ROOT / "docs" / "results" / "table1")
+    searched = replace(shown, settings={"budget": {"search": {"settings": 24}}})
+    assert test.code[0].value == shown.command and searched.command == f"{shown.command} --halving"
     findings = [
         finding
         for name in OF_PAPER

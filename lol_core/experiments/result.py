@@ -145,10 +145,18 @@ class Result:
         questions = self.settings.get("questions", {}).values()
         zoos = {question["zoo"]: question for question in questions} | self.settings.get("zoos", {})
         each = [f"{name} {zoo['fingerprint']} ({zoo['LoRAs']:,} LoRAs)" for name, zoo in zoos.items()]
-        halving = " --halving" if self.settings.get("budget", {}).get("search") else ""
-        command = f"`python -m lol_core experiment {self.name} --out docs --fits benchmarks/fits{halving}`"
         named = f"Zoos, with their fingerprints: {'; '.join(each)}. " if zoos else ""
-        return f"{named}Again: {command}."
+        return f"{named}Again: `{self.command}`."
+
+    @property
+    def command(self) -> str:
+        """That makes it again."""
+        return command(self.name, bool(self.settings.get("budget", {}).get("search")))
+
+
+def command(name: str, searched: bool = False) -> str:
+    """That runs an experiment in full and writes its page. searched: by successive halving."""
+    return f"python -m lol_core experiment {name} --out docs --fits benchmarks/fits{' --halving' if searched else ''}"
 
 
 def environment() -> dict[str, Any]:
