@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -183,6 +185,28 @@ def test_a_share_of_the_energy_is_kept_and_no_rank_more(tmp_path: Path) -> None:
             kept = torch.linalg.svdvals(cut[layer.name].delta(torch.float64)).square().sum() / energy.sum()
             assert cut[layer.name].rank == ranks[layer.name] and kept >= share * (1 - 1e-6)
             assert energy[: ranks[layer.name] - 1].sum() < share * energy.sum()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SafetensorError("Error while serializing: I/O error: (os error 28)"), "Free some disk space"),
+        (OSError(errno.EROFS, "", "there"), "there: Read-only file system. Choose a place that you may write to"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_a_sentence_and_nothing_is_left(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_file(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    write(diffusion_lora(0, (2, 2), 1.0), tmp_path / "a.safetensors", "diffusers")
+    monkeypatch.setattr("lol_core.formats.writing.save_file", save_file)
+    words = ["resize", str(tmp_path / "a.safetensors"), "--rank", "1", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit) and reason in done.output
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_two_files_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:

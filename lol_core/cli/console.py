@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,22 +43,43 @@ LabelsFile = Annotated[
     Path | None, typer.Option("--labels", help="A CSV or Parquet table of labels, if not labels.csv in the folder.")
 ]
 
+_WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some disk space, or choose another place."),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Choose a place that you may write to."),
+}
+
 
 @contextmanager
 def reported(about: object = None) -> Iterator[None]:
-    """Errors made on purpose end the command with their sentence and exit code 1, as does a package that is missing.
-    about: the file that an error is about, where the error does not name it.
+    """Errors made on purpose end the command with their sentence and exit code 1, as do a package that is missing and a
+    disk that does not take what is written. about: the file that an error is about, where the error does not name it.
     """
     try:
         with needing("images"):
             yield
     except LoLError as error:
-        err.print(
-            Text.assemble(("Error:", "red"), f" {error}" if about is None else f" {about}: {error}"),
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise typer.Exit(1) from error
+        raise _ended(f"{error}" if about is None else f"{about}: {error}") from error
+    except Exception as error:
+        if (sentence := _of_the_disk(error)) is None:
+            raise
+        raise _ended(sentence) from error
+
+
+def _ended(sentence: str) -> typer.Exit:
+    err.print(Text.assemble(("Error:", "red"), f" {sentence}"), highlight=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+def _of_the_disk(error: Exception) -> str | None:
+    """What an error of the file system means to who asked for a file; None for other errors. safetensors has its own
+    class for them, which names the number in its text.
+    """
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+    if number is None or number == errno.EPIPE:  # who reads the output has closed it: typer ends the command
+        return None
+    place = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    return f"{f'{place}: ' if place else ''}{os.strerror(number)}. {_WAYS_OUT.get(number, 'Check the path.')}"
 
 
 def print_json(value: Any) -> None:

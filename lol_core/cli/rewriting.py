@@ -261,11 +261,11 @@ def write_whole(lora: LoRA, path: Path, job: Job) -> dict[str, Any]:
     ):
         raise DataMissingError(f"{path} holds more than a LoRA, such as {min(others)}: it is not replaced.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    new = path.with_name(f".{uuid4().hex[:12]}.writing")  # short: a long name has no room for more
     try:
         write(lora, new, form, getattr(torch, job.dtype))
         if path.is_dir():  # which a rename does not replace: set aside, and deleted once the new one stands there
-            old = path.rename(new.with_name(f"{new.name}.old"))
+            old = path.rename(new.with_suffix(".old"))
             os.replace(new, path)
             shutil.rmtree(old)
         else:
