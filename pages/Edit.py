@@ -76,7 +76,8 @@ drawable = bool(known_base(source)) or any(form != "PEFT" for form in forms_of(o
 if pressed:
     wish = Wish(place, len(state.edits), goal, method, size)
     members = state.members.get((source.fingerprint, model.created))
-    state.editing = work.edit_lora(model, source, lora, wish, members=members, drawable=drawable)
+    editor = state.editors.get(model.created)
+    state.editing = work.edit_lora(model, source, lora, wish, members=members, editor=editor, drawable=drawable)
     st.rerun()
 if state.editing is not None:
     follow(state.editing, "stop")
@@ -84,6 +85,8 @@ if state.editing is not None:
         wish, made = state.editing.subject, state.editing.result
         if made.members is not None:
             state.members = {(source.fingerprint, model.created): made.members}
+        if made.editor is not None:
+            state.editors[made.editor.made] = made.editor
         if (wish.lora, wish.number) == (place, len(state.edits)):
             state.edits.append((wish, made))
         state.editing = None

@@ -17,18 +17,22 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
-from lol_core.cli.editing import Direction
+from lol_core.cli.editing import EPOCHS, Direction
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.fixed_rank import FixedRank, Tangent
 from lol_core.core.geometry import distance, norm
 from lol_core.core.lora import LoRA
-from lol_core.errors import ModelError, TaskError
+from lol_core.errors import CheckpointError, ModelError, TaskError
 from lol_core.formats import read
 from lol_core.formats.writing import write
-from lol_core.insight.editing import Goal, Members, Method, edit, unmet, wishes_of
+from lol_core.insight.editing import Method, edit
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.editor import Editor, EditorConfig, train_editor
+from lol_core.learning.goal import Goal, unmet, wishes_of
+from lol_core.learning.members import Members
 from lol_core.learning.models import make_model
+from lol_core.learning.models.gl_equivariant import GLEquivariantConfig, GLEquivariantNet
 from lol_core.learning.tasks import Binary, Multiclass, Regression
 from tests.builders import random_batch, random_lora, turned
 from tests.conftest import ROOT
@@ -48,6 +52,15 @@ def untrained(model: str = "gl_net") -> Checkpoint:
 def some_members(checkpoint: Checkpoint) -> Members:
     labels = pd.DataFrame({"hat": [0, 1, 1, 0, 1, 0, 1, 1], "beard": [1, 0] * 4})
     return Members(stack([random_lora(seed=10 + i) for i in range(8)], checkpoint.spec), labels)
+
+
+def some_editor(checkpoint: Checkpoint) -> Editor:
+    """Random in every weight: what it promises it promises whatever it learnt."""
+    torch.manual_seed(1)
+    net = GLEquivariantNet(checkpoint.spec, GLEquivariantConfig(width=8, wishes=checkpoint.task.outputs, atoms=4))
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return Editor(net.requires_grad_(False), checkpoint.created)
 
 
 def whole(lora: LoRA) -> torch.Tensor:
@@ -105,11 +118,13 @@ def test_the_gradient_is_how_fast_the_prediction_grows() -> None:
 @pytest.mark.parametrize("method", Method)
 def test_turning_r_first_gives_the_same_edit(method: Method) -> None:
     checkpoint = untrained()
-    members, goal = some_members(checkpoint), Goal.parse(checkpoint.task, "beard=0")
+    members, editor = some_members(checkpoint), some_editor(checkpoint)
+    goal = Goal.parse(checkpoint.task, "beard=0")
     loras = [random_lora(seed=i, scale=0.5) for i in range(2)]
     others = [turned(lora, seed, 30.0) for seed, lora in enumerate(loras)]
     ours, theirs = (
-        edit(checkpoint, some, goal, method=method, members=members, size=0.4, steps=5) for some in (loras, others)
+        edit(checkpoint, some, goal, method=method, members=members, editor=editor, size=0.4, steps=5)
+        for some in (loras, others)
     )
     for lora, one, two in zip(loras, ours, theirs, strict=True):
         before, after, again = whole(lora), whole(one.lora), whole(two.lora)
@@ -161,6 +176,52 @@ def test_the_pattern_weighs_the_collection_by_the_gradient() -> None:
     torch.testing.assert_close(members.inner(change, start)[0], torch.tensor(dense).double(), rtol=1e-4, atol=1e-3)
 
 
+def test_an_editor_learns_what_the_model_reads_and_where_the_collection_goes(tmp_path: Path) -> None:
+    """On LoRAs whose "hat" is planted in their updates; shown on one that it has not seen."""
+    checkpoint, planted, lora = untrained(), random_lora(seed=99), random_lora(seed=5)
+    checkpoint.model.head.out[-1].weight.data *= 30  # so that what it reads moves
+    labels = pd.DataFrame({"hat": [0, 1] * 20, "beard": [0, 0, 1, 1] * 10})
+    batch = stack([random_lora(seed=200 + i) for i in range(40)], checkpoint.spec)
+    direction = stack([planted], checkpoint.spec)
+    hats = torch.from_numpy(labels["hat"].to_numpy(np.float32)).view(-1, 1, 1, 1)
+    batch = replace(
+        batch,
+        U=tuple(torch.cat([u, hats * d], -1) for u, d in zip(batch.U, direction.U, strict=True)),
+        V=tuple(torch.cat([v, d.expand(len(v), -1, -1, -1)], -1) for v, d in zip(batch.V, direction.V, strict=True)),
+        ranks=2 * batch.ranks,
+    )
+    goals = [Goal.parse(checkpoint.task, wish) for wish in ("hat=1", "hat=0")]
+    made, losses = {}, {}
+    for pairs in (0.0, 10.0):
+        config = EditorConfig(epochs=20, batch_size=16, learning_rate=1e-2, atoms=8, compared=40, pairs=pairs)
+        history: list[dict[str, float]] = []
+        editor = train_editor(checkpoint, Members(batch, labels), config, history=history)
+        losses[pairs] = [pd.DataFrame(rows).mean() for rows in (history[:5], history[-5:])]
+        made[pairs] = [edit(checkpoint, [lora], goal, method=Method.EQUIVARIANT, editor=editor)[0] for goal in goals]
+    first, last = losses[0.0]
+    assert last["wish"] < 0.8 * first["wish"]
+    there, gone = (one.predictions[-1, 0] for one in made[0.0])
+    assert there > gone + 0.1
+    first, last = losses[10.0]
+    assert last["pairs"] < first["pairs"] - 0.05
+
+    def with_the_planted(pairs: float) -> float:
+        gap = whole(made[pairs][0].lora) - whole(made[pairs][1].lora)
+        return float(torch.nn.functional.cosine_similarity(gap, whole(planted), dim=0))
+
+    assert with_the_planted(10.0) > 0.1 > 2 * abs(with_the_planted(0.0))
+    assert all(weight.grad is None for weight in checkpoint.model.parameters()), "the predictor stays as it was"
+    checkpoint.folder = tmp_path
+    with pytest.raises(CheckpointError, match="has no editor"):
+        Editor.load(checkpoint)
+    editor.save(tmp_path)
+    again = edit(checkpoint, [lora], goals[1], method=Method.EQUIVARIANT, editor=Editor.load(checkpoint))[0]
+    gap = whole(again.lora) - whole(made[10.0][1].lora)
+    assert 0 < gap.norm() < 0.02 * whole(lora).norm(), "kept in float16"
+    with pytest.raises(CheckpointError, match="trained with another model"):
+        Editor.load(replace(checkpoint, created="later", folder=tmp_path))
+
+
 def test_what_cannot_be_edited_is_said() -> None:
     checkpoint, lora = untrained(), random_lora()
     goal = Goal.parse(checkpoint.task, "hat=1")
@@ -172,6 +233,10 @@ def test_what_cannot_be_edited_is_said() -> None:
         edit(checkpoint, [lora], goal, method=Method.GRADIENT, size=0)
     with pytest.raises(ModelError, match="depends on R"):
         edit(untrained(model="mlp"), [lora], goal, method=Method.GRADIENT)
+    with pytest.raises(TaskError, match="needs an editor that was trained with"):
+        edit(
+            checkpoint, [lora], goal, method=Method.EQUIVARIANT, editor=replace(some_editor(checkpoint), made="before")
+        )
     with pytest.raises(ModelError, match="no gradient"):
         edit(untrained(model="nearest_spectra"), [lora], goal, method=Method.GRADIENT)
     zero = LoRA(tuple(layer.with_pair(0 * layer.U, layer.V) for layer in lora.layers))
@@ -239,4 +304,27 @@ def test_the_command_writes_an_edit_once_and_says_what_it_lacks(tmp_path: Path) 
     elsewhere = run("--method", "gradient", "--of", tmp_path, "--force", "--json")
     assert elsewhere["steps"] == report["steps"], "gradient needs no collection and reads none"
     run("--method", "gradient", "--format", "kohya", "--size", "0.1", "--force", "--json")
+    report = run("--method", "equivariant", "--force", "--json")
+    assert report["steps"][-1]["p(Beard)"] > 0.9 and report["steps"][-1]["moved"] == pytest.approx(0.5, rel=2e-3)
     assert [str(one) for one in Direction] == [str(one) for one in Method]
+    assert EditorConfig().epochs == EPOCHS
+
+
+def test_the_command_trains_an_editor_beside_a_model_once(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(SAMPLES / "checkpoints/faces-attributes-gl-net")
+    checkpoint.split = checkpoint.split | {"train": checkpoint.split["train"][:40]}
+    checkpoint.save(tmp_path)
+
+    def run(*words: object, code: int = 0) -> str:
+        result = CliRunner().invoke(app, list(map(str, words)))
+        assert result.exit_code == code, result.output
+        return " ".join(result.output.split())
+
+    file = SAMPLES / "faces/loras/0008.safetensors"
+    edits = ("edit", file, "--checkpoint", tmp_path, "--to", "Beard=1", "--out", tmp_path / "edited")
+    assert "has no editor, a network trained to edit with it. Train one: `lol editor`" in run(
+        *edits, "--method", "equivariant", code=1
+    )
+    train = ("editor", tmp_path, "--of", SAMPLES / "faces", "--epochs", 1)
+    assert "Written to" in run(*train) and "is there already" in run(*train, code=1)
+    run(*edits, "--method", "equivariant")

@@ -13,8 +13,9 @@ from lol_core.core.lora import LoRA
 from lol_core.core.symmetry import promises
 from lol_core.insight import plots
 from lol_core.insight.anatomy import Comparison
-from lol_core.insight.editing import Goal, Method, unmet, wishes_of
+from lol_core.insight.editing import Method
 from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.goal import Goal, unmet, wishes_of
 from lol_core.learning.tasks import Regression
 from ui.figures import figure
 from ui.keys import key
@@ -23,12 +24,14 @@ from ui.work import Edited, Wish
 METHODS = {
     Method.LINEAR: "linear: as the collection goes with the label",
     Method.PATTERN: "pattern: as it goes with the model's gradient",
+    Method.EQUIVARIANT: "equivariant: a network trained to edit",
     Method.GRADIENT: "gradient: of the model alone",
     Method.RANDOM: "random: the control",
 }
 HELP = (
     "All move ΔW equally far. The gradient alone turns the model's answer more often than what is drawn; linear and"
-    " pattern go where the collection's LoRAs differ."
+    " pattern go where the collection's LoRAs differ; the network has learnt from both. Where none comes with the"
+    " model it is trained first, in minutes."
 )
 
 

@@ -19,13 +19,14 @@ from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
 from lol_core.experiments.result import Result
-from lol_core.insight.editing import Members
 from lol_core.insight.generation import Painter
 from lol_core.insight.maps import Map, MapSettings
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
+from lol_core.learning.editor import Editor
+from lol_core.learning.members import Members
 from ui import visitors
 from ui.access import access
 from ui.jobs import Job, sentence
@@ -45,9 +46,9 @@ class Session:
     examined: how many weights had been read, and what the look at every header gave, by fingerprint; maps: pictures
     drawn so far; selections, isolated, computed: see ui/selection.py, by collection; linked: what `ui.choice` last
     wrote into the URL, by key; edits: of one LoRA, each of what the one before it gave; members: what directions are
-    made of, by fingerprint and model; opened_slice: the saved slice taken up last; picture: the format in which figures
-    are saved; page: the present one; url: what stands in the URL on every page, empty for what opens first, the labels
-    file in the folder, and no guided visit.
+    made of, by fingerprint and model; editors: networks that edit, by when their model was made; opened_slice: the
+    saved slice taken up last; picture: the format in which figures are saved; page: the present one; url: what stands
+    in the URL on every page, empty for what opens first, the labels file in the folder, and no guided visit.
     """
 
     folder: Path | None = field(default_factory=lambda: access().visitor_folder())
@@ -65,6 +66,7 @@ class Session:
     editing: Job[Wish, Edited] | None = None
     edits: list[tuple[Wish, Edited]] = field(default_factory=list)
     members: dict[tuple[str, str], Members] = field(default_factory=dict)
+    editors: dict[str, Editor] = field(default_factory=dict)
     merging: Job[Merging, Merged] | None = None
     merged: tuple[Merging, Merged] | None = None
     drawing_edit: Job[None, None] | None = None

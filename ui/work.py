@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
@@ -17,12 +18,13 @@ from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import Progress, Reporter
+from lol_core.errors import CheckpointError
 from lol_core.experiments import run as run_experiment
 from lol_core.experiments.context import Context
 from lol_core.experiments.result import Result
 from lol_core.experiments.search import SMALL
 from lol_core.insight.duplicates import duplicates
-from lol_core.insight.editing import NEEDS, Edit, Goal, Members, Method, edit
+from lol_core.insight.editing import NEEDS, Edit, Method, edit
 from lol_core.insight.generation import Painter, Sampling, weights_file, write_drawable
 from lol_core.insight.maps import Map, MapSettings, draw_map
 from lol_core.insight.merge_report import MergeReport
@@ -32,6 +34,9 @@ from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
+from lol_core.learning.editor import Editor, train_editor
+from lol_core.learning.goal import Goal
+from lol_core.learning.members import Members
 from lol_core.learning.training import Plan, train
 from lol_core.learning.verdict import Difference
 from ui.access import access
@@ -201,11 +206,13 @@ class Wish:
 @dataclass
 class Edited:
     """An edit, and its steps as files that diffusers loads, none where it has no form for them; they go with this
-    object. members: what its direction was made of, for the next one; key: tells it from every other of this server.
+    object. members, editor: what its direction came from, for the next one; key: tells it from every other of this
+    server.
     """
 
     edit: Edit
     members: Members | None
+    editor: Editor | None
     folder: Path | None
     key: str = field(default_factory=lambda: uuid4().hex)
 
@@ -214,20 +221,46 @@ class Edited:
 
 
 def edit_lora(
-    checkpoint: Checkpoint, source: Source, lora: LoRA, wish: Wish, *, members: Members | None, drawable: bool
+    checkpoint: Checkpoint,
+    source: Source,
+    lora: LoRA,
+    wish: Wish,
+    *,
+    members: Members | None,
+    editor: Editor | None,
+    drawable: bool,
 ) -> Job[Wish, Edited]:
-    """Edits a LoRA; first it reads the collection where the method needs it and `members` is None."""
+    """Edits a LoRA; first it reads the collection where the method needs it and `members` is None, and trains an editor
+    where it needs one and there is none, `editor` or beside the model.
+    """
 
     def work(reporter: Reporter) -> Edited:
-        own, needs = members, wish.method in NEEDS
-        if needs and own is None:
+        own, learnt = members, editor
+        if wish.method is Method.EQUIVARIANT and learnt is None:
+            with suppress(CheckpointError):
+                learnt = Editor.load(checkpoint)
+        trains = wish.method is Method.EQUIVARIANT and learnt is None
+        reads = own is None and (trains or wish.method in NEEDS)
+        read_by = (0.1 if trains else 0.7) if reads else 0.0
+        learnt_by = 0.95 if trains else read_by
+        if reads:
             with stopped_by(reporter):
-                own = Members.of(checkpoint, source, reporter.part(0.0, 0.7))
-        part = reporter.part(0.7 if needs and members is None else 0.0, 1.0)
-        made = edit(checkpoint, [lora], wish.goal, method=wish.method, size=wish.size, members=own, reporter=part)[0]
+                own = Members.of(checkpoint, source, reporter.part(0.0, read_by))
+        if trains and own is not None:
+            learnt = train_editor(checkpoint, own, reporter=reporter.part(read_by, learnt_by))
+        made = edit(
+            checkpoint,
+            [lora],
+            wish.goal,
+            method=wish.method,
+            size=wish.size,
+            members=own,
+            editor=learnt,
+            reporter=reporter.part(learnt_by, 1.0),
+        )[0]
         if not drawable:
-            return Edited(made, own, None)
-        edited = Edited(made, own, folder := Path(mkdtemp()))
+            return Edited(made, own, learnt, None)
+        edited = Edited(made, own, learnt, folder := Path(mkdtemp()))
         finalize(edited, rmtree, folder, ignore_errors=True)
         for step, one in enumerate(made.loras):
             write_drawable(one, folder / f"{step}.safetensors", wish.lora[1])

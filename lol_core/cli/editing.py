@@ -1,4 +1,6 @@
-"""`edit`: a LoRA changed towards a wished label, written as a file that other programs load."""
+"""`edit`: a LoRA changed towards a wished label, written as a file that other programs load. `editor`: a network that
+is trained to do so.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,17 @@ if TYPE_CHECKING:
     from lol_core.core.progress import Reporter
 
 
+EPOCHS = 25
+"""As `learning.editor.EditorConfig`, which takes PyTorch's time to import."""
+
+
 class Direction(StrEnum):
     """As `insight.editing.Method`, which takes PyTorch's time to import."""
 
     LINEAR = "linear"
     PATTERN = "pattern"
     GRADIENT = "gradient"
+    EQUIVARIANT = "equivariant"
     RANDOM = "random"
 
 
@@ -47,7 +54,7 @@ def edit(
         typer.Option(
             help="linear: how the collection's updates go with the label; pattern: with the model's gradient, without"
             " labels; gradient: of the model alone, which changes the prediction more than what the LoRA does;"
-            " random: the control."
+            " equivariant: a network trained to edit, which `lol editor` makes; random: the control."
         ),
     ] = Direction.LINEAR,
     size: Annotated[float, typer.Option(help="How far ΔW moves, as a share of ‖ΔW‖.")] = 0.5,
@@ -61,9 +68,12 @@ def edit(
 ) -> None:
     """Change a LoRA so that a model says something else of it: same modules, same rank, ready for diffusers."""
     with reported(), stoppable() as reporter:
-        from lol_core.insight.editing import NEEDS, Goal, Members, Method
+        from lol_core.insight.editing import NEEDS, Method
         from lol_core.insight.editing import edit as edit_loras
         from lol_core.learning.checkpoint import Checkpoint
+        from lol_core.learning.editor import Editor
+        from lol_core.learning.goal import Goal
+        from lol_core.learning.members import Members
 
         model = Checkpoint.load(checkpoint)
         goal, chosen = Goal.parse(model.task, to), Method(method)
@@ -75,9 +85,20 @@ def edit(
         source = None if collection is None else open_collection(collection, reporter=reporter.part(0.0, 0.1))
         given = _lora(lora, source, reporter.part(0.1, 0.2))
         needed = source if chosen in NEEDS else None
+        editor = Editor.load(model) if chosen is Method.EQUIVARIANT else None
         members = None if needed is None else Members.of(model, needed, reporter.part(0.2, 0.8))
         part = reporter.part(0.2 if members is None else 0.8, 1.0)
-        made = edit_loras(model, [given], goal, method=chosen, size=size, members=members, seed=seed, reporter=part)[0]
+        made = edit_loras(
+            model,
+            [given],
+            goal,
+            method=chosen,
+            size=size,
+            members=members,
+            editor=editor,
+            seed=seed,
+            reporter=part,
+        )[0]
         row = write_whole(made.lora, out_path, Job(out_path.parent, to_form, dtype, force))
     steps = [
         {"moved": moved, goal.reading: float(value)}
@@ -91,6 +112,36 @@ def edit(
     print_table(steps)
     print_table(modules[:5])
     out.print(f"Written to {row['written']} as {row['form']}.", highlight=False, soft_wrap=True)
+
+
+def editor(
+    checkpoint: Annotated[Path, typer.Argument(help="The model that it follows; it must be GL-invariant.")],
+    collection: Annotated[
+        str,
+        typer.Option(
+            "--of", metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="The collection that the model was trained on."
+        ),
+    ],
+    epochs: Annotated[int, typer.Option(min=1, help="Over the model's training part.")] = EPOCHS,
+    seed: Annotated[int, typer.Option(help="Of its first weights and of what it is shown.")] = 0,
+    force: Force = False,
+) -> None:
+    """Train a network that gives LoRAs back to edit what a model reads, for `edit --method equivariant`. It is written
+    beside the model.
+    """
+    with reported(), stoppable() as reporter:
+        from lol_core.learning.checkpoint import Checkpoint
+        from lol_core.learning.editor import FILE, EditorConfig, train_editor
+        from lol_core.learning.members import Members
+
+        model = Checkpoint.load(checkpoint)
+        if (checkpoint / FILE).exists() and not force:
+            raise DataMissingError(f"{checkpoint / FILE} is there already. Give --force to train another.")
+        source = open_collection(collection, reporter=reporter.part(0.0, 0.05))
+        members = Members.of(model, source, reporter.part(0.05, 0.15))
+        config = EditorConfig(epochs=epochs, seed=seed)
+        train_editor(model, members, config, reporter.part(0.15, 1.0)).save(checkpoint)
+    out.print(f"Written to {checkpoint / FILE}.", highlight=False, soft_wrap=True)
 
 
 def _lora(name: str, source: Source | None, reporter: Reporter) -> LoRA:

@@ -68,6 +68,18 @@ class FixedRank:
             B.append(of_P - Q @ (Q.mT @ of_P))
         return Tangent(tuple(A), tuple(B))
 
+    def __getitem__(self, index: Tensor) -> FixedRank:
+        """Some of the LoRAs, by their places."""
+        P, sigma, Q = (tuple(part[index] for part in parts) for parts in (self.P, self.sigma, self.Q))
+        return FixedRank(self.like[index], P, sigma, Q)
+
+    def plus(self, change: Tangent) -> Batch:
+        """ΔW + A Qᵀ + P Bᵀ itself, of twice the rank, in the dtype of the batch that it began with."""
+        U = [torch.cat([P * s[..., None, :] + A, P], -1) for P, s, A in zip(self.P, self.sigma, change.A, strict=True)]
+        V = [torch.cat(pair, -1) for pair in zip(self.Q, change.B, strict=True)]
+        left, right = (tuple(factor.to(self.like.dtype) for factor in of) for of in (U, V))
+        return replace(self.like, U=left, V=right, ranks=2 * self.like.ranks)
+
     def step(self, change: Tangent) -> FixedRank:
         """The nearest point of the same ranks to this one plus the change."""
         return Line.of(self, change).at(torch.ones(len(self.like), dtype=torch.float64))

@@ -8,24 +8,22 @@ share of ‖ΔW‖. They differ in the direction:
   difference of the two means; weights2weights (Dravid et al. 2024) fits its directions by least squares instead;
 - pattern: the same with the model's gradient in place of labels: Σᵢ ⟨∇, ΔWᵢ⟩ ΔWᵢ, the covariance of the collection
   times the gradient, which turns a filter that reads into a pattern that is there (Haufe et al. 2014);
+- equivariant: what a network from LoRAs to LoRAs gives, which was trained to edit, at every step (`learning.editor`);
 - random: a random combination of the collection's LoRAs, the control.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from lol_core.collections.source import Source
-from lol_core.core.batch import Batch, stack, unstack
+from lol_core.core.batch import stack, unstack
 from lol_core.core.fixed_rank import FixedRank, Line, Tangent
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA
@@ -33,12 +31,12 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.core.symmetry import promises
 from lol_core.errors import ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint
-from lol_core.learning.models.modulewise import left_product
-from lol_core.learning.tasks import Binary, Multiclass, Regression, Task
+from lol_core.learning.editor import Editor
+from lol_core.learning.goal import Goal
+from lol_core.learning.members import Members
+from lol_core.learning.tasks import Regression
 
 STEPS = 10
-MOST = 1000
-"""LoRAs of a collection that directions are made of."""
 TINY = 1e-30
 TRIALS, CLOSE = 8, 1e-3
 """How often the length of a step is tried, and how near to its radius it comes."""
@@ -48,147 +46,12 @@ class Method(StrEnum):
     LINEAR = "linear"
     PATTERN = "pattern"
     GRADIENT = "gradient"
+    EQUIVARIANT = "equivariant"
     RANDOM = "random"
 
 
 NEEDS = {Method.LINEAR: "a collection with labels", Method.PATTERN: "a collection", Method.RANDOM: "a collection"}
 """What a method needs beside the model."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A wished change: one output of a task, and the value it should have (a yes/no label 0 or 1; a number; for classes
-    1, the class itself being the output).
-    """
-
-    task: Task
-    output: int
-    value: float
-
-    @classmethod
-    def parse(cls, task: Task, text: str) -> Goal:
-        """Such as Smiling=1, clip_score=2, class=dog. Raises TaskError, which says what can be wished."""
-        name, _, wish = text.partition("=")
-        if isinstance(task, Multiclass) and name == task.targets[0] and wish in task.classes:
-            return cls(task, task.classes.index(wish), 1.0)
-        if not isinstance(task, Multiclass) and name in task.targets:
-            try:
-                value = float(wish)
-            except ValueError:
-                value = math.nan
-            if value in (0, 1) if isinstance(task, Binary) else math.isfinite(value):
-                return cls(task, task.targets.index(name), value)
-        raise TaskError(f"{text!r} is no wish for this model. It can be {', '.join(wishes_of(task))}.")
-
-    @property
-    def name(self) -> str:
-        if isinstance(self.task, Multiclass):
-            return f"{self.task.targets[0]}={self.task.classes[self.output]}"
-        return f"{self.task.targets[self.output]}={self.value:g}"
-
-    @property
-    def reading(self) -> str:
-        """What `read` reads: the probability of a label or of a class, or a number."""
-        if isinstance(self.task, Regression):
-            return self.task.targets[self.output]
-        return f"p({self.name if isinstance(self.task, Multiclass) else self.task.targets[self.output]})"
-
-    def signs(self, outputs: Tensor) -> Tensor:
-        """Whether each LoRA's output should grow (1) or fall (−1): (B, outputs) → (B,)."""
-        if isinstance(self.task, Regression):
-            encoded = (self.value - self.task.mean[self.output]) / self.task.std[self.output]
-            return torch.where(outputs[:, self.output] < encoded, 1.0, -1.0)
-        return torch.full((len(outputs),), 1.0 if self.value == 1 else -1.0)
-
-    def margin(self, outputs: Tensor) -> Tensor:
-        """What grows with the output: a logit, a number, or a class's log-odds against the others: (B,)."""
-        own = outputs[:, self.output]
-        if not isinstance(self.task, Multiclass):
-            return own
-        others = [i for i in range(outputs.shape[1]) if i != self.output]
-        return own - outputs[:, others].logsumexp(1)
-
-    def read(self, predictions: np.ndarray) -> np.ndarray:
-        """What predictions (B, outputs) say of it, see `reading`: (B,)."""
-        return predictions[:, self.output]
-
-    def numbers(self, labels: pd.DataFrame) -> np.ndarray:
-        """The label of each LoRA as a number: (N,)."""
-        encoded = self.task.encode(labels)
-        if isinstance(self.task, Multiclass):
-            return (encoded == self.output).double().numpy()
-        return encoded[:, self.output].double().numpy()
-
-
-def wishes_of(task: Task) -> list[str]:
-    """What can be wished of a model, as `Goal.parse` takes it."""
-    if isinstance(task, Multiclass):
-        return [f"{task.targets[0]}={name}" for name in task.classes]
-    if isinstance(task, Binary):
-        return [f"{target}={value}" for target in task.targets for value in (1, 0)]
-    return [f"{target}=NUMBER" for target in task.targets]
-
-
-def unmet(task: Task, prediction: np.ndarray) -> str:
-    """The first wish for a label or a class that is not so already by a prediction: (outputs,)."""
-    for wish in wishes_of(task):
-        goal = Goal.parse(task, wish)
-        if abs(goal.value - prediction[goal.output]) > 0.5:
-            return wish
-    return wishes_of(task)[0]
-
-
-@dataclass(frozen=True)
-class Members:
-    """LoRAs of a collection that directions are made of. batch: all of them; labels: a row for each, in order."""
-
-    batch: Batch
-    labels: pd.DataFrame
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, source: Source, reporter: Reporter = SILENT) -> Members:
-        """Those that a model was trained on, at most MOST: what it is tried on later takes no part. Raises TaskError
-        when fewer than two of them are in the collection, and Stopped.
-        """
-        ids = [id for id in checkpoint.split["train"] if id in source.by_id][:MOST]
-        if len(ids) < 2:
-            raise TaskError(
-                f"{source.name} holds {len(ids)} of the LoRAs that {checkpoint.title} was trained on, and directions"
-                f" are made of those. Open the collection it was trained on, {checkpoint.zoo}, or choose the method"
-                f" {Method.GRADIENT}."
-            )
-        loras = []
-        for i, id in enumerate(ids):
-            reporter.count("Reading: LoRA", i + 1, len(ids))
-            reporter.check("Nothing was edited.")
-            loras.append(source.load(id))
-        targets = [target for target in checkpoint.task.targets if target in source.labels]
-        return cls(stack(loras, checkpoint.spec), source.labels.loc[ids, targets])
-
-    def along(self, weights: Tensor, at: FixedRank) -> Tangent:
-        """The tangent part of Σᵢ wᵢ ΔWᵢ at a point, from the factors. weights: (B, N)."""
-        each = weights.float().repeat_interleave(self.batch.rank, 1)[:, None, :, None]
-        parts = []
-        for (U, V), P, Q in zip(self._columns, at.P, at.Q, strict=True):
-            of_Q = left_product(U, left_product(V.mT, Q.float()) * each)
-            of_P = left_product(V, left_product(U.mT, P.float()) * each)
-            parts.append((of_Q.double(), of_P.double()))
-        return at.project(parts)
-
-    def inner(self, change: Tangent, at: FixedRank) -> Tensor:
-        """⟨change, ΔWᵢ⟩ of every member: (B, N)."""
-        total = torch.zeros(len(at.like), len(self.batch) * self.batch.rank)
-        for (U, V), P, Q, A, B in zip(self._columns, at.P, at.Q, change.A, change.B, strict=True):
-            a, p = (left_product(U.mT, side.float()) for side in (A, P))
-            b, q = (left_product(V.mT, side.float()) for side in (B, Q))
-            total += (a * q + p * b).sum((1, 3))
-        return total.unflatten(1, (len(self.batch), self.batch.rank)).sum(2).double()
-
-    @cached_property
-    def _columns(self) -> list[tuple[Tensor, Tensor]]:
-        """All members' columns side by side: (L, n, N r) and (L, m, N r) for each group."""
-        sides = ([side.permute(1, 2, 0, 3).flatten(2) for side in of] for of in (self.batch.U, self.batch.V))
-        return list(zip(*sides, strict=True))
 
 
 @dataclass(frozen=True)
@@ -232,6 +95,7 @@ def edit(
     method: Method = Method.LINEAR,
     size: float = 0.5,
     members: Members | None = None,
+    editor: Editor | None = None,
     steps: int = STEPS,
     seed: int = 0,
     reporter: Reporter = SILENT,
@@ -252,7 +116,10 @@ def edit(
         )
     batch = stack(loras, checkpoint.spec, torch.float64)
     start = point = FixedRank.of(batch)
-    direction = _direction(checkpoint, start, goal, method, members, seed)
+    if method is Method.EQUIVARIANT:
+        direction = _learnt(checkpoint, start, goal, editor)
+    else:
+        direction = _direction(checkpoint, start, goal, method, members, seed)
     points = [start]
     for number in range(1, steps + 1):
         point = _onto_sphere(start, point, direction(point), number / steps * size * start.norm, _unmoved(method))
@@ -306,6 +173,16 @@ def _direction(
         weights = torch.randn(len(start.like), len(members.batch), generator=generator, dtype=torch.float64)
     centred = weights - weights.mean(1, keepdim=True)
     return lambda point: members.along(centred, point)
+
+
+def _learnt(
+    checkpoint: Checkpoint, start: FixedRank, goal: Goal, editor: Editor | None
+) -> Callable[[FixedRank], Tangent]:
+    if editor is None or not editor.belongs_to(checkpoint):
+        raise TaskError(f"The method {Method.EQUIVARIANT} needs an editor that was trained with {checkpoint.title}.")
+    wishes = torch.zeros(len(start.like), goal.task.outputs, dtype=torch.float64)
+    wishes[:, goal.output] = goal.signs(_outputs(checkpoint, start)).double()
+    return lambda point: editor.change(point, wishes)
 
 
 def _label_weights(members: Members, goal: Goal) -> np.ndarray:
