@@ -155,6 +155,20 @@ def test_folds_hold_every_lora_out_once_in_each_round() -> None:
     assert fold_of(ids, 0)["test"] != fold_of(ids, 5)["test"]
 
 
+def test_fewer_training_loras_are_among_more_and_nothing_else_changes(tmp_path: Path) -> None:
+    budget = replace(SMALL, loras=60)
+    few, more, all_ = (
+        Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), replace(budget, known=known), tmp_path, ("svd",))
+        for known in (5, 20, None)
+    )
+    splits = [each.prepared("svd", Setting(1e-3), 1).split for each in (few, more, all_)]
+    train = [set(split["train"]) for split in splits]
+    assert train[0] < train[1] < train[2] and [len(part) for part in train] == [5, 20, 42]
+    assert splits[0]["test"] == splits[2]["test"] and splits[0]["validation"] == splits[2]["validation"]
+    assert few.test_share == pytest.approx(9 / 5) and all_.test_share == pytest.approx(9 / 42)
+    assert few.kept.about != more.kept.about and "known" not in all_.kept.about["budget"]
+
+
 def test_only_a_training_that_diverged_is_recorded_without_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

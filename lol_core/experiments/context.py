@@ -46,15 +46,19 @@ class Context:
         return self.budget.loras is not None
 
     def trials(
-        self, question: Question, models: Sequence[str | Variant] = tuple(FIVE), seeds: int | None = None
+        self,
+        question: Question,
+        models: Sequence[str | Variant] = tuple(FIVE),
+        seeds: int | None = None,
+        known: int | None = None,
     ) -> Trials:
-        """The fits of a question, made now as far as they are missing; seeds: the budget's when None. Raises
-        Stopped, ZooError, TaskError.
+        """The fits of a question, made now as far as they are missing; seeds: the budget's when None; known: of at most
+        so many training LoRAs. Raises Stopped, ZooError, TaskError.
         """
         if question.folded:
             seeds = FOLDS * REPEATS if not self.small else FOLDS
-        budget = self.budget if seeds is None else replace(self.budget, seeds=seeds)
-        key = (question.name, tuple(map(Variant.of, models)), budget.seeds)
+        budget = replace(self.budget, seeds=seeds or self.budget.seeds, known=known)
+        key = (question.name, tuple(map(Variant.of, models)), budget.seeds, known)
         if key not in self.answered:
             zoo = self.zoo_of(question)
             question = question.asked_with(zoo.labels.columns) or question

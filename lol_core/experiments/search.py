@@ -126,7 +126,7 @@ class Budget:
     tried with each of its `searched` options, epochs, patience. search: in place of that grid.
 
     options: at most so many of a model's options, all when None; loras: at most so many of a zoo, all when None;
-    width: of the heads whose setting names none.
+    known: at most so many of a training part, all when None; width: of the heads whose setting names none.
     """
 
     seeds: int = 5
@@ -136,6 +136,7 @@ class Budget:
     epochs: int = 60
     patience: int = 10
     loras: int | None = None
+    known: int | None = None
     width: int | None = None
     search: Halving | None = None
 
@@ -143,7 +144,7 @@ class Budget:
     def about(self) -> dict[str, Any]:
         """What a fit depends on beside its model, seed and setting."""
         left_out = {"seeds", "learning_rates", "options"}
-        left_out |= {name for name in ("width", "search") if getattr(self, name) is None}
+        left_out |= {name for name in ("known", "width", "search") if getattr(self, name) is None}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def settings(self, variant: Variant) -> tuple[Setting, ...]:

@@ -161,9 +161,10 @@ class Trials:
     def test_share(self) -> float:
         """Test LoRAs for each training LoRA."""
         train, validation, test = TrainingConfig().fractions
+        left_out = max(1.0, train * len(self.labelled) / self.budget.known) if self.budget.known else 1.0
         if self.question.folded:
-            return (train + validation) / train / (FOLDS - 1)
-        return test / train
+            return left_out * (train + validation) / train / (FOLDS - 1)
+        return left_out * test / train
 
     def __getstate__(self) -> dict[str, Any]:
         """Sent to other processes without what they make themselves."""
@@ -219,6 +220,12 @@ class Trials:
             planned = replace(planned, split=fold_of(self.labelled, seed))
         return planned, config
 
+    def _split(self, whole: dict[str, list[str]], seed: int) -> dict[str, list[str]]:
+        """With as many training LoRAs as the budget lets be known; fewer of them are among more of them."""
+        train = whole["train"]
+        chosen = np.random.default_rng(seed).permutation(len(train))[: self.budget.known]
+        return whole | {"train": [train[i] for i in sorted(chosen)]}
+
     @property
     def labelled(self) -> list[str]:
         """The LoRAs that a folded question is asked about, in the order in which folds are cut."""
@@ -249,7 +256,8 @@ class Trials:
             if self._factors.left_out:
                 id, reason = next(iter(self._factors.left_out.items()))
                 raise TaskError(f"{id}: {reason} An experiment needs every LoRA of its zoo.")
-        return Fit.of(self._factors, planned.split, planned.task, self.zoo.labels, config)
+        split = self._split(planned.split, seed)
+        return Fit.of(self._factors, split, planned.task, self.zoo.labels, config)
 
     def _scored(self, model: str, setting: Setting, seed: int) -> list[Line]:
         fit = self._fitted(model, setting, seed)
