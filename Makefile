@@ -43,11 +43,12 @@ pythons: .venv/dev
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu
 
-check: .venv/dev  ## lint, format, the order of rooms and types
+check: .venv/dev  ## lint, format, the order of rooms, types and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
@@ -120,7 +121,8 @@ clean:
 	@echo "Installing what the app needs, once: some minutes, each package shown as it comes"
 	@$(if $(UV),,test "$$(uname -sm)" != "Linux x86_64" || command -v nvidia-smi >/dev/null || \
 		echo "pip takes PyTorch's build for GPUs (some GB), though none is here; uv, once installed, takes the small one")
-	$(INSTALL) -r requirements.txt
+	@$(INSTALL) -r requirements.txt || { $(if $(and $(UV),$(findstring torch-backend,$(TORCH))),echo \
+		"Where PyTorch's own index cannot be reached: make app TORCH= takes the larger build of the package index";) exit 1; }
 	touch $@
 
 .venv/notebooks: requirements-notebooks.txt .venv/app

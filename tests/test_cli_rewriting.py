@@ -136,7 +136,7 @@ def test_what_is_no_sum_is_refused(tmp_path: Path) -> None:
     assert said.exit_code == 1 and "1 LoRAs and 2 weights" in said.output
 
 
-def test_a_folder_is_converted_whole_and_nothing_is_replaced(tmp_path: Path) -> None:
+def test_a_folder_is_converted_whole_and_nothing_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loras = {f"{k}/{k}": diffusion_lora(k, (2, 3), 0.5) for k in range(3)}
     for name, lora in loras.items():
         write(lora, tmp_path / "from" / f"{name}.safetensors", "diffusers", torch.float32)
@@ -153,6 +153,9 @@ def test_a_folder_is_converted_whole_and_nothing_is_replaced(tmp_path: Path) -> 
     again = output("convert", tmp_path / "from", *to, code=1)
     assert len(again["refused"]) == 3 and "there already" in again["refused"][0]["refused"]
     assert {path: path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file()} == before
+    monkeypatch.setattr("lol_core.cli.rewriting.SHOWN", 1)
+    shown = CliRunner().invoke(app, ["convert", str(tmp_path / "from"), *map(str, to)]).output
+    assert shown.count("there already") == 1 and "… and 2 more" in shown
     assert len(output("convert", tmp_path / "from", *to, "--force")["written"]) == 3
 
 

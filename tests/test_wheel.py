@@ -45,6 +45,7 @@ def test_the_versions_that_are_tested_lie_in_the_ranges_that_are_installed() -> 
 def test_the_explorer_is_the_core_of_its_own_version_with_the_app() -> None:
     explorer = tomllib.loads((EXPLORER / "pyproject.toml").read_text())["project"]
     extras = explorer["optional-dependencies"]
+    assert extras.keys() == PROJECT["optional-dependencies"].keys()
     assert explorer["version"] == PROJECT["version"] == lol_core.__version__
     for extra, (text,) in {"app": explorer["dependencies"], **extras}.items():
         wanted = Requirement(text)

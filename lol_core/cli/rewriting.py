@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from lol_core.core.lora import LoRA
     from lol_core.insight.rewriting import Resized
 
+SHOWN = 20
+"""Refused LoRAs that are named on the terminal: a second run over thousands of files finds them all there already."""
+
 
 class Form(StrEnum):
     """As `formats.writing.FORMS`, which takes PyTorch's time to import."""
@@ -229,8 +232,10 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         print_json({"finished": len(rows) == len(items), "written": written, "refused": refused})
     else:
         print_table(sorted(written, key=lambda row: row["lora"]))
-        for row in refused:
+        for row in refused[:SHOWN]:
             err.print(f"{row['lora']}: {row['refused']}", highlight=False, soft_wrap=True)
+        if len(refused) > SHOWN:
+            err.print(f"… and {len(refused) - SHOWN:,} more; --json lists them all.", highlight=False)
         out.print(f"{len(written)} of {len(items)} LoRAs written to {job.out}.", highlight=False, soft_wrap=True)
     if len(written) < len(items):
         raise typer.Exit(1)
