@@ -16,6 +16,7 @@ exclude_patterns = ["_build", "results/*/*.md"]
 html_theme = "furo"
 html_title = project
 html_show_copyright = False
+toc_object_entries = False  # the API's hundreds of names would stand in the navigation of every page, at twice the time
 nb_execution_mode = "off"  # they are run by the tests, and kept with what they show
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
