@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -26,7 +26,19 @@ FLAGS = [
     "--no-first-run",
 ]
 MILLISECONDS = 1000 * PATIENCE
+last_port: list[int] = []
 expect.set_options(timeout=MILLISECONDS)
+
+
+def free_port() -> int:
+    """That of the last server, where it has ended: what Chromium has compiled of its frontend is compiled no more."""
+    for port in (*last_port, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            last_port[:] = [probe.getsockname()[1]]
+            break
+    return last_port[0]
 
 
 @contextmanager
@@ -42,9 +54,7 @@ def server(
     """The app, or another script, on a free port of this machine; yields its address. log: what it prints is written
     there; command: what Python is started with, in `folder`, where it imports from `code`.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, *(part.format(script=script, port=port) for part in command)],
@@ -76,6 +86,17 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         yield browser
         browser.close()
+
+
+def cleared(page: Page) -> Page:
+    """As a new visitor has it: a light page of 1280 × 900 that holds nothing and has stored nothing."""
+    if page.url.startswith("http"):
+        page.evaluate("localStorage.clear(); sessionStorage.clear()")
+    page.context.clear_cookies()
+    page.goto("about:blank")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
+    return page
 
 
 def settled(page: Page) -> Page:

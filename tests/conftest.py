@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ from hypothesis import settings
 from lol_core.collections.zoo import Zoo
 from tests import workers
 from tests.builders import write_zoo
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_LORAS = ROOT.parent / "shared" / "real_loras"
+EXPLORER = ROOT / "packaging" / "lol-explorer"
 SAMPLE_ZOO = ROOT / "sample_loras" / "glosses"
 
 
@@ -65,6 +68,15 @@ def in_threads() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forests of the controls that take no time: half of what a small training computes is theirs."""
+    from lol_core.learning.tasks import classes, regression
+
+    for module in (classes, regression):
+        monkeypatch.setattr(module, "TREES", 3)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One Chromium for all tests of this process."""
@@ -72,6 +84,21 @@ def browser() -> Iterator[Browser]:
 
     with chromium() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def tab(browser: Browser) -> Page:
+    """The page that tests have one after the other: each would else compile the frontend anew, for three seconds."""
+    page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
+    return page
+
+
+@pytest.fixture
+def page(tab: Page) -> Page:
+    from tests.browser import cleared  # needs Playwright
+
+    return cleared(tab)
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +119,16 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def synthetic_zoo(synthetic_folder: Path) -> Zoo:
     return Zoo.open(synthetic_folder)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which pip has installed both wheels."""
+    place = tmp_path_factory.mktemp("wheel")
+    for folder in (ROOT, EXPLORER):
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-index", "--no-compile", "--target", str(place / "site")]
+    subprocess.run([*command, *map(str, place.glob("*.whl"))], check=True, capture_output=True)
+    return place / "site"

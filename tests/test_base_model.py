@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from lol_core.finetuning.pictures import (
 from lol_core.finetuning.scorer import Scorer, ScorerSettings
 from tests.conftest import ROOT
 
-pytest.importorskip("dicebear", reason="dicebear, a development tool, is not installed")
+pytestmark = pytest.mark.skipif(not find_spec("dicebear"), reason="dicebear, a development tool, is not installed")
 PATH = ROOT / "sample_loras" / "pictures" / "drawings.json"
 
 

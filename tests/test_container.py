@@ -20,11 +20,9 @@ from playwright.sync_api import Browser, Page, expect
 from lol_core.learning.checkpoint import Checkpoint
 from tests.browser import CHROMIUM, server, settled
 from tests.conftest import ROOT
-from tests.test_wheel import installed
 from tests.waiting import PATIENCE
 
-__all__ = ["installed"]
-pytestmark = pytest.mark.xdist_group("installed")  # they share the built wheels
+pytestmark = pytest.mark.xdist_group("browser")  # they share the built wheels, and the browser
 
 
 def steps() -> list[tuple[str, str]]:
@@ -96,13 +94,18 @@ def go(page: Page, name: str) -> Page:
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_visitors_of_the_installed_app_see_nothing_of_the_machine_or_of_each_other(
-    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
+    installed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    page: Page,
+    browser: Browser,
+    request: pytest.FixtureRequest,
 ) -> None:
     (copied,) = of("COPY")
     source, target = copied.split()
     beside = installed / target.partition("/site-packages/")[2]
-    if not beside.exists():
-        beside.symlink_to(ROOT / source)
+    beside.symlink_to(ROOT / source)
+    request.addfinalizer(beside.unlink)
     for name, value in environment().items():
         monkeypatch.setenv(name, re.sub("^/cache", str(tmp_path / "cache"), value))
     script, *words = json.loads(of("CMD")[0])
@@ -117,7 +120,7 @@ def test_visitors_of_the_installed_app_see_nothing_of_the_machine_or_of_each_oth
         check, *rest = json.loads(of("HEALTHCHECK")[0].partition(" CMD ")[2])
         rest = [word.replace(of("EXPOSE")[0], address.rpartition(":")[2]) for word in rest]
         assert check == "python" and subprocess.run([sys.executable, *rest], timeout=PATIENCE).returncode == 0
-        first, second = (browser.new_context().new_page() for _ in range(2))
+        first, second = page, browser.new_context().new_page()
         alert = opened(second, f"{address}/Zoo?collection=/etc").get_by_test_id("stAlert").first
         expect(alert).to_contain_text("not among what is served here")
         opened(first, f"{address}/Train")
@@ -133,13 +136,13 @@ def test_visitors_of_the_installed_app_see_nothing_of_the_machine_or_of_each_oth
         (taken,) = (tmp_path / "taken").iterdir()
         assert Checkpoint.load(taken).task.targets == ("validation_loss",)
         assert shows_no_place((taken / "checkpoint.json").read_text() + (taken / "README.md").read_text())
-        page = go(first, "Predictions")
+        go(first, "Predictions")
         with page.expect_download() as download:
             page.locator("button[kind=secondary]").filter(has_text="Download as CSV").click()
         exported = Path(download.value.path()).read_text()
         assert shows_no_place(page.content() + page.url)
         expect(opened(second, address).get_by_text("Trained models for this collection: 6.")).to_be_visible()
-        page = go(first, "Home")
+        go(first, "Home")
         expect(page.get_by_text("Trained models for this collection: 7.")).to_be_visible()
         assert shows_no_place(page.content() + second.content())
     assert exported.startswith("lora,") and shows_no_place(exported)

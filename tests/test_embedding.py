@@ -40,6 +40,9 @@ from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Regression
 from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo
 
+compiling = pytest.mark.xdist_group("umap")
+"""UMAP compiles itself for half a minute, once on a machine and once more for each process that does not wait."""
+
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.2, 2))
 @settings(max_examples=15)
@@ -151,6 +154,7 @@ def test_neighbours_and_clusters_come_from_the_space(two_clouds: Space) -> None:
     }
 
 
+@compiling
 @pytest.mark.parametrize(("method", "dimensions"), [("PCA", 2), ("PCA", 3), ("UMAP", 2)])
 def test_a_picture_is_repeatable_and_keeps_clouds_apart(two_clouds: Space, method: Method, dimensions: int) -> None:
     first, second = (project(two_clouds, method, dimensions=dimensions, seed=3) for _ in range(2))
@@ -176,6 +180,7 @@ def test_a_turned_picture_is_laid_over_the_earlier_one(seed: int, dimensions: in
     assert displacement(found, earlier) < 1e-9
 
 
+@compiling
 def test_what_umap_compiles_is_kept_on_disk(two_clouds: Space) -> None:
     project(two_clouds, "UMAP")
     from umap import umap_
@@ -183,6 +188,7 @@ def test_what_umap_compiles_is_kept_on_disk(two_clouds: Space) -> None:
     assert Path(umap_.smooth_knn_dist.stats.cache_path).is_dir()
 
 
+@compiling
 def test_a_picture_stays_in_place_when_it_starts_from_the_last(two_clouds: Space) -> None:
     """No rotation or reflection of the new picture lies nearer to the last: true of UMAP on every machine, wherever its
     rounding takes it.

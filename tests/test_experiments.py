@@ -36,7 +36,7 @@ from lol_core.experiments.search import SMALL
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.timing import Shape, needs
 from lol_core.learning.models import make_model
-from lol_core.learning.tasks import Multiclass, classes, regression
+from lol_core.learning.tasks import Multiclass
 from tests.builders import random_batch, random_lora, write_peft
 from tests.conftest import ROOT
 
@@ -49,13 +49,6 @@ CELLS = ["row", "column", "mean", "std", "paper", "paper_std"]
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fits are shared by the experiments that ask the same question, as in a full run."""
     return tmp_path_factory.mktemp("experiments")
-
-
-@pytest.fixture
-def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forests of the controls that take no time: half of what a small experiment computes is theirs."""
-    for module in (classes, regression):
-        monkeypatch.setattr(module, "TREES", 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

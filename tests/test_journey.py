@@ -20,9 +20,9 @@ from ui.frame import PAGES as LINKS
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-from playwright.sync_api import Browser, Page, expect  # noqa: E402  (only after the check above)
+from playwright.sync_api import Page, expect  # noqa: E402  (only after the check above)
 
-from tests.browser import CHROMIUM, MILLISECONDS, server, settled  # noqa: E402  (it imports playwright too)
+from tests.browser import CHROMIUM, server, settled  # noqa: E402  (it imports playwright too)
 
 PAGES = [label for _, label, _ in LINKS]
 pytestmark = [
@@ -42,15 +42,6 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[str]:
     with server(tmp_path_factory.mktemp("cache"), log) as started:
         yield started
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(MILLISECONDS)
-    yield page
-    context.close()
 
 
 def go(page: Page, name: str) -> None:
@@ -147,9 +138,7 @@ def test_the_walk_takes_every_page_directly_after_every_other() -> None:
     assert {(a, b) for a in PAGES for b in PAGES if a != b} <= set(pairwise(every_pair(PAGES)))
 
 
-@pytest.mark.parametrize(
-    "zoo", [pytest.param(zoo, marks=[pytest.mark.xdist_group("beside")] if i else []) for i, zoo in enumerate(SAMPLES)]
-)
+@pytest.mark.parametrize("zoo", SAMPLES)
 def test_every_page_after_every_other_in_one_session(zoo: str, page: Page, address: str, log: Path) -> None:
     """Directly after it on the first zoo; on the others, where pages take the same ways, at some time after it."""
     walk = every_pair(PAGES) if zoo == next(iter(SAMPLES)) else [*PAGES, *PAGES[-2::-1]]
@@ -220,7 +209,7 @@ def test_settings_stay_open_and_a_training_stops_and_resumes(page: Page, address
     expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()
     stop, resume = page.get_by_role("button", name="Stop"), page.get_by_role("button", name="Resume")
     reached = 0
-    for last in (False, False, True):
+    for last in (False, True):
         reached = wait_for_an_epoch_after(page, reached)
         stop.click()
         expect(stop).to_be_disabled()
@@ -231,7 +220,7 @@ def test_settings_stay_open_and_a_training_stops_and_resumes(page: Page, address
     assert page.get_by_test_id("stException").count() == 0
 
 
-def test_a_lasso_on_the_map_selects_in_the_table_and_is_exported(
+def test_a_lasso_on_the_map_selects_in_the_table_for_this_visitor_and_is_exported(
     page: Page, address: str, synthetic_folder: Path
 ) -> None:
     page.goto(f"{address}/Map?collection={synthetic_folder}")
@@ -265,6 +254,9 @@ def test_a_lasso_on_the_map_selects_in_the_table_and_is_exported(
     assert browser is not None
     context = browser.new_context()
     stranger = context.new_page()
+    stranger.goto(f"{address}/Zoo")
+    expect(stranger.get_by_text(re.compile("LoRAs open"))).to_be_visible()
+    assert "60 LoRAs open" not in stranger.content() and "collection=" not in stranger.url
     stranger.goto(f"{address}/Zoo?collection={synthetic_folder}")
     expect(stranger.get_by_text("60 LoRAs open")).to_be_visible()
     settled(stranger)
@@ -344,18 +336,3 @@ def test_r_is_turned_by_hand(page: Page, address: str, synthetic_folder: Path) -
     assert float(product.inner_text()) < 1e-5
     write("0")
     expect(page.get_by_text("R has no inverse")).to_be_visible()
-
-
-def test_a_second_visitor_does_not_see_the_first_ones_collection(
-    page: Page, address: str, synthetic_folder: Path
-) -> None:
-    page.goto(f"{address}/Zoo?collection={synthetic_folder}")
-    expect(page.get_by_text("60 LoRAs open")).to_be_visible()
-    browser = page.context.browser
-    assert browser is not None
-    other = browser.new_context()
-    second = other.new_page()
-    second.goto(f"{address}/Zoo")
-    expect(second.get_by_text(re.compile("LoRAs open"))).to_be_visible()
-    assert "60 LoRAs open" not in second.content() and "collection=" not in second.url
-    other.close()

@@ -86,12 +86,12 @@ def trained(folder: Path, *models: str, targets: tuple[str, ...] = ("size",)) ->
     return zoo
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_sample_zoo_opens_by_itself(page: str) -> None:
-    test = opened(page, None)
-    assert not test.exception and not test.error
+def test_the_sample_zoo_opens_by_itself() -> None:
     count = len(list((SAMPLE_ZOO / "loras").iterdir()))
-    assert f"{count} LoRAs open, 0 files refused" in text_of(test)
+    for page in PAGES:
+        test = opened(page, None)
+        assert not test.exception and not test.error, page
+        assert f"{count} LoRAs open, 0 files refused" in text_of(test)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -108,13 +108,17 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_large_collection(page: str, large: Path) -> None:
-    test = opened(page, large)
-    assert not test.exception and not test.error
-    assert "1,500 LoRAs open" in text_of(test)
-    if (job := test.session_state["session"].mapping or test.session_state["session"].survey) is not None:
-        job.stop()
+written_once = pytest.mark.xdist_group("large")
+
+
+@written_once
+def test_a_large_collection(large: Path) -> None:
+    for page in PAGES:
+        test = opened(page, large)
+        assert not test.exception and not test.error, page
+        assert "1,500 LoRAs open" in text_of(test)
+        if (job := test.session_state["session"].mapping or test.session_state["session"].survey) is not None:
+            job.stop()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -157,14 +161,14 @@ def test_a_collection_without_labels(page: str, tmp_path: Path) -> None:
         assert "labels.csv" in text_of(test)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_published_files(page: str, real_loras: Path) -> None:
-    test = opened(page, real_loras)
-    assert not test.exception and not test.error
-    assert "63 LoRAs open, 12 files refused" in text_of(test)
-    if page == "Zoo":
-        reasons = next(frame.value for frame in test.table if "bytes" in frame.value.columns)
-        assert len(reasons) == 12 and reasons["reason"].str.len().min() > 20
+def test_the_published_files(real_loras: Path) -> None:
+    for page in PAGES:
+        test = opened(page, real_loras)
+        assert not test.exception and not test.error, page
+        assert "63 LoRAs open, 12 files refused" in text_of(test)
+        if page == "Zoo":
+            reasons = next(frame.value for frame in test.table if "bytes" in frame.value.columns)
+            assert len(reasons) == 12 and reasons["reason"].str.len().min() > 20
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -208,6 +212,7 @@ def test_a_score_that_is_not_known_says_so(tmp_path: Path) -> None:
     assert scores.proto.placeholder == "not known" and not test.exception
 
 
+@written_once
 def test_more_loras_than_a_table_holds_are_sorted_searched_and_turned_over(large: Path) -> None:
     test = opened("Zoo", large)
 
@@ -229,6 +234,7 @@ def test_more_loras_than_a_table_holds_are_sorted_searched_and_turned_over(large
     test.session_state["session"].survey.stop()
 
 
+@written_once
 def test_a_box_offers_some_of_very_many_and_all_by_a_search(large: Path) -> None:
     last = Zoo.open(large).ids[-1]
     test = opened("LoRA", large, lora=last)
@@ -274,25 +280,18 @@ def test_a_broken_file_on_the_lora_page(tmp_path: Path) -> None:
     assert not test.exception and "1 LoRA open, 1 file refused" in text_of(test)
 
 
-@pytest.mark.parametrize("page", ["LoRA", "Map", "Train", "Predictions", "Invariance", "Images"])
-def test_the_newer_models_are_shown_like_the_five(page: str, tmp_path: Path) -> None:
+def test_the_newer_models_are_shown_like_the_five(tmp_path: Path) -> None:
     write_zoo(tmp_path, 40)
     trained(tmp_path, *PUBLISHED)
-    test = settled(opened(page, tmp_path))
-    assert not test.exception and not test.error
-    if page == "LoRA":
-        options = test.selectbox(key="lora.coloured_by").options
-        asked = [option for option in options if "contribution" in option]
-        assert len(asked) == len(PUBLISHED)
-        for option in asked:
-            test.selectbox(key="lora.coloured_by").select(option).run()
-            assert not test.exception, option
-    if page == "Map":
-        latents = [option for option in test.selectbox(key="map.space").options if "Latent" in option]
-        assert len(latents) == len(PUBLISHED)
-        for option in latents:
-            test.selectbox(key="map.space").select(option).run()
-            test = settled(test)
+    for page in ("Train", "Predictions", "Invariance", "Images"):
+        test = settled(opened(page, tmp_path))
+        assert not test.exception and not test.error, page
+    for page, key, word in (("LoRA", "lora.coloured_by", "contribution"), ("Map", "map.space", "Latent")):
+        test = settled(opened(page, tmp_path))
+        options = [option for option in test.selectbox(key=key).options if word in option]
+        assert len(options) == len(PUBLISHED)
+        for option in options:
+            test = settled(test.selectbox(key=key).select(option).run())
             assert not test.exception and not test.error, option
 
 

@@ -57,9 +57,9 @@ def test_links_carry_ids_and_not_names(tmp_path: Path) -> None:
 
 
 def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
-    test = opened("Experiments", None, experiment="Table 1")
-    assert not test.exception and "Table 1: invariance and time" in text_of(test) and "holds" in text_of(test)
-    shown = Result.read(ROOT / "docs" / "results" / "table1")
+    test = opened("Experiments", None, experiment="Figure 5")
+    assert not test.exception and "Figure 5: time over the GPT-3 family" in text_of(test) and "holds" in text_of(test)
+    shown = Result.read(ROOT / "docs" / "results" / "figure5")
     searched = replace(shown, settings={"budget": {"search": {"settings": 24}}})
     assert test.code[0].value == shown.command and searched.command == f"{shown.command} --halving"
     findings = [
@@ -75,4 +75,4 @@ def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> 
     job = test.session_state["session"].experiment
     assert not test.exception and job is not None and job.error is None and "small run" in job.result.title
     other = opened("Experiments", None, experiment="Figure 4")
-    assert "Figure 4: models of rank 4" in text_of(other) and "Table 1: invariance" not in text_of(other)
+    assert "Figure 4: models of rank 4" in text_of(other) and "Figure 5: time over" not in text_of(other)

@@ -18,36 +18,46 @@ from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.parallel import Alone, first_here
 from tests.builders import write_zoo
 from tests.conftest import ROOT
+from tests.waiting import PATIENCE
 
 TRAIN = "--epochs 4 --batch-size 7 --width 16 --device cpu --json"
 LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node 2 --no-python"
 
 
-def trained(zoo: Path, out: Path, options: str, processes: int) -> str:
-    """What is printed. Batches of 7, so that shares are unequal and the last one's LoRA is too few for two."""
-    command = f"train --zoo {zoo} --out {out} {TRAIN} {options}".split()
+QUESTIONS = ("--target positive --class-weights", "--target size --model svd")
+IN_TURN = (
+    "import sys; from lol_core.cli.commands import app; [app(c.split(), standalone_mode=False) for c in sys.argv[1:]]"
+)
+
+
+def trained(zoo: Path, out: Path, processes: int) -> list[dict[str, object]]:
+    """What is printed of each question. Batches of 7, so that shares are unequal and the last one's LoRA is too few
+    for two.
+    """
+    commands = [f"train --zoo {zoo} --out {out / str(i)} {TRAIN} {options}" for i, options in enumerate(QUESTIONS)]
     if processes == 1:
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 0, result.output
-        return result.stdout
-    launch = [sys.executable, *LAUNCH.split(), sys.executable, "-m", "lol_core", *command]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+        results = [CliRunner().invoke(app, command.split()) for command in commands]
+        assert all(result.exit_code == 0 for result in results), results
+        printed = "".join(result.stdout for result in results)
+    else:
+        launch = [sys.executable, *LAUNCH.split(), sys.executable, "-c", IN_TURN, *commands]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr[-2000:]
+        printed = done.stdout
+    return list(json.loads("[" + printed.replace("}\n{", "},{") + "]"))
 
 
-@pytest.mark.parametrize("options", ["--target positive --class-weights", "--target size --model svd"])
-def test_two_processes_have_the_loss_curve_of_one(options: str, tmp_path: Path) -> None:
+def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     write_zoo(tmp_path / "zoo", 31)  # 22 of them to train on: batches of 7, 7, 7 and 1
     curves = []
     for processes in (1, 2):
-        printed = trained(tmp_path / "zoo", tmp_path / str(processes), options, processes)
-        assert json.loads(printed)["finished"], "and it is reported once"
-        checkpoint = Checkpoint.load(tmp_path / str(processes))
-        curves.append([[epoch["train_loss"], epoch["validation_loss"]] for epoch in checkpoint.history])
-        assert len(checkpoint.split["train"]) % 7 == 1
-    assert len(curves[0]) == 4
+        printed = trained(tmp_path / "zoo", tmp_path / str(processes), processes)
+        assert [report["finished"] for report in printed] == [True, True], "and each is reported once"
+        runs = [Checkpoint.load(tmp_path / str(processes) / str(i)) for i in range(len(QUESTIONS))]
+        curves.append([[x["train_loss"], x["validation_loss"]] for run in runs for x in run.history])
+        assert all(len(run.split["train"]) % 7 == 1 for run in runs)
+    assert len(curves[0]) == 8
     assert [x for pair in curves[1] for x in pair] == pytest.approx([x for pair in curves[0] for x in pair], rel=1e-4)
 
 

@@ -15,13 +15,13 @@ from tests.scatter_app import synthetic
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright, a development tool, is not installed")
 
-from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402  (only after the check above)
+from playwright.sync_api import Locator, Page, expect  # noqa: E402  (only after the check above)
 
-from tests.browser import CHROMIUM, MILLISECONDS, server, settled  # noqa: E402  (it imports playwright too)
+from tests.browser import CHROMIUM, server, settled  # noqa: E402  (it imports playwright too)
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("scatter"),  # they share a browser and a server
+    pytest.mark.xdist_group("browser"),  # they share it, and the server
     pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here"),
 ]
 COUNT = 20_000
@@ -45,16 +45,8 @@ class Traffic:
         self.received += len(frame)
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, color_scheme="light")
-    page = context.new_page()
-    page.set_default_timeout(MILLISECONDS)
-    yield page
-    context.close()
-
-
 def drawn(page: Page, address: str, count: int = COUNT) -> Locator:
+    page.set_viewport_size({"width": 1280, "height": 1000})
     page.goto(address)
     shown = page.get_by_test_id("pointMap")
     expect(shown).to_have_attribute("data-drawn", re.compile("."))

@@ -81,6 +81,7 @@ def test_the_map_is_drawn_in_every_space(space: str, synthetic_folder: Path) -> 
     assert any("says" in frame.value.columns for frame in test.dataframe), "what tells them apart"
 
 
+@pytest.mark.xdist_group("umap")  # as in test_embedding.py: it is compiled once
 def test_a_map_by_umap_is_the_same_again(synthetic_folder: Path) -> None:
     pictures = []
     for _ in range(2):

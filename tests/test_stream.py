@@ -137,7 +137,7 @@ class Drawn(Source):
 torch.set_num_threads(1)
 factors.BLOCK, factors.AHEAD_FROM = 2**22, 2**18
 config = TrainingConfig("svd", ModelConfig(width=8), epochs=2, batch_size=8, device="cpu")
-zoo, out = Drawn(3200), Path(sys.argv[1])
+zoo, out = Drawn(1600), Path(sys.argv[1])
 planned = plan(zoo, ["size"], config)
 train(zoo, plan(zoo, ["size"], config, ids=zoo.ids[:20]), config, out)  # so that what is loaded once is there
 size = 4 * planned.spec.parameters * len(zoo)

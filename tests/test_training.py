@@ -42,6 +42,7 @@ def stop_after(batches: int) -> Reporter:
     return Reporter(stop=lambda: next(calls) >= batches)
 
 
+@pytest.mark.usefixtures("few_trees")
 @pytest.mark.parametrize("model", [name for name in MODELS if name not in VARIANTS])
 @pytest.mark.parametrize("targets", [("size",), ("positive",), ("kind",)])
 def test_every_model_learns_every_kind_of_task(
@@ -72,6 +73,7 @@ def test_the_same_seed_gives_the_same_model_and_another_does_not(synthetic_zoo: 
     assert runs[0].split == runs[1].split != runs[2].split
 
 
+@pytest.mark.usefixtures("few_trees")
 @pytest.mark.parametrize("batches", [10, 15, 20, 35])  # nothing is read a second time
 def test_stop_and_resume_end_like_an_uninterrupted_run(batches: int, synthetic_zoo: Zoo, tmp_path: Path) -> None:
     whole = fit(synthetic_zoo, tmp_path / "whole")

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 import lol_core
 from lol_core.collections.samples import pack
 from tests.browser import CHROMIUM, server, settled
-from tests.conftest import ROOT
+from tests.conftest import EXPLORER, ROOT
 
-pytestmark = pytest.mark.xdist_group("installed")  # they share the built wheels
+pytestmark = pytest.mark.xdist_group("browser")  # they share the built wheels, and the browser
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXPLORER = ROOT / "packaging" / "lol-explorer"
 
 
 def pins() -> dict[str, str]:
@@ -53,19 +52,6 @@ def test_the_explorer_is_the_core_of_its_own_version_with_the_app() -> None:
         assert str(wanted.specifier) == f"=={PROJECT['version']}"
 
 
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which pip has installed both wheels."""
-    place = tmp_path_factory.mktemp("wheel")
-    for folder in (ROOT, EXPLORER):
-        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--no-index", "--no-compile", "--target", str(place / "site")]
-    subprocess.run([*command, *map(str, place.glob("*.whl"))], check=True, capture_output=True)
-    return place / "site"
-
-
 def test_a_wheel_holds_the_library_and_the_app_and_no_zoo(installed: Path) -> None:
     held = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     pages = {f"lol_explorer/pages/{page.name}" for page in (ROOT / "pages").glob("*.py")}
@@ -74,39 +60,38 @@ def test_a_wheel_holds_the_library_and_the_app_and_no_zoo(installed: Path) -> No
     assert not any(name.endswith((".safetensors", ".pyc")) or name.startswith("tests") for name in held)
 
 
-def settled_at(page: Page, address: str) -> Page:
+def settled_at(page: Page, address: str) -> None:
     page.goto(address)
-    return settled(page)
+    settled(page)
 
 
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_the_installed_command_opens_a_folder_in_the_app(
-    installed: Path, synthetic_folder: Path, tmp_path: Path, browser: Browser
+    installed: Path, synthetic_folder: Path, tmp_path: Path, page: Page
 ) -> None:
     command = ("-m", "lol_core", "app", str(synthetic_folder), "--port", "{port}", "--headless")
     cache, log = tmp_path / "cache", tmp_path / "log"
     with server(cache, log, command=command, code=installed, folder=tmp_path) as address:
-        page = browser.new_page()
         for place in ("", "Zoo", "Invariance", "Experiments"):
-            settled_page = settled_at(page, f"{address}/{place}")
-            assert not settled_page.locator('[data-testid="stException"]').count()
-            expect(settled_page.get_by_test_id("stSidebar")).to_contain_text("LoRAs open")
+            settled_at(page, f"{address}/{place}")
+            assert not page.get_by_test_id("stException").count()
+            expect(page.get_by_test_id("stSidebar")).to_contain_text("LoRAs open")
     assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_an_app_that_has_no_zoo_gets_one_at_a_click(
-    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Page
 ) -> None:
     pack("glosses", ROOT / "sample_loras", tmp_path / "release")
     monkeypatch.setenv("LOL_RELEASE", str(tmp_path / "release"))
     command = ("-m", "lol_core", "app", "--port", "{port}", "--headless")
     with server(tmp_path / "cache", command=command, code=installed, folder=tmp_path) as address:
-        page = settled_at(browser.new_page(), f"{address}/Map")
+        settled_at(page, f"{address}/Map")
         expect(page.get_by_test_id("stAlert")).to_contain_text("Nothing is open. Open a collection on the page Home")
-        page = settled_at(page, address)
+        settled_at(page, address)
         page.get_by_role("button", name="Get glosses (15 MB)").click()
         expect(page.get_by_text("318 LoRAs open, 0 files refused")).to_be_visible()
         expect(page.get_by_text("Trained models for this collection: 6.")).to_be_visible()

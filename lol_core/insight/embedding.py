@@ -29,6 +29,8 @@ from lol_core.learning.checkpoint import Checkpoint
 Kind = Literal["updates", "directions", "spectra", "latent"]
 BLOCK = 20_000_000
 """Numbers formed at a time when products of many LoRAs are computed."""
+PASSES = 50
+"""What it costs to write, multiply and sum the products of factors, in further dimensions of them, as measured."""
 LANDMARKS, FEWEST_LANDMARKS = 1500, 50
 """Up to so many LoRAs of a collection all products with all are computed; with more, the products of all with so many
 of them.
@@ -83,26 +85,41 @@ def gram(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT)
     """⟨ΔW_a, ΔW_b⟩ summed over modules for all pairs of a batch, or of a batch (B, rows) and `others` (C, columns) of
     the same modules: (B, C) float64.
 
-    From the factors: ⟨U_aᵀ U_b, V_aᵀ V_b⟩ (entrywise); the two batches may have different ranks.
+    From the factors, ⟨U_aᵀ U_b, V_aᵀ V_b⟩ (entrywise), or from ΔW itself, some of its rows at a time, whichever takes
+    fewer multiplications; the two batches may have different ranks.
     """
     columns = batch if others is None else others
-    count = len(batch)
-    block = max(1, BLOCK // (len(columns) * batch.rank * columns.rank))
-    total = torch.zeros(count, len(columns), dtype=torch.float64)
-    for start in range(0, count, block):
-        rows = slice(start, start + block)
-        for U, V, U_b, V_b in zip(batch.U, batch.V, columns.U, columns.V, strict=True):
-            for layer in range(U.shape[1]):
-                total[rows] += _products(U[rows, layer], U_b[:, layer], V[rows, layer], V_b[:, layer])
-        reporter.count("Products of LoRAs:", min(start + block, count), count)
+    total = torch.zeros(len(batch), len(columns), dtype=torch.float64)
+    layers = [
+        tuple(factors[:, layer] for factors in same)
+        for same in zip(batch.U, batch.V, columns.U, columns.V, strict=True)
+        for layer in range(same[0].shape[1])
+    ]
+    for done, (U, V, U_b, V_b) in enumerate(layers, 1):
+        (n, r), (m, s) = U.shape[1:], V_b.shape[1:]
+        if n * m < r * s * (n + m + PASSES):
+            _add_by_updates(total, U, V, U_b, V_b)
+        else:
+            _add_by_factors(total, U, V, U_b, V_b)
+        reporter.count("Products of LoRAs, in modules:", done, len(layers))
     return total.numpy()
 
 
-def _products(U_a: Tensor, U_b: Tensor, V_a: Tensor, V_b: Tensor) -> Tensor:
-    """(a, n, r), (b, n, r), (a, m, r), (b, m, r) → (a, b)."""
-    left = torch.einsum("anr,bns->abrs", U_a.double(), U_b.double())
-    right = torch.einsum("amr,bms->abrs", V_a.double(), V_b.double())
-    return (left * right).sum((2, 3))
+def _add_by_updates(total: Tensor, U: Tensor, V: Tensor, U_b: Tensor, V_b: Tensor) -> None:
+    """(a, n, r), (a, m, r), (b, n, s), (b, m, s) → added to the total (a, b)."""
+    step = max(1, BLOCK // ((len(U) + len(U_b)) * V.shape[1]))
+    for rows in (slice(start, start + step) for start in range(0, U.shape[1], step)):
+        here = (U[:, rows].double() @ V.double().mT).flatten(1)
+        there = here if U_b is U else (U_b[:, rows].double() @ V_b.double().mT).flatten(1)
+        total.addmm_(here, there.mT)
+
+
+def _add_by_factors(total: Tensor, U: Tensor, V: Tensor, U_b: Tensor, V_b: Tensor) -> None:
+    step = max(1, BLOCK // (len(U_b) * U.shape[2] * U_b.shape[2]))
+    for rows in (slice(start, start + step) for start in range(0, len(U), step)):
+        left = torch.einsum("anr,bns->abrs", U[rows].double(), U_b.double())
+        right = torch.einsum("amr,bms->abrs", V[rows].double(), V_b.double())
+        total[rows] += (left * right).sum((2, 3))
 
 
 def from_gram(title: str, ids: Sequence[str], products: np.ndarray, directions: bool = False) -> Space:
