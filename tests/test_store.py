@@ -23,11 +23,13 @@ from lol_core.collections.records import Records
 from lol_core.collections.store import Kept, Store
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, shared_spec, stack
-from lol_core.core.lora import LoRA
+from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Magnitude
-from lol_core.errors import ZooError
+from lol_core.errors import ModelError, ZooError
+from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.factors import Factors
 from lol_core.learning.packed import Packing
+from lol_core.learning.storage import Storage
 from tests.builders import SHAPES, random_lora, write_zoo
 from tests.conftest import ROOT
 
@@ -148,6 +150,25 @@ def test_a_lora_is_packed_once_and_again_when_it_changes(tmp_path: Path) -> None
     assert store.show()[0].places == 7 and path.read_bytes() == content
     assert_same(first.batch(zoo.ids), second.batch(zoo.ids))
     assert_same(first.batch(zoo.ids), stack([zoo.load(id) for id in zoo.ids], spec))
+
+
+@pytest.mark.parametrize("storage", [Storage.BFLOAT16, Storage.FLOAT16])
+def test_factors_of_16_bits_take_half_the_place_and_are_computed_with_in_32(storage: Storage, tmp_path: Path) -> None:
+    source = MemorySource({f"l{i}": random_lora(seed=i) for i in range(4)})
+    spec = shared_spec(source.entries)
+    whole, half = Factors(source, spec, source.ids), Factors(source, spec, source.ids, dtype=storage.dtype)
+    assert half.packing.size < 0.6 * whole.packing.size  # both keep the ranks as whole numbers
+    rounded = stack([source.load(id) for id in source.ids], spec).map(lambda x: x.to(storage.dtype).float())
+    assert_same(half.batch(source.ids), rounded)
+    half.records = None
+    assert_same(half.batch(source.ids), rounded)
+    config = replace(TrainingConfig(storage=storage), model_config=TrainingConfig().shape)
+    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert "storage" not in TrainingConfig().to_dict(), "a description of before says none"
+    if storage is Storage.FLOAT16:
+        large = MemorySource({"l": LoRA((LoRALayer.pair("a", torch.full((4, 2), 1e5), torch.ones(4, 2)),))})
+        with pytest.raises(ModelError, match="Use bfloat16"):
+            Factors(large, shared_spec(large.entries), large.ids, dtype=storage.dtype)
 
 
 def test_a_damaged_index_or_file_is_begun_anew(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lol_core.cli.console import (
     stoppable,
 )
 from lol_core.errors import LoLError
+from lol_core.learning.storage import Storage
 
 MODEL_NAMES = (
     "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, probex, tucker,"
@@ -56,6 +57,9 @@ def train(
     class_weights: bool = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
     shuffled_control: Annotated[bool, typer.Option(help="Also fit the model to permuted labels.")] = False,
+    storage: Annotated[
+        Storage, typer.Option(help="How factors are kept; those of 16 bits take half the place.")
+    ] = Storage.FLOAT32,
     device: str = "auto",
     resume: Annotated[
         bool, typer.Option(help="Go on with a training that was stopped (Ctrl-C) in the same folder.")
@@ -90,6 +94,7 @@ def train(
         patience=patience,
         class_weights=class_weights,
         seed=seed,
+        storage=storage,
         device=device,
         group_column=group,
         shuffled_control=shuffled_control,

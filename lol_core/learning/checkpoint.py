@@ -36,6 +36,7 @@ from lol_core.learning.executor import Executor, Lost, Serial, executor, map_som
 from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
+from lol_core.learning.storage import Storage
 from lol_core.learning.stream import ahead, parts
 from lol_core.learning.tasks import Task, task_from_dict
 from lol_core.learning.verdict import Difference
@@ -77,8 +78,8 @@ class TrainingConfig:
     model_config: the model's own configuration, the usual one when None. patience: epochs without a better validation
     loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split.
     mixed_precision: training's whole forward pass under bfloat16 autocast on CUDA, that of equivariant layers and
-    probes too; kept features and weights are in float32. shuffled_control: also fit the same model to permuted training
-    labels.
+    probes too; kept features and weights are in float32. storage: of the factors to be trained on.
+    shuffled_control: also fit the same model to permuted training labels.
     """
 
     model: str = "gl_net"
@@ -96,6 +97,7 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     mixed_precision: bool = True
+    storage: Storage = Storage.FLOAT32
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     group_column: str | None = None
     shuffled_control: bool = False
@@ -106,10 +108,11 @@ class TrainingConfig:
         return find_model(self.model).configured(self.model_config)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "model_config": self.shape.to_dict()
-        }
+        """For JSON, without the usual storage: earlier descriptions name none."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.storage is Storage.FLOAT32:
+            del named["storage"]
+        return named | {"model_config": self.shape.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
@@ -117,8 +120,9 @@ class TrainingConfig:
         shape = find_model(data["model"]).Config.from_dict(data["model_config"])
         keep = Keep(data.get("keep", Keep.LOWEST_LOSS))
         schedule = Schedule(data.get("schedule", Schedule.CONSTANT))
-        fractions = tuple(data["fractions"])
-        return cls(**{**data, "keep": keep, "schedule": schedule, "model_config": shape, "fractions": fractions})
+        storage = Storage(data.get("storage", Storage.FLOAT32))
+        own = {"keep": keep, "schedule": schedule, "storage": storage, "fractions": tuple(data["fractions"])}
+        return cls(**{**data, **own, "model_config": shape})
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""

@@ -39,6 +39,7 @@ class Factors:
     no place for them they are kept in memory, and where that has none, read anew each time. A LoRA that cannot be read
     is left out, with its reason.
 
+    dtype: in which they are packed. Batches are in float32 with the numbers that it can hold, wherever they come from.
     place: id → its record, in the order of the ids.
     """
 
@@ -49,8 +50,9 @@ class Factors:
         ids: Sequence[str],
         reporter: Reporter = SILENT,
         store: Store | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
-        self.zoo, self.spec, self.packing = zoo, spec, Packing(spec)
+        self.zoo, self.spec, self.packing = zoo, spec, Packing(spec, dtype)
         self.left_out: dict[str, str] = {}
         self.place: dict[str, int] = {}
         self.records: Tensor | None = None
@@ -107,7 +109,8 @@ class Factors:
 
     def batch(self, ids: Sequence[str]) -> Batch:
         if self.records is None:
-            return stack([self.zoo.load(id) for id in ids], self.spec)
+            records = self.packing.pack(stack([self.zoo.load(id) for id in ids], self.spec))
+            return self.packing.batch(records, range(len(ids)))
         return self.packing.batch(self.records, [self.place[id] for id in ids])
 
     def stream(self, batches: Sequence[Sequence[str]], device: torch.device | str = "cpu") -> Iterator[Batch]:

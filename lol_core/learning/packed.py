@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.errors import ModelError
 
 ALIGNMENT = 8
 VERSION = 1
@@ -20,7 +21,7 @@ VERSION = 1
 
 class Packing:
     """How the factors of one LoRA lie in a record: U and V of each group of modules, padded to the largest rank, then
-    DoRA magnitudes, then ranks. dtype: of the numbers.
+    DoRA magnitudes, then ranks. dtype: of the numbers as they are kept; a batch has those of 16 bits in float32.
     """
 
     def __init__(self, spec: WeightSpec, dtype: torch.dtype = torch.float32):
@@ -39,23 +40,25 @@ class Packing:
         return self.starts[-1]
 
     def pack(self, batch: Batch) -> Tensor:
-        """(B, size) bytes."""
+        """(B, size) bytes. Raises ModelError where a number is too large for the type."""
         factors = [factor for pair in zip(batch.U, batch.V, strict=True) for factor in pair]
         padded = [torch.nn.functional.pad(factor, (0, self.spec.rank - factor.shape[-1])) for factor in factors]
         magnitudes = [] if batch.magnitudes is None else [batch.magnitudes]
         records = torch.zeros(len(batch), self.size, dtype=torch.uint8)
         for slot, part in zip(self._slots(records), [*padded, *magnitudes, batch.ranks], strict=True):
             slot.copy_(part.flatten(1))
+            if slot.dtype == torch.float16 and slot.isinf().any():
+                raise ModelError("These factors have numbers beyond 65,504, which float16 cannot hold. Use bfloat16.")
         return records
 
     def batch(self, records: Tensor, places: Sequence[int]) -> Batch:
         """The batch of some of the records, which may be mapped from a file: only they are read."""
         index = torch.tensor(places)
-        parts = [
+        *factors, ranks = (
             torch.index_select(slot, 0, index).view(len(places), *shape)
             for slot, (shape, _) in zip(self._slots(records), self.parts, strict=True)
-        ]
-        *factors, ranks = parts
+        )
+        factors = [factor.float() if factor.dtype.itemsize == 2 else factor for factor in factors]
         magnitudes = factors.pop() if self.spec.magnitudes else None
         return Batch(self.spec, tuple(factors[::2]), tuple(factors[1::2]), ranks, magnitudes)
 

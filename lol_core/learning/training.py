@@ -43,7 +43,8 @@ def train(
     state = SavedState(out, config, zoo.fingerprint)
     if together.first or resume:
         state.open(resume)
-    factors = first_here(together, lambda: Factors(zoo, plan.spec, plan.ids, reporter.part(0.0, 0.1)))
+    dtype, reading = config.storage.dtype, reporter.part(0.0, 0.1)
+    factors = first_here(together, lambda: Factors(zoo, plan.spec, plan.ids, reading, dtype=dtype))
     split = {part: [id for id in ids if id in factors.place] for part, ids in plan.split.items()}
     if empty := [part for part, ids in split.items() if not ids]:
         raise TaskError(
