@@ -14,9 +14,10 @@ import torch
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.progress import Reporter
 from lol_core.formats import read
 from lol_core.insight.duplicates import duplicates
-from lol_core.insight.neighbours import within
+from lol_core.insight.neighbours import k_nearest, within
 from lol_core.insight.surveys import Surveys
 from tests.builders import turned, write_peft
 from tests.conftest import ROOT
@@ -75,6 +76,9 @@ def test_every_copy_and_nothing_else(folder: Path, engine: str, monkeypatch: pyt
 def test_faiss_finds_what_scikit_learn_finds() -> None:
     pytest.importorskip("faiss", reason="faiss, an optional extra, is not installed")
     points = np.random.default_rng(0).normal(size=(450, 8)).astype(np.float32)
+    (places, distances), (same, exact) = (k_nearest(points, 5, many=many) or ((), ()) for many in (0, 10**9))
+    assert np.array_equal(places, same) and np.allclose(distances, exact, atol=1e-3)
+    assert k_nearest(points, 5, Reporter(stop=lambda: True)) is None
     pairs = zip(within(points, 2.0, many=0), within(points, 2.0), strict=True)
     assert all(sorted(a) == sorted(b) for a, b in pairs)
     assert sum(len(near) for near in within(points, 2.0)) > 2 * len(points)

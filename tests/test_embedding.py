@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lol_core.collections.memory import MemorySource
 from lol_core.collections.store import Store
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
@@ -275,6 +276,20 @@ def test_a_map_is_kept_on_disk_and_read_again_by_another_session(tmp_path: Path)
     assert near["distance"].is_monotonic_increasing and len(near) == 3 and "lora000" not in list(near["name"])
     with pytest.raises(TaskError, match="can be read"):
         draw_map(zoo, replace(settings, kind="spectra"))
+
+
+@compiling
+def test_neighbours_are_looked_up_once_for_every_picture_of_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = MemorySource({f"l{i}": random_lora(seed=i) for i in range(30)})
+    settings = MapSettings(source.fingerprint, tuple(source.ids), "updates", method="UMAP")
+    first = draw_map(source, settings, store=Store(tmp_path))
+    monkeypatch.setattr("lol_core.insight.picture.k_nearest", lambda *of, **how: pytest.fail("looked up again"))
+    other = draw_map(source, replace(settings, dimensions=3), store=Store(tmp_path))
+    assert first is not None and other is not None and list(other.picture) == ["x", "y", "z"]
+    with pytest.raises(pytest.fail.Exception):
+        draw_map(source, replace(settings, neighbours=5), store=Store(tmp_path))
 
 
 def test_a_map_that_was_cut_short_on_disk_is_made_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lol_core.collections.source import Source
 from lol_core.collections.store import Kept, Store
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.insight.embedding import Kind, Space, space_of
-from lol_core.insight.picture import Method, displacement, project
+from lol_core.insight.picture import Graph, Method, displacement, graph_of, project
 from lol_core.learning.checkpoint import Checkpoint
 
 
@@ -95,8 +95,8 @@ def draw_map(
     reporter: Reporter = SILENT,
     store: Store | None = None,
 ) -> Map | None:
-    """A map of a collection; its space and its picture are taken from the store (the user's by default) where they are
-    known. None when it was stopped on the way. Raises TaskError as `space_of` and `project` do.
+    """A map of a collection; its space, the neighbours in it and its picture are taken from the store (the user's by
+    default) where they are known. None when it was stopped on the way. Raises TaskError as `space_of` and `project` do.
     """
     store = store or Store()
     key = repr(settings.space_key)
@@ -107,11 +107,11 @@ def draw_map(
         clusters = pd.Series(arrays["clusters"].numpy(), index=list(ids))
     else:
         computed = space_of(
-            source, settings.ids, settings.kind, checkpoint=checkpoint, reporter=reporter.part(0.0, 0.8), store=store
+            source, settings.ids, settings.kind, checkpoint=checkpoint, reporter=reporter.part(0.0, 0.7), store=store
         )
         if computed is None:
             return None
-        reporter.show("Finding clusters", 0.8)
+        reporter.show("Finding clusters", 0.7)
         space, clusters = computed, computed.clusters()
         words = {"title": space.title, "share": repr(space.share), "ids": json.dumps(space.ids)}
         store.write(Kept.MAPS, key, _tensors(vectors=space.vectors, clusters=clusters.to_numpy()), words)
@@ -120,13 +120,28 @@ def draw_map(
         arrays, words = kept
         places, moved = arrays["places"].numpy(), float(words["moved"])
     else:
+        graph = None
+        if settings.method == "UMAP":
+            graph = _graph(space, settings, store, reporter.part(0.8, 0.9))
+            if graph is None:
+                return None
         reporter.show(f"Drawing {len(space.ids):,} LoRAs by {settings.method}", 0.9)
         shape = {"dimensions": settings.dimensions, "seed": settings.seed, "neighbours": settings.neighbours}
-        drawn = project(space, settings.method, start=start, **shape)
+        drawn = project(space, settings.method, start=start, graph=graph, **shape)
         places, moved = drawn.to_numpy(), float("nan") if start is None else displacement(drawn, start)
         store.write(Kept.MAPS, key, _tensors(places=places), {"moved": repr(moved)})
     picture = pd.DataFrame(places, index=list(space.ids), columns=list("xyz")[: settings.dimensions])
     return Map(space, clusters, picture, None if np.isnan(moved) else moved)
+
+
+def _graph(space: Space, settings: MapSettings, store: Store, reporter: Reporter) -> Graph | None:
+    key = repr((settings.space_key, "neighbours", settings.neighbours))
+    if (kept := store.read(Kept.MAPS, key)) is not None:
+        arrays, _ = kept
+        return arrays["places"].numpy(), arrays["distances"].numpy()
+    if (graph := graph_of(space, settings.neighbours, reporter)) is not None:
+        store.write(Kept.MAPS, key, _tensors(places=graph[0], distances=graph[1]), {})
+    return graph
 
 
 def colourings(source: Source, clusters: pd.Series) -> dict[str, pd.Series]:

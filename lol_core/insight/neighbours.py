@@ -13,6 +13,7 @@ import torch
 
 from lol_core.collections.source import Source
 from lol_core.core.geometry import inner_product
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.insight.naming import commonly_named
 from lol_core.insight.survey import Survey
 
@@ -40,6 +41,41 @@ def _by_faiss(points: np.ndarray, radius: float) -> Iterator[np.ndarray]:
     for start in range(0, len(points), BLOCK):
         limits, _, places = index.range_search(points[start : start + BLOCK], radius**2)
         yield from np.split(places, limits[1:-1].astype(int))
+
+
+def k_nearest(
+    points: np.ndarray, k: int, reporter: Reporter = SILENT, many: int = MANY
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """For each of the points, (count, d): the places of the k nearest, itself among them, and their distances, both
+    (count, k), ascending. Exact up to rounding. None when it was stopped on the way.
+    """
+    if len(points) >= many and find_spec("faiss"):
+        import faiss
+
+        points = np.ascontiguousarray(points, np.float32)
+        index = faiss.IndexFlatL2(points.shape[1])
+        index.add(points)
+
+        def search(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            squares, places = index.search(some, k)
+            return places, np.sqrt(squares.clip(0))
+    else:
+        from sklearn.neighbors import NearestNeighbors  # takes a second to import
+
+        index = NearestNeighbors(n_neighbors=k).fit(points)
+
+        def search(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            distances, places = index.kneighbors(some)
+            return places, distances
+
+    parts = []
+    for start in range(0, len(points), BLOCK):
+        if reporter.stopping:
+            return None
+        parts.append(search(points[start : start + BLOCK]))
+        reporter.count("Neighbours of LoRAs:", min(start + BLOCK, len(points)), len(points))
+    places, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return places, distances.astype(np.float32)
 
 
 def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *, candidates: int = 40) -> pd.DataFrame:

@@ -9,10 +9,14 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
 from lol_core.insight.embedding import Space
+from lol_core.insight.neighbours import k_nearest
 
 Method = Literal["PCA", "UMAP"]
+Graph = tuple[np.ndarray, np.ndarray]
+"""For each LoRA of a space the places of the nearest, itself first, and their distances: both (count, neighbours)."""
 
 
 def project(
@@ -23,8 +27,10 @@ def project(
     seed: int = 0,
     neighbours: int = 15,
     start: pd.DataFrame | None = None,
+    graph: Graph | None = None,
 ) -> pd.DataFrame:
-    """A picture of a space: index ids, columns x, y (and z). UMAP depends on the seed.
+    """A picture of a space: index ids, columns x, y (and z). UMAP depends on the seed. graph: the neighbours of each
+    LoRA, where they are known (see `graph_of`).
 
     start: an earlier picture in as many dimensions. UMAP begins there, which keeps neighbours together but neither
     scale nor orientation, so the new picture is laid over it (see `align`). Raises TaskError when there are fewer
@@ -43,15 +49,23 @@ def project(
             first = 10 * (places - places.mean(0)) / max(places.std(), 1e-12)
         else:
             first = start.reindex(space.ids).fillna(start.mean()).to_numpy()
-        places = _umap(space.vectors, first, min(neighbours, len(space.ids) - 1), seed)
+        graph = graph or graph_of(space, neighbours)
+        assert graph is not None, "nothing stops it"
+        places = _umap(space.vectors, first, graph, seed)
     picture = pd.DataFrame(places.astype(np.float64), index=list(space.ids), columns=list("xyz")[:dimensions])
     return picture if start is None else align(picture, start)
 
 
-def _umap(points: np.ndarray, first: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
-    """UMAP from the places `first`, on exact neighbours."""
+def graph_of(space: Space, neighbours: int = 15, reporter: Reporter = SILENT) -> Graph | None:
+    """What UMAP needs to know of a space, which depends neither on its seed nor on where it starts. None when it was
+    stopped on the way.
+    """
+    return k_nearest(space.vectors, min(neighbours, len(space.ids) - 1), reporter)
+
+
+def _umap(points: np.ndarray, first: np.ndarray, graph: Graph, seed: int) -> np.ndarray:
+    """UMAP from the places `first`."""
     from numba.core.dispatcher import Dispatcher
-    from sklearn.neighbors import NearestNeighbors
     from umap import UMAP, layouts, umap_, utils
 
     for module in (umap_, layouts, utils):
@@ -59,14 +73,13 @@ def _umap(points: np.ndarray, first: np.ndarray, neighbours: int, seed: int) -> 
             if isinstance(function, Dispatcher):
                 with suppress(RuntimeError):  # no folder to write to
                     function.enable_caching()  # compiled for the machine once, not in every process
-    distances, indices = NearestNeighbors(n_neighbors=neighbours).fit(points).kneighbors(points)
     umap = UMAP(
         n_components=first.shape[1],
-        n_neighbors=neighbours,
+        n_neighbors=graph[0].shape[1],
         random_state=seed,
         init=first.astype(np.float32),
         n_jobs=1,
-        precomputed_knn=(indices, distances.astype(np.float32)),
+        precomputed_knn=graph,
     )
     with warnings.catch_warnings(action="ignore"):  # of what needs an approximate index; and of one job for a seed
         return np.asarray(umap.fit_transform(points))
