@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,26 @@ def test_a_disk_that_takes_nothing_is_a_sentence_and_nothing_is_left(
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit) and reason in done.output
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(3):
+        write(diffusion_lora(k, (2, 3), 0.5), tmp_path / f"{k}.safetensors", "diffusers")
+
+    def interrupted(job: Job, item: Any) -> dict[str, Any]:
+        row = do(job, item)
+        signal.raise_signal(signal.SIGINT)
+        return row
+
+    do = Job.__call__
+    words = ["convert", str(tmp_path / "*.safetensors"), "--to", "kohya", "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "__call__", interrupted)
+        stopped = CliRunner().invoke(app, words)
+    assert stopped.exit_code == 1 and "The same command writes the rest" in stopped.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.safetensors"]
+    CliRunner().invoke(app, words)
+    assert sum(read(path).dialect.startswith("kohya") for path in (tmp_path / "out").iterdir()) == 3
 
 
 def test_two_files_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -218,15 +220,14 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
     rows = []
     with reported(), stoppable() as reporter:
         items = list(loras_of(inputs, reporter))
-        if len({name for name, _ in items}) < len(items):
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataMissingError(f"Two LoRAs would be written as {twice}. Write them into folders of their own.")
-        for item, row in executor(workers).map(job, items):
-            rows.append({"lora": item[0], "refused": row.reason} if isinstance(row, Lost) else row)
-            reporter.count("Writing: LoRA", len(rows), len(items))
-            if reporter.stopping:
-                break
+        if twice := [name for name, count in Counter(name for name, _ in items).items() if count > 1]:
+            raise DataMissingError(f"Two LoRAs would be written as {twice[0]}. Write them into folders of their own.")
+        with closing(executor(workers).map(job, items)) as results:
+            for item, row in results:
+                rows.append({"lora": item[0], "refused": row.reason} if isinstance(row, Lost) else row)
+                reporter.count("Writing: LoRA", len(rows), len(items))
+                if reporter.stopping:
+                    break
     written, refused = ([row for row in rows if ("refused" in row) is bad] for bad in (False, True))
     if as_json:
         print_json({"finished": len(rows) == len(items), "written": written, "refused": refused})
@@ -237,6 +238,8 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         if len(refused) > SHOWN:
             err.print(f"… and {len(refused) - SHOWN:,} more; --json lists them all.", highlight=False)
         out.print(f"{len(written)} of {len(items)} LoRAs written to {job.out}.", highlight=False, soft_wrap=True)
+        if len(rows) < len(items):
+            err.print("Stopped before the end. The same command writes the rest.", highlight=False)
     if len(written) < len(items):
         raise typer.Exit(1)
 
