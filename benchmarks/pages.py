@@ -1,8 +1,9 @@
-"""`python -m benchmarks.pages`: how fast the app is with 10,000 LoRAs, in Debian's Chromium.
+"""`python -m benchmarks.pages`: how fast the app is with 10,000 LoRAs, or with as many modules as those of Stable
+Diffusion have, in Debian's Chromium.
 
-The collection is synthetic: nothing in it was fine-tuned. Times are from a click or keystroke until the page has been
-drawn and its script has ended; each is the median of several, and they hold for the machine they were measured on,
-which the report names.
+The collection is synthetic, of small modules: nothing in it was fine-tuned. Times are from a click or keystroke until
+the page has been drawn and its script has ended; each is the median of several, and they hold for the machine they were
+measured on, which the report names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.browser import chromium, server, settled
 from tests.builders import write_zoo
 
-PAGES = ("Home", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images")
+PAGES = ("Home", "Zoo", "LoRA", "Map", "Train", "Predictions", "Invariance", "Images", "Edit", "Experiments")
 SEEN = 1000
 """LoRAs from which a first index takes so long that its progress can be watched."""
 EMPTY = "import streamlit as st\nst.title('{name}')\n"
@@ -134,6 +135,7 @@ def empty_switch(browser: Browser, cache: Path, repeats: int) -> float:
 def main(
     count: int = 10_000,
     repeats: int = 5,
+    modules: Annotated[int, typer.Option(help="Of each LoRA, 8 × 6 and of rank 2.")] = 3,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the report.")] = None,
     keep: Annotated[
         Path | None, typer.Option(help="A folder for the synthetic collection, made if it is not there and kept.")
@@ -142,8 +144,8 @@ def main(
     with tempfile.TemporaryDirectory() as place:
         folder = keep or Path(place) / "synthetic"
         if not folder.is_dir():
-            write_zoo(folder, count)
-        report = measure(folder, Path(place) / "cache", count, repeats)
+            write_zoo(folder, count, [(f"layer.{i}.attention.self.key", 8, 6, 2) for i in range(modules)])
+        report = {"modules": modules} | measure(folder, Path(place) / "cache", count, repeats)
     print(json.dumps(report, indent=1))
     if out:
         out.write_text(json.dumps(report, indent=1) + "\n")
