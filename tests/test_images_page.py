@@ -21,13 +21,17 @@ from lol_core.collections.zoo import Zoo
 from lol_core.finetuning.dreambooth import Base, finetune_stack, write_lora
 from lol_core.finetuning.image_zoos import write_strip
 from lol_core.finetuning.recipes import CELEBA, Run
+from lol_core.insight.editing import Method
 from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.editor import EditorConfig, train_editor
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 from tests.builders import random_lora, write_peft
 from tests.conftest import ROOT
 from tests.test_pages import opened, text_of
 from tests.waiting import until
+from ui import work
+from ui.editing import METHODS
 from ui.jobs import Job, running
 from ui.state import runs_folder
 
@@ -159,7 +163,7 @@ def offered(test: AppTest) -> str:
     return str(button.proto.url)
 
 
-def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path) -> None:
+def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page Edit, with a model that was trained for a moment."""
     zoo = Zoo.open(few_loras)
     config = TrainingConfig(model="gl_net", model_config=ModelConfig(width=8), epochs=2)
@@ -174,7 +178,11 @@ def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path) -> None:
     assert not test.exception and not test.error and "Not drawn yet" not in text_of(test)
     test.slider(key="edit.step1").set_value(0).run()
     assert "ΔW has moved by **0%**" in text_of(test)
+    short = EditorConfig(epochs=2, batch_size=8, atoms=4)
+    monkeypatch.setattr(work, "train_editor", partial(train_editor, config=short))
+    test.selectbox(key="edit.method").set_value(METHODS[Method.EQUIVARIANT]).run()
     pressed(test, "Edit further", "editing", "drawing_edit")
+    monkeypatch.setattr(work, "train_editor", None)  # it is kept for what follows
     second = edits[1][1].edit
     assert torch.equal(second.loras[0].layers[0].U, way.lora.layers[0].U), "it goes on from what the first gave"
     file = offered(test)
