@@ -43,6 +43,7 @@ DOCUMENTS = [
 SHORTER = {
     "train": ["--epochs", "2"],
     "crossvalidate": ["--epochs", "1", "--folds", "2"],
+    "editor": ["--epochs", "1"],
     "experiment": ["--small"],
     "generate": ["--steps", "2"],
 }
