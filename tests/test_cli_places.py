@@ -68,7 +68,7 @@ def place_of(kind: str, folder: Path, hub: Hub, tmp_path: Path) -> str:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["folder", "archive", "pattern", "hub"])
+@pytest.mark.parametrize("kind", ["folder", "archive", "pattern", "hub", "url"])
 def test_every_command_takes_every_place(kind: str, folder: Path, checkpoint: Path, hub: Hub, tmp_path: Path) -> None:
     place = place_of(kind, folder, hub, tmp_path)
     counted: dict[str, Callable[[], int]] = {
