@@ -68,13 +68,16 @@ def in_threads() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forests of the controls that take no time: half of what a small training computes is theirs."""
-    from lol_core.learning.tasks import classes, regression
+@pytest.fixture(autouse=True)
+def few_trees(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forests of the controls that take no time: half of what a small training computes is theirs. As many as users
+    have where a test is marked `whole_forests`.
+    """
+    if not request.node.get_closest_marker("whole_forests"):
+        from lol_core.learning.tasks import classes, regression
 
-    for module in (classes, regression):
-        monkeypatch.setattr(module, "TREES", 3)
+        for module in (classes, regression):
+            monkeypatch.setattr(module, "TREES", 3)
 
 
 @pytest.fixture(scope="session")

@@ -52,9 +52,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_runs_small_and_comes_back_whole(
-    name: str, kept: Path, in_threads: None, few_trees: None
-) -> None:
+def test_every_experiment_runs_small_and_comes_back_whole(name: str, kept: Path, in_threads: None) -> None:
     result = run(name, Context(SAMPLES, kept / "fits", SMALL, work=kept / "work"))
     assert "the scores mean nothing" in result.title and result.findings and result.notes
     assert list(result.cells.columns)[: len(CELLS)] == CELLS and result.cells["mean"].notna().any()

@@ -42,7 +42,6 @@ def stop_after(batches: int) -> Reporter:
     return Reporter(stop=lambda: next(calls) >= batches)
 
 
-@pytest.mark.usefixtures("few_trees")
 @pytest.mark.parametrize("model", [name for name in MODELS if name not in VARIANTS])
 @pytest.mark.parametrize("targets", [("size",), ("positive",), ("kind",)])
 def test_every_model_learns_every_kind_of_task(
@@ -57,6 +56,7 @@ def test_every_model_learns_every_kind_of_task(
     assert set(checkpoint.metrics) == {"train", "validation", "test"}
 
 
+@pytest.mark.whole_forests
 def test_singular_values_learn_what_is_a_function_of_the_update(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     """The label is log ‖ΔW‖: the norms-only control must find it, and so must a model of singular values."""
     config = replace(QUICK, model="svd", epochs=150, learning_rate=3e-3)
@@ -73,7 +73,6 @@ def test_the_same_seed_gives_the_same_model_and_another_does_not(synthetic_zoo: 
     assert runs[0].split == runs[1].split != runs[2].split
 
 
-@pytest.mark.usefixtures("few_trees")
 @pytest.mark.parametrize("batches", [10, 15, 20, 35])  # nothing is read a second time
 def test_stop_and_resume_end_like_an_uninterrupted_run(batches: int, synthetic_zoo: Zoo, tmp_path: Path) -> None:
     whole = fit(synthetic_zoo, tmp_path / "whole")

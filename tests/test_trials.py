@@ -54,6 +54,7 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     assert other.kept.lines() == [], "fits of another budget are not taken for this one's"
 
 
+@pytest.mark.whole_forests  # which its processes have
 def test_a_sweep_in_processes_has_the_digits_of_one_here(tmp_path: Path) -> None:
     zoo, budget = Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30, learning_rates=(1e-3, 3e-3))
     alone, together = (
