@@ -213,3 +213,6 @@ def test_two_loras_are_merged_drawn_and_saved(few_loras: Path) -> None:
     pressed(test, "Merge", "merging", "drawing_edit")
     assert {metric.label: metric.value for metric in test.metric}["In another gauge"].startswith("moves by")
     assert "not yet what is chosen" not in text_of(test) and offered(test) != file and not test.exception
+    file = offered(test)
+    test.text_input(key="edit.base").set_value("").run()
+    assert "To draw images, name the base model" in text_of(test) and offered(test) == file, "saved without a base"
