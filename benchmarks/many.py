@@ -30,13 +30,12 @@ from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.embedding import Space
-from lol_core.insight.picture import project
+from lol_core.insight.picture import graph_of, project
 from lol_core.insight.survey import survey
 
 N, M, RANK = 24, 16, 2
 REPEATED = 0.05
 """Share of the LoRAs that come again, once in each of the ways below."""
-DRAWN_BY_UMAP = 10_000
 
 Factors = tuple[Tensor, Tensor, float]
 
@@ -112,8 +111,8 @@ def report(count: int) -> dict[str, Any]:
     right = len(pairs & source.same)
     space = Space("sketches", tuple(source.ids), np.stack([surveys[id].sketch for id in source.ids]))
     drawn, _ = seconds(lambda: project(space))
-    some = Space(space.title, space.ids[:DRAWN_BY_UMAP], space.vectors[:DRAWN_BY_UMAP])
-    by_umap, _ = seconds(lambda: project(some, "UMAP"))
+    looked_up, graph = seconds(lambda: graph_of(space))
+    by_umap, _ = seconds(lambda: project(space, "UMAP", graph=graph))
     return {
         "LoRAs among which copies are known": count,
         "pairs that are the same function": len(source.same),
@@ -122,7 +121,8 @@ def report(count: int) -> dict[str, Any]:
         "surveyed (s)": surveyed,
         "duplicates found (s)": found,
         "map by PCA of sketches (s)": drawn,
-        f"map of {len(some.ids):,} by UMAP (s)": by_umap,
+        "neighbours in sketches (s)": looked_up,
+        "map of sketches by UMAP, neighbours known (s)": by_umap,
         "most memory (GB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
 
