@@ -6,6 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from lol_core.collections.names import user_path
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import Checkpoint
 from ui import visit
@@ -43,7 +44,7 @@ with own.container(border=True, height="stretch"):
         "One of this server, or hf://owner/name" if served else "A folder, a .zip or .tar, or hf://owner/name",
         placeholder="hf://owner/name" if served else "~/models/loras",
         key=key("address"),
-        help=("" if served else "Also the URL of an archive or a LoRA. ")
+        help=("" if served else "Also one LoRA, or the URL of one or of an archive. ")
         + "Every dialect is read; what cannot be read is listed with the reason.",
     )
     with st.container(horizontal=True):
@@ -119,7 +120,7 @@ with st.expander("Open a trained model", icon=":material/model_training:"):
             key=key("checkpoint"),
         )
     )
-    for folder in ([str(Path(typed).expanduser())] if typed else []) + ([str(elsewhere[picked])] if picked else []):
+    for folder in ([str(user_path(typed))] if typed else []) + ([str(elsewhere[picked])] if picked else []):
         try:
             opened: Checkpoint = load_checkpoint(Path(folder))
         except CheckpointError as error:

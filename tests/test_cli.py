@@ -140,6 +140,9 @@ def test_tables_for_people(zoo: Path, tmp_path: Path) -> None:
         ),
         (["train", "--zoo", "ZOO", "--target", "size", "--out", "OUT", "--resume"], "nothing to resume"),
         (["predict", "--checkpoint", "/no/such", "ZOO"], "no checkpoint there"),
+        (["predict", "--checkpoint", "~nobody of that name/model", "ZOO"], "no checkpoint there"),
+        (["scan", "ZOO", "--labels", "~nobody of that name/labels.csv"], "No such file"),
+        (["convert", "~nobody of that name/a.safetensors", "--to", "kohya", "--out", "OUT"], "No such file"),
     ],
 )
 def test_errors_are_sentences(arguments: list[str], reason: str, zoo: Path, tmp_path: Path) -> None:

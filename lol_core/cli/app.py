@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lol_core.cli.console import reported
-from lol_core.collections.names import named_place
+from lol_core.collections.names import named_place, user_path
 from lol_core.errors import needing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,8 +57,8 @@ def app(
     command += [f"--server.port={port}", f"--server.address={address}"]
     if headless:
         command.append("--server.headless=true")
-    place = Path(collection).expanduser()
-    named = {COLLECTION: str(place.resolve()) if place.exists() else collection} if collection else {}
+    place = user_path(collection)
+    named = {COLLECTION: str(place.resolve()) if os.path.exists(place) else collection} if collection else {}
     named |= {ROOTS: os.pathsep.join(places)} if places else {}
     named |= {SERVED: "1"} if serve else {}
     if os.name == "posix":  # the server takes the place of this process, so that a signal reaches it
@@ -69,7 +69,7 @@ def app(
 def _place(word: str) -> str:
     """The same word with the whole path."""
     name, path = named_place(word)
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.exists():
         raise typer.BadParameter(f"{place}: there is nothing to serve.", param_hint="--root")
     word = f"{name}={place.resolve()}" if name else str(place.resolve())

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lol_core.cli.console import AsJson, Workers, out, print_json, print_table, reported, stoppable
+from lol_core.collections.names import user_path
 from lol_core.experiments import NAMES
 
 SAMPLES = Path("sample_loras")
@@ -61,7 +62,7 @@ def experiment(
     with reported(), stoppable() as reporter:
         search = None if not halving else SMALL_SEARCH if small else Halving()
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds, search=search)
-        samples = Path(zoo).expanduser()
+        samples = user_path(zoo)
         other = None if any((samples / name).is_dir() for name in SAMPLE_ZOOS) or zoo == str(SAMPLES) else zoo
         context = Context(samples, fits or out_folder / "fits", budget, reporter, work, workers, other)
         result = run_experiment(name, context)

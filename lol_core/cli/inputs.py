@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from glob import glob
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lol_core.cli.console import err, open_collection
@@ -27,17 +25,17 @@ def loras_of(
     Raises DataMissingError when a pattern matches nothing, ZooError when a collection cannot be opened.
     """
     from lol_core.collections.folder import load_file
-    from lol_core.collections.names import stem_of
+    from lol_core.collections.names import stem_of, user_path
     from lol_core.collections.opening import is_collection
-    from lol_core.collections.pattern import is_pattern
+    from lol_core.collections.pattern import is_pattern, matches
     from lol_core.formats import IN_FOLDER
 
     for text in inputs:
-        places = sorted(glob(str(Path(text).expanduser()), recursive=True)) if is_pattern(text) else [text]
+        places = [str(match) for match in matches(text)[2]] if is_pattern(text) else [text]
         if not places:
             raise DataMissingError(f"{text}: no file has such a name.")
         for place in places:
-            path = Path(place).expanduser().resolve()  # "." and ".." have names too
+            path = user_path(place).resolve()  # "." and ".." have names too
             if not is_collection(place) or any((path / name).is_file() for name in IN_FOLDER):
                 yield path.name if path.is_dir() else stem_of(path.name), partial(load_file, path, place)
                 continue

@@ -31,7 +31,7 @@ from lol_core.collections.cache import bytes_allowed, cache_folder
 from lol_core.collections.describe import SAMPLED_BYTES, sampled_digest
 from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.index import uncollected
-from lol_core.collections.names import printable
+from lol_core.collections.names import printable, user_path
 from lol_core.collections.source import Source
 from lol_core.collections.walk import ARCHIVES
 from lol_core.core.progress import SILENT, Reporter
@@ -62,7 +62,7 @@ def open_archive(address: str, options: OpenOptions) -> Source:
     Raises ZooError when it is not there, is damaged, or would unpack to far more than it is, and Stopped when the
     reporter says so.
     """
-    path = Path(os.path.expanduser(address))
+    path = user_path(address)
     listing = list_archive(path, options.cache, options.reporter)
     path = path.resolve()
     return FileSource.open(str(path), stem_of(path.name), listing, options)

@@ -25,7 +25,7 @@ from lol_core.collections.http import Late
 from lol_core.collections.index import Database
 from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import LABEL_FILES, join_labels, read_labels
-from lol_core.collections.names import printable
+from lol_core.collections.names import printable, user_path
 from lol_core.collections.sidecar import MAX_BYTES, NONE, Sidecar, beside, read_sidecar
 from lol_core.collections.waiting import stopping
 from lol_core.collections.walk import LISTED, UNKNOWN, Candidate, in_order, other_shards, reason_of
@@ -129,7 +129,7 @@ class FileSource(Indexed):
             return self
         try:
             if labels:
-                path = Path(labels).expanduser()
+                path = user_path(labels)
                 table = read_labels(path)
             else:
                 path = Path(str(inside))

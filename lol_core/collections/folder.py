@@ -14,7 +14,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.index import Index
 from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import join_labels, labels_file, read_labels
-from lol_core.collections.names import printable
+from lol_core.collections.names import printable, user_path
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError
@@ -60,12 +60,12 @@ class Zoo(Indexed):
         Raises ZooError when the folder is gone, or the table given as `labels` cannot be read or joined (one found by
         itself is left out, and says so), and Stopped when the reporter says so; the headers read so far are kept.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         described = Index(folder, cache).update(reporter, readers)
         folder = folder.resolve()
         entries, refused = described.parted()
         ids = entries.ids
-        path = Path(labels).expanduser() if labels else labels_file(folder)
+        path = user_path(labels) if labels else labels_file(folder)
         if path is None:
             return cls(folder, entries, pd.DataFrame(index=ids), refused)
         try:

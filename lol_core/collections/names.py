@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 MODEL_FILE_NAMES = ("adapter_model", "pytorch_lora_weights", "adapters")
 """File names that say nothing: such a file goes by its folder's name."""
@@ -35,6 +37,11 @@ def display_names(ids: Sequence[str]) -> dict[str, str]:
     short = {id: short_name(id) for id in ids}
     counts = Counter(short.values())
     return {id: name if counts[name] == 1 else id for id, name in short.items()}
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """The path that someone writes, `~` for a home. That of a user who is not there stays as it is, names nothing."""
+    return Path(os.path.expanduser(text))
 
 
 def named_place(word: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from lol_core.collections.blob import Blob, LocalFile
 from lol_core.collections.files import FileSource, Listing, OpenOptions, list_folder
 from lol_core.collections.labels import LABEL_FILES
+from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
 from lol_core.collections.walk import LISTED
 from lol_core.errors import ZooError
@@ -25,7 +26,7 @@ def matches(address: str) -> tuple[Path, Path, list[Path]]:
     """The folder that a pattern begins with, the rest of it, and what it matches. A folder whose name looks like a
     pattern is taken by its name, as in `loras [XL]/*.safetensors`, and what is there is its own only match.
     """
-    place = Path(os.path.expanduser(address)).absolute()
+    place = user_path(address).absolute()
     root = next(folder for folder in place.parents if not has_magic(str(folder)) or os.path.lexists(folder))
     pattern = place.relative_to(root)
     names = [pattern] if os.path.lexists(place) else glob(str(pattern), root_dir=root, recursive=True)

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.http import download
+from lol_core.collections.names import user_path
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 
@@ -113,7 +114,7 @@ def _fetch(archive: Archive, place: str, part: Path, reporter: Reporter) -> None
     if "://" in place:
         download(f"{place.rstrip('/')}/{archive.file}", part, archive.bytes, reporter)
         return
-    source = Path(place).expanduser() / archive.file
+    source = user_path(place) / archive.file
     try:
         shutil.copyfile(source, part)
     except OSError as error:

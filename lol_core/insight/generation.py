@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import content_digest
 from lol_core.collections.durable import replace_file
+from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
@@ -59,7 +60,7 @@ class Painter:
             with needing("images"):
                 from diffusers import DiffusionPipeline
 
-            folder = Path(self.base).expanduser()
+            folder = user_path(self.base)
             dtype = torch.float16 if self.device.startswith("cuda") else torch.float32
             try:
                 pipeline = DiffusionPipeline.from_pretrained(str(folder if folder.is_dir() else self.base), dtype=dtype)

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lol_core.collections.durable import contiguous, plain_number, replace_file
+from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.lora import LoRA
@@ -220,7 +221,7 @@ class Checkpoint:
         version, and ModelError when there is no such device.
         """
         place = find_device(device)
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         description = read_description(folder)
         try:
             config, task = TrainingConfig.from_dict(description["config"]), task_from_dict(description["task"])
