@@ -222,6 +222,31 @@ def test_an_editor_learns_what_the_model_reads_and_where_the_collection_goes(tmp
         Editor.load(replace(checkpoint, created="later", folder=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("task", "column", "wish"),
+    [
+        (Regression(("score",), mean=(2.0,), std=(1.0,)), [1.0, 2.0, 3.0, np.nan], "score=3"),
+        (Multiclass(("kind",), ("cat", "dog", "fish")), ["cat", "dog", "fish", None], "kind=dog"),
+    ],
+)
+def test_an_editor_is_trained_for_numbers_and_classes_on_the_loras_that_have_them(
+    task: Regression | Multiclass, column: list[object], wish: str
+) -> None:
+    loras = [random_lora(seed=i) for i in range(8)]
+    model = make_model("gl_net", shared_spec(loras), task.outputs)
+    checkpoint = Checkpoint(model, task, TrainingConfig(), {"train": []})
+    members = Members(stack(loras, checkpoint.spec), pd.DataFrame({task.targets[0]: column * 2}))
+    history: list[dict[str, float]] = []
+    editor = train_editor(checkpoint, members, EditorConfig(epochs=2, atoms=2), history=history)
+    assert len(history) == 2 and np.isfinite(pd.DataFrame(history)).all(axis=None)
+    assert history[0]["others"] == 0, "a number alone, or classes, which are what the wished one is held against"
+    goal = Goal.parse(task, wish)
+    made = edit(checkpoint, loras[:1], goal, method=Method.EQUIVARIANT, editor=editor, size=0.2, steps=2)[0]
+    assert made.moved[-1] == pytest.approx(0.2, rel=2e-3)
+    with pytest.raises(TaskError, match="no labels"):
+        train_editor(checkpoint, replace(members, labels=pd.DataFrame(index=range(8))))
+
+
 def test_what_cannot_be_edited_is_said() -> None:
     checkpoint, lora = untrained(), random_lora()
     goal = Goal.parse(checkpoint.task, "hat=1")
