@@ -205,3 +205,9 @@ def test_a_damaged_archive_and_table_are_called_by_their_addresses(machine: Path
         with pytest.raises(ZooError) as caught:
             roots.open(address, labels)
         assert "bad." in str(caught.value) and str(machine) not in str(caught.value)
+
+
+def test_a_file_that_is_no_archive_is_refused_for_what_it_is(machine: Path, roots: Roots) -> None:
+    with pytest.raises(ZooError, match=f"{WEIGHTS}: neither a folder nor an archive") as caught:
+        roots.open(f"shared/zoo/lora000/{WEIGHTS}")
+    assert str(machine) not in str(caught.value)

@@ -22,7 +22,7 @@ from lol_core.collections.names import named_place
 from lol_core.collections.remote import of_page
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
-from lol_core.collections.walk import child_id, descend
+from lol_core.collections.walk import ARCHIVES, child_id, descend
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError, needing
 
@@ -132,6 +132,8 @@ class Roots:
         read there is what `walk.candidates` has.
         """
         if place.is_file():
+            if not place.name.lower().endswith(ARCHIVES):
+                raise ZooError(f"{place.name}: neither a folder nor an archive. Open the folder that it lies in.")
             return archive.list_archive(place, cache, reporter)
         root = next(root for root in self.places.values() if place.is_relative_to(root))
         files: dict[str, ServedFile] = {}
