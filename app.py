@@ -69,7 +69,7 @@ with teach.container(border=True, height="stretch"):
     page_link("pages/Invariance.py", "Turn R", ":material/rotate_right:")
     page_link("pages/Experiments.py", "The paper's tables", ":material/science:")
     if (ROOT / "notebooks").is_dir():
-        st.caption("Eight notebooks: `make lab`.")
+        st.caption("Nine notebooks: `make lab`.")
 
 if access().sample(visit.ZOO) is not None:
     st.subheader("A first visit: two minutes, nothing to train")

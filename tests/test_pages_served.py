@@ -383,8 +383,8 @@ def test_the_command_names_what_is_served(served: Path, monkeypatch: pytest.Monk
     refused = CliRunner().invoke(app, ["app", "--root", str(colon)])
     assert refused.exit_code == 2 and "stands between places" in refused.output and len(started) == 1
     assert environment[ROOTS].split(os.pathsep) == [f"people={served}", str(served.parent)] and environment[SERVED]
-    assert "--server.address=0.0.0.0" in command
+    assert "'server.address': '0.0.0.0'" in command[-1]
     CliRunner().invoke(app, ["app"])
-    assert "--server.address=127.0.0.1" in started[1][0] and not {ROOTS, SERVED} & started[1][1].keys()
+    assert "'server.address': '127.0.0.1'" in started[1][0][-1] and not {ROOTS, SERVED} & started[1][1].keys()
     missing = CliRunner().invoke(app, ["app", "--root", str(served / "none")])
     assert missing.exit_code == 2 and "nothing to serve" in missing.output and len(started) == 2

@@ -23,6 +23,15 @@ ROOTS = "LOL_ROOTS"
 SERVED = "LOL_SERVED"
 """The one that says, when it is not empty, that an app is for others, whatever its address."""
 
+LAUNCH = """
+import os, streamlit
+try:
+    streamlit.App({script!r}).run(config={settings!r})
+except KeyboardInterrupt:
+    os._exit(130)
+"""
+"""Ctrl-C waits for no job beside the pages: what those write is whole or is not there."""
+
 
 def main_script() -> Path:
     """The app's main script: at the top of a clone, in the package `lol_explorer` of a wheel."""
@@ -53,10 +62,10 @@ def app(
         if find_spec("streamlit") is None:
             raise ModuleNotFoundError(name="streamlit")
     places = [str(_place(word)) for word in root or ()]
-    command = [sys.executable, "-m", "streamlit", "run", str(main_script())]
-    command += [f"--server.port={port}", f"--server.address={address}"]
-    if headless:
-        command.append("--server.headless=true")
+    settings: dict[str, object] = {"server.port": port, "server.address": address}
+    settings |= {"server.headless": True} if headless else {}
+    code = LAUNCH.format(script=str(main_script()), settings=settings)
+    command = [sys.executable, "-P", "-c", code]  # -P: nothing is imported from where it is started
     place = user_path(collection)
     named = {COLLECTION: str(place.resolve()) if os.path.exists(place) else collection} if collection else {}
     named |= {ROOTS: os.pathsep.join(places)} if places else {}
