@@ -6,33 +6,34 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import subprocess
 import sys
 from typing import Any
 
+import torch
+
 from lol_core.experiments.figure5 import FAMILY, shape
 from lol_core.experiments.paper import FIVE
-from lol_core.experiments.timing import needs
+from lol_core.experiments.timing import needs, time_model
 
 LIMIT = 24
 """GiB."""
 BATCH = 8
 
-ONE = """
-import json, resource, sys, torch
-from lol_core.experiments.figure5 import shape
-from lol_core.experiments.timing import time_model
-torch.set_num_threads(1)
-model, size, batch, at_least = sys.argv[1:]
-times = time_model(model, shape(size), int(batch), torch.device("cpu"), float(at_least))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps({"preprocess (s)": times.preprocess, "forward (s)": times.forward, "peak (GiB)": peak}))
-"""
+
+def one(model: str, size: str, at_least: float) -> None:
+    """Prints what `measured` returns."""
+    torch.set_num_threads(1)
+    times = time_model(model, shape(size), BATCH, torch.device("cpu"), at_least=at_least)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"preprocess (s)": times.preprocess, "forward (s)": times.forward, "peak (GiB)": peak}))
 
 
 def measured(model: str, size: str, at_least: float) -> dict[str, float]:
     """Seconds for one LoRA, and the most memory of a process that did nothing else."""
-    command = [sys.executable, "-c", ONE, model, size, str(BATCH), str(at_least)]
+    code = f"from benchmarks.figure5 import one; one({model!r}, {size!r}, {at_least!r})"
+    command = [sys.executable, "-c", code]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return found
 

@@ -73,12 +73,25 @@ def test_every_copy_and_nothing_else(folder: Path, engine: str, monkeypatch: pyt
     assert {id.split("/")[1] for id in identical} == {"original", "renamed"}
 
 
+@pytest.mark.parametrize("engine", ["scikit-learn", "faiss"])
+def test_the_nearest_of_a_point_are_led_by_itself_among_any_copies(engine: str) -> None:
+    if engine == "faiss":
+        pytest.importorskip("faiss", reason="faiss, an optional extra, is not installed")
+    points = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    points[::7] = points[0]  # more copies than neighbours
+    many = 0 if engine == "faiss" else 10**9
+    places, distances = k_nearest(points, 5, many=many) or ((), ())
+    assert np.array_equal(places[:, 0], np.arange(300)) and all(len(set(row)) == 5 for row in places.tolist())
+    apart = np.linalg.norm(points[places] - points[:, None], axis=2)
+    assert np.allclose(distances, apart, atol=1e-3) and (np.diff(distances) >= 0).all()
+    assert k_nearest(points, 5, Reporter(stop=lambda: True), many) is None
+
+
 def test_faiss_finds_what_scikit_learn_finds() -> None:
     pytest.importorskip("faiss", reason="faiss, an optional extra, is not installed")
     points = np.random.default_rng(0).normal(size=(450, 8)).astype(np.float32)
     (places, distances), (same, exact) = (k_nearest(points, 5, many=many) or ((), ()) for many in (0, 10**9))
     assert np.array_equal(places, same) and np.allclose(distances, exact, atol=1e-3)
-    assert k_nearest(points, 5, Reporter(stop=lambda: True)) is None
     pairs = zip(within(points, 2.0, many=0), within(points, 2.0), strict=True)
     assert all(sorted(a) == sorted(b) for a, b in pairs)
     assert sum(len(near) for near in within(points, 2.0)) > 2 * len(points)

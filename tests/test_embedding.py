@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -45,12 +46,23 @@ compiling = pytest.mark.xdist_group("umap")
 """UMAP compiles itself for half a minute, once on a machine and once more for each process that does not wait."""
 
 
+@pytest.mark.parametrize("passes", [-(10**9), 10**9], ids=["by factors", "by updates"])
 @given(seed=st.integers(0, 1000), scale=st.floats(0.2, 2))
 @settings(max_examples=15)
-def test_the_kernel_is_exact_and_does_not_see_the_factors(seed: int, scale: float) -> None:
+def test_the_kernel_is_exact_and_does_not_see_the_factors(passes: int, seed: int, scale: float) -> None:
+    with patch.multiple("lol_core.insight.embedding", PASSES=passes, BLOCK=70):  # several blocks of each
+        check_kernel(seed, scale)
+
+
+def check_kernel(seed: int, scale: float) -> None:
     loras = [random_lora(MODULES, seed + i, scale=scale) for i in range(5)]
     spec = shared_spec(loras)
     products = gram(stack(loras, spec, torch.float64))
+    wider = [random_lora([(name, n, m, r + 1) for name, n, m, r in MODULES], seed + 9)]
+    with_wider = gram(stack(loras, spec, torch.float64), stack(wider, shared_spec(wider), torch.float64))
+    for a, product in zip(loras, with_wider, strict=True):
+        pairs = zip(a.layers, wider[0].layers, strict=True)
+        assert product[0] == pytest.approx(sum(inner_product(x, y) for x, y in pairs), abs=1e-8)
     for i, a in enumerate(loras):
         for j, b in enumerate(loras):
             assert products[i, j] == pytest.approx(

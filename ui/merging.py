@@ -43,7 +43,7 @@ METHODS = {
 }
 HELP = (
     "By ΔW a LoRA merges to the same in every gauge; by factors it does not. TIES keeps the largest entries and"
-    " averages those of the elected sign; DARE drops entries at random."
+    " averages those of the elected sign; DARE drops entries at random; KnOTS does so in coordinates that all share."
 )
 EACH, MEAN, OWN = "1 each", "mean", "own"
 
@@ -113,7 +113,7 @@ def _ask(source: Source) -> tuple[Merging, list[LoRA]]:
 def _show_numbers(done: Merging, made: Merged, names: list[str]) -> None:
     report = made.report
     a, b, c = st.columns(3)
-    text = "‖M − M′‖ / ‖M‖: what the cut to the rank leaves out of the merge M."
+    text = "What the cut to the rank leaves out: ‖M − M′‖ / ‖M‖ of the whole merge M and of M′, which is saved below."
     a.metric("Left out by the rank", f"{report.merged.lost:.1%}", help=text)
     text = "‖ΔW − Σ w ΔWᵢ‖ / ‖Σ w ΔWᵢ‖ of what is saved below."
     b.metric("Away from the sum", f"{report.from_sum:.1%}", help=text)
@@ -121,7 +121,7 @@ def _show_numbers(done: Merging, made: Merged, names: list[str]) -> None:
         f"By how much of its norm the merge moves when {names[-1]} is written by other factors of the same function (R"
         f" of condition number {CONDITION:g})."
     )
-    c.metric("In another gauge", "the same" if report.turned is None else f"moves by {report.turned:.0%}", help=text)
+    c.metric("By other factors", "the same" if report.turned is None else f"moves by {report.turned:.0%}", help=text)
     words = ", ".join(f"{weight:g} × {name}" for weight, name in zip(done.weights, names, strict=True))
     kept = f", density {done.density:g}" if done.method.trims or done.method.dare else ""
     st.caption(f"{METHODS[done.method]}, rank {done.rank}{kept}: {words}.")

@@ -79,7 +79,7 @@ def _place(word: str) -> str:
     """The same word with the whole path."""
     name, path = named_place(word)
     place = user_path(path)
-    if not place.exists():
+    if not os.path.exists(place):
         raise typer.BadParameter(f"{place}: there is nothing to serve.", param_hint="--root")
     word = f"{name}={place.resolve()}" if name else str(place.resolve())
     if os.pathsep in word:

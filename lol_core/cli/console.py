@@ -76,9 +76,9 @@ def _of_the_disk(error: Exception) -> str | None:
     """
     named = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
-    if number is None or number == errno.EPIPE:  # who reads the output has closed it: typer ends the command
-        return None
     place = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    if number is None or (number not in _WAYS_OUT and place is None):
+        return None
     return f"{f'{place}: ' if place else ''}{os.strerror(number)}. {_WAYS_OUT.get(number, 'Check the path.')}"
 
 

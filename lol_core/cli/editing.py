@@ -4,6 +4,7 @@ is trained to do so.
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ import typer
 from lol_core.cli.console import AsJson, open_collection, out, print_json, print_table, reported, stoppable
 from lol_core.cli.inputs import id_of, only_of
 from lol_core.cli.rewriting import AsWidth, Force, Form, Job, Width, write_whole
+from lol_core.collections.names import user_path
 from lol_core.errors import DataMissingError
 
 if TYPE_CHECKING:
@@ -140,12 +142,12 @@ def editor(
         source = open_collection(collection, reporter=reporter.part(0.0, 0.05))
         members = Members.of(model, source, reporter.part(0.05, 0.15))
         config = EditorConfig(epochs=epochs, seed=seed)
-        train_editor(model, members, config, reporter.part(0.15, 1.0)).save(checkpoint)
+        train_editor(model, members, config, reporter=reporter.part(0.15, 1.0)).save(checkpoint)
     out.print(f"Written to {checkpoint / FILE}.", highlight=False, soft_wrap=True)
 
 
 def _lora(name: str, source: Source | None, reporter: Reporter) -> LoRA:
     """A LoRA of the collection where it is named so there, else a file of its own."""
-    if source is not None and not Path(name).expanduser().exists():
+    if source is not None and not os.path.exists(user_path(name)):
         return source.load(id_of(source, name))
     return only_of(name, f"lol edit ONE --of {name}", reporter)()

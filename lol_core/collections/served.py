@@ -18,7 +18,7 @@ from lol_core.collections.blob import LocalFile
 from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.hub_address import SCHEME as HUB
 from lol_core.collections.layouts import as_rows, with_own_labels
-from lol_core.collections.names import named_place
+from lol_core.collections.names import named_place, user_path
 from lol_core.collections.remote import of_page
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
@@ -67,7 +67,7 @@ class Roots:
         places: dict[str, Path] = {}
         for word in wanted:
             name, path = named_place(word)
-            place = Path(path).expanduser().resolve()
+            place = user_path(path).resolve()
             stem = name or place.name or "root"
             free = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
             places[next(name for name in free if name not in places)] = place

@@ -103,10 +103,8 @@ def run(context: Context) -> Result:
         GIVEN: Kept(place, about),
         LEARNT: Kept(place, about | {"editor": content_digest(*_sized(editor_file))}),
     }
-    todo = {
-        methods: [id for id in people if id not in {line["lora"] for line in kept.lines()}]
-        for methods, kept in parts.items()
-    }
+    done = {methods: {line["lora"] for line in kept.lines()} for methods, kept in parts.items()}
+    todo = {methods: [id for id in people if id not in done[methods]] for methods in parts}
     if count := sum(map(len, todo.values())):
         train = checkpoint.split["train"][: 60 if context.small else None]
         of = replace(checkpoint, split=checkpoint.split | {"train": train})
@@ -342,8 +340,7 @@ def notes(table: pd.DataFrame, people: list[str]) -> list[str]:
         " (`lol editor`). How much it is held to the collection's covariance with the label was chosen by pictures of"
         " 24 people of the validation part. Not at all: it changed 26, 4 and 22 % of them, hardly more than gradient."
         " The more it was, the nearer it came to linear, in direction (cosine 0.95) and in what it changes.",
-        "Smiling and Long_Hair are not asked about, for want of time; the model reads the first hardly better than"
-        " chance.",
+        "Smiling and Long_Hair are not asked about; the model reads the first hardly better than chance.",
     ]
 
 

@@ -49,8 +49,8 @@ class Kept:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """Null is NaN in a score, and infinity in a validation loss, which only a training that diverged has not. Lines
-    from before null was written spell both out.
+    """A line of the file. Null stands for NaN in a score, and in a validation loss for infinity: that of a training
+    that diverged. Earlier lines spell both out.
     """
     try:
         parsed = dict(json.loads(line))

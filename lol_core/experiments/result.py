@@ -150,12 +150,12 @@ class Result:
 
     @property
     def command(self) -> str:
-        """That makes it again."""
+        """The command that makes the result again."""
         return command(self.name, bool(self.settings.get("budget", {}).get("search")))
 
 
 def command(name: str, searched: bool = False) -> str:
-    """That runs an experiment in full and writes its page. searched: by successive halving."""
+    """The command that runs an experiment in full and writes its page. searched: by successive halving."""
     return f"python -m lol_core experiment {name} --out docs --fits benchmarks/fits{' --halving' if searched else ''}"
 
 

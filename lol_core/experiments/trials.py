@@ -228,7 +228,7 @@ class Trials:
 
     @property
     def labelled(self) -> list[str]:
-        """The LoRAs that a folded question is asked about, in the order in which folds are cut."""
+        """The LoRAs that have the question's labels, in the order in which folds are cut."""
         ids = self.zoo.ids if self.budget.loras is None else self.zoo.ids[: self.budget.loras]
         return sorted(self.zoo.labels.loc[ids, list(self.question.targets)].dropna().index)
 

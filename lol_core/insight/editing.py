@@ -51,7 +51,7 @@ class Method(StrEnum):
 
 
 NEEDS = {Method.LINEAR: "a collection with labels", Method.PATTERN: "a collection", Method.RANDOM: "a collection"}
-"""What a method needs beside the model."""
+"""The members that a method needs beside the model."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,9 @@ def edit(
     """Each LoRA changed towards the goal until its update has moved by size · ‖ΔW‖, after step k of `steps` by k/steps
     of that: all methods move equally far. Modules that the model does not read, DoRA magnitudes, scales and dtypes stay
     as they are; the factors come back balanced.
+
+    members: LoRAs of the collection that the model was trained on, for the methods that NEED them; editor: the network
+    of the method EQUIVARIANT, by default the one beside the checkpoint; seed: of the method RANDOM.
 
     Raises ModelError when a LoRA does not fit the model, the model is not GL-invariant, or has no gradient there;
     TaskError when the method lacks what it NEEDS or nothing can be moved; Stopped.

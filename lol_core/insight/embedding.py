@@ -30,7 +30,7 @@ Kind = Literal["updates", "directions", "spectra", "latent"]
 BLOCK = 20_000_000
 """Numbers formed at a time when products of many LoRAs are computed."""
 PASSES = 50
-"""What it costs to write, multiply and sum the products of factors, in further dimensions of them, as measured."""
+"""A product of factors is also written, multiplied and summed: as measured, that costs what so many more rows would."""
 LANDMARKS, FEWEST_LANDMARKS = 1500, 50
 """Up to so many LoRAs of a collection all products with all are computed; with more, the products of all with so many
 of them.
@@ -90,31 +90,36 @@ def gram(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT)
     """
     columns = batch if others is None else others
     total = torch.zeros(len(batch), len(columns), dtype=torch.float64)
-    layers = [
-        tuple(factors[:, layer] for factors in same)
-        for same in zip(batch.U, batch.V, columns.U, columns.V, strict=True)
-        for layer in range(same[0].shape[1])
-    ]
-    for done, (U, V, U_b, V_b) in enumerate(layers, 1):
-        (n, r), (m, s) = U.shape[1:], V_b.shape[1:]
+    layers = _layers(batch)
+    for done, (own, other) in enumerate(zip(layers, layers if others is None else _layers(others), strict=True), 1):
+        (n, r), (m, s) = own[0].shape[1:], other[1].shape[1:]
         if n * m < r * s * (n + m + PASSES):
-            _add_by_updates(total, U, V, U_b, V_b)
+            _add_by_updates(total, own, other)
         else:
-            _add_by_factors(total, U, V, U_b, V_b)
+            _add_by_factors(total, own, other)
         reporter.count("Products of LoRAs, in modules:", done, len(layers))
     return total.numpy()
 
 
-def _add_by_updates(total: Tensor, U: Tensor, V: Tensor, U_b: Tensor, V_b: Tensor) -> None:
-    """(a, n, r), (a, m, r), (b, n, s), (b, m, s) → added to the total (a, b)."""
+def _layers(batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """The pair of each module: (B, n, r) and (B, m, r)."""
+    pairs = zip(batch.U, batch.V, strict=True)
+    return [(U[:, layer], V[:, layer]) for U, V in pairs for layer in range(U.shape[1])]
+
+
+def _add_by_updates(total: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
+    """⟨ΔW_a, ΔW_b⟩ of one module, added to the total (a, b)."""
+    (U, V), (U_b, V_b) = own, other
     step = max(1, BLOCK // ((len(U) + len(U_b)) * V.shape[1]))
     for rows in (slice(start, start + step) for start in range(0, U.shape[1], step)):
         here = (U[:, rows].double() @ V.double().mT).flatten(1)
-        there = here if U_b is U else (U_b[:, rows].double() @ V_b.double().mT).flatten(1)
+        there = here if other is own else (U_b[:, rows].double() @ V_b.double().mT).flatten(1)
         total.addmm_(here, there.mT)
 
 
-def _add_by_factors(total: Tensor, U: Tensor, V: Tensor, U_b: Tensor, V_b: Tensor) -> None:
+def _add_by_factors(total: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
+    """The same."""
+    (U, V), (U_b, V_b) = own, other
     step = max(1, BLOCK // (len(U_b) * U.shape[2] * U_b.shape[2]))
     for rows in (slice(start, start + step) for start in range(0, len(U), step)):
         left = torch.einsum("anr,bns->abrs", U[rows].double(), U_b.double())

@@ -49,18 +49,18 @@ class MergeReport:
 
         made = merged(loras, reporter.part(0.0, 0.6))
         exact = merge(loras, weights, reporter=reporter.part(0.6, 0.8)).lora
-        away = Comparison.of(made.lora, exact)
+        away = Comparison.of(exact, made.lora)
         again = None
         if not method.invariant:
             other = merged([*loras[:-1], turned(loras[-1], 0)], reporter.part(0.8, 0.9)).lora
             again = Comparison.of(made.lora, other).distance
         modules = pd.DataFrame({"lost": made.errors}, index=list(made.lora.names))
-        sizes = away.table["‖ΔW₂‖"]
+        sizes = away.table["‖ΔW₁‖"]
         modules["from the sum"] = away.table["‖ΔW₁ − ΔW₂‖"] / sizes.where(sizes > 0)
         for i, lora in enumerate(loras):
             reporter.count("Comparing: LoRA", i + 1, len(loras))
             modules[f"cosine {i + 1}"] = Comparison.of(made.lora, lora).table["cosine"]
-        return cls(made, Comparison.of(exact, made.lora).distance, again, modules)
+        return cls(made, away.distance, again, modules)
 
 
 def turned(lora: LoRA, seed: int) -> LoRA:

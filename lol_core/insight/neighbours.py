@@ -46,7 +46,7 @@ def _by_faiss(points: np.ndarray, radius: float) -> Iterator[np.ndarray]:
 def k_nearest(
     points: np.ndarray, k: int, reporter: Reporter = SILENT, many: int = MANY
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """For each of the points, (count, d): the places of the k nearest, itself among them, and their distances, both
+    """For each of the points, (count, d): the places of the k nearest, itself first, and their distances, both
     (count, k), ascending. Exact up to rounding. None when it was stopped on the way.
     """
     if len(points) >= many and find_spec("faiss"):
@@ -72,10 +72,22 @@ def k_nearest(
     for start in range(0, len(points), BLOCK):
         if reporter.stopping:
             return None
-        parts.append(search(points[start : start + BLOCK]))
+        parts.append(_itself_first(*search(points[start : start + BLOCK]), start))
         reporter.count("Neighbours of LoRAs:", min(start + BLOCK, len(points)), len(points))
     places, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
     return places, distances.astype(np.float32)
+
+
+def _itself_first(places: np.ndarray, distances: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the points from `start` on, each led by its own point; a copy of it may have come first, or so many
+    copies that it was not there.
+    """
+    rows = np.arange(len(places))
+    own = places == (rows + start)[:, None]
+    at = np.where(own.any(1), own.argmax(1), places.shape[1] - 1)
+    places[rows, at], distances[rows, at] = places[:, 0], distances[:, 0]
+    places[:, 0], distances[:, 0] = rows + start, 0.0
+    return places, distances
 
 
 def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *, candidates: int = 40) -> pd.DataFrame:

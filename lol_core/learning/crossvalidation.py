@@ -78,7 +78,8 @@ def crossvalidate(
     whole = plan(zoo, targets, config)
     if folds < 2:
         raise TaskError(f"Cross-validation needs at least two folds; found {folds}.")
-    factors = Factors(zoo, whole.spec, whole.ids, reporter.part(0.0, 0.1), dtype=config.storage.dtype)
+    reading, dtype = reporter.part(0.0, 0.1), config.storage.dtype
+    factors = Factors(zoo, whole.spec, whole.ids, reporter=reading, dtype=dtype)
     from sklearn.model_selection import GroupKFold, KFold  # takes a second to import
 
     ids = [id for id in whole.ids if id in factors.place]

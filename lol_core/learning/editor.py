@@ -59,19 +59,20 @@ class EditorConfig:
 
 @dataclass(frozen=True)
 class Editor:
-    """net: takes as wishes 1 for an output that should grow, −1 for one that should fall, 0 for the others; made: when
-    the checkpoint was that it belongs to.
+    """net: takes as wishes 1 for an output that should grow, −1 for one that should fall, 0 for the others; made: the
+    creation time of its checkpoint.
     """
 
     net: GLEquivariantNet
     made: str
 
     def belongs_to(self, checkpoint: Checkpoint) -> bool:
+        """Whether it was trained with this checkpoint."""
         return self.made == checkpoint.created and self.net.spec == checkpoint.spec
 
     def change(self, point: FixedRank, wishes: Tensor) -> Tangent:
-        """The tangent part of U (Ṽ − V)ᵀ + (Ũ − U) Vᵀ for what the network makes of balanced factors; no other factors
-        of the same ΔW give another. wishes: (B, outputs).
+        """The tangent part of U (Ṽ − V)ᵀ + (Ũ − U) Vᵀ for what the network makes of balanced factors; it depends
+        on ΔW alone, not on its factors. wishes: (B, outputs).
         """
         dtype = self.net.p.dtype
         batch = point.batch()
@@ -95,12 +96,12 @@ class Editor:
     def load(cls, checkpoint: Checkpoint) -> Editor:
         """The one beside a checkpoint. Raises CheckpointError when there is none, or that of another model."""
         path = (checkpoint.folder or Path()) / FILE
-        again = "Train one: `lol editor`."
+        again = f"Train one: `lol editor {checkpoint.folder} --of COLLECTION --force`."
         if checkpoint.folder is None or not path.is_file():
             raise CheckpointError(f"{checkpoint.title} has no editor, a network trained to edit with it. {again}")
         try:
             with safe_open(path, "pt") as file:
-                about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dictionary
+                about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             net = GLEquivariantNet(checkpoint.spec, GLEquivariantConfig(**json.loads(about["config"])))
             net.load_state_dict(tensors)
             editor = cls(net.eval().requires_grad_(False), about["made"])
@@ -115,6 +116,7 @@ def train_editor(
     checkpoint: Checkpoint,
     members: Members,
     config: EditorConfig = EditorConfig(),
+    *,
     reporter: Reporter = SILENT,
     history: list[dict[str, float]] | None = None,
 ) -> Editor:

@@ -48,6 +48,7 @@ class Factors:
         zoo: Source,
         spec: WeightSpec,
         ids: Sequence[str],
+        *,
         reporter: Reporter = SILENT,
         store: Store | None = None,
         dtype: torch.dtype = torch.float32,
@@ -98,6 +99,7 @@ class Factors:
                     lora = self.zoo.load(id)
                     if problems := self.spec.misfits(lora):
                         raise ModelError(" ".join(problems))
+                    self.packing.check(lora)
                 except LoLError as error:
                     self.left_out[id] = str(error)
                 else:
@@ -109,8 +111,8 @@ class Factors:
 
     def batch(self, ids: Sequence[str]) -> Batch:
         if self.records is None:
-            records = self.packing.pack(stack([self.zoo.load(id) for id in ids], self.spec))
-            return self.packing.batch(records, range(len(ids)))
+            batch = stack([self.zoo.load(id) for id in ids], self.spec)
+            return batch.to(dtype=self.packing.dtype).to(dtype=batch.dtype)
         return self.packing.batch(self.records, [self.place[id] for id in ids])
 
     def stream(self, batches: Sequence[Sequence[str]], device: torch.device | str = "cpu") -> Iterator[Batch]:

@@ -37,13 +37,13 @@ class Members:
         if len(ids) < 2:
             raise TaskError(
                 f"{source.name} holds {len(ids)} of the LoRAs that {checkpoint.title} was trained on, and directions"
-                f" are made of those. Open the collection it was trained on, {checkpoint.zoo}, or choose the method"
-                " gradient."
+                f" are made of those. Open the collection it was trained on, {checkpoint.zoo}; an edit by gradient"
+                " needs none."
             )
         loras = []
         for i, id in enumerate(ids):
             reporter.count("Reading: LoRA", i + 1, len(ids))
-            reporter.check("Nothing was edited.")
+            reporter.check("The collection was still being read.")
             loras.append(source.load(id))
         targets = [target for target in checkpoint.task.targets if target in source.labels]
         return cls(stack(loras, checkpoint.spec), source.labels.loc[ids, targets])

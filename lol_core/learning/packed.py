@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.lora import LoRA
 from lol_core.errors import ModelError
 
 ALIGNMENT = 8
@@ -25,7 +26,7 @@ class Packing:
     """
 
     def __init__(self, spec: WeightSpec, dtype: torch.dtype = torch.float32):
-        self.spec = spec
+        self.spec, self.dtype = spec, dtype
         shapes = [(len(indices), side, spec.rank) for sides, indices in spec.groups for side in sides]
         numbers: list[tuple[int, ...]] = [*shapes, *([(spec.magnitudes,)] if spec.magnitudes else [])]
         self.parts = [(shape, dtype) for shape in numbers] + [((len(spec.modules),), torch.int64)]
@@ -39,16 +40,21 @@ class Packing:
         """Bytes of a record."""
         return self.starts[-1]
 
+    def check(self, lora: LoRA) -> None:
+        """Raises ModelError where a number is too large for float16, with the module."""
+        if self.dtype == torch.float16:
+            for module in self.spec.modules:
+                if any(factor.abs().max() > torch.finfo(self.dtype).max for factor in lora[module.name].folded()):
+                    raise ModelError(f"{module.name}: numbers beyond 65,504, which float16 cannot hold. Use bfloat16.")
+
     def pack(self, batch: Batch) -> Tensor:
-        """(B, size) bytes. Raises ModelError where a number is too large for the type."""
+        """(B, size) bytes."""
         factors = [factor for pair in zip(batch.U, batch.V, strict=True) for factor in pair]
         padded = [torch.nn.functional.pad(factor, (0, self.spec.rank - factor.shape[-1])) for factor in factors]
         magnitudes = [] if batch.magnitudes is None else [batch.magnitudes]
         records = torch.zeros(len(batch), self.size, dtype=torch.uint8)
         for slot, part in zip(self._slots(records), [*padded, *magnitudes, batch.ranks], strict=True):
             slot.copy_(part.flatten(1))
-            if slot.dtype == torch.float16 and slot.isinf().any():
-                raise ModelError("These factors have numbers beyond 65,504, which float16 cannot hold. Use bfloat16.")
         return records
 
     def batch(self, records: Tensor, places: Sequence[int]) -> Batch:

@@ -44,7 +44,7 @@ def train(
     if together.first or resume:
         state.open(resume)
     dtype, reading = config.storage.dtype, reporter.part(0.0, 0.1)
-    factors = first_here(together, lambda: Factors(zoo, plan.spec, plan.ids, reading, dtype=dtype))
+    factors = first_here(together, lambda: Factors(zoo, plan.spec, plan.ids, reporter=reading, dtype=dtype))
     split = {part: [id for id in ids if id in factors.place] for part, ids in plan.split.items()}
     if empty := [part for part, ids in split.items() if not ids]:
         raise TaskError(

@@ -35,7 +35,7 @@ class ApartConfig(ModelConfig):
     apart: frozenset[Apart] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
-        """Of nothing added, as before there was a choice."""
+        """For JSON, without `apart` where nothing is added: earlier descriptions name none."""
         rest = {name: value for name, value in super().to_dict().items() if name != "apart"}
         return rest | ({"apart": sorted(self.apart)} if self.apart else {})
 

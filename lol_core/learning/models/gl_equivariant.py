@@ -90,7 +90,8 @@ class Crossing(nn.Module):
 
 class GLEquivariantNet(nn.Module):
     """Lift every module to (w, r); some layers of gates and equivariant linear maps, each added to what came before;
-    back to (n, r) and (m, r), added to the input. Every sum is of proposition 1's maps: the identity is one.
+    back to (n, r) and (m, r), added to the input. Every sum is of proposition 1's maps, of which the identity is one,
+    and, with atoms, of a `Crossing`.
 
     The last maps start at 0, so an untrained net gives back what it is given. Smooth in U, V and the weights wherever
     no product U Vᵀ is 0. Ranks may be mixed: columns of zeros stay so. DoRA magnitudes pass through.

@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TypeVar
 
+from lol_core.collections.names import user_path
 from lol_core.core.batch import WeightSpec
 from lol_core.errors import ModelError
 from lol_core.learning.models.base import LoLModel, ModelConfig
@@ -45,7 +45,7 @@ def register(name: str) -> Callable[[Model], Model]:
 
 def load(place: str) -> None:
     """Run a file, or import a module, that registers models. Raises ModelError when there is none or it fails."""
-    path = Path(place).expanduser()
+    path = user_path(place)
     try:
         if path.suffix == ".py":
             name = f"lol_models_{path.stem}"
