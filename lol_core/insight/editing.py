@@ -104,8 +104,8 @@ def edit(
     of that: all methods move equally far. Modules that the model does not read, DoRA magnitudes, scales and dtypes stay
     as they are; the factors come back balanced.
 
-    members: LoRAs of the collection that the model was trained on, for the methods that NEED them; editor: the network
-    of the method EQUIVARIANT, by default the one beside the checkpoint; seed: of the method RANDOM.
+    members: LoRAs of the collection that the model was trained on, for the methods that NEED them; editor: for the
+    method EQUIVARIANT, trained with this checkpoint; seed: of the method RANDOM.
 
     Raises ModelError when a LoRA does not fit the model, the model is not GL-invariant, or has no gradient there;
     TaskError when the method lacks what it NEEDS or nothing can be moved; Stopped.
