@@ -131,7 +131,7 @@ def of_cost(quick: bool) -> Part:
 def of_pages(quick: bool) -> Part:
     """Among many LoRAs of few modules, and among fewer with as many as Stable Diffusion's have."""
     claims, reports = [], {}
-    for count, modules in ((50, 3), (20, 264)) if quick else ((10_000, 3), (1000, 264)):
+    for count, modules in ((50, 3), (20, 264)) if quick else ((10_000, 3), (900, 264)):
         repeats = 1 if quick else 3
         report = script("pages", "--count", count, "--modules", modules, "--repeats", repeats)["report"]
         about = f"among {count:,} LoRAs of {modules} modules"

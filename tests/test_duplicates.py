@@ -80,7 +80,9 @@ def test_the_nearest_of_a_point_are_led_by_itself_among_any_copies(engine: str) 
     points = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
     points[::7] = points[0]  # more copies than neighbours
     many = 0 if engine == "faiss" else 10**9
-    places, distances = k_nearest(points, 5, many=many) or ((), ())
+    near = k_nearest(points, 5, many=many)
+    assert near is not None
+    places, distances = near
     assert np.array_equal(places[:, 0], np.arange(300)) and all(len(set(row)) == 5 for row in places.tolist())
     apart = np.linalg.norm(points[places] - points[:, None], axis=2)
     assert np.allclose(distances, apart, atol=1e-3) and (np.diff(distances) >= 0).all()

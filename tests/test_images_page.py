@@ -206,12 +206,12 @@ def test_two_loras_are_merged_drawn_and_saved(few_loras: Path) -> None:
     assert not test.exception and not test.error
     numbers = {metric.label: metric.value for metric in test.metric}
     assert numbers["Away from the sum"] == numbers["Left out by the rank"] == f"{made.report.merged.lost:.1%}" != "0.0%"
-    assert numbers["In another gauge"] == "the same"
+    assert numbers["By other factors"] == "the same"
     file = offered(test)
     test.selectbox(key="edit.merge_method").set_value("sum of factors").run()
     assert "not yet what is chosen above" in text_of(test) and offered(test) == file
     pressed(test, "Merge", "merging", "drawing_edit")
-    assert {metric.label: metric.value for metric in test.metric}["In another gauge"].startswith("moves by")
+    assert {metric.label: metric.value for metric in test.metric}["By other factors"].startswith("moves by")
     assert "not yet what is chosen" not in text_of(test) and offered(test) != file and not test.exception
     file = offered(test)
     test.text_input(key="edit.base").set_value("").run()

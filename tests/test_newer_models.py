@@ -282,7 +282,7 @@ def test_size_can_be_read_apart_from_direction(name: str) -> None:
         model = made(name, batch, apart=frozenset(parts))
         return relative_change(model(twice), model(batch))
 
-    assert name == "mvprobe" or moved() > 1e-3, "MVProbe sees no size of its own"
+    assert name != "gl_net" or moved() > 1e-3, "the others hardly see size, or not at all"
     assert moved(Apart.UNIT_NORM) < 1e-6 < 1e-3 < moved(Apart.UNIT_NORM, Apart.LOG_SIZES)
     assert moved(Apart.LINEAR_SKIP, Apart.UNIT_NORM) < 1e-6
     whole = made(name, batch, apart=frozenset(Apart))

@@ -103,8 +103,8 @@ def run(context: Context) -> Result:
         GIVEN: Kept(place, about),
         LEARNT: Kept(place, about | {"editor": content_digest(*_sized(editor_file))}),
     }
-    done = {methods: {line["lora"] for line in kept.lines()} for methods, kept in parts.items()}
-    todo = {methods: [id for id in people if id not in done[methods]] for methods in parts}
+    known = {methods: {line["lora"] for line in kept.lines()} for methods, kept in parts.items()}
+    todo = {methods: [id for id in people if id not in known[methods]] for methods in parts}
     if count := sum(map(len, todo.values())):
         train = checkpoint.split["train"][: 60 if context.small else None]
         of = replace(checkpoint, split=checkpoint.split | {"train": train})

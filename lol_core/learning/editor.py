@@ -96,9 +96,12 @@ class Editor:
     def load(cls, checkpoint: Checkpoint) -> Editor:
         """The one beside a checkpoint. Raises CheckpointError when there is none, or that of another model."""
         path = (checkpoint.folder or Path()) / FILE
-        again = f"Train one: `lol editor {checkpoint.folder} --of COLLECTION --force`."
+        command = f"lol editor {checkpoint.folder} --of COLLECTION"
+        again = f"Train one: `{command} --force`."
         if checkpoint.folder is None or not path.is_file():
-            raise CheckpointError(f"{checkpoint.title} has no editor, a network trained to edit with it. {again}")
+            raise CheckpointError(
+                f"{checkpoint.title} has no editor, a network trained to edit with it. Train one: `{command}`."
+            )
         try:
             with safe_open(path, "pt") as file:
                 about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
