@@ -40,6 +40,7 @@ def test_the_model_beats_a_constant_and_norms_cannot_be_told_from_themselves(fou
     assert ours.difference("norms only", draws=20) == Difference(0.0, 0.0, 0.0)
 
 
+@pytest.mark.whole_forests  # as what it is compared with, which other tests share
 def test_the_same_seed_gives_the_same_predictions(found: Folds, synthetic_folder: Path) -> None:
     again = crossvalidate(Zoo.open(synthetic_folder), ["size"], CONFIG, 3)
     assert all((again.predicted[name] == values).all() for name, values in found.predicted.items())
