@@ -92,8 +92,9 @@ def gram(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT)
     total = torch.zeros(len(batch), len(columns), dtype=torch.float64)
     layers = _layers(batch)
     for done, (own, other) in enumerate(zip(layers, layers if others is None else _layers(others), strict=True), 1):
-        (n, r), (m, s) = own[0].shape[1:], other[1].shape[1:]
-        if n * m < r * s * (n + m + PASSES):
+        (a, n, r), (b, m, s) = own[0].shape, other[1].shape
+        by_updates = n * m * (a * b + a * r + (0 if other is own else b * s))
+        if by_updates < a * b * r * s * (n + m + PASSES):
             _add_by_updates(total, own, other)
         else:
             _add_by_factors(total, own, other)
