@@ -46,6 +46,7 @@ HELP = (
     " averages those of the elected sign; DARE drops entries at random; KnOTS does so in coordinates that all share."
 )
 EACH, MEAN, OWN = "1 each", "mean", "own"
+BASE, MERGED = "Base model", "Merged"
 
 
 def merge_several(source: Source) -> None:
@@ -71,8 +72,9 @@ def merge_several(source: Source) -> None:
         st.caption("What is shown is the last merge, not yet what is chosen above. Press **Merge** for that.")
     _show_numbers(done, made, names)
     if made.file is not None:
-        columns = dict(zip(names, made.parts, strict=True)) | {"Merged": made.file}
-        show_drawn(source, {"Base model": None, **columns}, done.ids)
+        titles = [name if name not in (BASE, MERGED) else f"LoRA {name}" for name in names]
+        columns = dict(zip(titles, made.parts, strict=True))
+        show_drawn(source, {BASE: None, **columns, MERGED: made.file}, done.ids)
     _show_modules(made, names)
     st.subheader("Save")
     show_download(made.report.merged.lora, made.key, "-".join(["merge", *(Path(name).name for name in names)]))

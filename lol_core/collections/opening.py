@@ -11,6 +11,7 @@ from lol_core.collections import archive, hub, hub_address, remote
 from lol_core.collections.files import OpenOptions
 from lol_core.collections.folder import Zoo
 from lol_core.collections.layouts import as_rows, with_own_labels
+from lol_core.collections.names import user_path
 from lol_core.collections.pattern import is_pattern, open_pattern
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
@@ -48,7 +49,7 @@ def open_source(
     with needing("hub"), stopped_by(reporter):
         if opener := _opener(address):
             source = opener(address, OpenOptions(str(labels) if labels else None, cache, reporter, readers))
-        elif not os.path.isdir(_path(address)):
+        elif not os.path.isdir(user_path(address)):
             raise ZooError(_nothing_at(address))
         else:
             source = Zoo.open(Path(address), labels, cache, reporter, readers=readers)
@@ -57,23 +58,19 @@ def open_source(
 
 def is_collection(address: str) -> bool:
     """Whether an address is of a folder, an archive or another place of many LoRAs, rather than of one file."""
-    path = _path(address)
+    path = str(user_path(address))
     return os.path.isdir(path) or (_opener(address) is not None and not _is_lora(path))
 
 
 def _opener(address: str) -> Opener | None:
     if "://" in address:
         return next((opener for mark, opener in OPENERS.items() if address.startswith(mark)), remote.open_url)
-    path = _path(address)
+    path = str(user_path(address))
     if os.path.isdir(path) or "\0" in path:
         return None
     if is_pattern(address) or _is_lora(path):
         return open_pattern
     return next((opener for mark, opener in OPENERS.items() if address.lower().endswith(mark)), None)
-
-
-def _path(address: str) -> str:
-    return os.path.expanduser(address) or "."  # which leaves a user that there is not as it is
 
 
 def _is_lora(path: str) -> bool:
@@ -83,7 +80,7 @@ def _is_lora(path: str) -> bool:
 
 def _nothing_at(address: str) -> str:
     """Why no collection is at the path of a folder."""
-    path = os.path.abspath(_path(address))
+    path = os.path.abspath(user_path(address))
     if os.path.exists(path):
         return f"{path}: no folder, no archive ({', '.join(ARCHIVES)}) and no file of weights ({', '.join(SUFFIXES)})."
     hub = _MEANT.fullmatch(address)

@@ -19,7 +19,7 @@ from lol_core.errors import ZooError
 
 def is_pattern(address: str) -> bool:
     """Whether an address is a pattern, and not the name of something that is there."""
-    return "://" not in address and has_magic(address) and not os.path.lexists(os.path.expanduser(address))
+    return "://" not in address and has_magic(address) and not os.path.lexists(user_path(address))
 
 
 def matches(address: str) -> tuple[Path, Path, list[Path]]:

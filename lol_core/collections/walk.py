@@ -67,7 +67,9 @@ def candidates(folder: Path) -> list[Candidate]:
 
 
 def reason_of(name: str) -> str | None:
-    """Why a file of that name is not worth opening, None when it is."""
+    """Why a file whose name is LISTED is not worth opening, None when it is."""
+    if name.endswith(".safetensors"):  # as most are, of which a folder may hold 100,000
+        return None
     return ARCHIVE if name.lower().endswith(ARCHIVES) else OTHER_FILES.get(name)
 
 

@@ -78,7 +78,7 @@ def distance(a: LoRALayer, b: LoRALayer) -> float:
     pairs = [layer.parametrisation.pair() if alike else layer.parametrisation.low_rank() for layer in (a, b)]
     (U_a, V_a), (U_b, V_b) = ([factor.double() for factor in pair] for pair in pairs)
     left, right = torch.cat([a.scale * U_a, -b.scale * U_b], 1), torch.cat([V_a, V_b], 1)
-    return float(singular_values(left, right).norm())
+    return float((triangular(left) @ triangular(right).mT).norm())
 
 
 def truncate(layer: LoRALayer, rank: int) -> tuple[LoRALayer, float]:

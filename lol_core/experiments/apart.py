@@ -6,7 +6,7 @@ import pandas as pd
 
 from lol_core.experiments.comparison import INTERVAL, SHUFFLING, cells, chart, differences, intervals, settings
 from lol_core.experiments.context import Context
-from lol_core.experiments.curve import APART, WIDE
+from lol_core.experiments.curve import APART, SETTING, WIDE
 from lol_core.experiments.models import ASKED
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
 
@@ -35,10 +35,9 @@ def run(context: Context) -> Result:
             )
         )
     notes = [
-        "Both GL-nets have one setting on every question (learning rate 1e-3, inputs as they are, a head of 1 × 128,"
-        " dropout 0.1, batches of 32, at most 60 epochs and 10 without a better one, the one with the best validation"
-        " accuracy or R²), which was not searched; on the classes it was asked in the learning curves before. TuckerNet"
-        " was searched as in the table of models, and shaped on seeds 0 to 2 of these.",
+        f"Both GL-nets have one setting on every question ({SETTING} accuracy or R²), which was not searched; on the"
+        " classes it was asked in the learning curves before. TuckerNet was searched as in the table of models, and"
+        " shaped on seeds 0 to 2 of these.",
         f"{INTERVAL} {SHUFFLING} The {len(columns)} intervals of a comparison are widened to hold together"
         " (Bonferroni).",
     ]

@@ -21,6 +21,11 @@ TITLE = "Learning curves: classes on Emojinette, from fewer LoRAs"
 SIZES = (200, 400, None)
 """Training LoRAs; None for the whole training part."""
 _WIDE = {"width": 128, "depth": 1, "keep": Keep.BEST_SCORE.value}
+SETTING = (
+    "learning rate 1e-3, inputs as they are, a head of 1 × 128, dropout 0.1, batches of 32, at most 60 epochs and 10"
+    " without a better one, the one with the best validation"
+)
+"""Of `NARROW`, `WIDE` and `APART`, in words; the score's name ends them."""
 
 
 def _variant(width: int, name: str = "", **options: Any) -> Variant:
@@ -44,11 +49,9 @@ def run(context: Context) -> Result:
     lines = lines[lines["model"].isin([NARROW.title, WIDE.title, APART.title, title_of(KERNEL), "control: norms only"])]
     notes = [
         "The LoRAs of a smaller training part are among those of a larger one; validation and test parts are those of"
-        " the whole split. The GL-nets have the same one setting at every size (learning rate 1e-3, inputs as they"
-        " are, a head of 1 × 128, dropout 0.1, batches of 32, at most 60 epochs and 10 without a better one, the one"
-        " with the best validation accuracy), which was not searched; size apart adds TuckerNet's unit norm, log-size"
-        " branch and linear skip (docs/methods.md). Ridge regression on the product kernel chooses its kernel and its"
-        " ridge on the validation LoRAs.",
+        f" the whole split. The GL-nets have the same one setting at every size ({SETTING} accuracy), which was not"
+        " searched; size apart adds TuckerNet's unit norm, log-size branch and linear skip (docs/methods.md). Ridge"
+        " regression on the product kernel chooses its kernel and its ridge on the validation LoRAs.",
         f"{INTERVAL} {SHUFFLING} The intervals hold each for itself, not all together.",
         "Emojinette ends here: what more LoRAs, or LoRAs from one common start of A, would do was not asked.",
     ]

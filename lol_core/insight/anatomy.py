@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lol_core.core.geometry import distance, effective_rank, inner_product, norm, same_function, spectrum
-from lol_core.core.lora import LoRA
+from lol_core.core.geometry import distance, effective_rank, inner_product, norm, spectrum
+from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoLError
 from lol_core.insight.duplicates import SAME
 from lol_core.insight.naming import commonly_named
@@ -74,30 +75,25 @@ class Anatomy:
 @dataclass(frozen=True)
 class Comparison:
     """Two LoRAs. table: by module of the first that both adapt in the same shape, under whatever names, columns ‖ΔW₁‖,
-    ‖ΔW₂‖, ⟨ΔW₁, ΔW₂⟩, ‖ΔW₁ − ΔW₂‖ and cosine; same: whether they are the same function.
+    ‖ΔW₂‖, ⟨ΔW₁, ΔW₂⟩, ‖ΔW₁ − ΔW₂‖ and cosine; complete: whether that is every module of either.
     """
 
     table: pd.DataFrame
-    same: bool
+    complete: bool
 
     @classmethod
     def of(cls, first: LoRA, second: LoRA) -> Comparison:
-        rows = {}
-        one, two = commonly_named([first, second])
-        for name, layer in zip(first.names, one.layers, strict=True):
-            if layer.name in two.names:
-                other = two[layer.name]
-                try:
-                    numbers = inner_product(layer, other), distance(layer, other)
-                except LoLError:
-                    continue
-                rows[name] = (norm(layer), norm(other), *numbers)
-        table = pd.DataFrame.from_dict(rows, orient="index", columns=["‖ΔW₁‖", "‖ΔW₂‖", "⟨ΔW₁, ΔW₂⟩", "‖ΔW₁ − ΔW₂‖"])
-        table["cosine"] = table["⟨ΔW₁, ΔW₂⟩"] / (table["‖ΔW₁‖"] * table["‖ΔW₂‖"]).clip(lower=TINY)
-        return cls(table, same_function(one, two, SAME))
+        table, pairs = _shared(first, second)
+        table.insert(3, "‖ΔW₁ − ΔW₂‖", [distance(*pair) for pair in pairs])
+        return cls(table, len(pairs) == len(first.layers) == len(second.layers))
 
     def _size(self, column: str) -> float:
         return float(np.sqrt((self.table[column] ** 2).sum()))
+
+    @property
+    def same(self) -> bool:
+        """Whether they are the same function, as `geometry.same_function` decides."""
+        return self.complete and self._size("‖ΔW₁ − ΔW₂‖") <= SAME * self._size("‖ΔW₁‖")
 
     @property
     def cosine(self) -> float:
@@ -108,6 +104,27 @@ class Comparison:
     def distance(self) -> float:
         """‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ over all shared modules."""
         return self._size("‖ΔW₁ − ΔW₂‖") / max(self._size("‖ΔW₁‖"), TINY)
+
+
+def _shared(first: LoRA, second: LoRA) -> tuple[pd.DataFrame, list[tuple[LoRALayer, LoRALayer]]]:
+    """The modules that both adapt in the same shape, under whatever names: by the first one's ‖ΔW₁‖, ‖ΔW₂‖, their
+    product and cosine; and the pairs.
+    """
+    one, two = commonly_named([first, second])
+    others = {layer.name: layer for layer in two.layers}
+    rows, pairs = {}, []
+    for name, layer in zip(first.names, one.layers, strict=True):
+        if (other := others.get(layer.name)) is not None:
+            with suppress(LoLError):  # of another shape
+                rows[name] = (inner_product(layer, other), norm(layer), norm(other))
+                pairs.append((layer, other))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["⟨ΔW₁, ΔW₂⟩", "‖ΔW₁‖", "‖ΔW₂‖"])
+    return table.assign(cosine=table["⟨ΔW₁, ΔW₂⟩"] / (table["‖ΔW₁‖"] * table["‖ΔW₂‖"]).clip(lower=TINY)), pairs
+
+
+def cosines(first: LoRA, second: LoRA) -> pd.Series:
+    """Of the updates of every module that both adapt in the same shape, by the first one's names."""
+    return _shared(first, second)[0]["cosine"]
 
 
 def layer_map(values: pd.Series) -> pd.DataFrame:

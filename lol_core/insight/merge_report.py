@@ -11,7 +11,7 @@ import torch
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.insight.anatomy import Comparison
+from lol_core.insight.anatomy import Comparison, cosines
 from lol_core.insight.merging import Method, merge
 from lol_core.insight.rewriting import Resized
 
@@ -59,7 +59,7 @@ class MergeReport:
         modules["from the sum"] = away.table["‖ΔW₁ − ΔW₂‖"] / sizes.where(sizes > 0)
         for i, lora in enumerate(loras):
             reporter.count("Comparing: LoRA", i + 1, len(loras))
-            modules[f"cosine {i + 1}"] = Comparison.of(made.lora, lora).table["cosine"]
+            modules[f"cosine {i + 1}"] = cosines(made.lora, lora)
         return cls(made, away.distance, again, modules)
 
 

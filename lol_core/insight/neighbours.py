@@ -20,7 +20,9 @@ from lol_core.insight.survey import Survey
 MANY = 20_000
 """Points from which faiss, an optional extra, is quicker than a table of distances."""
 BLOCK = 200
-"""Points whose neighbours are looked up at a time."""
+"""Points of which all that are near are looked up at a time."""
+AT_ONCE = 1000
+"""Points of which the nearest are looked up at a time: enough to take no longer than all at once."""
 
 
 def within(points: np.ndarray, radius: float, many: int = MANY) -> Iterator[np.ndarray]:
@@ -69,11 +71,11 @@ def k_nearest(
             return places, distances
 
     parts = []
-    for start in range(0, len(points), BLOCK):
+    for start in range(0, len(points), AT_ONCE):
         if reporter.stopping:
             return None
-        parts.append(_itself_first(*search(points[start : start + BLOCK]), start))
-        reporter.count("Neighbours of LoRAs:", min(start + BLOCK, len(points)), len(points))
+        parts.append(_itself_first(*search(points[start : start + AT_ONCE]), start))
+        reporter.count("Neighbours of LoRAs:", min(start + AT_ONCE, len(points)), len(points))
     places, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
     return places, distances.astype(np.float32)
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.lora import LoRA
@@ -50,7 +50,8 @@ class Packing:
     def pack(self, batch: Batch) -> Tensor:
         """(B, size) bytes."""
         factors = [factor for pair in zip(batch.U, batch.V, strict=True) for factor in pair]
-        padded = [torch.nn.functional.pad(factor, (0, self.spec.rank - factor.shape[-1])) for factor in factors]
+        missing = [self.spec.rank - factor.shape[-1] for factor in factors]
+        padded = [nn.functional.pad(x, (0, zeros)) if zeros else x for x, zeros in zip(factors, missing, strict=True)]
         magnitudes = [] if batch.magnitudes is None else [batch.magnitudes]
         records = torch.zeros(len(batch), self.size, dtype=torch.uint8)
         for slot, part in zip(self._slots(records), [*padded, *magnitudes, batch.ranks], strict=True):
@@ -59,12 +60,10 @@ class Packing:
 
     def batch(self, records: Tensor, places: Sequence[int]) -> Batch:
         """The batch of some of the records, which may be mapped from a file: only they are read."""
-        index = torch.tensor(places)
         *factors, ranks = (
-            torch.index_select(slot, 0, index).view(len(places), *shape)
+            _chosen(slot, places).view(len(places), *shape)
             for slot, (shape, _) in zip(self._slots(records), self.parts, strict=True)
         )
-        factors = [factor.float() if factor.dtype.itemsize == 2 else factor for factor in factors]
         magnitudes = factors.pop() if self.spec.magnitudes else None
         return Batch(self.spec, tuple(factors[::2]), tuple(factors[1::2]), ranks, magnitudes)
 
@@ -74,3 +73,13 @@ class Packing:
             records[:, start : start + prod(shape) * dtype.itemsize].view(dtype)
             for start, (shape, dtype) in zip(self.starts, self.parts, strict=False)
         ]
+
+
+def _chosen(rows: Tensor, places: Sequence[int]) -> Tensor:
+    """Some rows of (N, numbers), those of 16 bits in float32, each read once."""
+    if rows.dtype.itemsize != 2:
+        return torch.index_select(rows, 0, torch.tensor(places))
+    chosen = torch.empty(len(places), rows.shape[1])
+    for row, place in zip(chosen, places, strict=True):
+        row.copy_(rows[place])
+    return chosen

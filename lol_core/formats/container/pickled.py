@@ -116,7 +116,7 @@ class _Remembering:
         return self._tried(self.file.read, *size)
 
     def readinto(self, buffer: Any) -> Any:
-        return self._tried(self.file.readinto, buffer)  # type: ignore[attr-defined]  # of every stream that is read here
+        return self._tried(self.file.readinto, buffer)  # type: ignore[attr-defined]  # BinaryIO names none, and every stream has it
 
     def readline(self, *size: int) -> Any:
         return self._tried(self.file.readline, *size)
