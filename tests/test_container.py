@@ -137,7 +137,7 @@ def test_visitors_of_the_installed_app_see_nothing_of_the_machine_or_of_each_oth
         assert Checkpoint.load(taken).task.targets == ("validation_loss",)
         assert shows_no_place((taken / "checkpoint.json").read_text() + (taken / "README.md").read_text())
         go(first, "Predictions")
-        with page.expect_download() as download:
+        with settled(page).expect_download() as download:
             page.locator("button[kind=secondary]").filter(has_text="Download as CSV").click()
         exported = Path(download.value.path()).read_text()
         assert shows_no_place(page.content() + page.url)

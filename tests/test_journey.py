@@ -246,7 +246,7 @@ def test_a_lasso_on_the_map_selects_in_the_table_for_this_visitor_and_is_exporte
     page.reload()
     expect(count).to_be_visible()
     page.get_by_test_id("stSidebar").get_by_text("Save or export").click()
-    with page.expect_download() as download:
+    with settled(page).expect_download() as download:
         page.get_by_role("button", name="CSV", exact=True).click()
     rows = Path(download.value.path()).read_text().splitlines()
     assert len(rows) == chosen + 1 and {"lora", "name", "size"} <= set(rows[0].split(","))

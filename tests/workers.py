@@ -4,19 +4,16 @@ peft anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any
 from unittest.mock import patch
 
 from lol_core.learning.executor import Serial
 
 
-def _threads(
-    workers: int, context: object, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
-) -> Executor:
-    return ThreadPoolExecutor(workers, initializer=initializer, initargs=initargs)
+def _threads(workers: int, context: object) -> Executor:
+    return ThreadPoolExecutor(workers)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import streamlit as st
 from lol_core.collections.source import Source
 from ui.keys import FRAME, key
 from ui.state import kept, session
+from ui.tables import download
 
 
 def _place(kind: str, name: str) -> Path:
@@ -172,10 +173,8 @@ def panel(source: Source) -> None:
         st.caption(
             f"Export: {len(chosen):,} rows with {', '.join(table.columns[:6])}{' …' if len(table.columns) > 6 else ''}"
         )
+        download(table, f"{source.name}-selection", index=True, label="CSV")
         # encoded when asked for, outside the session: so from the table, not from the selection
-        st.download_button(
-            "CSV", lambda: table.to_csv(), f"{source.name}-selection.csv", "text/csv", key=key("csv", FRAME)
-        )
         parquet = f"{source.name}-selection.parquet"
         st.download_button(
             "Parquet", lambda: table.to_parquet(), parquet, "application/octet-stream", key=key("parquet", FRAME)

@@ -29,7 +29,9 @@ def numbers(format: str, names: Iterable[str]) -> dict[str, Any]:
     return {name: st.column_config.NumberColumn(format=format) for name in names}
 
 
-def download(table: pd.DataFrame | Callable[[], pd.DataFrame], name: str, *, index: bool = False) -> None:
+def download(
+    table: pd.DataFrame | Callable[[], pd.DataFrame], name: str, *, index: bool = False, label: str = "Download as CSV"
+) -> None:
     """A button for a table as CSV. What is long, or has to be made first, is encoded when it is asked for; what is
     short at once, since a click is lost on a file that a rerun of the page has just put off anew.
     """
@@ -38,7 +40,7 @@ def download(table: pd.DataFrame | Callable[[], pd.DataFrame], name: str, *, ind
         return (table() if callable(table) else table).to_csv(index=index)
 
     st.download_button(
-        "Download as CSV",
+        label,
         encoded if callable(table) or len(table) > ENCODED_AT_ONCE else encoded(),
         f"{name}.csv",
         "text/csv",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,8 @@ def draw_many(
     Stopped when the reporter says so; nothing is kept.
     """
     images, captions = np.zeros((len(seeds), SIDE, SIDE, 3), np.uint8), []
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_open, initargs=(make, path)) as pool:
-        for i, (image, caption) in enumerate(pool.map(_draw, seeds, chunksize=64)):
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for i, (image, caption) in enumerate(pool.map(partial(_draw, make, path), seeds, chunksize=64)):
             images[i] = image
             captions.append(caption)
             if i % 100 == 99:
@@ -154,17 +155,13 @@ def draw_many(
     return images, captions
 
 
-_opened: list[tuple[PictureMaker, Drawings]] = []
-
-
-def _open(make: PictureMaker, path: Path) -> None:
-    _opened.append((make, Drawings(path)))
-
-
-def _draw(seed: int) -> tuple[np.ndarray, str]:
-    make, drawings = _opened[0]
-    image, caption = make(drawings, seed)
+def _draw(make: PictureMaker, path: Path, seed: int) -> tuple[np.ndarray, str]:
+    image, caption = make(_drawings(path), seed)
     return np.asarray(image), caption
+
+
+_drawings = lru_cache(maxsize=1)(Drawings)
+"""The drawings of a file, read once in a process."""
 
 
 def _plural(noun: str) -> str:
