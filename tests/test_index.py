@@ -12,12 +12,16 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from lol_core.collections import describe as describe_module
+from lol_core.collections import index as index_module
 from lol_core.collections.describe import describe
 from lol_core.collections.entries import Decoder, Entries
 from lol_core.collections.entry import Entry
@@ -131,6 +135,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr("lol_core.collections.index.describe", counting)
     return opened
+
+
+@pytest.mark.parametrize(("seconds", "one_by_one"), [((2, 1, 1, 1, 1), 4), ((1, 2, 1, 1, 1), 1), ((2, 1, 3, 1, 1), 2)])
+def test_headers_are_read_in_the_way_that_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[int, ...], one_by_one: int
+) -> None:
+    write_zoo(tmp_path / "zoo", 10)
+    monkeypatch.setattr(index_module, "BLOCK", 2)
+    clock = iter([0, *accumulate(second for block in seconds for second in (block, 0))])
+    monkeypatch.setattr(index_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    counted = Mock(wraps=index_module._each)
+    monkeypatch.setattr(index_module, "_each", counted)
+    assert len(Index(tmp_path / "zoo").update()) == 10
+    assert counted.call_count == one_by_one
 
 
 def test_two_indexes_of_one_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

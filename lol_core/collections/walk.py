@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import stat
+from collections import defaultdict
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -32,6 +33,8 @@ UNKNOWN = -2
 """The size of a file that is not known before it is opened."""
 _SPECIAL = {stat.S_IFIFO: "A named pipe", stat.S_IFSOCK: "A socket"}
 _NAME = attrgetter("name")
+_MOST = ".safetensors"
+"""What most files are called, of which a folder may hold 100,000: asked first."""
 _HUB_REPOSITORY = re.compile(r"(?:models|datasets|spaces)--(.+)")
 _SHARD = re.compile(r"(.+-)(\d+)(-of-0*(\d{1,4})\.\w+)")
 
@@ -68,7 +71,7 @@ def candidates(folder: Path) -> list[Candidate]:
 
 def reason_of(name: str) -> str | None:
     """Why a file whose name is LISTED is not worth opening, None when it is."""
-    if name.endswith(".safetensors"):  # as most are, of which a folder may hold 100,000
+    if name.endswith(_MOST):
         return None
     return ARCHIVE if name.lower().endswith(ARCHIVES) else OTHER_FILES.get(name)
 
@@ -84,7 +87,7 @@ class _Walk:
     root: Path
     candidates: list[Candidate] = field(default_factory=list)
     links: list[tuple[str, str]] = field(default_factory=list)
-    seen: set[tuple[int, int]] = field(default_factory=set)
+    seen: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     linked: bool = False
 
     def below(self, place: str, id: str) -> None:
@@ -100,9 +103,9 @@ class _Walk:
         """The files of one folder; returns its subfolders, by name."""
         try:
             status = os.stat(self.root / place)
-            if (status.st_dev, status.st_ino) in self.seen:
+            if status.st_ino in self.seen[status.st_dev]:
                 return []
-            self.seen.add((status.st_dev, status.st_ino))
+            self.seen[status.st_dev].add(status.st_ino)
             with os.scandir(self.root / place) as listing:
                 entries = sorted(listing, key=_NAME)
         except OSError as error:
@@ -110,8 +113,8 @@ class _Walk:
             self.candidates.append(Candidate((id or ".") + "/", place, -1, 0.0, reason=reason))
             return []
         subfolders = []
-        names = {entry.name for entry in entries if _bears_on_another(entry.name)}
-        before = f"{place}/" if place else ""
+        names = set(filter(_bears_on_another, map(_NAME, entries)))
+        before, inside = (f"{place}/" if place else ""), (f"{id}/" if id else "")
         for entry in entries:
             name = entry.name
             try:
@@ -119,18 +122,18 @@ class _Walk:
                     self.links.append((before + name, child_id(id, name)))
                 elif entry.is_dir(follow_symlinks=False):
                     subfolders += descend(self.root, before, name, id)
-                elif name.lower().endswith(LISTED):
-                    self.file(before, name, child_id(id, name), entry.stat(), names)
+                elif name.endswith(_MOST) or name.lower().endswith(LISTED):
+                    self.file(before, name, inside + printable(name), entry.stat(), names)
             except OSError as error:
                 self.unreadable(before + name, child_id(id, name), error)
         return subfolders
 
     def file(self, before: str, name: str, id: str, status: os.stat_result, names: set[str]) -> None:
         """One file. before: its folder, with a slash; names: what of its folder bears on another file."""
-        identity = status.st_dev, status.st_ino
-        if self.linked and identity in self.seen:
+        seen = self.seen[status.st_dev]
+        if self.linked and status.st_ino in seen:
             return
-        self.seen.add(identity)
+        seen.add(status.st_ino)
         reason = reason_of(name)
         if not stat.S_ISREG(status.st_mode):
             reason = f"{_SPECIAL.get(stat.S_IFMT(status.st_mode), 'A device')}, not a file. It was not opened."
@@ -139,7 +142,8 @@ class _Walk:
             others = tuple(n for n in (*configs_of(name), *beside(name)) if n in names)
             others += tuple(other for other in other_shards(name) if other in names)
         mark = _mark(self.root / before, others) if others else ""
-        self.candidates.append(Candidate(id, before + name, status.st_size, status.st_mtime, others, mark, reason))
+        place = before + name
+        self.candidates.append(Candidate(id, place, status.st_size, status.st_mtime, others, mark, reason))
 
     def follow(self, place: str, id: str) -> None:
         """What a link leads to, when it was not reached without it."""
@@ -150,7 +154,7 @@ class _Walk:
             if path.name.lower().endswith(LISTED):
                 self.unreadable(place, id, error)
             return
-        if (status.st_dev, status.st_ino) in self.seen:
+        if status.st_ino in self.seen[status.st_dev]:
             return
         self.linked = True
         if stat.S_ISDIR(status.st_mode):
@@ -193,7 +197,9 @@ def _snapshot(root: Path, repository: str) -> str | None:
 
 
 def _bears_on_another(name: str) -> bool:
-    return may_be_beside(name) or ("-of-" in name and _SHARD.fullmatch(name) is not None)
+    if name.endswith(_MOST) and "-of-" not in name:
+        return False
+    return may_be_beside(name) or _SHARD.fullmatch(name) is not None
 
 
 def other_shards(name: str) -> list[str]:

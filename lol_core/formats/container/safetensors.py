@@ -11,9 +11,9 @@ import json
 import os
 import re
 import struct
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -167,8 +167,9 @@ def _read_array(file: BinaryIO, position: int, count: int) -> np.ndarray:
 def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
     """The bytes of all tensors of one number (or none), in the order of `layout.runs`, by few reads."""
     values = []
+    read = _reader(file)
     for start, end, keys in layout.runs:
-        stretch = _read_at(file, data + start, end - start)
+        stretch = read(end - start, data + start)
         if len(stretch) < end - start:
             raise LoRAFormatError(f"The file ended before {keys[0]!r}: it was changed while it was read. Try again.")
         if len(keys) == 1:
@@ -184,20 +185,26 @@ def _sampled_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
     """The same when the first of each dtype, shape and last part of a name stands for all of them."""
     first: dict[tuple[str, tuple[int, ...], str], bytes] = {}
     faults = []
+    read = _reader(file)
     for key in (key for _, _, keys in layout.runs for key in keys):
         dtype, start, end = layout.places[key]
         kind = dtype, layout.shapes[key], key.rpartition(".")[2]
         if kind not in first:
-            first[kind] = _read_at(file, data + start, end - start)
+            first[kind] = read(end - start, data + start)
         faults.append(first[kind])
     return faults
 
 
-def _read_at(file: BinaryIO, position: int, count: int) -> bytes:
+def _reader(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """What reads a number of bytes at a place: one call of the system where the file is one of the system's."""
     if isinstance(file, io.FileIO) and hasattr(os, "pread"):
-        return os.pread(file.fileno(), count, position)
-    file.seek(position)
-    return file.read(count)
+        return partial(os.pread, file.fileno())
+
+    def read(count: int, place: int) -> bytes:
+        file.seek(place)
+        return file.read(count)
+
+    return read
 
 
 def _as_tensors(layout: Layout, numbers: Sequence[bytes]) -> dict[str, Tensor]:
