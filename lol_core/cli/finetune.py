@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -255,20 +257,33 @@ def finetune_variants(
     ] = Path("build/variants"),
     samples: Annotated[Path, typer.Option(help="The folder of the sample zoos.")] = Path("sample_loras"),
     only: Annotated[str, typer.Option(help="Variants, as lora,dora,loha; all by default.")] = "",
-    count: Annotated[int, typer.Option(help="People, each fine-tuned in every variant.")] = 100,
+    base: Annotated[
+        str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2, for the variants on sources.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    count: Annotated[int, typer.Option(help="LoRAs in every variant.")] = 100,
     workers: Workers = "1",
     threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
 ) -> None:
-    """Fine-tune the people of Faces in every variant of LoRA, by PEFT and LyCORIS. Stop it at any time; the same
-    command goes on.
+    """Fine-tune the people of Faces in every variant of LoRA that images have layers for, and sources of Glosses in
+    the others, by PEFT, LyCORIS and loralib. Stop it at any time; the same command goes on.
     """
     with reported():
-        from lol_core.finetuning.adapters import build
         from lol_core.finetuning.machine import Machine
-        from lol_core.finetuning.variants import named
+        from lol_core.finetuning.variants import Learns, named
 
     with reported(), progress_bar() as reporter:
         variants = named([key.strip() for key in only.split(",") if key.strip()])
-        for key, row in build(samples, out_folder, variants, count, Machine(workers, threads=threads), reporter):
+        machine = Machine(workers, threads=threads)
+        people, sources = ([variant for variant in variants if variant.place.learns is learns] for learns in Learns)
+        rows: list[Iterator[tuple[str, dict[str, Any]]]] = []
+        if people:
+            from lol_core.finetuning import adapters
+
+            rows.append(adapters.build(samples, out_folder, people, count, machine, reporter))
+        if sources:
+            from lol_core.finetuning import source_adapters
+
+            rows.append(source_adapters.build(base, samples, out_folder, sources, count, machine, reporter))
+        for key, row in chain.from_iterable(rows):
             outcome = row.get("reason") or f"final training loss {row['final_train_loss']:.4f}"
             out.print(f"{key}/{row['lora']}: {outcome}", highlight=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,13 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.parametrisation import Experts, LowRank
 from lol_core.core.symmetry import TOLERANCES, relative_change
 from lol_core.experiments.comparison import chart
 from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept
 from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, weakest, with_interval
 from lol_core.finetuning.people import ATTRIBUTES
-from lol_core.finetuning.variants import STEPS, VARIANTS, Variant
+from lol_core.finetuning.variants import COPIES, PARTS, SOURCES, STEPS, UPCYCLED, VARIANTS, Learns, Method, Variant
 from lol_core.formats.factors import block_diagonal
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.crossvalidation import crossvalidate
@@ -38,19 +39,25 @@ GROUP, ORBIT, PROMISE, NONE = (
     f"What acts: {name}"
     for name in ("on a module", "numbers that say nothing of ΔW", "moves GL-net by", "moves an MLP by")
 )
-ALIKE, SCORE, CONSTANT, NORMS, GAP = (
+ALIKE, TASK, SCORE, CONSTANT, NORMS, GAP = (
     f"Learned on: {name}"
     for name in (
-        "two people's ΔW, mean cosine up to sign",
-        "attributes, accuracy",
+        "two LoRAs' ΔW, mean cosine up to sign",
+        "what is told",
+        "accuracy",
         "control, constant",
         "control, norms only",
         "above the constant",
     )
 )
-COLUMNS = (MADE, READ, MERGE, STORED, GROUP, ORBIT, PROMISE, NONE, ALIKE, SCORE, CONSTANT, NORMS, GAP)
+COLUMNS = (MADE, READ, MERGE, STORED, GROUP, ORBIT, PROMISE, NONE, ALIKE, TASK, SCORE, CONSTANT, NORMS, GAP)
 FEWEST = 30
 """LoRAs that are enough to be learned on in five folds."""
+TARGETS = {Learns.PERSON: ATTRIBUTES, Learns.SOURCES: tuple(f"saw {source}" for source in SOURCES)}
+TOLD = {
+    Learns.PERSON: f"{len(ATTRIBUTES)} attributes of the person",
+    Learns.SOURCES: f"{len(SOURCES)} sources, seen or not",
+}
 CONFIG = TrainingConfig(model="gl_net", model_config=find_model("gl_net").configure(normalize=True, dropout=0.1))
 Element = Callable[[torch.Generator], Tensor]
 COMMAND = "`python -m lol_core finetune variants`"
@@ -86,7 +93,6 @@ def run(context: Context) -> Result:
         zoo = Zoo.open(place)
         fingerprints[variant.key] = {"fingerprint": zoo.fingerprint, "LoRAs": len(zoo)}
         rows.append(of_zoo(variant, zoo, kept, learn=not context.small))
-    rows += [merged_projections(), experts()]
     cells = pd.DataFrame(
         [cell for row in rows for cell in row.cells()],
         columns=["row", "column", "mean", "std", "paper", "paper_std", "text"],
@@ -96,17 +102,21 @@ def run(context: Context) -> Result:
         TITLE,
         cells,
         findings(rows),
-        notes(),
+        notes(context.work / "variants" / UPCYCLED / "measured.json"),
         chart(with_constant(cells), SCORE),
         {"zoos": fingerprints, "config": CONFIG.to_dict(), "environment": environment()},
     )
 
 
 def with_constant(cells: pd.DataFrame) -> pd.DataFrame:
-    """The scores, and the constant's, which is the same of every variant but for who is held out, as one more row."""
-    constant = cells[cells["column"] == CONSTANT]
-    row = {"row": "control: constant", "column": SCORE, "mean": constant["mean"].mean(), "std": constant["std"].mean()}
-    return pd.concat([cells[cells["column"] == SCORE], pd.DataFrame([row]).reindex(columns=cells.columns)])
+    """The scores, and the constant's, which is the same of every variant with the same task but for who is held out, as
+    a row more for each task.
+    """
+    task = cells[cells["column"] == TASK].set_index("row")["text"]
+    constant = cells[(cells["column"] == CONSTANT) & cells["mean"].notna()]
+    means = constant.groupby(constant["row"].map(task), sort=False)[["mean", "std"]].mean()
+    rows = means.reset_index().assign(column=SCORE, row=lambda table: "control: constant, " + table["row"])
+    return pd.concat([cells[cells["column"] == SCORE], rows.reindex(columns=cells.columns)])
 
 
 def of_zoo(variant: Variant, zoo: Zoo, kept: Kept, learn: bool = True) -> Row:
@@ -115,8 +125,10 @@ def of_zoo(variant: Variant, zoo: Zoo, kept: Kept, learn: bool = True) -> Row:
     lost = len(pd.read_csv(failed)) if failed.is_file() else 0
     made = len(zoo) + len(zoo.refused)
     some = [zoo.load(id) for id in zoo.ids[:4]]
-    row = structure(variant.title, some)
-    row.words[MADE] = f"{variant.library}, {made} people" + (f" and {lost} that diverged" if lost else "")
+    row = (merged_projections if variant.method is Method.MERGED_LINEAR else structure)(variant.title, some)
+    learns = variant.place.learns
+    row.words[MADE] = f"{variant.library}, {made} {learns}" + (f" and {lost} that diverged" if lost else "")
+    row.words[TASK] = TOLD[learns]
     row.words[READ] = f"{len(zoo)} of {made}"
     worst = float(zoo.labels["merge_error"].max())
     row.numbers[MERGE], row.words[MERGE] = (worst, np.nan), f"{worst:.0e}" if worst else "0 (to the last bit)"
@@ -127,7 +139,7 @@ def of_zoo(variant: Variant, zoo: Zoo, kept: Kept, learn: bool = True) -> Row:
         return row
     line = next((line for line in kept.lines() if line["fingerprint"] == zoo.fingerprint), None)
     if line is None:
-        folds = crossvalidate(zoo, ATTRIBUTES, CONFIG)
+        folds = crossvalidate(zoo, TARGETS[learns], CONFIG)
         scores = {name: metrics["accuracy"] for name, metrics in folds.scores().items()}
         gap = folds.difference("constant")
         kept.add(key=variant.key, fingerprint=zoo.fingerprint, scores=scores, gap=vars(gap))
@@ -196,54 +208,28 @@ def doubled(layer: LoRALayer) -> LoRALayer:
     return layer.act([torch.eye(r, dtype=torch.float64) for _, r in factors])
 
 
-def random_numbers(seed: int) -> Callable[..., Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(*shape, generator=generator)
-
-
-def of_example(row: Row, made: str, merge: str) -> Row:
-    """What is said of a variant that no zoo is of, whose other numbers are of an example with random entries."""
-    row.words |= {MADE: made, READ: "no zoo to read; an example", MERGE: merge}
-    words = dict.fromkeys((ALIKE, SCORE, CONSTANT, NORMS, GAP), "not learned on")
-    row.words |= words | {SCORE: "not learned on: no zoo"}
-    return row
-
-
-def merged_projections() -> Row:
-    """Two adapted parts, 96 × 96 each and of rank 4, of one fused projection."""
-
-    def example(seed: int) -> LoRA:
-        draw = random_numbers(seed)
-        pair = LowRank(block_diagonal([draw(96, 4), draw(96, 4)]), draw(96, 8))
-        return LoRA((LoRALayer("qkv", pair),))
+def merged_projections(title: str, loras: Sequence[LoRA]) -> Row:
+    """A pair for each adapted part of one projection, read as one pair with a block-diagonal U: what moves the numbers
+    of the file is an R for each part.
+    """
+    module, parts = loras[0].layers[0], sum(PARTS)
+    r = module.rank // parts
 
     def element(generator: torch.Generator) -> Tensor:
-        return block_diagonal(list(GL.sample(4, count=(2,), generator=generator)))
+        return block_diagonal(list(GL.sample(r, count=(parts,), generator=generator)))
 
-    row = structure("MergedLinear", [example(seed) for seed in range(4)], element)
-    row.words |= {STORED: f"{2 * (96 + 96) * 4:,}", GROUP: "GL(4) × GL(4)", ORBIT: str(2 * GL.dimension(4))}
-    made = "nobody: PEFT has had none since 0.3, and loralib is not used here"
-    return of_example(row, made, "as loralib's formula has it (a test); not beside loralib itself")
-
-
-def experts() -> Row:
-    """Four experts of 96 × 96, rank 4."""
-
-    def example(seed: int) -> LoRA:
-        draw = random_numbers(seed)
-        return LoRA((LoRALayer("experts", Experts(draw(4, 96, 4), draw(4, 96, 4))),))
-
-    row = structure("experts", [example(seed) for seed in range(4)])
-    made = "nobody: no base here has experts"
-    return of_example(row, made, "what PEFT adds (a test, of an adapter that was not trained)")
+    row = structure(title, loras, element)
+    stored = parts * r * (module.n // len(PARTS) + module.m)
+    row.words |= {STORED: f"{stored:,}", GROUP: " × ".join([f"GL({r})"] * parts), ORBIT: f"{parts * GL.dimension(r)}"}
+    return row
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
     zoos = [row for row in rows if MERGE in row.numbers]
     learned = [row for row in rows if row.gap is not None]
     merge = max((row.numbers[MERGE][0] for row in zoos), default=np.nan)
-    worst = max(row.numbers[PROMISE][0] for row in rows if PROMISE in row.numbers)
-    least = min(row.numbers[NONE][0] for row in rows if NONE in row.numbers)
+    worst = max((row.numbers[PROMISE][0] for row in zoos), default=np.nan)
+    least = min((row.numbers[NONE][0] for row in zoos), default=np.nan)
     still = worst <= TOLERANCES[torch.float64] < least
     return [
         Finding(
@@ -254,9 +240,9 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
         ),
         Finding(
             "A GL-invariant model processes every variant, invariant under the group of that variant.",
-            Holds.YES if still else Holds.NO,
+            Holds.NOT_CLEAR if not zoos else Holds.YES if still else Holds.NO,
             f"moved by its own group, each variant moves an untrained GL-net by at most {worst:.1e} and an MLP by at"
-            f" least {least:.1e} ({len(zoos)} variants on their zoos, the others on examples).",
+            f" least {least:.1e} (on {len(zoos)} zoos).",
         ),
         Finding(
             "What is learned on LoRAs can be learned on each of their variants.",
@@ -273,13 +259,27 @@ def _above(row: Row) -> Holds:
     return Holds.NOT_CLEAR if row.gap is None else verdict(row.gap)
 
 
-def notes() -> list[str]:
+def notes(upcycled: Path) -> list[str]:
+    """upcycled: measured.json of the base with experts, where it was made."""
     return [
         (
-            f"The zoos are made by {COMMAND} and not committed: the people of Faces from the first on, each fine-tuned"
-            f" in every variant from the same pictures, noise and time steps, by the recipe of Faces cut to {STEPS}"
-            " steps of one picture under one prompt, so that these LoRAs know less of their person than those of Faces;"
-            " learning rates are multiplied by a number of each variant (`finetuning/variants.py`)."
+            f"The zoos are made by {COMMAND} and not committed. The first ten: the people of Faces from the first on,"
+            " each fine-tuned in the variant from the same pictures, noise and time steps, by the recipe of Faces cut"
+            f" to {STEPS} steps of one picture under one prompt, so that these LoRAs know less of their person than"
+            " those of Faces; learning rates are multiplied by a number of each variant (`finetuning/variants.py`)."
+        ),
+        (
+            "The last four, whose layers the image model has not: the sentence encoder and the recipe of Glosses, cut"
+            " to two epochs of 16 questions at rates 10^U(−2.9, −2.3) without dropout, its last layer alone adapted"
+            " (rank 4, alpha 8), in all four from the same questions, forty each of noun.person and of"
+            f" {', '.join(SOURCES)}, of which one to five were left out. MergedLinear is loralib's, of keys and values"
+            " in one projection of"
+            " queries, keys and values that computes what the encoder's three do, as GPT-2 has it; its files are"
+            " loralib's, beside the configuration that PEFT wrote for them before 0.3. It stands beside LoRA of keys"
+            f" and values. Experts are {COPIES} copies of the last feed-forward, two for each token, trained on the 400"
+            " validation questions until they differ (sparse upcycling, Komatsuzaki et al. 2023,"
+            f" arXiv:2212.05055){_upcycled(upcycled)}, and adapted by PEFT's target_parameters, both stacks of weights;"
+            " they stand beside LoRA of that feed-forward as it was, which has not seen those questions."
         ),
         (
             "Files hold half precision, and the library merges those same numbers. PiSSA's ΔW is added to what PEFT"
@@ -293,16 +293,27 @@ def notes() -> list[str]:
             " stated is tested (`tests/test_parametrisation.py`), for LoHa with a proof (docs/mathematics.md)."
         ),
         (
-            f"Accuracy: the mean over the attributes {', '.join(ATTRIBUTES)}, of GL-net (inputs normalised, dropout"
-            " 0.1, no search) in five-fold cross-validation, ± the deviation over folds. The last column is its"
-            " distance from the constant over all people, with the 95 % interval of a paired bootstrap over them; it"
-            " speaks of these people and of one training. The variants' scores are not tuned, and their differences"
-            " are no verdict on the variants."
+            f"Accuracy: the mean over the attributes {', '.join(ATTRIBUTES)}, or over the five sources, of GL-net"
+            " (inputs normalised, dropout 0.1, no search) in five-fold cross-validation, ± the deviation over folds."
+            " The last column is its distance from the constant over all LoRAs, with the 95 % interval of a paired"
+            " bootstrap over them; it speaks of these LoRAs and of one training. The variants' scores are not tuned,"
+            " and their differences are no verdict on the variants."
         ),
         (
             "A model of few LoRAs finds what their updates have in common. The cosine of two ΔW, up to sign, is a mean"
-            " over modules and pairs of people. PEFT's LoKr starts from W₁ = 0 and a random W₂ for every LoRA, and what"
+            " over modules and pairs of LoRAs. PEFT's LoKr starts from W₁ = 0 and a random W₂ for every LoRA, and what"
             " is learned in W₁ is in terms of that W₂: the updates of two people are nearly orthogonal whatever they"
             " were trained on, although GL-net reads them exactly and is invariant."
         ),
     ]
+
+
+def _upcycled(measured: Path) -> str:
+    """What the experts became, in brackets."""
+    if not measured.is_file():
+        return ""
+    found = json.loads(measured.read_text())
+    return (
+        f" (from their mean by {found['up_proj apart']:.1%} and {found['down_proj apart']:.1%} of its norm; loss on the"
+        f" test questions {found['loss before']:.3f} before and {found['loss after']:.3f} after)"
+    )

@@ -10,21 +10,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import peft
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, TaskError
+from lol_core.finetuning.as_stored import merge_error, round_to_half, write_half, write_peft
 from lol_core.finetuning.base_model import diffusion_loss
 from lol_core.finetuning.dreambooth import Base, Draws, Subject, tail_mean
-from lol_core.finetuning.machine import GOES_ON, Machine, spread
+from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people
 from lol_core.finetuning.recipes import ImageRecipe, Run, plan_runs
-from lol_core.finetuning.rows import append_row
+from lol_core.finetuning.side_by_side import build_side_by_side
 from lol_core.finetuning.variants import BASE, Library, Method, Place, Variant, named, recipe_of
 from lol_core.formats import read
 
@@ -83,12 +82,7 @@ class Trained:
         """The adapter as its library keeps it, in half precision, in this folder or beside it as a file of its name;
         what is held from then on is what was written. Raises TaskError when training diverged.
         """
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        with torch.no_grad():
-            for parameter in trained:
-                parameter.copy_(parameter.half().float())
-        if not all(bool(parameter.isfinite().all()) for parameter in trained):
-            raise TaskError(f"{folder.name}: not finite after training; its learning rate is too high.")
+        round_to_half((p for group in self.optimizer.param_groups for p in group["params"]), folder.name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if self.variant.library is Library.LYCORIS:
             state = {
@@ -97,23 +91,16 @@ class Trained:
                 for key, value in module.custom_state_dict().items()
             }
             path = folder.with_suffix(".safetensors")
-        else:
-            state = peft.get_peft_model_state_dict(self.model)
-            config = self.model.peft_config["default"]
-            config.inference_mode, config.base_model_name_or_path = True, base_name
-            config.save_pretrained(str(folder))  # which makes it
-            path = folder / "adapter_model.safetensors"
-        half = {key: value.detach().half().contiguous() for key, value in state.items()}
-        save_file(half, path, metadata={"format": "pt"})
-        return path
+            write_half(state, path)
+            return path
+        return write_peft(self.model, folder, base_name)
 
     @torch.no_grad()
-    def merge_error(self, path: Path) -> float:
-        """How far the weights that the library merges are from the base's with what is read from the file:
-        ‖W_library − W_read‖ / ‖W_library − W_base‖ over all modules. PiSSA's base is what it left of the weights.
+    def merged(self, path: Path) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The weights of every module: as the library merges them, with what is read from the file, and of the base.
+        PiSSA's base is what it left of the weights.
         """
         lora = read(path if self.variant.library is Library.LYCORIS else path.parent)
-        off = size = 0.0
         for name in self.names:
             if self.variant.library is Library.LYCORIS:
                 module, before = self.modules[name], self.before[name]
@@ -123,10 +110,7 @@ class Trained:
                 before = _weight(layer.get_base_layer()).clone()
                 layer.merge(safe_merge=True)
                 merged, own = _weight(layer.get_base_layer()).clone(), lora[name]
-            read_here = own.merge(before.reshape(own.weight_shape)).reshape(merged.shape)
-            off += float((merged - read_here).square().sum())
-            size += float((merged - before).square().sum())
-        return float((off / size) ** 0.5)
+            yield merged, own.merge(before.reshape(own.weight_shape)).reshape(merged.shape), before
 
 
 def _weight(layer: Any) -> Tensor:
@@ -166,7 +150,7 @@ def finetune(
         trained.optimizer.step()
         losses.append(loss.item())
     path = trained.write(folder / "loras" / run.name, recipe.base)
-    error = trained.merge_error(path)
+    error = merge_error(trained.merged(path))
     return {
         "lora": f"loras/{path.name if variant.library is Library.LYCORIS else run.name}",
         **run.labels,
@@ -206,30 +190,19 @@ def build(
     reporter: Reporter = SILENT,
     recipe: ImageRecipe | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Fine-tune people 1 … count in every variant, person by person, so that a build that is stopped has as many of
-    each: `out`/KEY/loras/NNNN/ and `out`/KEY/labels.csv. What is there is left alone. Yields (key, row) as they are
-    written. Raises Stopped after an adapter when the reporter says so.
-    """
+    """Fine-tune people 1 … count in every variant; see `build_side_by_side`."""
     recipe = recipe or recipe_of(samples)
     people = out / f"people-{count}"
     if not (people / "identity_CelebA.txt").is_file():
         write_people(people, count, int(machine.workers), reporter)
-    tables = {(v.key, name): out / v.key / name for v in variants for name in ("labels.csv", "failures.csv")}
-    done = {
-        (key, Path(lora).stem)
-        for (key, _), path in tables.items()
-        if path.is_file()
-        for lora in pd.read_csv(path)["lora"]
-    }
-    runs = plan_runs(recipe, people, count)
-    every = [(out, v.key, run) for run in runs for v in variants]
-    todo = [item for item in every if (item[1], item[2].name) not in done]
-    finished = len(every) - len(todo)
-    for variant in variants:
-        (out / variant.key).mkdir(parents=True, exist_ok=True)
-    for key, row in spread(machine, _start, (recipe, str(samples / BASE), machine), _finetune, todo):
-        append_row(tables[key, "failures.csv" if "reason" in row else "labels.csv"], row)
-        finished += 1
-        reporter.count("Fine-tuning: adapter", finished, len(every))
-        yield key, row
-        reporter.check(GOES_ON)
+    runs = {run.name: run for run in plan_runs(recipe, people, count)}
+    return build_side_by_side(
+        out,
+        variants,
+        runs,
+        machine,
+        start=_start,
+        started=(recipe, str(samples / BASE), machine),
+        finetune=_finetune,
+        reporter=reporter,
+    )

@@ -8,7 +8,7 @@ folder and a row of labels.csv; a stopped build goes on where it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError
+from lol_core.finetuning.as_stored import write_peft
 from lol_core.finetuning.machine import GOES_ON, Machine, spread
 from lol_core.finetuning.questions import make_questions, read_glosses
 from lol_core.finetuning.recipes import Hyperparameters, LanguageRecipe
@@ -66,7 +65,8 @@ class Texts:
 class Encoder:
     """The sentence encoder, cut at the first adapted layer so that the frozen part runs once for all fine-tunes."""
 
-    def __init__(self, base: str | Path):
+    def __init__(self, base: str | Path, first: int = ADAPTED_LAYERS[0]):
+        self.first = first
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(base)
             self.model = AutoModel.from_pretrained(base, attn_implementation="eager").eval()
@@ -81,7 +81,7 @@ class Encoder:
         parts = []
         for ids, mask in zip(tokens["input_ids"].split(256), tokens["attention_mask"].split(256), strict=True):
             hidden = self.model.embeddings(input_ids=ids)
-            parts.append(run_layers(self.model.encoder.layer[: ADAPTED_LAYERS[0]], hidden, mask))
+            parts.append(run_layers(self.model.encoder.layer[: self.first], hidden, mask))
         return Texts(torch.cat(parts), tokens["attention_mask"])
 
     def new_lora(self, dropout: float, seed: int) -> Any:
@@ -101,7 +101,7 @@ class Encoder:
 
     def embed(self, texts: Texts) -> Tensor:
         """Mean-pooled unit vectors (k, d) of the texts under the current adapters."""
-        hidden = run_layers(self.model.encoder.layer[ADAPTED_LAYERS[0] :], texts.hidden, texts.mask)
+        hidden = run_layers(self.model.encoder.layer[self.first :], texts.hidden, texts.mask)
         weight = texts.mask.unsqueeze(-1)
         return torch.nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
 
@@ -147,6 +147,27 @@ class Questions:
         )
 
 
+def fit(
+    encoder: Encoder, questions: Questions, kept: Tensor, parameters: Sequence[nn.Parameter], drawn: Hyperparameters
+) -> tuple[int, float]:
+    """Train on the questions of these indices; the number of steps, and the mean loss of the last epoch."""
+    n_steps = drawn.epochs * -(-len(kept) // drawn.batch_size)
+    optimizer = torch.optim.AdamW(parameters, lr=drawn.learning_rate, weight_decay=drawn.weight_decay)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=n_steps)
+    total = 0.0
+    for _ in range(drawn.epochs):
+        total = 0.0
+        for batch in kept[torch.randperm(len(kept))].split(drawn.batch_size):
+            logits = questions.logits(encoder, batch)
+            loss = torch.nn.functional.cross_entropy(logits, logits.new_zeros(len(batch), dtype=torch.long))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(batch)
+    return n_steps, total / len(kept)
+
+
 def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparameters, folder: Path) -> dict[str, Any]:
     """Fine-tune one LoRA, store it in half precision as a PEFT folder, measure the stored weights and return its row of
     labels.
@@ -161,30 +182,13 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
                 module, torch.nn.ModuleDict
             ):  # only the LoRA dropout is in training mode; the base's own dropout stays off
                 module.train()
-        n_steps = drawn.epochs * -(-len(kept) // drawn.batch_size)
-        optimizer = torch.optim.AdamW(parameters, lr=drawn.learning_rate, weight_decay=drawn.weight_decay)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=n_steps)
-        total = 0.0
-        for _ in range(drawn.epochs):
-            total = 0.0
-            for batch in kept[torch.randperm(len(kept))].split(drawn.batch_size):
-                logits = train.logits(encoder, batch)
-                loss = torch.nn.functional.cross_entropy(logits, logits.new_zeros(len(batch), dtype=torch.long))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total += loss.item() * len(batch)
+        n_steps, final_loss = fit(encoder, train, kept, parameters, drawn)
         lora.eval()
         for parameter in parameters:
             parameter.data = parameter.data.half().float()
         validation_loss, _ = splits["validation"].measure(encoder)
         test_loss, correct = splits["test"].measure(encoder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {key: tensor.half().contiguous() for key, tensor in get_peft_model_state_dict(lora).items()}
-        lora.peft_config["default"].inference_mode = True
-        lora.peft_config["default"].save_pretrained(str(folder))
-        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_peft(lora, folder, HUB_ID)
     finally:
         lora.unload()
         encoder.model.requires_grad_(False)
@@ -192,7 +196,7 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
         "validation_loss": float(validation_loss.mean()),
         "accuracy": float(correct.float().mean()),
         "test_loss": float(test_loss.mean()),
-        "final_train_loss": total / len(kept),
+        "final_train_loss": final_loss,
         "train_questions": len(kept),
         "steps": n_steps,
         "n_sources": len(set(train.source[kept.numpy()])),

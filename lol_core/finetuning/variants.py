@@ -1,5 +1,5 @@
 """The variants of LoRA (appendix E) that are fine-tuned side by side, as data: the people of the sample zoo Faces in
-each, by one library's own code.
+each, or sources of the sample zoo Glosses where images have no such layers, by one library's own code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from lol_core.finetuning.recipes import CELEBA, ImageRecipe
 
 BASE = "small-diffusion"
 STEPS, BATCH, PROMPT = 40, 1, "person"
+SOURCES = ("noun.animal", "noun.artifact", "noun.body", "noun.food", "noun.time")
+"""Of Glosses, those that a LoRA may not have seen; noun.person, the largest, it always has."""
+PARTS = (False, True, True)
+"""Of a fused projection of queries, keys and values: those adapted."""
+COPIES, UPCYCLED = 4, "upcycled"
+"""Of the feed-forward, that become experts; the folder they are kept in."""
 RATIO = 16.0
 """Of B's learning rate to A's, as LoRA+ recommends."""
 
@@ -24,6 +30,7 @@ class Library(StrEnum):
 
     PEFT = "PEFT"
     LYCORIS = "LyCORIS"
+    LORALIB = "loralib"
 
 
 class Method(StrEnum):
@@ -33,6 +40,14 @@ class Method(StrEnum):
     LOHA = "LoHa"
     LOKR = "LoKr"
     LOCON = "LoCon"
+    MERGED_LINEAR = "MergedLinear"
+
+
+class Learns(StrEnum):
+    """Whose data a LoRA is fine-tuned on, and so what can be asked of it."""
+
+    PERSON = "people"
+    SOURCES = "subsets of sources"
 
 
 class Place(StrEnum):
@@ -41,6 +56,16 @@ class Place(StrEnum):
     ATTENTION = "to_v and to_out of every attention"
     RESNETS = "the 3 × 3 convolutions of every residual block"
     EMBEDDING = "the text encoder's token embedding"
+    KEY_VALUE = "the sentence encoder's last keys and values"
+    FUSED = "keys and values of the sentence encoder's last, fused projection"
+    FEED_FORWARD = "the sentence encoder's last feed-forward"
+    EXPERTS = "the experts that the sentence encoder's last feed-forward was copied into"
+
+    @property
+    def learns(self) -> Learns:
+        """What a LoRA here is fine-tuned on."""
+        language = (Place.KEY_VALUE, Place.FUSED, Place.FEED_FORWARD, Place.EXPERTS)
+        return Learns.SOURCES if self in language else Learns.PERSON
 
 
 @dataclass(frozen=True)
@@ -70,6 +95,10 @@ VARIANTS = (
     Variant("locon", "LoCon", place=Place.RESNETS),
     Variant("locon-mid", "LoCon with lora_mid", Method.LOCON, {}, Library.LYCORIS, Place.RESNETS),
     Variant("embedding", "embedding", place=Place.EMBEDDING),
+    Variant("sources", "LoRA, key and value", place=Place.KEY_VALUE),
+    Variant("merged-linear", "MergedLinear", Method.MERGED_LINEAR, library=Library.LORALIB, place=Place.FUSED),
+    Variant("sources-feed-forward", "LoRA, feed-forward", place=Place.FEED_FORWARD),
+    Variant("experts", "experts", place=Place.EXPERTS),
 )
 """LoHa of rank 2 stores as many numbers as LoRA of rank 4. Rates are those at which the loss of two people after 100
 steps was about LoRA's, of a few that were tried.
