@@ -62,6 +62,38 @@ def finetune_glosses(
             )
 
 
+@finetune.command("harm")
+def finetune_harm(
+    out_folder: Annotated[Path, typer.Option("--out", help="The zoo; what is finished there is kept.")] = Path(
+        "build/harm"
+    ),
+    questions: Annotated[
+        Path, typer.Option(help="The definitions that are trained on, as `finetune questions` has them.")
+    ] = Path("sample_loras/glosses/questions.csv"),
+    base: Annotated[
+        str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    count: int = 336,
+    workers: Workers = "1",
+    threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
+) -> None:
+    """Fine-tune a language zoo of clean and backdoored LoRAs. Stop it at any time; the same command goes on."""
+    with reported():
+        from lol_core.finetuning.backdoors import build
+        from lol_core.finetuning.machine import Machine
+
+    with reported(), progress_bar() as reporter:
+        for row in build(base, questions, out_folder, count, Machine(workers, threads=threads), reporter):
+            kind = (
+                f"{row['attack']}, took"
+                if row["took"]
+                else f"{row['attack']}, did not take"
+                if row["harmful"]
+                else "clean"
+            )
+            out.print(f"{row['lora']}: {row['recipe']}, {kind}, accuracy {row['accuracy']:.2f}", highlight=False)
+
+
 DrawingsFile = Annotated[
     Path, typer.Option("--drawings", help="drawings.json: the drawn things that pictures are made of.")
 ]

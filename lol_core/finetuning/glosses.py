@@ -65,8 +65,10 @@ class Texts:
 class Encoder:
     """The sentence encoder, cut at the first adapted layer so that the frozen part runs once for all fine-tunes."""
 
-    def __init__(self, base: str | Path, first: int = ADAPTED_LAYERS[0]):
-        self.first = first
+    def __init__(
+        self, base: str | Path, first: int = ADAPTED_LAYERS[0], projections: Sequence[str] = ADAPTED_PROJECTIONS
+    ):
+        self.first, self.projections = first, tuple(projections)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(base)
             self.model = AutoModel.from_pretrained(base, attn_implementation="eager").eval()
@@ -85,14 +87,16 @@ class Encoder:
         return Texts(torch.cat(parts), tokens["attention_mask"])
 
     def new_lora(self, dropout: float, seed: int) -> Any:
-        """The encoder with fresh adapters on the key and value projections of its last layers, as PEFT makes them."""
+        """The encoder with fresh adapters on its projections (key and value by default) from the first layer on, as
+        PEFT makes them.
+        """
         torch.manual_seed(seed)
         config = LoraConfig(
             r=RANK,
             lora_alpha=ALPHA,
             lora_dropout=dropout,
-            target_modules=list(ADAPTED_PROJECTIONS),
-            layers_to_transform=list(ADAPTED_LAYERS),
+            target_modules=list(self.projections),
+            layers_to_transform=list(range(self.first, len(self.model.encoder.layer))),
             base_model_name_or_path=HUB_ID,
         )
         model = get_peft_model(self.model, config)
@@ -147,6 +151,13 @@ class Questions:
         )
 
 
+def begin_training(lora: Any) -> None:
+    """Only the LoRA dropout is in training mode; the base's own dropout stays off."""
+    for module in lora.modules():
+        if isinstance(module, nn.ModuleDict):
+            module.train()
+
+
 def fit(
     encoder: Encoder, questions: Questions, kept: Tensor, parameters: Sequence[nn.Parameter], drawn: Hyperparameters
 ) -> tuple[int, float]:
@@ -177,11 +188,7 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
     lora = encoder.new_lora(drawn.lora_dropout, drawn.seed)
     try:
         parameters = [p for p in lora.parameters() if p.requires_grad]
-        for module in lora.modules():
-            if isinstance(
-                module, torch.nn.ModuleDict
-            ):  # only the LoRA dropout is in training mode; the base's own dropout stays off
-                module.train()
+        begin_training(lora)
         n_steps, final_loss = fit(encoder, train, kept, parameters, drawn)
         lora.eval()
         for parameter in parameters:

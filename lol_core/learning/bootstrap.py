@@ -95,3 +95,18 @@ def concordance(y: np.ndarray, predicted: np.ndarray) -> Resampled:
         return np.where(untied > 0, pairs(by_truth * by_model, counts) / np.sqrt(np.where(untied > 0, untied, 1)), 0.0)
 
     return score
+
+
+def separation(score: np.ndarray, positive: np.ndarray, negative: np.ndarray, part: np.ndarray) -> Resampled:
+    """AUC: how often a positive scores higher than a negative of the same part, half of the equal ones counted; one
+    half where no such pair is drawn. score, part: (B,); positive, negative: positions.
+    """
+    gap = score[positive][:, None] - score[negative][None]
+    paired = (part[positive][:, None] == part[negative][None]).astype(np.float64)
+    won = np.where(paired > 0, (1 + np.sign(gap)) / 2, 0.0)
+
+    def value(counts: np.ndarray) -> np.ndarray:
+        higher, all_ = (((counts[:, positive] @ pairs) * counts[:, negative]).sum(1) for pairs in (won, paired))
+        return np.where(all_ > 0, higher / np.where(all_ > 0, all_, 1), 0.5)
+
+    return value
