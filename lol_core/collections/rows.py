@@ -6,7 +6,6 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import orjson
@@ -74,7 +73,7 @@ class Rows:
         """(hash, JSON) under which a structure is kept."""
         known = self._written.get(id(headers))
         if known is None:
-            text = _json([asdict(header) for header in headers])
+            text = _json(headers)
             known = hashlib.sha256(text.encode()).hexdigest()[:32], text, headers
             self._written[id(headers)] = known  # with the headers, so that their id stays their own
         return known[:2]

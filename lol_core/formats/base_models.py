@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from lol_core.core.header import HasHeaders
 
@@ -34,9 +35,13 @@ class Evidence:
     def of(cls, lora: HasHeaders) -> Evidence:
         return cls({f"_{header.name.replace('.', '_')}_": (header.n, header.m) for header in lora.headers})
 
+    @cached_property
+    def _lines(self) -> str:
+        return "\n".join(self.modules)
+
     def has(self, *patterns: str) -> bool:
         """Whether each pattern occurs in a name."""
-        return all(any(re.search(pattern, name) for name in self.modules) for pattern in patterns)
+        return all(re.search(pattern, self._lines, re.MULTILINE) for pattern in patterns)
 
     def widths(self, pattern: str) -> set[int]:
         """The input widths of the modules whose name it occurs in."""

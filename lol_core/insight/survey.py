@@ -81,28 +81,31 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
         U, V = layer.U, layer.V
         alike = type(layer.parametrisation), U.shape, V.shape, U.dtype, V.dtype, U.stride(), V.stride()
         by_rank.setdefault(layer.rank, {}).setdefault(alike, []).append(i)
-    for stacks in by_rank.values():
-        indices, sides = [i for stack in stacks.values() for i in stack], []
+    for rank, stacks in by_rank.items():
+        indices = [i for stack in stacks.values() for i in stack]
+        grams = torch.empty(2, len(indices), rank, rank, dtype=torch.float64)
+        images = torch.empty(2, len(indices), rank, size)
         least, largest = float("inf"), float("-inf")
-        for side, name in (("left", "U"), ("right", "V")):
-            made = []
+        for name, side, gram, image in zip("UV", ("left", "right"), grams, images, strict=True):
+            done = 0
             for (kind, *_), places in stacks.items():
                 for stack in _stacked([getattr(lora.layers[i], name) for i in places]):
-                    made.append(_products_of(stack, _projection(side, stack.shape[1], size)))
+                    some = slice(done, done := done + len(stack))
+                    single = stack.float()
+                    torch.matmul(single.mT, _projection(side, stack.shape[1], size), out=image[some])
+                    # PyTorch widens 16 bits to 64 number by number
+                    _multiply_by_transpose((single if stack.dtype.itemsize < 4 else stack).double(), gram[some])
                     if kind is LowRank:
                         low, high = bounds(stack)
                         least, largest = min(least, low), max(largest, high)
-            sides.append([torch.cat(parts) for parts in zip(*made, strict=True)])
-        grams, images = (torch.stack(parts) for parts in zip(*sides, strict=True))
         scales = torch.tensor([lora.layers[i].scale for i in indices], dtype=torch.float64)
         yield _Products(indices, tuple(lora.layers[i].name for i in indices), scales, grams, images, (least, largest))
 
 
-def _products_of(stack: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    """(L, n, r), (n, size) → Gram matrices (L, r, r) float64 and images (L, r, size) float32."""
-    single = stack.float()
-    double = (single if stack.dtype.itemsize < 4 else stack).double()  # PyTorch widens 16 bits to 64 number by number
-    return double.mT @ double, single.mT @ projection
+def _multiply_by_transpose(factors: Tensor, out: Tensor) -> None:
+    """(L, n, r) → Gram matrices (L, r, r). NumPy sees that it is symmetric, and does half the work of PyTorch."""
+    numbers = factors.numpy()
+    np.matmul(numbers.swapaxes(1, 2), numbers, out=out.numpy())
 
 
 def _stacked(factors: list[Tensor]) -> Iterator[Tensor]:
