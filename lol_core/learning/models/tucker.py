@@ -22,6 +22,7 @@ from lol_core.core.geometry import triangular
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.layers import Head
+from lol_core.learning.models.modulewise import left_product
 from lol_core.learning.models.registry import register
 
 BASIS = 48
@@ -213,7 +214,8 @@ class TuckerNet(LoLModel):
         diagonal times √2): (B, L, k).
         """
         scale = self._scale(values)[..., None, None]
-        left, right = self.get_buffer(f"left_{g}").mT @ U, self.get_buffer(f"right_{g}").mT @ V
+        left = left_product(self.get_buffer(f"left_{g}").mT, U)
+        right = left_product(self.get_buffer(f"right_{g}").mT, V)
         parts = [] if Part.FIRST_ORDER not in self.config.parts else [(left @ right.mT / scale).flatten(2)]
         if Part.SECOND_ORDER in self.config.parts:
             parts += [_symmetric(left @ R_V.mT / scale), _symmetric(right @ R_U.mT / scale)]

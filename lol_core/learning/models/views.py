@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.modulewise import left_product
 from lol_core.learning.models.registry import register
 
 PROBES = 8
@@ -40,11 +41,18 @@ class Views(nn.Module):
         )  # in float64, since κ(R)² stands in them
         norm = (gram_U * gram_V).sum((-1, -2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
         gram_U, gram_V = (gram_U / norm).to(U), (gram_V / norm).to(U)
+        sizes = [ENCODING, ENCODING, PROBES, PROBES]
+        encoded_U, encoded_U2, probed_U, probed_U2 = left_product(
+            torch.cat([*self.encoders_n, *self.probes_n], 1), U
+        ).split(sizes, 2)
+        encoded_V, encoded_V2, probed_V, probed_V2 = left_product(
+            torch.cat([*self.encoders_m, *self.probes_m], 1), V
+        ).split(sizes, 2)
         views = [
-            (self.encoders_n[0] @ U) @ (self.probes_m[0] @ V).mT,
-            (self.encoders_m[0] @ V) @ (self.probes_n[0] @ U).mT,
-            (self.encoders_n[1] @ U) @ gram_V @ (self.probes_n[1] @ U).mT,
-            (self.encoders_m[1] @ V) @ gram_U @ (self.probes_m[1] @ V).mT,
+            encoded_U @ probed_V.mT,
+            encoded_V @ probed_U.mT,
+            encoded_U2 @ gram_V @ probed_U2.mT,
+            encoded_V2 @ gram_U @ probed_V2.mT,
         ]
         return torch.stack([view.flatten(2) for view in views], 2)
 
