@@ -101,6 +101,7 @@ emojinette: .venv/dev
 
 models: .venv/dev  ## the trained models that come with the sample zoos
 	$(BIN)/python -m lol_core.experiments.shipped sample_loras
+	$(BIN)/python -m lol_core.experiments.merger sample_loras
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache docs/_build docs/notebooks

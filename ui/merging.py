@@ -12,6 +12,7 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
 from lol_core.formats.writing import forms_of
 from lol_core.insight import plots
+from lol_core.insight.learned import merger_for
 from lol_core.insight.merge_report import CONDITION
 from lol_core.insight.merging import Method
 from ui import work
@@ -31,6 +32,7 @@ MOST = 6
 METHODS = {
     Method.SUM: "sum of ΔW",
     Method.KNOTS: "KnOTS: TIES in a basis that all share",
+    Method.LEARNED: "learned: a network trained for this base model",
     Method.TIES_SVD: "TIES on ΔW",
     Method.DARE_LINEAR_SVD: "DARE on ΔW",
     Method.DARE_TIES_SVD: "DARE-TIES on ΔW",
@@ -94,7 +96,11 @@ def _ask(source: Source) -> tuple[Merging, list[LoRA]]:
         st.stop()
     with st.container(border=True):
         a, b, c = st.columns(3)
-        of = {words: method for method, words in METHODS.items()}
+        of = {
+            words: method
+            for method, words in METHODS.items()
+            if method is not Method.LEARNED or merger_for(loras[0]) is not None
+        }
         method = of[a.selectbox("Method", list(of), key=key("merge_method"), bind="query-params", help=HELP)]
         largest = [max(lora.ranks) for lora in loras]
         text = f"Of the merge. {sum(largest)} holds the whole sum."

@@ -57,6 +57,7 @@ class Way(StrEnum):
     DARE_TIES_SVD = "dare_ties_svd"
     MAGNITUDE_PRUNE_SVD = "magnitude_prune_svd"
     KNOTS = "knots"
+    LEARNED = "learned"
     LINEAR = "linear"
     TIES = "ties"
     DARE_LINEAR = "dare_linear"
@@ -133,7 +134,8 @@ def merge(
         Way,
         typer.Option(
             help="sum: Σ w ΔW. The _svd ones (on ΔW, as peft has them) and knots (TIES in a shared core) give the same"
-            " for every gauge; the last five work on the factors, and do not."
+            " for every gauge, and so does learned (a network trained for one base model; there is one for each sample"
+            " zoo); the last five work on the factors, and do not."
         ),
     ] = Way.SUM,
     weight: Annotated[list[float] | None, typer.Option(help="One for each LoRA, by default 1.")] = None,
@@ -178,8 +180,8 @@ def merge(
     print_table([row])
     if not Method(method).invariant:
         err.print(
-            f"{method} reads the factors: the same LoRAs written in another gauge merge to something else. sum, knots"
-            " and the _svd methods do not see the gauge.",
+            f"{method} reads the factors: the same LoRAs written in another gauge merge to something else. sum, knots,"
+            " learned and the _svd methods do not see the gauge.",
             highlight=False,
         )
 

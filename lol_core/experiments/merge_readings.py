@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import combinations
+from itertools import chain, combinations, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,6 +61,10 @@ class Reading(ABC):
     @abstractmethod
     def candidates(self, order: np.random.Generator) -> Iterator[Pair]:
         """Pairs in a random order, which may share LoRAs."""
+
+    def others(self, order: np.random.Generator) -> Iterator[Pair]:
+        """Pairs that a merger may be trained on."""
+        return self.candidates(order)
 
     @abstractmethod
     def read(self, lora: LoRA | None, pair: Pair) -> tuple[float, float]:
@@ -156,6 +160,13 @@ class Emojinette(Pictures):
         return ClassReader.load(place)
 
     def candidates(self, order: np.random.Generator) -> Iterator[Pair]:
+        return self._of_classes(order, (2,))
+
+    def others(self, order: np.random.Generator) -> Iterator[Pair]:
+        """Of one class or three, so that no judged pair has a LoRA of the same classes."""
+        return self._of_classes(order, (1, 3))
+
+    def _of_classes(self, order: np.random.Generator, counts: tuple[int, ...]) -> Iterator[Pair]:
         labels = self.zoo.labels
         names = [str(column) for column in labels if str(column).startswith("has ")]
         shown = dict(zip(labels.index, labels[names].to_numpy() == 1, strict=True))
@@ -163,8 +174,8 @@ class Emojinette(Pictures):
             str(id): tuple(name.removeprefix("has ") for name, there in zip(names, shown[id], strict=True) if there)
             for id in order.permutation(labels.index)
         }
-        two = {id: classes for id, classes in has.items() if len(classes) == 2}
-        for (one, first), (other, second) in combinations(two.items(), 2):
+        few = {id: classes for id, classes in has.items() if len(classes) in counts}
+        for (one, first), (other, second) in combinations(few.items(), 2):
             if not set(first) & set(second):
                 yield Pair(one, other, first, second, "sks photo")
 
@@ -194,46 +205,56 @@ class Glosses(Reading):
 
     @cached_property
     def questions(self) -> Callable[[tuple[str, ...]], Any]:
+        """Test questions of these sources."""
+        return lru_cache(maxsize=1)(lambda sources: self.of_split("test", sources))  # one pair's at a time
+
+    def of_split(self, split: str, sources: tuple[str, ...] | None = None) -> Any:
+        """The questions of a split, of these sources or of all."""
         import pandas as pd
 
         from lol_core.finetuning.glosses import Questions
 
         table = pd.read_csv(self.zoo.folder / "questions.csv")
-        test = table[table["split"] == "test"]
+        own = table[table["split"] == split]
+        if sources is not None:
+            own = own[own["source"].isin(sources)]
+        return Questions(own.sample(20, random_state=0) if self.small else own, self.encoder)
 
-        @lru_cache(maxsize=1)  # one pair's at a time
-        def of(sources: tuple[str, ...]) -> Any:
-            own = test[test["source"].isin(sources)]
-            return Questions(own.sample(20, random_state=0) if self.small else own, self.encoder)
+    def linear(self, name: str) -> Any:
+        """ "encoder.layer.3.attention.self.key" → that layer of the encoder."""
+        from lol_core.finetuning.glosses import ADAPTED_PROJECTIONS
 
-        return of
+        parts = name.split(".")
+        assert parts[-1] in ADAPTED_PROJECTIONS
+        number = int(parts[parts.index("layer") + 1])
+        return getattr(self.encoder.model.encoder.layer[number].attention.self, parts[-1])
 
     def candidates(self, order: np.random.Generator) -> Iterator[Pair]:
         """Of fine-tunes whose validation loss is in the better half."""
         labels = self.zoo.labels
         good = labels[labels["validation_loss"] <= labels["validation_loss"].median()]
         saw = [name for name in map(str, good) if name.startswith("saw ")]
+        seen = {str(id): set(compress(saw, row == 1)) for id, row in zip(good.index, good[saw].to_numpy(), strict=True)}
         ids = [str(id) for id in order.permutation(good.index)]
         for one, two in zip(ids[::2], ids[1::2], strict=False):
             of_one, of_two = (
-                tuple(name.removeprefix("saw ") for name in saw if good.loc[a, name] == 1 and good.loc[b, name] == 0)
+                tuple(name.removeprefix("saw ") for name in saw if name in seen[a] - seen[b])
                 for a, b in ((one, two), (two, one))
             )
             if of_one and of_two:
                 yield Pair(one, two, of_one, of_two)
 
+    def others(self, order: np.random.Generator) -> Iterator[Pair]:
+        """As `candidates`, in eight orders."""
+        return chain.from_iterable(self.candidates(order) for _ in range(8))
+
     def read(self, lora: LoRA | None, pair: Pair) -> tuple[float, float]:
         """Loss and accuracy on either's own sources, averaged over the two."""
-        from lol_core.finetuning.glosses import ADAPTED_PROJECTIONS
-
-        layers = self.encoder.model.encoder.layer
         before: list[tuple[Any, torch.Tensor]] = []
         questions = self.questions((*pair.of_one, *pair.of_two))
         try:
             for layer in lora.layers if lora is not None else ():
-                number, projection = _place(layer.name)
-                assert projection in ADAPTED_PROJECTIONS
-                linear = getattr(layers[number].attention.self, projection)
+                linear = self.linear(layer.name)
                 before.append((linear, linear.weight.data))
                 linear.weight.data = linear.weight.data + layer.delta()
             loss, right = questions.measure(self.encoder)
@@ -243,12 +264,6 @@ class Glosses(Reading):
         sides = [torch.from_numpy(np.isin(questions.source, own)) for own in (pair.of_one, pair.of_two)]
         means = [(loss[side].mean().item(), right[side].float().mean().item()) for side in sides]
         return sum(m[0] for m in means) / 2, sum(m[1] for m in means) / 2
-
-
-def _place(name: str) -> tuple[int, str]:
-    """ "encoder.layer.3.attention.self.key" → 3, "key"."""
-    parts = name.split(".")
-    return int(parts[parts.index("layer") + 1]), parts[-1]
 
 
 READINGS: tuple[type[Reading], ...] = (Faces, Emojinette, Glosses)

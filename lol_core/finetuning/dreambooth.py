@@ -73,13 +73,16 @@ class Base:
         pixels = torch.stack([_pixels(Path(path), resolution) for path in run.images]).to(self.device)
         vae = self.pipeline.vae
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(8)]) * vae.config.scaling_factor
-        if run.prompt not in self._texts:
+        return Subject(latents, self.text(run.prompt))
+
+    @torch.no_grad()
+    def text(self, prompt: str) -> Tensor:
+        """Hidden states (1, t, d) of a prompt."""
+        if prompt not in self._texts:
             tokenizer = self.pipeline.tokenizer
-            ids = tokenizer([run.prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
-                self.device
-            )
-            self._texts[run.prompt] = self.pipeline.text_encoder(ids).last_hidden_state
-        return Subject(latents, self._texts[run.prompt])
+            ids = tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids
+            self._texts[prompt] = self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state
+        return self._texts[prompt]
 
     def fresh_factors(self, recipe: ImageRecipe, seed: int) -> Factors:
         """The factors PEFT initialises from this seed: A Kaiming-uniform, B zero."""

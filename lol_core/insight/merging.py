@@ -18,8 +18,10 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ModelError
+from lol_core.insight.learned import learned
 from lol_core.insight.naming import commonly_named
 from lol_core.insight.rewriting import Resized, size
+from lol_core.learning.merger import Merger
 
 
 class Space(Enum):
@@ -28,6 +30,7 @@ class Space(Enum):
     SUM = "none: Σ w ΔW, exact"
     UPDATES = "ΔW"
     CORE = "ΔW in the singular basis that all share"
+    PARTS = "none: parts of each ΔW, weighed by a network"
     FACTORS = "the factors"
 
 
@@ -47,6 +50,8 @@ class Method(StrEnum):
     KNOTS = "knots"
     """TIES on the coordinates Pᵀ ΔWᵢ, P the left singular vectors of [ΔW₁ … ΔW_k], with one threshold for all modules
     (Stoica et al. 2025, KnOTS-TIES)."""
+    LEARNED = "learned"
+    """By a network trained for one base model (`learning.merger`)."""
     LINEAR = "linear"
     TIES = "ties"
     DARE_LINEAR = "dare_linear"
@@ -59,6 +64,8 @@ class Method(StrEnum):
             return Space.SUM
         if self is Method.KNOTS:
             return Space.CORE
+        if self is Method.LEARNED:
+            return Space.PARTS
         return Space.UPDATES if self.endswith("_svd") else Space.FACTORS
 
     @property
@@ -99,6 +106,7 @@ def merge(
     *,
     density: float = 0.5,
     seed: int = 0,
+    merger: Merger | None = None,
     reporter: Reporter = SILENT,
 ) -> Resized:
     """LoRAs of one base model merged, whatever their ranks and scales; a module that only some adapt is merged from
@@ -107,18 +115,21 @@ def merge(
     rank: None for all of a sum's and the core's, for the factors' own, and for the inputs' largest where ΔW's entries
     are compared, whose merge is of full rank; the result's `lost` is what the cut leaves out of the merge. density: the
     share of entries that TIES keeps and DARE does not drop. seed: of DARE, whose masks are drawn module by module in
-    the order of their names.
+    the order of their names. merger: of the learned method; by default the one that comes with the package for these
+    modules.
 
     Raises LoRAFormatError when a module is of different shapes in two of them, when the names of modules cannot be
     brought together, when one has a DoRA magnitude, as its update is no sum, or when factors are compared that are not
-    alike; ModelError for weights or a density that are none; Stopped between two modules.
+    alike; ModelError for weights or a density that are none, and where no merger is for these modules; Stopped
+    between two modules.
     """
     if len(loras) != len(weights):
         raise ModelError(f"A weight for each LoRA: {len(loras)} LoRAs, {len(weights)} weights.")
     if not 0 < density <= 1:
         raise ModelError(f"A density lies above 0 and at most at 1; found {density:g}.")
+    named = _of_one_naming(loras)
     terms: dict[str, list[Term]] = {}
-    for of, (lora, weight) in enumerate(zip(_of_one_naming(loras), weights, strict=True)):
+    for of, (lora, weight) in enumerate(zip(named, weights, strict=True)):
         for layer in lora.layers:
             terms.setdefault(layer.name, []).append(Term(of, layer, weight))
     for name, summands in terms.items():
@@ -128,6 +139,9 @@ def merge(
     if method.space is Space.CORE:
         cores = _cores(terms, density, reporter.part(0.0, 0.7))
         reporter = reporter.part(0.7, 1.0)
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    if method.space is Space.PARTS:
+        made = learned(named, weights, merger)
     largest = max(term.layer.rank for summands in terms.values() for term in summands)
     cut: dict[str, tuple[LoRALayer, float, Callable[[], float]]] = {}
     for number, name in enumerate(sorted(terms)):
@@ -142,6 +156,9 @@ def merge(
             case Space.CORE:
                 P, parts = cores[name]
                 whole = _pair(name, terms[name], P, rule(parts, [term.weight for term in terms[name]]).T)
+            case Space.PARTS:
+                whole = _pair(name, terms[name], *made[name])
+                whole = truncate(whole, sum(term.layer.rank for term in terms[name]))[0]
             case Space.FACTORS:
                 whole = _from_factors(name, terms[name], rule)
         layer, error = truncate(whole, rank) if rank and whole.rank > rank else (whole, 0.0)

@@ -89,7 +89,8 @@ def merged_and_turned(table: pd.DataFrame, order: Sequence[str]) -> go.Figure:
     (rings). table: columns panel, row, turned, mean, std.
     """
     panels = list(table["panel"].unique())
-    figure = make_subplots(1, len(panels), subplot_titles=panels, shared_yaxes=True, horizontal_spacing=0.03)
+    titles = [panel.replace(": ", ":<br>", 1) for panel in panels]
+    figure = make_subplots(1, len(panels), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
     for turned, name in ((False, "as fine-tuned"), (True, "one in another gauge")):
         marker = {"color": COLORS[int(turned)], "size": 10, "symbol": "circle-open" if turned else "circle"}
         for k, panel in enumerate(panels):
