@@ -270,7 +270,7 @@ def notes(upcycled: Path) -> list[str]:
         ),
         (
             "The last four, whose layers the image model has not: the sentence encoder and the recipe of Glosses, cut"
-            " to two epochs of 16 questions at rates 10^U(−2.9, −2.3) without dropout, its last layer alone adapted"
+            " to two epochs in eights at rates 10^U(−2.4, −2.0) without dropout, its last layer alone adapted"
             " (rank 4, alpha 8), in all four from the same questions, forty each of noun.person and of"
             f" {', '.join(SOURCES)}, of which one to five were left out. MergedLinear is loralib's, of keys and values"
             " in one projection of"

@@ -7,6 +7,7 @@ folder and a row of labels.csv; a stopped build goes on where it was.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -76,6 +77,12 @@ class Encoder:
             raise DataMissingError(
                 f"{base}: no encoder there ({error}). Pass the folder or hub id of {HUB_ID}."
             ) from error
+
+    def copy(self) -> Encoder:
+        """With a model of its own."""
+        found = copy.copy(self)
+        found.model = copy.deepcopy(self.model)
+        return found
 
     @torch.no_grad()
     def lower(self, texts: list[str]) -> Texts:

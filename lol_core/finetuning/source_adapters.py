@@ -4,7 +4,6 @@ experts, by PEFT; plain LoRA beside each. Only the sentence encoder's last layer
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -32,9 +31,9 @@ LAYER = 5
 ALWAYS, EACH = "noun.person", 40
 """The source that every LoRA has seen; questions of each source and split, of which noun.person has more."""
 RECIPE_OF_VARIANTS = replace(
-    RECIPE, name="variants", learning_rate_exponents=(-2.9, -2.3), epochs=(2,), batch_sizes=(16,), lora_dropout=0.0
+    RECIPE, name="variants", learning_rate_exponents=(-2.4, -2.0), epochs=(2,), batch_sizes=(8,), lora_dropout=0.0
 )
-"""Glosses' recipe at the upper end of its rates; PEFT has no dropout for the parameters of experts."""
+"""Glosses' recipe at higher rates for fewer steps; PEFT has no dropout for the parameters of experts."""
 ENDS = {
     Place.KEY_VALUE: ("attention.self.key", "attention.self.value"),
     Place.FEED_FORWARD: ("intermediate.dense", "output.dense"),
@@ -73,8 +72,7 @@ class Adapter:
 
     def __init__(self, encoder: Encoder, variant: Variant, seed: int):
         self.variant = variant
-        self.encoder = copy.copy(encoder)
-        self.encoder.model = copy.deepcopy(encoder.model)
+        self.encoder = encoder.copy()
         torch.manual_seed(seed)
         self.encoder.model.requires_grad_(False)
         if variant.library is Library.LORALIB:
@@ -167,7 +165,7 @@ def _start(base: str, questions: pd.DataFrame, experts: Path | None, threads: in
     splits = {str(name): Questions(part, encoder) for name, part in questions.groupby("split")}
     _worker.update(encoder=encoder, splits=splits)
     if experts is not None:
-        _worker["upcycled"] = upcycled(Encoder(base, LAYER), experts, COPIES)
+        _worker["upcycled"] = upcycled(encoder.copy(), experts, COPIES)
 
 
 def _finetune(out: Path, key: str, drawn: Hyperparameters) -> tuple[str, Row]:
