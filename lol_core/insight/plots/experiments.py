@@ -107,7 +107,8 @@ def merged_and_turned(table: pd.DataFrame, order: Sequence[str]) -> go.Figure:
             )
             figure.add_trace(dots, 1, k + 1)
     figure.update_yaxes(categoryorder="array", categoryarray=list(order)[::-1], automargin=True)
-    return finish(figure, 160 + 34 * len(order), legend={"orientation": "h", "y": -0.12})
+    finish(figure, 180 + 34 * len(order), legend={"orientation": "h", "y": -0.12})
+    return figure.update_layout(margin_t=50)
 
 
 def errors_of_models(table: pd.DataFrame, tolerance: float) -> go.Figure:
