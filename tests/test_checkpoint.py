@@ -1,7 +1,9 @@
 """What a training leaves behind: whole or not at all, and read with a sentence about what is wrong."""
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import FORMAT, Checkpoint
+from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS
+from lol_core.learning.verdict import Difference
 from tests.builders import MODULES, random_lora, write_peft
 from tests.test_training import QUICK, fit, weights_of
 
@@ -39,6 +43,20 @@ def test_a_checkpoint_comes_back_whole(synthetic_zoo: Zoo, tmp_path: Path) -> No
         ]
         card = ModelCard.load(tmp_path / model / "README.md")
         assert "control: norms only" in card.text and model in card.data.tags
+
+
+def test_what_is_not_defined_is_written_as_valid_json(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = fit(synthetic_zoo, tmp_path, QUICK)
+    checkpoint.metrics["test"] = Scores({"r2": 0.5, "kendall_tau": math.nan})
+    checkpoint.interval = 0.25, math.nan
+    checkpoint.differences = {"constant": {"r2": Difference(0.5, math.nan, math.nan)}}
+    checkpoint.history[-1]["validation_score"] = math.nan
+    checkpoint.save(tmp_path)
+    assert not re.search("NaN|Infinity", (tmp_path / "checkpoint.json").read_text())
+    back = Checkpoint.load(tmp_path)
+    gap = back.differences["constant"]["r2"]
+    undefined = (back.metrics["test"]["kendall_tau"], back.interval[1], gap.low, back.history[-1]["validation_score"])
+    assert np.isnan(undefined).all() and (back.metrics["test"]["r2"], back.interval[0], gap.value) == (0.5, 0.25, 0.5)
 
 
 def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:

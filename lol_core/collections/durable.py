@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,3 +62,8 @@ def plain_number(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def null_is_nan(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    """Numbers read from JSON, which has no NaN: null stands there in its place."""
+    return {name: math.nan if number is None else number for name, number in numbers.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from math import inf, nan
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from lol_core.collections.durable import null_is_nan
 
 Scores = dict[str, float]
 Line = dict[str, Any]
@@ -57,7 +59,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     if "scores" in parsed:
-        parsed["scores"] = {name: nan if score is None else score for name, score in parsed["scores"].items()}
+        parsed["scores"] = null_is_nan(parsed["scores"])
     if parsed.get("validation_loss", 0.0) is None:
         parsed["validation_loss"] = inf
     return parsed

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lol_core.collections.durable import contiguous, plain_number, replace_file
+from lol_core.collections.durable import contiguous, null_is_nan, replace_file
 from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, stack
@@ -47,6 +48,8 @@ RENAMED = {"dsire": "nearest_spectra", "spectral": "spectral_sizes", "w2t": "tri
 """Format 1 called our variants by the names of the published models."""
 AT_ONCE_BYTES = 2**28
 """Of files whose weights are in memory for one batch of predictions; as many are read ahead."""
+WRITTEN = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+"""How a description is written: as valid JSON, with null for NaN."""
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
 """Files of a checkpoint's folder. WEIGHTS is what checkpoints written before descriptions named their weights hold."""
 
@@ -200,12 +203,12 @@ class Checkpoint:
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
         weights = folder / f"model-{secrets.token_hex(4)}.safetensors"
-        text = json.dumps(description | {"weights": weights.name}, indent=1, default=plain_number)
+        text = orjson.dumps(description | {"weights": weights.name}, option=WRITTEN)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(weights, lambda new: save_file(contiguous(self.model.state_dict()), new))
             (folder / CARD).unlink(missing_ok=True)  # no card rather than that of other weights
-            replace_file(folder / DESCRIPTION, lambda new: new.write_text(text, encoding="utf-8"))
+            replace_file(folder / DESCRIPTION, lambda new: new.write_bytes(text))
             replace_file(folder / CARD, lambda new: new.write_text(model_card(self), encoding="utf-8"))
             for old in set(folder.glob("model*.safetensors*")) - {weights}:
                 old.unlink()
@@ -228,22 +231,25 @@ class Checkpoint:
             spec = WeightSpec.from_dict(description["spec"])
             check_memory(config.model, spec, task.outputs, config.shape, place, fitted=False)
             model = make_model(config.model, spec, task.outputs, config.shape)
-            names = ["split", "zoo", "fingerprint", "history", "left_out", "finished", "created"]
+            names = ["split", "zoo", "fingerprint", "left_out", "finished", "created"]
             interval = description["interval"]
             known = cls(
                 model,
                 task,
                 config,
                 **{name: description[name] for name in names},
+                history=[null_is_nan(epoch) for epoch in description["history"]],
                 metrics={part: Scores.from_dict(scores) for part, scores in description["metrics"].items()},
                 controls={name: Scores.from_dict(scores) for name, scores in description["controls"].items()},
                 left_out_modules=tuple(description["left_out_modules"]),
             )
             known.folder = folder.resolve()
             known.digests = description.get("digests", {})
-            known.interval = tuple(interval) if interval else None
+            if interval:
+                low, high = (math.nan if bound is None else bound for bound in interval)
+                known.interval = low, high
             known.differences = {
-                name: {metric: Difference(**gap) for metric, gap in gaps.items()}
+                name: {metric: Difference(**null_is_nan(gap)) for metric, gap in gaps.items()}
                 for name, gaps in description.get("differences", {}).items()
             }
         except (KeyError, TypeError, ValueError) as error:
