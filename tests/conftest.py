@@ -47,11 +47,21 @@ def same_draws() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def cache_of_the_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Indexes and runs of a test never meet those of the user or of another test."""
-    monkeypatch.setenv("LOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-    yield
+def private_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Indexes and runs of a test never meet those of the user or of another test; those of a file that is marked
+    `one_cache` meet each other, as one user's do.
+    """
+    shared = request.node.get_closest_marker("one_cache")
+    place = request.getfixturevalue("cache_of_the_file") if shared else tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("LOL_CACHE_DIR", str(place))
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -41,16 +41,8 @@ from tests.builders import random_batch, random_lora, write_peft
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
-pytestmark = pytest.mark.xdist_group("experiments")  # they share their fits
+pytestmark = [pytest.mark.xdist_group("experiments"), pytest.mark.one_cache]  # they share fits and indexes
 CELLS = ["row", "column", "mean", "std", "paper", "paper_std"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One for all of these tests: the sample zoos are indexed once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

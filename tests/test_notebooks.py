@@ -18,7 +18,8 @@ import torch
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-pytestmark = pytest.mark.xdist_group("notebooks")  # what reads them takes seconds to import, and is not imported above
+# what reads them takes seconds to import, and is not imported above; a reader's indexes and packed zoos are kept
+pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.one_cache]
 ALLOWED = {"lol_core", "torch", "numpy", "pandas", "plotly", "sklearn", "scipy", "PIL", "ipywidgets"}
 
 
