@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from lol_core.core.progress import SILENT, Progress, Reporter, Stopped
@@ -158,6 +157,8 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(
     """A few steps of everything: the folders open, the same call again changes nothing, a further one starts from the
     weights and keeps the scorer.
     """
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel  # which takes seconds, in each process
+
     monkeypatch.setattr("lol_core.finetuning.base_model.SAMPLE_PROMPTS", ["a dog"])
     out, clip, work = tmp_path / "small", tmp_path / "clip", tmp_path / "work"
     few = BaseSettings(vae_steps=4, vae_guided_steps=2, vae_batch=2, steps=3, batch=2)

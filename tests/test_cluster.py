@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,18 @@ from lol_core.learning.executor import executor
 from tests.builders import write_zoo
 from tests.waiting import until
 
-ray = pytest.importorskip("ray", reason="Ray, an optional extra, is not installed")
-pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not find_spec("ray"), reason="Ray, an optional extra, is not installed"),
+    pytest.mark.xdist_group("cluster"),  # they share it, and Ray takes seconds to import
+    pytest.mark.filterwarnings("default"),  # Ray's own warnings are not ours
+]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes with one processor each; this process belongs to the first."""
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -49,6 +55,8 @@ def started(cluster: Any, node: dict[str, Any]) -> bool:
 
 def powers(folder: Path, head: str, item: int) -> float:
     """A sum of powers. On the second node it hangs until that node is gone, on the first until the second has begun."""
+    import ray
+
     if ray.is_initialized():
         here = ray.get_runtime_context().get_node_id()
         if here != head:
@@ -83,6 +91,8 @@ def test_a_survey_on_the_cluster_has_the_digits_of_one_here(cluster: Any, tmp_pa
 
 
 def test_a_killed_node_costs_nothing(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
     head = ray.get_runtime_context().get_node_id()
     items = range(24)
     results = executor("ray").map(partial(powers, tmp_path, head), items)
