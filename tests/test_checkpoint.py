@@ -54,6 +54,7 @@ def test_what_is_not_defined_is_written_as_valid_json(synthetic_zoo: Zoo, tmp_pa
     checkpoint.save(tmp_path)
     assert not re.search("NaN|Infinity", (tmp_path / "checkpoint.json").read_text())
     back = Checkpoint.load(tmp_path)
+    assert back.interval is not None
     gap = back.differences["constant"]["r2"]
     undefined = (back.metrics["test"]["kendall_tau"], back.interval[1], gap.low, back.history[-1]["validation_score"])
     assert np.isnan(undefined).all() and (back.metrics["test"]["r2"], back.interval[0], gap.value) == (0.5, 0.25, 0.5)

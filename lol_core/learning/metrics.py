@@ -76,8 +76,8 @@ class Scores(Mapping[str, float]):
     def from_dict(cls, data: Mapping[str, Any]) -> Scores:
         """From JSON, also as checkpoints held it before targets had a place of their own ("accuracy/TARGET")."""
         if set(data) == {"mean", "by_target"}:
-            by_target = {target: null_is_nan(scores) for target, scores in data["by_target"].items()}
-            return cls(null_is_nan(data["mean"]), by_target)
+            each = {target: null_is_nan(scores) for target, scores in data["by_target"].items()}
+            return cls(null_is_nan(data["mean"]), each)
         mean: dict[str, float] = {}
         by_target: dict[str, dict[str, float]] = {}
         for name, value in data.items():
