@@ -9,7 +9,7 @@ import typer
 from lol_core.cli.app import app as start
 from lol_core.cli.audit import audit, health
 from lol_core.cli.comparing import compare, nearest
-from lol_core.cli.editing import edit, editor
+from lol_core.cli.editing import edit, editor, sample
 from lol_core.cli.experiment import experiment
 from lol_core.cli.files import probe, scan
 from lol_core.cli.finetune import finetune
@@ -47,6 +47,7 @@ for command in (
     merge,
     edit,
     editor,
+    sample,
     train,
     crossvalidate,
     experiment,

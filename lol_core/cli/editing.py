@@ -1,5 +1,5 @@
 """`edit`: a LoRA changed towards a wished label, written as a file that other programs load. `editor`: a network that
-is trained to do so.
+is trained to do so. `sample`: new LoRAs from the distribution of a collection.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, open_collection, out, print_json, print_table, reported, stoppable
-from lol_core.cli.inputs import id_of, only_of
-from lol_core.cli.rewriting import AsWidth, Force, Form, Job, Width, write_whole
+from lol_core.cli.console import AsJson, Readers, open_collection, out, print_json, print_table, reported, stoppable
+from lol_core.cli.inputs import id_of, loras_of, only_of, read_all
+from lol_core.cli.rewriting import AsForm, AsWidth, Force, Form, Inputs, Job, Out, Width, write_resized, write_whole
 from lol_core.collections.names import user_path
 from lol_core.errors import DataMissingError
 
@@ -144,6 +144,42 @@ def editor(
         config = EditorConfig(epochs=epochs, seed=seed)
         train_editor(model, members, config, reporter=reporter.part(0.15, 1.0)).save(checkpoint)
     out.print(f"Written to {checkpoint / FILE}.", highlight=False, soft_wrap=True)
+
+
+def sample(
+    inputs: Inputs,
+    out_folder: Out,
+    count: Annotated[int, typer.Option(min=1, help="How many are made.")] = 10,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of each; by default the inputs' largest.")] = None,
+    components: Annotated[
+        int | None, typer.Option(min=1, help="The principal components of largest variance that vary; by default all.")
+    ] = None,
+    spread: Annotated[
+        float, typer.Option(help="How far they are from the mean: 1 as the collection, 0 the mean.")
+    ] = 1.0,
+    seed: int = 0,
+    to: AsForm = None,
+    dtype: AsWidth = Width.FLOAT16,
+    force: Force = False,
+    workers: Readers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make new LoRAs by a Gaussian over the principal components of the updates of many of one base model. What another
+    gauge changes plays no part.
+    """
+    with reported(), stoppable() as reporter:
+        from lol_core.insight.principal import sample_new
+
+        loras = read_all(
+            [load for _, load in loras_of(inputs, reporter.part(0.0, 0.1), workers)], reporter.part(0.1, 0.5), workers
+        )
+        job, rows = Job(out_folder, to, dtype, force), []
+        made = sample_new(
+            loras, count, rank=rank, components=components, spread=spread, seed=seed, reporter=reporter.part(0.5, 1.0)
+        )
+        for number, one in enumerate(made, 1):
+            rows.append({"lora": f"{number:04d}"} | write_resized(one, out_folder / f"{number:04d}", job))
+    print_json({"from": len(loras), "written": rows}) if as_json else print_table(rows)
 
 
 def _lora(name: str, source: Source | None, reporter: Reporter) -> LoRA:

@@ -172,7 +172,7 @@ def merge(
         if method is not Way.SUM:
             exact = merge_loras(loras, weights, reporter=reporter.part(0.9, 1.0)).lora
             away = Comparison.of(exact, merged.lora).distance
-        row = {"method": str(method)} | _write(merged, out_path, Job(out_path.parent, to, dtype, force))
+        row = {"method": str(method)} | write_resized(merged, out_path, Job(out_path.parent, to, dtype, force))
         row["from the sum"] = away
     if as_json:
         print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row})
@@ -211,7 +211,7 @@ class Job:
             if not (self.out / name).resolve().is_relative_to(self.out.resolve()):
                 raise DataMissingError(f"{name} would be written outside {self.out}.")
             rank = self.rank or max(lora.ranks) if self.energy is None else ranks_of_energy(lora, self.energy)
-            return {"lora": name} | _write(Resized.of(lora, rank), self.out / name, self)
+            return {"lora": name} | write_resized(Resized.of(lora, rank), self.out / name, self)
         except LoLError as error:
             return {"lora": name, "refused": str(error).removeprefix(f"{name}: ")}
 
@@ -246,7 +246,8 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         raise typer.Exit(1)
 
 
-def _write(made: Resized, path: Path, job: Job) -> dict[str, Any]:
+def write_resized(made: Resized, path: Path, job: Job) -> dict[str, Any]:
+    """As `write_whole`, with what was lost to the rank."""
     return write_whole(made.lora, path, job) | {"lost": made.lost}
 
 

@@ -24,6 +24,8 @@ from lol_core.formats.writing import write
 from lol_core.insight.generation import Painter, Sampling
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lol_core.finetuning.class_reader import ClassReader
     from lol_core.finetuning.judge import Judge
 
@@ -119,10 +121,15 @@ class Faces(Pictures):
 
         return Judge.load(self.samples / "small-judge")
 
-    def candidates(self, order: np.random.Generator) -> Iterator[Pair]:
-        """Of LoRAs fine-tuned for long enough, and as a person, to draw theirs; with the same word for both."""
+    @property
+    def strong(self) -> pd.DataFrame:
+        """The labels of those that are fine-tuned for long enough, and as a person, to draw theirs."""
         labels = self.zoo.labels
-        strong = labels[(labels["learning_rate"] >= 0.006) & (labels["steps"] >= 133) & labels["prompt"].isin(PERSON)]
+        return labels[(labels["learning_rate"] >= 0.006) & (labels["steps"] >= 133) & labels["prompt"].isin(PERSON)]
+
+    def candidates(self, order: np.random.Generator) -> Iterator[Pair]:
+        """Of strong ones, with the same word for both."""
+        strong = self.strong
         questions = [pair for pair in combinations(ATTRIBUTES, 2) if pair != HIDDEN]
         rows = {str(id): strong.loc[id].to_dict() for id in order.permutation(strong.index)}
         for number, (one, first) in enumerate(rows.items()):
@@ -132,10 +139,13 @@ class Faces(Pictures):
                     if second["prompt"] == first["prompt"] and (second[a], second[b]) == (0, 1):
                         yield Pair(one, two, (a,), (b,), str(first["prompt"]))
 
+    def judged(self, lora: LoRA | None, word: str) -> torch.Tensor:
+        """How sure the judge is of each attribute in a picture at each place: (places, attributes)."""
+        return self.judge.probabilities(self.draw(lora, [f"a {word} {place}" for place in PLACES]))
+
     def read(self, lora: LoRA | None, pair: Pair) -> tuple[float, float]:
-        images = self.draw(lora, [f"a {pair.prompt} {place}" for place in PLACES])
         places = [ATTRIBUTES.index(name) for name in (*pair.of_one, *pair.of_two)]
-        shown = (self.judge.probabilities(images)[:, places] > 0.5).double()
+        shown = (self.judged(lora, pair.prompt)[:, places] > 0.5).double()
         return float(shown.prod(1).mean()), float(shown.mean())
 
 
