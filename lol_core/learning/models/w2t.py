@@ -107,7 +107,7 @@ class TwoLevels(nn.Module):
 
     def latent(self, features: Tensor) -> Tensor:
         permuted, signed = (self.training and bool(torch.rand(()) < self.augment) for _ in range(2))
-        tokens, at, number = [], 0, 0
+        tokens, sigmas, masks, at = list[Tensor](), list[Tensor](), list[Tensor](), 0
         for count, rank, n, m in self.shapes:
             size = count * rank * (n + m + 1)
             part = features[:, at : at + size].unflatten(1, (count, rank, n + m + 1))
@@ -120,13 +120,14 @@ class TwoLevels(nn.Module):
                     u, v = u * sign, v * sign
                 largest = sigma.amax(1, keepdim=True)
                 present = (sigma > SMALLEST * largest) | ((largest == 0) & (sigma == largest))
-                x = self.projectors[number](u, v, sigma, present)
-                x = self.over_ranks(x, src_key_padding_mask=~present)
-                tokens.append(self.pool(x, sigma, present))
-                number += 1
+                tokens.append(self.projectors[len(tokens)](u, v, sigma, present))
+                sigmas.append(sigma)
+                masks.append(present)
             at += size
+        ranks, sigma, present = (torch.stack(parts, 1).flatten(0, 1) for parts in (tokens, sigmas, masks))
+        pooled = self.pool(self.over_ranks(ranks, src_key_padding_mask=~present), sigma, present)
         places = self.layers.weight[self.layer_numbers] + self.kinds.weight[self.kind_numbers]
-        x = self.over_modules(self.norm(torch.stack(tokens, 1) + places))
+        x = self.over_modules(self.norm(pooled.unflatten(0, (len(features), -1)) + places))
         pooled = (self.score(x).softmax(1) * x).sum(1)
         latent: Tensor = self.last(torch.cat([pooled, features[:, at:]], 1))
         return latent
