@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import figure5, models, streaming
+from benchmarks import figure5, models, others, streaming
 from benchmarks.measure import Claim, exponent, machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +43,8 @@ def script(name: str, *options: object, out: str = "--out") -> Part:
 
 def of_models(quick: bool) -> Part:
     answers = within("Invariance, a new R for 128 modules of rank 4, four models", 0.2, models.answers(quick))
-    return {"claims": [*models.claims(quick), answers], "growth": models.growth(quick)}
+    claims = [*models.claims(quick), *others.claims(quick), answers]
+    return {"claims": claims, "growth": models.growth(quick)}
 
 
 def of_streaming(quick: bool) -> Part:
