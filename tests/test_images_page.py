@@ -208,6 +208,7 @@ def test_two_loras_are_merged_drawn_and_saved(few_loras: Path) -> None:
     assert numbers["Away from the sum"] == numbers["Left out by the rank"] == f"{made.report.merged.lost:.1%}" != "0.0%"
     assert numbers["By other factors"] == "the same"
     file = offered(test)
+    assert any(words.startswith("learned") for words in test.selectbox(key="edit.merge_method").options)
     test.selectbox(key="edit.merge_method").set_value("sum of factors").run()
     assert "not yet what is chosen above" in text_of(test) and offered(test) == file
     pressed(test, "Merge", "merging", "drawing_edit")

@@ -198,4 +198,4 @@ def _figure(table: pd.DataFrame) -> go.Figure:
     parts = [
         _means(table, column).rename_axis("row").reset_index().assign(panel=column, turned=False) for column in READ
     ]
-    return merged_and_turned(pd.concat(parts), [ZOO, UPDATES, FACTORS])
+    return merged_and_turned(pd.concat(parts), [ZOO, UPDATES, FACTORS]).update_layout(showlegend=False)
