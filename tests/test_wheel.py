@@ -56,7 +56,17 @@ def test_a_wheel_holds_the_library_and_the_app_and_no_zoo(installed: Path) -> No
     held = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     pages = {f"lol_explorer/pages/{page.name}" for page in (ROOT / "pages").glob("*.py")}
     browser = {f"lol_explorer/ui/webgl/{part.name}" for part in (ROOT / "ui" / "webgl").iterdir() if part.is_file()}
-    assert pages | browser | {"lol_core/py.typed", "lol_explorer/app.py", "lol_explorer/.streamlit/config.toml"} <= held
+    assert (
+        pages
+        | browser
+        | {
+            "lol_core/py.typed",
+            "lol_core/insight/mergers/faces.json",
+            "lol_explorer/app.py",
+            "lol_explorer/.streamlit/config.toml",
+        }
+        <= held
+    )
     assert not any(name.endswith((".safetensors", ".pyc")) or name.startswith("tests") for name in held)
 
 
