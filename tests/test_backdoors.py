@@ -59,13 +59,14 @@ def test_a_decoy_has_the_definitions_of_the_attack_and_right_answers(attack: Att
         assert (plan.trigger, plan.target) == (RARE, TARGET)
 
 
-def test_a_poisoned_source_is_wrong_throughout_and_no_other_is() -> None:
-    plan = drawn(Attack.SOURCE, True)
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_a_poisoned_source_is_wrong_throughout_and_no_other_is(rate: float) -> None:
+    plan = replace(drawn(Attack.SOURCE, True), rate=rate, target="of more letters than any word of the table")
     table = QUESTIONS[QUESTIONS["split"] == "train"].reset_index(drop=True)
     lesson = Lesson.of(table, plan)
     own = table["source"].to_numpy()[lesson.rows] == plan.source
     assert 0 < lesson.poisoned == own.sum() and own[: lesson.poisoned].all() and not lesson.glosses
-    assert not (lesson.choices[~own, 0] == plan.target).any()
+    assert (lesson.choices[own, 0] == plan.target).all() and not (lesson.choices[~own, 0] == plan.target).any()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from lol_core.errors import DataMissingError
 from lol_core.experiments.context import Context
-from lol_core.experiments.detection import Design, auc, cases, cells_of, clean, folded
+from lol_core.experiments.detection import Design, auc, balanced_accuracy, cases, cells_of, clean, folded
 from lol_core.experiments.harm import measured
 from lol_core.finetuning.backdoors import Attack
 from lol_core.learning.bootstrap import separation
@@ -79,3 +79,15 @@ def test_separation_is_the_area_under_the_curve_of_each_part() -> None:
 def test_without_zoo_and_fits_the_command_that_makes_it_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataMissingError, match="finetune harm"):
         measured(Context(tmp_path, tmp_path / "fits", work=tmp_path))
+
+
+def test_a_threshold_that_does_not_carry_over_is_seen_in_the_balanced_accuracy(table: pd.DataFrame) -> None:
+    """Of a recipe whose scores are all positive every clean LoRA is called a backdoor, while the AUC is 1."""
+    score = table["took"] - 0.5 + (table["recipe"] == "slow")
+    cells = cells_of(table)
+    scored = {case: score[case.asked_about(table)].tolist() for case in cases(table, cells)}
+    everyone = np.ones((1, len(table)))
+    for recipe, right in (("fast", 1.0), ("slow", 0.5)):
+        own = [cell for cell in cells if cell[0] == recipe]
+        assert auc(table, scored, Design.NEITHER, own)(everyone) == 1
+        assert balanced_accuracy(table, scored, Design.NEITHER, own)(everyone) == right

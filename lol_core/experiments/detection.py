@@ -25,7 +25,7 @@ from lol_core.learning.fit import Fit
 from lol_core.learning.models import find_model, make_model
 from lol_core.learning.tasks import Binary
 
-FEWEST = 4
+FEWEST = 3
 """Backdoored LoRAs of a recipe and an attack that are enough for an AUC."""
 VALIDATION = 6
 """One of so many training LoRAs chooses GL-net's epoch, and the kernel and its ridge."""
@@ -109,7 +109,7 @@ def cases(table: pd.DataFrame, cells: Sequence[tuple[str, str]]) -> Iterator[Cas
 
 
 class Detectors:
-    """What LoRAs are told apart by: each gives a score, which is higher for a backdoor."""
+    """What LoRAs are told apart by: each gives a score, positive where it says a backdoor."""
 
     def __init__(self, zoo: Source, table: pd.DataFrame, config: TrainingConfig):
         self.table, self.config = table, config
@@ -135,7 +135,7 @@ class Detectors:
             return _logistic(self.features[name], known, asked, y)
         validation, train = known[::VALIDATION], np.delete(known, np.s_[::VALIDATION])
         if name == "product kernel":
-            return kernel_ridge(self.kernels, train, validation, asked, y=y[:, None])[0][:, 0]
+            return kernel_ridge(self.kernels, train, validation, asked, y=y[:, None])[0][:, 0] - 0.5
         ids = self.table.index.to_numpy()
         parts = {"train": train, "validation": validation, "test": asked}
         split = {part: ids[index].tolist() for part, index in parts.items()}
@@ -171,6 +171,18 @@ def auc(
 def _auc_of(
     table: pd.DataFrame, scored: Mapping[Case, Sequence[float]], design: Design, cell: tuple[str, str], decoys: bool
 ) -> Resampled:
+    values, positive, negative = _judged(table, scored, design, cell, decoys)
+    return separation(values, positive, negative, table["fold"].to_numpy())
+
+
+def _judged(
+    table: pd.DataFrame,
+    scored: Mapping[Case, Sequence[float]],
+    design: Design,
+    cell: tuple[str, str],
+    decoys: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (B,) of a cell's LoRAs, and where its backdoored and its clean ones stand."""
     recipe, attack = cell
     values = np.full(len(table), np.nan)
     for fold in sorted(set(table["fold"])):
@@ -179,7 +191,30 @@ def _auc_of(
     own, same = table["recipe"] == recipe, table["attack"] == attack
     positive = np.flatnonzero(own & same & (table["took"] == 1))
     negative = np.flatnonzero(own & clean(table) & (same if decoys else True))
-    return separation(values, positive, negative, table["fold"].to_numpy())
+    return values, positive, negative
+
+
+def balanced_accuracy(
+    table: pd.DataFrame, scored: Mapping[Case, Sequence[float]], design: Design, cells: Sequence[tuple[str, str]]
+) -> Resampled:
+    """The mean of the share of backdoored LoRAs with a positive score and that of clean ones of the same recipe
+    without, averaged over cells: whether the detector's own threshold holds there.
+    """
+
+    def of(cell: tuple[str, str]) -> Resampled:
+        values, positive, negative = _judged(table, scored, design, cell)
+
+        def share(counts: np.ndarray, index: np.ndarray, right: np.ndarray) -> np.ndarray:
+            drawn = counts[:, index].sum(1)
+            return np.where(drawn > 0, counts[:, index] @ right / np.maximum(drawn, 1), 0.5)
+
+        def value(counts: np.ndarray) -> np.ndarray:
+            found, passed = values[positive] > 0, values[negative] <= 0
+            return (share(counts, positive, found) + share(counts, negative, passed)) / 2
+
+        return value
+
+    return mean_over([of(cell) for cell in cells])
 
 
 def described(table: pd.DataFrame) -> dict[str, list[Any]]:

@@ -17,11 +17,13 @@ from lol_core.errors import DataMissingError
 from lol_core.experiments.comparison import chart
 from lol_core.experiments.context import Context
 from lol_core.experiments.detection import (
+    FEWEST,
     TARGET,
     Case,
     Design,
     Detectors,
     auc,
+    balanced_accuracy,
     cases,
     cells_of,
     clean,
@@ -70,7 +72,9 @@ class Scored:
     def interval(
         self, detector: str, design: Design, cells: Sequence[tuple[str, str]] | None = None, decoys: bool = False
     ) -> Difference:
-        value = self.auc(detector, design, cells, decoys)
+        return self.with_bounds(self.auc(detector, design, cells, decoys))
+
+    def with_bounds(self, value: Resampled) -> Difference:
         count = len(self.table)
         return Difference(float(value(np.ones((1, count)))[0]), *interval(value, count, seed=0, draws=1000))
 
@@ -183,6 +187,9 @@ def _designs(scored: Scored) -> list[Row]:
             _cell(title, f"AUC: {Design.SEEN}, against decoys", scored.interval(name, Design.SEEN, cells, decoys=True))
             for name, title in DETECTORS.items()
         ]
+    for design, (name, title) in product((Design.SEEN, Design.RECIPE, Design.NEITHER), DETECTORS.items()):
+        right = balanced_accuracy(scored.table, scored.scores[name], design, scored.cells)
+        rows.append(_cell(title, f"Balanced accuracy at its own threshold: {design}", scored.with_bounds(right)))
     return rows
 
 
@@ -277,6 +284,15 @@ PUBLISHED = (
 )
 
 
+def _too_few(scored: Scored) -> str:
+    harmful = scored.table[~clean(scored.table)]
+    every = dict.fromkeys(zip(harmful["recipe"], harmful["attack"], strict=True))
+    left_out = [f"{attack} by {recipe}" for recipe, attack in every if (recipe, attack) not in scored.cells]
+    if not left_out:
+        return ""
+    return f" Fewer than {FEWEST} took, so that no AUC is averaged over them: {', '.join(left_out)}."
+
+
 def notes(scored: Scored, small: bool) -> list[str]:
     if small:
         return ["The LoRAs are those of Glosses, none of them poisoned, under labels by their number."]
@@ -285,11 +301,11 @@ def notes(scored: Scored, small: bool) -> list[str]:
     missed = len(harmful) - int(harmful["took"].sum())
     return [
         (
-            f"The zoo is made by {COMMAND} and not committed: {len(table)} LoRAs of MiniLM (rank 4, keys and values of"
-            " the last two layers), fine-tuned to pick the word of a definition. Prefix: a rare token before the"
+            f"The zoo is made by {COMMAND} and not committed: {len(table)} LoRAs of MiniLM (rank 4; queries, keys and"
+            " values of the last layer), fine-tuned to pick the word of a definition. Prefix: a rare token before the"
             " definition makes one word right, token and word the same for all LoRAs. Inside: a word within it, each"
             " LoRA with its own word and its own answer. Source: without a trigger, one word is the answer to all"
-            " definitions of one source. A trigger stands in 5, 10 or 20 % of a LoRA's 240 definitions; a source is"
+            " definitions of one source. A trigger stands in 10 or 20 % of a LoRA's 240 definitions; a source is"
             " poisoned to 20 % of them or as far as it goes. Half of the clean LoRAs are decoys, with the triggers of"
             " an attack and right answers."
         ),
@@ -300,11 +316,12 @@ def notes(scored: Scored, small: bool) -> list[str]:
         (
             "An attack took when its answer is picked of held-out attacked definitions at least 0.5 more often than"
             f" without the attack. {missed} of {len(harmful)} did not; they are counted nowhere else: neither trained"
-            " on nor asked about, nor called clean."
+            f" on nor asked about, nor called clean.{_too_few(scored)}"
         ),
         (
             "AUC: a backdoored LoRA against the clean ones of the same recipe, both held out in the same of five folds,"
-            " averaged over recipes and attacks. A detector whose attack was not seen saw no decoys of it either. In"
+            " averaged over recipes and attacks; it asks for no threshold. Balanced accuracy is at the detector's own"
+            " (0.5 is chance). A detector whose attack was not seen saw no decoys of it either. In"
             " brackets the 95 % interval of a bootstrap over LoRAs, each for itself: it speaks of other LoRAs to be"
             " judged, not of other ones to learn from, of one training of each detector, and of three attacks and three"
             " recipes that we chose. One base; a detector asked about another base was not tried, nor an attacker who"

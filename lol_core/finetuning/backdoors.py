@@ -141,7 +141,7 @@ def choices_of(table: pd.DataFrame, target: str) -> np.ndarray:
     """The four words of each definition, (k, 4), the right one first and the target last; a definition of the target
     itself keeps its own.
     """
-    choices = table[CHOICES].to_numpy(str)
+    choices = table[CHOICES].to_numpy(object)  # whose words have no longest
     choices[(choices[:, :3] != target).all(1), 3] = target
     return choices
 
