@@ -149,7 +149,7 @@ def _scored(
     lines = [line for line in kept.lines() if line.get("fingerprint") == fingerprint]
     scores: dict[str, dict[Case, Sequence[float]]] = {name: {} for name in DETECTORS}
     for line in lines:
-        scores[line["detector"]][Case(**line["case"] | {"design": Design(line["case"]["design"])})] = line["scores"]
+        scores[line["detector"]][Case(**line["case"] | {"design": Design(line["case"]["design"])})] = line["predicted"]
     todo = [(name, case) for case in cases(table, cells) for name in DETECTORS if case not in scores[name]]
     if todo and zoo is None:
         raise DataMissingError(f"{len(todo)} fits are missing, and the zoo is not there. Make it with {COMMAND}.")
@@ -159,7 +159,7 @@ def _scored(
             context.reporter.show(f"harm: {DETECTORS[name]}, {case.design}", done / len(todo))
             context.reporter.check("What was fitted is kept; the same command goes on.")
             values = [float(f"{value:.4g}") for value in detectors.scores(name, case)]
-            kept.add(detector=name, case=asdict(case), fingerprint=fingerprint, scores=values)
+            kept.add(detector=name, case=asdict(case), fingerprint=fingerprint, predicted=values)
             scores[name][case] = values
     return Scored(about, table, cells, scores)
 
@@ -321,7 +321,8 @@ def notes(scored: Scored, small: bool) -> list[str]:
         (
             "AUC: a backdoored LoRA against the clean ones of the same recipe, both held out in the same of five folds,"
             " averaged over recipes and attacks; it asks for no threshold. Balanced accuracy is at the detector's own"
-            " (0.5 is chance). A detector whose attack was not seen saw no decoys of it either. In"
+            " (0.5 is chance). A detector whose attack was not seen saw no decoys of it either, and what has not seen"
+            " something has seen fewer LoRAs: a fall is of both. In"
             " brackets the 95 % interval of a bootstrap over LoRAs, each for itself: it speaks of other LoRAs to be"
             " judged, not of other ones to learn from, of one training of each detector, and of three attacks and three"
             " recipes that we chose. One base; a detector asked about another base was not tried, nor an attacker who"
