@@ -258,15 +258,17 @@ def findings(scored: Scored) -> list[Finding]:
                 in_paper=False,
             )
         )
-    lead = _between(scored, ("gl_net", Design.NEITHER), ("norms only", Design.NEITHER))
-    made.append(
-        Finding(
-            "Across attacks and recipes GL-net tells backdoors better than the norms of the updates do.",
-            verdict(lead),
-            f"AUC apart by {with_interval(lead)}.",
-            in_paper=False,
+    where = {Design.SEEN: "With all recipes and attacks seen", Design.NEITHER: "Across attacks and recipes"}
+    for (design, words), name in product(where.items(), ("gl_net", "spectral")):
+        lead = _between(scored, (name, design), ("norms only", design))
+        made.append(
+            Finding(
+                f"{words} more is told than by the norms of the updates: {DETECTORS[name]}.",
+                verdict(lead),
+                f"AUC apart by {with_interval(lead)}.",
+                in_paper=False,
+            )
         )
-    )
     return made
 
 
