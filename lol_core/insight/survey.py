@@ -20,6 +20,8 @@ SKETCH = 48
 """Numbers of a sketch."""
 CACHED = 2**17
 """Numbers of a factor that are worked on at a time: a megabyte in float64."""
+THIN = 16
+"""Columns from which a product with its own transpose is faster by half the work."""
 NOISE = 1e-6
 """Share of the largest singular value below which a Gram matrix knows nothing."""
 
@@ -103,7 +105,12 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
 
 
 def _multiply_by_transpose(factors: Tensor, out: Tensor) -> None:
-    """(L, n, r) → Gram matrices (L, r, r). NumPy sees that it is symmetric, and does half the work of PyTorch."""
+    """(L, n, r) → Gram matrices (L, r, r). NumPy sees that it is symmetric, and does half the work of PyTorch, to which
+    many small ones take fewer calls.
+    """
+    if factors.shape[2] < THIN:
+        torch.bmm(factors.mT, factors, out=out)
+        return
     numbers = factors.numpy()
     np.matmul(numbers.swapaxes(1, 2), numbers, out=out.numpy())
 
