@@ -25,7 +25,7 @@ from lol_core.insight.anatomy import layer_map
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.health import health
 from lol_core.insight.neighbours import nearest
-from lol_core.insight.survey import SKETCH, sketch, survey
+from lol_core.insight.survey import SKETCH, THIN, sketch, survey
 from lol_core.insight.surveys import Surveys
 from lol_core.insight.tags import tag_counts
 from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo
@@ -50,7 +50,8 @@ def transposed(factor: torch.Tensor) -> torch.Tensor:
 def test_modules_are_surveyed_together_as_they_are_alone(
     cached: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes = [(f"block.{i}.{part}", n, m, r) for i in range(7) for part, n, m, r in (("q", 30, 20, 4), ("k", 8, 20, 2))]
+    parts = (("q", 30, 20, 4), ("k", 8, 20, 2), ("v", 30, 24, THIN + 1))
+    shapes = [(f"block.{i}.{part}", n, m, r) for i in range(7) for part, n, m, r in parts]
     lora = random_lora(shapes, 5, dtype)
     layers = [
         replace(y, scale=(-1) ** i * (0.5 + i)).with_pair(y.U if i % 3 else transposed(y.U), transposed(y.V))
