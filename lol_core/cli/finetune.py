@@ -73,7 +73,7 @@ def finetune_harm(
     base: Annotated[
         str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
-    count: int = 231,
+    count: int = 336,
     workers: Workers = "1",
     threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
 ) -> None:
