@@ -278,7 +278,7 @@ def notes(upcycled: Path) -> list[str]:
             " loralib's, beside the configuration that PEFT wrote for them before 0.3. It stands beside LoRA of keys"
             f" and values. Experts are {COPIES} copies of the last feed-forward, two for each token, trained on the 400"
             " validation questions until they differ (sparse upcycling, Komatsuzaki et al. 2023,"
-            f" arXiv:2212.05055){_upcycled(upcycled)}, and adapted by PEFT's target_parameters, both stacks of weights;"
+            f" arXiv:2212.05055{_upcycled(upcycled)}), and adapted by PEFT's target_parameters, both stacks of weights;"
             " they stand beside LoRA of that feed-forward as it was, which has not seen those questions."
         ),
         (
@@ -309,11 +309,11 @@ def notes(upcycled: Path) -> list[str]:
 
 
 def _upcycled(measured: Path) -> str:
-    """What the experts became, in brackets."""
+    """What the experts became."""
     if not measured.is_file():
         return ""
     found = json.loads(measured.read_text())
     return (
-        f" (from their mean by {found['up_proj apart']:.1%} and {found['down_proj apart']:.1%} of its norm; loss on the"
-        f" test questions {found['loss before']:.3f} before and {found['loss after']:.3f} after)"
+        f"; each off their mean by {found['up_proj apart']:.1%} and {found['down_proj apart']:.1%} of its norm; the"
+        f" loss on the test questions fell from {found['loss before']:.3f} to {found['loss after']:.3f}"
     )
