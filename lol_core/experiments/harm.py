@@ -333,6 +333,11 @@ def notes(scored: Scored, small: bool) -> list[str]:
             " knows the detector."
         ),
         (
+            "Results were looked at twice before all LoRAs were there, at 126 and 231 of them: balanced accuracy was"
+            " added after the first look, the comparisons with norms that are not GL-net's with neither seen after the"
+            " second."
+        ),
+        (
             f"Nothing was searched. GL-net: {STANDARDS['gl_net']}. Spectral statistics (all modules) and norms:"
             " logistic regression on standardised features. Product kernel: ridge; kernel and ridge chosen, as GL-net's"
             " epoch, on a sixth of the training LoRAs."
