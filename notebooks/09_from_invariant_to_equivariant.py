@@ -195,7 +195,7 @@ figure.update_layout(
 figure
 
 # %% [markdown]
-# One person proves nothing. Of 150 held-out people an edit of this kind and size puts glasses on, or takes them off, in 97 % as the judge sees it, and a random direction in 6 % (`docs/results.md`); for a hat it is 52 %.
+# One person proves nothing. Of 131 held-out people an edit of this kind and size puts glasses on, or takes them off, in 97 % as the judge sees it, and a random direction in 6 % (`docs/results.md`); for a hat it is 52 %.
 
 # %%
 assert moved(lora, copy) < 1e-5 < 0.3 < off, "the gradient by the factors sees the gauge"
