@@ -120,3 +120,7 @@ def test_a_saved_lora_and_its_turned_copy_become_the_same_update(tmp_path: Path)
         assert distance(x, y) <= 1e-4 * norm(x)
         assert distance(x, given_) > 0.1 * norm(given_), "nothing was edited"
         assert (x.U - y.U).norm() > 0.1 * x.U.norm(), "R was not turned"
+    for x, y, before, after in zip(first.layers, second.layers, one.layers, two.layers, strict=True):
+        R = torch.linalg.lstsq(before.U.double(), after.U.double()).solution
+        torch.testing.assert_close(y.U.double(), x.U.double() @ R, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(y.V.double(), x.V.double() @ torch.linalg.inv(R).mT, rtol=1e-4, atol=1e-5)
