@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
 
 from tests.waiting import PATIENCE, until
 
@@ -104,3 +104,15 @@ def settled(page: Page) -> Page:
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=MILLISECONDS)
     page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')", timeout=MILLISECONDS)
     return page
+
+
+def downloaded(page: Page, button: Locator) -> Path:
+    """What a button gives. It is clicked again when nothing comes, as a person would: a rerun of the page puts a file
+    off that is only made when it is asked for.
+    """
+    for milliseconds in (MILLISECONDS / 20, MILLISECONDS / 5, MILLISECONDS):
+        with suppress(TimeoutError):
+            with settled(page).expect_download(timeout=milliseconds) as download:
+                button.click()
+            return Path(download.value.path())
+    raise AssertionError(f"no file came of {button}")

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from playwright.sync_api import Browser, Page, expect
 
 from lol_core.learning.checkpoint import Checkpoint
-from tests.browser import CHROMIUM, server, settled
+from tests.browser import CHROMIUM, downloaded, server, settled
 from tests.conftest import ROOT
 from tests.waiting import PATIENCE
 
@@ -129,17 +129,14 @@ def test_visitors_of_the_installed_app_see_nothing_of_the_machine_or_of_each_oth
         first.keyboard.press("Enter")
         settled(first).get_by_role("button", name="Train", exact=True).click()
         expect(first.get_by_text("on its 48 test LoRAs").first).to_be_visible()
-        with settled(first).expect_download() as download:
-            first.get_by_role("button", name="Download", exact=True).click()
-        with zipfile.ZipFile(download.value.path()) as archive:
+        with zipfile.ZipFile(downloaded(first, first.get_by_role("button", name="Download", exact=True))) as archive:
             archive.extractall(tmp_path / "taken")
         (taken,) = (tmp_path / "taken").iterdir()
         assert Checkpoint.load(taken).task.targets == ("validation_loss",)
         assert shows_no_place((taken / "checkpoint.json").read_text() + (taken / "README.md").read_text())
         go(first, "Predictions")
-        with settled(page).expect_download() as download:
-            page.locator("button[kind=secondary]").filter(has_text="Download as CSV").click()
-        exported = Path(download.value.path()).read_text()
+        button = page.locator("button[kind=secondary]").filter(has_text="Download as CSV")
+        exported = downloaded(page, button).read_text()
         assert shows_no_place(page.content() + page.url)
         expect(opened(second, address).get_by_text("Trained models for this collection: 6.")).to_be_visible()
         go(first, "Home")

@@ -37,7 +37,7 @@ from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.timing import Shape, needs
 from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Multiclass
-from tests.builders import random_batch, random_lora, write_peft
+from tests.builders import random_batch, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
@@ -47,8 +47,14 @@ CELLS = ["row", "column", "mean", "std", "paper", "paper_std"]
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fits are shared by the experiments that ask the same question, as in a full run."""
-    return tmp_path_factory.mktemp("experiments")
+    """Fits are shared by the experiments that ask the same question, as in a full run. One of the zoos that `finetune
+    variants` makes is there, though synthetic.
+    """
+    place = tmp_path_factory.mktemp("experiments")
+    write_zoo(place / "work" / "variants" / "lora", 4).assign(merge_error=1e-7).to_csv(
+        place / "work" / "variants" / "lora" / "labels.csv", index=False
+    )
+    return place
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Page, expect  # noqa: E402  (only after the check above)
 
-from tests.browser import CHROMIUM, server, settled  # noqa: E402  (it imports playwright too)
+from tests.browser import CHROMIUM, downloaded, server, settled  # noqa: E402  (it imports playwright too)
 
 PAGES = [label for _, label, _ in LINKS]
 pytestmark = [
@@ -79,10 +79,8 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_role("heading", name="Leaderboard")).to_be_visible()
     expect(page.get_by_text("95 % bootstrap interval")).to_be_visible()
     expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()
-    settled(page)  # a file that is offered before the page has run to its end is offered anew, and the first is gone
-    with page.expect_download() as download:
-        page.locator("button[kind=secondary]").filter(has_text="Download as CSV").click()
-    rows = Path(download.value.path()).read_text().splitlines()
+    button = page.locator("button[kind=secondary]").filter(has_text="Download as CSV")
+    rows = downloaded(page, button).read_text().splitlines()
     assert rows[0].startswith("lora,") and len(rows) > 300
     page.get_by_role("tab", name="Where models disagree").click()
     expect(page.get_by_text("Correlation of the first two")).to_be_visible()
@@ -246,9 +244,7 @@ def test_a_lasso_on_the_map_selects_in_the_table_for_this_visitor_and_is_exporte
     page.reload()
     expect(count).to_be_visible()
     page.get_by_test_id("stSidebar").get_by_text("Save or export").click()
-    with settled(page).expect_download() as download:
-        page.get_by_role("button", name="CSV", exact=True).click()
-    rows = Path(download.value.path()).read_text().splitlines()
+    rows = downloaded(page, page.get_by_role("button", name="CSV", exact=True)).read_text().splitlines()
     assert len(rows) == chosen + 1 and {"lora", "name", "size"} <= set(rows[0].split(","))
     browser = page.context.browser
     assert browser is not None
