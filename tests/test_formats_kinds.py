@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import shared_spec
+from lol_core.core.groups import GL, Product
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import probe, read
+from lol_core.formats.writing import write
 
 OUT, IN, RANK = 16, 24, 4
 
@@ -280,7 +285,10 @@ def test_blocks_of_a_fused_projection_stand_on_the_diagonal(parts: int, tmp_path
     down, ups = torch.randn(2 * parts, IN), [torch.randn(5, 2) for _ in range(parts)]
     tensors = {"qkv.lora_down.weight": down, "qkv.alpha_scale": torch.tensor(0.5)}
     tensors |= {f"qkv.lora_up.blocks.{i}.weight": up for i, up in enumerate(ups)}
-    close(written(tmp_path, tensors).layers[0].delta(), 0.5 * torch.block_diag(*ups) @ down)
+    lora = written(tmp_path, tensors)
+    close(lora.layers[0].delta(), 0.5 * torch.block_diag(*ups) @ down)
+    assert lora.layers[0].parametrisation.group == Product(((GL, 2),) * parts)
+    assert lora.parameters == sum(tensor.numel() for key, tensor in tensors.items() if "alpha" not in key)
 
 
 def test_a_grouped_product_needs_to_know_its_parts(tmp_path: Path) -> None:
@@ -293,6 +301,15 @@ def test_a_grouped_product_needs_to_know_its_parts(tmp_path: Path) -> None:
     expected = torch.zeros(3 * OUT, IN)
     expected[:OUT], expected[2 * OUT :] = up[:OUT] @ down[:RANK], up[OUT:] @ down[RANK:]
     close(lora.layers[0].delta(), 2 * expected)
+    of = lora.layers[0].parametrisation
+    assert (lora.layers[0].kind, of.group) == (Kind.BLOCKS, Product(((GL, RANK), (GL, RANK))))
+    assert (lora.parameters, of.orbit_dimension) == (down.numel() + up.numel(), 2 * RANK**2)
+    fresh, known = (Zoo.open(tmp_path).entries[0] for _ in range(2))
+    assert fresh.headers == known.headers == lora.headers
+    before = replace(known, headers=(replace(lora.headers[0], kind=Kind.LINEAR),))  # as it was recorded without blocks
+    assert not shared_spec([before]).misfits(lora) and not shared_spec([lora]).misfits(before)
+    write(lora, tmp_path / "again", "PEFT", torch.float32)
+    close(read(tmp_path / "again").layers[0].delta(), 2 * expected)
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])

@@ -10,10 +10,11 @@ import numpy as np
 import peft
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA
 from lol_core.formats import probe, read
 
@@ -29,6 +30,7 @@ class Small(nn.Module):
         self.conv = nn.Conv2d(4, 10, 3)
         self.pointwise = nn.Conv2d(4, 10, 1)
         self.sound = nn.Conv1d(4, 10, 3)
+        self.grouped = nn.Conv2d(4, 10, 3, groups=2)
         self.transposed = Conv1D(7, 6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,6 +60,8 @@ def check_merges_alike(config: peft.PeftConfig, folder: Path, modules: list[str]
     merged = model.merge_and_unload()
     lora = read(folder)
     assert sorted(lora.names) == sorted(modules)
+    stored = load_file(folder / "adapter_model.safetensors").values()
+    assert save_embedding or lora.parameters == sum(tensor.numel() for tensor in stored)
     assert [(y.name, y.n, y.m, y.rank, y.scale) for y in probe(folder).layers] == [
         (y.name, y.n, y.m, y.rank, y.scale) for y in lora.layers
     ]
@@ -103,6 +107,31 @@ def test_peft_dora(tmp_path: Path) -> None:
         modules,
     )
     assert all(layer.magnitude is not None and len(layer.magnitude) == layer.n for layer in lora.layers)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_block_diagonal(tmp_path: Path) -> None:
+    """BD-LoRA, where one factor is block-diagonal: a pair for each block."""
+    blocks = peft.BdLoraConfig(target_modules_bd_a=["square"], target_modules_bd_b=["linear"], nblocks=2)
+    modules = ["linear", "square"]
+    config = peft.LoraConfig(target_modules=modules, r=4, lora_alpha=6, init_lora_weights=False, use_bdlora=blocks)
+    for layer in check_merges_alike(config, tmp_path, modules).layers:
+        assert (layer.kind, layer.parametrisation.group.title) == (Kind.BLOCKS, "GL(2) × GL(2)")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_convolution_in_groups(tmp_path: Path) -> None:
+    """A pair for each group of the outputs, each of which sees all inputs: ΔW has not the shape of the base's weight,
+    and PEFT merges none, so its forward pass is what is compared.
+    """
+    torch.manual_seed(0)
+    model = peft.get_peft_model(Small(), peft.LoraConfig(target_modules=["grouped"], r=4, init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    lora, convolution, x = read(tmp_path), model.base_model.model.grouped, torch.randn(1, 4, 5, 5)
+    added = nn.functional.conv2d(x, lora["grouped"].delta())
+    torch.testing.assert_close(convolution(x), convolution.base_layer(x) + added)
+    assert lora["grouped"].parametrisation.group.title == "GL(2) × GL(2)"
+    assert lora.parameters == sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
 
 
 @pytest.mark.parametrize("effective", [False, True], ids=["flat", "effective_conv2d"])

@@ -17,18 +17,20 @@ from lol_core.core.groups import GL, GROUPS, PERMUTATION, SCALING, O, Product, n
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import (
+    Blocks,
     Experts,
     Hadamard,
     Kronecker,
     LowRank,
     Magnitude,
     Parametrisation,
+    Place,
     Tucker,
     Whole,
 )
 from lol_core.core.symmetry import TOLERANCES, act, product_change, relative_change, sample_for, sample_own
 from lol_core.errors import LoRAFormatError, ModelError
-from lol_core.formats.factors import block_diagonal
+from lol_core.formats.factors import block_diagonal, spans
 from lol_core.learning.models import find_model, make_model
 from tests.builders import random_lora
 
@@ -43,6 +45,26 @@ def tucker(draw: Draw) -> Tucker:
     return Tucker(draw(6, 2), draw(2, 3, 3, 3), draw(4, 3))
 
 
+def blocks(draw: Draw, n: tuple[int, ...], m: tuple[int, ...], ranks: tuple[int, ...], tail: int = 1) -> Blocks:
+    """A pair for each block, of n[g] × m[g] entries: one above the other where there is one m (a MergedLinear, whose
+    last part, of 2 rows, is not adapted; the groups of a convolution with `tail` positions), side by side where there
+    is one n (BD-LoRA), both where there are several of each.
+    """
+    high, wide = len(n) == 1, len(m) == 1
+    us = [draw(k, r) for k, r in zip(n * (len(ranks) if high else 1), ranks, strict=True)]
+    vs = [draw(k * tail, r) for k, r in zip(m * (len(ranks) if wide else 1), ranks, strict=True)]
+    U, V = (torch.cat(x, 1) if full else block_diagonal(x) for x, full in ((us, high), (vs, wide)))
+    unused = 0 if high or tail > 1 else 2
+    U = torch.cat([U, U.new_zeros(unused, U.shape[1])])
+    rows, columns = (
+        [(0, len(x))] * len(ranks) if full else spans(map(len, parts))
+        for x, full, parts in ((U, high, us), (V, wide, vs))
+    )
+    places = zip(rows, columns, spans(ranks), strict=True)
+    shape = (len(U), sum(m), tail) if tail > 1 else (len(U), sum(m))
+    return Blocks(U, V, shape, places=tuple(Place(*(slice(*span) for span in place)) for place in places))
+
+
 BUILDERS: dict[str, Callable[[Draw], Parametrisation]] = {
     "low rank": low_rank,
     "convolution": lambda draw: LowRank(draw(6, 2), draw(4 * 9, 2), (6, 4, 3, 3), Kind.CONV),
@@ -55,6 +77,10 @@ BUILDERS: dict[str, Callable[[Draw], Parametrisation]] = {
     "LoKr of a convolution": lambda draw: Kronecker(Whole(draw(2, 3)), Whole(draw(3, 2, 3, 3))),
     "LoKr with a core": lambda draw: Kronecker(Whole(draw(2, 2)), tucker(draw)),
     "experts": lambda draw: Experts(draw(3, 4, 2), draw(3, 5, 2)),
+    "merged projections": lambda draw: blocks(draw, (3, 4), (5,), (2, 1)),
+    "convolution in groups": lambda draw: blocks(draw, (2, 2), (2,), (1, 1), tail=9),
+    "BD-LoRA": lambda draw: blocks(draw, (6,), (3, 2), (2, 2)),
+    "merged projections with DoRA": lambda draw: Magnitude(blocks(draw, (3, 2), (4,), (1, 1)), draw(7).abs()),
     "DoRA": lambda draw: Magnitude(low_rank(draw), draw(6).abs()),
     "DoRA by inputs": lambda draw: Magnitude(tucker(draw), draw(4).abs(), axis=1),
 }
@@ -152,11 +178,6 @@ def tucker_of(draw: Draw, n: int, m: int, r1: int, r2: int) -> Tucker:
     return Tucker(draw(n, r1), draw(r1, r2, 3, 3), draw(m, r2))
 
 
-def merged(draw: Draw, parts: int, n: int, m: int, r: int) -> LowRank:
-    """A MergedLinear as it is read: a pair for each part of a projection, whose up factors stand block-diagonal."""
-    return LowRank(block_diagonal([draw(n, r) for _ in range(parts)]), torch.cat([draw(m, r) for _ in range(parts)], 1))
-
-
 LARGER: dict[str, Callable[[Draw, int], Parametrisation]] = {
     "low rank": lambda draw, k: low_rank(draw, 7, 6 + k, 2 + k),
     "convolution": lambda draw, k: conv_of(draw, 5 + k, 3, 2 + k),
@@ -168,7 +189,10 @@ LARGER: dict[str, Callable[[Draw, int], Parametrisation]] = {
     "LoKr, factorised": lambda draw, k: Kronecker(low_rank(draw, 4, 3, 2), low_rank(draw, 4, 5, 2 + k)),
     "LoKr with a core": lambda draw, k: Kronecker(Whole(draw(2, 2)), tucker_of(draw, 6, 4, 2, 3 - k)),
     "experts": lambda draw, k: Experts(draw(3 + k, 5, 2), draw(3 + k, 4, 2)),
-    "merged projections": lambda draw, k: merged(draw, 3, 4, 6, 1 + k),
+    "merged projections": lambda draw, k: blocks(draw, (4, 4, 5), (5,), (1 + k, 2, 2)),
+    "convolution in groups": lambda draw, k: blocks(draw, (3, 3), (2,), (1 + k, 1 + k), tail=9),
+    "BD-LoRA": lambda draw, k: blocks(draw, (6,), (4, 3 + k), (2, 1 + k)),
+    "blocks in a diagonal": lambda draw, k: blocks(draw, (4, 3), (3 + k, 4), (1 + k, 2)),
     "DoRA": lambda draw, k: Magnitude(low_rank(draw, 7, 6, 2 + k), torch.ones(7)),
 }
 """Of sizes at which ΔW leaves its factors no freedom besides the group; two shapes each, k = 0 and 1."""
@@ -198,21 +222,20 @@ def test_the_group_is_all_that_leaves_the_update_alone(name: str, k: int) -> Non
 
     jacobian = torch.autograd.functional.jacobian(update, torch.cat([slot.flatten() for slot in drawn]))
     nullity = jacobian.shape[1] - int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
-    if name == "merged projections":  # of the numbers in the file: GL(r) of each part, not GL(3 r) of the pair
-        assert nullity == 3 * (1 + k) ** 2 < of.orbit_dimension
-        return
     assert jacobian.shape[1] == of.parameters - (7 if name == "DoRA" else 0)
     assert nullity == of.orbit_dimension
 
 
-def test_merged_projections_are_moved_part_by_part() -> None:
-    """What acts on a MergedLinear's file is a subgroup of what acts on the pair as it is read."""
-    generator = torch.Generator().manual_seed(0)
-    before = merged(lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64), 3, 4, 6, 2)
-    R = block_diagonal(list(GL.sample(2, count=(3,), generator=generator)))
-    after = before.act([R])
-    assert relative_change(after.delta(torch.float64), before.delta(torch.float64)) <= 1e-9
-    assert torch.equal(after.U != 0, before.U != 0) and not torch.allclose(after.U, before.U)
+@pytest.mark.parametrize("name", ["merged projections", "BD-LoRA"])
+def test_what_a_file_of_blocks_does_not_store_stays_zero(name: str) -> None:
+    """What acts on it is a subgroup of what acts on the pair that models read, with zeros that stay."""
+    before = made(name, 0)
+    after = before.act(before.group.sample(generator=torch.Generator().manual_seed(0)))
+    for x, y in zip(before.low_rank(), after.low_rank(), strict=True):
+        assert torch.equal(x != 0, y != 0) and not torch.allclose(x, y)
+    assert sum(int((x != 0).sum()) for x in before.low_rank()) == before.parameters
+    with pytest.raises(LoRAFormatError, match="columns 0:2 of U"):
+        Blocks(torch.zeros(4, 3), torch.zeros(3, 3), places=(Place(slice(0, 4), slice(0, 3), slice(0, 2)),))
 
 
 def test_the_products_of_a_loha_may_change_places() -> None:

@@ -106,7 +106,7 @@ def balanced(layer: LoRALayer, P: Tensor, values: Tensor, Q: Tensor) -> LoRALaye
     root = (abs(layer.scale) * values).sqrt()
     sign = 1.0 if layer.scale >= 0 else -1.0
     inner = of.of if isinstance(of, Magnitude) else of
-    kind = inner.kind if isinstance(inner, LowRank) else Kind.CONV if len(of.weight_shape) > 2 else Kind.LINEAR
+    kind = inner.kind if type(inner) is LowRank else Kind.CONV if len(of.weight_shape) > 2 else Kind.LINEAR
     pair = LowRank((sign * P * root).float(), (Q * root).float(), of.weight_shape, kind)
     return LoRALayer(layer.name, replace(of, of=pair) if isinstance(of, Magnitude) else pair)
 

@@ -16,6 +16,7 @@ class Kind(StrEnum):
     LINEAR = "linear"
     CONV = "conv"
     EMBEDDING = "embedding"
+    BLOCKS = "blocks"
     TUCKER = "tucker"
     HADAMARD = "hadamard"
     KRONECKER = "kronecker"

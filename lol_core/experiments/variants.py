@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
-from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.symmetry import TOLERANCES, relative_change
 from lol_core.experiments.comparison import chart
@@ -24,8 +22,7 @@ from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept
 from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, weakest, with_interval
 from lol_core.finetuning.people import ATTRIBUTES
-from lol_core.finetuning.variants import COPIES, PARTS, SOURCES, STEPS, UPCYCLED, VARIANTS, Learns, Method, Variant
-from lol_core.formats.factors import block_diagonal
+from lol_core.finetuning.variants import COPIES, SOURCES, STEPS, UPCYCLED, VARIANTS, Learns, Variant
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.crossvalidation import crossvalidate
 from lol_core.learning.models import find_model, make_model
@@ -59,7 +56,6 @@ TOLD = {
     Learns.SOURCES: f"{len(SOURCES)} sources, seen or not",
 }
 CONFIG = TrainingConfig(model="gl_net", model_config=find_model("gl_net").configure(normalize=True, dropout=0.1))
-Element = Callable[[torch.Generator], Tensor]
 COMMAND = "`python -m lol_core finetune variants`"
 
 
@@ -125,7 +121,7 @@ def of_zoo(variant: Variant, zoo: Zoo, kept: Kept, learn: bool = True) -> Row:
     lost = len(pd.read_csv(failed)) if failed.is_file() else 0
     made = len(zoo) + len(zoo.refused)
     some = [zoo.load(id) for id in zoo.ids[:4]]
-    row = (merged_projections if variant.method is Method.MERGED_LINEAR else structure)(variant.title, some)
+    row = structure(variant.title, some)
     learns = variant.place.learns
     row.words[MADE] = f"{variant.library}, {made} {learns}" + (f" and {lost} that diverged" if lost else "")
     row.words[TASK] = TOLD[learns]
@@ -162,24 +158,22 @@ def alike(loras: Sequence[LoRA]) -> float:
     return float(np.mean(cosines)) if cosines else 0.0
 
 
-def structure(title: str, loras: Sequence[LoRA], element: Element | None = None) -> Row:
-    """What is so of LoRAs whatever they were trained on: how much one stores, what acts on it, who is moved by that.
-    element: see `moved`.
-    """
+def structure(title: str, loras: Sequence[LoRA]) -> Row:
+    """What is so of LoRAs whatever they were trained on: how much one stores, what acts on it, who is moved by that."""
     first = [layer.parametrisation for layer in loras[0].layers]
     groups = list(dict.fromkeys(of.group.family for of in first))
     row = Row(title, words={GROUP: " or ".join(groups)})
     row.words[STORED] = f"{sum(of.parameters for of in first):,}"
     row.words[ORBIT] = f"{sum(of.orbit_dimension for of in first):,}"
     for column, model in ((PROMISE, "gl_net"), (NONE, "mlp")):
-        change = moved(model, loras, element)
+        change = moved(model, loras)
         row.numbers[column], row.words[column] = (change, np.nan), f"{change:.0e}" if change < 1e-3 else f"{change:.2f}"
     return row
 
 
-def moved(model: str, loras: Sequence[LoRA], element: Element | None = None) -> float:
+def moved(model: str, loras: Sequence[LoRA]) -> float:
     """The largest relative change of an untrained model's output over four draws, in float64, when every module's
-    stored numbers are moved by its own group (κ = 10) and read again. element: draws from another group.
+    stored numbers are moved by its own group (κ = 10) and read again.
     """
     spec = shared_spec(loras)
     loras = [LoRA(tuple(map(doubled, lora.layers))) for lora in loras]
@@ -192,8 +186,7 @@ def moved(model: str, loras: Sequence[LoRA], element: Element | None = None) -> 
     generator = torch.Generator().manual_seed(0)
 
     def acted(layer: LoRALayer) -> LoRALayer:
-        of = layer.parametrisation
-        return layer.act(element(generator) if element else of.group.sample(generator=generator))
+        return layer.act(layer.parametrisation.group.sample(generator=generator))
 
     changes = []
     for _ in range(4):
@@ -206,22 +199,6 @@ def doubled(layer: LoRALayer) -> LoRALayer:
     """Its slots in float64: moved by the identity, which is computed in that."""
     factors = layer.parametrisation.group.factors
     return layer.act([torch.eye(r, dtype=torch.float64) for _, r in factors])
-
-
-def merged_projections(title: str, loras: Sequence[LoRA]) -> Row:
-    """A pair for each adapted part of one projection, read as one pair with a block-diagonal U: what moves the numbers
-    of the file is an R for each part.
-    """
-    module, parts = loras[0].layers[0], sum(PARTS)
-    r = module.rank // parts
-
-    def element(generator: torch.Generator) -> Tensor:
-        return block_diagonal(list(GL.sample(r, count=(parts,), generator=generator)))
-
-    row = structure(title, loras, element)
-    stored = parts * r * (module.n // len(PARTS) + module.m)
-    row.words |= {STORED: f"{stored:,}", GROUP: " × ".join([f"GL({r})"] * parts), ORBIT: f"{parts * GL.dimension(r)}"}
-    return row
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from lol_core.core.header import Kind
 from lol_core.core.parametrisation import (
+    Blocks,
     Experts,
     Hadamard,
     Kronecker,
     LowRank,
     Magnitude,
     Parametrisation,
+    Place,
     Tucker,
     Whole,
 )
@@ -42,7 +44,7 @@ def assemble(name: str, tensors: Mapping[str, Tensor]) -> tuple[Parametrisation,
     except LoRAFormatError as error:
         raise LoRAFormatError(f"{name}: {error}") from error
     except (RuntimeError, ValueError, IndexError) as error:
-        shapes = ", ".join(f"{role} {tuple(t.shape)}" for role, t in tensors.items())
+        shapes = ", ".join(f"{role} {tuple(t.shape)}" for role, t in tensors.items() if role != Role.BLOCKS)
         raise LoRAFormatError(f"{name}: the factors do not multiply. Found {shapes}.") from error
     return made, rank
 
@@ -78,10 +80,16 @@ def _experts(down: Tensor, up: Tensor) -> Experts | None:
 
 
 def _linear_or_conv(tensors: Mapping[str, Tensor]) -> Parametrisation:
-    """ΔW = up · down; convolutions are flattened, LoCon's core (`mid`) stands between them."""
+    """ΔW = up · down, block by block where these are known; convolutions are flattened, LoCon's core (`mid`) stands
+    between them.
+    """
     down, up = tensors[Role.DOWN], tensors[Role.UP]
     if Role.MID in tensors:
         return Tucker(up.flatten(1), tensors[Role.MID], down.flatten(1).T)
+    if Role.BLOCKS in tensors:
+        places = (Place(*(slice(*ends) for ends in place)) for place in tensors[Role.BLOCKS].tolist())
+        shape = up.shape[0], *down.shape[1:]
+        return Blocks(up.flatten(1), down.flatten(1).T, shape, places=tuple(places))
     if down.ndim == 2 and up.ndim == 2:
         return LowRank(up, down.T)
     return LowRank(up.flatten(1), down.flatten(1).T, (up.shape[0], *down.shape[1:]), Kind.CONV)

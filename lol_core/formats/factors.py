@@ -4,7 +4,8 @@ what stands between them multiplied in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def plain(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise LoRAFormatError(
                 f"{name}: its {role} has the shape {tuple(tensor.shape)}; expected {expected} dimensions."
             )
-        if role not in (Role.ALPHA, Role.SCALE) and (tensor.numel() == 0 or tensor.dtype in WHOLE_NUMBERS):
+        if role not in (Role.ALPHA, Role.SCALE, Role.BLOCKS) and (tensor.numel() == 0 or tensor.dtype in WHOLE_NUMBERS):
             what = (
                 "no numbers"
                 if tensor.numel() == 0
@@ -93,7 +94,27 @@ def _together(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ):
             raise LoRAFormatError(f"{name}: {role} in blocks {', '.join(map(str, sorted(parts)))}; a block is missing.")
         tensors[role] = block_diagonal([parts[i] for i in range(len(parts))])
+    down, ups = tensors.get(Role.DOWN), blocks.get(Role.UP)
+    if len(blocks) == 1 and ups and down is not None and down.ndim == 2 and len(down) == tensors[Role.UP].shape[1]:
+        rows, ranks = (spans(ups[i].shape[axis] for i in range(len(ups))) for axis in (0, 1))
+        tensors[Role.BLOCKS] = placed(rows, [(0, down.shape[1])] * len(ups), ranks)
     return tensors
+
+
+Span = tuple[int, int]
+"""Start and stop."""
+
+
+def spans(sizes: Iterable[int]) -> list[Span]:
+    """Those of parts of these sizes, one after the other."""
+    return list(pairwise(accumulate(sizes, initial=0)))
+
+
+def placed(rows: Iterable[Span], columns: Iterable[Span], ranks: Iterable[Span]) -> Tensor:
+    """Role.BLOCKS, (e, 3, 2): for each block of a product its rows and columns in the weight and its place in the rank
+    (`core.parametrisation.Blocks`).
+    """
+    return torch.tensor([*zip(rows, columns, ranks, strict=True)])
 
 
 def block_diagonal(parts: Sequence[Tensor]) -> Tensor:
@@ -133,6 +154,7 @@ def turned(name: str, tensors: Mapping[str, Tensor], transposed: bool | None) ->
         turn = ways[0] if len(ways) == 1 else own if transposed is None else transposed
         if turn:
             down, up = down.T, up.T
+            tensors.pop(Role.BLOCKS, None)
     tensors[Role.DOWN], tensors[Role.UP] = down, up
     return tensors
 
@@ -176,6 +198,8 @@ def multiplied(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             flat = diagonal.float().reshape(rank, 1) * flat
         if mixer is not None:
             flat = mixer.float() @ flat
+    if mixer is not None:
+        tensors.pop(Role.BLOCKS, None)
     tensors[role] = flat.reshape(down.shape)
     return tensors
 

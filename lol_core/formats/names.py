@@ -49,6 +49,8 @@ class Role(StrEnum):
     """The scale s itself."""
     RANK = "rank"
     """What alpha is divided by where that is not the rank of the factors; in no file."""
+    BLOCKS = "blocks"
+    """Where up and down hold numbers and not zeros that fill up: see `factors.placed`; in no file."""
     APART = "apart"
     """No part of ΔW: biases, and what only training used."""
 

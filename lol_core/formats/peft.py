@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lol_core.errors import LoRAFormatError
-from lol_core.formats.factors import block_diagonal
+from lol_core.formats.factors import block_diagonal, placed, spans
 from lol_core.formats.grouping import FACTORS
 from lol_core.formats.names import Role, role_of
 from lol_core.formats.reading import Config, Dialect, Spelling, Tensors
@@ -33,15 +33,15 @@ def prepare(name: str, tensors: Tensors, config: Config) -> Tensors:
     if experts := _experts_of(name, down, up, config):
         return {**tensors, **experts}
     if config.get("use_bdlora"):
-        down, up = _block_diagonal(name, down, up, config["use_bdlora"])
-    elif config.get("use_qalora"):
-        down = _unpooled(down, config)
-    elif down.ndim == 2 and down.shape[0] != up.shape[1] and (up.ndim == 2 or (up.ndim == 3 and up.shape[2] == 1)):
+        return {**tensors, **_block_diagonal(name, down, up, config["use_bdlora"])}
+    if config.get("use_qalora"):
+        return {**tensors, Role.DOWN: _unpooled(down, config)}
+    if down.ndim == 2 and down.shape[0] != up.shape[1] and (up.ndim == 2 or (up.ndim == 3 and up.shape[2] == 1)):
         rank = torch.tensor(up.shape[1])
-        tensors, up = {**tensors, Role.RANK: rank}, _merged_linear(name, down, up.flatten(1), config)
-    elif up.ndim > 2 and up.ndim == down.ndim and down.shape[0] != up.shape[1]:
-        up = _grouped_convolution(down, up)
-    return {**tensors, Role.DOWN: down, Role.UP: up}
+        return {**tensors, Role.RANK: rank, **_merged_linear(name, down, up.flatten(1), config)}
+    if up.ndim > 2 and up.ndim == down.ndim and down.shape[0] != up.shape[1]:
+        return {**tensors, **_grouped_convolution(down, up)}
+    return tensors
 
 
 def _experts_of(name: str, down: Tensor, up: Tensor, config: Config) -> Tensors:
@@ -77,14 +77,15 @@ def _experts_of(name: str, down: Tensor, up: Tensor, config: Config) -> Tensors:
     return {Role.DOWN: pairs[0], Role.UP: pairs[1], Role.RANK: torch.tensor(rank)}
 
 
-def _merged_linear(name: str, down: Tensor, up: Tensor, config: Config) -> Tensor:
-    """The up factor of a MergedLinear (loralib, old PEFT, AdapterHub): one projection holds several parts, of which e
-    are adapted by a pair each. down: (e·r, in), up: (rows of the adapted parts, r) → (all rows, e·r), block-diagonal.
+def _merged_linear(name: str, down: Tensor, up: Tensor, config: Config) -> Tensors:
+    """The up factor of a MergedLinear (loralib, old PEFT, AdapterHub), and its blocks: one projection holds several
+    parts, of which e are adapted by a pair each. down: (e·r, in), up: (rows of the adapted parts, r) → (all rows,
+    e·r), block-diagonal.
     """
     rank = up.shape[1]
     groups = down.shape[0] // rank
     if groups < 2 or groups * rank != down.shape[0] or up.shape[0] % groups:
-        return up
+        return {Role.UP: up}
     enabled = _enabled(config, groups)
     if sum(enabled) != groups:
         raise LoRAFormatError(
@@ -93,9 +94,11 @@ def _merged_linear(name: str, down: Tensor, up: Tensor, config: Config) -> Tenso
         )
     rows = up.shape[0] // groups
     whole = torch.zeros(rows * len(enabled), down.shape[0], dtype=up.dtype, device=up.device)
-    for g, place in enumerate(i for i, on in enumerate(enabled) if on):
-        whole[place * rows : (place + 1) * rows, g * rank : (g + 1) * rank] = up[g * rows : (g + 1) * rows]
-    return whole
+    parts = [span for span, on in zip(spans([rows] * len(enabled)), enabled, strict=True) if on]
+    ranks = spans([rank] * groups)
+    for part, own, columns in zip(up.chunk(groups), parts, ranks, strict=True):
+        whole[slice(*own), slice(*columns)] = part
+    return {Role.UP: whole, Role.BLOCKS: placed(parts, [(0, down.shape[1])] * groups, ranks)}
 
 
 def _enabled(config: Config, groups: int) -> list[bool]:
@@ -108,21 +111,29 @@ def _enabled(config: Config, groups: int) -> list[bool]:
     return [True] * 3 if groups == 3 else []
 
 
-def _block_diagonal(name: str, down: Tensor, up: Tensor, settings: object) -> tuple[Tensor, Tensor]:
+def _block_diagonal(name: str, down: Tensor, up: Tensor, settings: object) -> Tensors:
     """BD-LoRA: one of the factors is stored as the blocks of a block-diagonal matrix, one above the other."""
     if not isinstance(settings, dict):
-        return down, up
+        return {}
     blocks = int(number(settings.get("nblocks")) or 1)
     leaf = name.rpartition(".")[2]
 
-    def whole(factor: Tensor, key: str) -> Tensor:
-        if not any(str(pattern) in leaf for pattern in settings.get(key) or ()):
-            return factor
+    def whole(factor: Tensor) -> Tensor:
         if factor.ndim != 2 or blocks < 1 or factor.shape[0] % blocks:
             raise LoRAFormatError(f"{name}: {tuple(factor.shape)} does not divide into {blocks} blocks (use_bdlora).")
         return block_diagonal(factor.chunk(blocks))
 
-    return whole(down, "target_modules_bd_a"), whole(up, "target_modules_bd_b")
+    in_a, in_b = (
+        any(str(pattern) in leaf for pattern in settings.get(f"target_modules_bd_{side}") or ()) for side in "ab"
+    )
+    down, up = whole(down) if in_a else down, whole(up) if in_b else up
+    if blocks == 1 or not (in_a or in_b) or len(down) != up.shape[1] or len(down) % blocks:
+        return {Role.DOWN: down, Role.UP: up}
+    rows, columns = (
+        spans([side // blocks] * blocks) if cut else [(0, side)] * blocks
+        for side, cut in ((up.shape[0], in_b), (down.flatten(1).shape[1], in_a))
+    )
+    return {Role.DOWN: down, Role.UP: up, Role.BLOCKS: placed(rows, columns, spans([len(down) // blocks] * blocks))}
 
 
 def _unpooled(down: Tensor, config: Config) -> Tensor:
@@ -140,14 +151,18 @@ def _unpooled(down: Tensor, config: Config) -> Tensor:
     return scaled.unsqueeze(2).expand(-1, -1, size).flatten(1)
 
 
-def _grouped_convolution(down: Tensor, up: Tensor) -> Tensor:
-    """The up factor of a convolution in G groups, (out, r/G, 1, …), as the block-diagonal (out, r, 1, …)."""
+def _grouped_convolution(down: Tensor, up: Tensor) -> Tensors:
+    """The up factor of a convolution in G groups, (out, r/G, 1, …), as the block-diagonal (out, r, 1, …), and its
+    blocks.
+    """
     rank, width = down.shape[0], up.shape[1]
     groups = rank // width
     if groups * width != rank or up.shape[0] % groups or up.flatten(1).shape[1] != width:
-        return up
+        return {}
     whole = block_diagonal(up.flatten(1).chunk(groups))
-    return whole.reshape(*whole.shape, *[1] * (up.ndim - 2))
+    rows, ranks = spans([len(up) // groups] * groups), spans([width] * groups)
+    table = placed(rows, [(0, down.flatten(1).shape[1])] * groups, ranks)
+    return {Role.UP: whole.reshape(*whole.shape, *[1] * (up.ndim - 2)), Role.BLOCKS: table}
 
 
 def notes(config: Config) -> list[str]:

@@ -86,7 +86,7 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
 def _mlx_names(lora: LoRA) -> dict[str, str]:
     """Names as they are: mlx-lm goes by those of the model's own layers. Raises as `names_in`."""
     for layer in lora.layers:
-        if layer.magnitude is not None or layer.kind != Kind.LINEAR:
+        if layer.magnitude is not None or len(layer.weight_shape) > 2 or layer.kind not in (Kind.LINEAR, Kind.BLOCKS):
             raise LoRAFormatError(f"{layer.name} is no plain pair of a linear layer. Choose PEFT or kohya.")
         if not _BLOCK.match(layer.name):
             raise LoRAFormatError(f"{layer.name} is in no block of a language model, which is what MLX's form adapts.")

@@ -7,6 +7,7 @@ m with m = d₁·d₂·…, and ΔW = U Vᵀ with U: (n, k), V: (m, k) is its ex
 """
 
 from lol_core.core.parametrisation.base import Parametrisation
+from lol_core.core.parametrisation.blocks import Blocks, Place
 from lol_core.core.parametrisation.experts import Experts
 from lol_core.core.parametrisation.hadamard import Hadamard
 from lol_core.core.parametrisation.kronecker import Kronecker
@@ -15,4 +16,15 @@ from lol_core.core.parametrisation.magnitude import Magnitude
 from lol_core.core.parametrisation.tucker import Tucker
 from lol_core.core.parametrisation.whole import Whole
 
-__all__ = ["Experts", "Hadamard", "Kronecker", "LowRank", "Magnitude", "Parametrisation", "Tucker", "Whole"]
+__all__ = [
+    "Blocks",
+    "Experts",
+    "Hadamard",
+    "Kronecker",
+    "LowRank",
+    "Magnitude",
+    "Parametrisation",
+    "Place",
+    "Tucker",
+    "Whole",
+]

@@ -76,6 +76,9 @@ class Kronecker(Parametrisation):
         return Kronecker(Whole(U.reshape(shapes[0])), Whole(V.reshape(shapes[1])))
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
+        """The Kronecker products of the factors' own: k = k₁ k₂, where k of a factor stored whole is its smaller side.
+        So k may be the full rank of ΔW, and U or V then as large as ΔW itself.
+        """
         (U, V), (U2, V2) = ([wide(factor) for factor in part.low_rank()] for part in (self.first, self.second))
         return _kron(U, U2), _kron(V, V2)
 
