@@ -48,7 +48,7 @@ class Blocks(LowRank):
 
     @property
     def slots(self) -> dict[str, Tensor]:
-        slots = {}
+        slots: dict[str, Tensor] = {}
         for i, (rows, columns, ranks) in enumerate(self.places, 1):
             slots |= {f"U{i}": self.U[rows, ranks], f"V{i}": self.V[columns, ranks]}
         return slots
