@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
@@ -101,6 +104,36 @@ def test_invariance_holds_for_gl_net_and_moves_the_mlp(synthetic_folder: Path) -
     test.run()
     assert not test.exception and verdicts()["GL-net"] == "holds" and verdicts()["MLP"] == "moves, as it may"
     assert any("numbers say nothing of ΔW" in caption.value for caption in test.caption)
+
+
+VARIANTS = {  # name: the shapes of what it stores, and what acts on it
+    "loha": (
+        {"q.hada_w1_a": (8, 2), "q.hada_w1_b": (2, 6), "q.hada_w2_a": (8, 2), "q.hada_w2_b": (2, 6)},
+        "GL(2) × GL(2) × scalings × scalings (1 module: 21 of 56 numbers",
+    ),
+    "lokr": (
+        {"q.lokr_w1": (2, 3), "q.lokr_w2_a": (4, 1), "q.lokr_w2_b": (1, 2)},
+        "GL(1) × GL(1) (1 module: 2 of 12 numbers",
+    ),
+    "merged": ({"qkv.lora_A": (4, 6), "qkv.lora_B": (16, 2)}, "GL(2) × GL(2) (1 module: 8 of 56 numbers"),
+}
+
+
+def test_invariance_names_what_acts_on_a_variants_own_numbers(tmp_path: Path) -> None:
+    """LoHa, LoKr and MergedLinear: the group of the file, and models that hold still under it."""
+    for name, (shapes, _) in VARIANTS.items():
+        (tmp_path / name).mkdir()
+        tensors = {key: torch.randn(shape) for key, shape in shapes.items()}
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+    config = {"r": 2, "lora_alpha": 2, "enable_lora": [True, False, True]}
+    (tmp_path / "merged" / "adapter_config.json").write_text(json.dumps(config))
+    test = opened("Invariance", tmp_path, group="its own", dtype="float64")
+    for name, (_, acts) in VARIANTS.items():
+        test.selectbox(key="invariance.lora").set_value(f"{name}/adapter_model.safetensors").run()
+        assert not test.exception and not test.error
+        assert any(f"On each module acts {acts}" in caption.value for caption in test.caption), name
+        table = next(frame.value for frame in test.dataframe if "verdict" in frame.value.columns)
+        assert dict(zip(table["model"], table["verdict"], strict=True))["GL-net (untrained)"] == "holds"
 
 
 def test_the_best_checkpoint_of_a_training_run_is_named(tmp_path: Path) -> None:

@@ -341,26 +341,58 @@ def test_what_comes_back_is_the_same_function_after_an_action() -> None:
             assert relative_change(y.delta(torch.float64).flatten(), x.delta(torch.float64).flatten()) <= 1e-9
 
 
+SIZED: dict[str, Callable[[Draw, int, int, int], Parametrisation]] = {
+    "low rank": low_rank,
+    "convolution": conv_of,
+    "embedding": lambda draw, n, m, r: LowRank(draw(n, r), draw(m, r), kind=Kind.EMBEDDING),
+    "Tucker": lambda draw, n, m, r: tucker_of(draw, n, m, r, r + 1),
+    "LoHa": lambda draw, n, m, r: Hadamard(low_rank(draw, n, m, r), low_rank(draw, n, m, r + 1)),
+    "LoHa with cores": lambda draw, n, m, r: Hadamard(tucker_of(draw, n, m, r, 1), tucker_of(draw, n, m, 1, r)),
+    "LoKr": lambda draw, n, m, r: Kronecker(Whole(draw(n, 2)), low_rank(draw, m, n, r)),
+    "LoKr with a core": lambda draw, n, m, r: Kronecker(low_rank(draw, m, n, r), tucker_of(draw, n, m, r, 2)),
+    "experts": lambda draw, n, m, r: Experts(draw(3, n, r), draw(3, m, r)),
+    "merged projections": lambda draw, n, m, r: blocks(draw, (n, m), (m,), (r, r + 1)),
+    "BD-LoRA": lambda draw, n, m, r: blocks(draw, (n,), (m, n), (r, 1)),
+    "DoRA": lambda draw, n, m, r: Magnitude(low_rank(draw, n, m, r), draw(n).abs()),
+}
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("model", ["svd", "dense", "gl_net"])
-def test_models_are_invariant_under_the_own_group_of_every_module(model: str, dtype: torch.dtype) -> None:
+@settings(max_examples=4)
+@given(
+    n=st.integers(3, 8),
+    m=st.integers(3, 8),
+    ranks=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    kappa=st.floats(2, 100),
+    seed=st.integers(0, 500),
+)
+def test_models_are_invariant_under_the_own_group_of_every_module(
+    model: str, dtype: torch.dtype, n: int, m: int, ranks: tuple[int, int], kappa: float, seed: int
+) -> None:
     """One zoo that mixes every way to store an update: its files are moved, slot by slot, and read again."""
-    loras = mixed_loras(torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    loras = [LoRA(tuple(LoRALayer(name, SIZED[name](draw, n, m, r), -0.3) for name in SIZED)) for r in ranks]
     spec = shared_spec(loras)
+    assert len(spec.modules) == len(SIZED)
     batch = stack(loras, spec, torch.float64).to(dtype=dtype)
     torch.manual_seed(0)
     net = make_model(model, spec, 2, find_model(model).configure(width=8))
     net.prepare(batch.to(dtype=torch.float32), torch.Generator().manual_seed(0))
     net = net.to(dtype).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(1)
     moved = [
-        lora.act({y.name: y.parametrisation.group.sample(condition=30.0, generator=generator) for y in lora.layers})
+        lora.act({y.name: y.parametrisation.group.sample(condition=kappa, generator=generator) for y in lora.layers})
         for lora in loras
     ]
-    assert relative_change(net(stack(moved, spec, torch.float64).to(dtype=dtype)), net(batch)) <= TOLERANCES[dtype]
-    R = sample_own(loras, batch, condition=30.0, generator=torch.Generator().manual_seed(1))
+    before, after = net(batch), net(stack(moved, spec, torch.float64).to(dtype=dtype))
+    R = sample_own(loras, batch, condition=kappa, generator=generator)
     again = act(R, batch)
-    assert relative_change(net(again), net(batch)) <= TOLERANCES[dtype]
+    assert relative_change(after, before) <= TOLERANCES[dtype]
+    assert relative_change(net(again), before) <= TOLERANCES[dtype]
     assert product_change(again, batch) <= TOLERANCES[dtype] < relative_change(again.U[0], batch.U[0])
 
 
