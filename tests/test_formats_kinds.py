@@ -21,7 +21,7 @@ from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import probe, read
-from lol_core.formats.writing import write
+from lol_core.formats.writing import forms_of, write
 
 OUT, IN, RANK = 16, 24, 4
 
@@ -294,7 +294,7 @@ def test_blocks_of_a_fused_projection_stand_on_the_diagonal(parts: int, tmp_path
 def test_a_grouped_product_needs_to_know_its_parts(tmp_path: Path) -> None:
     """loralib's MergedLinear, two of three parts of a fused projection adapted."""
     down, up = torch.randn(2 * RANK, IN), torch.randn(2 * OUT, RANK)
-    tensors = {"c_attn.lora_A": down, "c_attn.lora_B": up}
+    tensors = {"layers.0.c_attn.lora_A": down, "layers.0.c_attn.lora_B": up}
     with pytest.raises(LoRAFormatError, match="grouped"):
         written(tmp_path, tensors)
     lora = written(tmp_path, tensors, {"lora_alpha": 8, "r": RANK, "enable_lora": [True, False, True]})
@@ -308,8 +308,10 @@ def test_a_grouped_product_needs_to_know_its_parts(tmp_path: Path) -> None:
     assert fresh.headers == known.headers == lora.headers
     before = replace(known, headers=(replace(lora.headers[0], kind=Kind.LINEAR),))  # as it was recorded without blocks
     assert not shared_spec([before]).misfits(lora) and not shared_spec([lora]).misfits(before)
-    write(lora, tmp_path / "again", "PEFT", torch.float32)
-    close(read(tmp_path / "again").layers[0].delta(), 2 * expected)
+    assert forms_of(lora) == ["PEFT", "MLX"]
+    for form in forms_of(lora):  # as the pair that models read
+        write(lora, tmp_path / form, form, torch.float32)
+        close(read(tmp_path / form).layers[0].delta(), 2 * expected)
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lol_core.core.batch import shared_spec, stack, unstack
+from lol_core.core.geometry import truncate
 from lol_core.core.groups import GL, GROUPS, PERMUTATION, SCALING, O, Product, named
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
@@ -234,6 +235,8 @@ def test_what_a_file_of_blocks_does_not_store_stays_zero(name: str) -> None:
     for x, y in zip(before.low_rank(), after.low_rank(), strict=True):
         assert torch.equal(x != 0, y != 0) and not torch.allclose(x, y)
     assert sum(int((x != 0).sum()) for x in before.low_rank()) == before.parameters
+    resized, _ = truncate(LoRALayer("x", before), 2)
+    assert (resized.kind, resized.weight_shape) == (Kind.LINEAR, before.weight_shape)
     with pytest.raises(LoRAFormatError, match="columns 0:2 of U"):
         Blocks(torch.zeros(4, 3), torch.zeros(3, 3), places=(Place(slice(0, 4), slice(0, 3), slice(0, 2)),))
 
