@@ -94,10 +94,11 @@ def _together(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ):
             raise LoRAFormatError(f"{name}: {role} in blocks {', '.join(map(str, sorted(parts)))}; a block is missing.")
         tensors[role] = block_diagonal([parts[i] for i in range(len(parts))])
-    down, ups = tensors.get(Role.DOWN), blocks.get(Role.UP)
-    if len(blocks) == 1 and ups and down is not None and down.ndim == 2 and len(down) == tensors[Role.UP].shape[1]:
+    down, ups = tensors.get(Role.DOWN), blocks.get(Role.UP, {})
+    if len(blocks) == 1 and len(ups) > 1 and down is not None and down.ndim == 2:
         rows, ranks = (spans(ups[i].shape[axis] for i in range(len(ups))) for axis in (0, 1))
-        tensors[Role.BLOCKS] = placed(rows, [(0, down.shape[1])] * len(ups), ranks)
+        if ranks[-1][1] == len(down):
+            tensors[Role.BLOCKS] = placed(rows, [(0, down.shape[1])] * len(ups), ranks)
     return tensors
 
 

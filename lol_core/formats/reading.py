@@ -26,7 +26,7 @@ from lol_core.formats.scale import Scales
 Tensors = dict[str, Tensor]
 Config = Mapping[str, Any]
 
-PAIRS = (Kind.LINEAR, Kind.CONV, Kind.BLOCKS)
+PAIR_KINDS = (Kind.LINEAR, Kind.CONV, Kind.BLOCKS)
 """Kinds whose rank no trainer sets above the sides of a module."""
 
 
@@ -133,7 +133,7 @@ class Dialect:
         elif made.kind in (Kind.HADAMARD, Kind.KRONECKER) and scale.rank and scale.rank >= 1:
             rank = int(scale.rank)
         layer = LoRALayer(name, made, scale.over(rank), scale.alpha if rank else None)
-        if made.kind in PAIRS and layer.rank > max(layer.n, layer.m):
+        if made.kind in PAIR_KINDS and layer.rank > max(layer.n, layer.m):
             raise LoRAFormatError(
                 f"{name}: rank {layer.rank} of a {layer.n} × {layer.m} module. A rank above both dimensions means"
                 " transposed factors, or no LoRA."
@@ -182,7 +182,7 @@ def _vote(stored: Mapping[str, Mapping[str, Tensor]]) -> bool | None:
 
 def _check_ranks(layers: list[LoRALayer]) -> None:
     """Raises LoRAFormatError when most modules have a rank above their smaller side: nobody trains that."""
-    pairs = [layer for layer in layers if layer.kind in PAIRS]
+    pairs = [layer for layer in layers if layer.kind in PAIR_KINDS]
     above = [layer for layer in pairs if layer.rank > min(layer.n, layer.m)]
     if 2 * len(above) > len(pairs):
         layer = above[0]
