@@ -73,7 +73,7 @@ def test_lora_xs_as_saving_leaves_its_name(tmp_path: Path) -> None:
     close(lora.layers[0].delta(), B @ mapping @ A)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_adalora_is_what_peft_merges(tmp_path: Path) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -233,7 +233,7 @@ def test_a_rank_above_the_smaller_side_is_ordinary_unless_most_modules_have_it(t
         written(tmp_path, narrow)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_experts_of_target_parameters_are_what_peft_adds(tmp_path: Path) -> None:
     class Experts(nn.Module):
         def __init__(self) -> None:

@@ -91,14 +91,14 @@ ALL = ["linear", "square", "conv", "pointwise", "sound", "transposed", "embed"]
     ],
     ids=["lora", "rslora", "patterns"],
 )
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_peft_lora(options: dict[str, Any], tmp_path: Path) -> None:
     lora = check_merges_alike(peft.LoraConfig(target_modules=ALL, init_lora_weights=False, **options), tmp_path, ALL)
     assert lora["conv"].kind == "conv" and lora["conv"].weight_shape == (10, 4, 3, 3) and lora["conv"].m == 36
     assert lora["embed"].kind == "embedding" and (lora["embed"].n, lora["embed"].m) == (11, 6)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_peft_dora(tmp_path: Path) -> None:
     modules = ["linear", "square", "conv", "transposed"]
     lora = check_merges_alike(
@@ -109,7 +109,7 @@ def test_peft_dora(tmp_path: Path) -> None:
     assert all(layer.magnitude is not None and len(layer.magnitude) == layer.n for layer in lora.layers)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_peft_block_diagonal(tmp_path: Path) -> None:
     """BD-LoRA, where one factor is block-diagonal: a pair for each block."""
     blocks = peft.BdLoraConfig(target_modules_bd_a=["square"], target_modules_bd_b=["linear"], nblocks=2)
@@ -119,7 +119,7 @@ def test_peft_block_diagonal(tmp_path: Path) -> None:
         assert (layer.kind, layer.parametrisation.group.title) == (Kind.BLOCKS, "GL(2) × GL(2)")
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_peft_convolution_in_groups(tmp_path: Path) -> None:
     """A pair for each group of the outputs, each of which sees all inputs: ΔW has not the shape of the base's weight,
     and PEFT merges none, so its forward pass is what is compared.
@@ -219,7 +219,7 @@ def test_kohya_alpha(alpha: float | None, scale: float, tmp_path: Path) -> None:
     torch.testing.assert_close(lora.layers[0].delta(), expected)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_diffusers_new(tmp_path: Path) -> None:
     """A LoRA written by diffusers' own pipeline, alphas in the header."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel

@@ -156,7 +156,7 @@ class Everything(nn.Module):
 
 
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_peft_reads_back_every_kind_of_layer(dora: bool, tmp_path: Path) -> None:
     """Its factors bit for bit, its scales exactly, and its merged weights."""
     model, generator = Everything(), torch.Generator().manual_seed(0)
