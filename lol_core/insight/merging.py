@@ -158,10 +158,9 @@ def merge(
                 whole = _pair(name, terms[name], P, rule(parts, [term.weight for term in terms[name]]).T)
             case Space.PARTS:
                 whole = _pair(name, terms[name], *made[name])
-                whole = truncate(whole, sum(term.layer.rank for term in terms[name]))[0]
             case Space.FACTORS:
                 whole = _from_factors(name, terms[name], rule)
-        layer, error = truncate(whole, rank) if rank and whole.rank > rank else (whole, 0.0)
+        layer, error = _cut(whole, terms[name], rank)
         cut[name] = layer, error, partial(size, whole)
     layers, errors, sizes_of = zip(*(cut[name] for name in terms), strict=True)
     sizes = [of() if any(errors) else 0.0 for of in sizes_of]
@@ -292,14 +291,20 @@ def _sum(name: str, terms: Sequence[Term]) -> LoRALayer:
         return first.layer
     pairs = [term.layer.parametrisation.low_rank() for term in terms]
     weights = [term.weight * term.layer.scale for term in terms]
-    whole = _pair(
-        name,
-        terms,
-        torch.cat([weight * U.float() for weight, (U, _) in zip(weights, pairs, strict=True)], 1),
-        torch.cat([V.float() for _, V in pairs], 1),
-    )
-    largest = min(whole.n, whole.m)
-    return truncate(whole, largest)[0] if whole.rank > largest else whole
+    U = torch.cat([weight * U.float() for weight, (U, _) in zip(weights, pairs, strict=True)], 1)
+    return _pair(name, terms, U, torch.cat([V.float() for _, V in pairs], 1))
+
+
+def _cut(whole: LoRALayer, terms: Sequence[Term], rank: int | None) -> tuple[LoRALayer, float]:
+    """A merge of no more columns than its update can have as rank, and of `rank` at most; what is left out of it."""
+    possible = whole.rank
+    if whole is not terms[0].layer:
+        possible = min(possible, whole.n, whole.m, sum(term.layer.rank for term in terms))
+    kept = min(rank or possible, possible)
+    if whole.rank <= kept:
+        return whole, 0.0
+    layer, error = truncate(whole, kept)
+    return layer, error if kept < possible else 0.0
 
 
 def _pair(name: str, terms: Sequence[Term], U: Tensor, V: Tensor) -> LoRALayer:
