@@ -16,6 +16,7 @@ from lol_core.core.geometry import (
     norm,
     same_function,
     singular_values,
+    singular_values_of_grams,
     spectrum,
     truncate,
 )
@@ -30,11 +31,15 @@ sizes = st.integers(1, 9)
 
 @given(n=sizes, m=sizes, r=st.integers(1, 6), seed=st.integers(0, 10_000))
 @settings(max_examples=60)
-def test_singular_values_by_qr(n: int, m: int, r: int, seed: int) -> None:
+def test_singular_values_by_qr_and_by_gram_matrices(n: int, m: int, r: int, seed: int) -> None:
     layer = random_lora([("x", n, m, r)], seed).layers[0]
     values = singular_values(layer.U, layer.V)
     expected = torch.linalg.svdvals(layer.delta(torch.float64))[: len(values)]
     torch.testing.assert_close(values[: len(expected)], expected, rtol=1e-9, atol=1e-9)
+    G_U, G_V = (factor.double().mT @ factor.double() for factor in (layer.U, layer.V))
+    of_grams = singular_values_of_grams(torch.stack([G_U, 0 * G_U]), torch.stack([G_V, G_V]))
+    torch.testing.assert_close(of_grams[0, : len(expected)], expected, rtol=1e-7, atol=1e-7 * float(expected.max()))
+    assert of_grams[0, len(expected) :].sum() <= 1e-6 * expected.max() and not of_grams[1].any()
 
 
 @given(n=sizes, m=sizes, r=st.integers(1, 4), q=st.integers(1, 4), seed=st.integers(0, 10_000), scale=st.floats(-3, 3))

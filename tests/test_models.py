@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lol_core.core.batch import Batch, shared_spec, stack
+from lol_core.core.geometry import singular_values
 from lol_core.core.groups import GL, O
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank, Magnitude
@@ -30,6 +31,7 @@ from lol_core.learning.models.layers import (
     Start,
 )
 from lol_core.learning.models.o_align import procrustes
+from lol_core.learning.models.svd import spectra
 from tests.builders import SHAPES, random_batch, random_lora
 
 FLOATS = [torch.float32, torch.float64]
@@ -286,6 +288,17 @@ def test_svd_sees_neither_sign_nor_direction() -> None:
     svd, gl_net = made("svd", batch), made("gl_net", batch)
     torch.testing.assert_close(svd(batch), svd(flipped))
     assert not torch.allclose(gl_net(batch), gl_net(flipped))
+
+
+def test_svd_of_float32_loses_no_digits_to_the_choice_of_factors() -> None:
+    """At κ(R) = 1,000, where a QR decomposition in float32 is off by 1e-5 and more."""
+    batch = random_batch([("a", 40, 30, 4)], 5)
+    R = GL.sample(4, condition=1000.0, count=(5, 1), generator=torch.Generator().manual_seed(0))
+    turned = Batch(
+        batch.spec, (batch.U[0].double() @ R,), (torch.linalg.solve(R, batch.V[0].double().mT).mT,), batch.ranks
+    )
+    exact = singular_values(*(factors.float().double() for factors in (turned.U[0], turned.V[0])))
+    torch.testing.assert_close(spectra(turned.to(dtype=torch.float32), 4).double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def with_magnitudes(lora: LoRA, seed: int) -> LoRA:

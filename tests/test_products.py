@@ -12,7 +12,7 @@ from lol_core.core.batch import shared_spec, stack
 from lol_core.learning.models import modulewise
 from lol_core.learning.models.base import flat_factors
 from lol_core.learning.models.gl_net import GLNet
-from lol_core.learning.models.modulewise import Products, cross_products, left_product, right_products
+from lol_core.learning.models.modulewise import Products, grams, left_product, product
 from lol_core.learning.models.wide import WideLinear
 from tests.builders import random_batch, random_lora
 from tests.test_models import made
@@ -84,9 +84,32 @@ def test_left_products_are_those_of_each_module(
 def test_an_empty_batch_has_empty_products() -> None:
     none, templates = torch.zeros(0, 4, 5, 4), torch.randn(4, 5, 4)
     assert left_product(torch.randn(4, 2, 5), none).shape == (0, 4, 2, 4)
-    assert cross_products(none, templates).shape == (0, 4, 4, 4)
-    ((_, product),) = right_products(none, torch.zeros(0, 4, 4, 4))
-    assert product.shape == none.shape
+    assert product(none.mT, templates).shape == grams(none)[0].shape == (0, 4, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_product_is_written_where_it_belongs_and_carries_gradients(dtype: torch.dtype) -> None:
+    a, b = torch.randn(3, 4, 6, 2).to(dtype), torch.randn(3, 4, 2, 2).to(dtype)
+    flat = torch.zeros(3, 4 * 7 * 2).to(dtype)
+    product(a, b, out=flat.view(3, 4, 7, 2)[:, :, 1:])
+    torch.testing.assert_close(flat.view(3, 4, 7, 2), torch.nn.functional.pad(a @ b, (0, 0, 1, 0)))
+    b.requires_grad_()
+    for same in (product(a, b), product(a, b, out=torch.zeros_like(a))):
+        (gradient,) = torch.autograd.grad(same.sum(), b)
+        torch.testing.assert_close(gradient, a.sum(-2)[..., None].expand_as(b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 4, modulewise.THIN])
+@pytest.mark.parametrize("cached", [1, 300, 2**18])
+def test_gram_matrices_are_computed_in_float64_however_factors_lie(
+    cached: int, rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modulewise, "CACHED", cached)
+    factors = torch.randn(3, 2, 20, rank).to(dtype)
+    expected = factors.double().mT @ factors.double()
+    for same in grams(factors, factors.mT.contiguous().mT, factors.clone().requires_grad_()):
+        torch.testing.assert_close(same, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("cached", [1, 100, 2**18])

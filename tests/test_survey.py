@@ -25,9 +25,10 @@ from lol_core.insight.anatomy import layer_map
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.health import health
 from lol_core.insight.neighbours import nearest
-from lol_core.insight.survey import SKETCH, THIN, sketch, survey
+from lol_core.insight.survey import SKETCH, sketch, survey
 from lol_core.insight.surveys import Surveys
 from lol_core.insight.tags import tag_counts
+from lol_core.learning.models.modulewise import THIN
 from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo
 
 

@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lol_core.core.geometry import effective_rank, spectrum
+from lol_core.core.geometry import effective_rank, singular_values_of_grams, spectrum
 from lol_core.core.lora import LoRA, bounds
 from lol_core.core.parametrisation import LowRank
 from lol_core.insight.naming import common_name
+from lol_core.learning.models.modulewise import grams, product
 
 SKETCH = 48
 """Numbers of a sketch."""
 CACHED = 2**17
 """Numbers of a factor that are worked on at a time: a megabyte in float64."""
-THIN = 16
-"""Columns from which a product with its own transpose is faster by half the work."""
 NOISE = 1e-6
 """Share of the largest singular value below which a Gram matrix knows nothing."""
 
@@ -85,34 +84,23 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
         by_rank.setdefault(layer.rank, {}).setdefault(alike, []).append(i)
     for rank, stacks in by_rank.items():
         indices = [i for stack in stacks.values() for i in stack]
-        grams = torch.empty(2, len(indices), rank, rank, dtype=torch.float64)
+        squares = torch.empty(2, len(indices), rank, rank, dtype=torch.float64)
         images = torch.empty(2, len(indices), rank, size)
         least, largest = float("inf"), float("-inf")
-        for name, side, gram, image in zip("UV", ("left", "right"), grams, images, strict=True):
+        for name, side, gram, image in zip("UV", ("left", "right"), squares, images, strict=True):
             done = 0
             for (kind, *_), places in stacks.items():
                 for stack in _stacked([getattr(lora.layers[i], name) for i in places]):
                     some = slice(done, done := done + len(stack))
                     single = stack.float()
-                    torch.matmul(single.mT, _projection(side, stack.shape[1], size), out=image[some])
-                    # PyTorch widens 16 bits to 64 number by number
-                    _multiply_by_transpose((single if stack.dtype.itemsize < 4 else stack).double(), gram[some])
+                    product(single.mT, _projection(side, stack.shape[1], size), out=image[some])
+                    (gram[some],) = grams(single if stack.dtype.itemsize < 4 else stack)
                     if kind is LowRank:
                         low, high = bounds(stack)
                         least, largest = min(least, low), max(largest, high)
         scales = torch.tensor([lora.layers[i].scale for i in indices], dtype=torch.float64)
-        yield _Products(indices, tuple(lora.layers[i].name for i in indices), scales, grams, images, (least, largest))
-
-
-def _multiply_by_transpose(factors: Tensor, out: Tensor) -> None:
-    """(L, n, r) → Gram matrices (L, r, r). NumPy sees that it is symmetric, and does half the work of PyTorch, to which
-    many small ones take fewer calls.
-    """
-    if factors.shape[2] < THIN:
-        torch.bmm(factors.mT, factors, out=out)
-        return
-    numbers = factors.numpy()
-    np.matmul(numbers.swapaxes(1, 2), numbers, out=out.numpy())
+        names = tuple(lora.layers[i].name for i in indices)
+        yield _Products(indices, names, scales, squares, images, (least, largest))
 
 
 def _stacked(factors: list[Tensor]) -> Iterator[Tensor]:
@@ -148,19 +136,9 @@ def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
 
 
 def _spectra(products: _Products) -> Tensor:
-    """Singular values of every module, (L, r), from the r × r Gram matrices of its factors in float64: σ² are the
-    eigenvalues of LᵀG_V L with G_U = L Lᵀ. Values below NOISE of the largest are rounding, and zero here.
-    """
-    G_U, G_V = products.grams
-    squares = torch.diagonal(products.grams, dim1=-2, dim2=-1).mean(-1)  # zero only where a factor is
-    shift = 1e-14 * squares[0].clamp(min=torch.finfo(torch.float64).tiny)
-    L, failed = torch.linalg.cholesky_ex(G_U + torch.diag_embed(shift[:, None].expand(-1, G_U.shape[-1])))
-    if failed.any():  # beyond what the small shift mends: take the root from the eigenvalues
-        values, vectors = torch.linalg.eigh(G_U)
-        L = torch.where((failed > 0)[:, None, None], vectors * values.clamp(min=0).sqrt()[:, None, :], L)
-    values = torch.linalg.eigvalsh(L.mT @ G_V @ L).clamp(min=0).sqrt()
-    scales = products.scales.abs() * (squares > 0).all(0)
-    return scales[:, None] * values * (values > NOISE * values.amax(-1, keepdim=True))
+    """Singular values of every module, (L, r). Those below NOISE of the largest are rounding, and zero here."""
+    values = singular_values_of_grams(*products.grams)
+    return products.scales.abs()[:, None] * values * (values > NOISE * values.amax(-1, keepdim=True))
 
 
 def _effective_ranks(values: Tensor) -> Tensor:

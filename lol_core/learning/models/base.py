@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from lol_core.core.groups import Group
 from lol_core.core.symmetry import Stage
 from lol_core.errors import ModelError
 from lol_core.learning.models.layers import Head
+from lol_core.learning.models.modulewise import NUMPY
 
 BYTES_PER_PARAMETER = 16
 """float32 weight, gradient and two Adam moments."""
@@ -226,10 +228,10 @@ class FlatPlace:
     rows: tuple[slice, slice]
     rank: int
 
-    def write(self, flat: Tensor, side: int, factors: Tensor) -> None:
-        """factors: (B, L, n, r) of all modules of the group, U (side 0) or V (1)."""
-        chosen = factors[:, self.modules, :, : self.rank]
-        flat[:, self.columns].view(*chosen.shape[:2], -1, self.rank)[:, :, self.rows[side]] = chosen
+    def within(self, flat: Tensor, side: int) -> Tensor:
+        """Where U (side 0) or V (1) of these modules lie: (B, modules, n, rank), a view."""
+        shape = self.modules.stop - self.modules.start, self.rows[1].stop, self.rank
+        return flat[:, self.columns].view(len(flat), *shape)[:, :, self.rows[side]]
 
 
 def flat_places(spec: WeightSpec) -> list[list[FlatPlace]]:
@@ -247,13 +249,23 @@ def flat_places(spec: WeightSpec) -> list[list[FlatPlace]]:
     return groups
 
 
+def flat_memory(batch: Batch) -> Tensor:
+    """Memory for all entries of all factors of each LoRA: (B, Σ (n + m) r). On a processor NumPy claims it, in pages of
+    2 MB where the system has them: in small pages that takes longer than what is computed for it.
+    """
+    shape = len(batch), batch.spec.parameters
+    if batch.device.type == "cpu" and batch.dtype in NUMPY:
+        return torch.from_numpy(np.empty(shape, NUMPY[batch.dtype]))
+    return batch.U[0].new_empty(shape)
+
+
 def flat_factors(batch: Batch) -> Tensor:
     """All entries of all factors of each LoRA: (B, Σ (n + m) r). Columns that are padding in every module are left
     out.
     """
-    flat = batch.U[0].new_empty(len(batch), batch.spec.parameters)
+    flat = flat_memory(batch)
     for places, *sides in zip(flat_places(batch.spec), batch.U, batch.V, strict=True):
         for place in places:
             for side, factors in enumerate(sides):
-                place.write(flat, side, factors)
+                place.within(flat, side).copy_(factors[:, place.modules, :, : place.rank])
     return flat

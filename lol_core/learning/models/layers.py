@@ -12,8 +12,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from lol_core.core.geometry import CACHED
-from lol_core.learning.models.modulewise import left_product
+from lol_core.learning.models.modulewise import grams, left_product
 from lol_core.learning.models.wide import WideLinear
 
 WIDE = 2**20
@@ -86,15 +85,8 @@ class EquivariantNonlinearity(nn.Module):
 
 def squared_norm(U: Tensor, V: Tensor) -> Tensor:
     """‖U Vᵀ‖² (Frobenius) of each module from Gram matrices, in float64, since κ(R)² stands in them: (B, L)."""
-    left, right = (_grams(factor) for factor in (U, V))
+    left, right = grams(U, V)
     return (left * right).sum((-1, -2))
-
-
-def _grams(factors: Tensor) -> Tensor:
-    """FᵀF of (B, L, n, r), in float64: (B, L, r, r). So many modules at a time as stay, in float64, in the cache."""
-    B, L, n, r = factors.shape
-    parts = factors.reshape(-1, n, r).split(max(1, CACHED // (n * r)))
-    return torch.cat([part.mT @ part for part in map(Tensor.double, parts)]).view(B, L, r, r)
 
 
 class GLNorm(nn.Module):

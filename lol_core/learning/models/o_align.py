@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import O
-from lol_core.learning.models.base import LoLModel, ModelConfig, flat_places
-from lol_core.learning.models.modulewise import cross_products, right_products
+from lol_core.learning.models.base import LoLModel, ModelConfig, flat_memory, flat_places
+from lol_core.learning.models.modulewise import product
 from lol_core.learning.models.registry import register
 
 
@@ -50,12 +50,12 @@ class OAlign(LoLModel):
             self.get_buffer(f"template_V_{g}").copy_(chosen.V[g][0])
 
     def features(self, batch: Batch) -> Tensor:
-        flat = batch.U[0].new_empty(len(batch), batch.spec.parameters)
+        flat = flat_memory(batch)
         for g, (places, *sides) in enumerate(zip(flat_places(batch.spec), batch.U, batch.V, strict=True)):
             templates = self.get_buffer(f"template_U_{g}"), self.get_buffer(f"template_V_{g}")
-            Q = orthogonal_factor(cross_products(sides[0], templates[0]) + cross_products(sides[1], templates[1]))
+            Q = orthogonal_factor(product(sides[0].mT, templates[0]) + product(sides[1].mT, templates[1]))
             for side, factors in enumerate(sides):
-                for some, turned in right_products(factors, Q):
-                    for place in places:
-                        place.write(flat[some], side, turned)
+                for place in places:
+                    turned = Q[:, place.modules, :, : place.rank]
+                    product(factors[:, place.modules], turned, out=place.within(flat, side))
         return flat
