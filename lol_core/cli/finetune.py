@@ -94,6 +94,34 @@ def finetune_harm(
             out.print(f"{row['lora']}: {row['recipe']}, {kind}, accuracy {row['accuracy']:.2f}", highlight=False)
 
 
+@finetune.command("holdout")
+def finetune_holdout(
+    out_folder: Annotated[Path, typer.Option("--out", help="A folder of zoos; what is finished there is kept.")] = Path(
+        "build/holdout"
+    ),
+    samples: Annotated[Path, typer.Option(help="The folder of the sample zoos.")] = Path("sample_loras"),
+    only: Annotated[str, typer.Option(help="Zoos, as emojinette,faces,glosses; all by default.")] = "",
+    base: Annotated[
+        str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2, for glosses.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    workers: Workers = "1",
+    threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
+    stack: Annotated[int, typer.Option(help="Image LoRAs trained together over one frozen base.")] = 16,
+) -> None:
+    """Fine-tune the LoRAs that `experiment holdout` asks its frozen models about. Stop it at any time; the same command
+    goes on.
+    """
+    with reported():
+        from lol_core.finetuning.holdout import COUNTS, HoldoutZoos
+        from lol_core.finetuning.machine import Machine
+
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(COUNTS)
+    zoos = HoldoutZoos(samples, out_folder, base, Machine(workers, threads=threads, stack=stack))
+    with reported(), progress_bar() as reporter:
+        for name, row in zoos.build(names, COUNTS, reporter):
+            out.print(f"{name}/{row['lora']}", highlight=False)
+
+
 DrawingsFile = Annotated[
     Path, typer.Option("--drawings", help="drawings.json: the drawn things that pictures are made of.")
 ]

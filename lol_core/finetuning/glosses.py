@@ -238,10 +238,17 @@ def _build_one(drawn: Hyperparameters) -> dict[str, Any]:
 
 
 def build(
-    base: str, out: Path, count: int, workers: int | str = 2, threads: int = 1, reporter: Reporter = SILENT
+    base: str,
+    out: Path,
+    count: int,
+    workers: int | str = 2,
+    threads: int = 1,
+    reporter: Reporter = SILENT,
+    *,
+    after: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Fine-tune LoRAs 1 … count into `out`, those already in its labels.csv left alone; yields each new row of labels
-    as it is written.
+    """Fine-tune LoRAs after + 1 … after + count into `out`, those already in its labels.csv left alone; yields each
+    new row of labels as it is written.
 
     Needs `out`/questions.csv (see `write_questions`). Raises Stopped after a LoRA when the reporter says so.
     """
@@ -254,7 +261,8 @@ def build(
     done = set(pd.read_csv(labels).seed) if labels.is_file() else set()
     always_kept = questions.source.value_counts().index[0]
     droppable = sorted(set(questions.source) - {always_kept})
-    todo = [(Hyperparameters.draw(RECIPE, seed, droppable),) for seed in range(1, count + 1) if seed not in done]
+    seeds = range(after + 1, after + count + 1)
+    todo = [(Hyperparameters.draw(RECIPE, seed, droppable),) for seed in seeds if seed not in done]
     finished = count - len(todo)
     for row in spread(
         Machine(workers, threads=threads), _start_worker, (base, questions, out, threads), _build_one, todo

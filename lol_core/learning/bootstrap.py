@@ -53,6 +53,20 @@ def mean_over(parts: Sequence[Resampled]) -> Resampled:
     return lambda counts: np.mean([part(counts) for part in parts], axis=0)
 
 
+def over_trainings(trainings: Sequence[Resampled], *, seed: int) -> Resampled:
+    """The mean over trainings that are drawn anew, as the LoRAs are: the pigeonhole bootstrap (Owen, 2007), which is
+    of other LoRAs and of other trainings at once.
+    """
+    rng, count = np.random.default_rng(seed), len(trainings)
+
+    def score(counts: np.ndarray) -> np.ndarray:
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=len(counts))
+        values = np.stack([training(counts) for training in trainings], 1)
+        return (drawn * values).sum(1) / count
+
+    return score
+
+
 def mean_of(correct: np.ndarray) -> Resampled:
     """Accuracy. correct: (B, targets)."""
     share = correct.mean(1)

@@ -1,0 +1,150 @@
+"""Models judged on LoRAs that were fine-tuned after every design and setting was frozen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lol_core.experiments.comparison import chart
+from lol_core.experiments.context import Context
+from lol_core.experiments.frozen import FROZEN, Frozen
+from lol_core.experiments.holdout_readings import (
+    CANDIDATES,
+    COMMAND,
+    CONSTANT,
+    FAMILIES,
+    FAMILIES_APART,
+    FAMILIES_ASKED,
+    JUDGED,
+    NORMS,
+    OURS,
+    RIVALS,
+    STAND_INS,
+    TITLES,
+    Readings,
+    measured,
+)
+from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, weakest, with_interval
+from lol_core.learning.verdict import Difference
+
+TITLE = "Held-out LoRAs: models judged on fine-tunes made after they were frozen"
+
+
+def run(context: Context) -> Result:
+    readings = measured(context)
+    columns = list(readings.of)
+    scores = {column: {name: readings.score(column, name) for name in readings.of[column]} for column in columns}
+    rows = [
+        (TITLES[name], column, found.value, (found.high - found.low) / 2, with_bounds(found))
+        for column in columns
+        for name, found in ((name, scores[column][name]) for name in TITLES if name in scores[column])
+    ]
+    table = pd.DataFrame(rows, columns=["row", "column", "mean", "std", "text"])
+    table = table.assign(paper=np.nan, paper_std=np.nan)[["row", "column", "mean", "std", "paper", "paper_std", "text"]]
+    findings = [above(readings, column) for column in columns]
+    findings += [parts(readings, column) for column in columns]
+    findings += [goal(readings, name, scores) for name in CANDIDATES]
+    about = {
+        "zoos": {f"held-out {name}": dict(zoo) for name, zoo in readings.zoos.items()},
+        "models": {
+            each.variant.title: {
+                "trainings": each.trainings,
+                "setting": each.variant.fixed.to_dict() if each.variant.fixed else "chosen by the committed fits",
+            }
+            for each in JUDGED
+        },
+        "environment": environment(),
+    }
+    return Result("holdout", TITLE, table, findings, notes(context, readings), chart(table, columns[0]), about)
+
+
+def with_bounds(found: Difference) -> str:
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def above(readings: Readings, column: str) -> Finding:
+    """Whether TuckerNet is above each rival."""
+    among = len(readings.of) * len(RIVALS)
+    gaps = {title: readings.apart(column, OURS, name, among) for name, title in RIVALS.items()}
+    norms = readings.apart(column, OURS, NORMS)
+    return Finding(
+        f"On held-out LoRAs TuckerNet is above GL-net and the product kernel: {column}.",
+        weakest(verdict(gap) for gap in gaps.values()),
+        f"{'; '.join(f'{title} {with_interval(gap)}' for title, gap in gaps.items())}. Above norms alone by"
+        f" {with_interval(norms)}, not widened.",
+        in_paper=False,
+    )
+
+
+def parts(readings: Readings, column: str) -> Finding:
+    """Whether TuckerNet is above what has its unit norm, its branch for sizes and its linear skip."""
+    names = [each.variant.name for each in JUDGED if dict(each.variant.options).get("apart")]
+    asked = [name for name in names if name in readings.of[column]]
+    among = sum(name in of for of in readings.of.values() for name in names)
+    gaps = {TITLES[name]: readings.apart(column, OURS, name, among) for name in asked}
+    return Finding(
+        f"On held-out LoRAs TuckerNet is above models given its unit norm, log sizes and linear skip: {column}.",
+        weakest(verdict(gap) for gap in gaps.values()),
+        f"{'; '.join(f'{title} {with_interval(gap)}' for title, gap in gaps.items())}.",
+        in_paper=False,
+    )
+
+
+def goal(readings: Readings, name: str, scores: dict[str, dict[str, Difference]]) -> Finding:
+    """Whether a model of our own is what was aimed at."""
+    clear, apart = readings.families(name)
+    asked = [family for family, columns in FAMILIES.items() if all(column in scores for column in columns)]
+    enough = len(clear) >= FAMILIES_ASKED and len(apart) >= FAMILIES_APART
+    return Finding(
+        f"{CANDIDATES[name]} is above GL-net and the product kernel on at least {FAMILIES_ASKED} of {len(FAMILIES)}"
+        f" families of tasks, with intervals apart on {FAMILIES_APART}.",
+        Holds.YES if enough else Holds.NO,
+        f"by its mean above both GL-nets and the kernel in every question of {len(clear)} of {len(asked)} families"
+        f" asked ({', '.join(clear) or 'none'}), with intervals that do not overlap in {len(apart)}"
+        f" ({', '.join(apart) or 'none'}).",
+        in_paper=False,
+    )
+
+
+def notes(context: Context, readings: Readings) -> list[str]:
+    if context.small:
+        return [f"The LoRAs asked about are {STAND_INS} of a sample zoo, and not new."]
+    frozen = Frozen.read(context.folder)
+    changed = sorted(readings.changed or ())
+    return [
+        (
+            f"The held-out zoos are made by {COMMAND} and not committed. Faces: people whom no zoo holds. Emojinette:"
+            " pictures drawn anew; the subsets of classes are the first of the committed zoo, which has every subset,"
+            " so that only pictures and seeds are new. Glosses: new draws of sources and hyperparameters, on the same"
+            " questions. Recipes and base models are those of the sample zoos."
+        ),
+        (
+            f"Before any of them was made, code and chosen settings were committed with their digests"
+            f" (benchmarks/fits/{FROZEN}, {frozen.digest}): which models, how they are trained, this rule of the goal."
+            + (
+                f" Files that differed from it when models were trained: {', '.join(changed)}."
+                if changed
+                else " All models were trained by that code."
+            )
+        ),
+        (
+            "Every model is trained on the committed zoo, each time on another split of it (the split's test part is"
+            " not used), with the setting that the committed fits chose there, or one of its own, and asked once about"
+            " the held-out LoRAs: "
+            + "; ".join(
+                f"{each.variant.title} {each.trainings} {'times' if each.trainings > 1 else 'time'}" for each in JUDGED
+            )
+            + ". W2T and MVProbe have their authors' schedules, MVProbe for 60 epochs of the 500 in their text and one"
+            " module; they take long, and were asked only where TuckerNet's lead had been clear (MVProbe on the sources)."
+            " Size apart adds TuckerNet's unit norm,"
+            " log-size branch and linear skip (docs/methods.md). The mean averages two models' predictions and costs"
+            " both."
+        ),
+        (
+            "In brackets the 95 % interval of a pigeonhole bootstrap (Owen, 2007) over held-out LoRAs and trainings at"
+            " once; differences are of the same LoRAs and trainings, and those of a set of findings are widened to hold"
+            " together (Bonferroni). They speak of other LoRAs by the same recipes and of other splits of these zoos,"
+            " not of other recipes or base models. A family counts only where a model is above in all of its"
+            f" questions. {TITLES[CONSTANT].capitalize()}: the mean or the most frequent label."
+        ),
+    ]

@@ -1,0 +1,84 @@
+"""LoRAs that no model was trained, chosen or looked at on: people, pictures and draws of hyperparameters beyond those
+of the sample zoos, by the same recipes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import TaskError
+from lol_core.finetuning.image_zoos import ImageZoo
+from lol_core.finetuning.machine import Machine
+from lol_core.finetuning.picture_data import write_people, write_things
+from lol_core.finetuning.pictures import Drawings
+from lol_core.finetuning.recipes import CELEBA, IMAGENETTE
+
+AFTER = 20_000
+"""LoRAs, and people, are numbered from here: a number is a seed, and no other zoo has one as high."""
+COUNTS = {"emojinette": 150, "faces": 100, "glosses": 48}
+"""Zoo → LoRAs, in the order in which they are made: a LoRA takes about 2, 7 and 30 seconds of one core."""
+
+Row = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class HoldoutZoos:
+    """The held-out zoos in the making. samples: the folder of the sample zoos, whose recipes, base models and questions
+    they share; encoder: all-MiniLM-L6-v2, a folder or hub id.
+    """
+
+    samples: Path
+    out: Path
+    encoder: str
+    machine: Machine
+
+    def build(self, names: Sequence[str], counts: dict[str, int], reporter: Reporter = SILENT) -> Iterator[Row]:
+        """Make zoos by name, what is there left alone; yields the name of the zoo and each new row of its labels.
+        Raises TaskError for a name that is none, Stopped, and what the making of a zoo raises.
+        """
+        makers = {"glosses": self._glosses, "emojinette": self._emojinette, "faces": self._faces}
+        if unknown := [name for name in names if name not in makers]:
+            raise TaskError(f"No held-out zoo {unknown[0]!r}. There are {', '.join(makers)}.")
+        for name in names:
+            for row in makers[name](counts[name], reporter):
+                yield name, row
+            in_order(self.out / name / "labels.csv")
+
+    def _glosses(self, count: int, reporter: Reporter) -> Iterator[dict[str, Any]]:
+        from lol_core.finetuning.glosses import build  # imports peft
+
+        folder = self.out / "glosses"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.samples / "glosses" / "questions.csv", folder / "questions.csv")
+        machine = self.machine
+        yield from build(self.encoder, folder, count, machine.workers, machine.threads, reporter, after=AFTER)
+
+    def _emojinette(self, count: int, reporter: Reporter) -> Iterator[dict[str, Any]]:
+        """Pictures are drawn anew too. Previews are not: nothing is measured on them."""
+        recipe = IMAGENETTE.with_settings(self.samples / "emojinette" / "recipe.json")
+        data = self.out / "things"
+        if not (data / "train").is_dir():
+            write_things(data, Drawings(self.samples / "pictures" / "drawings.json"), seed=AFTER)
+        zoo = ImageZoo(self.out / "emojinette", recipe, str(self.samples / "small-diffusion"))
+        yield from zoo.build(data, count, self.machine, reporter, AFTER)
+
+    def _faces(self, count: int, reporter: Reporter) -> Iterator[dict[str, Any]]:
+        recipe = CELEBA.with_settings(self.samples / "faces" / "recipe.json")
+        data = self.out / "people"
+        if not (data / "identity_CelebA.txt").exists():
+            write_people(data, count, 1, reporter, first=AFTER + 1)
+        zoo = ImageZoo(self.out / "faces", recipe, str(self.samples / "small-diffusion"))
+        yield from zoo.build(data, count, self.machine, reporter, AFTER)
+        yield from zoo.measure(str(self.samples / "small-clip"), self.machine, reporter)
+
+
+def in_order(labels: Path) -> None:
+    """The order in which processes finished is chance, and a zoo's fingerprint reads it."""
+    pd.read_csv(labels).sort_values("lora").to_csv(labels, index=False)
