@@ -135,10 +135,9 @@ def notes(context: Context, readings: Readings) -> list[str]:
                 f"{each.variant.title} {each.trainings} {'times' if each.trainings > 1 else 'time'}" for each in JUDGED
             )
             + ". W2T and MVProbe have their authors' schedules, MVProbe for 60 epochs of the 500 in their text and one"
-            " module; they take long, and were asked only where TuckerNet's lead had been clear (MVProbe on the sources)."
-            " Size apart adds TuckerNet's unit norm,"
-            " log-size branch and linear skip (docs/methods.md). The mean averages two models' predictions and costs"
-            " both."
+            " module; they take long, and were asked only where TuckerNet's lead had been clear, MVProbe on the sources"
+            " alone. Size apart adds TuckerNet's unit norm, log-size branch and linear skip (docs/methods.md). The mean"
+            " averages two models' predictions and costs both."
         ),
         (
             "In brackets the 95 % interval of a pigeonhole bootstrap (Owen, 2007) over held-out LoRAs and trainings at"
