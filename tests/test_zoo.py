@@ -96,11 +96,12 @@ def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
         zoo.load("lora001/adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("naming", ["name", "folder/name", "path", "stem", "name.safetensors", "./path"])
+@pytest.mark.parametrize("naming", ["name", "folder/name", "path", "stem", "name.safetensors", "./path", "number"])
 def test_labels_are_joined_by_whatever_names_the_files(naming: str, tmp_path: Path) -> None:
+    word = "00" if naming == "number" else "file"
     for i in range(4):
         write_peft(tmp_path / "x" / f"l{i}", random_lora(MODULES, i))
-        (tmp_path / "x" / f"l{i}" / "adapter_model.safetensors").rename(tmp_path / "x" / f"file{i}.safetensors")
+        (tmp_path / "x" / f"l{i}" / "adapter_model.safetensors").rename(tmp_path / "x" / f"{word}{i}.safetensors")
         shutil.rmtree(tmp_path / "x" / f"l{i}")
     names = {
         "name": "file{}",
@@ -109,13 +110,14 @@ def test_labels_are_joined_by_whatever_names_the_files(naming: str, tmp_path: Pa
         "stem": "file{}",
         "name.safetensors": "file{}.safetensors",
         "./path": "./x/file{}.safetensors",
+        "number": "00{}",
     }[naming]
     pd.DataFrame({"value": [0.5, 1.5, 2.5], "who": [names.format(i) for i in (2, 0, 9)]}).to_csv(
         tmp_path / "labels.csv", index=False
     )
     zoo = Zoo.open(tmp_path)
     assert zoo.join_column == "who" and zoo.unjoined_labels == (names.format(9),)
-    assert zoo.labels.loc["x/file2.safetensors", "value"] == 0.5
+    assert zoo.labels.loc[f"x/{word}2.safetensors", "value"] == 0.5
     assert zoo.labels["value"].isna().sum() == 2
 
 

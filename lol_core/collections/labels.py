@@ -24,7 +24,7 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
     it cannot be read or is empty.
     """
     try:
-        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
+        read = pd.read_parquet if path.suffix == ".parquet" else _read_csv
         table = read(path if content is None else content)
     except (OSError, ValueError, ImportError) as error:
         raise ZooError(
@@ -36,6 +36,16 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
             f" {table.shape[0]} rows, {list(table.columns)}."
         )
     return table
+
+
+def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
+    """As pandas reads it, but for whole numbers that begin with a zero, which are names such as 0001."""
+    table = pd.read_csv(source)
+    if not isinstance(source, Path):
+        source.seek(0)
+    written = pd.read_csv(source, dtype=str)
+    whole = [name for name, column in table.items() if pd.api.types.is_integer_dtype(column)]
+    return table.assign(**{str(name): written[name] for name in whole if written[name].str.match(r"\s*0\d").any()})
 
 
 def _aliases(path: str) -> list[str]:
