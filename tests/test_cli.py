@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
+from lol_core.cli.console import INTERRUPTED
 from lol_core.cli.invariance import GROUP_NAMES
 from lol_core.cli.learning import MODEL_NAMES
 from lol_core.core.groups import GROUPS
@@ -203,7 +204,9 @@ def test_ctrl_c_stops_with_everything_saved(zoo: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=PATIENCE)
     report = json.loads(stdout)
-    assert process.returncode == 0 and not report["finished"] and report["epochs"] > 0 and "--resume" in stderr
+    assert (
+        process.returncode == INTERRUPTED and not report["finished"] and report["epochs"] > 0 and "--resume" in stderr
+    )
 
 
 @pytest.mark.parametrize("command", [["train", "--out", "OUT"], ["crossvalidate"]])

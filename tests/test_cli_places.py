@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
+from lol_core.cli.console import INTERRUPTED
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec
 from lol_core.core.progress import Reporter
@@ -170,5 +171,11 @@ def test_a_prediction_that_is_stopped_says_so(folder: Path, checkpoint: Path, mo
         "predict_zoo",
         lambda model, zoo, **_: predict_zoo(model, zoo, reporter=Reporter(stop=lambda: True)),
     )
-    stopped = output("predict", "--checkpoint", checkpoint, folder)
-    assert not stopped["finished"] and [*stopped["predictions"]] == [entries[0].path]
+    result = CliRunner().invoke(app, ["predict", "--checkpoint", str(checkpoint), str(folder), "--json"])
+    stopped = json.loads(result.stdout)
+    assert (
+        result.exit_code == INTERRUPTED
+        and "begins anew" in result.stderr
+        and not stopped["finished"]
+        and [*stopped["predictions"]] == [entries[0].path]
+    )

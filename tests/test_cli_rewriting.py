@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
+from lol_core.cli.console import INTERRUPTED
 from lol_core.cli.rewriting import Job, Width
 from lol_core.core.geometry import same_function
 from lol_core.core.lora import LoRA
@@ -228,7 +229,7 @@ def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(tmp_path: Path, monk
     with monkeypatch.context() as patched:
         patched.setattr(Job, "__call__", interrupted)
         stopped = CliRunner().invoke(app, words)
-    assert stopped.exit_code == 1 and "The same command writes the rest" in stopped.output
+    assert stopped.exit_code == INTERRUPTED and "The same command writes the rest" in stopped.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.safetensors"]
     CliRunner().invoke(app, words)
     assert sum(read(path).dialect.startswith("kohya") for path in (tmp_path / "out").iterdir()) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from lol_core.cli.commands import app
+from lol_core.cli.console import INTERRUPTED, KEPT
 from lol_core.core.geometry import norm
 from lol_core.core.progress import Reporter
 from lol_core.insight.surveys import Surveys
@@ -68,7 +70,9 @@ def test_a_stopped_survey_says_so_and_keeps_what_it_read(folder: Path, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(Surveys, "complete", stopped)
-        found = output("survey", folder)
+        result = run(app, ["survey", str(folder), "--json"])
+        assert run_result("duplicates", folder)[0] == result.exit_code == INTERRUPTED and KEPT in result.stderr
+    found = json.loads(result.stdout)
     assert not found["finished"] and len(found["loras"]) == 1
     assert output("survey", folder)["finished"]
 
@@ -90,7 +94,7 @@ def test_no_verdict_is_given_on_half_a_collection(
         "nearest": ["lora0"],
     }
     code, text = run_result(command, folder, *options[command])
-    assert code == 1 and "the same command goes on" in text and not (tmp_path / "a.sarif").exists()
+    assert code == INTERRUPTED and "the same command goes on" in text and not (tmp_path / "a.sarif").exists()
 
 
 def test_workers_are_numbers_or_a_cluster(folder: Path) -> None:

@@ -20,13 +20,15 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from lol_core.core.progress import SILENT, Reporter
+from lol_core.core.progress import SILENT, Reporter, Stopped
 from lol_core.errors import LoLError, needing
 
 if TYPE_CHECKING:
     from lol_core.collections.source import Source
 
 out, err = Console(markup=False), Console(stderr=True, markup=False)  # brackets in names are names
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C ended, as shells have it: 128 and the number of the signal."""
 KEPT = "What was read is kept; the same command goes on."
 WORKERS = "N|ray|ray://HOST:10001"
 Workers = Annotated[str, typer.Option(metavar=WORKERS, help="How many processes; or a Ray cluster, here or elsewhere.")]
@@ -52,17 +54,27 @@ _WAYS_OUT = {
 @contextmanager
 def reported(about: object = None) -> Iterator[None]:
     """Errors made on purpose end the command with their sentence and exit code 1, as do a package that is missing and a
-    disk that does not take what is written. about: the file that an error is about, where the error does not name it.
+    disk that does not take what is written; what was stopped ends with INTERRUPTED.
+
+    about: the file that an error is about, where the error does not name it.
     """
     try:
         with needing("images"):
             yield
+    except Stopped as stopped:
+        raise interrupted(f"{stopped}") from stopped
     except LoLError as error:
         raise _ended(f"{error}" if about is None else f"{about}: {error}") from error
     except Exception as error:
         if (sentence := _of_the_disk(error)) is None:
             raise
         raise _ended(sentence) from error
+
+
+def interrupted(sentence: str) -> typer.Exit:
+    """What ends a command that was stopped. sentence: what is kept, and how to go on."""
+    err.print(sentence, highlight=False, soft_wrap=True)
+    return typer.Exit(INTERRUPTED)
 
 
 def _ended(sentence: str) -> typer.Exit:

@@ -14,6 +14,7 @@ from lol_core.cli.console import (
     LabelsFile,
     Workers,
     err,
+    interrupted,
     open_collection,
     out,
     print_json,
@@ -99,13 +100,11 @@ def train(
         group_column=group,
         shuffled_control=shuffled_control,
     )
-    interrupted = False
     with reported(), stoppable() as reporter:
         opened = open_collection(zoo, labels)
         planned = plan(opened, target, config)
 
         checkpoint = train_model(opened, planned, config, out_folder, reporter, resume=resume)
-        interrupted = not checkpoint.finished
     if int(os.environ.get("RANK", "0")):  # of several processes the first one reports
         return
     report = {
@@ -140,8 +139,8 @@ def train(
         for given in verdicts(checkpoint):
             out.print(f"It is {given.sentence}. {given.evidence}", highlight=False, soft_wrap=True)
         out.print(f"{checkpoint.title}: saved in {out_folder}", highlight=False)
-    if interrupted:
-        err.print("Stopped before the end. Go on with the same command and --resume.")
+    if not checkpoint.finished:
+        raise interrupted("Stopped before the end. Go on with the same command and --resume.")
 
 
 def crossvalidate(
@@ -254,11 +253,11 @@ def predict(
                 "notes": notes,
             }
         )
-        return
-    print_table([{"lora": id} | row.to_dict() for id, row in table.iterrows()])
-    for id, reason in refused.items():
-        err.print(f"{id}: {reason}", highlight=False, soft_wrap=True)
-    for note in notes:
-        err.print(note, highlight=False, soft_wrap=True)
+    else:
+        print_table([{"lora": id} | row.to_dict() for id, row in table.iterrows()])
+        for id, reason in refused.items():
+            err.print(f"{id}: {reason}", highlight=False, soft_wrap=True)
+        for note in notes:
+            err.print(note, highlight=False, soft_wrap=True)
     if not finished:
-        err.print("Stopped before the end.")
+        raise interrupted("Stopped before the end: these are the predictions so far. The same command begins anew.")

@@ -22,6 +22,7 @@ from lol_core.cli.console import (
     Readers,
     Workers,
     err,
+    interrupted,
     out,
     print_json,
     print_table,
@@ -240,8 +241,8 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         if len(refused) > SHOWN:
             err.print(f"… and {len(refused) - SHOWN:,} more; --json lists them all.", highlight=False)
         out.print(f"{len(written)} of {len(items)} LoRAs written to {job.out}.", highlight=False, soft_wrap=True)
-        if len(rows) < len(items):
-            err.print("Stopped before the end. The same command writes the rest.", highlight=False)
+    if len(rows) < len(items):
+        raise interrupted("Stopped before the end. The same command writes the rest.")
     if len(written) < len(items):
         raise typer.Exit(1)
 

@@ -12,6 +12,7 @@ from lol_core.cli.console import (
     AsJson,
     Workers,
     err,
+    interrupted,
     open_collection,
     out,
     print_json,
@@ -39,13 +40,14 @@ def survey(folder: Address, workers: Workers = "1", as_json: AsJson = False) -> 
     if as_json:
         refused = [{"path": entry.path, "reason": entry.reason} for entry in zoo.refused]
         print_json({"folder": zoo.address, "finished": finished, "loras": rows, "refused": refused})
-        return
-    shown = ("path", "dtypes", "norm", "effective_rank", "health")
-    print_table([{key: row[key] for key in shown} | {"health": " ".join(_reasons(row))} for row in rows])
-    ill = sum(bool(row["health"]) for row in rows)
-    out.print(f"{len(rows)} of {len(zoo)} LoRAs read, {ill} with something odd about them.", highlight=False)
+    else:
+        shown = ("path", "dtypes", "norm", "effective_rank", "health")
+        print_table([{key: row[key] for key in shown} | {"health": " ".join(_reasons(row))} for row in rows])
+        ill = sum(bool(row["health"]) for row in rows)
+        out.print(f"{len(rows)} of {len(zoo)} LoRAs read, {ill} with something odd about them.", highlight=False)
+        _show_refused(zoo)
     if not finished:
-        err.print(STOPPED)
+        raise interrupted(STOPPED)
 
 
 def duplicates(
@@ -75,11 +77,18 @@ def duplicates(
     ]
     if as_json:
         print_json({"folder": zoo.address, "finished": finished, "groups": groups})
-        return
-    print_table(table.to_dict("records"))
-    out.print(f"{len(groups)} functions have more than one file, of {len(zoo)} LoRAs.", highlight=False)
+    else:
+        print_table(table.to_dict("records"))
+        out.print(f"{len(groups)} functions have more than one file, of {len(zoo)} LoRAs.", highlight=False)
+        _show_refused(zoo)
     if not finished:
-        err.print(STOPPED)
+        raise interrupted(STOPPED)
+
+
+def _show_refused(zoo: Source) -> None:
+    if len(zoo.refused):
+        text = f"{len(zoo.refused):,} files were refused, such as {zoo.refused[0].path}: {zoo.refused[0].reason}"
+        err.print(f"{text} `lol scan` names them all.", highlight=False, soft_wrap=True)
 
 
 def _surveyed(folder: str, workers: str) -> tuple[Source, dict[str, Survey]]:
