@@ -243,6 +243,7 @@ def test_an_archive_on_the_web_is_read_by_ranges(hub: Hub, folder: Path, tmp_pat
     source, zoo = open_source(address), Zoo.open(folder)
     assert source.ids == zoo.ids and source.name == "zoo" and source.address == address
     assert hub.sent() < (tmp_path / "zoo.zip").stat().st_size * 2 / 3
+    assert "these 5 LoRAs are 0.6 MB there, of which 0.0 MB are here" in source.remarks[-1]
     assert torch.equal(source.load(zoo.ids[2]).layers[0].U, zoo.load(zoo.ids[2]).layers[0].U)
     with pytest.raises(ZooError, match="There is no http"):
         open_source(f"{hub.endpoint}/some/site/resolve/main/other.zip")

@@ -138,7 +138,7 @@ def test_language_models_of_learning_on_loras(tmp_path: Path) -> None:
     assert math.isnan(beyond["learning_rate"]) and beyond["arc_challenge_accuracy"] == 0.115
 
 
-def test_model_j(tmp_path: Path) -> None:
+def test_model_j(tmp_path: Path, hub: Hub) -> None:
     for split, index, kind in (("train", 7, "n02111277"), ("val_holdout", 4300, "n01440764")):
         folder = tmp_path / "SD_200" / split / f"model_idx_{index:04d}"
         folder.mkdir(parents=True)
@@ -154,6 +154,14 @@ def test_model_j(tmp_path: Path) -> None:
         (folder / "training_images").mkdir()
         (folder / "training_images" / "0.png").write_bytes(b"")
     source = open_source(tmp_path / "SD_200")
+    hub.add("models/ProbeX/SD_200", tmp_path / "SD_200")
+    hub.fail = lambda method, path: Answer(404) if "4300/README" in path else None
+    partly, before = open_source("hf://ProbeX/SD_200"), len(hub.asked)
+    assert "1 files with labels could not be read" in partly.remarks[-1]
+    hub.fail = lambda method, path: None
+    pd.testing.assert_frame_equal(open_source("hf://ProbeX/SD_200").labels, source.labels)
+    cards = [asked.path for asked in hub.asked[before:] if "README" in asked.path]
+    assert len(cards) == 1 and "4300" in cards[0], "what came is kept"
     row = source.labels.loc["val_holdout/model_idx_4300/pytorch_lora_weights.safetensors"]
     assert row["imagenet_class_id"] == "n01440764" and row["seed"] == 4300 and row["learning_rate"] == 1e-4
     assert row["split"] == "validation of unseen classes" and row["base_model"] == "CompVis/stable-diffusion-v1-4"
@@ -293,6 +301,7 @@ def test_rows_of_parquet_on_the_hub_are_known_by_its_footer(tmp_path: Path, hub:
     hub.add("datasets/some/wise", tmp_path / "wise")
     source, local = open_source("hf://datasets/some/wise"), open_source(tmp_path / "wise")
     assert source.ids == local.ids and source.labels["images"].tolist() == [1, 2, 3, 4]
+    assert "these 4 LoRAs are 2.8 MB there" in source.remarks[-1] and not local.remarks
     assert hub.sent() < (tmp_path / "wise" / "low" / "32" / "train.parquet").stat().st_size / 2
     assert torch.equal(source.load("low_32/panda_3").layers[0].U, local.load("low_32/panda_3").layers[0].U)
 

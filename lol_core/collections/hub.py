@@ -25,7 +25,7 @@ from lol_core.collections.durable import replace_file
 from lol_core.collections.files import FileSource, Listing, OpenOptions, database_path
 from lol_core.collections.http import PassingError, pages
 from lol_core.collections.hub_address import HubAddress, Kind, parse
-from lol_core.collections.remote_files import GIGABYTE, Budget, HubFile, Kept
+from lol_core.collections.remote_files import Budget, HubFile, Kept
 from lol_core.collections.source import Source
 from lol_core.collections.walk import ARCHIVES
 from lol_core.core.progress import SILENT, Reporter
@@ -85,7 +85,7 @@ def open_hub(address: str, options: OpenOptions) -> Source:
     listing = replace(listing, remarks=(*listing.remarks, *remarks))
     source = FileSource.open(str(spot), name, listing, replace(options, readers=options.readers or READERS))
     budget.used = sum(_bytes_here(listing.files[id]) for id in source.ids)
-    return replace(source, remarks=(*source.remarks, _sizes(source, budget, catalogue)))
+    return replace(source, remarks=(*source.remarks, *_sizes(source, budget, catalogue)))
 
 
 def _members(spot: HubAddress, catalogue: Catalogue, kept: Path, folder: Path, budget: Budget) -> Listing:
@@ -111,21 +111,13 @@ def _bytes_here(blob: Blob) -> int:
     return path.stat().st_size if path and path.is_file() else 0
 
 
-def _sizes(source: FileSource, budget: Budget, catalogue: Catalogue) -> str:
-    total = size(source)
+def _sizes(source: FileSource, budget: Budget, catalogue: Catalogue) -> list[str]:
+    if len(source):
+        return [budget.remark(len(source), size(source), "on the hub")]
     archives = sum(path.lower().endswith(ARCHIVES) for path in catalogue.files)
-    here = _in_words(budget.used)
-    sentence = (
-        f"The weights of these {len(source):,} LoRAs are {_in_words(total)} on the hub, of which {here} are here. Each"
-        f" comes when it is needed, up to {budget.allowed / GIGABYTE:.0f} GB in all (LOL_CACHE_LIMIT_GB)."
-    )
-    if archives and not len(source) and not source.address.lower().endswith(ARCHIVES):
-        sentence = f"It holds {archives} archives, such as {source.address}/… .zip: open each by its own address."
-    return sentence
-
-
-def _in_words(size: int) -> str:
-    return f"{size / GIGABYTE:.2f} GB" if size >= GIGABYTE else f"{size / 1e6:,.1f} MB"
+    if not archives or source.address.lower().endswith(ARCHIVES):
+        return []
+    return [f"It holds {archives} archives, such as {source.address}/… .zip: open each by its own address."]
 
 
 def _write(path: Path, content: bytes) -> None:

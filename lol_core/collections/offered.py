@@ -30,23 +30,28 @@ def offered(source: Source, reporter: Reporter = SILENT) -> pd.DataFrame:
 
     Raises Stopped when the reporter says so.
     """
-    beside = Beside(source)
+    beside = Beside(source, reporter=reporter)
     names = set(beside.names)
     places = _places(source.ids)
+    beside.fetch(name for id in source.ids for name in _beside(id))
     rows: dict[str, dict[str, Any]] = {}
     for done, entry in enumerate(detailed(source)):
         if done % 100 == 0:
             reporter.count("Looking for labels: LoRA", done, len(source))
             reporter.check("Nothing was written.")
-        folder = entry.path.rpartition("/")[0]
-        before = f"{folder}/" if folder else ""
         header = {f"header {key}": _plain(value) for key, value in entry.metadata.items()}
-        places_beside = (f"{before}trainer_state.json", f"{before}README.md")
-        state, readme = (beside.read(place) if place in names else None for place in places_beside)
+        state, readme = (beside.read(place) if place in names else None for place in _beside(entry.path))
         rows[entry.path] = places[entry.path] | _card(readme) | _training(state) | header
     table = pd.DataFrame.from_dict(rows, orient="index").reindex(list(source.ids))
     tell_apart = [name for name, column in table.items() if len(column.dropna().unique()) > 1]
     return table[tell_apart].apply(_numbers)
+
+
+def _beside(id: str) -> tuple[str, str]:
+    """Where the training state and the card of a LoRA would be."""
+    folder = id.rpartition("/")[0]
+    before = f"{folder}/" if folder else ""
+    return f"{before}trainer_state.json", f"{before}README.md"
 
 
 def take(source: Source, columns: Sequence[str], table: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from lol_core.collections import archive
 from lol_core.collections.cache import bytes_allowed, cache_folder
+from lol_core.collections.columns import size
 from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.http import BLOCK, PassingError, RemoteFile
 from lol_core.collections.hub import READERS, open_hub
@@ -94,7 +95,9 @@ def open_url(address: str, options: OpenOptions) -> Source:
     budget.used = sum(blob.copy.stat().st_size for blob in kept.values() if blob.copy.is_file())
     name = archive.stem_of(place.path.rstrip("/").rpartition("/")[2]) or place.netloc
     options = replace(options, readers=options.readers or READERS)
-    return FileSource.open(address, name, replace(listing, files=kept), options)
+    source = FileSource.open(address, name, replace(listing, files=kept), options)
+    remarks = [budget.remark(len(source), size(source), "there")] if len(source) else []
+    return replace(source, remarks=(*source.remarks, *remarks))
 
 
 def _of_web(address: str, path: str) -> Listing:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
 
 from lol_core.collections.blob import Blob
-from lol_core.collections.http import GLANCE_BYTES, NetworkError, RemoteFile, asked_once, download
+from lol_core.collections.http import GLANCE_BYTES, NetworkError, RemoteFile, asked_once, download, fetch
 from lol_core.collections.hub_address import Kind
 from lol_core.collections.resuming import complete
 from lol_core.collections.waiting import stopping
@@ -46,6 +46,18 @@ class Budget:
         except BaseException:
             self.used -= size
             raise
+
+    def remark(self, count: int, total: int, place: str) -> str:
+        """How large the weights of so many LoRAs are at a place, and how much of them is here."""
+        return (
+            f"The weights of these {count:,} LoRAs are {in_words(total)} {place}, of which {in_words(self.used)} are"
+            f" here. Each comes when it is needed, up to {self.allowed / GIGABYTE:.0f} GB in all (LOL_CACHE_LIMIT_GB)."
+        )
+
+
+def in_words(size: int) -> str:
+    """So many bytes."""
+    return f"{size / GIGABYTE:.2f} GB" if size >= GIGABYTE else f"{size / 1e6:,.1f} MB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +117,8 @@ class HubFile:
         return Path(path) if isinstance(path, str) else None
 
     def _download(self) -> Path:
-        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download
-        from huggingface_hub.utils import tqdm
+        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.utils import build_hf_headers, tqdm
 
         class Silent(tqdm):
             def __init__(self, *args: Any, **named: Any):
@@ -115,9 +127,9 @@ class HubFile:
         wanted: dict[str, Any] = {"repo_type": self.kind.value, "revision": self.commit, "endpoint": constants.ENDPOINT}
         with asked_once(self.shown):
             size, oid = self.size, self.oid
-            if size is None or not oid:
-                about = get_hf_file_metadata(self._url, endpoint=constants.ENDPOINT)
-                size, oid = about.size or 0, about.etag or ""
+            if size is None or (size and not _SHA256.fullmatch(oid)):  # the library asks who hangs for minutes
+                piece = fetch(self._url, build_hf_headers(), self.shown, 0, 1)
+                size, oid = piece.total, piece.etag
             with self.budget.taking(size, self.shown) if self.budget else nullcontext():
                 if _SHA256.fullmatch(oid):
                     complete(self._blob(oid), partial(self._append, size, oid))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from lol_core.collections.columns import size
 from lol_core.collections.durable import replace_file
 from lol_core.collections.files import FileSource, Listing, list_folder
 from lol_core.collections.folder import Zoo
@@ -22,6 +23,8 @@ from lol_core.collections.layouts import learning_on_loras, lots_of_loras, model
 from lol_core.collections.layouts.beside import Beside
 from lol_core.collections.layouts.lora_wise import open_lora_wise
 from lol_core.collections.layouts.weights2weights import open_weights2weights
+from lol_core.collections.remote_files import in_words
+from lol_core.collections.row_source import RowSource
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 
@@ -51,7 +54,7 @@ LAYOUTS = (
 )
 
 
-ROWS: tuple[Callable[[str, str, Listing], Source | None], ...] = (open_lora_wise, open_weights2weights)
+ROWS: tuple[Callable[[str, str, Listing], RowSource | None], ...] = (open_lora_wise, open_weights2weights)
 """Collections whose LoRAs are no files: from address, name and listing."""
 
 
@@ -61,7 +64,11 @@ def as_rows(source: Source) -> Source:
         return source
     listing = source.listing if isinstance(source, FileSource) else list_folder(source.folder)
     opened = (opener(source.address, source.name, listing) for opener in ROWS)
-    return next((rows for rows in opened if rows is not None), source)
+    rows = next((rows for rows in opened if rows is not None), None)
+    if rows is None or "://" not in source.address:
+        return rows or source
+    there = f"The weights of these {len(rows):,} LoRAs are {in_words(size(rows))} there."
+    return replace(rows, remarks=(*rows.remarks, f"{there} They come when they are needed."))
 
 
 def with_own_labels(source: Source, reporter: Reporter = SILENT) -> Source:

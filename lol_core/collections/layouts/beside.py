@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -14,16 +16,21 @@ from typing import Any
 
 import orjson
 import pandas as pd
+import pyarrow as pa
 import torch
 
+from lol_core.collections.durable import replace_file
 from lol_core.collections.entry import Entry
-from lol_core.collections.files import FileSource
+from lol_core.collections.files import FileSource, Silence
 from lol_core.collections.folder import Zoo
+from lol_core.collections.hub import READERS
 from lol_core.collections.source import Source
+from lol_core.collections.waiting import begin_thread, stopping
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError
 
 MAX_BYTES = 200_000_000
+_KEPT = ["name", "identity", "content"]
 Labels = dict[str, dict[str, Any]]
 """id → column → value; a column that a LoRA lacks is NaN."""
 
@@ -37,6 +44,8 @@ class Beside:
     """Files that are there and could not be read."""
     reporter: Reporter = SILENT
     asked: set[str] = field(default_factory=set)
+    fetched: dict[str, bytes] = field(default_factory=dict)
+    silence: Silence = field(default_factory=Silence)
 
     @property
     def ids(self) -> Sequence[str]:
@@ -59,19 +68,56 @@ class Beside:
             names += [name if below == "." else f"{below}/{name}" for name in files]
         return names
 
+    def fetch(self, names: Iterable[str]) -> None:
+        """Read what `read` will be asked for, many files at a time, where a server must be waited for. When some fail,
+        the others are kept for the next time. Raises Stopped.
+        """
+        if not isinstance(self.source, FileSource) or "://" not in self.source.address:
+            return
+        kept = self.source.database.with_suffix(".beside.parquet")
+        marks = {name: self.source.listing.files[name].identity for name in {*names} & {*self.names}}
+        self.fetched.update(_kept(kept, marks))
+        wanted = sorted(marks.keys() - self.fetched.keys())
+        pool = ThreadPoolExecutor(READERS, initializer=begin_thread, initargs=(self.reporter.stop,))
+        try:
+            for done, (name, content) in enumerate(zip(wanted, pool.map(self._content, wanted), strict=True), 1):
+                if content is not None:
+                    self.fetched[name] = content
+                self.reporter.count("Reading labels: file", done, len(wanted))
+                self.reporter.check("The files read so far are kept.")
+        finally:
+            pool.shutdown(cancel_futures=True)
+            came = [(name, mark, self.fetched[name]) for name, mark in marks.items() if name in self.fetched]
+            with suppress(OSError, pa.ArrowException):  # they are read anew the next time
+                if len(came) == len(marks):
+                    kept.unlink(missing_ok=True)
+                else:
+                    replace_file(kept, pd.DataFrame(came, columns=_KEPT).to_parquet, shared=True)
+
     def read(self, name: str) -> bytes | None:
         """The content of a small file, None when there is none that can be read. Raises Stopped."""
+        if name in self.fetched or name in self.failed:
+            return self.fetched.get(name)
         self.asked.add(name)
         self.reporter.count("Reading labels beside LoRA", min(len(self.asked), len(self.ids)), len(self.ids))
         self.reporter.check("The headers read so far are kept.")
+        return self._content(name)
+
+    def _content(self, name: str) -> bytes | None:
+        """Of a place that does not answer, no other file is asked for."""
+        if self.silence.error or stopping():
+            self.failed.append(name)
+            return None
         try:
             if isinstance(self.source, FileSource):
                 return self.source.content(name, MAX_BYTES)
             if isinstance(self.source, Zoo):
                 path = self.source.folder / name
                 return path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_BYTES else None
-        except (LoRAFormatError, ZooError, OSError):
+        except (LoRAFormatError, ZooError, OSError) as error:
             self.failed.append(name)
+            if isinstance(error, ZooError):
+                self.silence.note(error)
         return None
 
     def find(self, name: str) -> bytes | None:
@@ -110,6 +156,16 @@ class Beside:
 
     def frame(self, labels: Labels) -> pd.DataFrame:
         return pd.DataFrame.from_dict(labels, orient="index").reindex(list(self.ids))
+
+
+def _kept(place: Path, marks: Mapping[str, str]) -> dict[str, bytes]:
+    """What an earlier opening fetched of those files. marks: the identities that they have now."""
+    try:
+        table = pd.read_parquet(place, columns=_KEPT)
+    except (OSError, ValueError):
+        return {}
+    rows = zip(*(table[column] for column in _KEPT), strict=True)
+    return {name: content for name, mark, content in rows if marks.get(name) == mark}
 
 
 def only(names: Mapping[str, str]) -> dict[str, str]:

@@ -43,9 +43,10 @@ def celeba(beside: Beside) -> pd.DataFrame:
     split = beside.splits(lambda id: folder_of(id, 2))
     attributes = _attributes(beside)
     labels: Labels = {}
+    beside.fetch(map(_score_of, beside.ids))
     for id in beside.ids:
         rate, steps, accumulation, prompt, person = map(int, _matched(_FACE, id))
-        score = saved(beside.read(id.removesuffix("unet/adapter_model.safetensors") + "score"))
+        score = saved(beside.read(_score_of(id)))
         labels[id] = {
             "clip_score": float(score) if isinstance(score, int | float) else float("nan"),
             "learning_rate_index": str(rate),
@@ -56,6 +57,10 @@ def celeba(beside: Beside) -> pd.DataFrame:
             "split": split.get(id),
         } | attributes.get(person, {})
     return beside.frame(labels)
+
+
+def _score_of(id: str) -> str:
+    return id.removesuffix("unet/adapter_model.safetensors") + "score"
 
 
 def _attributes(beside: Beside) -> dict[int, dict[str, int]]:
@@ -105,6 +110,8 @@ def arc(beside: Beside) -> pd.DataFrame:
     """
     settings = beside.table("hparams.csv")
     labels: Labels = {}
+    measured = ("ARC-Challenge-Acc.txt", "eval_loss.txt")
+    beside.fetch(f"{id.rpartition('/')[0]}/{name}" for id in beside.ids for name in measured)
     for id in beside.ids:
         folder = id.rpartition("/")[0]
         (index,) = map(int, _matched(_NUMBERED, id))

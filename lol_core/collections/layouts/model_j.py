@@ -1,7 +1,7 @@
 """Model-J of ProbeX: `hf://ProbeX/Model-J__SD_200` and `…__SD_1k`, folders `{split}/model_idx_{n}`.
 
 Written from the cards and their loaders, and tested on folders made the same way; never run on the repositories
-themselves. The labels stand in each file's header, so no weights are needed; what is called there besides
+themselves. The labels stand in each file's header and card, so no weights are needed; what is called there besides
 `imagenet_class_id` was not seen, and every header entry of one word becomes a column. Their other subsets are whole
 models, not LoRAs.
 """
@@ -45,6 +45,7 @@ def model_j(beside: Beside) -> pd.DataFrame:
     indices. Holdout splits hold classes that training has not seen.
     """
     labels: Labels = {}
+    beside.fetch(map(_card_of, beside.ids))
     for entry in detailed(beside.source):
         match = _ID.search(entry.path)
         header = {
@@ -52,7 +53,7 @@ def model_j(beside: Beside) -> pd.DataFrame:
             for key, value in entry.metadata.items()
             if isinstance(value, str) and key != "format" and len(value) < 100
         }
-        card = {} if beside.source.address.startswith("hf://") else _card(beside, entry.path)
+        card = _card(beside, entry.path)
         place = {"split": SPLITS[match[1]], "model_idx": int(match[2])} if match else {}
         labels[entry.path] = card | header | place
     frame = beside.frame(labels)
@@ -63,9 +64,13 @@ def model_j(beside: Beside) -> pd.DataFrame:
     return frame
 
 
+def _card_of(id: str) -> str:
+    return f"{id.rpartition('/')[0]}/README.md"
+
+
 def _card(beside: Beside, id: str) -> dict[str, object]:
     """The table in the README of a LoRA's folder."""
-    text = (beside.read(id.rpartition("/")[0] + "/README.md") or b"").decode(errors="replace")
+    text = (beside.read(_card_of(id)) or b"").decode(errors="replace")
     rows = {name.strip("* ").lower(): value.strip("`* ") for name, value in _ROW.findall(text)}
     return {column: _plain(rows[name]) for name, column in _READ.items() if name in rows}
 

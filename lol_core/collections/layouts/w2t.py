@@ -105,7 +105,9 @@ def trials(beside: Beside) -> pd.DataFrame:
     frame = _tables(beside)
     if frame.shape[1]:
         return frame
-    return beside.frame({id: _numbers(beside.read(id.rpartition("/")[0] + "/metrics.json")) for id in beside.ids})
+    measured = {id: f"{id.rpartition('/')[0]}/metrics.json" for id in beside.ids}
+    beside.fetch(measured.values())
+    return beside.frame({id: _numbers(beside.read(name)) for id, name in measured.items()})
 
 
 def _tables(beside: Beside) -> pd.DataFrame:
