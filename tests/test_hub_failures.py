@@ -98,10 +98,17 @@ def test_a_hub_that_hangs_is_waited_for_no_longer_than_allowed(
     assert len(source) == 5 and "within the time" in source.remarks[0]
     hub.add("models/someone/other", folder)
     hung: list[str] = []
-    hub.fail = lambda method, path: hung.append(path) or Answer(hang=True) if path.endswith("labels.csv") else None
+
+    def hang(method: str, path: str) -> Answer | None:
+        if not path.endswith("labels.csv"):
+            return None
+        hung.append(path)
+        return Answer(hang=True)
+
+    hub.fail = hang
     other = open_source("hf://someone/other")
     assert len(other) == 5 and "within the time" in str(other.labels_problem)
-    assert len(hung) == http.LATE_TRIES, "the library's own tries would be many"
+    assert len(hung) == http.LATE_TRIES, "the hub library's own tries would be many"
 
 
 def test_of_a_hub_that_hangs_a_few_files_are_asked_for_and_no_more(
