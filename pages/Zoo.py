@@ -14,6 +14,7 @@ from ui.columns import columns_of
 from ui.frame import counted, frame, need
 from ui.keys import key
 from ui.listing import PAGE, ordered, passing, table_of
+from ui.offered import offer
 from ui.previews import gallery, has_gallery, link_to_lora
 from ui.selection import select, select_button
 from ui.state import surveys_of
@@ -36,6 +37,7 @@ if source.unjoined_labels:
         show(pd.DataFrame({source.join_column or "name": source.unjoined_labels}), "unjoined_names")
 if source.labels.shape[1] and (unlabelled := int(source.labels.isna().all(axis=1).sum())):
     st.caption(f"Without a row in the labels table: {counted(unlabelled, 'LoRA')}.")
+offer(source)
 
 
 surveys = surveys_of(source)

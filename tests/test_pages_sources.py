@@ -25,7 +25,7 @@ from lol_core.errors import LoRAFormatError
 from lol_core.formats import read, writing
 from lol_core.insight import generation
 from lol_core.insight.generation import Painter, Sampling, known_weights_file, weights_file
-from tests.builders import MODULES, random_lora, write_zoo
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 from tests.test_pages import PAGES, opened, settled, text_of
 from tests.waiting import PATIENCE, until
@@ -171,6 +171,29 @@ def test_weights_are_read_beside_the_page_and_what_fails_is_said(tmp_path: Path)
     )
     job.wait(PATIENCE)
     assert "does not answer" in str(job.error)
+
+
+def test_labels_that_files_offer_are_taken_on_the_page(tmp_path: Path) -> None:
+    for i, licence in enumerate(("mit", "apache-2.0")):
+        write_peft(tmp_path / "zoo" / f"{i}", random_lora(MODULES, i))
+        (tmp_path / "zoo" / f"{i}" / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    before = sorted((tmp_path / "zoo").rglob("*"))
+    test = button(opened("Zoo", tmp_path / "zoo"), "Look for labels")
+    test.session_state["session"].offering.wait(PATIENCE)
+    test.run().multiselect(key="zoo.taken").select("card license").run()
+    button(test, "Use them")
+    while (job := test.session_state["session"].opening) is not None:
+        job.wait(PATIENCE)
+        test.run()
+    assert not test.exception and "1 label column" in text_of(test) and "labels/zoo-" in text_of(test)
+    assert sorted((tmp_path / "zoo").rglob("*")) == before, "nothing is written there"
+
+
+def test_weights_elsewhere_are_not_downloaded_unasked(source: MemorySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ui.survey.HERE", ())
+    test = opened("Zoo", ADDRESS)
+    assert test.session_state["session"].survey is None and "All 40 together have 0.0 MB" in text_of(test)
+    assert "Read the weights" in [button.label for button in test.button]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "EPS", "cut", "garbage"])

@@ -78,6 +78,7 @@ class Session:
     linked: dict[str, list[str]] = field(default_factory=dict)
     opened_slice: str | None = None
     getting: Job[str, Path] | None = None
+    offering: Job[str, pd.DataFrame] | None = None
     picture: str = "svg"
     page: str = "Home"
     url: dict[str, str] = field(default_factory=lambda: {"collection": "", "labels": "", "selected": "", "visit": ""})

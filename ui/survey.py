@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from lol_core.collections.columns import size
+from lol_core.collections.remote_files import in_words
 from lol_core.collections.source import Source
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
@@ -19,6 +20,8 @@ from ui.state import session
 
 READ_UNASKED = 300_000_000
 """Bytes of a collection up to which its weights are read without asking."""
+HERE = ("zoo://", "memory://")
+"""Addresses of what lies on the computer that the app runs on."""
 PATIENCE = 0.3
 """Seconds that a page waits for what is mostly there at once."""
 WeightsJob = Job[str, pd.DataFrame | None]
@@ -57,13 +60,18 @@ def weights_job(source: Source, n_read: int) -> tuple[WeightsJob | None, pd.Data
     """
     state = session()
     job = state.survey if state.survey is not None and state.survey.subject == source.fingerprint else None
-    small = size_of(source) <= READ_UNASKED
+    small = size_of(source) <= READ_UNASKED and not _elsewhere(source)
     if job is None and len(source) and source.fingerprint not in state.same and (small or n_read == len(source)):
         state.survey = job = work.read_weights(source)
         job.wait(PATIENCE)  # where all was read before, the answer is there at once
     if job is not None and job.result is not None:
         state.same[source.fingerprint] = job.result
     return job, state.same.get(source.fingerprint)
+
+
+def _elsewhere(source: Source) -> bool:
+    """Whether its weights are to be downloaded, for which one is asked whatever their size."""
+    return "://" in source.address and not source.address.startswith(HERE)
 
 
 def survey_line(source: Source, job: WeightsJob | None, n_read: int) -> None:
@@ -73,7 +81,7 @@ def survey_line(source: Source, job: WeightsJob | None, n_read: int) -> None:
     elif n_read < len(source):
         st.caption(
             f"The weights of {len(source) - n_read:,} LoRAs have not been read: norms, health and duplicates need them."
-            " Headers are enough for the rest."
+            f" Headers are enough for the rest. All {len(source):,} together have {in_words(size_of(source))}."
         )
     look = session().examining
     if look is not None and look.subject[0] == source.fingerprint and (look.running or look.error):

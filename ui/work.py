@@ -13,6 +13,7 @@ from weakref import finalize
 
 import pandas as pd
 
+from lol_core.collections.offered import offered
 from lol_core.collections.samples import get
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
@@ -60,6 +61,16 @@ def get_sample(name: str) -> Job[str, Path]:
         return get(name, reporter=reporter)
 
     return Job(work, name, takes_turns=False).start()
+
+
+def look_for_labels(source: Source) -> Job[str, pd.DataFrame]:
+    """Reads the columns that files offer as labels."""
+
+    def work(reporter: Reporter) -> pd.DataFrame:
+        with stopped_by(reporter):
+            return offered(source, reporter)
+
+    return Job(work, source.fingerprint, takes_turns=False).start()
 
 
 @dataclass

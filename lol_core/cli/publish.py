@@ -23,7 +23,7 @@ def labels(
     as_json: AsJson = False,
 ) -> None:
     """Columns that cards, headers, training states and names offer as labels. None is used unless it is taken."""
-    from lol_core.collections.offered import offered
+    from lol_core.collections.offered import described, offered
     from lol_core.collections.offered import take as taken
     from lol_core.collections.opening import open_source
 
@@ -41,15 +41,7 @@ def labels(
             taken(source, take, table).rename_axis("path").reset_index().to_csv(out_file, index=False)
             out.print(f"Written to {out_file}; use it as --labels.", highlight=False, soft_wrap=True)
             return
-    rows = [
-        {
-            "column": name,
-            "known of": int(column.notna().sum()),
-            "different": int(column.nunique()),
-            "such as": str(column.dropna().iloc[0])[:60],
-        }
-        for name, column in table.items()
-    ]
+    rows = described(table)
     print_json({"collection": source.address, "columns": rows}) if as_json else print_table(rows)
 
 

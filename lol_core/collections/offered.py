@@ -47,6 +47,19 @@ def offered(source: Source, reporter: Reporter = SILENT) -> pd.DataFrame:
     return table[tell_apart].apply(_numbers)
 
 
+def described(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """For each offered column of how many LoRAs it is known, how many values it has, and the first."""
+    return [
+        {
+            "column": name,
+            "known of": int(column.notna().sum()),
+            "different": int(column.nunique()),
+            "such as": str(column.dropna().iloc[0])[:60],
+        }
+        for name, column in table.items()
+    ]
+
+
 def _beside(id: str) -> tuple[str, str]:
     """Where the training state and the card of a LoRA would be."""
     folder = id.rpartition("/")[0]

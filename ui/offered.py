@@ -1,0 +1,61 @@
+"""Columns that the files of a collection offer as labels, and a table of those that are taken."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pandas as pd
+import streamlit as st
+
+from lol_core.collections.durable import replace_file
+from lol_core.collections.offered import described, take
+from lol_core.collections.source import Source
+from ui import work
+from ui.access import access
+from ui.frame import open_collection
+from ui.keys import key
+from ui.progress import follow
+from ui.state import kept, session
+from ui.tables import show
+
+
+def offer(source: Source) -> None:
+    """What cards, headers, training states and names say of the LoRAs, to take as labels. Not to visitors of a server,
+    who name no files there.
+    """
+    if access().served or len(source) < 2:
+        return
+    with st.expander("Labels that the files offer", icon=":material/new_label:", key=key("offered")):
+        st.caption(
+            "Cards, headers, training states and names say much that may be wrong. Nothing of it is used unless you"
+            " take it. In a collection elsewhere, its small files are read for this."
+        )
+        job = session().offering
+        if job is None or job.subject != source.fingerprint:
+            if st.button("Look for labels", icon=":material/search:", key=key("look_for_labels")):
+                session().offering = work.look_for_labels(source)
+                st.rerun()
+        elif job.result is None:
+            follow(job, "stop_offering")
+        elif job.result.empty:
+            st.info("They say nothing that tells these LoRAs apart.")
+        else:
+            _choice(source, job.result)
+
+
+def _choice(source: Source, table: pd.DataFrame) -> None:
+    show(pd.DataFrame(described(table)), "offered_columns")
+    new = [name for name in table.columns if name not in source.labels.columns]
+    taken = st.multiselect("Take as labels", new, key=key("taken"))
+    st.button("Use them", type="primary", disabled=not taken, on_click=_use, args=(source, taken, table))
+
+
+def _use(source: Source, taken: list[str], table: pd.DataFrame) -> None:
+    """Write the labels of the collection and those that are taken into a table of this program's, and open it so."""
+    digest = hashlib.sha256(source.address.encode()).hexdigest()[:16]
+    path = kept() / "labels" / f"{source.name.replace('/', '-')}-{digest}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = take(source, taken, table).rename_axis("path").reset_index()
+    replace_file(path, lambda new: labels.to_csv(new, index=False))
+    session().opened.pop((source.address, str(path)), None)
+    open_collection(source.address, str(path))
