@@ -34,6 +34,18 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, (os.cpu_count() or 1) + 1)
 
 
+# Groups of tests that share something, the longest first, so that none is waited for at the end.
+LONGEST = ("browser", "documents", "experiments", "wheel", "notebooks", "umap")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("xdist_group")
+        return LONGEST.index(mark.args[0]) if mark and mark.args[0] in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 torch.set_num_threads(1)
 torch.manual_seed(0)  # for what test modules draw when they are imported
 # the same cases everywhere, on machines of any speed

@@ -22,7 +22,7 @@ from tests.browser import CHROMIUM, downloaded, server, settled
 from tests.conftest import ROOT
 from tests.waiting import PATIENCE
 
-pytestmark = pytest.mark.xdist_group("browser")  # they share the built wheels, and the browser
+pytestmark = pytest.mark.xdist_group("wheel")  # they share the built wheels, and a browser
 
 
 def steps() -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from tests.browser import CHROMIUM, server, settled  # noqa: E402  (it imports p
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),  # they share it, and the server
+    pytest.mark.xdist_group("wheel"),  # a second browser, beside that of the journeys
     pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium here"),
 ]
 COUNT = 20_000

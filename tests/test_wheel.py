@@ -18,7 +18,7 @@ from lol_core.collections.samples import pack
 from tests.browser import CHROMIUM, server, settled
 from tests.conftest import EXPLORER, ROOT
 
-pytestmark = pytest.mark.xdist_group("browser")  # they share the built wheels, and the browser
+pytestmark = pytest.mark.xdist_group("wheel")  # they share the built wheels, and a browser
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
