@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from lol_core.collections.layouts import weights2weights
 from lol_core.collections.layouts.beside import only
+from lol_core.collections.layouts.pickled_table import read_table
 from lol_core.collections.opening import open_source
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import Reporter, Stopped
@@ -351,10 +353,20 @@ def test_weights2weights(tmp_path: Path, hub: Hub) -> None:
     matrix(folder, 40)
     (folder / "identity_df.pt").write_bytes(b"\x80\x02cpandas\nDataFrame\n.")
     source = open_source(folder)
-    assert len(source) == 40 and source.ids[3] == "row_00003" and "as labels.parquet" in source.remarks[0]
+    assert len(source) == 40 and source.ids[3] == "row_00003" and "to_parquet('labels.parquet')" in source.remarks[0]
     for layer, (down, up) in zip(source.load("row_00003").layers, unet(1, 3).values(), strict=True):
         assert torch.equal(layer.U, up) and torch.equal(layer.V, down.T) and layer.scale == 27
-    pd.DataFrame({"file": np.arange(40) + 100, "Male": [0, 1] * 20}).to_parquet(folder / "labels.parquet")
+    own = pd.DataFrame({"path": ["row_00003", "row_00009"], "mine": [3, 9]})
+    own.to_csv(tmp_path / "own.csv", index=False)
+    mine = open_source(folder, tmp_path / "own.csv").labels["mine"]
+    assert mine.dropna().to_dict() == {"row_00003": 3, "row_00009": 9}
+    table = pd.DataFrame({"file": np.arange(40) + 100, "Male": [0, 1] * 20, "Young": [0.5, 1.0] * 20}, dtype=object)
+    table = table.astype({"file": int, "Male": "int8", "Young": float})  # texts as objects, as pandas had them then
+    torch.save(table.set_axis(table.columns.astype(object), axis=1), folder / "identity_df.pt")
+    source = open_source(folder)
+    assert not source.remarks and source.labels["Young"].tolist() == [0.5, 1.0] * 20
+    assert source.ids[1] == "101" and source.labels["Male"].tolist() == [0, 1] * 20
+    table[["file", "Male"]].to_parquet(folder / "labels.parquet")
     source = open_source(folder)
     assert source.ids[:2] == ["100", "101"] and source.labels.loc["101", "Male"] == 1 and not source.remarks
     hub.add("models/snap/w2w", folder)
@@ -369,6 +381,42 @@ def test_weights2weights(tmp_path: Path, hub: Hub) -> None:
     torch.save(torch.zeros(3, 7), folder / "all_weights.pt")
     with pytest.raises(ZooError, match=r"\(3, 7\); expected a matrix of"):
         open_source(folder)
+
+
+def test_weights2weights_as_its_repository_lies(tmp_path: Path) -> None:
+    """Identities and dogs, and dimensions in a folder that one who opens the identities has not."""
+    shapes = weights2weights.stable_diffusion()
+    assert sum(map(math.prod, shapes.values())) == 99_648 and list(shapes) == sorted(shapes)
+    sets = tmp_path / "weights_datasets"
+    for name, file, count in (("identities", "all_weights.pt", 3), ("dogs", "dog_weights.pt", 2)):
+        (sets / name).mkdir(parents=True)
+        torch.save(torch.randn(count, 99_648), sets / name / file)
+    pd.DataFrame({"file": [7, 8, 9]}).to_parquet(sets / "identities" / "labels.parquet")
+    (tmp_path / "files").mkdir()
+    counted = {key: ((math.prod(shape),), torch.Size(shape)) for key, shape in shapes.items()}
+    torch.save(counted, tmp_path / "files" / "weight_dimensions.pt")
+    whole, part, dogs = open_source(tmp_path), open_source(sets / "identities"), open_source(sets / "dogs")
+    assert whole.ids == part.ids == ["7", "8", "9"] and len(dogs) == 2 and not dogs.labels.shape[1]
+    for ours, theirs in zip(part.load("8").layers, whole.load("8").layers, strict=True):
+        assert ours.name == theirs.name and torch.equal(ours.U, theirs.U) and ours.scale == 27
+
+
+class Runs:
+    """What a pickle may ask for: here to make a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("damaged", ["runs", "cut", "nothing"])
+def test_a_pickled_table_is_never_run(tmp_path: Path, damaged: str) -> None:
+    torch.save({"runs": Runs(tmp_path / "made")}.get(damaged, [1]), tmp_path / "table.pt")
+    content = (tmp_path / "table.pt").read_bytes()
+    assert read_table(content[: -50 if damaged == "cut" else None]) is None
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_table_of_ones_own_is_used_instead(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def open_source(
             raise ZooError(_nothing_at(address))
         else:
             source = Zoo.open(Path(address), labels, cache, reporter, readers=readers)
-        return with_own_labels(as_rows(source), reporter)
+        return with_own_labels(as_rows(source, labels), reporter)
 
 
 def is_collection(address: str) -> bool:

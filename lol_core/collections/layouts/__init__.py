@@ -19,10 +19,12 @@ from lol_core.collections.columns import size
 from lol_core.collections.durable import replace_file
 from lol_core.collections.files import FileSource, Listing, list_folder
 from lol_core.collections.folder import Zoo
+from lol_core.collections.labels import join_labels, read_labels
 from lol_core.collections.layouts import learning_on_loras, lots_of_loras, model_j, w2t
 from lol_core.collections.layouts.beside import Beside
 from lol_core.collections.layouts.lora_wise import open_lora_wise
 from lol_core.collections.layouts.weights2weights import open_weights2weights
+from lol_core.collections.names import user_path
 from lol_core.collections.remote_files import in_words
 from lol_core.collections.row_source import RowSource
 from lol_core.collections.source import Source
@@ -58,13 +60,18 @@ ROWS: tuple[Callable[[str, str, Listing], RowSource | None], ...] = (open_lora_w
 """Collections whose LoRAs are no files: from address, name and listing."""
 
 
-def as_rows(source: Source) -> Source:
-    """The LoRAs that are rows of the files of a source, where it has no other LoRAs and is such a collection."""
+def as_rows(source: Source, labels: str | Path | None = None) -> Source:
+    """The LoRAs that are rows of the files of a source, where it has no other LoRAs and is such a collection. labels: a
+    table to be used in the place of its own. Raises ZooError when that does not fit.
+    """
     if len(source) or not isinstance(source, FileSource | Zoo):
         return source
     listing = source.listing if isinstance(source, FileSource) else list_folder(source.folder)
     opened = (opener(source.address, source.name, listing) for opener in ROWS)
     rows = next((rows for rows in opened if rows is not None), None)
+    if rows is not None and labels:
+        path = user_path(labels)
+        rows = replace(rows, labels=join_labels(read_labels(path), rows.ids, path)[0])
     if rows is None or "://" not in source.address:
         return rows or source
     there = f"The weights of these {len(rows):,} LoRAs are {in_words(size(rows))} there."

@@ -1,8 +1,10 @@
 """weights2weights: `hf://snap-research/weights2weights/weights_datasets/identities`, all LoRAs as rows of one matrix.
 
 Written from their code, and tested on a matrix made the same way; never run on the 26 GB themselves. A row is the 128
-flattened tensors in the order of `weight_dimensions.pt`; rank 1, alpha 27. Their labels are a pickled table, which is
-not opened here; converted to `labels.parquet`, its rows are joined by their order.
+flattened tensors in the order of `weight_dimensions.pt`, which lies in another folder of theirs, `files`; where it is
+not at hand, in that of the names of Stable Diffusion 1's attention, which its widths fit. Rank 1, alpha 27. Their
+labels are a pickled table, which is read without running it; or that table as `labels.parquet`. Its rows are joined by
+their order.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from lol_core.collections.blob import Blob
 from lol_core.collections.entry import Entry
 from lol_core.collections.files import Listing
 from lol_core.collections.layouts.beside import saved
+from lol_core.collections.layouts.pickled_table import read_table
 from lol_core.collections.remote_files import HubFile
 from lol_core.collections.row_source import Rows, RowSource
 from lol_core.core.lora import LoRA
@@ -28,23 +31,25 @@ from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.formats import read_tensors
 
 MATRICES = ("all_weights.pt", "dog_weights.pt")
+TABLES = ("labels.parquet", "identity_df.pt")
 CONFIG = {"peft_type": "LORA", "r": 1, "lora_alpha": 27}
 _CONVERT = (
-    "Its labels are a pickled table, identity_df.pt, which is not opened here, for a pickle may run code. Where you"
-    " trust it, save the table as labels.parquet beside it."
+    "Its labels are a pickled table, {name}, which cannot be read without running code. Where you trust it, save it as"
+    " labels.parquet beside it: python -c \"import torch; torch.load('{name}', weights_only=False)"
+    ".to_parquet('labels.parquet')\""
 )
 
 
 def open_weights2weights(address: str, name: str, listing: Listing) -> RowSource | None:
-    """The rows of the matrix, None when there is none with its dimensions.
+    """The rows of the matrix, None when there is none.
 
     Raises ZooError when matrix and dimensions do not fit.
     """
     matrix = _place(listing, *MATRICES)
-    dimensions = _place(listing, "weight_dimensions.pt")
-    if matrix is None or dimensions is None:
+    if matrix is None:
         return None
-    shapes = _dimensions(saved(_content(listing.files[dimensions])))
+    dimensions = _place(listing, "weight_dimensions.pt")
+    shapes = _dimensions(saved(_content(listing.files[dimensions]))) if dimensions else stable_diffusion()
     config = _place(listing, "adapter_config.json")
     try:
         settings = orjson.loads(_content(listing.files[config])) if config else CONFIG
@@ -54,28 +59,50 @@ def open_weights2weights(address: str, name: str, listing: Listing) -> RowSource
     try:
         reader = _reader(blob, shapes, settings)
     except LoRAFormatError as error:
+        if dimensions is None:  # some other file of that name
+            return None
         raise ZooError(f"{matrix}: {error}") from error
-    table = _place(listing, "labels.parquet")
-    labels = pd.DataFrame(index=range(reader.count))
+    folder = matrix[: -len(matrix.rpartition("/")[2])]
+    table, pickled = (folder + name if folder + name in listing.files else None for name in TABLES)
+    labels, remarks = pd.DataFrame(index=range(reader.count)), []
     if table:
         labels = pd.read_parquet(BytesIO(_content(listing.files[table])))
+    elif pickled:
+        read = read_table(_content(listing.files[pickled]))
+        if read is None or len(read) != reader.count:
+            remarks.append(_CONVERT.format(name=pickled.rpartition("/")[2]))
+        else:
+            labels = read
     if len(labels) != reader.count:
         raise ZooError(f"{table}: {len(labels):,} rows for {reader.count:,} LoRAs. Convert the table of this matrix.")
     files = labels["file"].astype(str) if "file" in labels.columns else pd.Series(dtype=str)
     ids = list(files) if len(files) and files.is_unique else [f"row_{i:05d}" for i in range(reader.count)]
     lora = read_tensors({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, matrix, settings)
     rows = Rows(Entry.of(lora, path=matrix, size=reader.width * 4), ids, f"{matrix}\0{blob.identity}", reader)
-    remarks = () if table or not any(path.endswith("_df.pt") for path in listing.files) else (_CONVERT,)
     return RowSource(address, name, [rows], labels.set_axis(ids), remarks=remarks)
 
 
 def _place(listing: Listing, *names: str) -> str | None:
-    return next((path for path in sorted(listing.files) if path.rpartition("/")[2] in names), None)
+    paths = sorted(listing.files)
+    return next((path for name in names for path in paths if path.rpartition("/")[2] == name), None)
 
 
 def _content(blob: Blob) -> bytes:
     with blob.open() as file:
         return file.read()
+
+
+def stable_diffusion() -> dict[str, tuple[int, ...]]:
+    """Tensor name → shape of rank 1 on the queries and values of Stable Diffusion 1, in the order of the names."""
+    down = [(f"down_blocks.{i}.attentions.{j}", 320 * 2**i) for i in range(3) for j in range(2)]
+    up = [(f"up_blocks.{i}.attentions.{j}", 1280 // 2 ** (i - 1)) for i in range(1, 4) for j in range(3)]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place, width in (*down, ("mid_block.attentions.0", 1280), *up):
+        for module in ("attn1.to_q", "attn1.to_v", "attn2.to_q", "attn2.to_v"):
+            name = f"base_model.model.{place}.transformer_blocks.0.{module}"
+            shapes[f"{name}.lora_A.weight"] = (1, 768 if module == "attn2.to_v" else width)
+            shapes[f"{name}.lora_B.weight"] = (width, 1)
+    return shapes
 
 
 def _dimensions(loaded: Any) -> dict[str, tuple[int, ...]]:
@@ -105,7 +132,7 @@ def _reader(blob: Blob, shapes: Mapping[str, tuple[int, ...]], config: Mapping[s
         or not matrix.is_contiguous()
     ):
         shape = tuple(matrix.shape) if isinstance(matrix, torch.Tensor) else type(matrix).__name__
-        raise LoRAFormatError(f"holds {shape}; expected a matrix of {width:,} columns, as weight_dimensions.pt says.")
+        raise LoRAFormatError(f"holds {shape}; expected a matrix of {width:,} columns, one for each number.")
     start = int(matrix.untyped_storage()._checkpoint_offset or 0) + int(matrix.storage_offset()) * matrix.element_size()
     return RowReader(blob, start, int(matrix.shape[0]), width, matrix.dtype, dict(shapes), dict(config))
 
