@@ -14,7 +14,6 @@ from lol_core.insight.scores import parts_table
 from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.parts import parts_here
-from lol_core.learning.tasks import Regression
 from ui.dropped import dropped_loras
 from ui.figures import figure
 from ui.frame import frame, need, page_link
@@ -69,7 +68,7 @@ if title in at_home:
 targets = model.task.targets
 target = st.selectbox("Label", targets, key=key("label")) if len(targets) > 1 else targets[0]
 predictions = Predictions.of(model, source, values, target)
-labelled, regression = predictions.labelled, isinstance(model.task, Regression)
+labelled, regression = predictions.labelled, not model.task.probabilities
 if len(labelled):
     offer(source, f"errors of {title}", predictions.errors(labelled).to_frame())
 st.subheader(f"{target}: predicted against true" if len(labelled) else f"{target}, predicted")

@@ -29,7 +29,7 @@ from lol_core.formats.writing import write
 from lol_core.insight.editing import Method, edit
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.editor import Editor, EditorConfig, train_editor
-from lol_core.learning.goal import Goal, unmet, wishes_of
+from lol_core.learning.goal import Goal, unmet
 from lol_core.learning.members import Members
 from lol_core.learning.models import make_model
 from lol_core.learning.models.gl_equivariant import GLEquivariantConfig, GLEquivariantNet
@@ -285,9 +285,9 @@ def test_numbers_and_classes_can_be_wished() -> None:
     assert (goal.output, goal.name) == (1, "kind=dog")
     assert goal.margin(torch.tensor([[0.0, 3.0, 0.0]])).item() == pytest.approx(3 - np.log(2))
     assert goal.numbers(pd.DataFrame({"kind": ["dog", "cat"]})).tolist() == [1, 0]
-    assert wishes_of(score) == ["score=NUMBER"]
+    assert score.wishes == ["score=NUMBER"]
     assert unmet(BINARY, np.array([0.9, 0.2])) == "hat=0" and unmet(BINARY, np.array([0.1, 0.9])) == "hat=1"
-    assert unmet(classes, np.eye(len(classes.classes))[0]) == wishes_of(classes)[1]
+    assert unmet(classes, np.eye(len(classes.classes))[0]) == classes.wishes[1]
     with pytest.raises(TaskError, match="kind=cat, kind=dog"):
         Goal.parse(classes, "kind=bird")
 

@@ -15,8 +15,7 @@ from lol_core.insight import plots
 from lol_core.insight.anatomy import Comparison
 from lol_core.insight.editing import Method
 from lol_core.learning.checkpoint import Checkpoint
-from lol_core.learning.goal import Goal, unmet, wishes_of
-from lol_core.learning.tasks import Regression
+from lol_core.learning.goal import Goal, unmet
 from ui.figures import figure
 from ui.keys import key
 from ui.work import Edited, Wish
@@ -38,7 +37,7 @@ HELP = (
 def editable(models: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
     """Those whose gradient is of ΔW and not of its factors, and that have one; those of a number come last."""
     fit = {title: one for title, one in models.items() if promises(one.model.symmetry, GL) and not one.model.memorizes}
-    return dict(sorted(fit.items(), key=lambda item: isinstance(item[1].task, Regression)))
+    return dict(sorted(fit.items(), key=lambda item: not item[1].task.probabilities))
 
 
 def choose_goal(checkpoint: Checkpoint, lora_reading: Sequence[float]) -> Goal:
@@ -46,13 +45,13 @@ def choose_goal(checkpoint: Checkpoint, lora_reading: Sequence[float]) -> Goal:
     starts one deviation above it.
     """
     task = checkpoint.task
-    if isinstance(task, Regression):
+    if not task.probabilities:
         wish = st.selectbox("Change", task.targets, key=key("wish"), bind="query-params")
         place = task.targets.index(wish)
-        start = float(lora_reading[place]) + task.std[place]
-        number = st.number_input("To", value=float(f"{start:.3g}"), step=task.std[place] / 4, key=key("number"))
+        start = float(lora_reading[place]) + task.units[place]
+        number = st.number_input("To", value=float(f"{start:.3g}"), step=task.units[place] / 4, key=key("number"))
         return Goal.parse(task, f"{wish}={number}")
-    wishes = wishes_of(task)
+    wishes = task.wishes
     first = wishes.index(unmet(task, np.asarray(lora_reading)))
     return Goal.parse(task, st.selectbox("Change", wishes, first, key=key("wish"), bind="query-params"))
 

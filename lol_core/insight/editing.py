@@ -34,7 +34,6 @@ from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.editor import Editor
 from lol_core.learning.goal import Goal
 from lol_core.learning.members import Members
-from lol_core.learning.tasks import Regression
 
 STEPS = 10
 TINY = 1e-30
@@ -75,7 +74,7 @@ class Edit:
     @property
     def reached(self) -> int:
         """The step that the wish ends at: the first whose reading has come to the wished number, else the last."""
-        if not isinstance(self.goal.task, Regression):
+        if self.goal.task.probabilities:
             return len(self.loras) - 1
         gaps = self.goal.read(self.predictions) - self.goal.value
         passed = np.flatnonzero(np.sign(gaps) != np.sign(gaps[0]))

@@ -35,7 +35,7 @@ from lol_core.insight.plots import Dial
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.memory import BYTES_USED, check_memory, memory_needed
 from lol_core.learning.models import LoLModel, make_model
-from lol_core.learning.tasks import Multiclass, Regression, Task
+from lol_core.learning.tasks import Task
 
 NUMBERS_AT_ONCE = 20_000_000
 """Numbers that the copies of a LoRA take together when many R act on it at once."""
@@ -80,16 +80,12 @@ class Examined:
         return max(self.model.n_features(), self.model.spec.parameters)
 
     def dial_ends(self, output: int, before: float) -> tuple[float, float]:
-        """Probabilities from 0 to 1, numbers three standard deviations around the training mean, untrained outputs
-        around the start.
-        """
+        """Where predictions mostly lie, and where it starts; untrained outputs around the start."""
         if self.task is None:
             reach = max(abs(before), 0.1)
             return before - reach, before + reach
-        if not isinstance(self.task, Regression):
-            return 0.0, 1.0
-        mean, std = self.task.mean[output], self.task.std[output]
-        return min(mean - 3 * std, before), max(mean + 3 * std, before)
+        low, high = self.task.span(output)
+        return min(low, before), max(high, before)
 
     def outcome(self, change: float, group: Group, dtype: torch.dtype) -> Outcome:
         moved = change > TOLERANCES[dtype]
@@ -237,7 +233,7 @@ class Study:
             except LoLError as error:
                 problems.append(f"{examined.title}: {error}")
                 continue
-            output = int(first.argmax()) if isinstance(examined.task, Multiclass) else 0
+            output = int(first.argmax()) if examined.task and examined.task.exclusive else 0
             one, two, change = float(first[output]), float(second[output]), relative_change(second, first)
             outcome, unit = examined.outcome(change, group, dtype), examined.outputs[output]
             keeps = change <= TOLERANCES[dtype]

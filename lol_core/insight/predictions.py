@@ -17,7 +17,7 @@ from lol_core.learning.evaluation import calibration
 from lol_core.learning.leaderboard import disagreement, verdict
 from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.parts import parts_here
-from lol_core.learning.tasks import Binary, Multiclass, Regression, Task, class_name
+from lol_core.learning.tasks import Task, class_name
 
 PARTS = ("test", "validation", "train", "new")
 """Of a split, and what took no part in it, in the order in which a page offers them."""
@@ -45,7 +45,7 @@ class Predictions:
     @property
     def classes(self) -> bool:
         """Whether predictions are classes, not numbers."""
-        return isinstance(self.task, Multiclass)
+        return self.task.exclusive
 
     @property
     def parts(self) -> list[str]:
@@ -64,12 +64,7 @@ class Predictions:
 
     def confusion(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Counts of true classes, or of no and yes, in rows against the predicted ones in columns."""
-        if isinstance(self.task, Multiclass):
-            labels = rows[["true"]].rename(columns={"true": self.target})
-            return self.task.confusion(labels, self.values.loc[rows.index].iloc[:, 1:].to_numpy())
-        names = {0: "no", 1: "yes"}
-        answers = (rows["predicted"] > 0.5).astype(int).map(names)
-        return pd.crosstab(rows["true"].astype(int).map(names), answers).rename_axis(columns=None)
+        return self.task.confusion(self.target, rows["true"], self.values.loc[rows.index])
 
     def calibration(self, rows: pd.DataFrame) -> pd.DataFrame:
         """See `evaluation.calibration`; of classes, the probability of the predicted one and whether it is right."""
@@ -84,7 +79,7 @@ class Predictions:
 
     @property
     def probabilities(self) -> bool:
-        return self.classes or isinstance(self.task, Binary)
+        return self.task.probabilities
 
     def extremes(self, rows: pd.DataFrame, count: int) -> dict[str, list[str]]:
         """ "highest" and "lowest" → the LoRAs with these predictions, of those the model was not trained on."""
@@ -98,7 +93,7 @@ class Predictions:
             true = source.labels[name].reindex(table.index)
             true = true.map(class_name, na_action="ignore") if self.classes else true
             table.insert(list(table.columns).index(name), f"{name} (true)", true)
-        if isinstance(self.task, Regression) and len(self.labelled):
+        if not self.probabilities and len(self.labelled):
             table["error"] = self.errors(self.table.loc[table.index])
         return table
 

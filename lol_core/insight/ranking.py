@@ -11,7 +11,6 @@ import pandas as pd
 from lol_core.collections.source import Source
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.parts import parts_here
-from lol_core.learning.tasks import Regression
 
 CLIP_SCORE = "clip_score"
 """The label by which LoRAs of diffusion models are ranked first."""
@@ -74,7 +73,7 @@ def ways(source: Source, models: Mapping[str, Checkpoint]) -> dict[str, tuple[st
     """
     by: dict[str, tuple[str, str | None]] = {}
     for title, model in models.items():
-        if isinstance(model.task, Regression):
+        if not model.task.probabilities:
             by |= {f"{label} predicted by {title}": (label, title) for label in model.task.targets}
     by |= {f"{label}, measured": (label, None) for label in measured_numbers(source)}
     return dict(sorted(by.items(), key=lambda way: way[1][0] != CLIP_SCORE))

@@ -29,7 +29,7 @@ from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.goal import Goal
 from lol_core.learning.members import Members
 from lol_core.learning.models.gl_equivariant import GLEquivariantConfig, GLEquivariantNet
-from lol_core.learning.tasks import Multiclass, Regression, Task
+from lol_core.learning.tasks import Task
 
 FILE = "editor.safetensors"
 """In the folder of the checkpoint that it was trained with."""
@@ -187,16 +187,8 @@ class _Asked:
 
     @classmethod
     def draw(cls, task: Task, labels: Tensor, generator: torch.Generator) -> _Asked:
-        """A label turned to what it is not; a class that it is not; a number up or down. labels: (B, outputs)."""
-        if isinstance(task, Multiclass):
-            output = torch.multinomial(1 - labels, 1, generator=generator)[:, 0]
-            sign = torch.ones(len(labels), dtype=torch.float64)
-        else:
-            output = torch.randint(labels.shape[1], (len(labels),), generator=generator)
-            now = labels.gather(1, output[:, None])[:, 0]
-            if isinstance(task, Regression):
-                now = torch.randint(2, now.shape, generator=generator).double()
-            sign = 1 - 2 * now
+        """See `Task.another`."""
+        output, sign = task.another(labels, generator)
         return cls(output, sign, torch.zeros_like(labels).scatter(1, output[:, None], sign[:, None]))
 
     def losses(
@@ -214,8 +206,8 @@ class _Asked:
         if not after.requires_grad:
             raise ModelError(f"{checkpoint.title} has no gradient, so nothing can be learnt from it.")
         own = torch.stack([goal.margin(after) for goal in goals], 1).gather(1, self.output[:, None])[:, 0]
-        start = before.gather(1, self.output[:, None])[:, 0] if isinstance(checkpoint.task, Regression) else 0.0
-        if isinstance(checkpoint.task, Multiclass):
+        start = 0.0 if checkpoint.task.probabilities else before.gather(1, self.output[:, None])[:, 0]
+        if checkpoint.task.exclusive:
             return softplus(-self.sign * own).mean(), own.new_zeros(())
         rest = torch.ones_like(after).scatter(1, self.output[:, None], 0.0)
         others = ((after - before).square() * rest).sum() / rest.sum().clamp_min(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+from torch import Generator, Tensor
 
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled
@@ -37,6 +38,7 @@ class Task(ABC):
 
     headline: the metric a score is judged by first; ranked: by which models and controls are compared over folds;
     judged: by which a verdict is given, the headline first; further: what a table of scores shows beside the headline.
+    probabilities: whether predictions are such, not numbers; exclusive: whether each LoRA has one of the outputs.
     """
 
     kind: ClassVar[str]
@@ -44,6 +46,8 @@ class Task(ABC):
     ranked: ClassVar[Metric]
     judged: ClassVar[tuple[Metric, ...]]
     further: ClassVar[tuple[Metric, ...]]
+    probabilities: ClassVar[bool]
+    exclusive: ClassVar[bool] = False
 
     targets: tuple[str, ...]
 
@@ -132,6 +136,41 @@ class Task(ABC):
     def from_numbers(self, values: np.ndarray) -> np.ndarray:
         """What least squares predict of `numbers`, as predictions."""
 
+    def confusion(self, target: str, truth: pd.Series, values: pd.DataFrame) -> pd.DataFrame:
+        """Counts of true answers in rows, predicted ones in columns; of numbers none. values: see `frame`."""
+        return pd.DataFrame()
+
+    @abstractmethod
+    def span(self, output: int) -> tuple[float, float]:
+        """Between which values predictions of one output mostly lie."""
+
+    @property
+    @abstractmethod
+    def wishes(self) -> list[str]:
+        """What can be wished of a label: NAME=VALUE."""
+
+    @abstractmethod
+    def wished(self, name: str, value: str) -> tuple[int, float] | None:
+        """The output that NAME=VALUE is about, and the value that it should have; None where that is no wish."""
+
+    @abstractmethod
+    def wish(self, output: int, value: float) -> str:
+        """That which `wished` takes."""
+
+    @abstractmethod
+    def reading(self, output: int) -> str:
+        """What a column of predictions is beside a wish."""
+
+    @abstractmethod
+    def signs(self, outputs: Tensor, output: int, value: float) -> Tensor:
+        """Whether an output should grow (1) or fall (−1) to come to a value: (B, outputs) → (B,)."""
+
+    @abstractmethod
+    def another(self, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """A change for each LoRA, drawn: which output, (B,), and whether it should grow (1) or fall (−1), (B,). labels:
+        their `numbers`, (B, outputs).
+        """
+
     @abstractmethod
     def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
         """Predictions of a constant, or of a random forest, fitted to features (N, k) and labels."""
@@ -143,6 +182,14 @@ class Task(ABC):
 def each_target(targets: Sequence[str], make: Callable[[str], np.ndarray]) -> np.ndarray:
     """Columns of predictions, one for each target: (B, targets)."""
     return np.stack([make(target) for target in targets], 1)
+
+
+def as_number(text: str) -> float:
+    """NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def names_of(labels: pd.DataFrame) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled, mean_of
 from lol_core.learning.metrics import Metric, Scores, score_attribute
-from lol_core.learning.tasks.base import Task, check_varied, each_target, finite, names_of, register
+from lol_core.learning.tasks.base import Task, as_number, check_varied, each_target, finite, names_of, register
 from lol_core.learning.tasks.classes import SURE, as_share, class_probabilities
 
 
@@ -30,6 +30,7 @@ class Binary(Task):
     ranked = Metric.ACCURACY
     judged = (Metric.ACCURACY,)
     further = (Metric.AUC, Metric.LOG_LOSS)
+    probabilities = True
 
     class_weights: tuple[float, ...] = ()
 
@@ -94,6 +95,36 @@ class Binary(Task):
 
     def from_numbers(self, values: np.ndarray) -> np.ndarray:
         return as_share(values)
+
+    def confusion(self, target: str, truth: pd.Series, values: pd.DataFrame) -> pd.DataFrame:
+        names = {0: "no", 1: "yes"}
+        answers = (values[target] > 0.5).astype(int).map(names)
+        return pd.crosstab(truth.astype(int).map(names), answers).rename_axis(columns=None)
+
+    def span(self, output: int) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    @property
+    def wishes(self) -> list[str]:
+        return [self.wish(output, value) for output in range(self.outputs) for value in (1, 0)]
+
+    def wished(self, name: str, value: str) -> tuple[int, float] | None:
+        number = as_number(value)
+        return (self.targets.index(name), number) if name in self.targets and number in (0, 1) else None
+
+    def wish(self, output: int, value: float) -> str:
+        return f"{self.targets[output]}={value:g}"
+
+    def reading(self, output: int) -> str:
+        return f"p({self.targets[output]})"
+
+    def signs(self, outputs: Tensor, output: int, value: float) -> Tensor:
+        return torch.full((len(outputs),), 2.0 * value - 1)
+
+    def another(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A label turned to what it is not."""
+        output = torch.randint(labels.shape[1], (len(labels),), generator=generator)
+        return output, 1 - 2 * labels.gather(1, output[:, None])[:, 0]
 
     def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
         def column(target: str) -> np.ndarray:

@@ -31,6 +31,7 @@ class Multiclass(Task):
     ranked = Metric.ACCURACY
     judged = (Metric.ACCURACY,)
     further = (Metric.AUC, Metric.LOG_LOSS)
+    probabilities = exclusive = True
 
     classes: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()
@@ -105,11 +106,13 @@ class Multiclass(Task):
         classes = np.array(self.classes)[predicted.argmax(1)]
         return mean_of((self._names(truth).to_numpy() == classes)[:, None])
 
-    def confusion(self, truth: pd.DataFrame, predicted: np.ndarray) -> pd.DataFrame:
-        """Counts of LoRAs, true classes in rows, predicted ones in columns."""
-        counts = np.zeros((self.outputs, self.outputs), int)
-        np.add.at(counts, (self.encode(truth).numpy(), predicted.argmax(1)), 1)
-        return pd.DataFrame(counts, index=list(self.classes), columns=list(self.classes))
+    def confusion(self, target: str, truth: pd.Series, values: pd.DataFrame) -> pd.DataFrame:
+        table = pd.crosstab(truth.map(class_name), values[target])
+        return (
+            table.reindex(self.classes, fill_value=0)
+            .reindex(columns=self.classes, fill_value=0)
+            .rename_axis(columns=None)
+        )
 
     def numbers(self, encoded: Tensor) -> np.ndarray:
         return torch.nn.functional.one_hot(encoded, len(self.classes)).double().numpy()
@@ -118,6 +121,31 @@ class Multiclass(Task):
         """Each row sums to 1."""
         share = as_share(values)
         return share / share.sum(1, keepdims=True)
+
+    def span(self, output: int) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    @property
+    def wishes(self) -> list[str]:
+        return [self.wish(output, 1) for output in range(self.outputs)]
+
+    def wished(self, name: str, value: str) -> tuple[int, float] | None:
+        known = name == self.targets[0] and value in self.classes
+        return (self.classes.index(value), 1.0) if known else None
+
+    def wish(self, output: int, value: float) -> str:
+        return f"{self.targets[0]}={self.classes[output]}"
+
+    def reading(self, output: int) -> str:
+        return f"p({self.wish(output, 1)})"
+
+    def signs(self, outputs: Tensor, output: int, value: float) -> Tensor:
+        return torch.full((len(outputs),), 2.0 * value - 1)
+
+    def another(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A class that it is not."""
+        output = torch.multinomial(1 - labels, 1, generator=generator)[:, 0]
+        return output, torch.ones(len(labels), dtype=torch.float64)
 
     def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
         return class_probabilities(constant, X, self._names(labels), X_test, classes=list(self.classes), seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lol_core.learning.bootstrap import Resampled, concordance, explained, mean_over
 from lol_core.learning.metrics import Metric, Scores, score_numbers
-from lol_core.learning.tasks.base import TREES, Task, check_varied, each_target, finite, names_of, register
+from lol_core.learning.tasks.base import TREES, Task, as_number, check_varied, each_target, finite, names_of, register
 from lol_core.learning.tasks.binary import Binary
 
 
@@ -26,6 +27,7 @@ class Regression(Task):
     ranked = Metric.KENDALL_TAU
     judged = (Metric.R2, Metric.KENDALL_TAU)
     further = (Metric.KENDALL_TAU, Metric.NORMALIZED_MSE)
+    probabilities = False
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -90,6 +92,34 @@ class Regression(Task):
 
     def from_numbers(self, values: np.ndarray) -> np.ndarray:
         return self.decode(torch.from_numpy(values))
+
+    def span(self, output: int) -> tuple[float, float]:
+        """Three standard deviations around the mean, of the training LoRAs."""
+        mean, std = self.mean[output], self.std[output]
+        return mean - 3 * std, mean + 3 * std
+
+    @property
+    def wishes(self) -> list[str]:
+        return [f"{target}=NUMBER" for target in self.targets]
+
+    def wished(self, name: str, value: str) -> tuple[int, float] | None:
+        number = as_number(value)
+        return (self.targets.index(name), number) if name in self.targets and math.isfinite(number) else None
+
+    def wish(self, output: int, value: float) -> str:
+        return f"{self.targets[output]}={value:g}"
+
+    def reading(self, output: int) -> str:
+        return self.targets[output]
+
+    def signs(self, outputs: Tensor, output: int, value: float) -> Tensor:
+        encoded = (value - self.mean[output]) / self.std[output]
+        return torch.where(outputs[:, output] < encoded, 1.0, -1.0)
+
+    def another(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A number up or down."""
+        output = torch.randint(labels.shape[1], (len(labels),), generator=generator)
+        return output, 1 - 2 * torch.randint(2, output.shape, generator=generator).double()
 
     def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
         from sklearn.dummy import DummyRegressor
