@@ -71,8 +71,10 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     as PyTorch, if on one thread, and writes a result where it belongs.
     """
     tensors = [a, b] if out is None else [a, b, out]
-    if all(of.is_cpu and of.dtype in NUMPY and not of.requires_grad for of in tensors):
-        made = np.matmul(a.numpy(), b.numpy(), out=None if out is None else out.numpy())
+    learning = torch.is_grad_enabled() and any(of.requires_grad for of in tensors)
+    if not learning and all(of.is_cpu and of.dtype in NUMPY for of in tensors):
+        first, second, *target = (of.detach().numpy() for of in tensors)
+        made = np.matmul(first, second, *target)
         return torch.from_numpy(made) if out is None else out
     of_torch = a @ b
     return of_torch if out is None else out.copy_(of_torch)
