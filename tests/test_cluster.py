@@ -75,6 +75,19 @@ def test_what_a_function_raises_on_a_node_is_raised_here(cluster: Any) -> None:
         list(executor("ray").map(fails, [7]))
 
 
+def test_an_index_made_on_the_cluster_is_that_made_here(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lol_core.collections.index.BLOCK", 3)
+    write_zoo(tmp_path / "zoo", 10)
+    (tmp_path / "zoo" / "lora003" / "adapter_model.safetensors").write_bytes(b"broken")
+    seen: list[Progress] = []
+    zoo = Zoo.open(tmp_path / "zoo", cache=tmp_path / "there", reporter=Reporter(seen.append), readers=executor("ray"))
+    here = Zoo.open(tmp_path / "zoo", cache=tmp_path / "here")
+    assert (list(zoo.entries), list(zoo.refused)) == (list(here.entries), list(here.refused)) and len(zoo.refused) == 1
+    assert seen[-1].fraction == 1 and zoo.entries[0].headers == here.entries[0].headers
+
+
 def test_a_survey_on_the_cluster_has_the_digits_of_one_here(cluster: Any, tmp_path: Path) -> None:
     write_zoo(tmp_path, 20)
     (tmp_path / "lora003" / "adapter_model.safetensors").write_bytes(b"broken")

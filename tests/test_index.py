@@ -11,10 +11,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -33,6 +35,7 @@ from lol_core.collections.served import Roots
 from lol_core.collections.walk import Candidate, candidates
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter, Stopped
+from lol_core.learning.executor import Lost
 from tests.builders import MODULES, SHAPES, random_lora, write_peft, write_zoo
 
 
@@ -103,6 +106,28 @@ def kill(progress):
         os.kill(os.getpid(), signal.SIGKILL)
 index.Index(Path(sys.argv[1])).update(Reporter(kill))
 """
+
+
+class Deadly:
+    """A cluster whose workers die over one file."""
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
+        for block in reversed(list(items)):  # in any order
+            dies = any("lora004" in candidate.id for candidate in block)
+            yield block, Lost("It ate the memory.") if dies else function(block)
+
+
+def test_what_kills_every_worker_is_refused_alone_and_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "BLOCK", 3)
+    write_zoo(tmp_path / "zoo", 8)
+    zoo = Zoo.open(tmp_path / "zoo", cache=tmp_path / "cache", readers=Deadly())
+    here = Zoo.open(tmp_path / "zoo", cache=tmp_path / "here")
+    assert list(zoo.entries) == [entry for entry in here.entries if "lora004" not in entry.path]
+    assert [entry.reason for entry in zoo.refused] == ["It ate the memory."]
+    again = Zoo.open(tmp_path / "zoo", cache=tmp_path / "cache")
+    assert list(again.entries) == list(here.entries) and not again.refused
 
 
 def test_a_killed_index_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

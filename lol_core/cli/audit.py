@@ -16,6 +16,7 @@ from lol_core.cli.console import (
     Address,
     AsJson,
     Workers,
+    on_cluster,
     open_collection,
     out,
     print_json,
@@ -48,7 +49,7 @@ def health(folder: Address, workers: Workers = "1", fail_on: FailOn = Fail.NEVER
     from lol_core.insight.surveys import Surveys
 
     with reported(), stoppable() as reporter:
-        source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
+        source = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
         reporter.check(KEPT)
         remarks = list(remarks_of(source, surveys))
@@ -83,7 +84,7 @@ def audit(
             raise DataMissingError(f"{sarif} is there already. Name another file, or say --force to replace a file.")
         models = [Checkpoint.load(path) for path in checkpoint or ()]
         zoos: list[Source | None] = [open_collection(address) for address in trained_on or ()] or [None] * len(models)
-        source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
+        source = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
         surveys = Surveys(source).complete(reporter.part(0.1, 0.6), workers=workers)
         reporter.check(KEPT)
         same = duplicates(source, surveys, reporter=reporter.part(0.6, 0.7))

@@ -12,6 +12,7 @@ from lol_core.cli.console import (
     AsJson,
     Readers,
     Workers,
+    on_cluster,
     open_collection,
     out,
     print_json,
@@ -86,7 +87,7 @@ def nearest(
     from lol_core.insight.surveys import Surveys
 
     with reported(), stoppable() as reporter:
-        source = open_collection(folder, reporter=reporter.part(0.0, 0.1))
+        source = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
         id = id_of(source, lora)
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
         reporter.check(KEPT)

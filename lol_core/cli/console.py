@@ -24,7 +24,9 @@ from lol_core.core.progress import SILENT, Reporter, Stopped
 from lol_core.errors import LoLError, needing
 
 if TYPE_CHECKING:
+    from lol_core.collections.index import Readers as CollectionReaders
     from lol_core.collections.source import Source
+    from lol_core.learning.executor import Executor
 
 out, err = Console(markup=False), Console(stderr=True, markup=False)  # brackets in names are names
 INTERRUPTED = 130
@@ -32,10 +34,8 @@ INTERRUPTED = 130
 KEPT = "What was read is kept; the same command goes on."
 WORKERS = "N|ray|ray://HOST:10001"
 Workers = Annotated[str, typer.Option(metavar=WORKERS, help="How many processes; or a Ray cluster, here or elsewhere.")]
-Readers = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, help="How many files are read at a time; by default 4, of the hub or a URL 16."),
-]
+AT_A_TIME = "How many files are read at a time; by default 4, of the hub or a URL 16"
+Readers = Annotated[int | None, typer.Option("--workers", min=1, help=f"{AT_A_TIME}.")]
 """`--workers` of a command that mostly waits for files: threads, for processes start too slowly to pay."""
 Address = Annotated[
     str, typer.Argument(metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="Also a pattern in quotes, or hf://owner/name.")
@@ -147,8 +147,17 @@ def stoppable() -> Iterator[Reporter]:
         signal.signal(signal.SIGINT, before)
 
 
+def on_cluster(workers: str) -> Executor | None:
+    """The cluster that `--workers` names, which reads headers too; processes here start too slowly for that."""
+    if not workers.startswith("ray"):
+        return None
+    from lol_core.learning.executor import executor
+
+    return executor(workers)
+
+
 def open_collection(
-    address: str, labels: Path | None = None, reporter: Reporter = SILENT, readers: int | None = None
+    address: str, labels: Path | None = None, reporter: Reporter = SILENT, readers: CollectionReaders = None
 ) -> Source:
     """`open_source`, with what it has to say of the whole, such as the size of weights that are to be downloaded, on
     the terminal.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from lol_core.cli.console import (
+    AT_A_TIME,
+    WORKERS,
     Address,
     AsJson,
     LabelsFile,
-    Readers,
     err,
+    on_cluster,
     out,
     print_json,
     print_table,
@@ -66,17 +71,26 @@ def probe(path: Path, as_json: AsJson = False) -> None:
         out.print(note, highlight=False)
 
 
+def _number_or_cluster(workers: str | None) -> str | None:
+    if workers and not workers.startswith("ray") and (not workers.isdecimal() or int(workers) < 1):
+        raise typer.BadParameter("Give a number of files, ray, or ray://HOST:10001.")
+    return workers
+
+
 def scan(
     folder: Address,
     labels: LabelsFile = None,
-    workers: Readers = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar=WORKERS, callback=_number_or_cluster, help=f"{AT_A_TIME}; or a Ray cluster.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Every LoRA of a collection, and every file that is none, with the reason."""
     from lol_core.collections.opening import open_source
 
     with reported(), stoppable() as reporter:
-        zoo = open_source(folder, labels, reporter=reporter, readers=workers)
+        readers = int(workers) if workers and workers.isdecimal() else on_cluster(workers or "")
+        zoo = open_source(folder, labels, reporter=reporter, readers=readers)
     loaded = [
         {
             "path": e.path,

@@ -15,6 +15,7 @@ from lol_core.cli.console import (
     Workers,
     err,
     interrupted,
+    on_cluster,
     open_collection,
     out,
     print_json,
@@ -233,7 +234,7 @@ def predict(
         notes: list[str] = []
         path = Path(address)
         if is_collection(address) and not any((path / name).is_file() for name in IN_FOLDER):
-            zoo = open_collection(address, reporter=reporter.part(0.0, 0.1))
+            zoo = open_collection(address, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
             notes = model.compare(zoo)
             table, refused = model.predict_zoo(zoo, workers=workers, reporter=reporter.part(0.1, 1.0))
             finished = len(table) + len(refused) == len(zoo)

@@ -13,6 +13,7 @@ from lol_core.cli.console import (
     Workers,
     err,
     interrupted,
+    on_cluster,
     open_collection,
     out,
     print_json,
@@ -95,7 +96,7 @@ def _surveyed(folder: str, workers: str) -> tuple[Source, dict[str, Survey]]:
     from lol_core.insight.surveys import Surveys
 
     with stoppable() as reporter:
-        zoo = open_collection(folder, reporter=reporter.part(0.0, 0.1))
+        zoo = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
         return zoo, Surveys(zoo).complete(reporter.part(0.1, 1.0), workers=workers)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry
-from lol_core.collections.index import Index
+from lol_core.collections.index import Index, Readers
 from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import join_labels, labels_file, read_labels
 from lol_core.collections.names import printable, user_path
@@ -52,10 +52,10 @@ class Zoo(Indexed):
         cache: Path | None = None,
         reporter: Reporter = SILENT,
         *,
-        readers: int | None = None,
+        readers: Readers = None,
     ) -> Zoo:
         """Open any folder, recursively. `labels`: a CSV or Parquet table; found by itself when labels.csv or
-        labels.parquet lies in the folder; readers: headers that are read at a time.
+        labels.parquet lies in the folder; readers: what reads headers.
 
         Raises ZooError when the folder is gone, or the table given as `labels` cannot be read or joined (one found by
         itself is left out, and says so), and Stopped when the reporter says so; the headers read so far are kept.

@@ -12,14 +12,15 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from lol_core.collections.cache import cache_folder
-from lol_core.collections.describe import describe
+from lol_core.collections.describe import UNSETTLED, describe
 from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry
 from lol_core.collections.page import Counted, Filters, Order, Page, matching, select, value_counts
@@ -37,6 +38,23 @@ READERS = 4
 wait for each other at every read.
 """
 _MARK = COLUMNS.index("mark")
+
+T = TypeVar("T")
+R = TypeVar("R")
+Describe = Callable[[Candidate], Entry]
+Described = tuple[Sequence[Candidate], Sequence[Entry]]
+
+
+class Runner(Protocol):
+    """What reads headers elsewhere: the `Executor` of a cluster, which has the files in the same place. In the place of
+    a result may stand something with a `reason`: all that took the item died over it.
+    """
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Any], None, None]: ...
+
+
+Readers = int | Runner | None
+"""What reads headers: so many threads, or machines elsewhere; None for as many threads as suit the place."""
 
 
 class Database:
@@ -74,12 +92,12 @@ class Database:
     def refresh(
         self,
         present: Callable[[], Sequence[Candidate]],
-        describe: Callable[[Candidate], Entry],
+        describe: Describe,
         reporter: Reporter = SILENT,
-        readers: int | None = None,
+        readers: Readers = None,
     ) -> Entries:
-        """Describe what is new or changed of `present()`, in that many threads (when None in READERS, or in one where
-        that is faster), and return the entries of all, in its order.
+        """Describe what is new or changed of `present()` (in READERS threads when None, or in one where that is
+        faster), and return the entries of all, in its order.
 
         Raises Stopped when the reporter says so; what was read is kept, and the next refresh goes on from there. Raises
         ZooError when the database cannot be written.
@@ -89,15 +107,17 @@ class Database:
             with uncollected():
                 ids, kept, changed, vanished = _compared(present(), {row[0]: row for row in rows.fetch()})
             _report(reporter, len(ids) - len(changed), len(ids))
-            with ThreadPoolExecutor(readers or READERS, initializer=begin_thread, initargs=(reporter.stop,)) as pool:
-                pace = {True: 0.0} if readers else {True: 0.0, False: 0.0}  # seconds a file: together, one by one
-                for start in range(0, len(changed), BLOCK):
-                    block = changed[start : start + BLOCK]
-                    together, began = min(pace, key=pace.__getitem__), time.perf_counter()
-                    described = pool.map(describe, block) if together else pool.submit(_each, describe, block).result()
-                    rows.write(zip(block, described, strict=True))
-                    pace[together] = (time.perf_counter() - began) / len(block)
-                    _report(reporter, len(ids) - len(changed) + start + len(block), len(ids))
+            done = len(ids) - len(changed)
+            blocks = [changed[start : start + BLOCK] for start in range(0, len(changed), BLOCK)]
+            if readers is None or isinstance(readers, int):
+                described = _here(describe, blocks, readers, reporter)
+            else:
+                described = _elsewhere(describe, blocks, readers)
+            with closing(described):
+                for block, entries in described:
+                    rows.write(zip(block, entries, strict=True))
+                    done += len(block)
+                    _report(reporter, done, len(ids))
             if vanished:
                 rows.delete(vanished)
             if changed:
@@ -148,9 +168,8 @@ class Index(Database):
         name = f"{self.folder.name}-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}.sqlite"
         super().__init__((cache or cache_folder()) / "index" / name)
 
-    def update(self, reporter: Reporter = SILENT, readers: int | None = None) -> Entries:
-        """Bring the index up to date, in that many threads, and return all entries, those of each folder by name, then
-        its subfolders.
+    def update(self, reporter: Reporter = SILENT, readers: Readers = None) -> Entries:
+        """Bring the index up to date, and return all entries, those of each folder by name, then its subfolders.
 
         Raises Stopped when the reporter says so; what was read is kept, and the next update goes on from there. Raises
         ZooError when the folder is gone or the index cannot be written.
@@ -160,7 +179,40 @@ class Index(Database):
         return self.refresh(partial(candidates, self.folder), partial(describe, self.folder), reporter, readers)
 
 
-def _each(describe: Callable[[Candidate], Entry], block: Sequence[Candidate]) -> list[Entry]:
+def _here(
+    describe: Describe, blocks: Sequence[Sequence[Candidate]], threads: int | None, reporter: Reporter
+) -> Generator[Described, None, None]:
+    """In threads of this process; a number of them is taken as it is."""
+    pace = {True: 0.0} if threads else {True: 0.0, False: 0.0}  # seconds a file: together, one by one
+    with ThreadPoolExecutor(threads or READERS, initializer=begin_thread, initargs=(reporter.stop,)) as pool:
+        for block in blocks:
+            together, began = min(pace, key=pace.__getitem__), time.perf_counter()
+            described = pool.map(describe, block) if together else pool.submit(_each, describe, block).result()
+            entries = list(described)
+            pace[together] = (time.perf_counter() - began) / len(block)
+            yield block, entries
+
+
+def _elsewhere(
+    describe: Describe, blocks: Sequence[Sequence[Candidate]], runner: Runner
+) -> Generator[Described, None, None]:
+    """On other machines. What a worker died over goes again file by file, so that only the one that kills is lost."""
+    again: list[Sequence[Candidate]] = []
+    with closing(runner.map(partial(_each, describe), blocks)) as results:
+        for block, described in results:
+            if isinstance(described, list):
+                yield block, described
+            elif len(block) > 1:
+                again += ([candidate] for candidate in block)
+            else:
+                [lost] = block
+                place = None if lost.place == lost.id else lost.place
+                yield block, [Entry(lost.id, lost.size, UNSETTLED, "", place=place, reason=described.reason)]
+    if again:
+        yield from _elsewhere(describe, again, runner)
+
+
+def _each(describe: Describe, block: Sequence[Candidate]) -> list[Entry]:
     return [describe(candidate) for candidate in block]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from lol_core.collections import archive, hub, hub_address, remote
 from lol_core.collections.files import OpenOptions
 from lol_core.collections.folder import Zoo
+from lol_core.collections.index import Readers
 from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.names import user_path
 from lol_core.collections.pattern import is_pattern, open_pattern
@@ -38,17 +39,18 @@ def open_source(
     cache: Path | None = None,
     reporter: Reporter = SILENT,
     *,
-    readers: int | None = None,
+    readers: Readers = None,
 ) -> Source:
-    """The collection at an address: the path of a folder or of one LoRA, or whatever an opener knows. readers: headers
-    that are read at a time, in threads; None for as many as suit the place.
+    """The collection at an address: the path of a folder or of one LoRA, or whatever an opener knows. readers: what
+    reads headers; other machines read those of a folder only.
 
     Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
     """
     address = re.sub(r"^\w+://", lambda scheme: scheme[0].lower(), str(address))
     with needing("hub"), stopped_by(reporter):
         if opener := _opener(address):
-            source = opener(address, OpenOptions(str(labels) if labels else None, cache, reporter, readers))
+            threads = readers if isinstance(readers, int) else None
+            source = opener(address, OpenOptions(str(labels) if labels else None, cache, reporter, threads))
         elif not os.path.isdir(user_path(address)):
             raise ZooError(_nothing_at(address))
         else:
