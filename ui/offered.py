@@ -21,9 +21,9 @@ from ui.tables import show
 
 def offer(source: Source) -> None:
     """What cards, headers, training states and names say of the LoRAs, to take as labels. Not to visitors of a server,
-    who name no files there.
+    who name no files there, nor of the sample zoos, which have a table of all.
     """
-    if access().served or len(source) < 2:
+    if access().served or len(source) < 2 or source.address in access().zoos.values():
         return
     with st.expander("Labels that the files offer", icon=":material/new_label:", key=key("offered")):
         st.caption(

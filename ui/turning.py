@@ -81,7 +81,7 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, 
     icon, label = ":material/casino:", "Draw another R"
     a.button(label, type="primary", icon=icon, width="stretch", on_click=next_draw, disabled=by_hand)
     text = "The seed of R: the same number gives the same R."
-    draw = int(b.number_input("Draw", 1, 10**6, 1, key=key("draw"), bind=bound, help=text))
+    draw = int(b.number_input("Draw", 1, 10**6, key=key("draw"), bind=bound, help=text))
     batch, r = study.start(getattr(torch, precision)), max(study.lora.ranks)
     generator, condition = torch.Generator().manual_seed(draw), 10.0**exponent if sized else 1.0
     if own:

@@ -53,10 +53,10 @@ def get_zoo(
     ] = "",
 ) -> None:
     """A sample zoo with its trained models and its base model: of this clone, or from a release archive."""
-    from lol_core.collections.samples import archive_of, get, sample_zoos
+    from lol_core.collections.samples import archive_of, get, release, sample_zoos
 
     with reported():
-        if name not in sample_zoos():
+        if (place or release()) and name not in sample_zoos():
             err.print(f"Downloading {archive_of(name).bytes / 1e6:,.0f} MB, once.", highlight=False)
         with stoppable() as reporter:
             folder = get(name, place, reporter)

@@ -94,8 +94,8 @@ def get(name: str, place: str = "", reporter: Reporter = SILENT) -> Path:
     place = place or release()
     if not place:
         raise ZooError(
-            f"No release of the sample zoos has been published yet. Take {name} from a clone of the program, or set"
-            f" {RELEASE} to the URL or folder that holds {archive.file}."
+            f"No release of the sample zoos has been published yet. They are in a clone of the program, in"
+            f" {CLONE.name}. Or name the URL or folder that holds {archive.file}: by --from, or in {RELEASE}."
         )
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{archive.file}.part"
