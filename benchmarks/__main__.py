@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,9 +131,27 @@ def of_cost(quick: bool) -> Part:
 
 def of_pages(quick: bool) -> Part:
     """Among many LoRAs of few modules, and among fewer with as many as Stable Diffusion's have."""
+    return browsed([(50, 3), (20, 264)] if quick else [(10_000, 3), (900, 264)], 1 if quick else 3)
+
+
+def of_browse(quick: bool) -> Part:
+    """A collection of 100,000 in the browser: indexed, surveyed, de-duplicated, mapped and looked through."""
+    part = browsed([(60, 1)] if quick else [(100_000, 1)], 1 if quick else 2)
+    [(about, report)] = part["report"].items()
+    first = {
+        "first index (s)": "first index: done after",
+        "index, weights and duplicates (s)": "weights read after",
+        "first map (s)": "first map (PCA of the updates) drawn after",
+        "most memory of the app (GB)": "most memory of the app (GB)",
+        "a switch between empty pages of Streamlit (s)": "switch between empty pages of Streamlit, median",
+    }
+    return part | {"facts": {f"{title}, {about}": report[key] for title, key in first.items()}}
+
+
+def browsed(collections: Sequence[tuple[int, int]], repeats: int) -> Part:
+    """The pages among so many LoRAs of so many modules each."""
     claims, reports = [], {}
-    for count, modules in ((50, 3), (20, 264)) if quick else ((10_000, 3), (900, 264)):
-        repeats = 1 if quick else 3
+    for count, modules in collections:
         report = script("pages", "--count", count, "--modules", modules, "--repeats", repeats)["report"]
         about = f"among {count:,} LoRAs of {modules} modules"
         slowest = max(report["warm page switch, median"].values())
@@ -159,6 +177,7 @@ PARTS: Mapping[str, Callable[[bool], Part]] = {
     "probe": of_probe,
     "cost": of_cost,
     "pages": of_pages,
+    "browse": of_browse,
     "scatter": of_scatter,
 }
 
