@@ -207,6 +207,7 @@ def table(about: Mapping[str, Any], parts: Mapping[str, Part], quick: bool) -> s
 
 def main(
     quick: Annotated[bool, typer.Option(help="Try whether everything runs; the numbers mean nothing.")] = False,
+    *,
     only: Annotated[list[str] | None, typer.Option(help=f"Parts to run, of {', '.join(PARTS)}.")] = None,
     out: Annotated[Path, typer.Option(help="A folder for report.json and report.md.")] = RESULTS,
     published: Annotated[Path | None, typer.Option(help="A folder of real LoRAs, to be surveyed.")] = None,

@@ -89,6 +89,7 @@ def table(report: dict[str, Any], loras: int, cores: int, price: float) -> list[
 
 def main(
     loras: int = 1_000_000,
+    *,
     cores: int = 64,
     price: Annotated[float, typer.Option(help="US dollars for one core for an hour.")] = 0.05,
     measure: Annotated[bool, typer.Option(help="Measure anew, one thread.")] = False,

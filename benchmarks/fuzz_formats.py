@@ -136,7 +136,7 @@ def _breach(lora: LoRA) -> str | None:
     return None
 
 
-def work(seeds: list[Seed], tally: Tally, stop: int, beat: Callable[[int], None], folder: Path) -> Tally:
+def work(seeds: list[Seed], tally: Tally, stop: int, beat: Callable[[int], None], *, folder: Path) -> Tally:
     """Examine inputs up to `stop`, which is not among them. beat(i) is called before each."""
     started = time.monotonic()
     for index, seed, main, files in inputs(seeds, tally.number, tally.next):
@@ -160,7 +160,7 @@ def work(seeds: list[Seed], tally: Tally, stop: int, beat: Callable[[int], None]
 # ------------------------------------------------------------------------------------------------- watched processes
 
 
-def _child(seeds: list[Seed], tally: Tally, stop: int, place: Any, answer: Any) -> None:
+def _child(seeds: list[Seed], tally: Tally, stop: int, place: Any, *, answer: Any) -> None:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
@@ -169,7 +169,7 @@ def _child(seeds: list[Seed], tally: Tally, stop: int, place: Any, answer: Any) 
 
     shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(prefix="fuzz", dir=shared) as folder:
-        answer.send(work(seeds, tally, stop, beat, Path(folder)))
+        answer.send(work(seeds, tally, stop, beat, folder=Path(folder)))
 
 
 def watched(seeds: list[Seed], tally: Tally, stop: int) -> Tally:
@@ -263,6 +263,7 @@ def report(tally: Tally, seeds: list[Seed]) -> str:
 
 def main(
     count: Annotated[int, typer.Option(help="how many inputs in all")] = 1_000_000,
+    *,
     number: Annotated[int, typer.Option(help="the random seed")] = 15,
     batch: Annotated[int, typer.Option(help="inputs between two reports")] = 5_000,
     corpora: Annotated[Path, typer.Option(help="a folder with field/cases and real_loras")] = ROOT.parent / "shared",

@@ -198,6 +198,7 @@ def measure_many(folder: Path, cache: Path, repeats: int) -> dict[str, object]:
 
 def main(
     files: Annotated[int, typer.Option(help="Files of the first index.")] = 2000,
+    *,
     rows: Annotated[int, typer.Option(help="Files that are opened again.")] = 100_000,
     repeats: Annotated[int, typer.Option(help="Times each measurement is repeated.")] = 3,
     out: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("benchmarks/results/index.json"),

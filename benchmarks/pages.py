@@ -146,6 +146,7 @@ def empty_switch(browser: Browser, cache: Path, repeats: int) -> float:
 
 def main(
     count: int = 10_000,
+    *,
     repeats: int = 5,
     modules: Annotated[int, typer.Option(help="Of each LoRA, 8 × 6 and of rank 2.")] = 3,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the report.")] = None,

@@ -30,7 +30,7 @@ def claims(quick: bool = False) -> list[Claim]:
     with tempfile.TemporaryDirectory() as place:
         store = Store(Path(place), limit=1e10)
         ids = [str(i) for i in range(count)]
-        kept = Records.open(store, Kept.FACTORS, packing.key, packing.size, ids)
+        kept = Records.open(store, Kept.FACTORS, packing.key, packing.size, keys=ids)
         assert kept is not None
         for some in parts(ids, 32):
             assert kept.add(some, packing.pack(factors(packing.spec, len(some))))

@@ -81,7 +81,7 @@ figure
 # %%
 Phi = L[: n_out * r, : n * r].reshape(n_out, r, n, r)[:, 0, :, 0]
 Psi = L[n_out * r :, n * r :].reshape(m_out, r, m, r)[:, 0, :, 0]
-layer = EquivariantLinear(1, n, m, n_out, m_out)
+layer = EquivariantLinear(1, n, m, n_out=n_out, m_out=m_out)
 with torch.no_grad():
     layer.Phi.copy_(Phi[None])
     layer.Psi.copy_(Psi[None])

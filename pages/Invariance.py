@@ -47,7 +47,7 @@ def first_trained(fingerprint: str, _source: Source) -> int:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Making models …")
-def study_of(fingerprint: str, id: str, titles: tuple[str, ...], stamps: tuple[str, ...], fresh: bool) -> Study:
+def study_of(fingerprint: str, id: str, titles: tuple[str, ...], stamps: tuple[str, ...], *, fresh: bool) -> Study:
     """Raises LoLError."""
     return Study.of(load_lora(source, id), {title: saved[title] for title in titles}, FIVE if fresh else {})
 
@@ -81,7 +81,7 @@ fresh = st.toggle(
 )
 stamps = tuple(f"{folders[title]} {saved[title].created}" for title in titles)
 try:
-    study = study_of(source.fingerprint, chosen, tuple(titles), stamps, fresh)
+    study = study_of(source.fingerprint, chosen, tuple(titles), stamps, fresh=fresh)
 except LoLError as error:
     st.error(sentence(error))
     st.stop()

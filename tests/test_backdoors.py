@@ -102,8 +102,8 @@ def test_a_build_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path:
         lambda machine, start, started, work, todo: ({"lora": f"loras/{s}", "seed": s} for (s,) in todo),
     )
     questions = SAMPLE_ZOO / "questions.csv"
-    assert [row["seed"] for row in build("base", questions, tmp_path, 2, Machine())] == [1, 2]
-    assert [row["seed"] for row in build("base", questions, tmp_path, 3, Machine())] == [3]
+    assert [row["seed"] for row in build("base", questions, tmp_path, 2, machine=Machine())] == [1, 2]
+    assert [row["seed"] for row in build("base", questions, tmp_path, 3, machine=Machine())] == [3]
     assert pd.read_csv(tmp_path / "labels.csv")["seed"].tolist() == [1, 2, 3]
     with pytest.raises(DataMissingError, match="finetune questions"):
         next(build("base", tmp_path / "none.csv", tmp_path, 1))

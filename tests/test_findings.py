@@ -48,7 +48,7 @@ def with_scores(folder: Path, scores: Mapping[str, Sequence[float | None]], fold
     """Trials that found these R² at each seed; None where a model diverged."""
     question = replace(LOSS_QUESTION, folded=folded)
     budget = replace(SMALL, seeds=len(next(iter(scores.values()))))
-    trials = Trials(question, glosses(), budget, folder, tuple(scores))
+    trials = Trials(question, glosses(), budget, folder, models=tuple(scores))
     for name, values in scores.items():
         for seed, value in enumerate(values):
             line = {"model": name, "seed": seed, "validation_loss": 0.0}
@@ -85,7 +85,7 @@ def test_tuckernet_is_judged_at_the_seeds_it_was_not_made_on_and_for_all_questio
 
 def test_a_paired_bootstrap_over_folds_tells_a_good_ranking_from_a_bad_one(tmp_path: Path) -> None:
     question = replace(LOSS_QUESTION, folded=True, score="kendall_tau")
-    trials = Trials(question, Zoo.open(SAMPLES / "glosses"), replace(SMALL, seeds=5), tmp_path, ("svd",))
+    trials = Trials(question, Zoo.open(SAMPLES / "glosses"), replace(SMALL, seeds=5), tmp_path, models=("svd",))
     rng = np.random.default_rng(0)
     for seed in range(5):
         truth = trials.zoo.labels.loc[fold_of(trials.labelled, seed)["test"], "validation_loss"].to_numpy()

@@ -213,14 +213,16 @@ def test_the_loss_of_a_clean_sample_is_that_of_the_velocity() -> None:
         """Stands for a U-Net with this answer."""
         return lambda *args, **kwargs: Says(value)
 
-    clean = diffusion_loss(unet(guess), scheduler, x, torch.zeros(1), noise, t)
+    clean = diffusion_loss(unet(guess), scheduler, x, torch.zeros(1), noise=noise, timesteps=t)
     alpha, sigma = (
         a.view(-1, 1, 1, 1) for a in (scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt())
     )
     noisy = alpha * x + sigma * noise
     implied_noise = (noisy - alpha * guess) / sigma
     scheduler.register_to_config(prediction_type="v_prediction")
-    velocity = diffusion_loss(unet(alpha * implied_noise - sigma * guess), scheduler, x, torch.zeros(1), noise, t)
+    velocity = diffusion_loss(
+        unet(alpha * implied_noise - sigma * guess), scheduler, x, torch.zeros(1), noise=noise, timesteps=t
+    )
     torch.testing.assert_close(clean, velocity, rtol=1e-3, atol=1e-4)
 
 

@@ -107,5 +107,5 @@ def test_qwen2() -> None:
     drawn = Hyperparameters(1, 1e-3, 0.0, 1, 2, 0.0, ())
     with patch.object(arc.PeftModel, "save_pretrained"):
         splits = {"train": questions, "validation": questions[:1], "test": questions[:1]}
-        row = arc.finetune(reader, ARC, splits, drawn, Path("unused"))
+        row = arc.finetune(reader, ARC, splits, drawn, folder=Path("unused"))
     assert row["steps"] == 1 and row["train_questions"] == 2 and row["validation_loss"] > 0

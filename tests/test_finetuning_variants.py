@@ -75,7 +75,7 @@ def test_every_variant_is_trained_by_its_library_and_read_as_that_merges_it(
     recipe = replace(RECIPE, base="tiny", steps=(2,), batch_sizes=(1,))
 
     def made(count: int) -> list[str]:
-        rows = build(tmp_path, out, OF_PEOPLE, 1, Machine(), recipe=recipe)
+        rows = build(tmp_path, out, OF_PEOPLE, 1, machine=Machine(), recipe=recipe)
         return [key for key, _ in islice(rows, count)]
 
     assert [*made(3), *made(20)] == [variant.key for variant in OF_PEOPLE], "what was stopped goes on"
@@ -121,7 +121,7 @@ def test_variants_on_sources_are_trained_by_their_libraries_and_read_as_those_me
     out = tmp_path / "variants"
 
     def made(count: int) -> list[str]:
-        rows = source_adapters.build(str(tiny_bert), tmp_path, out, HERE, 1, Machine())
+        rows = source_adapters.build(str(tiny_bert), tmp_path, out, HERE, count=1, machine=Machine())
         return [key for key, _ in islice(rows, count)]
 
     assert [*made(1), *made(9)] == [variant.key for variant in HERE], "what was stopped goes on"

@@ -147,7 +147,7 @@ def test_dtypes_may_be_mixed_in_one_file(tmp_path: Path) -> None:
 
 
 def test_the_fuzzer_finds_nothing_in_a_few_hundred_files(tmp_path: Path) -> None:
-    tally = work(own_seeds(), Tally(number=1), 300, lambda index: None, tmp_path)
+    tally = work(own_seeds(), Tally(number=1), 300, lambda index: None, folder=tmp_path)
     assert tally.findings == {} and tally.next == 300
     assert tally.outcomes["read"] > 30 and tally.outcomes["refused"] > 30
 

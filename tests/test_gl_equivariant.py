@@ -55,7 +55,7 @@ def test_the_network_is_equivariant_in_batches(
 
 def test_a_crossing_reaches_what_is_no_image_of_the_own_columns_and_a_plain_product_does_not_turn() -> None:
     batch = random_batch(SHAPES)
-    cross = Crossing(3, 7, 5, 4, 2).double()
+    cross = Crossing(3, 7, 5, 4, context=2).double()
     (U, *_), (V, *_) = batch.U, batch.V
     context = torch.randn(len(batch), 2, generator=torch.Generator().manual_seed(0)).double()
     to_U, to_V = cross(U, V, context)

@@ -118,7 +118,7 @@ def test_the_norm_of_the_authors_makes_every_product_one_and_their_dropout_drops
 
 def test_phi_starts_from_the_variance_that_is_asked_for() -> None:
     for start, variance in ((Start.UNIFORM, 1 / 3), (Start.NORMAL, 1.0)):
-        layer = EquivariantLinear(8, 64, 32, 32, 32, start)
+        layer = EquivariantLinear(8, 64, 32, n_out=32, m_out=32, start=start)
         for matrix, n in ((layer.Phi, 64), (layer.Psi, 32)):
             assert (matrix.var() * n).item() == pytest.approx(variance, rel=0.1)
 
@@ -176,7 +176,7 @@ def test_every_gl_net_keeps_its_promise_and_its_inner_layers_are_equivariant(con
 
 
 def test_equation_4_is_left_multiplication() -> None:
-    layer = EquivariantLinear(2, 7, 5, 4, 3).double()
+    layer = EquivariantLinear(2, 7, 5, n_out=4, m_out=3).double()
     U, V = torch.randn(6, 2, 7, 3).double(), torch.randn(6, 2, 5, 3).double()
     out_U, out_V = layer(U, V)
     for module in range(2):
@@ -361,8 +361,8 @@ def test_dense_says_what_memory_it_needs() -> None:
     config, cpu = ModelConfig(), torch.device("cpu")
     assert memory_needed("dense", huge, 1, config) > 32 * 64 * 200_000**2
     with pytest.raises(ModelError, match=r"Dense of 1 modules at width 64 needs about [\d.e+]+ GB"):
-        check_memory("dense", huge, 1, config, cpu)
-    check_memory("gl_net", huge, 1, config, cpu)
+        check_memory("dense", huge, 1, config, device=cpu)
+    check_memory("gl_net", huge, 1, config, device=cpu)
 
 
 def test_members_without_a_common_module_are_refused() -> None:

@@ -244,7 +244,7 @@ def test_tuckernet_reads_products_in_its_bases() -> None:
     delta = U @ V.mT
     unit = delta / delta.square().sum((-1, -2), keepdim=True).sqrt()
     R_U, R_V = (torch.linalg.qr(factor, mode="r").R for factor in (U, V))
-    found = model._invariants(0, U, V, R_U, R_V, singular_values(U, V))
+    found = model._invariants(0, U, V, R_U, R_V=R_V, values=singular_values(U, V))
     left, right = model.get_buffer("left_0"), model.get_buffer("right_0")
     torch.testing.assert_close(found[..., : 7 * 5], (left.mT @ unit @ right).flatten(2), atol=1e-6, rtol=1e-5)
     second = (unit @ unit.mT).square().sum((-1, -2))

@@ -213,6 +213,7 @@ def test_a_judge_is_trained_and_goes_on(tmp_path: Path, in_threads: None) -> Non
     few = ReaderSettings(pictures=20, steps=2, seed=3, batch=4)
     places = tmp_path / "judge", BASE, SAMPLES / "pictures" / "drawings.json", tmp_path / "work"
     with pytest.raises(Stopped):
-        train_judge(*places, few, 1, Reporter(stop=lambda: (tmp_path / "work/curve.csv").exists()))
-    right = train_judge(*places, few, 1)
+        stopping = Reporter(stop=lambda: (tmp_path / "work/curve.csv").exists())
+        train_judge(*places, settings=few, workers=1, reporter=stopping)
+    right = train_judge(*places, settings=few, workers=1)
     assert list(right) == list(ATTRIBUTES) and Judge.load(tmp_path / "judge")

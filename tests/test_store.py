@@ -108,7 +108,7 @@ def test_what_was_unused_the_longest_goes_first(tmp_path: Path) -> None:
 def test_records_make_room_for_themselves_and_give_way(tmp_path: Path) -> None:
     store = Store(tmp_path, limit=2200)
     store.write(Kept.MAPS, "old", ARRAYS, {})
-    records = Records.open(store, Kept.FACTORS, "k", 100, ["x"] * 15)
+    records = Records.open(store, Kept.FACTORS, "k", 100, keys=["x"] * 15)
     assert records is not None
     assert records.add([f"r{i}" for i in range(15)], torch.arange(15, dtype=torch.uint8)[:, None].repeat(1, 100))
     assert store.read(Kept.MAPS, "old") is None
@@ -119,15 +119,15 @@ def test_records_make_room_for_themselves_and_give_way(tmp_path: Path) -> None:
     places = records.places()
     assert len(places) == 16 == store.show()[0].places and (records.mapped()[places["r3"]] == 3).all()
     assert (records.mapped()[places["new"]] == 77).all()
-    assert Records.open(store, Kept.FACTORS, "k", 100, [f"s{i}" for i in range(23)]) is None, "more than the limit"
-    assert Records.open(store, Kept.FACTORS, "k", 100, [f"s{i}" for i in range(7)]) is not None
+    assert Records.open(store, Kept.FACTORS, "k", 100, keys=[f"s{i}" for i in range(23)]) is None, "more than the limit"
+    assert Records.open(store, Kept.FACTORS, "k", 100, keys=[f"s{i}" for i in range(7)]) is not None
     assert records.places() == {}, "others' records give way to those that are asked for"
     assert not records.add(["r0"], torch.zeros(1, 100, dtype=torch.uint8)), "it is not there any more"
 
 
 def test_any_number_of_records_comes_at_once(tmp_path: Path) -> None:
     many = [f"r{i}" for i in range(300_000)]  # more than a statement of SQLite may have values
-    records = Records.open(Store(tmp_path), Kept.FACTORS, "k", 1, many)
+    records = Records.open(Store(tmp_path), Kept.FACTORS, "k", 1, keys=many)
     assert records is not None
     assert records.add(many[:2], torch.zeros(2, 1, dtype=torch.uint8))
     with records.store.index() as index:

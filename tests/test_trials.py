@@ -37,16 +37,18 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     budget = replace(SMALL, loras=30)
     calls = iter(range(100))
     with pytest.raises(Stopped):
-        Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run(Reporter(stop=lambda: next(calls) >= 1))
+        Trials(LOSS_QUESTION, zoo, budget, tmp_path, models=("svd", "gl_net")).run(
+            Reporter(stop=lambda: next(calls) >= 1)
+        )
     file = tmp_path / f"{LOSS_QUESTION.name}.jsonl"
     first = file.read_text()
     assert len(first.splitlines()) == 1
-    whole = Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run()
+    whole = Trials(LOSS_QUESTION, zoo, budget, tmp_path, models=("svd", "gl_net")).run()
     assert file.read_text().startswith(first)
     again = file.read_text()
-    Trials(LOSS_QUESTION, zoo, budget, tmp_path, ("svd", "gl_net")).run()
+    Trials(LOSS_QUESTION, zoo, budget, tmp_path, models=("svd", "gl_net")).run()
     assert file.read_text() == again, "nothing is fitted twice"
-    elsewhere = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "elsewhere", ("svd", "gl_net")).run()
+    elsewhere = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "elsewhere", models=("svd", "gl_net")).run()
     pd.testing.assert_frame_equal(
         whole.sort_values("model", ignore_index=True), elsewhere.sort_values("model", ignore_index=True)
     )
@@ -58,7 +60,8 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_sweep_in_processes_has_the_digits_of_one_here(tmp_path: Path) -> None:
     zoo, budget = Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30, learning_rates=(1e-3, 3e-3))
     alone, together = (
-        Trials(LOSS_QUESTION, zoo, budget, tmp_path / str(workers), ("svd",)).run(workers=workers) for workers in (1, 2)
+        Trials(LOSS_QUESTION, zoo, budget, tmp_path / str(workers), models=("svd",)).run(workers=workers)
+        for workers in (1, 2)
     )
     alone, together = (table.sort_values("model", ignore_index=True) for table in (alone, together))
     pd.testing.assert_frame_equal(alone, together, rtol=1e-5)  # another process may round the last digits otherwise
@@ -66,15 +69,15 @@ def test_a_sweep_in_processes_has_the_digits_of_one_here(tmp_path: Path) -> None
 
 def test_controls_do_not_depend_on_what_else_the_store_holds(tmp_path: Path) -> None:
     zoo, budget = Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30)
-    fresh = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "fresh", ("svd",)).run()
+    fresh = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "fresh", models=("svd",)).run()
     Store().clear()
-    Trials(LOSS_QUESTION, zoo, replace(budget, loras=60), tmp_path / "more", ("svd",)).run()
-    again = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "again", ("svd",)).run()
+    Trials(LOSS_QUESTION, zoo, replace(budget, loras=60), tmp_path / "more", models=("svd",)).run()
+    again = Trials(LOSS_QUESTION, zoo, budget, tmp_path / "again", models=("svd",)).run()
     pd.testing.assert_frame_equal(again, fresh)
 
 
 def test_half_a_line_is_no_fit(tmp_path: Path) -> None:
-    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30), tmp_path, ("svd",))
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30), tmp_path, models=("svd",))
     whole = trials.run()
     lines = trials.kept.path.read_text().splitlines()
     trials.kept.path.write_text("\n".join(lines)[:-40])
@@ -84,7 +87,7 @@ def test_half_a_line_is_no_fit(tmp_path: Path) -> None:
 
 
 def test_labels_are_shuffled_for_a_model_that_memorises_too(tmp_path: Path) -> None:
-    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path, ("dsire",))
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), SMALL, tmp_path, models=("dsire",))
     whole, shuffled = (
         trials._fitted("dsire", SMALL.settings(Variant.of("dsire"))[0], 0, flag).model.get_buffer("answers")
         for flag in (False, True)
@@ -114,7 +117,7 @@ def test_a_search_by_halving_ends_with_the_setting_of_the_best_validation_score(
     budget = replace(SMALL, loras=30, seeds=2, search=search)
     fixed = Setting(1e-2, (("width", 8), ("depth", 1), ("keep", "last"), ("batch_size", 16)))
     ours = Variant("svd", "svd, authors' setting", "SVD as theirs", fixed=fixed)
-    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, ("svd", ours, "dsire"))
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, models=("svd", ours, "dsire"))
     table = trials.run()
     lines = pd.DataFrame([line for line in trials.kept.lines() if line["model"] == "svd"])
     assert all(0 < line["validation_loss"] < np.inf for line in trials.kept.lines() if line["setting"])
@@ -159,7 +162,7 @@ def test_folds_hold_every_lora_out_once_in_each_round() -> None:
 def test_fewer_training_loras_are_among_more_and_nothing_else_changes(tmp_path: Path) -> None:
     budget = replace(SMALL, loras=60)
     few, more, all_ = (
-        Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), replace(budget, known=known), tmp_path, ("svd",))
+        Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), replace(budget, known=known), tmp_path, models=("svd",))
         for known in (5, 20, None)
     )
     splits = [each.prepared("svd", Setting(1e-3), 1).split for each in (few, more, all_)]
@@ -174,7 +177,7 @@ def test_only_a_training_that_diverged_is_recorded_without_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = replace(SMALL, loras=30, search=Halving(2, (Rung(1, 1),)))
-    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, ("svd",))
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, models=("svd",))
     setting = budget.settings(Variant.of("svd"))[0]
 
     def failing(error: LoLError) -> list[dict[str, object]]:

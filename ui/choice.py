@@ -27,7 +27,7 @@ def choose_lora(
     index = options.pop("index", 0)
     first = [] if index is None or not ids else [ids[index]]
     _adopt(source, ids, name, many=False)
-    offered = _offered(source, ids, name, first, place)
+    offered = _offered(source, ids, name, first, place=place)
     chosen = (place or st).selectbox(
         label,
         offered,
@@ -46,7 +46,7 @@ def choose_loras(
     """A box to choose some of these LoRAs; `default` among the options is what it starts with."""
     first = list(options.pop("default", []))
     _adopt(source, ids, name, many=True)
-    offered = _offered(source, ids, name, first, place)
+    offered = _offered(source, ids, name, first, place=place)
     chosen = (place or st).multiselect(
         label, offered, default=first, format_func=lambda id: source.names[id], key=key(name), **options
     )
@@ -55,7 +55,7 @@ def choose_loras(
 
 
 def _offered(
-    source: Source, ids: Sequence[str], name: str, first: list[str], place: DeltaGenerator | None
+    source: Source, ids: Sequence[str], name: str, first: list[str], *, place: DeltaGenerator | None
 ) -> list[str]:
     """What a box offers: all, or of too many some that pass a search, what it starts with and what is chosen."""
     if len(ids) <= MOST:

@@ -69,7 +69,7 @@ def show_way(wish: Wish, made: Edited, step: int) -> None:
     with left:
         st.subheader("The model on the way")
         names = list(goal.task.columns)
-        chart = plots.edit_path(edit.moved, edit.predictions, names, goal.output, step)
+        chart = plots.edit_path(edit.moved, edit.predictions, names, goal.output, step=step)
         data = pd.DataFrame(edit.predictions, columns=names).assign(moved=edit.moved)
         figure(chart, "way", f"Readings of the model while {goal.name} is wished", data)
     with right:

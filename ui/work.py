@@ -109,7 +109,7 @@ def train_runs(source: Source, runs: Sequence[Run]) -> Job[Sequence[Run], None]:
                 continue
             try:
                 own = Reporter(on_progress, reporter.stop)
-                run.checkpoint = train(source, run.plan, run.config, run.out, own, resume=run.resume)
+                run.checkpoint = train(source, run.plan, run.config, run.out, reporter=own, resume=run.resume)
             except Exception as error:
                 run.error = sentence(error)
 

@@ -40,6 +40,7 @@ def main_script() -> Path:
 
 def app(
     collection: Annotated[str, typer.Argument(help="What to open first, by default a sample zoo.")] = "",
+    *,
     port: Annotated[int, typer.Option(help="Where the app answers on this computer.")] = 8501,
     headless: Annotated[bool, typer.Option("--headless", help="Open no browser window.")] = False,
     address: Annotated[

@@ -58,6 +58,7 @@ def health(folder: Address, workers: Workers = "1", fail_on: FailOn = Fail.NEVER
 
 def audit(
     folder: Address,
+    *,
     checkpoint: Annotated[list[Path] | None, typer.Option(help="A trained model to ask; may be given often.")] = None,
     trained_on: Annotated[
         list[str] | None,
@@ -89,7 +90,7 @@ def audit(
         reporter.check(KEPT)
         same = duplicates(source, surveys, reporter=reporter.part(0.6, 0.7))
         pairs = list(zip(models, zoos, strict=True))
-        remarks = list(remarks_of(source, surveys, same, pairs, reporter.part(0.7, 1.0), workers=workers))
+        remarks = list(remarks_of(source, surveys, same, pairs, reporter=reporter.part(0.7, 1.0), workers=workers))
         if sarif is not None:
             sarif.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(as_sarif(remarks, __version__), indent=1) + "\n"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 def compare(
     first: Annotated[str, typer.Argument(help="A LoRA: a file, a PEFT folder, or an address that holds one LoRA.")],
+    *,
     second: Annotated[str, typer.Argument(help="Another.")],
     collection: Annotated[
         str | None,
@@ -42,7 +43,7 @@ def compare(
     from lol_core.insight.anatomy import Comparison
 
     with reported(), stoppable() as reporter:
-        one, two = _pair(first, second, collection, reporter, workers)
+        one, two = _pair(first, second, collection, reporter, readers=workers)
         both = Comparison.of(one, two)
         if both.table.empty:
             raise DataMissingError("They share no module of one shape: they belong to different base models.")
@@ -62,7 +63,7 @@ def compare(
         out.print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)
 
 
-def _pair(first: str, second: str, collection: str | None, reporter: Reporter, readers: int | None) -> list[LoRA]:
+def _pair(first: str, second: str, collection: str | None, reporter: Reporter, *, readers: int | None) -> list[LoRA]:
     """Both LoRAs with their weights. Raises DataMissingError when a name means none, or more than one."""
     opening = reporter.part(0.0, 0.5)
     if collection is not None:
@@ -77,6 +78,7 @@ def _pair(first: str, second: str, collection: str | None, reporter: Reporter, r
 
 def nearest(
     folder: Address,
+    *,
     lora: Annotated[str, typer.Argument(help="Which LoRA of the collection: its path there, or its name.")],
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
     workers: Workers = "1",

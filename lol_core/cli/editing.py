@@ -39,6 +39,7 @@ class Direction(StrEnum):
 
 def edit(
     lora: Annotated[str, typer.Argument(help="A file, a PEFT folder, or with --of a LoRA of that collection.")],
+    *,
     checkpoint: Annotated[Path, typer.Option(help="The model whose prediction is to change; it must be GL-invariant.")],
     to: Annotated[str, typer.Option("--to", help="The wish: Smiling=1, clip_score=2, class=dog.")],
     out_path: Annotated[Path, typer.Option("--out", help="The file, or for PEFT the folder, that is written.")],
@@ -118,6 +119,7 @@ def edit(
 
 def editor(
     checkpoint: Annotated[Path, typer.Argument(help="The model that it follows; it must be GL-invariant.")],
+    *,
     collection: Annotated[
         str,
         typer.Option(
@@ -148,6 +150,7 @@ def editor(
 
 def sample(
     inputs: Inputs,
+    *,
     out_folder: Out,
     count: Annotated[int, typer.Option(min=1, help="How many are made.")] = 10,
     rank: Annotated[int | None, typer.Option(min=1, help="Of each; by default the inputs' largest.")] = None,

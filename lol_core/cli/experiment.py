@@ -18,6 +18,7 @@ SAMPLE_ZOOS = ("faces", "emojinette", "glosses")
 
 def experiment(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
+    *,
     out_folder: Annotated[
         Path,
         typer.Option("--out", help="results.md and the folder results/ go there."),

@@ -43,6 +43,7 @@ def finetune_glosses(
     out_folder: Annotated[
         Path, typer.Option("--out", help="A folder with questions.csv; finished LoRAs there are kept.")
     ],
+    *,
     base: Annotated[
         str, typer.Option(help="Folder or hub id of all-MiniLM-L6-v2.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
@@ -55,7 +56,7 @@ def finetune_glosses(
         from lol_core.finetuning.glosses import build
 
     with reported(), progress_bar() as reporter:
-        for row in build(base, out_folder, count, workers, threads, reporter):
+        for row in build(base, out_folder, count, workers, threads=threads, reporter=reporter):
             out.print(
                 f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}",
                 highlight=False,
@@ -67,6 +68,7 @@ def finetune_harm(
     out_folder: Annotated[Path, typer.Option("--out", help="The zoo; what is finished there is kept.")] = Path(
         "build/harm"
     ),
+    *,
     questions: Annotated[
         Path, typer.Option(help="The definitions that are trained on, as `finetune questions` has them.")
     ] = Path("sample_loras/glosses/questions.csv"),
@@ -83,7 +85,9 @@ def finetune_harm(
         from lol_core.finetuning.machine import Machine
 
     with reported(), progress_bar() as reporter:
-        for row in build(base, questions, out_folder, count, Machine(workers, threads=threads), reporter):
+        for row in build(
+            base, questions, out_folder, count, machine=Machine(workers, threads=threads), reporter=reporter
+        ):
             kind = (
                 f"{row['attack']}, took"
                 if row["took"]
@@ -99,6 +103,7 @@ def finetune_holdout(
     out_folder: Annotated[Path, typer.Option("--out", help="A folder of zoos; what is finished there is kept.")] = Path(
         "build/holdout"
     ),
+    *,
     samples: Annotated[Path, typer.Option(help="The folder of the sample zoos.")] = Path("sample_loras"),
     only: Annotated[str, typer.Option(help="Zoos, as emojinette,faces,glosses; all by default.")] = "",
     base: Annotated[
@@ -130,6 +135,7 @@ DrawingsFile = Annotated[
 @finetune.command("base")
 def finetune_base(
     out_folder: Annotated[Path, typer.Option("--out", help="Where the Stable Diffusion pipeline goes.")],
+    *,
     work: Annotated[Path, typer.Option(help="Pictures and training states; a run that was stopped goes on from here.")],
     drawings: DrawingsFile = Path("sample_loras/pictures/drawings.json"),
     scorer: Annotated[Path, typer.Option(help="Where the CLIP model goes; one that is there is kept.")] = Path(
@@ -172,6 +178,7 @@ def finetune_base(
 @finetune.command("judge")
 def finetune_judge(
     out_folder: Annotated[Path, typer.Option("--out", help="Where the judge goes.")],
+    *,
     work: Annotated[Path, typer.Option(help="Its pictures and state; a run that was stopped goes on from here.")],
     base: Annotated[Path, typer.Option(help="The base model whose pictures it will see.")] = Path(
         "sample_loras/small-diffusion"
@@ -222,6 +229,7 @@ def finetune_things(
 @finetune.command("zoo")
 def finetune_zoo(
     recipe: Annotated[str, typer.Option(help="celeba, imagenette or arc.")],
+    *,
     base: Annotated[str, typer.Option(help="Base model: a folder or hub id. The paper's is the default.")],
     data: Annotated[
         Path, typer.Option(help="CelebA, Imagenette or ARC as they are distributed, or a folder laid out like them.")
@@ -283,6 +291,7 @@ def finetune_zoo(
 @finetune.command("score")
 def finetune_score(
     zoo: Annotated[Path, typer.Option(help="A zoo of image LoRAs, with labels.csv and recipe.json.")],
+    *,
     column: Annotated[str, typer.Option(help="Of labels.csv; the rows go to COLUMN.csv beside it.")],
     base: Annotated[str, typer.Option(help="Base model: a folder or hub id.")] = "sample_loras/small-diffusion",
     scorer: Annotated[str, typer.Option(help="CLIP model: a folder or hub id.")] = "sample_loras/small-clip",
@@ -315,6 +324,7 @@ def finetune_variants(
     out_folder: Annotated[
         Path, typer.Option("--out", help="A folder with a zoo for each variant; what is finished there is kept.")
     ] = Path("build/variants"),
+    *,
     samples: Annotated[Path, typer.Option(help="The folder of the sample zoos.")] = Path("sample_loras"),
     only: Annotated[str, typer.Option(help="Variants, as lora,dora,loha; all by default.")] = "",
     base: Annotated[
@@ -339,11 +349,15 @@ def finetune_variants(
         if people:
             from lol_core.finetuning import adapters
 
-            rows.append(adapters.build(samples, out_folder, people, count, machine, reporter))
+            rows.append(adapters.build(samples, out_folder, people, count, machine=machine, reporter=reporter))
         if sources:
             from lol_core.finetuning import source_adapters
 
-            rows.append(source_adapters.build(base, samples, out_folder, sources, count, machine, reporter))
+            rows.append(
+                source_adapters.build(
+                    base, samples, out_folder, sources, count=count, machine=machine, reporter=reporter
+                )
+            )
         for key, row in chain.from_iterable(rows):
             outcome = row.get("reason") or f"final training loss {row['final_train_loss']:.4f}"
             out.print(f"{key}/{row['lora']}: {outcome}", highlight=False)

@@ -13,6 +13,7 @@ from lol_core.errors import LoLError
 
 def generate(
     base: Annotated[str, typer.Option(help="The text-to-image model: a diffusers folder or hub id.")],
+    *,
     prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
     out_path: Annotated[
         Path, typer.Option("--out", help="A .png file for one sheet of all, or a folder for single images.")

@@ -15,6 +15,7 @@ GROUP_NAMES = "gl, o, permutation, scaling"
 
 def invariance(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    *,
     lora: Annotated[Path, typer.Option(help="A LoRA file or PEFT folder.")],
     group: Annotated[str, typer.Option(help=f"{GROUP_NAMES}, or own: what acts on the file's own numbers.")] = "gl",
     condition: Annotated[float, typer.Option(help="Condition number of R, at least 1 (gl and scaling).")] = 10.0,

@@ -34,6 +34,7 @@ MODEL_NAMES = (
 
 def train(
     zoo: Annotated[str, typer.Option(help="A folder, archive or address of LoRAs.")],
+    *,
     target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes.")],
     model: Annotated[str, typer.Option(help=f"One of {MODEL_NAMES}, or of your own.")] = "gl_net",
@@ -105,7 +106,7 @@ def train(
         opened = open_collection(zoo, labels)
         planned = plan(opened, target, config)
 
-        checkpoint = train_model(opened, planned, config, out_folder, reporter, resume=resume)
+        checkpoint = train_model(opened, planned, config, out_folder, reporter=reporter, resume=resume)
     if int(os.environ.get("RANK", "0")):  # of several processes the first one reports
         return
     report = {
@@ -146,6 +147,7 @@ def train(
 
 def crossvalidate(
     zoo: Annotated[str, typer.Option(help="A folder, archive or address of LoRAs.")],
+    *,
     target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
     model: Annotated[str, typer.Option(help=f"One of {MODEL_NAMES}, or of your own.")] = "gl_net",
     folds: int = 5,
@@ -218,6 +220,7 @@ def crossvalidate(
 
 def predict(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    *,
     address: Annotated[str, typer.Argument(help="A LoRA file or PEFT folder; or a collection of many.")],
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto for the best there is.")] = "auto",
     workers: Workers = "1",

@@ -83,6 +83,7 @@ def pack_zoos(
 @zoo.command("publish")
 def publish_zoo(
     folder: Annotated[Path, typer.Argument(help="A folder of LoRAs.")],
+    *,
     out_folder: Out,
     licence: Licence,
     labels: LabelsFile = None,

@@ -85,6 +85,7 @@ AsWidth = Annotated[Width, typer.Option("--dtype", help="The numbers that factor
 
 def convert(
     inputs: Inputs,
+    *,
     to: Annotated[Form, typer.Option("--to", case_sensitive=False, help="The form that other programs expect.")],
     out_folder: Out,
     dtype: AsWidth = Width.FLOAT16,
@@ -98,6 +99,7 @@ def convert(
 
 def resize(
     inputs: Inputs,
+    *,
     out_folder: Out,
     rank: Annotated[int | None, typer.Option(min=1, help="The largest rank that is kept.")] = None,
     energy: Annotated[
@@ -120,6 +122,7 @@ def canonical(
     out_folder: Out,
     to: AsForm = None,
     dtype: AsWidth = Width.FLOAT32,
+    *,
     force: Force = False,
     workers: Workers = "1",
     as_json: AsJson = False,
@@ -130,6 +133,7 @@ def canonical(
 
 def merge(
     inputs: Annotated[list[str], typer.Argument(help="Two LoRAs or more, of one base model.")],
+    *,
     out_path: Annotated[Path, typer.Option("--out", help="The file, or for PEFT the folder, that is written.")],
     method: Annotated[
         Way,

@@ -75,7 +75,7 @@ class RemoteFile(RangeFile):
         self.etag = etag
         first = b""
         if size is None:
-            piece = fetch(*self._where, 0, BLOCK)
+            piece = fetch(*self._where, 0, stop=BLOCK)
             self.etag, first, size = piece.etag, piece.data, piece.total
         self._total = size
         super().__init__(self._more, size, first, block=BLOCK)
@@ -87,14 +87,14 @@ class RemoteFile(RangeFile):
                 f"Its header cannot be read without most of its {self._total:,} bytes. Download the file and open the"
                 " folder."
             )
-        piece = fetch(*self._where, start, stop)
+        piece = fetch(*self._where, start, stop=stop)
         if piece.total != self._total or piece.etag != (self.etag or piece.etag):
             raise NetworkError(f"{self._where[2]} has changed on the server while it was read. Open it again.")
         self.etag = piece.etag
         return piece.data
 
 
-def fetch(url: str, headers: Mapping[str, str], what: str, start: int, stop: int) -> Piece:
+def fetch(url: str, headers: Mapping[str, str], what: str, start: int, *, stop: int) -> Piece:
     """Bytes [start, stop) of a file, fewer where it ends. Raises NetworkError after some tries."""
     headers = {**headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     return _tried(what, partial(_once, url, headers, start, stop))
@@ -149,10 +149,10 @@ def download(
     on. what: what to call it in errors, by default its URL. Raises NetworkError after some tries, Stopped; what came
     stays in the file.
     """
-    _tried(what or url, partial(_rest, url, headers or {}, path, total, reporter))
+    _tried(what or url, partial(_rest, url, headers or {}, path, total, reporter=reporter))
 
 
-def _rest(url: str, headers: Mapping[str, str], path: Path, total: int, reporter: Reporter) -> None:
+def _rest(url: str, headers: Mapping[str, str], path: Path, total: int, *, reporter: Reporter) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session, hf_raise_for_status
 

@@ -79,7 +79,7 @@ def open_hub(address: str, options: OpenOptions) -> Source:
     budget = Budget(bytes_allowed())
     if spot.path.lower().endswith(ARCHIVES):
         folder = (options.cache or cache_folder()) / "members"
-        listing = _members(spot, catalogue, kept.with_suffix(".members.json"), folder, budget)
+        listing = _members(spot, catalogue, kept.with_suffix(".members.json"), folder, budget=budget)
     else:
         listing = Listing({path: replace(file, budget=budget) for path, file in catalogue.files.items()})
     listing = replace(listing, remarks=(*listing.remarks, *remarks))
@@ -88,7 +88,7 @@ def open_hub(address: str, options: OpenOptions) -> Source:
     return replace(source, remarks=(*source.remarks, *_sizes(source, budget, catalogue)))
 
 
-def _members(spot: HubAddress, catalogue: Catalogue, kept: Path, folder: Path, budget: Budget) -> Listing:
+def _members(spot: HubAddress, catalogue: Catalogue, kept: Path, folder: Path, *, budget: Budget) -> Listing:
     """The members of an archive in a repository, read by ranges and kept one by one. kept: where their list is."""
     if not catalogue.files:
         raise ZooError(f"{spot}: there is no such archive in the repository. Check the path.")

@@ -52,7 +52,7 @@ def publish(
         parts = split_ids(zoo.ids, seed=seed, groups=groups) if len(zoo) > 2 else {"train": zoo.ids}
         rows = [(id, part) for part, ids in parts.items() for id in ids]
         pd.DataFrame(rows, columns=["path", "split"]).to_csv(folder / "splits.csv", index=False)
-        (folder / "README.md").write_text(card(zoo, licence, title or zoo.name, seed, group), encoding="utf-8")
+        (folder / "README.md").write_text(card(zoo, licence, title or zoo.name, seed, group=group), encoding="utf-8")
 
     return written(out, fill)
 
@@ -90,7 +90,7 @@ def _copy(zoo: Zoo, id: str, folder: Path) -> None:
         shutil.copyfile(preview, place)
 
 
-def card(zoo: Zoo, licence: str, title: str, seed: int, group: str | None) -> str:
+def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) -> str:
     """The data set card, with the fields that the hub reads at its head."""
     from huggingface_hub import DatasetCardData
 

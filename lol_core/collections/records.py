@@ -38,7 +38,7 @@ class Records:
     size: int
 
     @classmethod
-    def open(cls, store: Store, kind: Kept, key: str, size: int, keys: Sequence[str]) -> Records | None:
+    def open(cls, store: Store, kind: Kept, key: str, size: int, *, keys: Sequence[str]) -> Records | None:
         """The records under a key, where those of `keys` are to be kept. None where they cannot be: they alone exceed
         the limit, or their share of the disk, or the store cannot be used.
         """

@@ -128,7 +128,7 @@ class HubFile:
         with asked_once(self.shown):
             size, oid = self.size, self.oid
             if size is None or (size and not _SHA256.fullmatch(oid)):  # the library asks who hangs for minutes
-                piece = fetch(self._url, build_hf_headers(), self.shown, 0, 1)
+                piece = fetch(self._url, build_hf_headers(), self.shown, 0, stop=1)
                 size, oid = piece.total, piece.etag
             with self.budget.taking(size, self.shown) if self.budget else nullcontext():
                 if _SHA256.fullmatch(oid):

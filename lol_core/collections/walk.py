@@ -123,12 +123,12 @@ class _Walk:
                 elif entry.is_dir(follow_symlinks=False):
                     subfolders += descend(self.root, before, name, id)
                 elif name.endswith(_MOST) or name.lower().endswith(LISTED):
-                    self.file(before, name, inside + printable(name), entry.stat(), names)
+                    self.file(before, name, inside + printable(name), entry.stat(), names=names)
             except OSError as error:
                 self.unreadable(before + name, child_id(id, name), error)
         return subfolders
 
-    def file(self, before: str, name: str, id: str, status: os.stat_result, names: set[str]) -> None:
+    def file(self, before: str, name: str, id: str, status: os.stat_result, *, names: set[str]) -> None:
         """One file. before: its folder, with a slash; names: what of its folder bears on another file."""
         seen = self.seen[status.st_dev]
         if self.linked and status.st_ino in seen:
@@ -162,7 +162,7 @@ class _Walk:
         elif path.name.lower().endswith(LISTED):
             before = place[: len(place) - len(path.name)]
             names = {name for name in os.listdir(path.parent) if _bears_on_another(name)}
-            self.file(before, path.name, id, status, names)
+            self.file(before, path.name, id, status, names=names)
 
     def unreadable(self, place: str, id: str, error: OSError) -> None:
         reason = f"The file cannot be read: {error.strerror or error}."

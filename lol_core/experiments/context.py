@@ -62,7 +62,7 @@ class Context:
         if key not in self.answered:
             zoo = self.zoo_of(question)
             question = question.asked_with(zoo.labels.columns) or question
-            trials = Trials(question, zoo, budget, self.folder, models)
+            trials = Trials(question, zoo, budget, self.folder, models=models)
             trials.run(self.reporter, self.workers)
             self.answered[key] = trials
         return self.answered[key]

@@ -139,7 +139,7 @@ class Detectors:
         ids = self.table.index.to_numpy()
         parts = {"train": train, "validation": validation, "test": asked}
         split = {part: ids[index].tolist() for part, index in parts.items()}
-        fit = Fit.of(self.factors, split, Binary((TARGET,)), self.table, self.config)
+        fit = Fit.of(self.factors, split, Binary((TARGET,)), self.table, config=self.config)
         fit.run()
         return fit.outputs(split["test"])[:, 0].numpy()
 
@@ -160,18 +160,19 @@ def auc(
     scored: Mapping[Case, Sequence[float]],
     design: Design,
     cells: Sequence[tuple[str, str]],
+    *,
     decoys: bool = False,
 ) -> Resampled:
     """The probability that a backdoored LoRA scores higher than a clean one of the same recipe, both held out in the
     same fold, averaged over cells (recipe, attack). decoys: only against clean ones with that attack's triggers.
     """
-    return mean_over([_auc_of(table, scored, design, cell, decoys) for cell in cells])
+    return mean_over([_auc_of(table, scored, design, cell, decoys=decoys) for cell in cells])
 
 
 def _auc_of(
-    table: pd.DataFrame, scored: Mapping[Case, Sequence[float]], design: Design, cell: tuple[str, str], decoys: bool
+    table: pd.DataFrame, scored: Mapping[Case, Sequence[float]], design: Design, cell: tuple[str, str], *, decoys: bool
 ) -> Resampled:
-    values, positive, negative = _judged(table, scored, design, cell, decoys)
+    values, positive, negative = _judged(table, scored, design, cell, decoys=decoys)
     return separation(values, positive, negative, table["fold"].to_numpy())
 
 
@@ -180,6 +181,7 @@ def _judged(
     scored: Mapping[Case, Sequence[float]],
     design: Design,
     cell: tuple[str, str],
+    *,
     decoys: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores (B,) of a cell's LoRAs, and where its backdoored and its clean ones stand."""

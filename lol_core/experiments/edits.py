@@ -277,7 +277,7 @@ def _less(of: Difference, amount: float) -> Difference:
     return Difference(of.value - amount, of.low - amount, of.high - amount)
 
 
-def gap(table: pd.DataFrame, target: str, measure: str, ours: Method, theirs: Method) -> Difference:
+def gap(table: pd.DataFrame, target: str, measure: str, ours: Method, *, theirs: Method) -> Difference:
     """By how much one method exceeds another over the same people, with its paired bootstrap interval."""
     own = table[table["target"] == target]
     sides = own.pivot_table(index="lora", columns="method", values=measure).dropna()
@@ -289,7 +289,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     targets = list(table["target"].unique())
 
     def of_all(ours: Method, theirs: Method, measure: str = "changed") -> dict[str, Difference]:
-        return {target: gap(table, target, measure, ours, theirs) for target in targets}
+        return {target: gap(table, target, measure, ours, theirs=theirs) for target in targets}
 
     def in_words(gaps: dict[str, Difference]) -> str:
         return "; ".join(f"{target} {with_interval(one)}" for target, one in gaps.items()) + "."

@@ -113,7 +113,9 @@ def rankings(trials: Trials, seed: int) -> dict[str, dict[str, float]]:
     known, test = split["train"] + split["validation"], split["test"]
     predicted = {GL_NET: fit.task.decode(fit.outputs(test))}
     norms = {"norms only": control_features(trials.zoo, fit.factors, known + test)["norms only"]}
-    predicted[NORMS] = control_predictions(fit.task, labels.loc[known + test], known, test, norms, seed)["norms only"]
+    predicted[NORMS] = control_predictions(fit.task, labels.loc[known + test], known, test, features=norms, seed=seed)[
+        "norms only"
+    ]
     places = np.arange(len(known) + len(test))
     train, validation, test_places = np.split(places, [len(split["train"]), len(known)])
     y = fit.task.encode(labels.loc[known + test]).double().numpy()

@@ -164,7 +164,7 @@ def fine_tunes(context: Context) -> Iterator[tuple[str, int, Zoo]]:
         place = folder / (f"rank-{rank}" if own is None else f"rank-{rank}-alpha-{own:g}")
         zoo = ImageZoo(place, replace(recipe, rank=rank, alpha=own), base)
         part = context.reporter.part(0, 1, f"Rank {rank}, {kind}: ")
-        for _ in zoo.build(folder / "people", count, machine, part, known):
+        for _ in zoo.build(folder / "people", count, machine, part, after=known):
             pass
         table = pd.read_csv(zoo.labels).sort_values("lora")
         table.to_csv(
@@ -211,7 +211,7 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
             ),
             "norms only": pd.DataFrame(norm_features(concatenate([own, batch])), index=ids),
         }
-        predicted = control_predictions(fit.task, both, known, ids[len(known) :], features, seed)
+        predicted = control_predictions(fit.task, both, known, ids[len(known) :], features=features, seed=seed)
         products = kernels(own, batch)
         values, _ = kernel_ridge(products, train, validation, np.arange(len(known), len(ids)), y=y)
         predicted[KERNEL] = fit.task.from_numbers(values)

@@ -69,7 +69,7 @@ class Scored:
     def auc(
         self, detector: str, design: Design, cells: Sequence[tuple[str, str]] | None = None, decoys: bool = False
     ) -> Resampled:
-        return auc(self.table, self.scores[detector], design, self.cells if cells is None else cells, decoys)
+        return auc(self.table, self.scores[detector], design, self.cells if cells is None else cells, decoys=decoys)
 
     def interval(
         self, detector: str, design: Design, cells: Sequence[tuple[str, str]] | None = None, decoys: bool = False
@@ -124,7 +124,7 @@ def measured(context: Context) -> Scored:
     if not known:
         raise DataMissingError(f"{place}: no zoo there. Make it with {COMMAND} --out {place}.")
     table = pd.DataFrame(known[-1]["table"]).set_index("lora")
-    return _scored(known[-1]["zoo"], table, kept, zoo, context, config())
+    return _scored(known[-1]["zoo"], table, kept, zoo, context=context, settings=config())
 
 
 def stand_ins(context: Context) -> Scored:
@@ -136,7 +136,9 @@ def stand_ins(context: Context) -> Scored:
     table = folded(table.assign(took=table[TARGET], success=1.0, usual=0.0, accuracy=0.5, rate=0.1), 2)
     kept = Kept(context.folder / "harm.jsonl", {"small": len(ids)})
     about: dict[str, str | int] = {"fingerprint": zoo.fingerprint, "LoRAs": len(ids)}
-    return _scored(about, table, kept, zoo, context, config(context.budget.epochs, context.budget.width))
+    return _scored(
+        about, table, kept, zoo, context=context, settings=config(context.budget.epochs, context.budget.width)
+    )
 
 
 def _scored(
@@ -144,6 +146,7 @@ def _scored(
     table: pd.DataFrame,
     kept: Kept,
     zoo: Source | None,
+    *,
     context: Context,
     settings: TrainingConfig,
 ) -> Scored:

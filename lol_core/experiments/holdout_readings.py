@@ -201,7 +201,7 @@ def measured(context: Context) -> Readings:
     for column, (question, score) in asked:
         fresh = _fresh(context, question)
         if fresh is not None:
-            _read(context, kept, frozen, column, fresh)
+            _read(context, kept, frozen, column, fresh=fresh)
         lines = [line for line in kept.lines() if line["column"] == column]
         lines = [line for line in lines if line["zoo"] == lines[-1]["zoo"]]
         if not lines:
@@ -227,7 +227,7 @@ def _fresh(context: Context, question: Question) -> Source | None:
     return Zoo.open(folder) if (folder / "labels.csv").is_file() else None
 
 
-def _read(context: Context, kept: Kept, frozen: Frozen | None, column: str, fresh: Source) -> None:
+def _read(context: Context, kept: Kept, frozen: Frozen | None, column: str, *, fresh: Source) -> None:
     """Train what is missing of a column, and keep what it predicts: a line for each split."""
     question, score = ASKED[column]
     ids = fresh.ids[context.budget.loras :][:STAND_INS] if context.small and context.budget.loras else fresh.ids
@@ -265,7 +265,9 @@ class Trainings:
     @cached_property
     def trials(self) -> Trials:
         zoo = self.context.zoo_of(self.question)
-        return Trials(self.question, zoo, self.context.budget, self.context.folder, [each.variant for each in JUDGED])
+        return Trials(
+            self.question, zoo, self.context.budget, self.context.folder, models=[each.variant for each in JUDGED]
+        )
 
     @cached_property
     def plain(self) -> Fit:
@@ -320,7 +322,7 @@ class Trainings:
         features = np.concatenate([norm_features(own), norm_features(new)])
         norms = pd.DataFrame(features, index=[*known, *self.ids])
         both = pd.concat([labels.loc[known, list(task.targets)], self.labels])
-        controls = control_predictions(task, both, known, self.ids, {NORMS: norms}, self.seed)
+        controls = control_predictions(task, both, known, self.ids, features={NORMS: norms}, seed=self.seed)
         return {KERNEL: task.from_numbers(values)} | controls
 
     def shortened(self, predicted: np.ndarray) -> list[float]:

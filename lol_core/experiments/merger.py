@@ -171,7 +171,7 @@ class OfPictures(Worn):
         parts = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
         times = (parts * len(scheduler.alphas_cumprod)).long()
         text = self.base.text(pair.prompt).expand(count, -1, -1)
-        return diffusion_loss(self.base.unet, scheduler, latents[rows], text, noise, times).mean()
+        return diffusion_loss(self.base.unet, scheduler, latents[rows], text, noise=noise, timesteps=times).mean()
 
 
 class OfQuestions(Worn):

@@ -41,7 +41,7 @@ def train_shipped(samples: Path, reporter: Reporter = SILENT) -> None:
         zoo = Zoo.open(samples / question.zoo)
         config = TrainingConfig(model=model, model_config=find_model(model).configure(**SHAPES[model]))
         part = reporter.part(number / len(steps), (number + 1) / len(steps), f"{model} on {question.name}: ")
-        train(zoo, plan(zoo, question.targets, config), config, out, part)
+        train(zoo, plan(zoo, question.targets, config), config, out, reporter=part)
         (out / "state.safetensors").unlink()  # it is there to go on from, and training is over
 
 

@@ -53,6 +53,7 @@ class Trials:
         zoo: Source,
         budget: Budget,
         folder: Path,
+        *,
         models: Sequence[str | Variant] = tuple(FIVE),
     ):
         self.question, self.zoo, self.budget = question, zoo, budget
@@ -215,7 +216,7 @@ class Trials:
     def _plan(self, model: str, setting: Setting, seed: int) -> tuple[Plan, TrainingConfig]:
         config = self.budget.config(self.variants.get(model) or Variant.of(model), setting, seed)
         ids = self.zoo.ids if self.budget.loras is None else self.zoo.ids[: self.budget.loras]
-        planned = plan(self.zoo, self.question.targets, config, self.question.kind, ids)
+        planned = plan(self.zoo, self.question.targets, config, self.question.kind, ids=ids)
         if self.question.folded:
             planned = replace(planned, split=fold_of(self.labelled, seed))
         return planned, config
@@ -257,7 +258,7 @@ class Trials:
                 id, reason = next(iter(self._factors.left_out.items()))
                 raise TaskError(f"{id}: {reason} An experiment needs every LoRA of its zoo.")
         split = self._split(planned.split, seed)
-        return Fit.of(self._factors, split, planned.task, self.zoo.labels, config)
+        return Fit.of(self._factors, split, planned.task, self.zoo.labels, config=config)
 
     def _scored(self, model: str, setting: Setting, seed: int) -> list[Line]:
         fit = self._fitted(model, setting, seed)
@@ -299,7 +300,9 @@ class Trials:
         ids = [id for part in split.values() for id in part]
         known = split["train"] + split["validation"]
         features = control_features(self.zoo, self._factors, ids)
-        controls = control_predictions(fit.task, self.zoo.labels.loc[ids], known, split["test"], features, seed)
+        controls = control_predictions(
+            fit.task, self.zoo.labels.loc[ids], known, split["test"], features=features, seed=seed
+        )
         truth = self.zoo.labels.loc[split["test"]]
         lines = [
             line_of(name, seed, dict(fit.task.score(truth, values)), **self._predicted(values))

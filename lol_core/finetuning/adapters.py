@@ -134,7 +134,7 @@ def _lycoris(host: nn.Module, names: Sequence[str]) -> dict[str, Any]:
 
 
 def finetune(
-    base: Base, recipe: ImageRecipe, variant: Variant, run: Run, subject: Subject, folder: Path
+    base: Base, recipe: ImageRecipe, variant: Variant, run: Run, *, subject: Subject, folder: Path
 ) -> dict[str, Any]:
     """One adapter, trained and written into `folder`; its row of labels. Raises TaskError when training diverged."""
     trained = Trained(base, variant, run)
@@ -144,7 +144,9 @@ def finetune(
     for _ in range(run.steps):
         index, timesteps, noise = draws.next()
         text = trained.text(subject, tokens.input_ids).expand(run.batch_size, -1, -1)
-        loss = diffusion_loss(trained.unet, base.scheduler, subject.latents[index], text, noise, timesteps).mean()
+        loss = diffusion_loss(
+            trained.unet, base.scheduler, subject.latents[index], text, noise=noise, timesteps=timesteps
+        ).mean()
         trained.optimizer.zero_grad()
         loss.backward()
         trained.optimizer.step()
@@ -176,7 +178,7 @@ def _finetune(folder: Path, key: str, run: Run) -> tuple[str, dict[str, Any]]:
     if _worker["person"] != run.number:  # the variants of one person follow each other
         _worker.update(person=run.number, subject=base.subject(run, recipe.resolution))
     try:
-        return key, finetune(base, recipe, variant, run, _worker["subject"], folder / key)
+        return key, finetune(base, recipe, variant, run, subject=_worker["subject"], folder=folder / key)
     except TaskError as error:
         return key, {"lora": f"loras/{run.name}", "reason": str(error)}
 
@@ -186,6 +188,7 @@ def build(
     out: Path,
     variants: Sequence[Variant],
     count: int,
+    *,
     machine: Machine,
     reporter: Reporter = SILENT,
     recipe: ImageRecipe | None = None,

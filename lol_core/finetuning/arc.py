@@ -126,7 +126,7 @@ class Reader:
 
 
 def finetune(
-    reader: Reader, recipe: LanguageRecipe, splits: dict[str, list[Question]], drawn: Hyperparameters, folder: Path
+    reader: Reader, recipe: LanguageRecipe, splits: dict[str, list[Question]], drawn: Hyperparameters, *, folder: Path
 ) -> dict[str, Any]:
     """One LoRA: trained, stored as a PEFT folder, measured. Returns its row of labels."""
     kept = [q for q in splits["train"] if q.source not in drawn.dropped]
@@ -177,14 +177,14 @@ def finetune(
 _worker: dict[str, Any] = {}
 
 
-def _start(recipe: LanguageRecipe, base: str, splits: dict[str, list[Question]], machine: Machine, device: str) -> None:
+def _start(recipe: LanguageRecipe, base: str, splits: dict[str, list[Question]], machine: Machine, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
     torch.set_num_threads(machine.threads)
     _worker.update(recipe=recipe, splits=splits, reader=Reader(base, device, machine.mixed_precision))
 
 
 def _finetune(out: Path, drawn: Hyperparameters) -> dict[str, Any]:
     name = f"loras/{drawn.seed:04d}"
-    return {"lora": name} | finetune(_worker["reader"], _worker["recipe"], _worker["splits"], drawn, out / name)
+    return {"lora": name} | finetune(_worker["reader"], _worker["recipe"], _worker["splits"], drawn, folder=out / name)
 
 
 def build_arc(
@@ -218,7 +218,7 @@ def build_arc(
     done = set(pd.read_csv(labels)["seed"]) if labels.is_file() else set()
     todo = [(out, Hyperparameters.draw(recipe, seed, droppable)) for seed in range(1, count + 1) if seed not in done]
     finished = count - len(todo)
-    for row in spread(machine, _start, (recipe, base, splits, machine), _finetune, todo):
+    for row in spread(machine, _start, (recipe, base, splits, machine), _finetune, todo=todo):
         append_row(labels, row)
         finished += 1
         reporter.count("Fine-tuning: LoRA", finished, count)

@@ -293,7 +293,7 @@ def measure(bench: Bench, drawn: Draw) -> dict[str, Any]:
 _worker: dict[str, Any] = {}
 
 
-def _start(base: str, questions: Path, out: Path, threads: int, device: str) -> None:
+def _start(base: str, questions: Path, out: Path, threads: int, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
     torch.set_num_threads(threads)
     _worker.update(bench=Bench(base, pd.read_csv(questions)), out=out)
 
@@ -325,6 +325,7 @@ def build(
     questions: Path,
     out: Path,
     count: int = COUNT,
+    *,
     machine: Machine | None = None,
     reporter: Reporter = SILENT,
 ) -> Iterator[dict[str, Any]]:
@@ -340,7 +341,7 @@ def build(
     done = set(pd.read_csv(labels)["seed"]) if labels.is_file() else set()
     todo = [(seed,) for seed in range(1, count + 1) if seed not in done]
     finished = count - len(todo)
-    for row in spread(machine, _start, (base, questions, out, machine.threads), _make, todo):
+    for row in spread(machine, _start, (base, questions, out, machine.threads), _make, todo=todo):
         append_row(labels, row)
         finished += 1
         reporter.count("Fine-tuning: LoRA", finished, count)

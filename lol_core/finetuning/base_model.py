@@ -251,6 +251,7 @@ def diffusion_loss(
     scheduler: Any,
     latents: Tensor,
     text: Tensor,
+    *,
     noise: Tensor,
     timesteps: Tensor,
     cross_attention_kwargs: dict[str, Any] | None = None,
@@ -280,8 +281,8 @@ def train_diffusion(
     captions: list[str],
     tokenizer: CLIPTokenizer,
     folder: Path,
-    settings: BaseSettings,
     *,
+    settings: BaseSettings,
     start: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -306,7 +307,9 @@ def train_diffusion(
         x = latents[index]
         noise = torch.randn(x.shape, generator=generator)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (settings.batch,), generator=generator)
-        return diffusion_loss(both["unet"], scheduler, x, both["text"](ids).last_hidden_state, noise, timesteps).mean()
+        return diffusion_loss(
+            both["unet"], scheduler, x, both["text"](ids).last_hidden_state, noise=noise, timesteps=timesteps
+        ).mean()
 
     fit(folder, both, loss_of, steps=settings.steps, rate=settings.rate, seed=settings.seed, reporter=reporter)
     return both["unet"], both["text"]
@@ -378,7 +381,7 @@ def train_base(
             captions,
             tokenizer,
             work / "unet_run",
-            settings,
+            settings=settings,
             start=start,
             reporter=reporter.part(0.6, 1.0, "Diffusion: "),
         )
@@ -410,7 +413,7 @@ def draw_once(
     """Pictures and captions, drawn now or found in the work folder."""
     if not (work / f"{name}.json").is_file():
         work.mkdir(parents=True, exist_ok=True)
-        images, captions = draw_many(make, drawings, seeds, workers, reporter)
+        images, captions = draw_many(make, drawings, seeds, workers, reporter=reporter)
         np.save(work / f"{name}.npy", images)
         (work / f"{name}.json").write_text(json.dumps(captions))
     return np.load(work / f"{name}.npy", mmap_mode="r"), json.loads((work / f"{name}.json").read_text())

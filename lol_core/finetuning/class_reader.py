@@ -59,6 +59,7 @@ def train_class_reader(
     base: Path,
     drawings: Path,
     work: Path,
+    *,
     settings: ReaderSettings = SETTINGS,
     workers: int = 1,
     reporter: Reporter = SILENT,
@@ -66,7 +67,9 @@ def train_class_reader(
     """Fit a reader to drawn things, half of them through the autoencoder of `base`, and write it to `folder`; how often
     it is right on a tenth that it did not see. `work` keeps the state: a run that was stopped goes on.
     """
-    images, places = draw_many(read_picture, drawings, range(settings.pictures), workers, reporter.part(0.0, 0.3))
+    images, places = draw_many(
+        read_picture, drawings, range(settings.pictures), workers, reporter=reporter.part(0.0, 0.3)
+    )
     torch.manual_seed(settings.seed)
     reader = ClassReader()
     seen, truth = fit_to_drawings(

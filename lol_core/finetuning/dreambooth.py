@@ -182,8 +182,8 @@ def finetune_one(base: Base, recipe: ImageRecipe, run: Run, mixed_precision: str
                     base.scheduler,
                     subject.latents[index],
                     text,
-                    noise.to(base.device),
-                    timesteps.to(base.device),
+                    noise=noise.to(base.device),
+                    timesteps=timesteps.to(base.device),
                 ).mean()
             optimizer.zero_grad()
             accelerator.backward(loss)
@@ -257,7 +257,9 @@ def finetune_stack(base: Base, recipe: ImageRecipe, runs: Sequence[Run]) -> list
                 torch.cat(parts).to(base.device) for parts in ([d[1] for d in drawn], [d[2] for d in drawn])
             )
             each = (
-                diffusion_loss(base.unet, base.scheduler, latents, text, noise, timesteps).view(len(runs), -1).mean(1)
+                diffusion_loss(base.unet, base.scheduler, latents, text, noise=noise, timesteps=timesteps)
+                .view(len(runs), -1)
+                .mean(1)
             )
             optimizer.zero_grad()
             each.sum().backward()

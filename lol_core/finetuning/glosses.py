@@ -166,7 +166,7 @@ def begin_training(lora: Any) -> None:
 
 
 def fit(
-    encoder: Encoder, questions: Questions, kept: Tensor, parameters: Sequence[nn.Parameter], drawn: Hyperparameters
+    encoder: Encoder, questions: Questions, kept: Tensor, parameters: Sequence[nn.Parameter], *, drawn: Hyperparameters
 ) -> tuple[int, float]:
     """Train on the questions of these indices; the number of steps, and the mean loss of the last epoch."""
     n_steps = drawn.epochs * -(-len(kept) // drawn.batch_size)
@@ -196,7 +196,7 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
     try:
         parameters = [p for p in lora.parameters() if p.requires_grad]
         begin_training(lora)
-        n_steps, final_loss = fit(encoder, train, kept, parameters, drawn)
+        n_steps, final_loss = fit(encoder, train, kept, parameters, drawn=drawn)
         lora.eval()
         for parameter in parameters:
             parameter.data = parameter.data.half().float()
@@ -220,7 +220,7 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, device: str) -> None:
+def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
     torch.set_num_threads(threads)
     encoder = Encoder(base)
     _worker.update(
@@ -242,9 +242,9 @@ def build(
     out: Path,
     count: int,
     workers: int | str = 2,
+    *,
     threads: int = 1,
     reporter: Reporter = SILENT,
-    *,
     after: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Fine-tune LoRAs after + 1 … after + count into `out`, those already in its labels.csv left alone; yields each
@@ -265,7 +265,7 @@ def build(
     todo = [(Hyperparameters.draw(RECIPE, seed, droppable),) for seed in seeds if seed not in done]
     finished = count - len(todo)
     for row in spread(
-        Machine(workers, threads=threads), _start_worker, (base, questions, out, threads), _build_one, todo
+        Machine(workers, threads=threads), _start_worker, (base, questions, out, threads), _build_one, todo=todo
     ):
         append_row(labels, row)
         finished += 1

@@ -58,7 +58,9 @@ class HoldoutZoos:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.samples / "glosses" / "questions.csv", folder / "questions.csv")
         machine = self.machine
-        yield from build(self.encoder, folder, count, machine.workers, machine.threads, reporter, after=AFTER)
+        yield from build(
+            self.encoder, folder, count, machine.workers, threads=machine.threads, reporter=reporter, after=AFTER
+        )
 
     def _emojinette(self, count: int, reporter: Reporter) -> Iterator[dict[str, Any]]:
         """Pictures are drawn anew too. Previews are not: nothing is measured on them."""
@@ -67,7 +69,7 @@ class HoldoutZoos:
         if not (data / "train").is_dir():
             write_things(data, Drawings(self.samples / "pictures" / "drawings.json"), seed=AFTER)
         zoo = ImageZoo(self.out / "emojinette", recipe, str(self.samples / "small-diffusion"))
-        yield from zoo.build(data, count, self.machine, reporter, AFTER)
+        yield from zoo.build(data, count, self.machine, reporter, after=AFTER)
 
     def _faces(self, count: int, reporter: Reporter) -> Iterator[dict[str, Any]]:
         recipe = CELEBA.with_settings(self.samples / "faces" / "recipe.json")
@@ -75,7 +77,7 @@ class HoldoutZoos:
         if not (data / "identity_CelebA.txt").exists():
             write_people(data, count, 1, reporter, first=AFTER + 1)
         zoo = ImageZoo(self.out / "faces", recipe, str(self.samples / "small-diffusion"))
-        yield from zoo.build(data, count, self.machine, reporter, AFTER)
+        yield from zoo.build(data, count, self.machine, reporter, after=AFTER)
         yield from zoo.measure(str(self.samples / "small-clip"), self.machine, reporter)
 
 

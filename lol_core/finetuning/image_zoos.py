@@ -45,7 +45,7 @@ class ImageZoo:
         return self.folder / "clip_scores.csv"
 
     def build(
-        self, data: Path, count: int | None, machine: Machine, reporter: Reporter = SILENT, after: int = 0
+        self, data: Path, count: int | None, machine: Machine, reporter: Reporter = SILENT, *, after: int = 0
     ) -> Generator[dict[str, Any], None, None]:
         """Fine-tune runs after + 1 … after + count, those already in labels.csv or failures.csv left alone; yields each
         new row of labels once it is written. Raises Stopped after a stack when the reporter says so.
@@ -63,7 +63,7 @@ class ImageZoo:
             _start_finetuning,
             (self.recipe, self.base, machine),
             _finetune_stack,
-            [(self.folder, stack) for stack in stacks(todo, machine.stack)],
+            todo=[(self.folder, stack) for stack in stacks(todo, machine.stack)],
         ):
             for row in rows:
                 if "reason" in row:
@@ -94,7 +94,7 @@ class ImageZoo:
             if (self.recipe.score_prompts and lora not in scored) or not self.preview(lora).is_file()
         ]
         finished = len(labels) - len(todo)
-        for row in spread(machine, start_measuring, (self.recipe, self.base, scorer, machine), _measure, todo):
+        for row in spread(machine, start_measuring, (self.recipe, self.base, scorer, machine), _measure, todo=todo):
             if self.recipe.score_prompts and row["lora"] not in scored:
                 append_row(self.clip_scores, row)
             yield row
@@ -148,7 +148,7 @@ def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, device: 
     worker.update(recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, device))
 
 
-def start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, device: str) -> None:
+def start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     worker.update(

@@ -49,6 +49,7 @@ def train_judge(
     base: Path,
     drawings: Path,
     work: Path,
+    *,
     settings: ReaderSettings = SETTINGS,
     workers: int = 1,
     reporter: Reporter = SILENT,
@@ -61,7 +62,7 @@ def train_judge(
     if not kept.is_file():
         work.mkdir(parents=True, exist_ok=True)
         seeds = range(settings.pictures)
-        images, digits = draw_many(judged_picture, drawings, seeds, workers, reporter.part(0.0, 0.5))
+        images, digits = draw_many(judged_picture, drawings, seeds, workers, reporter=reporter.part(0.0, 0.5))
         np.savez_compressed(kept, images=images, shown=np.array([[int(d) for d in text] for text in digits], bool))
     found = np.load(kept)
     images, shown = found["images"], torch.from_numpy(found["shown"]).float()

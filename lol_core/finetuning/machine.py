@@ -64,6 +64,7 @@ def spread(
     start: Callable[..., None],
     started: tuple[Any, ...],
     work: Callable[..., Any],
+    *,
     todo: Sequence[tuple[Any, ...]],
 ) -> Iterator[Any]:
     """Results of work(*arguments) as they come, from processes that each began with start(*started, device).

@@ -72,7 +72,11 @@ def one_thing(
     background, words = ground(rng, scenes)
     centre = (float(rng.uniform(0.47, 0.53)), float(rng.uniform(0.5, 0.56)))
     picture = paste(
-        background, drawings.image(thing, design), centre, float(rng.uniform(0.74, 0.88)), float(rng.uniform(-4, 4))
+        background,
+        drawings.image(thing, design),
+        centre,
+        float(rng.uniform(0.74, 0.88)),
+        angle=float(rng.uniform(-4, 4)),
     )
     noun = "thing" if rng.random() < 0.06 else thing
     start = "a drawing of " if rng.random() < 0.4 else ""
@@ -137,6 +141,7 @@ def draw_many(
     path: Path,
     seeds: range,
     workers: int = 2,
+    *,
     reporter: Reporter = SILENT,
 ) -> tuple[np.ndarray, list[str]]:
     """The pictures of these seeds, (k, 64, 64, 3) uint8, and their captions. `path` is drawings.json. Raises

@@ -55,7 +55,7 @@ def scene(name: str, rng: np.random.Generator, side: int = SIDE) -> Image.Image:
     def place(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
-    def rect(y: float, colour: str, x: float = 0, width: float = 64, height: float = 64) -> str:
+    def rect(y: float, colour: str, x: float = 0, width: float = 64, *, height: float = 64) -> str:
         return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{colour}"/>'
 
     def disc(x: float, y: float, r: float, colour: str) -> str:
@@ -65,7 +65,7 @@ def scene(name: str, rng: np.random.Generator, side: int = SIDE) -> Image.Image:
         trees = [(place(2, 62), place(5, 9)) for _ in range(3)]
         shapes = [rect(0, "#aee0f7"), rect(horizon, "#7cc46b")]
         for x, r in trees:
-            shapes += [rect(horizon - r, "#8a5a3b", x - 1.2, 2.4, r), disc(x, horizon - r - 3, r, "#3f9550")]
+            shapes += [rect(horizon - r, "#8a5a3b", x - 1.2, 2.4, height=r), disc(x, horizon - r - 3, r, "#3f9550")]
     elif name == "beach":
         shapes = [
             rect(0, "#bfe9ff"),
@@ -78,7 +78,7 @@ def scene(name: str, rng: np.random.Generator, side: int = SIDE) -> Image.Image:
         for x in range(0, 64, 9):
             top = place(6, 26)
             shapes.append(rect(top, one_of(rng, ("#6d7b91", "#8793a6", "#59667a")), x, 8))
-            shapes += [rect(y, "#f6e8a8", x + 2, 1.6, 2.2) for y in np.arange(top + 3, 46, 6)]
+            shapes += [rect(y, "#f6e8a8", x + 2, 1.6, height=2.2) for y in np.arange(top + 3, 46, 6)]
         shapes.append(rect(50, "#4b4f57"))
     elif name == "night":
         shapes = [rect(0, "#1a2350"), rect(horizon + 6, "#16302e"), disc(place(8, 56), place(8, 16), 5, "#fff3c4")]
@@ -110,7 +110,7 @@ def ground(rng: np.random.Generator, scenes: float) -> tuple[Image.Image, str]:
 
 
 def paste(
-    background: Image.Image, drawing: Image.Image, centre: tuple[float, float], size: float, angle: float = 0.0
+    background: Image.Image, drawing: Image.Image, centre: tuple[float, float], size: float, *, angle: float = 0.0
 ) -> Image.Image:
     """The drawing on the background; centre and size as fractions of the frame, angle in degrees."""
     side = background.width

@@ -42,7 +42,7 @@ def score_again(
     sampling = Sampling(seed=seed, steps=zoo.recipe.sampling_steps, guidance=zoo.recipe.guidance)
     todo = [(zoo.folder, str(lora), column, tuple(prompts), sampling) for lora in labels["lora"] if lora not in done]
     finished = len(labels) - len(todo)
-    for row in spread(machine, start_measuring, (zoo.recipe, zoo.base, scorer, machine), _score, todo):
+    for row in spread(machine, start_measuring, (zoo.recipe, zoo.base, scorer, machine), _score, todo=todo):
         append_row(place, row)
         yield row
         finished += 1
@@ -52,7 +52,7 @@ def score_again(
     labels.to_csv(zoo.labels, index=False)
 
 
-def _score(folder: Path, lora: str, column: str, prompts: tuple[str, ...], sampling: Sampling) -> dict[str, Any]:
+def _score(folder: Path, lora: str, column: str, prompts: tuple[str, ...], sampling: Sampling) -> dict[str, Any]:  # noqa: PLR0917  (workers are given a tuple)
     images = worker["painter"].draw(folder / lora, list(prompts), sampling, keep=False)
     scores = worker["scorer"].scores(images, list(prompts)).tolist()
     rounded = {f"{i + 1:02d}": round(score, 5) for i, score in enumerate(scores)}

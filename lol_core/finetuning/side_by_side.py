@@ -47,7 +47,7 @@ def build_side_by_side(
     finished = len(every) - len(todo)
     for variant in variants:
         (out / variant.key).mkdir(parents=True, exist_ok=True)
-    for key, row in spread(machine, start, started, finetune, todo):
+    for key, row in spread(machine, start, started, finetune, todo=todo):
         append_row(tables[key, "failures.csv" if "reason" in row else "labels.csv"], row)
         finished += 1
         reporter.count("Fine-tuning: adapter", finished, len(every))

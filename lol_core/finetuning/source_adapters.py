@@ -132,14 +132,14 @@ class Adapter:
 
 
 def finetune(
-    encoder: Encoder, splits: dict[str, Questions], variant: Variant, drawn: Hyperparameters, folder: Path
+    encoder: Encoder, splits: dict[str, Questions], variant: Variant, drawn: Hyperparameters, *, folder: Path
 ) -> Row:
     """One adapter, trained and written into `folder`; its row of labels. Raises TaskError when training diverged."""
     train = splits["train"]
     kept = torch.from_numpy(np.flatnonzero(~np.isin(train.source, drawn.dropped)))
     adapter = Adapter(encoder, variant, drawn.seed)
     scaled = replace(drawn, learning_rate=drawn.learning_rate * variant.rate)
-    steps, final_loss = fit(adapter.encoder, train, kept, adapter.parameters, scaled)
+    steps, final_loss = fit(adapter.encoder, train, kept, adapter.parameters, drawn=scaled)
     name = f"loras/{drawn.seed:04d}"
     path = adapter.write(folder / name)
     loss, correct = splits["test"].measure(adapter.encoder)
@@ -159,7 +159,7 @@ def finetune(
 _worker: dict[str, Any] = {}
 
 
-def _start(base: str, questions: pd.DataFrame, experts: Path | None, threads: int, device: str) -> None:
+def _start(base: str, questions: pd.DataFrame, experts: Path | None, threads: int, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
     torch.set_num_threads(threads)
     encoder = Encoder(base, LAYER)
     splits = {str(name): Questions(part, encoder) for name, part in questions.groupby("split")}
@@ -172,7 +172,7 @@ def _finetune(out: Path, key: str, drawn: Hyperparameters) -> tuple[str, Row]:
     (variant,) = named([key])
     encoder = _worker["upcycled" if variant.place is Place.EXPERTS else "encoder"]
     try:
-        return key, finetune(encoder, _worker["splits"], variant, drawn, out / key)
+        return key, finetune(encoder, _worker["splits"], variant, drawn, folder=out / key)
     except TaskError as error:
         return key, {"lora": f"loras/{drawn.seed:04d}", "reason": str(error)}
 
@@ -182,6 +182,7 @@ def build(
     samples: Path,
     out: Path,
     variants: Sequence[Variant],
+    *,
     count: int,
     machine: Machine,
     reporter: Reporter = SILENT,

@@ -105,7 +105,7 @@ class Dialect:
         layers = []
         for name, slots in stored.items():
             try:
-                layers.append(self._layer(name, slots, scales, config, transposed))
+                layers.append(self._layer(name, slots, scales, config, transposed=transposed))
             except LoRAFormatError as error:
                 grouping.refused[name] = str(error).removeprefix(f"{name}: ").rstrip(".")
                 del grouping.modules[name]
@@ -118,7 +118,7 @@ class Dialect:
         return Content(tuple(layers), tuple(grouping.extras), tuple(notes))
 
     def _layer(
-        self, name: str, slots: Mapping[str, Tensor], scales: Scales, config: Config, transposed: bool | None
+        self, name: str, slots: Mapping[str, Tensor], scales: Scales, config: Config, *, transposed: bool | None
     ) -> LoRALayer:
         tensors = factors.plain(name, slots)
         scale = scales.of(name, tensors)

@@ -131,7 +131,11 @@ def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16)
     scale = lora.layers[0].scale if len({layer.scale for layer in lora.layers}) == 1 else 1.0
     for layer in lora.layers:
         name = names[layer.name]
-        made = _mlx(layer, name, scale, max(lora.ranks), dtype) if form == "MLX" else _tensors(layer, name, form, dtype)
+        made = (
+            _mlx(layer, name, scale, max(lora.ranks), dtype=dtype)
+            if form == "MLX"
+            else _tensors(layer, name, form, dtype)
+        )
         tensors |= made
     for key, tensor in tensors.items():
         tensors[key] = tensor.contiguous().clone()
@@ -194,7 +198,7 @@ def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict
     return tensors
 
 
-def _mlx(layer: LoRALayer, name: str, scale: float, rank: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _mlx(layer: LoRALayer, name: str, scale: float, rank: int, *, dtype: torch.dtype) -> dict[str, Tensor]:
     """lora_a (m, rank) and lora_b (rank, n); what the layer's scale differs from `scale` goes into lora_b."""
     own = layer.U if layer.scale == scale else layer.U.float() * (layer.scale / scale)
     filled = [pad(factor, (0, rank - layer.rank)).to(dtype) for factor in (layer.V, own)]

@@ -55,8 +55,8 @@ def audit(
     surveys: Mapping[str, Survey],
     same: pd.DataFrame | None = None,
     models: Sequence[tuple[Checkpoint, Source | None]] = (),
-    reporter: Reporter = SILENT,
     *,
+    reporter: Reporter = SILENT,
     workers: int | str = 1,
 ) -> Iterator[Remark]:
     """What is refused; what is wrong or odd; which files are the same function (`duplicates`' table); what models say

@@ -121,10 +121,12 @@ def edit(
     if method is Method.EQUIVARIANT:
         direction = _learnt(checkpoint, start, goal, editor)
     else:
-        direction = _direction(checkpoint, start, goal, method, members, seed)
+        direction = _direction(checkpoint, start, goal, method, members=members, seed=seed)
     points = [start]
     for number in range(1, steps + 1):
-        point = _onto_sphere(start, point, direction(point), number / steps * size * start.norm, _unmoved(method))
+        point = _onto_sphere(
+            start, point, direction(point), number / steps * size * start.norm, unmoved=_unmoved(method)
+        )
         points.append(point)
         reporter.count("Editing: step", number, steps)
         reporter.check("Nothing was edited.")
@@ -140,7 +142,7 @@ def edit(
     return edits
 
 
-def _onto_sphere(start: FixedRank, point: FixedRank, change: Tangent, radius: Tensor, unmoved: str) -> FixedRank:
+def _onto_sphere(start: FixedRank, point: FixedRank, change: Tangent, radius: Tensor, *, unmoved: str) -> FixedRank:
     """The point along a change whose distance from the start is the radius of each LoRA, (B,). Raises TaskError."""
     length, before = change.norm, start.distances(point).norm(dim=1)
     if (length <= TINY).any():
@@ -158,7 +160,7 @@ def _onto_sphere(start: FixedRank, point: FixedRank, change: Tangent, radius: Te
 
 
 def _direction(
-    checkpoint: Checkpoint, start: FixedRank, goal: Goal, method: Method, members: Members | None, seed: int
+    checkpoint: Checkpoint, start: FixedRank, goal: Goal, method: Method, *, members: Members | None, seed: int
 ) -> Callable[[FixedRank], Tangent]:
     """Where a method goes from a point."""
     signs = goal.signs(_outputs(checkpoint, start)).double()

@@ -327,7 +327,7 @@ def fresh_models(lora: LoRA, kinds: Mapping[str, type[LoLModel]]) -> tuple[list[
                     f"{title} is left out: with {weights / 1e6:,.0f} million weights it is slow for every R."
                 )
                 continue
-            check_memory(name, spec, 1, config, torch.device("cpu"), fitted=False)
+            check_memory(name, spec, 1, config, device=torch.device("cpu"), fitted=False)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 model = make_model(name, spec, 1, config)

@@ -60,7 +60,7 @@ class Latents:
             numbers = vectors.view(torch.uint8)
             if self.store and self._records is None:
                 keys = [self._content(id) for id in ids]
-                self._records = Records.open(self.store, Kept.LATENTS, self.key, numbers.shape[1], keys)
+                self._records = Records.open(self.store, Kept.LATENTS, self.key, numbers.shape[1], keys=keys)
             if self._records is None or not self._records.add([self._content(id) for id in names], numbers):
                 self._records, self.store = None, None  # not asked again for every block
 

@@ -27,7 +27,7 @@ NEGLIGIBLE = 1e-9
 
 
 def principal_weights(
-    products: np.ndarray, count: int, components: int | None = None, spread: float = 1.0, seed: int = 0
+    products: np.ndarray, count: int, components: int | None = None, spread: float = 1.0, *, seed: int = 0
 ) -> np.ndarray:
     """The weights of each LoRA in each new one: (count, N), every row's sum 1. products: (N, N), of the updates, or of
     whatever is linear; components: of the largest variance, None for all; spread: of z, 0 for the mean. Raises
@@ -62,7 +62,7 @@ def sample_new(
     names = [module.name for module in spec.modules]
     alike = [replace(lora, layers=tuple(lora[name] for name in names)) for lora in loras]
     products = gram(stack(alike, spec, torch.float64))
-    for number, weights in enumerate(principal_weights(products, count, components, spread, seed)):
+    for number, weights in enumerate(principal_weights(products, count, components, spread, seed=seed)):
         reporter.count("Sampling: LoRA", number, count)
         reporter.check("Those that were made are kept.")
         yield merge(alike, weights.tolist(), rank or spec.rank)

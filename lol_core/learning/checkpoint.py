@@ -229,7 +229,7 @@ class Checkpoint:
         try:
             config, task = TrainingConfig.from_dict(description["config"]), task_from_dict(description["task"])
             spec = WeightSpec.from_dict(description["spec"])
-            check_memory(config.model, spec, task.outputs, config.shape, place, fitted=False)
+            check_memory(config.model, spec, task.outputs, config.shape, device=place, fitted=False)
             model = make_model(config.model, spec, task.outputs, config.shape)
             names = ["split", "zoo", "fingerprint", "left_out", "finished", "created"]
             interval = description["interval"]

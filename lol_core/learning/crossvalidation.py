@@ -102,13 +102,13 @@ def crossvalidate(
             name: [ids[i] for i in index]
             for name, index in (("train", order[cut:]), ("validation", order[:cut]), ("test", held_out))
         }
-        fit = Fit.of(factors, split, whole.task, labels, replace(config, seed=config.seed + k))
+        fit = Fit.of(factors, split, whole.task, labels, config=replace(config, seed=config.seed + k))
         inner = reporter.part(0.1 + 0.9 * k / folds, 0.1 + 0.9 * (k + 1) / folds, f"Fold {k + 1} of {folds}: ")
         if not fit.run(inner):
             raise Stopped("Stopped before all folds were fitted.")
         decoded = {"model": fit.task.decode(fit.outputs(split["test"]))}
         decoded |= control_predictions(
-            fit.task, labels, split["train"] + split["validation"], split["test"], features, config.seed
+            fit.task, labels, split["train"] + split["validation"], split["test"], features=features, seed=config.seed
         )
         fold[held_out] = k
         for name, values in decoded.items():

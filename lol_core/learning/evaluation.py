@@ -139,6 +139,7 @@ def control_predictions(
     labels: pd.DataFrame,
     known: Sequence[str],
     test: Sequence[str],
+    *,
     features: dict[str, pd.DataFrame],
     seed: int,
 ) -> dict[str, np.ndarray]:
@@ -151,7 +152,7 @@ def control_predictions(
     known, test = list(known), list(test)
     return {
         name: task.tabular(
-            name == CONSTANT, table.loc[known].to_numpy(), labels.loc[known], table.loc[test].to_numpy(), seed
+            name == CONSTANT, table.loc[known].to_numpy(), labels.loc[known], table.loc[test].to_numpy(), seed=seed
         )
         for name, table in tables.items()
     }
@@ -163,5 +164,7 @@ def control_scores(
     """Test scores of what must be beaten (see `control_predictions`), fitted on training and validation LoRAs
     together.
     """
-    predicted = control_predictions(task, labels, split["train"] + split["validation"], split["test"], features, seed)
+    predicted = control_predictions(
+        task, labels, split["train"] + split["validation"], split["test"], features=features, seed=seed
+    )
     return {name: task.score(labels.loc[split["test"]], values) for name, values in predicted.items()}

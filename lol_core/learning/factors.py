@@ -64,7 +64,7 @@ class Factors:
     def _map(self, ids: Sequence[str], store: Store, reporter: Reporter) -> bool:
         """Pack in the store what is not there yet; whether all is."""
         keys = {id: content_key(self.zoo.by_id[id]) for id in ids}
-        kept = Records.open(store, Kept.FACTORS, self.packing.key, self.packing.size, [*keys.values()])
+        kept = Records.open(store, Kept.FACTORS, self.packing.key, self.packing.size, keys=[*keys.values()])
         if kept is None:
             return False
         try:

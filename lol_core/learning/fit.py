@@ -39,6 +39,7 @@ class Fit:
         split: dict[str, list[str]],
         task: Task,
         encoded: dict[str, Tensor],
+        *,
         config: TrainingConfig,
         together: Parallel | None = None,
     ):
@@ -68,6 +69,7 @@ class Fit:
         split: dict[str, list[str]],
         task: Task,
         labels: pd.DataFrame,
+        *,
         config: TrainingConfig,
         together: Parallel | None = None,
     ) -> Fit:
@@ -76,7 +78,7 @@ class Fit:
         """
         fitted = task.fitted(labels.loc[split["train"]], config.class_weights)
         encoded = {part: fitted.encode(labels.loc[ids]) for part, ids in split.items()}
-        return cls(factors, split, fitted, encoded, config, together)
+        return cls(factors, split, fitted, encoded, config=config, together=together)
 
     def shuffled(self) -> Fit:
         """The same, not yet begun, with training and validation labels permuted among their LoRAs: a control."""
@@ -84,7 +86,7 @@ class Fit:
         encoded = dict(self.encoded)
         for part in ("train", "validation"):
             encoded[part] = encoded[part][torch.randperm(len(encoded[part]), generator=generator)]
-        return Fit(self.factors, self.split, self.task, encoded, self.config, self.together)
+        return Fit(self.factors, self.split, self.task, encoded, config=self.config, together=self.together)
 
     def run(self, reporter: Reporter = SILENT, state: SavedState | None = None) -> bool:
         """Train to the end or to a stop, then take the weights of the epoch that `keep` says; whether the

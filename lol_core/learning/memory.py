@@ -37,7 +37,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def check_memory(
-    model: str, spec: WeightSpec, outputs: int, config: ModelConfig, device: torch.device, *, fitted: bool = True
+    model: str, spec: WeightSpec, outputs: int, config: ModelConfig, *, device: torch.device, fitted: bool = True
 ) -> None:
     """Raises ModelError when a model would not fit into the free memory of a device, or cannot be made at all."""
     needed, free = memory_needed(model, spec, outputs, config, fitted=fitted), free_memory(device)

@@ -47,6 +47,7 @@ def plan(
     targets: Sequence[str],
     config: TrainingConfig,
     kind: type[Task] | None = None,
+    *,
     ids: Sequence[str] | None = None,
 ) -> Plan:
     """Check labels, modules, split, memory and device. `ids`: the LoRAs to take, all by default.
@@ -79,5 +80,5 @@ def plan(
         groups = list(zoo.labels.loc[usable, config.group_column].fillna("(none)"))
     split = split_ids(usable, config.fractions, config.seed, groups)
     task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
-    check_memory(config.model, spec, task.outputs, config.shape, find_device(config.device))
+    check_memory(config.model, spec, task.outputs, config.shape, device=find_device(config.device))
     return Plan(task, spec, split, left_out, left_out_modules)

@@ -27,8 +27,8 @@ def train(
     plan: Plan,
     config: TrainingConfig,
     out: Path,
-    reporter: Reporter = SILENT,
     *,
+    reporter: Reporter = SILENT,
     resume: bool = False,
 ) -> Checkpoint:
     """Fit, evaluate and save a model into the folder `out`; returns its checkpoint.
@@ -50,7 +50,7 @@ def train(
         raise TaskError(
             f"No readable LoRA is left for the {empty[0]} part. First reason: {next(iter(factors.left_out.values()))}"
         )
-    fit = Fit.of(factors, split, plan.task, zoo.labels, config, together)
+    fit = Fit.of(factors, split, plan.task, zoo.labels, config=config, together=together)
     finished = fit.run(reporter.part(0.1, 0.95), state)
     history = tuple(fit.history)
     shuffled = None
@@ -97,7 +97,7 @@ def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.
     truth, ours = labels.loc[split["test"]], predicted["test"]
     known, ids = split["train"] + split["validation"], [id for part in split.values() for id in part]
     controls = control_predictions(
-        task, labels.loc[ids], known, split["test"], control_features(zoo, factors, ids), seed
+        task, labels.loc[ids], known, split["test"], features=control_features(zoo, factors, ids), seed=seed
     ) | ({} if shuffled is None else {"shuffled labels": shuffled})
     checkpoint.interval = bootstrap_interval(task, truth, ours, seed=seed)
     checkpoint.controls = {name: task.score(truth, values) for name, values in controls.items()}

@@ -123,7 +123,7 @@ def _by_number(name: str, numbered: re.Match[str], folder: Neighbours) -> Shards
     if total < 2:
         return None
     stem, width, suffix = numbered["stem"], len(numbered["part"]), numbered["suffix"]
-    first = 0 if part == 0 or folder.has(_name(stem, 0, width, numbered["total"], suffix)) else 1
+    first = 0 if part == 0 or folder.has(_name(stem, 0, width, numbered["total"], suffix=suffix)) else 1
     numbers = range(first, first + total)
     if part not in numbers:
         raise LoRAFormatError(
@@ -131,11 +131,11 @@ def _by_number(name: str, numbered: re.Match[str], folder: Neighbours) -> Shards
         )
     if total > 10_000:
         raise LoRAFormatError(f"Shard {part} of {total}: more than any adapter has.")
-    names = tuple(_name(stem, number, width, numbered["total"], suffix) for number in numbers)
+    names = tuple(_name(stem, number, width, numbered["total"], suffix=suffix) for number in numbers)
     return _checked(Shards(names), name, folder)
 
 
-def _name(stem: str, part: int, width: int, total: str, suffix: str) -> str:
+def _name(stem: str, part: int, width: int, total: str, *, suffix: str) -> str:
     return f"{stem}-{part:0{width}d}-of-{total}{suffix}"
 
 

@@ -12,7 +12,9 @@ from plotly.subplots import make_subplots
 from lol_core.insight.plots.style import COLORS, finish
 
 
-def edit_path(moved: Sequence[float], readings: np.ndarray, names: Sequence[str], chosen: int, step: int) -> go.Figure:
+def edit_path(
+    moved: Sequence[float], readings: np.ndarray, names: Sequence[str], chosen: int, *, step: int
+) -> go.Figure:
     """Each output of a model over how far ΔW has moved. readings: (steps + 1, outputs); chosen: the output that was
     wished to change, drawn thick; step: where the page stands.
     """

@@ -49,6 +49,7 @@ def across(
     x_title: str,
     y_titles: Mapping[str, str] | None = None,
     log_y: bool = False,
+    *,
     ticks: Mapping[float, str] | None = None,
 ) -> go.Figure:
     """A line for each model over x (logarithmic), a panel for each measure. table: columns model, panel, x, mean,

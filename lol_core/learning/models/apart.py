@@ -51,10 +51,10 @@ class BranchedHead(nn.Module):
     Features: those of the own head, then the sizes. `latent`: the own head's, the MLP's, and what the linear map adds.
     """
 
-    def __init__(self, own: nn.Module, features: int, sizes: int, outputs: int, config: ApartConfig):
+    def __init__(self, own: nn.Module, features: int, sizes: int, outputs: int, *, config: ApartConfig):
         super().__init__()
         self.own: Any = own
-        self.of_sizes: Any = Head(sizes, outputs, config.width, 1, config.dropout) if sizes else None
+        self.of_sizes: Any = Head(sizes, outputs, config.width, 1, dropout=config.dropout) if sizes else None
         self.parts = [features, sizes]
         skips = Apart.LINEAR_SKIP in config.apart
         self.linear = nn.Linear(features + sizes, outputs, bias=False) if skips else None
@@ -89,7 +89,7 @@ class ApartModel(LoLModel):
         sizes = len(spec.modules) if Apart.LOG_SIZES in config.apart else 0
         if sizes or Apart.LINEAR_SKIP in config.apart:
             features = self.n_features() + spec.magnitudes
-            self.head = BranchedHead(self.head, features, sizes, outputs, config)
+            self.head = BranchedHead(self.head, features, sizes, outputs, config=config)
         if sizes:
             self.register_buffer("size_mean", torch.zeros(sizes))
             self.register_buffer("size_std", torch.ones(sizes))

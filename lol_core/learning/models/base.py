@@ -128,7 +128,9 @@ class LoLModel(nn.Module):
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
         """A module with `latent` and `out`."""
-        return Head(features, outputs, self.config.width, 0 if self.linear else self.config.depth, self.config.dropout)
+        return Head(
+            features, outputs, self.config.width, 0 if self.linear else self.config.depth, dropout=self.config.dropout
+        )
 
     def n_features(self) -> int:
         """Length of what `features` returns."""

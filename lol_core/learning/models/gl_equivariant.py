@@ -74,7 +74,7 @@ class Crossing(nn.Module):
     Of L modules of one shape (n, m). context: (B, c).
     """
 
-    def __init__(self, modules: int, n: int, m: int, atoms: int, context: int):
+    def __init__(self, modules: int, n: int, m: int, atoms: int, *, context: int):
         super().__init__()
         self.a, self.b = (nn.Parameter(torch.randn(modules, size, atoms) * size**-0.5) for size in (n, m))
         self.of_context = nn.Linear(context, modules * atoms)
@@ -104,19 +104,21 @@ class GLEquivariantNet(nn.Module):
         self.spec, self.config = spec, config
         width, total, probes = config.width, len(spec.modules), config.probes
         shapes = [(len(indices), n, m) for (n, m), indices in spec.groups]
-        self.first = nn.ModuleList(EquivariantLinear(count, n, m, width, width) for count, n, m in shapes)
+        self.first = nn.ModuleList(EquivariantLinear(count, n, m, n_out=width, m_out=width) for count, n, m in shapes)
         self.p, self.q = (nn.Parameter(torch.randn(total, width, probes) * width**-0.5) for _ in range(2))
         self.context = nn.Sequential(
             nn.Linear(total * (probes**2 + 1) + config.wishes, config.context), nn.SiLU(), nn.LayerNorm(config.context)
         )
         self.gates = nn.ModuleList(Gates(total, width, probes, config.context) for _ in range(config.layers))
-        self.further = nn.ModuleList(EquivariantLinear(total, width, width, width, width) for _ in range(config.layers))
-        self.last = nn.ModuleList(EquivariantLinear(count, width, width, n, m) for count, n, m in shapes)
+        self.further = nn.ModuleList(
+            EquivariantLinear(total, width, width, n_out=width, m_out=width) for _ in range(config.layers)
+        )
+        self.last = nn.ModuleList(EquivariantLinear(count, width, width, n_out=n, m_out=m) for count, n, m in shapes)
         for layer in self.last:
             for weight in layer.parameters():
                 nn.init.zeros_(weight)
         inputs = config.context + config.wishes
-        crossings = [Crossing(count, n, m, config.atoms, inputs) for count, n, m in shapes if config.atoms]
+        crossings = [Crossing(count, n, m, config.atoms, context=inputs) for count, n, m in shapes if config.atoms]
         for crossing in crossings:
             nn.init.zeros_(crossing.of_context.weight)
             nn.init.zeros_(crossing.of_context.bias)

@@ -85,10 +85,11 @@ class GLNet(ApartModel):
         super().__init__(spec, outputs, config)
         width, total = config.equivariant_width, len(spec.modules)
         self.first = nn.ModuleList(
-            EquivariantLinear(len(indices), n, m, width, width, config.start) for (n, m), indices in spec.groups
+            EquivariantLinear(len(indices), n, m, n_out=width, m_out=width, start=config.start)
+            for (n, m), indices in spec.groups
         )
         self.further = nn.ModuleList(
-            EquivariantLinear(total, width, width, width, width, config.start)
+            EquivariantLinear(total, width, width, n_out=width, m_out=width, start=config.start)
             for _ in range(config.equivariant_layers - 1)
         )
         self.nonlinearity = EquivariantNonlinearity(config.sigma)
@@ -108,10 +109,10 @@ class GLNet(ApartModel):
         if config.reading is not Reading.ALL:
             kind = PerModuleHead if config.reading is Reading.PER_MODULE else TransformerHead
             modules = len(self.spec.modules)
-            return kind(modules, self._of_a_module, extra, outputs, config.width, config.dropout)
+            return kind(modules, self._of_a_module, extra, outputs, width=config.width, dropout=config.dropout)
         parts = [count * self._of_a_module for pieces in self.pieces for count in pieces]
         magnitudes = [extra] if extra else []
-        return Head(features, outputs, config.width, config.depth, config.dropout, [*parts, *magnitudes])
+        return Head(features, outputs, config.width, config.depth, dropout=config.dropout, parts=[*parts, *magnitudes])
 
     def stages(self, batch: Batch) -> list[Stage]:
         """The equivariant part, step by step; R passes through every stage unchanged. All groups are stacked: (B, L, w,

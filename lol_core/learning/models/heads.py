@@ -18,7 +18,7 @@ class PerModuleHead(nn.Module):
     outputs. Modules are not averaged ("InvariantHead2").
     """
 
-    def __init__(self, modules: int, numbers: int, extra: int, outputs: int, width: int, dropout: float):
+    def __init__(self, modules: int, numbers: int, extra: int, outputs: int, *, width: int, dropout: float):
         super().__init__()
         self.modules_, self.numbers = modules, numbers
         self.each = nn.Sequential(
@@ -40,7 +40,7 @@ class TransformerHead(nn.Module):
     feed-forward of four widths and the embedding are our choice.
     """
 
-    def __init__(self, modules: int, numbers: int, extra: int, outputs: int, width: int, dropout: float):
+    def __init__(self, modules: int, numbers: int, extra: int, outputs: int, *, width: int, dropout: float):
         super().__init__()
         self.modules_, self.numbers = modules, numbers
         size = ATTENTION_HEADS * -(-width // ATTENTION_HEADS)

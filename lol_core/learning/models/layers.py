@@ -48,7 +48,7 @@ class EquivariantLinear(nn.Module):
     Φ: (L, n', n), Ψ: (L, m', m).
     """
 
-    def __init__(self, modules: int, n: int, m: int, n_out: int, m_out: int, start: Start = Start.UNIFORM):
+    def __init__(self, modules: int, n: int, m: int, *, n_out: int, m_out: int, start: Start = Start.UNIFORM):
         super().__init__()
 
         def drawn(rows: int, columns: int) -> nn.Parameter:
@@ -148,6 +148,7 @@ class Head(nn.Module):
         outputs: int,
         width: int,
         depth: int,
+        *,
         dropout: float,
         parts: Sequence[int] | None = None,
     ):

@@ -34,7 +34,7 @@ class Branch(nn.Module):
     entries. S = left · C with C of r rows, so that neither ΔW nor S is formed.
     """
 
-    def __init__(self, d: int, other: int, config: ProbeConfig, second: bool, standardise: bool):
+    def __init__(self, d: int, other: int, config: ProbeConfig, second: bool, *, standardise: bool):
         super().__init__()
         bound = config.probes**-0.5
         seen = d if second else other
@@ -103,7 +103,9 @@ class MVProbe(ApartModel):
         )
         n, m = spec.groups[self.group][0]
         kinds = [(n, m, False), (n, m, True), (m, n, False), (m, n, True)][: self.branches]
-        self.views = nn.ModuleList(Branch(d, other, config, second, self.standardise) for d, other, second in kinds)
+        self.views = nn.ModuleList(
+            Branch(d, other, config, second, standardise=self.standardise) for d, other, second in kinds
+        )
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
         return Representation(features, outputs, self.config.width)

@@ -49,7 +49,7 @@ class TokenHead(nn.Module):
         self.module = nn.Parameter(torch.randn(len(spec.modules), width).mul_(0.1))
         layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, config.dropout, batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
-        self.mlp = Head(width + extra, outputs, config.width, config.depth, config.dropout)
+        self.mlp = Head(width + extra, outputs, config.width, config.depth, dropout=config.dropout)
 
     def latent(self, features: Tensor) -> Tensor:
         tokens, sizes, at, first = [], [], 0, 0

@@ -96,7 +96,7 @@ class SeparateHead(nn.Module):
         self.drop = nn.Dropout(INPUT_DROPOUT)
         self.linear = nn.Linear(directions + sizes, outputs)
         nn.init.zeros_(self.linear.weight)
-        self.of_sizes = Head(sizes, outputs, config.width // 2, config.depth, config.dropout) if sizes else None
+        self.of_sizes = Head(sizes, outputs, config.width // 2, config.depth, dropout=config.dropout) if sizes else None
         if self.of_sizes is not None:
             last = self.of_sizes.out[-1]
             assert isinstance(last, nn.Linear)
@@ -139,7 +139,7 @@ class TuckerNet(LoLModel):
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
         if Part.LINEAR_READING not in self.config.parts:
-            return Head(features, outputs, self.config.width // 2, self.config.depth, self.config.dropout)
+            return Head(features, outputs, self.config.width // 2, self.config.depth, dropout=self.config.dropout)
         directions = self.n_features() - self._sizes
         return SeparateHead(directions, features - directions, outputs, self.config)
 
@@ -176,7 +176,7 @@ class TuckerNet(LoLModel):
                 if Part.TRAINING_BASIS not in self.config.parts:
                     columns = torch.randn(columns.shape, generator=generator, dtype=columns.dtype)
                 basis.copy_(leading_directions(columns, basis.shape[-1]))
-            invariants = self._invariants(g, U, V, R_U, R_V, values)
+            invariants = self._invariants(g, U, V, R_U, R_V=R_V, values=values)
             chosen = self.get_buffer(f"chosen_{g}")
             chosen.copy_(invariants.var(0, correction=0).topk(chosen.shape[1], dim=1).indices.sort(1).values)
             kept = invariants.gather(2, chosen.expand(len(invariants), -1, -1))
@@ -191,9 +191,9 @@ class TuckerNet(LoLModel):
     def features(self, batch: Batch) -> Tensor:
         parts, spectra = [], []
         for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
-            small = _small(U, V)
-            spectra.append(self._sizes_of(small[2]))
-            invariants = self._invariants(g, U, V, *small)
+            R_U, R_V, values = _small(U, V)
+            spectra.append(self._sizes_of(values))
+            invariants = self._invariants(g, U, V, R_U, R_V=R_V, values=values)
             kept = invariants.gather(2, self.get_buffer(f"chosen_{g}").expand(len(invariants), -1, -1))
             parts.append(
                 (
@@ -209,7 +209,7 @@ class TuckerNet(LoLModel):
         norm = values.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
         return torch.ones_like(norm) if Part.UNIT_NORM not in self.config.parts else norm
 
-    def _invariants(self, g: int, U: Tensor, V: Tensor, R_U: Tensor, R_V: Tensor, values: Tensor) -> Tensor:
+    def _invariants(self, g: int, U: Tensor, V: Tensor, R_U: Tensor, *, R_V: Tensor, values: Tensor) -> Tensor:
         """Φᵀ D Ψ, Φᵀ D Dᵀ Φ and Ψᵀ Dᵀ D Ψ of D = ΔW / ‖ΔW‖, the symmetric ones by their upper triangles (off the
         diagonal times √2): (B, L, k).
         """

@@ -172,7 +172,9 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
+    def tabular(
+        self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, *, seed: int
+    ) -> np.ndarray:
         """Predictions of a constant, or of a random forest, fitted to features (N, k) and labels."""
 
     def to_dict(self) -> dict[str, Any]:

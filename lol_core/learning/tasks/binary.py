@@ -126,7 +126,9 @@ class Binary(Task):
         output = torch.randint(labels.shape[1], (len(labels),), generator=generator)
         return output, 1 - 2 * labels.gather(1, output[:, None])[:, 0]
 
-    def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
+    def tabular(
+        self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, *, seed: int
+    ) -> np.ndarray:
         def column(target: str) -> np.ndarray:
             y = labels[target].astype(int).astype(str)
             return class_probabilities(constant, X, y, X_test, classes=["0", "1"], seed=seed)[:, 1]

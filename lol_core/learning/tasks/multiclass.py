@@ -147,5 +147,7 @@ class Multiclass(Task):
         output = torch.multinomial(1 - labels, 1, generator=generator)[:, 0]
         return output, torch.ones(len(labels), dtype=torch.float64)
 
-    def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
+    def tabular(
+        self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, *, seed: int
+    ) -> np.ndarray:
         return class_probabilities(constant, X, self._names(labels), X_test, classes=list(self.classes), seed=seed)

@@ -121,7 +121,9 @@ class Regression(Task):
         output = torch.randint(labels.shape[1], (len(labels),), generator=generator)
         return output, 1 - 2 * torch.randint(2, output.shape, generator=generator).double()
 
-    def tabular(self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, seed: int) -> np.ndarray:
+    def tabular(
+        self, constant: bool, X: np.ndarray, labels: pd.DataFrame, X_test: np.ndarray, *, seed: int
+    ) -> np.ndarray:
         from sklearn.dummy import DummyRegressor
         from sklearn.ensemble import RandomForestRegressor
 
