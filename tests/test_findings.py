@@ -141,6 +141,8 @@ def test_numbers_are_said_plainly() -> None:
     heads = blocks(cells)
     assert [head for head, _ in heads] == ["x", "y"] and heads[0][1].loc["b", "one (paper)"] == "–"
     assert wide(cells).loc["b", "y: one"] == ""
+    turned = pd.concat([cells[:2], cells[:2].iloc[::-1].assign(column="z")])
+    assert list(wide(turned)["z"]) == list(wide(turned)["x: one"]), "a row is known by its name, not by its place"
 
 
 def test_a_question_of_our_own_says_so() -> None:

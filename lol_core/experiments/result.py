@@ -188,10 +188,8 @@ def wide(cells: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(index=pd.Index(cells["row"].unique(), name=""))
     for column, part in cells.groupby("column", sort=False):
         rows = part.set_index("row")
-        values = [shown(cell) for cell in rows.to_dict("records")]
-        table[column] = (
-            values if len(rows) == len(table) else pd.Series(values, rows.index).reindex(table.index).fillna("")
-        )
+        values = {row: shown(cell) for row, cell in zip(rows.index, rows.to_dict("records"), strict=True)}
+        table[column] = pd.Series(values, dtype=object).reindex(table.index).fillna("")
         if rows["paper"].notna().any():
             papers = {row: with_spread(cell["paper"], cell["paper_std"]) for row, cell in rows.iterrows()}
             table[f"{column} (paper)"] = pd.Series(papers).reindex(table.index).fillna("–")
