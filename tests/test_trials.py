@@ -193,7 +193,7 @@ def test_only_a_training_that_diverged_is_recorded_without_a_score(
 
 
 def test_fits_are_json_and_those_from_before_they_were_are_read(tmp_path: Path) -> None:
-    for path in (SAMPLES.parent / "benchmarks" / "fits").iterdir():
+    for path in (SAMPLES.parent / "benchmarks" / "fits").glob("*.jsonl"):
         assert all(map(orjson.loads, path.read_bytes().splitlines())), path
     kept = Kept(tmp_path / "fits.jsonl", {})
     line = line_of("svd", 0, {"r2": np.nan, "kendall_tau": 0.5}, validation_loss=np.inf)
