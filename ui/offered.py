@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import pandas as pd
 import streamlit as st
@@ -53,7 +54,8 @@ def _choice(source: Source, table: pd.DataFrame) -> None:
 def _use(source: Source, taken: list[str], table: pd.DataFrame) -> None:
     """Write the labels of the collection and those that are taken into a table of this program's, and open it so."""
     digest = hashlib.sha256(source.address.encode()).hexdigest()[:16]
-    path = kept() / "labels" / f"{source.name.replace('/', '-')}-{digest}.csv"
+    name = re.sub(r"[^\w.-]", "-", source.name)
+    path = kept() / "labels" / f"{name}-{digest}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = take(source, taken, table).rename_axis("path").reset_index()
     replace_file(path, lambda new: labels.to_csv(new, index=False))
