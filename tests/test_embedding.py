@@ -167,6 +167,13 @@ def test_neighbours_and_clusters_come_from_the_space(two_clouds: Space) -> None:
     }
 
 
+def test_clusters_of_very_many_are_those_of_a_sample(two_clouds: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lol_core.insight.embedding.SAMPLED", 40)
+    clusters = two_clouds.clusters()
+    assert list(clusters.index) == list(two_clouds.ids) and clusters[clusters >= 0].nunique() == 2
+    assert not {*clusters[:30]} & {*clusters[30:]} - {-1}
+
+
 @compiling
 @pytest.mark.parametrize(("method", "dimensions"), [("PCA", 2), ("PCA", 3), ("UMAP", 2)])
 def test_a_picture_is_repeatable_and_keeps_clouds_apart(two_clouds: Space, method: Method, dimensions: int) -> None:

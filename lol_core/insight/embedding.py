@@ -40,6 +40,8 @@ LANDMARK_NUMBERS = 250_000_000
 READ_AT_ONCE = 64
 MANY, FEW_DIRECTIONS = 3000, 30
 """More LoRAs than this are clustered in fewer dimensions, where that takes seconds."""
+SAMPLED = 20_000
+"""LoRAs among which clusters are looked for at most: that takes time with their square."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,25 @@ class Space:
 
     def clusters(self, smallest: int = 5) -> pd.Series:
         """A cluster number for each LoRA by HDBSCAN, −1 for those in none; of more than `MANY` LoRAs by their first
-        `FEW_DIRECTIONS` principal components.
+        `FEW_DIRECTIONS` principal components. Of more than `SAMPLED` those of a sample, and every other LoRA has the
+        number of the sampled one that is nearest.
         """
         from sklearn.cluster import HDBSCAN  # takes a second to import
         from sklearn.decomposition import PCA
+        from sklearn.neighbors import NearestNeighbors
 
         if len(self.ids) < max(2, smallest):
             return pd.Series(-1, index=list(self.ids))
         vectors = self.vectors
         if len(self.ids) > MANY and vectors.shape[1] > FEW_DIRECTIONS:
             vectors = PCA(FEW_DIRECTIONS, random_state=0).fit_transform(vectors)
-        return pd.Series(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(vectors), index=list(self.ids))
+        several = len(self.ids) > SAMPLED
+        sample = np.random.default_rng(0).choice(vectors, SAMPLED, replace=False) if several else vectors
+        found = HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(sample)
+        if several:
+            nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(sample)
+            found = found[nearest.kneighbors(vectors, return_distance=False)[:, 0]]
+        return pd.Series(found, index=list(self.ids))
 
 
 def gram(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT) -> np.ndarray:
