@@ -21,12 +21,15 @@ from lol_core.experiments.holdout_readings import (
     RIVALS,
     STAND_INS,
     TITLES,
+    TRAININGS,
     Readings,
     measured,
 )
+from lol_core.experiments.models import ASKED
 from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, weakest, with_interval
 from lol_core.learning.verdict import Difference
 
+OFTEN = {1: "once", 3: "three times", 5: "five times"}
 TITLE = "Held-out LoRAs: models judged on fine-tunes made after they were frozen"
 
 
@@ -58,13 +61,20 @@ def run(context: Context) -> Result:
     return Result("holdout", TITLE, table, findings, notes(context, readings), chart(table, columns[0]), about)
 
 
+MADE_OF = (
+    "Faces: people whom no zoo holds. Emojinette: pictures drawn anew; the subsets of classes are the first of the"
+    " committed zoo, which has every subset, so that only pictures and seeds are new. Glosses: new draws of sources and"
+    " hyperparameters, on the same questions."
+)
+
+
 def with_bounds(found: Difference) -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def above(readings: Readings, column: str) -> Finding:
     """Whether TuckerNet is above each rival."""
-    among = len(readings.of) * len(RIVALS)
+    among = len(ASKED) * len(RIVALS)
     gaps = {title: readings.apart(column, OURS, name, among) for name, title in RIVALS.items()}
     norms = readings.apart(column, OURS, NORMS)
     return Finding(
@@ -80,7 +90,7 @@ def parts(readings: Readings, column: str) -> Finding:
     """Whether TuckerNet is above what has its unit norm, its branch for sizes and its linear skip."""
     names = [each.variant.name for each in JUDGED if dict(each.variant.options).get("apart")]
     asked = [name for name in names if name in readings.of[column]]
-    among = sum(name in of for of in readings.of.values() for name in names)
+    among = sum(len(each.columns or ASKED) for each in JUDGED if each.variant.name in names)
     gaps = {TITLES[name]: readings.apart(column, OURS, name, among) for name in asked}
     return Finding(
         f"On held-out LoRAs TuckerNet is above models given its unit norm, log sizes and linear skip: {column}.",
@@ -109,14 +119,22 @@ def goal(readings: Readings, name: str, scores: dict[str, dict[str, Difference]]
 def notes(context: Context, readings: Readings) -> list[str]:
     if context.small:
         return [f"The LoRAs asked about are {STAND_INS} of a sample zoo, and not new."]
+    from lol_core.finetuning.holdout import COUNTS  # imports diffusers
+
     frozen = Frozen.read(context.folder)
     changed = sorted(readings.changed or ())
+    fewer = {column: len(of[OURS]) for column, of in readings.of.items() if len(of[OURS]) < TRAININGS}
+    missing = [column for columns in FAMILIES.values() for column in columns if column not in readings.of]
+    short = [
+        f"{zoo['LoRAs']} of the {COUNTS[name]} planned for {name}"
+        for name, zoo in readings.zoos.items()
+        if zoo["LoRAs"] < COUNTS[name]
+    ]
     return [
         (
-            f"The held-out zoos are made by {COMMAND} and not committed. Faces: people whom no zoo holds. Emojinette:"
-            " pictures drawn anew; the subsets of classes are the first of the committed zoo, which has every subset,"
-            " so that only pictures and seeds are new. Glosses: new draws of sources and hyperparameters, on the same"
-            " questions. Recipes and base models are those of the sample zoos."
+            f"The held-out zoos are made by {COMMAND} and not committed. {MADE_OF}"
+            " Recipes and base models are those of the sample zoos."
+            + (f" {'; '.join(short)}: the time for them ended." if short else "")
         ),
         (
             f"Before any of them was made, code and chosen settings were committed with their digests"
@@ -131,19 +149,25 @@ def notes(context: Context, readings: Readings) -> list[str]:
             "Every model is trained on the committed zoo, each time on another split of it (the split's test part is"
             " not used), with the setting that the committed fits chose there, or one of its own, and asked once about"
             " the held-out LoRAs: "
-            + "; ".join(
-                f"{each.variant.title} {each.trainings} {'times' if each.trainings > 1 else 'time'}" for each in JUDGED
-            )
+            + "; ".join(f"{each.variant.title} {OFTEN[each.trainings]}" for each in JUDGED)
             + ". W2T and MVProbe have their authors' schedules, MVProbe for 60 epochs of the 500 in their text and one"
             " module; they take long, and were asked only where TuckerNet's lead had been clear, MVProbe on the sources"
-            " alone. Size apart adds TuckerNet's unit norm, log-size branch and linear skip (docs/methods.md). The mean"
+            " alone."
+            + (
+                f" The time ended after fewer splits for {'; '.join(f'{name}: {n}' for name, n in fewer.items())}."
+                if fewer
+                else ""
+            )
+            + (f" Not asked, for the same reason: {'; '.join(missing)}." if missing else "")
+            + " Size apart adds TuckerNet's unit norm, log-size branch and linear skip (docs/methods.md). The mean"
             " averages two models' predictions and costs both."
         ),
         (
             "In brackets the 95 % interval of a pigeonhole bootstrap (Owen, 2007) over held-out LoRAs and trainings at"
             " once; differences are of the same LoRAs and trainings, and those of a set of findings are widened to hold"
-            " together (Bonferroni). They speak of other LoRAs by the same recipes and of other splits of these zoos,"
-            " not of other recipes or base models. A family counts only where a model is above in all of its"
-            f" questions. {TITLES[CONSTANT].capitalize()}: the mean or the most frequent label."
+            " together, as many as there would be if every question were asked (Bonferroni). They speak of other LoRAs"
+            " by the same recipes and of other splits of these zoos, not of other recipes or base models. A family"
+            f" counts only where a model is above in all of its questions. {TITLES[CONSTANT].capitalize()}: the mean or"
+            " the most frequent label."
         ),
     ]
