@@ -177,7 +177,7 @@ def watched(seeds: list[Seed], tally: Tally, stop: int) -> Tally:
     context = multiprocessing.get_context("fork")
     place = context.Value("q", tally.next, lock=False)
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(seeds, tally, stop, place, sender))
+    child = context.Process(target=_child, args=(seeds, tally, stop, place), kwargs={"answer": sender})
     child.start()
     sender.close()
     process, index, spent, since = psutil.Process(child.pid), -1, 0.0, time.monotonic()

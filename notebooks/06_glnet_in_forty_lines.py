@@ -199,9 +199,9 @@ assert len(spec.groups) > 1 or by_hand == sum(p.numel() for p in model.parameter
 from lol_core.learning.evaluation import control_predictions
 
 known = split["train"] + split["validation"]
-norms = control_predictions(task, zoo.labels, known, split["test"], {"norms only": features["norms only"]}, seed=0)[
-    "norms only"
-][:, 0]
+norms = control_predictions(
+    task, zoo.labels, known, split["test"], features={"norms only": features["norms only"]}, seed=0
+)["norms only"][:, 0]
 y = truth["accuracy"].to_numpy()
 draws = np.random.default_rng(0).integers(0, len(y), (2000, len(y)))
 better = np.mean([np.square(predicted[d, 0] - y[d]).mean() < np.square(norms[d] - y[d]).mean() for d in draws])

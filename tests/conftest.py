@@ -131,10 +131,11 @@ def tab(browser: Browser) -> Page:
 
 
 @pytest.fixture
-def page(tab: Page) -> Page:
+def page(tab: Page) -> Iterator[Page]:
     from tests.browser import cleared  # needs Playwright
 
-    return cleared(tab)
+    yield cleared(tab)
+    cleared(tab)  # a page whose server has ended asks for it again and again, all through the other tests
 
 
 @pytest.fixture(scope="session")

@@ -353,7 +353,7 @@ def test_weights2weights(tmp_path: Path, hub: Hub) -> None:
     matrix(folder, 40)
     (folder / "identity_df.pt").write_bytes(b"\x80\x02cpandas\nDataFrame\n.")
     source = open_source(folder)
-    assert len(source) == 40 and source.ids[3] == "row_00003" and "to_parquet('labels.parquet')" in source.remarks[0]
+    assert len(source) == 40 and source.ids[3] == "row_00003" and "save it as labels.parquet" in source.remarks[0]
     for layer, (down, up) in zip(source.load("row_00003").layers, unet(1, 3).values(), strict=True):
         assert torch.equal(layer.U, up) and torch.equal(layer.V, down.T) and layer.scale == 27
     own = pd.DataFrame({"path": ["row_00003", "row_00009"], "mine": [3, 9]})

@@ -1,48 +1,43 @@
 """A pandas table that PyTorch saved, read without running any of it.
 
-A pickle names what is to be called. Here each name means one of a few things of this file, which build plain arrays;
-nothing is imported, and any other name ends the reading.
+A pickle names what is to be called. PyTorch's restricted unpickler calls what is allowed only; here each name means one
+of a few things of this file, which build plain arrays, and any other name ends the reading.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+
+from lol_core.errors import LoRAFormatError
 
 _NUMBERS = re.compile(r"[biuf][1248]|O8")
-_TORCH = re.compile(r"(?:.*/)?data\.pkl")
 
 
 def read_table(content: bytes) -> pd.DataFrame | None:
     """The columns of numbers and texts of a table; None where there is no table that is understood."""
     try:
-        with zipfile.ZipFile(BytesIO(content)) as archive:
-            (name,) = (name for name in archive.namelist() if _TORCH.fullmatch(name))
-            frame = _Inert(BytesIO(archive.read(name))).load()
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(BytesIO(content))
+        meant: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+            (_MEANT[name.partition(".")[0], name.rpartition(".")[2]], name) for name in names
+        ]
+        with torch.serialization.safe_globals(meant), BytesIO(content) as file:
+            frame = torch.load(file, weights_only=True)
         return frame.table() if isinstance(frame, _Frame) else None
     except Exception:  # damaged pickles raise anything at all
         return None
 
 
-class _Inert(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        known = _MEANT.get((module.partition(".")[0], name))
-        if known is None:
-            raise pickle.UnpicklingError(f"{module}.{name} is not looked up.")
-        return known
-
-
 class _DType:
     def __init__(self, code: str, *_: object):
         if not _NUMBERS.fullmatch(code):
-            raise pickle.UnpicklingError(f"{code} is no type of numbers or objects.")
+            raise LoRAFormatError(f"{code} is no type of numbers or objects.")
         self.numpy = np.dtype(code)
 
     def __setstate__(self, state: Sequence[Any]) -> None:
@@ -102,7 +97,7 @@ _PANDAS: dict[str, Callable[..., Any]] = {
     "_new_Index": lambda _, parts: parts,
     **dict.fromkeys(("Index", "RangeIndex", "Int64Index"), _marker),
 }
-_NUMPY: dict[str, Callable[..., Any]] = {"_reconstruct": lambda *_: _Array(), "ndarray": _marker, "dtype": _DType}
+_NUMPY: dict[str, Callable[..., Any]] = {"_reconstruct": lambda *_: _Array(), "ndarray": _Array, "dtype": _DType}
 _MEANT: dict[tuple[str, str], Callable[..., Any]] = {
     **{("pandas", name): made for name, made in _PANDAS.items()},
     **{("numpy", name): made for name, made in _NUMPY.items()},

@@ -34,9 +34,8 @@ MATRICES = ("all_weights.pt", "dog_weights.pt")
 TABLES = ("labels.parquet", "identity_df.pt")
 CONFIG = {"peft_type": "LORA", "r": 1, "lora_alpha": 27}
 _CONVERT = (
-    "Its labels are a pickled table, {name}, which cannot be read without running code. Where you trust it, save it as"
-    " labels.parquet beside it: python -c \"import torch; torch.load('{name}', weights_only=False)"
-    ".to_parquet('labels.parquet')\""
+    "Its labels are a pickled table, {name}, that names more than numbers and texts, so it was not read."
+    " Where you trust it, load it where it was made and save it as labels.parquet beside it."
 )
 
 
