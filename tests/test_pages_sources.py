@@ -179,6 +179,12 @@ def test_labels_that_files_offer_are_taken_on_the_page(tmp_path: Path) -> None:
         (tmp_path / "zoo" / f"{i}" / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
     before = sorted((tmp_path / "zoo").rglob("*"))
     test = button(opened("Zoo", tmp_path / "zoo"), "Look for labels")
+    failed = test.session_state["session"].offering
+    failed.wait(PATIENCE)
+    failed.result, failed.error = None, "It broke off."
+    test.run()
+    assert "It broke off." in [error.value for error in test.error], "and one can look again"
+    button(test, "Look for labels")
     test.session_state["session"].offering.wait(PATIENCE)
     test.run().multiselect(key="zoo.taken").select("card license").run()
     button(test, "Use them")

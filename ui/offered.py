@@ -32,16 +32,21 @@ def offer(source: Source) -> None:
             " take it. In a collection elsewhere, its small files are read for this."
         )
         job = session().offering
-        if job is None or job.subject != source.fingerprint:
+        if job is not None and job.subject != source.fingerprint:
+            job = None
+        if job is not None and job.running:
+            follow(job, "stop_offering")
+        elif job is not None and job.result is not None:
+            if job.result.empty:
+                st.info("They say nothing that tells these LoRAs apart.")
+            else:
+                _choice(source, job.result)
+        else:
+            if job is not None and job.error:
+                st.error(job.error)
             if st.button("Look for labels", icon=":material/search:", key=key("look_for_labels")):
                 session().offering = work.look_for_labels(source)
                 st.rerun()
-        elif job.result is None:
-            follow(job, "stop_offering")
-        elif job.result.empty:
-            st.info("They say nothing that tells these LoRAs apart.")
-        else:
-            _choice(source, job.result)
 
 
 def _choice(source: Source, table: pd.DataFrame) -> None:
