@@ -50,7 +50,7 @@ def in_this_process(
     work: Callable[..., Any],
     todo: Sequence[tuple[Any, ...]],
 ) -> Iterator[Any]:
-    start(*started, "cpu")
+    start(*started, device="cpu")
     return (work(*arguments) for arguments in todo)
 
 

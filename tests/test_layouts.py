@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from lol_core.collections.layouts import weights2weights
 from lol_core.collections.layouts.beside import only
-from lol_core.collections.layouts.pickled_table import read_table
 from lol_core.collections.opening import open_source
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import Reporter, Stopped
@@ -399,24 +397,6 @@ def test_weights2weights_as_its_repository_lies(tmp_path: Path) -> None:
     assert whole.ids == part.ids == ["7", "8", "9"] and len(dogs) == 2 and not dogs.labels.shape[1]
     for ours, theirs in zip(part.load("8").layers, whole.load("8").layers, strict=True):
         assert ours.name == theirs.name and torch.equal(ours.U, theirs.U) and ours.scale == 27
-
-
-class Runs:
-    """What a pickle may ask for: here to make a folder."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return os.mkdir, (self.folder,)
-
-
-@pytest.mark.parametrize("damaged", ["runs", "cut", "nothing"])
-def test_a_pickled_table_is_never_run(tmp_path: Path, damaged: str) -> None:
-    torch.save({"runs": Runs(tmp_path / "made")}.get(damaged, [1]), tmp_path / "table.pt")
-    content = (tmp_path / "table.pt").read_bytes()
-    assert read_table(content[: -50 if damaged == "cut" else None]) is None
-    assert not (tmp_path / "made").exists()
 
 
 def test_a_table_of_ones_own_is_used_instead(tmp_path: Path) -> None:

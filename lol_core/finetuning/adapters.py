@@ -166,7 +166,7 @@ def finetune(
 _worker: dict[str, Any] = {}
 
 
-def _start(recipe: ImageRecipe, base: str, machine: Machine, device: str) -> None:
+def _start(recipe: ImageRecipe, base: str, machine: Machine, *, device: str) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     _worker.update(recipe=recipe, base=Base(base, device), person=0)

@@ -177,7 +177,9 @@ def finetune(
 _worker: dict[str, Any] = {}
 
 
-def _start(recipe: LanguageRecipe, base: str, splits: dict[str, list[Question]], machine: Machine, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
+def _start(
+    recipe: LanguageRecipe, base: str, splits: dict[str, list[Question]], machine: Machine, *, device: str
+) -> None:
     torch.set_num_threads(machine.threads)
     _worker.update(recipe=recipe, splits=splits, reader=Reader(base, device, machine.mixed_precision))
 

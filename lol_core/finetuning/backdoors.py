@@ -293,7 +293,7 @@ def measure(bench: Bench, drawn: Draw) -> dict[str, Any]:
 _worker: dict[str, Any] = {}
 
 
-def _start(base: str, questions: Path, out: Path, threads: int, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
+def _start(base: str, questions: Path, out: Path, threads: int, *, device: str) -> None:
     torch.set_num_threads(threads)
     _worker.update(bench=Bench(base, pd.read_csv(questions)), out=out)
 

@@ -220,7 +220,7 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
+def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, *, device: str) -> None:
     torch.set_num_threads(threads)
     encoder = Encoder(base)
     _worker.update(

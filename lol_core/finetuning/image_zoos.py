@@ -141,14 +141,14 @@ worker: dict[str, Any] = {}
 """What a process keeps between its LoRAs."""
 
 
-def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, device: str) -> None:
+def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, *, device: str) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     name = Path(base).name if Path(base).is_dir() else base
     worker.update(recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, device))
 
 
-def start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
+def start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, *, device: str) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     worker.update(

@@ -54,7 +54,7 @@ class _Work:
 
     def __call__(self, arguments: tuple[Any, ...]) -> Any:
         if self.key not in _begun:
-            self.start(*self.started, device())
+            self.start(*self.started, device=device())
             _begun.add(self.key)
         return self.work(*arguments)
 
@@ -67,7 +67,7 @@ def spread(
     *,
     todo: Sequence[tuple[Any, ...]],
 ) -> Iterator[Any]:
-    """Results of work(*arguments) as they come, from processes that each began with start(*started, device).
+    """Results of work(*arguments) as they come, from processes that each began with start(*started, device=…).
 
     Raises LoLError, when everything else is done, for what every worker died over.
     """

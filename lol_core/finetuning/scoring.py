@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ def score_again(
         raise TaskError(f"{zoo.labels} has a column {column!r} of its own. Choose another name.")
     done = set(pd.read_csv(place)["lora"]) if place.is_file() else set()
     sampling = Sampling(seed=seed, steps=zoo.recipe.sampling_steps, guidance=zoo.recipe.guidance)
-    todo = [(zoo.folder, str(lora), column, tuple(prompts), sampling) for lora in labels["lora"] if lora not in done]
+    todo = [(zoo.folder, str(lora)) for lora in labels["lora"] if lora not in done]
     finished = len(labels) - len(todo)
-    for row in spread(machine, start_measuring, (zoo.recipe, zoo.base, scorer, machine), _score, todo=todo):
+    score = partial(_score, column=column, prompts=tuple(prompts), sampling=sampling)
+    for row in spread(machine, start_measuring, (zoo.recipe, zoo.base, scorer, machine), score, todo=todo):
         append_row(place, row)
         yield row
         finished += 1
@@ -52,7 +54,7 @@ def score_again(
     labels.to_csv(zoo.labels, index=False)
 
 
-def _score(folder: Path, lora: str, column: str, prompts: tuple[str, ...], sampling: Sampling) -> dict[str, Any]:  # noqa: PLR0917  (workers are given a tuple)
+def _score(folder: Path, lora: str, *, column: str, prompts: tuple[str, ...], sampling: Sampling) -> dict[str, Any]:
     images = worker["painter"].draw(folder / lora, list(prompts), sampling, keep=False)
     scores = worker["scorer"].scores(images, list(prompts)).tolist()
     rounded = {f"{i + 1:02d}": round(score, 5) for i, score in enumerate(scores)}

@@ -159,7 +159,7 @@ def finetune(
 _worker: dict[str, Any] = {}
 
 
-def _start(base: str, questions: pd.DataFrame, experts: Path | None, threads: int, device: str) -> None:  # noqa: PLR0917  (a worker is started with a tuple)
+def _start(base: str, questions: pd.DataFrame, experts: Path | None, threads: int, *, device: str) -> None:
     torch.set_num_threads(threads)
     encoder = Encoder(base, LAYER)
     splits = {str(name): Questions(part, encoder) for name, part in questions.groupby("split")}

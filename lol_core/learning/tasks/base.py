@@ -140,9 +140,9 @@ class Task(ABC):
         """Counts of true answers in rows, predicted ones in columns; of numbers none. values: see `frame`."""
         return pd.DataFrame()
 
-    @abstractmethod
     def span(self, output: int) -> tuple[float, float]:
-        """Between which values predictions of one output mostly lie."""
+        """Between which values predictions of one output mostly lie: those of a probability."""
+        return 0.0, 1.0
 
     @property
     @abstractmethod
@@ -153,17 +153,19 @@ class Task(ABC):
     def wished(self, name: str, value: str) -> tuple[int, float] | None:
         """The output that NAME=VALUE is about, and the value that it should have; None where that is no wish."""
 
-    @abstractmethod
     def wish(self, output: int, value: float) -> str:
         """That which `wished` takes."""
+        return f"{self.targets[output]}={value:g}"
 
     @abstractmethod
     def reading(self, output: int) -> str:
         """What a column of predictions is beside a wish."""
 
-    @abstractmethod
     def signs(self, outputs: Tensor, output: int, value: float) -> Tensor:
-        """Whether an output should grow (1) or fall (−1) to come to a value: (B, outputs) → (B,)."""
+        """Whether an output should grow (1) or fall (−1) to come to a value: (B, outputs) → (B,). A probability to 1 or
+        to 0.
+        """
+        return outputs.new_full((len(outputs),), 2.0 * value - 1)
 
     @abstractmethod
     def another(self, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

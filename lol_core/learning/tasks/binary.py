@@ -101,9 +101,6 @@ class Binary(Task):
         answers = (values[target] > 0.5).astype(int).map(names)
         return pd.crosstab(truth.astype(int).map(names), answers).rename_axis(columns=None)
 
-    def span(self, output: int) -> tuple[float, float]:
-        return 0.0, 1.0
-
     @property
     def wishes(self) -> list[str]:
         return [self.wish(output, value) for output in range(self.outputs) for value in (1, 0)]
@@ -112,14 +109,8 @@ class Binary(Task):
         number = as_number(value)
         return (self.targets.index(name), number) if name in self.targets and number in (0, 1) else None
 
-    def wish(self, output: int, value: float) -> str:
-        return f"{self.targets[output]}={value:g}"
-
     def reading(self, output: int) -> str:
         return f"p({self.targets[output]})"
-
-    def signs(self, outputs: Tensor, output: int, value: float) -> Tensor:
-        return torch.full((len(outputs),), 2.0 * value - 1)
 
     def another(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A label turned to what it is not."""

@@ -122,9 +122,6 @@ class Multiclass(Task):
         share = as_share(values)
         return share / share.sum(1, keepdims=True)
 
-    def span(self, output: int) -> tuple[float, float]:
-        return 0.0, 1.0
-
     @property
     def wishes(self) -> list[str]:
         return [self.wish(output, 1) for output in range(self.outputs)]
@@ -138,9 +135,6 @@ class Multiclass(Task):
 
     def reading(self, output: int) -> str:
         return f"p({self.wish(output, 1)})"
-
-    def signs(self, outputs: Tensor, output: int, value: float) -> Tensor:
-        return torch.full((len(outputs),), 2.0 * value - 1)
 
     def another(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A class that it is not."""

@@ -106,9 +106,6 @@ class Regression(Task):
         number = as_number(value)
         return (self.targets.index(name), number) if name in self.targets and math.isfinite(number) else None
 
-    def wish(self, output: int, value: float) -> str:
-        return f"{self.targets[output]}={value:g}"
-
     def reading(self, output: int) -> str:
         return self.targets[output]
 
