@@ -41,11 +41,13 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
 def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
     """As pandas reads it, but for whole numbers that begin with a zero, which are names such as 0001."""
     table = pd.read_csv(source)
+    whole = [str(name) for name, column in table.items() if pd.api.types.is_integer_dtype(column)]
+    if not whole:
+        return table
     if not isinstance(source, Path):
         source.seek(0)
-    written = pd.read_csv(source, dtype=str)
-    whole = [name for name, column in table.items() if pd.api.types.is_integer_dtype(column)]
-    return table.assign(**{str(name): written[name] for name in whole if written[name].str.match(r"\s*0\d").any()})
+    written = pd.read_csv(source, usecols=whole, dtype=str)
+    return table.assign(**{name: written[name] for name in whole if written[name].str.match(r"\s*0\d").any()})
 
 
 def _aliases(path: str) -> list[str]:
