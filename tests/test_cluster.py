@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter
 from lol_core.errors import LoLError
 from lol_core.insight.surveys import Surveys
-from lol_core.learning.executor import executor
+from lol_core.learning.executor import Lost, executor
 from tests.builders import write_zoo
 from tests.waiting import until
 
@@ -26,6 +27,9 @@ pytestmark = [
     pytest.mark.xdist_group("cluster"),  # they share it, and Ray takes seconds to import
     pytest.mark.filterwarnings("default"),  # Ray's own warnings are not ours
 ]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +57,41 @@ def started(cluster: Any, node: dict[str, Any]) -> bool:
     return True
 
 
-def powers(folder: Path, head: str, item: int) -> float:
-    """A sum of powers. On the second node it hangs until that node is gone, on the first until the second has begun."""
+@dataclass
+class Killed:
+    """The executor of the cluster, whose second node is killed with an item in hand after the first result has come.
+    Items on the first node wait until then. folder: of the marks that tell when; items: that came back.
+    """
+
+    cluster: Any
+    folder: Path
+    items: list[Any] = field(default_factory=list)
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Lost], None, None]:
+        import ray
+
+        if len(self.cluster.list_all_nodes()) == 1:
+            until(partial(started, self.cluster, {"num_cpus": 1}), "a node starts in place of one that was killed")
+        self.folder.mkdir()
+        head = ray.get_runtime_context().get_node_id()
+        for item, result in executor("ray").map(partial(held, function, self.folder, head), items):
+            if not self.items:
+                until((self.folder / "reached").exists, "an item begins on the second node")
+                self.cluster.remove_node(self.cluster.list_all_nodes()[-1], allow_graceful=False)
+                (self.folder / "gone").touch()
+            self.items.append(item)
+            yield item, result
+
+
+def held(function: Callable[[T], R], folder: Path, head: str, item: T) -> R:
+    """Hangs on the second node until that node is gone, on the first until the second has begun."""
     import ray
 
-    if ray.is_initialized():
-        here = ray.get_runtime_context().get_node_id()
-        if here != head:
-            (folder / "reached").touch()
-            until((folder / "gone").exists, "the node is killed")
-        until((folder / "reached").exists, "an item begins on the second node")
-    return float(sum(0.1**k for k in range(item)))
+    if ray.get_runtime_context().get_node_id() != head:
+        (folder / "reached").touch()
+        until((folder / "gone").exists, "the node is killed")
+    until((folder / "reached").exists, "an item begins on the second node")
+    return function(item)
 
 
 def fails(item: int) -> int:
@@ -103,16 +131,21 @@ def test_a_survey_on_the_cluster_has_the_digits_of_one_here(cluster: Any, tmp_pa
     assert Surveys(zoo).known().keys() == alone.keys(), "a run after it has nothing to do"
 
 
-def test_a_killed_node_costs_nothing(cluster: Any, tmp_path: Path) -> None:
-    import ray
-
-    head = ray.get_runtime_context().get_node_id()
-    items = range(24)
-    results = executor("ray").map(partial(powers, tmp_path, head), items)
-    came = [next(results)]
-    until((tmp_path / "reached").exists, "an item begins on the second node")
-    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-    (tmp_path / "gone").touch()
-    came += results
-    assert sorted(item for item, _ in came) == list(items), "nothing lost, nothing twice"
-    assert dict(came) == dict(executor("serial").map(partial(powers, tmp_path, head), items)), "the same digits"
+def test_a_node_killed_in_the_middle_costs_an_index_and_a_survey_nothing(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in ("lol_core.collections.index.BLOCK", "lol_core.insight.surveys.CHUNK"):
+        monkeypatch.setattr(size, 1)
+    write_zoo(tmp_path / "zoo", 12)
+    here = Zoo.open(tmp_path / "zoo", cache=tmp_path / "here")
+    alone = Surveys(here, tmp_path / "here").complete()
+    indexing, surveying = Killed(cluster, tmp_path / "indexing"), Killed(cluster, tmp_path / "surveying")
+    zoo = Zoo.open(tmp_path / "zoo", cache=tmp_path / "there", readers=indexing)
+    assert sorted(candidate.id for [candidate] in indexing.items) == sorted(here.ids), "nothing lost, nothing twice"
+    assert (list(zoo.entries), list(zoo.refused)) == (list(here.entries), []), "the same index"
+    monkeypatch.setattr("lol_core.insight.surveys.executor", {"ray": surveying}.__getitem__)
+    together = Surveys(zoo, tmp_path / "there").complete(workers="ray")
+    assert sorted(id for [(id, _)] in surveying.items) == sorted(here.ids), "nothing lost, nothing twice"
+    assert together.keys() == alone.keys() and Surveys(zoo, tmp_path / "there").count() == len(zoo)
+    for id, own in alone.items():
+        assert all(np.array_equal(getattr(own, a), getattr(together[id], a)) for a in ("norms", "sketch"))
