@@ -59,9 +59,10 @@ settings = choose_settings()
 map_, flat = drawn(source, settings), settings.dimensions == 2
 space, picture, clusters = map_.space, map_.picture, map_.clusters
 offer(source, "map", picture.add_prefix("map "))
-shown = picture.loc[[id for id in visible(source) if id in picture.index]]
-colours = colourings(source, clusters) | computed(source, but="map")
-names = ["nothing", *colours]
+seen = visible(source)
+shown = picture if len(seen) == len(source) else picture.loc[[id for id in seen if id in picture.index]]
+colours, others = colourings(source, clusters), computed(source, but="map")
+names = ["nothing", *dict.fromkeys([*colours, *others])]
 colour = d.selectbox(
     "Colour", names, index=2 if source.labels.shape[1] and len(names) > 2 else 1, key=key("colour"), bind="query-params"
 )
@@ -76,8 +77,8 @@ with st.container(horizontal=True):
     to_save = many and st.toggle(
         "Figure to save", key=key("to_save"), help="Drawn by Plotly, whose toolbar saves it as SVG or PNG."
     )
-alt, colouring = f"Map of {len(shown)} LoRAs by {space.title}", colours.get(colour)
-placed = map_.table(source, list(shown.index))
+alt = f"Map of {len(shown)} LoRAs by {space.title}"
+colouring = others[colour] if colour in others else colours[colour]() if colour in colours else None
 if many and not (density or named or to_save):
     scatter(
         shown,
@@ -94,14 +95,14 @@ if many and not (density or named or to_save):
         " selection and Alt takes from it. Density, names of clusters and figures to save are drawn by Plotly, which"
         " takes longer."
     )
-    take(lambda: placed, "map")
+    take(lambda: map_.table(source, list(shown.index)), "map")
 else:
     over = regions(clusters, cluster_names(settings, source.fingerprint, clusters, source)) if named else {}
     figure(
         plots.collection_map(shown, source.names, colouring, chosen, density=density, regions=over),
         "map",
         alt,
-        placed,
+        map_.table(source, list(shown.index)),
         on_select=lambda: marked(source, "map"),
         selection_mode=("points", "box", "lasso"),
     )
@@ -117,7 +118,7 @@ show_previews(source, chosen[:SHOWN], linked=True)
 left, right = st.columns(2)
 with left:
     st.subheader("Neighbours")
-    options = [id for id in chosen or picture.index if id in picture.index]
+    options = [id for id in chosen if id in picture.index] or list(space.ids)
     if centre := choose_lora(source, options, "neighbours_of", "of"):
         near = map_.neighbours(source, centre)
         shades = {} if colouring is None else {colour: colouring.reindex(near.index)}
@@ -130,7 +131,7 @@ with left:
 with right:
     st.subheader("What tells the selection apart")
     if inside := [id for id in chosen if id in picture.index]:
-        reasons = explain(source.labels.loc[list(picture.index)].assign(cluster=colours["cluster"]), inside)
+        reasons = explain(source.labels.loc[list(picture.index)].assign(cluster=colours["cluster"]()), inside)
         bar = st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f")
         show(reasons.head(12), "reasons", column_config={"effect": bar} | numbers("%.2g", ["p"]))
         st.caption("Effect: |2·AUC − 1| for numbers, Cramér's V for categories. p: of each test alone.")
@@ -139,4 +140,4 @@ with right:
             "Draw a lasso around points, or select LoRAs on any page. Then the columns stand here in which they differ"
             " from the others."
         )
-walk_points(source, list(picture.index))
+walk_points(source, space.ids)

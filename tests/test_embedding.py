@@ -35,7 +35,7 @@ from lol_core.insight.embedding import (
     space_of,
 )
 from lol_core.insight.explanation import explain, name_clusters
-from lol_core.insight.maps import MapSettings, draw_map
+from lol_core.insight.maps import MapSettings, colourings, draw_map
 from lol_core.insight.picture import Method, align, displacement, project
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import make_model
@@ -139,10 +139,22 @@ def test_latents_are_computed_once_for_each_model_and_content(tmp_path: Path, mo
 
 def test_nystroem_is_exact_where_the_landmarks_span_everything() -> None:
     X = np.random.default_rng(0).normal(size=(30, 5))
-    found = nystroem(X @ X[:8].T)
+    found = X @ X[:8].T @ nystroem(X[:8] @ X[:8].T)
     np.testing.assert_allclose(found @ found.T, X @ X.T, atol=1e-8)
     batch = stack(loras := [random_lora(MODULES, i) for i in range(4)], shared_spec(loras), torch.float64)
     np.testing.assert_allclose(self_products(batch), np.diag(gram(batch)))
+
+
+def test_a_base_model_is_what_the_modules_suggest_or_the_file_claims(tmp_path: Path) -> None:
+    for name, claimed in (("a", "someone/base"), ("b", ""), ("c", None)):
+        write_peft(tmp_path / f"plain_{name}", random_lora([("net.head", 5, 4, 2)]), base_model_name_or_path=claimed)
+        write_peft(tmp_path / f"bert_{name}", random_lora(MODULES), base_model_name_or_path=claimed)
+    zoo = Zoo.open(tmp_path)
+    expected = {e.path: e.suggested_base or e.base_model or "unknown" for e in zoo.entries}
+    assert len(set(expected.values())) == 3, "suggested, claimed and unknown"
+    made = colourings(zoo, pd.Series([-1, 0, 1] * 2, index=zoo.ids))
+    assert made["base model"]().to_dict() == expected
+    assert [*made["cluster"]()][:3] == ["in no cluster", "cluster 1", "cluster 2"]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ KEPT = 6
 """Maps that a session keeps."""
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@st.cache_resource(max_entries=4, show_spinner=False)  # as it is: a copy of 100,000 ids is compared one by one
 def families_of(fingerprint: str, _source: Source) -> list[tuple[str, ...]]:
     return families(_source.entries)
 

@@ -64,9 +64,14 @@ class Space:
 
     def neighbours(self, id: str, count: int = 10) -> pd.Series:
         """The LoRAs nearest to one, itself left out: id → distance, ascending."""
-        own = self.vectors[self.ids.index(id)]
-        distances = pd.Series(np.linalg.norm(self.vectors - own, axis=1), index=list(self.ids)).drop(id)
-        return distances.nsmallest(count)
+        own = self.ids.index(id)
+        gaps = self.vectors - self.vectors[own]
+        squares = np.einsum("nd,nd->n", gaps, gaps)
+        last = min(count, len(squares) - 1)
+        near = np.flatnonzero(squares <= np.partition(squares, last)[last])  # so that few are sorted
+        near = near[np.argsort(squares[near], kind="stable")]
+        near = near[near != own][:count]
+        return pd.Series(np.sqrt(squares[near]), index=[self.ids[place] for place in near])
 
     def clusters(self, smallest: int = 5) -> pd.Series:
         """A cluster number for each LoRA by HDBSCAN, −1 for those in none; of more than `MANY` LoRAs by their first
@@ -162,15 +167,15 @@ def self_products(batch: Batch) -> np.ndarray:
     return total.numpy()
 
 
-def nystroem(products: np.ndarray) -> np.ndarray:
-    """Vectors X (N, d) from inner products (N, K) with the first K of N: X Xᵀ is exact among these, the others are
-    projected onto their span.
+def nystroem(among: np.ndarray) -> np.ndarray:
+    """From the inner products (K, K) of K landmarks the matrix (K, d) that takes products with them, (N, K), to vectors
+    X (N, d): X Xᵀ is exact among the landmarks, others are projected onto their span.
 
     C. Williams and M. Seeger, "Using the Nyström method to speed up kernel machines", 2001.
     """
-    values, basis = np.linalg.eigh(products[: products.shape[1]])
+    values, basis = np.linalg.eigh(among)
     kept = values > values.max(initial=0.0) * 1e-8
-    return (products @ (basis[:, kept] / np.sqrt(values[kept])))[:, ::-1]
+    return (basis[:, kept] / np.sqrt(values[kept]))[:, ::-1]
 
 
 def padded_spectra(spectra: Sequence[Sequence[np.ndarray]], spec: WeightSpec) -> np.ndarray:
@@ -283,18 +288,16 @@ def _by_products(
     among = gram(base, reporter=reporter.part(read, half))
     if complete:
         return from_gram(title, kept, among, directions)
-    products, squares = [among], [np.diag(among)]
+    sizes = np.sqrt(np.diag(among).clip(1e-30)) if directions else np.ones(len(among))
+    onto = nystroem(among / sizes / sizes[:, None]) / sizes[:, None]
+    vectors, held, whole = [among / sizes[:, None] @ onto], 0.0, 0.0
     rest = sorted(set(ids) - set(chosen))
     for names, loras in _blocks(zoo, rest, reporter.part(half, 1.0)):
         batch = stack(loras, spec)
         kept += names
-        products.append(gram(batch, others=base))
-        squares.append(self_products(batch))
-    with_base, norms = np.concatenate(products), np.sqrt(np.concatenate(squares).clip(1e-30))
-    if directions:
-        with_base, norms = with_base / norms[:, None] / norms[: len(among)], np.ones(len(norms))
-    vectors, others = nystroem(with_base), slice(len(among), None)
-    share = (
-        float(np.square(vectors[others]).sum() / np.square(norms[others]).sum()) if len(vectors) > len(among) else 1.0
-    )
-    return Space(title, tuple(kept), vectors, share)
+        squares = self_products(batch).clip(1e-30)
+        norms = np.sqrt(squares) if directions else np.ones(len(squares))
+        vectors.append(gram(batch, others=base) / norms[:, None] @ onto)  # each block alone: all products take GBs
+        held += float(np.square(vectors[-1]).sum())
+        whole += float((squares / norms**2).sum())
+    return Space(title, tuple(kept), np.concatenate(vectors), held / whole if whole else 1.0)

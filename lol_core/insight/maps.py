@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from lol_core.collections.columns import values
 from lol_core.collections.source import Source
 from lol_core.collections.store import Kept, Store
 from lol_core.core.progress import SILENT, Reporter
@@ -144,12 +146,25 @@ def _graph(space: Space, settings: MapSettings, store: Store, reporter: Reporter
     return graph
 
 
-def colourings(source: Source, clusters: pd.Series) -> dict[str, pd.Series]:
-    """What LoRAs on a map can be coloured by, by id: their cluster, their labels, their base model."""
-    names = clusters.map(lambda k: "in no cluster" if k < 0 else f"cluster {k + 1}")
-    labels = {str(name): source.labels[name] for name in source.labels if source.labels[name].notna().any()}
-    base = {e.path: e.suggested_base or e.base_model or "unknown" for e in source.entries}
-    return {"cluster": names.rename("cluster")} | labels | {"base model": pd.Series(base, name="base model")}
+def colourings(source: Source, clusters: pd.Series) -> dict[str, Callable[[], pd.Series]]:
+    """What LoRAs on a map can be coloured by, made by id when it is asked for: their cluster, their labels, their base
+    model.
+    """
+
+    def cluster() -> pd.Series:
+        return clusters.map(lambda k: "in no cluster" if k < 0 else f"cluster {k + 1}").rename("cluster")
+
+    def base() -> pd.Series:
+        suggested, claimed = (
+            of.mask(of == "") for of in (values(source, "suggested_base"), values(source, "base_model"))
+        )
+        return suggested.fillna(claimed).fillna("unknown").rename("base model")
+
+    def label(column: pd.Series) -> pd.Series:
+        return column
+
+    labels = {str(name): partial(label, column) for name, column in source.labels.items() if column.notna().any()}
+    return {"cluster": cluster} | labels | {"base model": base}
 
 
 def regions(clusters: pd.Series, names: Mapping[int, str]) -> dict[str, list[str]]:
