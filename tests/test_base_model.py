@@ -35,6 +35,7 @@ from lol_core.finetuning.pictures import (
     familiar_picture,
 )
 from lol_core.finetuning.scorer import Scorer, ScorerSettings
+from lol_core.insight.generation import Sampling
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not find_spec("dicebear"), reason="dicebear, a development tool, is not installed")
@@ -160,6 +161,7 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel  # which takes seconds, in each process
 
     monkeypatch.setattr("lol_core.finetuning.base_model.SAMPLE_PROMPTS", ["a dog"])
+    monkeypatch.setattr("lol_core.finetuning.base_model.Sampling", lambda **how: Sampling(**how | {"steps": 1}))
     out, clip, work = tmp_path / "small", tmp_path / "clip", tmp_path / "work"
     few = BaseSettings(vae_steps=4, vae_guided_steps=2, vae_batch=2, steps=3, batch=2)
     seen: list[Progress] = []
@@ -184,7 +186,7 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(
     seen.clear()
     still = replace(few, steps=1, rate=1e-9, vae_steps=1, vae_rate=1e-9)
     further = tmp_path / "further"
-    train_base(further, clip, tmp_path / "more", PATH, settings=still, start=out, **how)
+    train_base(further, clip, tmp_path / "more", PATH, settings=still, start=out, **how | {"n_pictures": 20})
     assert not any("Scorer" in progress.message for progress in seen)
     assert (clip / "model.safetensors").read_bytes() == ruler
     before, after = (
