@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from lol_core.insight import plots
-from lol_core.insight.embedding import Kind
+from lol_core.insight.embedding import LANDMARKS, Kind
 from lol_core.insight.explanation import explain
 from lol_core.insight.maps import MapSettings, colourings, regions
 from lol_core.insight.picture import Method
@@ -25,6 +25,7 @@ SPACES: dict[str, Kind] = {
     "Updates ⟨ΔW₁, ΔW₂⟩": "updates",
     "Directions of updates": "directions",
     "Singular values": "spectra",
+    "Sketches of updates": "sketches",
 }
 METHODS: tuple[Method, ...] = ("PCA", "UMAP")
 SHOWN = 12  # previews of selected LoRAs under the map
@@ -34,7 +35,10 @@ source = frame("Map", loras=True)
 def choose_settings() -> MapSettings:
     """What to draw, as chosen on the page."""
     latents = {f"Latent of {title}": folder for title, folder in checkpoints(source).items()}
-    space = a.selectbox("Space", [*SPACES, *latents], key=key("space"), bind="query-params")
+    first: Kind = "sketches" if len(source) > LANDMARKS else "updates"  # of many, what needs no weights again
+    space = a.selectbox(
+        "Space", [*SPACES, *latents], index=[*SPACES.values()].index(first), key=key("space"), bind="query-params"
+    )
     method = b.segmented_control(
         "Picture", METHODS, default="PCA", key=key("method"), required=True, bind="query-params"
     )

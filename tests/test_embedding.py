@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
 
 from lol_core.collections.memory import MemorySource
 from lol_core.collections.store import Store
@@ -37,6 +38,7 @@ from lol_core.insight.embedding import (
 from lol_core.insight.explanation import explain, name_clusters
 from lol_core.insight.maps import MapSettings, colourings, draw_map
 from lol_core.insight.picture import Method, align, displacement, project
+from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Regression
@@ -143,6 +145,23 @@ def test_nystroem_is_exact_where_the_landmarks_span_everything() -> None:
     np.testing.assert_allclose(found @ found.T, X @ X.T, atol=1e-8)
     batch = stack(loras := [random_lora(MODULES, i) for i in range(4)], shared_spec(loras), torch.float64)
     np.testing.assert_allclose(self_products(batch), np.diag(gram(batch)))
+
+
+def test_a_map_by_sketches_reads_nothing_again_and_estimates_distances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zoo(tmp_path, 24)
+    (tmp_path / "lora003" / "adapter_model.safetensors").write_bytes(b"0" * 1000)  # refused
+    zoo = Zoo.open(tmp_path)
+    exact = space_of(zoo, zoo.ids, "updates")
+    Surveys(zoo).complete()
+    monkeypatch.setattr("lol_core.collections.folder.read", lambda path: pytest.fail("it reads weights"))
+    made = draw_map(zoo, MapSettings(zoo.fingerprint, tuple(zoo.ids), "sketches"), store=Store(tmp_path / "store"))
+    assert exact is not None and made is not None and made.space.ids == exact.ids and len(exact.ids) == 23
+    [remark] = made.remarks
+    assert "standard error of 10% to 25%" in remark
+    ratios = pdist(made.space.vectors) / pdist(exact.vectors)
+    assert abs(np.median(ratios) - 1) < 0.1 and ratios.std() < 0.25, "as the remark says"
 
 
 def test_a_base_model_is_what_the_modules_suggest_or_the_file_claims(tmp_path: Path) -> None:

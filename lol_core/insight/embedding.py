@@ -24,9 +24,12 @@ from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, TaskError
 from lol_core.insight.latents import Latents
+from lol_core.insight.survey import SKETCH
+from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint
 
-Kind = Literal["updates", "directions", "spectra", "latent"]
+Kind = Literal["updates", "directions", "spectra", "latent", "sketches"]
+SKETCHED = "sketches of updates"
 BLOCK = 20_000_000
 """Numbers formed at a time when products of many LoRAs are computed."""
 PASSES = 50
@@ -40,7 +43,7 @@ LANDMARK_NUMBERS = 250_000_000
 READ_AT_ONCE = 64
 MANY, FEW_DIRECTIONS = 3000, 30
 """More LoRAs than this are clustered in fewer dimensions, where that takes seconds."""
-SAMPLED = 20_000
+SAMPLED = 10_000
 """LoRAs among which clusters are looked for at most: that takes time with their square."""
 
 
@@ -216,7 +219,8 @@ def space_of(
     store: Store | None = None,
 ) -> Space | None:
     """Read LoRAs, a block at a time, and place them: by their updates, the directions of these, their singular values,
-    or a checkpoint's latent vectors.
+    or a checkpoint's latent vectors. By sketches of their updates nothing is read that has been surveyed: distances are
+    estimates of ‖ΔW_a − ΔW_b‖ then (see `survey.sketch`).
 
     Updates and directions of more than `landmarks` LoRAs are placed by their products with that many of them (Nyström's
     method; fewer where they would take over `LANDMARK_NUMBERS` numbers): see `Space.share`. Files that cannot be read,
@@ -231,6 +235,11 @@ def space_of(
     spec = shared_spec(zoo.by_id[id] for id in ids)
     if kind in ("updates", "directions"):
         space = _by_products(zoo, ids, spec, kind == "directions", reporter=reporter, landmarks=landmarks)
+    elif kind == "sketches":
+        surveys = Surveys(zoo).complete(reporter)
+        kept = [id for id in ids if id in surveys and surveys[id].problem is None]
+        sketches = [surveys[id].sketch for id in kept]
+        space = Space(SKETCHED, tuple(kept), np.stack(sketches) / np.sqrt(float(SKETCH))) if kept else None
     elif checkpoint is not None and kind == "latent":
         latents = Latents(zoo, checkpoint, store)
         missing = latents.find(ids)

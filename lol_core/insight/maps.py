@@ -16,8 +16,9 @@ from lol_core.collections.columns import values
 from lol_core.collections.source import Source
 from lol_core.collections.store import Kept, Store
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.insight.embedding import Kind, Space, space_of
+from lol_core.insight.embedding import SKETCHED, Kind, Space, space_of
 from lol_core.insight.picture import Graph, Method, displacement, graph_of, project
+from lol_core.insight.survey import SKETCH
 from lol_core.learning.checkpoint import Checkpoint
 
 
@@ -72,6 +73,12 @@ class Map:
     def remarks(self) -> list[str]:
         """What must be known to read the picture, in sentences."""
         remarks = []
+        if self.space.title == SKETCHED:
+            remarks.append(
+                f"LoRAs are placed by the {SKETCH} numbers of each that the survey of weights keeps: distances are"
+                f" estimates, with a standard error of {(0.5 / SKETCH) ** 0.5:.0%} to {(3 / SKETCH) ** 0.5:.0%}. The"
+                " page LoRA finds the nearest by exact distances."
+            )
         if self.space.share < 0.999:
             remarks.append(
                 f"So many LoRAs are placed by their products with {len(self.space.vectors[0]):,} of them, drawn at"
