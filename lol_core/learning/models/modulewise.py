@@ -85,7 +85,7 @@ def grams(*factors: Tensor) -> list[Tensor]:
     cache, in the order in which they lie.
     """
     most = max((of.shape[-2] * of.shape[-1] for of in factors), default=0)
-    memory = torch.empty(2, max(CACHED // 2, most), dtype=torch.float64)
+    memory = np.empty((2, max(CACHED // 2, most)))
     return [_grams(of, memory) if of.is_cpu and not of.requires_grad else _plain_grams(of) for of in factors]
 
 
@@ -94,20 +94,23 @@ def _plain_grams(factors: Tensor) -> Tensor:
     return wide.mT @ wide
 
 
-def _grams(factors: Tensor, memory: Tensor) -> Tensor:
+def _grams(factors: Tensor, memory: np.ndarray) -> Tensor:
     """memory: (2, numbers) in float64, of which the copies are made: what is claimed anew takes as long again."""
     *lead, n, r = factors.shape
-    factors = factors.reshape(-1, n, r)
+    factors = factors.detach().reshape(-1, n, r)
     turned = factors.stride(1) == 1 != factors.stride(2)
-    made = torch.empty(len(factors), r, r, dtype=torch.float64)
+    made = np.empty((len(factors), r, r))
     size = max(1, memory.shape[1] // max(1, n * r))
-    for part, squares in zip(factors.split(size), made.split(size), strict=True):
-        # NumPy takes a matrix and its own transpose for a case that saves work, and time where they are not thin
-        copies = memory[: 2 if r < THIN else 1, : part.numel()]
-        wide = copies.unflatten(1, (len(part), r, n)).mT if turned else copies.unflatten(1, part.shape)
-        wide.copy_(part.float() if part.dtype.itemsize < 4 else part)  # 16 bits become 64 number by number
-        product(wide[0].mT, wide[-1], out=squares)
-    return made.view(*lead, r, r)
+    # NumPy takes a matrix and its own transpose for a case that saves work, and time where they are not thin
+    memory = memory[: 2 if r < THIN else 1]
+    for at, part in zip(range(0, len(factors), size), factors.split(size), strict=False):
+        lying = part.mT if turned else part
+        wide = memory[:, : part.numel()].reshape(-1, *lying.shape)
+        # 16 bits become 64 number by number
+        wide[...] = (lying if lying.dtype in NUMPY else lying.float()).numpy()
+        left, right = (wide[0], wide[-1].swapaxes(1, 2)) if turned else (wide[0].swapaxes(1, 2), wide[-1])
+        np.matmul(left, right, out=made[at : at + size])
+    return torch.from_numpy(made).view(*lead, r, r)
 
 
 def _places(count: int, numbers: int) -> Iterator[slice]:
