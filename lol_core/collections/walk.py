@@ -8,6 +8,7 @@ import re
 import stat
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +91,9 @@ class _Walk:
     seen: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     linked: bool = False
 
+    def __post_init__(self) -> None:
+        self.top = os.fspath(self.root)
+
     def below(self, place: str, id: str) -> None:
         """Everything below a folder, in order. place: its path below the root, "" for the root itself; id: of its
         files.
@@ -101,12 +105,13 @@ class _Walk:
 
     def folder(self, place: str, id: str) -> list[tuple[str, str]]:
         """The files of one folder; returns its subfolders, by name."""
+        where = f"{self.top}/{place}"  # paths as objects take four tenths of the time
         try:
-            status = os.stat(self.root / place)
+            status = os.stat(where)
             if status.st_ino in self.seen[status.st_dev]:
                 return []
             self.seen[status.st_dev].add(status.st_ino)
-            with os.scandir(self.root / place) as listing:
+            with os.scandir(where) as listing:
                 entries = sorted(listing, key=_NAME)
         except OSError as error:
             reason = f"The folder cannot be read: {error.strerror or error}. Nothing in it is part of the collection."
@@ -139,9 +144,8 @@ class _Walk:
             reason = f"{_SPECIAL.get(stat.S_IFMT(status.st_mode), 'A device')}, not a file. It was not opened."
         others: tuple[str, ...] = ()
         if names:
-            others = tuple(n for n in (*configs_of(name), *beside(name)) if n in names)
-            others += tuple(other for other in other_shards(name) if other in names)
-        mark = _mark(self.root / before, others) if others else ""
+            others = tuple(other for other in _others_of(name) if other in names)
+        mark = _mark(f"{self.top}/{before}", others) if others else ""
         place = before + name
         self.candidates.append(Candidate(id, place, status.st_size, status.st_mtime, others, mark, reason))
 
@@ -211,11 +215,18 @@ def other_shards(name: str) -> list[str]:
     return [start + part + end for i in range(1, int(total) + 1) if (part := str(i).zfill(len(own))) != own]
 
 
-def _mark(folder: Path, names: tuple[str, ...]) -> str:
+@lru_cache(maxsize=256)
+def _others_of(name: str) -> tuple[str, ...]:
+    """What files that bear on one of that name may be called, which in many folders of one LoRA each is the same."""
+    return *configs_of(name), *beside(name), *other_shards(name)
+
+
+def _mark(folder: str, names: tuple[str, ...]) -> str:
+    """folder: with a slash."""
     marks = []
     for name in names:
         try:
-            status = os.stat(folder / name)
+            status = os.stat(folder + name)
             marks.append(f"{name} {status.st_size} {status.st_mtime_ns}")
         except OSError:
             continue
