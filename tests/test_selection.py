@@ -68,7 +68,10 @@ def test_a_regular_expression_that_is_none_is_an_error_with_advice(synthetic_fol
     assert not test.exception and "no regular expression" in text_of(test)
 
 
-@pytest.mark.parametrize("space", ["Updates ⟨ΔW₁, ΔW₂⟩", "Directions of updates", "Singular values", "latent"])
+SPACES = ["Updates ⟨ΔW₁, ΔW₂⟩", "Directions of updates", "Singular values", "Sketches of updates", "latent"]
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_the_map_is_drawn_in_every_space(space: str, synthetic_folder: Path) -> None:
     if space == "latent":
         trained(synthetic_folder, "gl_net")
