@@ -30,7 +30,7 @@ def run(context: Context) -> Result:
             Finding(
                 f"GL-net gains by unit norm, a branch for sizes and a linear skip: {column}.",
                 verdict(gain),
-                f"by {with_interval(gain)}; TuckerNet is ahead of it by {with_interval(left)}.",
+                f"by {with_interval(gain)}; TuckerNet less this GL-net: {with_interval(left)}.",
                 in_paper=False,
             )
         )

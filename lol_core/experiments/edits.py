@@ -340,7 +340,8 @@ def notes(table: pd.DataFrame, people: list[str]) -> list[str]:
         " LoRA. Further from the person: by how much the mean cosine distance of the small CLIP's features to"
         f" {OWN_PICTURES} of the person's own pictures grew; it grows too because a picture shows what was wished.",
         "± half-width of a 95 % interval over people (normal); differences by a paired bootstrap over people. One"
-        " model, one split.",
+        " model, one split. “Two attributes” are the two surest of three, and no interval is widened for that choice:"
+        " widened, that of a beard by pattern would begin at 60 %.",
         "Methods and size were settled on 14 of these people for each attribute, so they are not wholly untouched;"
         " which ones was not kept.",
         "linear is a difference of means of ΔW; weights2weights (Dravid et al. 2024) fits a direction to the numbers of"

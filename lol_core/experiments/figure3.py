@@ -63,8 +63,7 @@ def run(context: Context) -> Result:
     mean_ends = table[table["row"] == GL_NET][["highest", "lowest"]].mean()
     findings = [
         Finding(
-            "LoRAs that GL-net predicts a high CLIP score for draw what was asked; those it predicts a low one for do"
-            " not.",
+            "LoRAs that GL-net predicts a high CLIP score for have a higher one than those it predicts a low one for.",
             verdict(gap),
             f"the {ENDS} held-out LoRAs it ranks highest were measured at {mean_ends['highest']:.3f}, the {ENDS} lowest"
             f" at {mean_ends['lowest']:.3f} (difference"

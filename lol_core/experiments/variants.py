@@ -277,10 +277,10 @@ def notes(upcycled: Path) -> list[str]:
             " and their differences are no verdict on the variants."
         ),
         (
-            "A model of few LoRAs finds what their updates have in common. The cosine of two ΔW, up to sign, is a mean"
-            " over modules and pairs of LoRAs. PEFT's LoKr starts from W₁ = 0 and a random W₂ for every LoRA, and what"
-            " is learned in W₁ is in terms of that W₂: the updates of two people are nearly orthogonal whatever they"
-            " were trained on, although GL-net reads them exactly and is invariant."
+            "The cosine of two ΔW, up to sign, is a mean over modules and pairs of LoRAs. PEFT's LoKr starts from W₁ ="
+            " 0 and a random W₂ for every LoRA, and the updates of two people are nearly orthogonal. Whether that is"
+            " why it is not clearly read has not been tested. Cosines do not order the accuracies: that of the"
+            " embedding is twice that of LoRA+, which alone of these two is read above the constant."
         ),
     ]
 
