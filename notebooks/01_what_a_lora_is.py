@@ -75,7 +75,7 @@ plots.factor_heatmaps(corner(layer), corner(other))
 # %% [markdown]
 # Top: the factors as the file has them. Bottom: after $R$. The first two pictures of a column differ, the third pair is one picture twice.
 #
-# The training run could as well have ended at the lower pair; which one it did end at says something about its random start and nothing about the LoRA.
+# Where the pair that a training run ends at lies among all of these depends on its random start. What the LoRA does is the same at every one of them.
 #
 # ## What a network makes of it
 # The zoo knows the validation loss that each LoRA reached. The plainest idea is to flatten $U$ and $V$ and let an MLP read the numbers.
@@ -91,7 +91,7 @@ for model in ("mlp", "gl_net"):
     )
 
 # %% [markdown]
-# Already on the files as they are the MLP learns next to nothing: 300 examples are few when every one of them is written in a basis of its own.
+# Already on the files as they are the MLP learns next to nothing, perhaps since each of its 222 examples is written in a basis of its own.
 # Now take **one** held-out LoRA and write it in a hundred ways.
 
 # %%
@@ -121,7 +121,7 @@ figure.update_layout(
 figure
 
 # %% [markdown]
-# The MLP gives a hundred answers to one question. No training set, however large, tells it that they must be one, because there is a whole group of
+# The MLP gives a hundred answers to one question. No training set, however large, shows it all of them, because there is a whole group of
 # rewritings, not a finite list. GL-net gives one answer. The rest of these notebooks is about how to build such models, and what they can tell.
 
 # %%

@@ -113,7 +113,7 @@ figure
 
 # %% [markdown]
 # SVD is at exactly one half: it gives a LoRA and its opposite the same answer, so one of the two is wrong every time. (Forgetting need not hurt: in the
-# paper's table 4 the size of a training set is told better by singular values than by GL-net. What is forgotten is sometimes just noise.)
+# paper's table 4 the size of a training set is told better by singular values than by GL-net. What is forgotten may be just noise.)
 
 # %%
 assert (

@@ -68,11 +68,11 @@ o_align = pd.DataFrame(rows).set_index("R from")
 o_align.style.format("{:.1e}")
 
 # %% [markdown]
-# Rotations and permutations (which are rotations) vanish to rounding. A scaling or a general $R$ survives alignment almost untouched.
+# What $\mathrm{O}(r)$ does, and permutations are in it, vanishes to rounding. A scaling or a general $R$ survives: more than half of what it moves is still there after alignment.
 #
 # ## Why not minimise over GL(r)?
-# Because nothing has to be there. Let $R = cI$: then $U$ can be brought to any size at all while $V$ shrinks. The sum of the two distances does have
-# a minimum along this line, yet over all of $\mathrm{GL}(r)$ the problem is not convex, and no closed form is known to us.
+# Let $R = cI$: then $U$ can be brought to any size at all while $V$ shrinks, and the sum of the two distances has a minimum along this line. For factors of
+# full rank there is one over all of $\mathrm{GL}(r)$ too, as the sum grows without bound where $R$ or $R^{-1}$ does. But the problem is not convex, and no closed form is known to us.
 
 # %%
 c = np.logspace(-1.5, 1.5, 121)
@@ -106,7 +106,7 @@ whole = pd.DataFrame(rows).set_index("R from")
 whole.style.format("{:.1e}")
 
 # %% [markdown]
-# Now it is invariant under all of $\mathrm{GL}(r)$. Why does the paper not stop here? Because a canonical pair is not *continuous*: where one singular value
+# Now it is invariant under all of $\mathrm{GL}(r)$. The paper does not go this way, and does not say why. What speaks against it: a canonical pair is not *continuous*. Where one singular value
 # of $U^\top\mathbf{U} + V^\top\mathbf{V}$ vanishes, a small change of the LoRA throws $Q$ somewhere else. Below, the first column of $U$ and of $V$ is led round a half
 # circle to its negative, through a direction that the template does not hold. $U$ and $V$ keep their full rank all the way; half way one singular value is zero, and $Q$ jumps.
 

@@ -148,7 +148,7 @@ bars.update_layout(title="R² on LoRAs it has not seen (below −0.3 drawn at �
 bars
 
 # %% [markdown]
-# The norms come close: how well a LoRA does is to a large part how far it has moved. A paper that showed the first bar alone would claim that the network
+# The norms come close: how well a LoRA does can to a large part be told from how far it has moved. A paper that showed the first bar alone could claim that the network
 # "understands weights"; the third bar says how much of that is a length.
 #
 # One seed and some fifty test LoRAs: the interval is wide. The tables in the documentation have three seeds and more.

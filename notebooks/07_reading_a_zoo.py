@@ -43,7 +43,7 @@ map_.update_layout(height=460)
 map_
 
 # %% [markdown]
-# What spreads a zoo out is first of all *how much* each LoRA was trained. Divide every $\Delta W$ by its norm, and only directions are left.
+# What spreads this zoo out is first of all *how much* each LoRA was trained. Divide every $\Delta W$ by its norm, and only directions are left.
 #
 # ## Neighbours
 # For one LoRA, the nearest by direction. The pictures below come from the zoo's previews: what each LoRA draws.
@@ -100,7 +100,7 @@ print(
 )
 
 # %% [markdown]
-# Neither the file nor the size of the updates says any of this; the directions do. Whoever publishes a LoRA publishes something about its training pictures, also when the
+# Here neither the file nor the size of the updates says much of this; the directions do. So whoever publishes a LoRA may publish something about its training pictures, also when the
 # pictures, the captions and the metadata stay at home. To look before publishing: train such a model on LoRAs like yours, and see what it says of the one you want
 # to give away.
 

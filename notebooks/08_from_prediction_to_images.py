@@ -2,7 +2,7 @@
 # # 8 · From prediction to images
 #
 # The paper's first question: how well do the images of a LoRA match their prompts, told from its weights, without drawing a single one? CLIP gives the measured answer
-# (the *CLIP score*), which costs minutes of drawing for each LoRA. A LoL model guesses it in a millisecond. Here you train one, rank LoRAs it has not seen,
+# (the *CLIP score*), which in the paper costs 660 forward passes of the image model for each LoRA. A LoL model guesses it in one forward pass of its own. Here you train one, rank LoRAs it has not seen,
 # and then draw after all, to see what the ranking means.
 
 # %%
@@ -42,7 +42,7 @@ print(
 )
 
 # %% [markdown]
-# The norms say a good deal of it: a LoRA that has been driven far has spoilt things. On a single split GL-net may or may not be ahead of them; cross-validation
+# The norms say a good deal of it: a LoRA that has been driven far has often spoilt things. On a single split GL-net may or may not be ahead of them; cross-validation
 # over all 1,000 (`python -m lol_core crossvalidate --zoo sample_loras/faces --target clip_score`) puts its $\tau$ above that of the norms by .086 (.047 to .129 over
 # LoRAs, for those five trainings); over five other splits, where trainings vary too, the difference is not clear (table 2 of the results).
 #

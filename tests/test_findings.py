@@ -32,7 +32,7 @@ from lol_core.experiments.result import (
     with_spread,
 )
 from lol_core.experiments.search import SMALL, Halving, Variant
-from lol_core.experiments.table5 import LOSS_QUESTION
+from lol_core.experiments.table5 import LOSS_QUESTION, predicted_well
 from lol_core.experiments.trials import Trials
 from lol_core.learning.verdict import Difference, over_seeds
 from tests.conftest import ROOT
@@ -81,6 +81,25 @@ def test_tuckernet_is_judged_at_the_seeds_it_was_not_made_on_and_for_all_questio
     assert len(unseen(context, replace(LOSS_QUESTION, folded=True), "r2")) == 8
     assert verdict(over_seeds((judged["tucker"] - judged["gl_net"]).tolist(), trials.test_share)) == Holds.YES
     assert beats(trials, judged, "validation loss, R²", "r2").holds == Holds.NOT_CLEAR
+
+
+@pytest.mark.parametrize(
+    ("second", "held"),
+    [
+        ([0.99, 0.991, 0.992], Holds.YES),
+        ([0.955, 0.96, 0.965], Holds.NOT_CLEAR),  # below 0.98 by itself, and not as one of five
+        ([0.5, 0.51, 0.52], Holds.NO),
+    ],
+)
+def test_several_models_are_two_of_five_by_intervals_that_hold_together(
+    tmp_path: Path, second: list[float], held: Holds
+) -> None:
+    rest = {name: [0.1, 0.11, 0.12] for name in ("mlp", "o_align", "dense")}
+    trials = with_scores(tmp_path, {"svd": [0.99, 0.992, 0.991], "gl_net": second, **rest})
+    for seed in range(3):
+        line = {"model": "norms only", "seed": seed, "setting": None, "validation_loss": 0.0}
+        trials.kept.add(**line, scores={"r2": 0.2 + 0.01 * seed})
+    assert predicted_well("the loss", trials)[0].holds == held
 
 
 def test_a_paired_bootstrap_over_folds_tells_a_good_ranking_from_a_bad_one(tmp_path: Path) -> None:
