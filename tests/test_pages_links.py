@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
@@ -15,6 +17,7 @@ from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 from tests.test_pages import PAGES, opened, settled, text_of
 from tests.waiting import PATIENCE
+from ui.results import kept_results
 
 
 def test_links_from_before_keys_had_a_place_still_set_their_widgets(synthetic_folder: Path) -> None:
@@ -76,3 +79,14 @@ def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> 
     assert not test.exception and job is not None and job.error is None and "small run" in job.result.title
     other = opened("Experiments", None, experiment="Figure 4")
     assert "Figure 4: models of rank 4" in text_of(other) and "Figure 5: time over" not in text_of(other)
+
+
+def test_a_kept_result_is_read_once_until_it_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ui.results.RESULTS", tmp_path)
+    assert kept_results(["table1"]) == {}
+    shutil.copytree(ROOT / "docs" / "results" / "table1", tmp_path / "table1")
+    first = kept_results(["table1"])["table1"]
+    assert kept_results(["table1"])["table1"] is first
+    settings = tmp_path / "table1" / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"title": "Another"}))
+    assert kept_results(["table1"])["table1"].title == "Another"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -24,13 +25,23 @@ MARKS = {
 
 def kept_results(names: Iterable[str]) -> dict[str, Result]:
     """name → what the repository keeps of an experiment run in full; without those that were not."""
-    results = {}
-    for name in names:
-        try:
-            results[name] = Result.read(RESULTS / name)
-        except LoLError:
-            continue
-    return results
+    results = {name: _read(RESULTS / name, _written(RESULTS / name)) for name in names}
+    return {name: result for name, result in results.items() if result is not None}
+
+
+def _written(place: Path) -> int | None:
+    """When the last file of a result was written, in nanoseconds; None when it was not."""
+    settings = place / "settings.json"
+    return settings.stat().st_mtime_ns if settings.is_file() else None
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _read(place: Path, written: int | None) -> Result | None:
+    """Read again when it has been written again."""
+    try:
+        return Result.read(place)
+    except LoLError:
+        return None
 
 
 def title_of(name: str) -> str:
