@@ -15,7 +15,20 @@ if TYPE_CHECKING:
     from lol_core.experiments.result import Result
 
 OF_PAPER = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure5")
-NAMES = (*OF_PAPER, "models", "ablation", "apart", "curve", "variants", "edits", "merges", "sampled", "harm", "holdout")
+NAMES = (
+    *OF_PAPER,
+    "models",
+    "ablation",
+    "apart",
+    "curve",
+    "hyperparameters",
+    "variants",
+    "edits",
+    "merges",
+    "sampled",
+    "harm",
+    "holdout",
+)
 ELSEWHERE = ("table2", "table3", "table5")
 """Those whose questions can be asked about another zoo, such as the paper's own."""
 
