@@ -36,6 +36,8 @@ RESULTS = Path(__file__).parent / "results" / "survey.json"
 RANKS = {4: 12, 32: 6, 64: 4}
 """Synthetic files of each rank."""
 ROUNDS = 5
+PROGRAMS = 9
+"""Rounds beside another program: start-up, which is taken off, varies by half of what is left."""
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -105,7 +107,7 @@ def compared(folder: Path, rival: str, place: Path) -> dict[str, Any]:
     shutil.copytree(copies[0].parent, one / "lora")
     ours = f"{sys.executable} -m lol_core survey {{folder}} --json"
     taken: dict[str, dict[str, list[float]]] = {}
-    for i in range(ROUNDS):
+    for i in range(PROGRAMS):
         for name, template in (("ours", ours), ("rival", rival)):
             for files in (place / "both", one):
                 out = place / f"out-{i}-{name}-{files.name}"
