@@ -215,6 +215,7 @@ def main(
 ) -> None:
     if unknown := set(only or ()) - set(PARTS):
         raise typer.BadParameter(f"There is no part {', '.join(unknown)}. Choose of {', '.join(PARTS)}.")
+    out.mkdir(parents=True, exist_ok=True)
     about, parts = machine(), dict[str, Part]()
     chosen = dict(PARTS)
     if published and "survey" in chosen:
@@ -227,10 +228,9 @@ def main(
             parts[name] = {"failed": f"{type(error).__name__}: {error}"}
         parts[name]["seconds"] = time.perf_counter() - started
         print(f"{name}: {parts[name].get('failed') or 'measured'}, {parts[name]['seconds']:.0f} s", file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)
-    whole = {"quick": quick, "machine": about, "parts": parts}
-    (out / "report.json").write_text(json.dumps(whole, indent=1, default=Claim.to_dict) + "\n")
-    (out / "report.md").write_text(table(about, parts, quick))
+        whole = {"quick": quick, "machine": about, "parts": parts}
+        (out / "report.json").write_text(json.dumps(whole, indent=1, default=Claim.to_dict) + "\n")
+        (out / "report.md").write_text(table(about, parts, quick))
     raise typer.Exit(int(any("failed" in part for part in parts.values())))
 
 
