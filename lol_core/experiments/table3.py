@@ -98,8 +98,8 @@ ZOOS = (
 )
 ONE_SHAPE = (
     "Every model has the same small shape here (two hidden layers of 64; GL-net of equivariant width 16), where the"
-    " authors give each its own; ridge regression on the product kernel, linear in the whole of ΔW, shows that the"
-    " classes can be told from the same training LoRAs better than any of the five does."
+    " authors give each its own. Ridge regression on the product kernel, linear in the whole of ΔW and from the same"
+    " training LoRAs, has a higher mean accuracy on the classes than any of the five."
 )
 
 
