@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -264,49 +265,42 @@ def complete(trials: Sequence[Trials], starts: Starts | None) -> None:
                 each.kept.add(**line_of(reading, seed, scores, picked=picked))
 
 
+JUDGED = (
+    (
+        "The factors as trained say something that the same statistics of ΔW do not",
+        (Reading.BOTH, Reading.DELTA),
+        (Reading.TRAINED, Reading.DELTA),
+        "added to those of ΔW they bring {}; in their place {}.",
+    ),
+    (
+        "The factors as trained say more than the same factors turned by a random R",
+        (Reading.TRAINED, Reading.TURNED),
+        (Reading.TURNED, Reading.DELTA),
+        "by {}; turned, they are {} from ΔW's own.",
+    ),
+    (
+        "ΔW's own factors say more than the norms of the updates do",
+        (Reading.DELTA, "norms only"),
+        (Reading.DELTA, "constant"),
+        "by {}; more than a constant by {}.",
+    ),
+    (
+        "GL-net tells more than the norms of the updates do",
+        ("gl_net", "norms only"),
+        ("gl_net", Reading.DELTA),
+        "by {}; from the reading of ΔW's own factors it is {}.",
+    ),
+)
+"""Statement, what is compared for it, what beside it, and how both differences are told."""
+
+
 def findings(asked: Mapping[str, Asked]) -> list[Finding]:
-    kinds = (in_factors, lost_turned, in_update, by_model)
-    return [finding(column, each) for finding in kinds for column, each in asked.items()]
-
-
-def in_factors(column: str, asked: Asked) -> Finding:
-    more, instead = asked.gap(Reading.BOTH, Reading.DELTA), asked.gap(Reading.TRAINED, Reading.DELTA)
-    return Finding(
-        f"The factors as trained say something that the same statistics of ΔW do not: {column}.",
-        verdict(more),
-        f"added to those of ΔW they bring {with_interval(more)}; in their place {with_interval(instead)}.",
-        in_paper=False,
-    )
-
-
-def lost_turned(column: str, asked: Asked) -> Finding:
-    lost, left = asked.gap(Reading.TRAINED, Reading.TURNED), asked.gap(Reading.TURNED, Reading.DELTA)
-    return Finding(
-        f"The factors as trained say more than the same factors turned by a random R: {column}.",
-        verdict(lost),
-        f"by {with_interval(lost)}; turned, they are {with_interval(left)} from ΔW's own.",
-        in_paper=False,
-    )
-
-
-def in_update(column: str, asked: Asked) -> Finding:
-    lead, known = asked.gap(Reading.DELTA, "norms only"), asked.gap(Reading.DELTA, "constant")
-    return Finding(
-        f"ΔW's own factors say more than the norms of the updates do: {column}.",
-        verdict(lead),
-        f"by {with_interval(lead)}; more than a constant by {with_interval(known)}.",
-        in_paper=False,
-    )
-
-
-def by_model(column: str, asked: Asked) -> Finding:
-    lead, behind = asked.gap("gl_net", "norms only"), asked.gap("gl_net", Reading.DELTA)
-    return Finding(
-        f"GL-net tells more than the norms of the updates do: {column}.",
-        verdict(lead),
-        f"by {with_interval(lead)}; from the reading of ΔW's own factors it is {with_interval(behind)}.",
-        in_paper=False,
-    )
+    found = []
+    for (statement, judged, beside, here), (column, each) in product(JUDGED, asked.items()):
+        lead, other = each.gap(*judged), each.gap(*beside)
+        told = here.format(with_interval(lead), with_interval(other))
+        found.append(Finding(f"{statement}: {column}.", verdict(lead), told, in_paper=False))
+    return found
 
 
 def notes() -> list[str]:
