@@ -17,7 +17,8 @@ app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)
 
 test: .venv/dev  ## side by side; `make test PYTEST="--numprocesses 1 -x"` for other options
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	@# bytecode is kept: each of some hundred processes that the tests start would else compile the library anew
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 bench: .venv/dev  ## everything that is claimed of the speed, into benchmarks/results/report.md
 	$(BIN)/python -m benchmarks $(BENCH)
