@@ -24,6 +24,13 @@ st.markdown(
     " than the paper's and made of other models, so what can be compared is what holds, not the figures."
 )
 show_counts(results, OF_PAPER)
+titles = {title_of(name): name for name in NAMES}
+linked = st.query_params.get(key("experiment"), next(iter(titles)))
+if linked not in titles:
+    if (name := linked.lower().replace(" ", "")) in NAMES:  # as the command line calls it
+        st.query_params[key("experiment")] = title_of(name)
+        st.rerun()  # a widget takes its value from the URL as it was when the run began
+    st.warning(f"There is no experiment called {linked}. All that there are can be chosen below.")
 chosen = st.selectbox("Table or figure", NAMES, format_func=title_of, key=key("experiment"), bind="query-params")
 again = results[chosen].command if chosen in results else command(chosen)
 left, right = st.columns([3, 1], vertical_alignment="center")

@@ -59,6 +59,16 @@ def test_links_carry_ids_and_not_names(tmp_path: Path) -> None:
     assert named == "lora002/adapter_model.safetensors", "a name typed by hand"
 
 
+@pytest.mark.parametrize("link", ["Figure 5", "figure5", "figure 5"])
+def test_an_experiment_is_linked_as_it_is_called_on_the_page_or_on_the_command_line(link: str) -> None:
+    test = opened("Experiments", None, experiment=link)
+    assert test.selectbox(key="experiments.experiment").value == "figure5" and not test.warning
+
+
+def test_a_link_to_no_experiment_says_so() -> None:
+    assert "no experiment called Table 9" in opened("Experiments", None, experiment="Table 9").warning[0].value
+
+
 def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
     test = opened("Experiments", None, experiment="Figure 5")
     assert not test.exception and "Figure 5: time over the GPT-3 family" in text_of(test) and "holds" in text_of(test)
