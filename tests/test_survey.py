@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,6 +145,18 @@ def test_what_was_read_is_kept_and_reading_can_be_stopped(folder: Path) -> None:
     seen.clear()
     surveys.complete(Reporter(seen.append))
     assert not seen, "nothing is read twice"
+
+
+def test_others_can_write_while_weights_are_read(folder: Path) -> None:
+    """As the page Map does, which may read what its sketches lack beside the job that reads all."""
+    surveys, written = Surveys(Zoo.open(folder)), list[int]()
+
+    def write(progress: Progress) -> None:
+        with closing(sqlite3.connect(surveys.path, timeout=0)) as other, other:
+            written.append(other.execute("DELETE FROM surveys_4 WHERE digest = ''").rowcount)
+
+    surveys.complete(Reporter(write))
+    assert len(written) == 13
 
 
 def test_health(tmp_path: Path) -> None:

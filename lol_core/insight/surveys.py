@@ -81,6 +81,7 @@ class Surveys:
         if len(missing) <= CHUNK:
             runner = Serial()
         connection = self._connect()
+        rows: list[tuple[Any, ...]] = []
         done, saved = 0, time.monotonic()
         try:
             readers = [(id, self.zoo.reader(id)) for id in missing]
@@ -90,20 +91,25 @@ class Surveys:
                         surveys[id] = _unread(result.reason)
                         continue
                     surveys[id] = result
-                    connection.execute(
-                        "INSERT OR REPLACE INTO surveys_4 VALUES (?, ?, ?, ?, ?, ?)", (digest_of[id], *_to_row(result))
-                    )
+                    rows.append((digest_of[id], *_to_row(result)))
                 done += len(chunk)
-                if time.monotonic() - saved > 1:  # not after each, which is slow, and not rarely: others wait meanwhile
-                    connection.commit()
+                if time.monotonic() - saved > 1:  # not after each, which is slow
+                    _keep(connection, rows)
                     saved = time.monotonic()
                 reporter.count("Reading weights: LoRA", done, len(missing))
                 if reporter.stopping:
                     break
-            connection.commit()
+            _keep(connection, rows)
         finally:
             connection.close()
         return surveys
+
+
+def _keep(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+    """Write rows and forget them. The file is locked only meanwhile: a page may read the same weights for its map."""
+    with connection:
+        connection.executemany("INSERT OR REPLACE INTO surveys_4 VALUES (?, ?, ?, ?, ?, ?)", rows)
+    rows.clear()
 
 
 def _survey_all(readers: Sequence[tuple[str, Callable[[], LoRA]]]) -> dict[str, Survey]:
