@@ -38,6 +38,8 @@ def main() -> None:
     )
     if count < 1000:
         st.caption("Chosen: " + " ".join(st.session_state["chosen"]))
+    if not st.toggle("Map", True):
+        return
     pixel = "data:image/gif;base64,R0lGODlhAQABAIAAAP8AAP///yH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
     scatter(
         points,

@@ -161,6 +161,46 @@ def test_colours_change_without_new_coordinates(page: Page, address: str) -> Non
     expect(shown.get_by_text(f"{heights.max():.3f}")).to_be_visible()
 
 
+def test_a_map_that_comes_back_is_as_it_was_and_shows_what_changed_meanwhile(page: Page, address: str) -> None:
+    few = 400
+    shown = drawn(page, address.replace(str(COUNT), str(few)), few)
+    page.evaluate(
+        """() => {
+            window.frames_ = 0
+            const { prototype } = CanvasRenderingContext2D
+            const draw = prototype.drawImage
+            prototype.drawImage = function (...all) { window.frames_++; return draw.apply(this, all) }
+        }"""
+    )
+    toggle = page.get_by_text("Map", exact=True)
+    bare = shown.locator("canvas").screenshot()
+
+    def away_and_back(change: str = "") -> int:
+        """How often the points were drawn."""
+        toggle.click()
+        expect(shown).to_have_count(0)
+        if change:
+            page.get_by_text(change).click()
+            settled(page)
+        before = page.evaluate("window.frames_")
+        toggle.click()
+        expect(shown).to_be_visible()
+        settled(page)
+        return int(page.evaluate("window.frames_")) - before
+
+    assert away_and_back() == 0
+    assert shown.locator("canvas").screenshot() == bare
+    away_and_back("Select the first hundred")
+    expect(shown.get_by_text(f"100 of {few} selected")).to_be_visible()
+    page.wait_for_function("window.frames_ > 0")
+    colour = str(shown.get_attribute("data-colour"))
+    away_and_back("height")
+    expect(shown).not_to_have_attribute("data-colour", colour)
+    expect(shown.get_by_text(f"100 of {few} selected")).to_be_visible()
+    shown.get_by_role("button", name="Clear").click()
+    expect(page.get_by_text("Python has 0 selected")).to_be_visible()
+
+
 def test_mouse_and_arrow_keys_show_names_values_and_previews(page: Page, address: str) -> None:
     shown = drawn(page, address)
     at = pixels(shown)

@@ -24,7 +24,7 @@ function pack(indices, length) {
 const range = (values) => values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity])
 
 class PointMap {
-  constructor(parent) {
+  constructor() {
     this.box = make("section", "lol-map")
     this.bar = make("div", "lol-map-bar")
     this.plot = make("div", "lol-map-plot")
@@ -41,15 +41,20 @@ class PointMap {
     this.card.append(this.image, this.words)
     this.plot.append(this.canvas, this.card)
     this.box.append(this.bar, this.plot, this.legend)
-    parent.append(this.box)
     this.previews = new Map()
     this.chosen = []
     this.awaited = [] // bitmasks sent to Python that it has not shown yet
     this.look = () => this.draw()
-    globalThis.lolMap.waiting.add(this.look)
     this.tools()
     this.plot.addEventListener("keydown", (event) => this.key(event))
     this.plot.addEventListener("blur", () => this.leave())
+  }
+
+  enter(parent) {
+    parent.append(this.box)
+    this.engine?.wake()
+    globalThis.lolMap.waiting.add(this.look)
+    return this
   }
 
   // The path of a drag, from where the button goes down to where it comes up. The library begins a lasso at the first move that it sees, takes a point every
@@ -195,8 +200,10 @@ class PointMap {
   }
 
   start(create) {
+    const { width, height } = this.canvas.getBoundingClientRect()
+    this.size = [Math.max(1, width), Math.max(1, height)]
     const engine = create({
-      canvas: this.canvas, deselectOnEscape: false, deselectOnDblClick: false, lassoInitiator: false, actionKeyMap: { merge: "shift", remove: "alt" }, ...this.mode,
+      canvas: this.canvas, width: this.size[0], height: this.size[1], deselectOnEscape: false, deselectOnDblClick: false, lassoInitiator: false, actionKeyMap: { merge: "shift", remove: "alt" }, ...this.mode,
     })
     engine.subscribe("select", ({ points }) => this.lassoing || this.choose(points))
     engine.subscribe("deselect", () => this.lassoing || this.choose([]))
@@ -206,10 +213,18 @@ class PointMap {
     engine.subscribe("lassoStart", () => this.hide())
     this.plot.addEventListener("wheel", () => (this.free = true), { passive: true })
     this.plot.addEventListener("mousemove", (event) => (this.free ||= event.buttons === 1 && this.mode.mouseMode === "panZoom"))
-    this.sizes = new ResizeObserver(() => this.reach && !this.free && this.whole())
+    this.sizes = new ResizeObserver(([{ contentRect }]) => this.fit(contentRect))
     this.sizes.observe(this.plot)
     this.drags() // after the library, which listens to the same events
     return engine
+  }
+
+  // Setting a size draws all points anew, and a map that has left the page has none: neither need be told to the library.
+  fit({ width, height }) {
+    if (!width || (width === this.size[0] && height === this.size[1])) return
+    this.size = [width, height]
+    this.engine.set({ width, height })
+    if (this.reach && !this.free) this.whole()
   }
 
   // Both axes in one scale, the middle in the middle, the longer one from -1 to 1.
@@ -395,19 +410,35 @@ class PointMap {
     this.show(nearest)
   }
 
-  destroy() {
+  // The latest map that has left the page is kept with its points on the graphics card, for the next one to go on with: where nothing has changed, nothing is drawn.
+  exit() {
     globalThis.lolMap.waiting.delete(this.look)
-    clearTimeout(this.asking)
+    this.leave()
+    this.awaited = []
+    this.box.remove()
+    this.engine?.rest()
+    globalThis.lolMap.left?.destroy()
+    globalThis.lolMap.left = this
+  }
+
+  destroy() {
     this.sizes?.disconnect()
     this.gone?.abort()
     this.engine?.destroy()
-    this.box.remove()
   }
+}
+
+function taken() {
+  const { left } = globalThis.lolMap
+  delete globalThis.lolMap.left
+  if (left?.engine && !left.engine.lost()) return left
+  left?.destroy()
+  return new PointMap()
 }
 
 export default function ({ data, parentElement, setTriggerValue }) {
   globalThis.lolMap ??= { columns: new Map(), waiting: new Set() }
-  const map = (parentElement.lolPointMap ??= new PointMap(parentElement))
+  const map = (parentElement.lolPointMap ??= taken().enter(parentElement))
   map.update(data, setTriggerValue)
-  return () => map.destroy()
+  return () => map.exit()
 }
