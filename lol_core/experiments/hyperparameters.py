@@ -43,8 +43,7 @@ from lol_core.learning.verdict import Difference, over_seeds
 TITLE = "Hyperparameters: told from ΔW, or from what GL(r) takes away?"
 SETTING = Setting(1e-3, (("normalize", True),))
 """Of every model."""
-MODELS: Mapping[str, Sequence[str]] = {"faces": ("gl_net",), "glosses": ("mlp", "o_align", "svd", "gl_net")}
-"""Zoo → models asked about it."""
+MODELS = ("mlp", "o_align", "svd", "gl_net")
 LOGARITHMS = {"log learning rate": "learning_rate", "log steps": "steps"}
 ASKED = {
     "learning rate, R²": ("log learning rate",),
@@ -190,7 +189,7 @@ def run(context: Context) -> Result:
         source = with_logarithms(Zoo.open(context.samples / zoo))
         trials_of = {
             f"{title}: {words}": Trials(
-                question_of(zoo, targets), source, context.budget, context.folder, models=variants_of(zoo)
+                question_of(zoo, targets), source, context.budget, context.folder, models=variants()
             )
             for words, targets in columns.items()
         }
@@ -205,8 +204,8 @@ def run(context: Context) -> Result:
     )
 
 
-def variants_of(zoo: str) -> tuple[Variant, ...]:
-    return tuple(replace(Variant.of(name), fixed=SETTING) for name in MODELS[zoo])
+def variants() -> tuple[Variant, ...]:
+    return tuple(replace(Variant.of(name), fixed=SETTING) for name in MODELS)
 
 
 def question_of(zoo: str, targets: tuple[str, ...]) -> Question:
@@ -314,7 +313,7 @@ def notes() -> list[str]:
             " All were trained by AdamW from PEFT's start, B zero and A random."
         ),
         (
-            "The models (about Faces GL-net alone) have one setting, which was not searched (learning rate 1e-3,"
+            "The models have one setting, which was not searched (learning rate 1e-3,"
             " inputs normalised, dropout 0.1, batches of 32, a head of 2 × 64, GL-net's width 16, at most 60"
             " epochs, 10 without a lower validation loss, the epoch with the lowest), and one training on each of"
             " five splits (70 / 15 / 15 %). Their order is that of this setting. None of their inputs is a"
@@ -340,7 +339,7 @@ def notes() -> list[str]:
             " (Bonferroni)."
         ),
         (
-            "Not asked: models but GL-net about Faces; rank, which of factors of full rank is the number of"
+            "Not asked: rank, which of factors of full rank is the number of"
             " singular values of ΔW above zero, whatever the shape of a file; alpha, weight decay, dropout and"
             " epochs; other optimisers and other starts; statistics beside these, and models made for factors as"
             " they were trained. The LoRAs of Emojinette have one learning rate and number of steps."
