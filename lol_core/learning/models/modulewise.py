@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ WIDER = {torch.float32: torch.complex128, torch.float16: torch.float64, torch.bf
 NUMPY: dict[torch.dtype, DTypeLike] = {torch.float32: np.float32, torch.float64: np.float64}
 """Types in which NumPy multiplies."""
 
-THIN = 16
-"""Columns from which half the work of a product outweighs how it is done."""
+THIN = 8
+"""Rows below which it is soon done to lay a matrix out anew."""
 
 
 def left_product(maps: Tensor, factors: Tensor) -> Tensor:
@@ -74,10 +75,22 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     learning = torch.is_grad_enabled() and any(of.requires_grad for of in tensors)
     if not learning and all(of.is_cpu and of.dtype in NUMPY for of in tensors):
         first, second, *target = (of.detach().numpy() for of in tensors)
-        made = np.matmul(first, second, *target)
+        soon_laid = first.shape[-2] < THIN or first.flags.c_contiguous
+        if second.ndim == 2 and soon_laid and all(of.flags.c_contiguous for of in target):
+            made = _rows_product(first, second, *target)
+        else:
+            made = np.matmul(first, second, *target)
         return torch.from_numpy(made) if out is None else out
     of_torch = a @ b
     return of_torch if out is None else out.copy_(of_torch)
+
+
+def _rows_product(many: np.ndarray, one: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """(…, n, k) @ (k, m) as one product of all rows, for which BLAS prepares the one matrix once and not many times."""
+    count = prod(many.shape[:-1])
+    rows = np.ascontiguousarray(many).reshape(count, many.shape[-1])
+    made = np.matmul(rows, one, out=None if out is None else out.reshape(count, one.shape[1]))
+    return made.reshape(*many.shape[:-1], one.shape[1])
 
 
 def grams(*factors: Tensor) -> list[Tensor]:
@@ -85,7 +98,7 @@ def grams(*factors: Tensor) -> list[Tensor]:
     cache, in the order in which they lie.
     """
     most = max((of.shape[-2] * of.shape[-1] for of in factors), default=0)
-    memory = np.empty((2, max(CACHED // 2, most)))
+    memory = np.empty(max(CACHED // 2, most))
     return [_grams(of, memory) if of.is_cpu and not of.requires_grad else _plain_grams(of) for of in factors]
 
 
@@ -95,21 +108,19 @@ def _plain_grams(factors: Tensor) -> Tensor:
 
 
 def _grams(factors: Tensor, memory: np.ndarray) -> Tensor:
-    """memory: (2, numbers) in float64, of which the copies are made: what is claimed anew takes as long again."""
+    """memory: numbers in float64, of which the copies are made: what is claimed anew takes as long again."""
     *lead, n, r = factors.shape
     factors = factors.detach().reshape(-1, n, r)
     turned = factors.stride(1) == 1 != factors.stride(2)
     made = np.empty((len(factors), r, r))
-    size = max(1, memory.shape[1] // max(1, n * r))
-    # NumPy takes a matrix and its own transpose for a case that saves work, and time where they are not thin
-    memory = memory[: 2 if r < THIN else 1]
+    size = max(1, len(memory) // max(1, n * r))
     for at, part in zip(range(0, len(factors), size), factors.split(size), strict=False):
         lying = part.mT if turned else part
-        wide = memory[:, : part.numel()].reshape(-1, *lying.shape)
+        wide = memory[: part.numel()].reshape(lying.shape)
         # 16 bits become 64 number by number
         wide[...] = (lying if lying.dtype in NUMPY else lying.float()).numpy()
-        left, right = (wide[0], wide[-1].swapaxes(1, 2)) if turned else (wide[0].swapaxes(1, 2), wide[-1])
-        np.matmul(left, right, out=made[at : at + size])
+        rows = wide if turned else wide.swapaxes(1, 2)
+        np.matmul(rows, rows.swapaxes(1, 2), out=made[at : at + size])
     return torch.from_numpy(made).view(*lead, r, r)
 
 
