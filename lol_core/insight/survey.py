@@ -53,10 +53,10 @@ def _projection(side: str, length: int, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _signs(modules: tuple[str, ...], size: int) -> Tensor:
+def _signs(modules: tuple[str, ...], size: int) -> np.ndarray:
     """±1 for each module and number of a sketch, drawn from the module's common name: (L, size)."""
     bits = b"".join(hashlib.shake_128(common_name(module).encode()).digest(size) for module in modules)
-    return torch.frombuffer(bytearray(bits), dtype=torch.uint8).bitwise_and(1).float().mul(2).sub(1).view(-1, size)
+    return (np.frombuffer(bits, np.uint8) & 1).reshape(-1, size) * np.float32(2) - 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Products:
 
     indices: list[int]
     names: tuple[str, ...]
-    scales: Tensor
+    scales: np.ndarray
     grams: Tensor
     images: Tensor
     range: tuple[float, float]
@@ -81,7 +81,7 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
     for i, layer in enumerate(lora.layers):
         U, V = layer.U, layer.V
         alike = type(layer.parametrisation), U.shape, V.shape, U.dtype, V.dtype, U.stride(), V.stride()
-        by_rank.setdefault(layer.rank, {}).setdefault(alike, []).append(i)
+        by_rank.setdefault(U.shape[1], {}).setdefault(alike, []).append(i)
     for rank, stacks in by_rank.items():
         indices = [i for stack in stacks.values() for i in stack]
         squares = torch.empty(2, len(indices), rank, rank, dtype=torch.float64)
@@ -98,7 +98,7 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
                     if kind is LowRank:
                         low, high = bounds(stack)
                         least, largest = min(least, low), max(largest, high)
-        scales = torch.tensor([lora.layers[i].scale for i in indices], dtype=torch.float64)
+        scales = np.array([lora.layers[i].scale for i in indices])
         names = tuple(lora.layers[i].name for i in indices)
         yield _Products(indices, names, scales, squares, images, (least, largest))
 
@@ -119,9 +119,9 @@ def _stacked(factors: list[Tensor]) -> Iterator[Tensor]:
 
 
 def _sketch(products: _Products) -> np.ndarray:
-    left, right = products.images
-    modules = (left * right).sum(1) * _signs(products.names, left.shape[-1])
-    return np.asarray(products.scales.numpy() @ modules.double().numpy())
+    left, right = products.images.numpy()
+    modules = np.einsum("lrs,lrs->ls", left, right) * _signs(products.names, left.shape[-1])
+    return np.asarray(products.scales @ modules)
 
 
 def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
@@ -135,18 +135,18 @@ def sketch(lora: LoRA, size: int = SKETCH) -> np.ndarray:
     return np.sum([np.zeros(size), *(_sketch(products) for products in _products(lora, size))], axis=0)
 
 
-def _spectra(products: _Products) -> Tensor:
+def _spectra(products: _Products) -> np.ndarray:
     """Singular values of every module, (L, r). Those below NOISE of the largest are rounding, and zero here."""
-    values = singular_values_of_grams(*products.grams)
-    return products.scales.abs()[:, None] * values * (values > NOISE * values.amax(-1, keepdim=True))
+    values = singular_values_of_grams(*products.grams).numpy()
+    return abs(products.scales)[:, None] * values * (values > NOISE * values.max(-1, keepdims=True))
 
 
-def _effective_ranks(values: Tensor) -> Tensor:
+def _effective_ranks(values: np.ndarray) -> np.ndarray:
     """`geometry.effective_rank` of every row: (L, r) → (L,)."""
-    total = values.sum(-1, keepdim=True)
-    share = torch.where(total > 0, values / total, torch.zeros_like(values))
-    entropy = -torch.special.xlogy(share, share).sum(-1)
-    return torch.where(total[:, 0] > 0, entropy.exp(), torch.zeros_like(entropy))
+    total = values.sum(-1, keepdims=True)
+    share = values / np.where(total > 0, total, 1)
+    entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(-1)
+    return np.where(total[:, 0] > 0, np.exp(entropy), 0)
 
 
 def survey(lora: LoRA) -> Survey:
@@ -155,8 +155,8 @@ def survey(lora: LoRA) -> Survey:
     total, ranges = np.zeros(SKETCH), []
     for products in _products(lora, SKETCH):
         values = _spectra(products)
-        norms[products.indices] = values.square().sum(-1).sqrt().numpy()
-        ranks[products.indices] = _effective_ranks(values).numpy()
+        norms[products.indices] = np.linalg.norm(values, axis=-1)
+        ranks[products.indices] = _effective_ranks(values)
         total += _sketch(products)
         ranges.append(products.range)
     for i, layer in enumerate(lora.layers):
