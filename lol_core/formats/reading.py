@@ -132,13 +132,14 @@ class Dialect:
             rank = int(divisor)
         elif made.kind in (Kind.HADAMARD, Kind.KRONECKER) and scale.rank and scale.rank >= 1:
             rank = int(scale.rank)
-        layer = LoRALayer(name, made, scale.over(rank), scale.alpha if rank else None)
-        if made.kind in PAIR_KINDS and layer.rank > max(layer.n, layer.m):
-            raise LoRAFormatError(
-                f"{name}: rank {layer.rank} of a {layer.n} × {layer.m} module. A rank above both dimensions means"
-                " transposed factors, or no LoRA."
-            )
-        return layer
+        if made.kind in PAIR_KINDS:
+            n, m, columns = made.pair_shape
+            if columns > max(n, m):
+                raise LoRAFormatError(
+                    f"{name}: rank {columns} of a {n} × {m} module. A rank above both dimensions means transposed"
+                    " factors, or no LoRA."
+                )
+        return LoRALayer(name, made, scale.over(rank), scale.alpha if rank else None)
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,13 @@ def _vote(stored: Mapping[str, Mapping[str, Tensor]]) -> bool | None:
 
 def _check_ranks(layers: list[LoRALayer]) -> None:
     """Raises LoRAFormatError when most modules have a rank above their smaller side: nobody trains that."""
-    pairs = [layer for layer in layers if layer.kind in PAIR_KINDS]
-    above = [layer for layer in pairs if layer.rank > min(layer.n, layer.m)]
+    pairs = [(layer.name, *layer.parametrisation.pair_shape) for layer in layers if layer.kind in PAIR_KINDS]
+    above = [(name, n, m, rank) for name, n, m, rank in pairs if rank > min(n, m)]
     if 2 * len(above) > len(pairs):
-        layer = above[0]
+        name, n, m, rank = above[0]
         raise LoRAFormatError(
-            f"{len(above)} of {len(pairs)} modules have a rank above their smaller side, such as {layer.name} with rank"
-            f" {layer.rank} of {layer.n} × {layer.m}: transposed factors, or matrices that are no LoRA."
+            f"{len(above)} of {len(pairs)} modules have a rank above their smaller side, such as {name} with rank"
+            f" {rank} of {n} × {m}: transposed factors, or matrices that are no LoRA."
         )
 
 

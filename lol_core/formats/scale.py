@@ -256,7 +256,7 @@ _pattern = lru_cache(maxsize=4096)(_Pattern)
 def _one(name: str, what: str, tensor: Tensor) -> float:
     if tensor.numel() != 1 or tensor.is_meta or tensor.is_complex():
         raise LoRAFormatError(f"{name}: {what} has the shape {tuple(tensor.shape)}; expected one number.")
-    return _finite(f"{name}: {what}", float(tensor.double()))
+    return _finite(f"{name}: {what}", float(tensor.item()))
 
 
 def _finite(what: str, value: float) -> float:

@@ -123,7 +123,9 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, spar
         return _as_tensors(layout, numbers())
 
     def get(key: str) -> Tensor:
-        if prod(layout.shapes[key]) <= 1:
+        shape = layout.shapes[key]
+        count = prod(shape)
+        if count <= 1:
             return peek(key)
         name, start, end = layout.places[key]
         dtype = _torch_dtype(key, name)
@@ -131,8 +133,7 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, spar
             buffer = whole()
         else:
             buffer, start = _read_array(file, data + start, end - start), 0
-        count = prod(layout.shapes[key])
-        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=start).reshape(layout.shapes[key])
+        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=start).view(shape)
 
     def peek(key: str) -> Tensor:
         shape, dtype = layout.shapes[key], _torch_dtype(key, layout.places[key][0])
