@@ -99,6 +99,18 @@ def test_a_product_is_written_where_it_belongs_and_carries_gradients(dtype: torc
         torch.testing.assert_close(gradient, a.sum(-2)[..., None].expand_as(b))
 
 
+@pytest.mark.parametrize("rank", [1, modulewise.THIN - 1, modulewise.THIN])
+def test_products_with_one_matrix_for_all_do_not_depend_on_how_factors_lie(rank: int) -> None:
+    factors, one = torch.randn(3, 2, 20, rank, dtype=torch.float64), torch.randn(20, 5, dtype=torch.float64)
+    expected = factors.mT @ one
+    for same in (factors, factors.mT.contiguous().mT):
+        torch.testing.assert_close(product(same.mT, one), expected)
+        for out in (torch.zeros(3, 2, rank, 5).double(), torch.zeros(3, 2, rank, 6).double()[..., 1:]):
+            assert product(same.mT, one, out=out) is out
+            torch.testing.assert_close(out, expected)
+    assert product(factors[:0].mT, one).shape == (0, 2, rank, 5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rank", [1, 4, modulewise.THIN])
 @pytest.mark.parametrize("cached", [1, 300, 2**18])
