@@ -10,6 +10,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pandas as pd
 import pytest
@@ -341,3 +342,23 @@ def test_the_folder_picker_opens_what_was_chosen(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 0, "\n"))
     home_page.choose()
     assert chosen == ["/my/loras"], "a window that was closed opens nothing"
+
+
+def test_who_opens_a_collection_again_meets_the_reading_that_runs_and_then_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zoo(tmp_path, 4)
+    go_on, searches = Event(), list[int]()
+
+    def slow(*found: object, **_: object) -> pd.DataFrame:
+        searches.append(len(found))
+        go_on.wait(PATIENCE)
+        return pd.DataFrame(columns=["group", "lora", "identical"])
+
+    monkeypatch.setattr("ui.work.duplicates", slow)
+    first, second = (opened("Zoo", tmp_path).session_state["session"].survey for _ in range(2))
+    assert first is second and first.running
+    go_on.set()
+    first.wait(PATIENCE)
+    third = opened("Zoo", tmp_path)
+    assert third.session_state["session"].survey is first and len(searches) == 1 and not third.exception

@@ -208,14 +208,25 @@ def load_lora(source: Source, id: str) -> LoRA:
     return _load_lora(source.fingerprint, source.by_id[id].digest, id, source)
 
 
+TAKEN = 20
+"""How often what is being read of a collection's weights is taken up before it has all been read."""
+
+
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _surveys(fingerprint: str, count: int, _source: Source) -> dict[str, Survey]:
     return Surveys(_source).known()
 
 
 def surveys_of(source: Source) -> dict[str, Survey]:
-    """id → what has been read of the weights so far, taken from the disk only when there is more of it."""
-    return _surveys(source.fingerprint, Surveys(source).count(), source) if len(source) else {}
+    """id → what has been read of the weights so far, taken from the disk only when there is more of it: while they are
+    being read, twenty times at most, since all are taken each time.
+    """
+    if not len(source):
+        return {}
+    count, job = Surveys(source).count(), session().survey
+    if job is not None and job.running:
+        count -= count % max(1, len(source) // TAKEN)
+    return _surveys(source.fingerprint, count, source)
 
 
 def of_other_collections(source: Source) -> dict[str, Path]:

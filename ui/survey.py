@@ -62,7 +62,7 @@ def weights_job(source: Source, n_read: int) -> tuple[WeightsJob | None, pd.Data
     job = state.survey if state.survey is not None and state.survey.subject == source.fingerprint else None
     small = size_of(source) <= READ_UNASKED and not _elsewhere(source)
     if job is None and len(source) and source.fingerprint not in state.same and (small or n_read == len(source)):
-        state.survey = job = work.read_weights(source)
+        state.survey = job = work.read_weights(source, n_read)
         job.wait(PATIENCE)  # where all was read before, the answer is there at once
     if job is not None and job.result is not None:
         state.same[source.fingerprint] = job.result
@@ -89,5 +89,5 @@ def survey_line(source: Source, job: WeightsJob | None, n_read: int) -> None:
     waiting = n_read < len(source) if job is None else job.stopping and not job.running
     label = "Read the weights" if job is None else "Read the rest of the weights"
     if waiting and st.button(label, icon=":material/search_insights:", key=key("read_weights")):
-        session().survey = work.read_weights(source)
+        session().survey = work.read_weights(source, n_read)
         st.rerun()
