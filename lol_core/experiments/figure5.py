@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from lol_core.experiments.context import Context
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import Finding, Holds, Result, environment
-from lol_core.experiments.timing import MEMORY_SHARE, Shape, needs, time_model
+from lol_core.experiments.timing import MEMORY_SHARE, Shape, Times, needs, time_model
 from lol_core.insight.plots import across
 from lol_core.learning.devices import find_device
 from lol_core.learning.memory import free_memory
@@ -34,9 +35,12 @@ FAMILY = {
 """
 PARAMETERS = dict(zip(FAMILY, (125e6, 350e6, 760e6, 1.3e9, 2.7e9, 6.7e9, 13e9, 175e9), strict=True))
 PREPROCESSED, PASSED, LARGEST_BATCH = 64, 512, 64
+OTHERS = [name for name in FIVE if name != "dense"]
 UNIT = ("gl_net", "125M")
 BARELY = 10.0
 """By how much a forward pass may take longer at 1,400 times the parameters to be said to take barely longer."""
+ROWS = 8
+"""Of the factors whose passes tell what the number of modules takes from what the width takes."""
 
 
 def shape(size: str) -> Shape:
@@ -60,10 +64,15 @@ def run(context: Context) -> Result:
                     f" {MEMORY_SHARE * free / 1e9:,.0f} GB)"
                 )
                 continue
-            config = ModelConfig(width=context.budget.width) if context.budget.width else None
-            times_of[model, size] = time_model(
-                model, shape(size), batch, device, at_least=0.01 if context.small else 0.3, config=config
-            )
+            times_of[model, size] = timed(model, shape(size), batch, context=context)
+    ends = (sizes[0], sizes[-1])
+    narrow = pd.DataFrame(
+        {
+            size: {model: narrow_forward(model, size, times_of[model, size].batch, context=context) for model in OTHERS}
+            for size in ends
+        }
+    )
+    whole = pd.DataFrame({size: {model: times_of[model, size].forward for model in OTHERS} for size in ends})
     gpu = device.type == "cuda"
     unit = 1.0 if gpu else times_of[UNIT].forward * PASSED
     seconds = pd.DataFrame(
@@ -125,9 +134,19 @@ def run(context: Context) -> Result:
         "environment": environment(),
     }
     each = {(model, size): times.preprocess for (model, size), times in times_of.items()}
-    return Result(
-        "figure5", TITLE, table, findings(seconds, sizes, refused, max(each.values()), gpu=gpu), notes, figure, about
-    )
+    found = findings(seconds, sizes, refused, max(each.values()), gpu=gpu)
+    return Result("figure5", TITLE, table, [*found, cause(whole, narrow)], notes, figure, about)
+
+
+def timed(model: str, of: Shape, batch: int, *, context: Context) -> Times:
+    config = ModelConfig(width=context.budget.width) if context.budget.width else None
+    device = find_device("auto")
+    return time_model(model, of, batch, device, at_least=0.01 if context.small else 0.3, config=config)
+
+
+def narrow_forward(model: str, size: str, batch: int, *, context: Context) -> float:
+    """Seconds of a pass over as many modules as that size has, whose factors have ROWS rows."""
+    return timed(model, replace(shape(size), n=ROWS, m=ROWS), batch, context=context).forward
 
 
 def halves_of() -> tuple[tuple[str, str, int], ...]:
@@ -142,9 +161,8 @@ def findings(
     forward = seconds[seconds["half"] == f"forward {PASSED}"].pivot_table(index="model", columns="size", values="time")[
         sizes
     ]
-    others = [name for name in FIVE if name != "dense"]
-    growth = forward.loc[others, sizes[-1]] / forward.loc[others, sizes[0]]
-    factors = pd.Series({name: shape(sizes[-1]).spec.parameters / shape(sizes[0]).spec.parameters for name in others})
+    growth = forward.loc[OTHERS, sizes[-1]] / forward.loc[OTHERS, sizes[0]]
+    factors = shape(sizes[-1]).spec.parameters / shape(sizes[0]).spec.parameters
     held = {True: Holds.YES, False: Holds.NO}
     only_dense = all(text.startswith("MLP + Dense") for text in refused)
     return [
@@ -157,7 +175,7 @@ def findings(
             f"Forward passes of the others barely take longer from {sizes[0]} to {sizes[-1]}.",
             held[bool(growth.max() <= BARELY)],
             "; ".join(f"{FIVE[str(name)].title} {value:.1f} times" for name, value in growth.items())
-            + f" as long, for factors {factors.iloc[0]:.0f} times as large"
+            + f" as long, for factors {factors:.0f} times as large"
             + ("." if gpu else " (on a CPU; not tried on a GPU)."),
         ),
         Finding(
@@ -170,3 +188,20 @@ def findings(
             ),
         ),
     ]
+
+
+def cause(whole: pd.DataFrame, narrow: pd.DataFrame) -> Finding:
+    """whole, narrow: seconds of a forward pass, of a model (row) at the smallest and the largest size (columns)."""
+    first, last = whole.columns
+    growth, share = narrow[last] / narrow[first], narrow[first] / whole[first]
+    told = "; ".join(
+        f"{FIVE[name].title} {growth[name]:.1f} times as long, {share[name]:.0%} of its whole pass at {first}"
+        for name in OTHERS
+    )
+    return Finding(
+        f"Passes over as many modules whose factors have {ROWS} rows barely take longer from {first} to {last}; the"
+        " rest of the growth goes with their width.",
+        Holds.YES if growth.max() <= BARELY else Holds.NO,
+        f"{told}; there are {shape(last).layers / shape(first).layers:.0f} times as many modules.",
+        in_paper=False,
+    )
