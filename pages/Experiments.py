@@ -24,9 +24,8 @@ st.markdown(
     " than the paper's and made of other models, so what can be compared is what holds, not the figures."
 )
 show_counts(results, OF_PAPER)
-titles = {title_of(name): name for name in NAMES}
-linked = st.query_params.get(key("experiment"), next(iter(titles)))
-if linked not in titles:
+linked = st.query_params.get(key("experiment"), title_of(NAMES[0]))
+if linked not in map(title_of, NAMES):
     if (name := linked.lower().replace(" ", "")) in NAMES:  # as the command line calls it
         st.query_params[key("experiment")] = title_of(name)
         st.rerun()  # a widget takes its value from the URL as it was when the run began

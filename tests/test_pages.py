@@ -20,6 +20,8 @@ from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
 from lol_core.experiments.paper import PUBLISHED
+from lol_core.insight.survey import Survey
+from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
@@ -362,3 +364,24 @@ def test_who_opens_a_collection_again_meets_the_reading_that_runs_and_then_its_a
     first.wait(PATIENCE)
     third = opened("Zoo", tmp_path)
     assert third.session_state["session"].survey is first and len(searches) == 1 and not third.exception
+
+
+def test_what_is_being_read_of_the_weights_is_not_taken_up_at_every_rerun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zoo(tmp_path, 100)
+    go_on, taken, counts = Event(), list[int](), iter(range(1000))
+    known = Surveys.known
+
+    def counted(surveys: Surveys) -> dict[str, Survey]:
+        taken.append(1)
+        return known(surveys)
+
+    monkeypatch.setattr(Surveys, "complete", lambda *_: go_on.wait(PATIENCE) and {})
+    monkeypatch.setattr(Surveys, "count", lambda _: next(counts))
+    test = opened("Zoo", tmp_path)
+    monkeypatch.setattr(Surveys, "known", counted)
+    for _ in range(8):
+        test.run()
+    go_on.set()
+    assert next(counts) >= 8 and 1 <= len(taken) <= 3 and not test.exception

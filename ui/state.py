@@ -208,8 +208,8 @@ def load_lora(source: Source, id: str) -> LoRA:
     return _load_lora(source.fingerprint, source.by_id[id].digest, id, source)
 
 
-TAKEN = 20
-"""How often what is being read of a collection's weights is taken up before it has all been read."""
+LOOKS = 20
+"""How often the surveys of a collection are taken from the disk while its weights are being read."""
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -219,13 +219,13 @@ def _surveys(fingerprint: str, count: int, _source: Source) -> dict[str, Survey]
 
 def surveys_of(source: Source) -> dict[str, Survey]:
     """id → what has been read of the weights so far, taken from the disk only when there is more of it: while they are
-    being read, twenty times at most, since all are taken each time.
+    being read, LOOKS times at most, since all are taken each time.
     """
     if not len(source):
         return {}
     count, job = Surveys(source).count(), session().survey
-    if job is not None and job.running:
-        count -= count % max(1, len(source) // TAKEN)
+    if job is not None and job.running and job.subject == source.fingerprint:
+        count -= count % max(1, len(source) // LOOKS)
     return _surveys(source.fingerprint, count, source)
 
 
