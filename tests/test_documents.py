@@ -55,6 +55,7 @@ TINY = {
     "score_prompts": ["a person"],
     "attributes": ["Eyeglasses"],
 }
+HALF_WRITTEN = shutil.ignore_patterns("*.pyc.*")  # whole bytecode is copied: it would be compiled for each document
 UP_TO_THE_SERVER = """
 import os, typer
 from lol_core.cli.commands import app
@@ -114,7 +115,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def workplace(tmp_path: Path) -> Path:
     """A copy of what the documents talk about, in which they may write."""
     for name in ("lol_core", "pages", "ui", "benchmarks", "docs/results"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=HALF_WRITTEN)
     for name in (
         "app.py",
         "requirements.txt",
@@ -275,7 +276,7 @@ def test_each_command_stands_in_a_document_with_an_example() -> None:
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    not_shown = ("__pycache__", "_build", ".ipynb_checkpoints", "loras", "previews", "checkpoints", "*.safetensors")
+    not_shown = ("*.pyc.*", "_build", ".ipynb_checkpoints", "loras", "previews", "checkpoints", "*.safetensors")
     for name in ("docs", "notebooks", "lol_core", "sample_loras"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns(*not_shown))
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "docs", "site"]
