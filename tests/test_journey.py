@@ -138,7 +138,7 @@ def test_the_walk_takes_every_page_directly_after_every_other() -> None:
 
 SWITCHED = """async ([name, title]) => {
     const links = [...document.querySelectorAll("[data-testid=stSidebar] a")];
-    links.find(link => link.textContent.trim() === name).click();
+    links.find(link => link.textContent.trim().endsWith(name)).click();
     const idle = "[data-testid=stApp][data-test-script-state=notRunning]";
     while (document.title !== title || !document.querySelector(idle))
         await new Promise(later => setTimeout(later, 20));
