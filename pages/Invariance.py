@@ -25,6 +25,7 @@ from ui.figures import figure, take
 from ui.frame import frame, need, needed
 from ui.jobs import sentence
 from ui.keys import key
+from ui.needles import needles
 from ui.points import walk_points
 from ui.state import checkpoints, load_lora, loaded_checkpoints
 from ui.tables import numbers, show
@@ -109,14 +110,7 @@ def turn() -> None:
     count, still = len(turned.dials), turned.still
     stayed = f" The other {len(still)} did not." if 0 < len(still) < count else ""
     st.markdown(f"**{count - len(still)} of {count} models** took (UR, VR⁻ᵀ) for another LoRA than (U, V).{stayed}")
-    with st.container(horizontal=True, gap="small"):
-        for i, dial in enumerate(turned.dials):
-            text, plain = (
-                f"{dial.title}: {dial.before:.5g} before R, {dial.after:.5g} after",
-                {"displayModeBar": False},
-            )
-            alt = f"{text}; it {dial.verdict}"
-            st.plotly_chart(plots.needle(dial), key=key(f"needle_{i}"), alt=alt, width=156, config=plain)
+    needles(turned.dials)
     with right:  # pictures come after the numbers, which should not wait for them
         name, matrix = first_matrix(R, turned.before)
         title = f"R of every module of rank {len(matrix)}" if shared else f"R of {name}"

@@ -50,6 +50,14 @@ def go(page: Page, name: str) -> None:
     settled(page)
 
 
+def needle_turned(page: Page, label: str) -> float:
+    """By how many degrees the needle after R stands from that before it, on the first dial of that label."""
+    dial = page.get_by_role("img", name=re.compile(label)).first
+    places = [dial.locator(part).get_attribute("style") or "" for part in (".before", ".after")]
+    before, after = (float(re.findall(r"rotate\(([-\d.]+)deg", place)[0]) for place in places)
+    return abs(after - before)
+
+
 def test_the_first_journey(page: Page, address: str) -> None:
     page.goto(address)
     expect(page.get_by_text("LoRAs open, 0 files refused")).to_be_visible()
@@ -99,6 +107,8 @@ def test_the_first_journey(page: Page, address: str) -> None:
         page.get_by_test_id("stMetric").filter(has_text="ΔW moved by").get_by_test_id("stMetricValue").inner_text()
     )
     assert float(moved.rstrip("%")) > 10 and float(product) < 1e-5
+    verdicts = {label: needle_turned(page, label) for label in ("GL-net.*it holds", "O-Align.*it moves, as it may")}
+    assert verdicts["GL-net.*it holds"] < 0.1 < verdicts["O-Align.*it moves, as it may"]
     page.get_by_role("radio", name="R on its way through GL-net").click()
     expect(page.get_by_text("R enters with the factors")).to_be_visible()
 

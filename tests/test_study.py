@@ -11,7 +11,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Hadamard, Kronecker, LowRank, Whole
 from lol_core.core.symmetry import act, sample_for, sample_own
 from lol_core.insight import invariance
-from lol_core.insight.invariance import Examined, Study
+from lol_core.insight.invariance import Dial, Examined, Study
 from lol_core.learning.models import MODELS, make_model
 from tests.builders import random_lora
 
@@ -63,3 +63,10 @@ def test_what_acts_on_the_file_is_named_module_by_module_and_can_be_drawn() -> N
     turned = study.turn(R, GL, torch.float64)
     assert [*turned.table["verdict"]] == ["moves, as it may", "holds"]
     assert turned.moved["ΔW"] <= 1e-12 < 0.1 < turned.moved["U"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "value", "place"), [(0, 2, 0.5, 0.25), (0, 2, -9, 0), (0, 2, 9, 1), (3, 3, 3, 0), (-4, -2, -3, 0.5)]
+)
+def test_a_needle_rests_at_the_ends_of_its_scale(low: float, high: float, value: float, place: float) -> None:
+    assert Dial("GL-net", "score", low, high, value, value, "holds", keeps=True).place(value) == place

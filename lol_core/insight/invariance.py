@@ -31,7 +31,6 @@ from lol_core.core.symmetry import (
     sample_for,
 )
 from lol_core.errors import LoLError
-from lol_core.insight.plots import Dial
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.memory import BYTES_USED, check_memory, memory_needed
 from lol_core.learning.models import LoLModel, make_model
@@ -92,6 +91,24 @@ class Examined:
         if promises(self.model.symmetry, group):
             return Outcome.BROKEN if moved else Outcome.HOLDS
         return Outcome.MOVES if moved else Outcome.STILL
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One model's prediction before and after R on a scale from low to high."""
+
+    title: str
+    unit: str
+    low: float
+    high: float
+    before: float
+    after: float
+    verdict: str
+    keeps: bool
+
+    def place(self, value: float) -> float:
+        """Where a value is on the scale, 0 at its low end and 1 at its high one; one beyond an end rests there."""
+        return float(np.clip((value - self.low) / ((self.high - self.low) or 1), 0, 1))
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from lol_core.insight.plots.experiments import (
     sheet,
 )
 from lol_core.insight.plots.invariance import (
-    Dial,
     factor_heatmaps,
     matrices,
     matrix,
-    needle,
     passage,
     spread_of_changes,
 )
@@ -32,7 +30,6 @@ from lol_core.insight.plots.style import COLORS
 
 __all__ = [
     "COLORS",
-    "Dial",
     "across",
     "along_run",
     "base_map",
@@ -51,7 +48,6 @@ __all__ = [
     "models_beside_controls",
     "module_comparison",
     "module_norms",
-    "needle",
     "passage",
     "predicted_against_true",
     "ranking",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,56 +10,6 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lol_core.insight.plots.style import COLORS, finish
-
-
-@dataclass(frozen=True)
-class Dial:
-    """One model's prediction before and after R on a scale from low to high."""
-
-    title: str
-    unit: str
-    low: float
-    high: float
-    before: float
-    after: float
-    verdict: str
-    keeps: bool
-
-
-def needle(dial: Dial) -> go.Figure:
-    """A dial: the grey needle is the prediction before R, the coloured one after. A needle past the end of its
-    scale rests at the end.
-    """
-    color = COLORS[2] if dial.keeps else COLORS[4]
-    arc = np.linspace(0, np.pi, 60)
-    figure = go.Figure(
-        go.Scatter(
-            x=np.cos(arc),
-            y=np.sin(arc),
-            mode="lines",
-            line={"color": "gray", "width": 6},
-            opacity=0.35,
-            hoverinfo="skip",
-        )
-    )
-    for value, line in ((dial.before, {"color": "gray", "width": 8}), (dial.after, {"color": color, "width": 4})):
-        angle = np.pi * (1 - np.clip((value - dial.low) / ((dial.high - dial.low) or 1), 0, 1))
-        hover = f"{dial.unit}: {value:.6g}<extra></extra>"
-        figure.add_scatter(
-            x=[0, 0.9 * np.cos(angle)], y=[0, 0.9 * np.sin(angle)], mode="lines", line=line, hovertemplate=hover
-        )
-    texts = (
-        (0, 1.5, f"<b>{dial.title}</b>", 13),
-        (0, 1.22, dial.unit, 11),
-        (-1, -0.16, f"{dial.low:.3g}", 10),
-        (1, -0.16, f"{dial.high:.3g}", 10),
-    )
-    for x, y, text, size in (*texts, (0, -0.36, f"{dial.before:.5g} → <b>{dial.after:.5g}</b>", 12)):
-        figure.add_annotation(x=x, y=y, text=text, font={"size": size}, showarrow=False)
-    figure.add_annotation(x=0, y=-0.64, text=dial.verdict, font={"color": color, "size": 13}, showarrow=False)
-    figure.update_xaxes(visible=False, range=[-1.2, 1.2], fixedrange=True)
-    figure.update_yaxes(visible=False, range=[-0.8, 1.65], fixedrange=True, scaleanchor="x")
-    return figure.update_layout(height=215, margin={"l": 0, "r": 0, "t": 0, "b": 0}, showlegend=False)
 
 
 def matrix(values: np.ndarray, title: str) -> go.Figure:
