@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-IMPORTED = ["torch", "pandas", "scipy.stats", "sklearn.ensemble", "plotly.express", "streamlit.testing.v1"]
-"""Nothing of ours, which a script may import from another folder, and nothing that reads a script's environment."""
+IMPORTED = [
+    "torch._dynamo",  # optimisers import it
+    "pandas",
+    "scipy.stats",
+    "sklearn.ensemble",
+    "plotly.express",
+    "streamlit.testing.v1",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "peft",
+]
+"""Nothing of ours, which a script may import from another folder."""
 
 
 def run_forked(script: str, folder: Path, environment: Mapping[str, str], output: Path) -> int | None:
@@ -22,6 +32,13 @@ def run_forked(script: str, folder: Path, environment: Mapping[str, str], output
     process.start()
     process.join()
     return process.exitcode
+
+
+def run_anew(script: str, folder: Path, environment: Mapping[str, str], output: Path) -> int | None:
+    """The same in a process that has imported nothing yet."""
+    command = [sys.executable, "-c", script]
+    with open(output, "w") as printed:
+        return subprocess.run(command, cwd=folder, env=dict(environment), stdout=printed, stderr=printed).returncode
 
 
 def _run(script: str, folder: str, environment: dict[str, str], output: str) -> None:

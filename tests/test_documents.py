@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import typer
 from lol_core.cli.commands import app
 from lol_core.experiments.search import SMALL
 from tests.builders import random_lora, write_peft, write_zoo
-from tests.forked import run_forked
+from tests.forked import run_anew, run_forked
 from tests.hub import serving
 from tests.shell import run
 from tests.test_finetuning_arc import write_arc, write_qwen
@@ -223,7 +223,8 @@ def test_what_a_document_shows_runs(
             mode = "a" if block.before.endswith("add:") else "w"
             script.append(f"open({named[1]!r}, {mode!r}).write({block.text!r})")
         elif block.language == "python":
-            script.append(re.sub(r"epochs=\d+", "epochs=2", block.text))
+            short = re.sub(r"epochs=\d+", "epochs=2", block.text)
+            script.append(re.sub(r"TrainingConfig\((?!.*epochs)", "TrainingConfig(epochs=2, ", short))
         elif not block.language:
             script += [f"run({as_run(line, stand_ins)!r})" for line in block.text.splitlines() if line.strip()]
         else:
@@ -234,12 +235,12 @@ def test_what_a_document_shows_runs(
     }
     if document.name == "own_model.md":
         environment["LOL_MODELS"] = str(workplace / "rows.py")
-    place: AbstractContextManager[dict[str, str]] = nullcontext({})
-    if document.name == "sources.md":
-        place = on_the_hub(tmp_path_factory.mktemp("hub"))
     printed = tmp_path_factory.mktemp("printed")
-    with place as settings:
-        ended = run_forked("\n".join(script), workplace, environment | settings, printed / "document")
+    if document.name == "sources.md":
+        with on_the_hub(tmp_path_factory.mktemp("hub")) as settings:  # which huggingface_hub reads as it is imported
+            ended = run_anew("\n".join(script), workplace, environment | settings, printed / "document")
+    else:
+        ended = run_forked("\n".join(script), workplace, environment, printed / "document")
     assert ended == 0, (printed / "document").read_text()[-6000:]
     if document.name == "own_model.md":
         assert "Row norms" in (printed / "document").read_text()

@@ -14,7 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from typing import Generic, Protocol, TypeVar
 
@@ -104,11 +105,11 @@ class Processes:
     threads: int = 1
 
     def _pool(self) -> ProcessPoolExecutor:
-        context = get_context("spawn")
+        context = _context()
         places = context.Queue()
         for i in range(self.workers):
             places.put(self.devices[i % len(self.devices)])
-        return ProcessPoolExecutor(self.workers, context, _begin, (places, self.threads))
+        return ProcessPoolExecutor(self.workers, context, _begin, (places, self.threads, dict(os.environ)))
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Lost], None, None]:
         waiting, suspects = iter(items), deque[_Try[T]]()
@@ -150,6 +151,17 @@ class Processes:
                 raise
 
 
+def _context() -> BaseContext:
+    """How processes start: forked from a server that has imported PyTorch where this process has, which each would
+    else do for seconds. It has only imported it, in one thread, so that it may be forked; Windows has no such server.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch"] if "torch" in sys.modules else [])
+    return context
+
+
 def _kill(pool: ProcessPoolExecutor) -> None:
     for process in list((pool._processes or {}).values()):
         process.kill()
@@ -171,11 +183,17 @@ def _died(future: Future[R]) -> bool:
 _device = "cpu"
 
 
-def _begin(places: Queue[str], threads: int) -> None:
-    """Threads are set for a PyTorch that is not imported yet: some work needs none, and it takes seconds."""
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+def _begin(places: Queue[str], threads: int, environment: Mapping[str, str]) -> None:
+    """In the environment of the process that asks, which may have changed since its server of forks began. Threads are
+    set for a PyTorch that is there, and for one that is not yet: some work needs none, and it takes seconds.
+    """
+    os.environ.clear()
+    os.environ |= {**environment, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
     if (torch := sys.modules.get("torch")) is not None:
+        from threadpoolctl import threadpool_limits
+
         torch.set_num_threads(threads)
+        threadpool_limits(threads)  # NumPy came with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too; the process that asked for them stops them
     set_device(places.get())
 
