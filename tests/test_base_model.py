@@ -165,7 +165,7 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(
     out, clip, work = tmp_path / "small", tmp_path / "clip", tmp_path / "work"
     few = BaseSettings(vae_steps=4, vae_guided_steps=2, vae_batch=2, steps=3, batch=2)
     seen: list[Progress] = []
-    how: Any = {"n_pictures": 100, "workers": 1, "n_threads": 1, "reporter": Reporter(seen.append)}
+    how: Any = {"n_pictures": 20, "workers": 1, "n_threads": 1, "reporter": Reporter(seen.append)}
     measured = train_base(out, clip, work, PATH, settings=few, scorer_settings=ScorerSettings(steps=3, batch=4), **how)
     parts = [progress.message.partition(":")[0] for progress in seen]
     assert parts == ["Pictures", "Scorer", "Pictures", "Autoencoder", "Diffusion"]

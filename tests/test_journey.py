@@ -50,6 +50,14 @@ def go(page: Page, name: str) -> None:
     settled(page)
 
 
+def fill(page: Page, label: str, value: str) -> None:
+    """Give a field for numbers another value."""
+    field = page.get_by_test_id("stNumberInput").filter(has_text=label).locator("input")
+    field.fill(value)
+    field.press("Enter")
+    settled(page)
+
+
 def needle_turned(page: Page, label: str) -> float:
     """By how many degrees the needle after R stands from that before it, on the first dial of that label."""
     dial = page.get_by_role("img", name=re.compile(label)).first
@@ -68,12 +76,13 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_text(re.compile(r"^1 of \d+ LoRAs"))).to_be_visible()
 
     go(page, "Train")
+    page.get_by_test_id("stMain").get_by_text("Settings").click()
+    fill(page, "Epochs", "12")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_text("Trained models of this collection")).to_be_visible()
     expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()  # the live curve
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     settled(page)
-    page.get_by_test_id("stMain").get_by_text("Settings").click()
     page.get_by_role("combobox", name="Models").click()
     page.get_by_role("option", name="MLP", exact=True).click()
     page.keyboard.press("Escape")
@@ -219,10 +228,7 @@ def test_settings_stay_open_and_a_training_stops_and_resumes(page: Page, address
     settled(page)
     page.get_by_test_id("stMain").get_by_text("Settings", exact=True).click()
     for label, value in (("Epochs", "2000"), ("Patience", "0"), ("First seed", "7")):
-        field = page.get_by_test_id("stNumberInput").filter(has_text=label).locator("input")
-        field.fill(value)
-        field.press("Enter")
-        settled(page)
+        fill(page, label, value)
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()
     stop, resume = page.get_by_role("button", name="Stop"), page.get_by_role("button", name="Resume")

@@ -152,7 +152,7 @@ def draw_many(
         for i, (image, caption) in enumerate(pool.map(partial(_draw, make, path), seeds, chunksize=64)):
             images[i] = image
             captions.append(caption)
-            if i % 100 == 99:
+            if i % 20 == 19:
                 reporter.count("picture", i + 1, len(seeds))
             if reporter.stopping:
                 pool.shutdown(cancel_futures=True)
