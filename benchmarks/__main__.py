@@ -182,6 +182,17 @@ PARTS: Mapping[str, Callable[[bool], Part]] = {
 }
 
 
+def standing(path: Path, quick: bool, about: Mapping[str, Any]) -> dict[str, Part]:
+    """The parts of a report that is there already, among which those measured anew take their places; none where it
+    is of another kind or another machine.
+    """
+    report: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"quick": None}
+    if report["quick"] != quick or any(report["machine"][name] != about[name] for name in ("processor", "cores")):
+        return {}
+    parts: dict[str, Part] = report["parts"]
+    return {name: part | {"claims": [Claim.of(one) for one in part.get("claims", [])]} for name, part in parts.items()}
+
+
 def table(about: Mapping[str, Any], parts: Mapping[str, Part], quick: bool) -> str:
     """The report as Markdown."""
     lines = ["# Speed", ""]
@@ -200,8 +211,9 @@ def table(about: Mapping[str, Any], parts: Mapping[str, Part], quick: bool) -> s
     lines += ["", "| measured | |", "|---|---|"]
     for part in parts.values():
         lines += [f"| {what} | {value:,.3g} |" for what, value in part.get("facts", {}).items()]
-    lines += ["", "| part | seconds | |", "|---|---|---|"]
-    lines += [f"| {name} | {part['seconds']:.0f} | {part.get('failed', '')} |" for name, part in parts.items()]
+    lines += ["", "| part | measured | seconds | |", "|---|---|---|---|"]
+    for name, part in parts.items():
+        lines.append(f"| {name} | {part['measured']} | {part['seconds']:.0f} | {part.get('failed', '')} |")
     return "\n".join([*lines, "", "Raw samples and the parts' own reports: `report.json`.", ""])
 
 
@@ -217,6 +229,8 @@ def main(
         raise typer.BadParameter(f"There is no part {', '.join(unknown)}. Choose of {', '.join(PARTS)}.")
     out.mkdir(parents=True, exist_ok=True)
     about, parts = machine(), dict[str, Part]()
+    if only:
+        parts |= standing(out / "report.json", quick, about)
     chosen = dict(PARTS)
     if published and "survey" in chosen:
         chosen["survey"] = partial(of_survey, published=published, rival=rival)
@@ -226,8 +240,9 @@ def main(
             parts[name] = chosen[name](quick)
         except Exception as error:  # the other parts are measured all the same
             parts[name] = {"failed": f"{type(error).__name__}: {error}"}
-        parts[name]["seconds"] = time.perf_counter() - started
+        parts[name] |= {"seconds": time.perf_counter() - started, "measured": time.strftime("%Y-%m-%d %H:%M")}
         print(f"{name}: {parts[name].get('failed') or 'measured'}, {parts[name]['seconds']:.0f} s", file=sys.stderr)
+        parts = {part: parts[part] for part in PARTS if part in parts}
         whole = {"quick": quick, "machine": about, "parts": parts}
         (out / "report.json").write_text(json.dumps(whole, indent=1, default=Claim.to_dict) + "\n")
         (out / "report.md").write_text(table(about, parts, quick))

@@ -44,6 +44,11 @@ class Claim:
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "ratio": self.ratio, "holds": self.holds}
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Claim:
+        """What `to_dict` gave."""
+        return cls(**{name: value for name, value in data.items() if name not in ("ratio", "holds")})
+
 
 def seconds(call: Callable[[], object], clock: Clock = time.process_time) -> float:
     started = clock()

@@ -47,7 +47,8 @@ def test_one_part_that_fails_leaves_the_others_measured(tmp_path: Path, monkeypa
         growth = {"rank": {"exponent": 0.5, "samples (s)": {"4": [1.0]}}}
         return {"claims": [Claim("We are fast", 2.0, [1.0], [1.5], "a loop")], "growth": growth}
 
-    monkeypatch.setattr(runner, "PARTS", {"broken": broken, "measured": measured})
+    parts = {"broken": broken, "measured": measured}
+    monkeypatch.setattr(runner, "PARTS", parts)
     app = Typer()
     app.command()(runner.main)
     done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path)])
@@ -59,6 +60,10 @@ def test_one_part_that_fails_leaves_the_others_measured(tmp_path: Path, monkeypa
     text = (tmp_path / "report.md").read_text()
     assert "| We are fast | 1.50 | a loop | 2 | **does not hold** |" in text and "| rank | 0.50 |" in text
     assert "no browser here" in text and "mean nothing" in text
+    monkeypatch.setitem(parts, "broken", lambda quick: {"facts": {"a browser": 1}})
+    assert CliRunner().invoke(app, ["--quick", "--only", "broken", "--out", str(tmp_path)]).exit_code == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "no browser here" not in text and "| a browser | 1 |" in text and "| We are fast | 1.50 |" in text
     assert CliRunner().invoke(app, ["--only", "other", "--out", str(tmp_path)]).exit_code == 2
 
 

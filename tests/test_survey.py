@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import distance, effective_rank, norm, spectrum
@@ -23,6 +24,7 @@ from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.progress import Progress, Reporter
 from lol_core.insight.anatomy import layer_map
+from lol_core.insight.blas import one_blas_thread
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.health import health
 from lol_core.insight.neighbours import nearest
@@ -248,3 +250,19 @@ def test_a_survey_is_that_of_the_update_whatever_the_gauge(seed: int, kappa: flo
         np.testing.assert_allclose(own.norms, [float(values.norm()) for values in spectra], rtol=1e-5)
         np.testing.assert_allclose(own.effective_ranks, [effective_rank(values) for values in spectra], rtol=1e-4)
         np.testing.assert_allclose(own.sketch, sketch(lora), rtol=1e-3, atol=1e-3 * own.norm)
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_thin_products_have_one_thread_until_the_last_of_them_is_done() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        assert blas_threads() == {1}
+        first.__exit__(None, None, None)  # not the last to have begun, as in threads
+        assert blas_threads() == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == {2}

@@ -14,6 +14,7 @@ from torch import Tensor
 from lol_core.core.geometry import effective_rank, singular_values_of_grams, spectrum
 from lol_core.core.lora import LoRA, bounds
 from lol_core.core.parametrisation import LowRank
+from lol_core.insight.blas import one_blas_thread
 from lol_core.insight.naming import common_name
 from lol_core.learning.models.modulewise import grams, product
 
@@ -149,6 +150,7 @@ def _effective_ranks(values: np.ndarray) -> np.ndarray:
     return np.where(total[:, 0] > 0, np.exp(entropy), 0)
 
 
+@one_blas_thread()
 def survey(lora: LoRA) -> Survey:
     """Survey one LoRA, read with its weights, modules of one shape at a time. O((n + m) r (r + SKETCH)) a module."""
     norms, ranks = (np.zeros(len(lora.layers), np.float32) for _ in range(2))
