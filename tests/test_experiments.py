@@ -26,6 +26,7 @@ from lol_core.errors import LoLError, ZooError
 from lol_core.experiments import NAMES, run
 from lol_core.experiments.context import Context
 from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.lead import leading, products, untrained
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import (
     Holds,
@@ -101,6 +102,21 @@ def test_product_kernels_are_inner_products_of_updates_and_do_not_see_the_gauge(
     np.testing.assert_allclose(found["updates"], gram / np.diag(gram[:5]).mean(), rtol=1e-9)
     for name, matrix in kernels(act(sample_for(batch, GL, condition=50.0), batch)).items():
         np.testing.assert_allclose(matrix, found[name][:5], rtol=1e-6, atol=1e-9)
+
+
+def test_products_with_every_direction_have_the_kernels_of_the_updates_and_with_fewer_have_not() -> None:
+    batch = random_batch(count=6)
+    whole, wide = kernels(batch), leading(batch, 9).double()
+    for name, matrix in kernels(products(wide, batch)).items():
+        np.testing.assert_allclose(matrix, whole[name], rtol=1e-5, atol=1e-6)
+    for net in (leading(batch, 3), untrained(batch.spec, 9, draw=0)):
+        found = kernels(products(net.double(), batch))
+        assert min(np.abs(found[name] - matrix).max() for name, matrix in whole.items()) > 0.01
+    updates = batch.U[1][:, 0] @ batch.V[1][:, 0].mT
+    units = updates / updates.norm(dim=(1, 2), keepdim=True)
+    for weight, side in zip(leading(batch, 3).first[1].parameters(), (units, units.mT), strict=True):
+        P = torch.linalg.svd(torch.cat([*side], 1), full_matrices=False).U[:, :3]
+        torch.testing.assert_close(weight[0].mT.double() @ weight[0].double(), P @ P.mT, rtol=0, atol=1e-5)
 
 
 def test_kernel_ridge_finds_a_linear_function_of_the_update() -> None:
@@ -202,7 +218,7 @@ def test_the_committed_results_are_full_runs_on_the_committed_zoos(name: str) ->
         assert question["fingerprint"] == zoo.fingerprint and question["LoRAs"] == len(zoo)
 
 
-@pytest.mark.parametrize("name", ["table5", "table3", "harm", "hyperparameters", "edits"])
+@pytest.mark.parametrize("name", ["table5", "table3", "harm", "hyperparameters", "lead", "edits"])
 def test_the_committed_table_is_made_of_the_committed_fits(name: str, tmp_path: Path) -> None:
     """To the last digit, and without fitting anything anew."""
     shutil.copytree(ROOT / "benchmarks" / "fits", tmp_path / "fits")

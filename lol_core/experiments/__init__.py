@@ -21,6 +21,7 @@ NAMES = (
     "ablation",
     "apart",
     "curve",
+    "lead",
     "hyperparameters",
     "variants",
     "edits",
