@@ -22,7 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Page, expect  # noqa: E402  (only after the check above)
 
-from tests.browser import CHROMIUM, downloaded, server, settled  # noqa: E402  (it imports playwright too)
+from tests.browser import CHROMIUM, MILLISECONDS, downloaded, server, settled  # noqa: E402  (it imports playwright too)
 
 PAGES = [label for _, label, _ in LINKS]
 pytestmark = [
@@ -155,12 +155,18 @@ def test_the_walk_takes_every_page_directly_after_every_other() -> None:
     assert {(a, b) for a in PAGES for b in PAGES if a != b} <= set(pairwise(every_pair(PAGES)))
 
 
-SWITCHED = """async ([name, title]) => {
-    const links = [...document.querySelectorAll("[data-testid=stSidebar] a")];
-    links.find(link => link.textContent.trim().endsWith(name)).click();
+SWITCHED = """async ([name, title, patience]) => {
+    const end = performance.now() + patience;
+    const until = async (look) => {
+        for (let found; ; await new Promise(later => setTimeout(later, 20))) {
+            if ((found = look())) return found;
+            if (performance.now() > end) throw new Error(`${name} did not come`);
+        }
+    };
+    const links = () => [...document.querySelectorAll("[data-testid=stSidebar] a")];
+    (await until(() => links().find(link => link.textContent.trim().endsWith(name)))).click();
     const idle = "[data-testid=stApp][data-test-script-state=notRunning]";
-    while (document.title !== title || !document.querySelector(idle))
-        await new Promise(later => setTimeout(later, 20));
+    await until(() => document.title === title && document.querySelector(idle));
     return document.querySelectorAll("[data-testid=stException]").length;
 }"""
 """A click on a page's link, and how many errors it shows; done in the page, where each step of Playwright's would take
@@ -175,7 +181,7 @@ def test_every_page_after_every_other_in_one_session(zoo: str, page: Page, addre
     page.goto(f"{address}?collection={sample_zoos()[zoo]}")
     settled(page)
     for before, name in pairwise(walk):
-        assert page.evaluate(SWITCHED, [name, f"{name} · LoL Explorer"]) == 0, f"{name} after {before}"
+        assert page.evaluate(SWITCHED, [name, f"{name} · LoL Explorer", MILLISECONDS]) == 0, f"{name} after {before}"
     assert "Traceback" not in log.read_text()
 
 
