@@ -76,13 +76,12 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_text(re.compile(r"^1 of \d+ LoRAs"))).to_be_visible()
 
     go(page, "Train")
-    page.get_by_test_id("stMain").get_by_text("Settings").click()
-    fill(page, "Epochs", "12")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_text("Trained models of this collection")).to_be_visible()
     expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()  # the live curve
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     settled(page)
+    page.get_by_test_id("stMain").get_by_text("Settings").click()
     page.get_by_role("combobox", name="Models").click()
     page.get_by_role("option", name="MLP", exact=True).click()
     page.keyboard.press("Escape")
