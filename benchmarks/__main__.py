@@ -5,6 +5,7 @@ one report with the raw samples. `--quick` only tries whether all of it runs; it
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -211,9 +212,10 @@ def table(about: Mapping[str, Any], parts: Mapping[str, Part], quick: bool) -> s
     lines += ["", "| measured | |", "|---|---|"]
     for part in parts.values():
         lines += [f"| {what} | {value:,.3g} |" for what, value in part.get("facts", {}).items()]
-    lines += ["", "| part | measured | seconds | |", "|---|---|---|---|"]
+    lines += ["", "| part | measured | load before | seconds | |", "|---|---|---|---|---|"]
     for name, part in parts.items():
-        lines.append(f"| {name} | {part['measured']} | {part['seconds']:.0f} | {part.get('failed', '')} |")
+        when = f"{part['measured']} | {part['load before']:g}"
+        lines.append(f"| {name} | {when} | {part['seconds']:.0f} | {part.get('failed', '')} |")
     return "\n".join([*lines, "", "Raw samples and the parts' own reports: `report.json`.", ""])
 
 
@@ -235,12 +237,13 @@ def main(
     if published and "survey" in chosen:
         chosen["survey"] = partial(of_survey, published=published, rival=rival)
     for name in only or chosen:
-        started = time.perf_counter()
+        started, load = time.perf_counter(), round(os.getloadavg()[0], 1)
         try:
             parts[name] = chosen[name](quick)
         except Exception as error:  # the other parts are measured all the same
             parts[name] = {"failed": f"{type(error).__name__}: {error}"}
-        parts[name] |= {"seconds": time.perf_counter() - started, "measured": time.strftime("%Y-%m-%d %H:%M")}
+        seconds, now = time.perf_counter() - started, time.strftime("%Y-%m-%d %H:%M")
+        parts[name] |= {"seconds": seconds, "measured": now, "load before": load}
         print(f"{name}: {parts[name].get('failed') or 'measured'}, {parts[name]['seconds']:.0f} s", file=sys.stderr)
         parts = {part: parts[part] for part in PARTS if part in parts}
         whole = {"quick": quick, "machine": about, "parts": parts}

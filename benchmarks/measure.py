@@ -76,7 +76,7 @@ def exponent(sizes: list[int], times: Mapping[str, list[float]]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on, and how busy that was."""
+    """What it was measured on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -84,6 +84,5 @@ def machine() -> dict[str, Any]:
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory (GB)": round(psutil.virtual_memory().total / 1e9, 1),
-        "load before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
     }

@@ -85,6 +85,15 @@ def test_a_process_has_the_threads_that_it_is_given(monkeypatch: pytest.MonkeyPa
     assert dict(Processes(1, threads=2).map(threads_of_torch, [0])) == {0: 2}
 
 
+def test_a_process_has_the_environment_of_when_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is forked from a server which began before."""
+    for value in ("first", "second"):
+        monkeypatch.setenv("LOL_CACHE_DIR", value)
+        assert dict(Processes(1).map(os.getenv, ["LOL_CACHE_DIR"])) == {"LOL_CACHE_DIR": value}
+    monkeypatch.delenv("LOL_CACHE_DIR")
+    assert dict(Processes(1).map(os.getenv, ["LOL_CACHE_DIR"])) == {"LOL_CACHE_DIR": None}
+
+
 @pytest.mark.parametrize(("workers", "kind"), [(1, Serial), ("1", Serial), ("serial", Serial), ("2", Processes)])
 def test_what_stands_after_workers(workers: int | str, kind: type) -> None:
     assert isinstance(executor(workers), kind)

@@ -50,14 +50,6 @@ def go(page: Page, name: str) -> None:
     settled(page)
 
 
-def fill(page: Page, label: str, value: str) -> None:
-    """Give a field for numbers another value."""
-    field = page.get_by_test_id("stNumberInput").filter(has_text=label).locator("input")
-    field.fill(value)
-    field.press("Enter")
-    settled(page)
-
-
 def needle_turned(page: Page, label: str) -> float:
     """By how many degrees the needle after R stands from that before it, on the first dial of that label."""
     dial = page.get_by_role("img", name=re.compile(label)).first
@@ -233,7 +225,10 @@ def test_settings_stay_open_and_a_training_stops_and_resumes(page: Page, address
     settled(page)
     page.get_by_test_id("stMain").get_by_text("Settings", exact=True).click()
     for label, value in (("Epochs", "2000"), ("Patience", "0"), ("First seed", "7")):
-        fill(page, label, value)
+        field = page.get_by_test_id("stNumberInput").filter(has_text=label).locator("input")
+        field.fill(value)
+        field.press("Enter")
+        settled(page)
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()
     stop, resume = page.get_by_role("button", name="Stop"), page.get_by_role("button", name="Resume")

@@ -19,7 +19,7 @@ _needles = component(
 
 def needles(dials: Sequence[Dial]) -> None:
     """A dial for each model, in a row that wraps: the grey needle is the prediction before R, the coloured one after.
-    They are drawn as SVG, a tenth of the work of as many charts.
+    As SVG: Plotly's charts took as long as the rest of the page.
     """
     _needles(data={"dials": [_shown(dial) for dial in dials]}, key=key("needles"))
 

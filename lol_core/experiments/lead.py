@@ -117,9 +117,9 @@ def readings(trials: Trials, seed: int) -> dict[str, Any]:
         for layers, each in nets.items():
             seen[row(layers, width)] = [kernels(products(net, batch)) for net in each]
         seen[unscaled(width)] = [{"updates": seen[row(Layers.TRAINED, width)][0]["updates"]}]
-    found = {name: [_read(trials, fit, matrices) for matrices in draws] for name, draws in seen.items()}
-    accuracy |= {name: float(np.mean([score for score, _ in draws])) for name, draws in found.items()}
-    return {"accuracy": accuracy, "picked": {name: [picked for _, picked in draws] for name, draws in found.items()}}
+    ridges = {name: [_read(trials, fit, matrices) for matrices in draws] for name, draws in seen.items()}
+    accuracy |= {name: float(np.mean([score for score, _ in draws])) for name, draws in ridges.items()}
+    return {"accuracy": accuracy, "picked": {name: [picked for _, picked in draws] for name, draws in ridges.items()}}
 
 
 def _read(trials: Trials, fit: Fit, matrices: dict[str, np.ndarray]) -> tuple[float, dict[str, float | str]]:
@@ -202,15 +202,15 @@ JUDGED: Sequence[tuple[str, Mapping[str, tuple[str, str]]]] = (
 
 def findings(scores: pd.DataFrame, test_share: float) -> list[Finding]:
     """scores: seed × (model, kernel or reading)."""
-    found = []
+    judged = []
     for statement, pairs in JUDGED:
         gaps = {
             words: over_seeds((scores[one] - scores[other]).tolist(), test_share, len(JUDGED))
             for words, (one, other) in pairs.items()
         }
         told = "; ".join(f"{words} {with_interval(gap)}" for words, gap in gaps.items())
-        found.append(Finding(statement, verdict(gaps["by"]), f"{told}.", in_paper=False))
-    return found
+        judged.append(Finding(statement, verdict(gaps["by"]), f"{told}.", in_paper=False))
+    return judged
 
 
 def notes() -> list[str]:
