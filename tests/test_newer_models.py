@@ -210,6 +210,7 @@ def test_kurtosis_is_that_of_the_entries(entries: int, monkeypatch: pytest.Monke
     torch.testing.assert_close(kurtosis(U, V), torch.tensor(expected, dtype=U.dtype))
     tiny = kurtosis(1e-8 * U.float(), 1e-8 * V.float())  # whose squared variance is no float32
     torch.testing.assert_close(tiny, torch.tensor(expected), rtol=1e-3, atol=1e-3)
+    torch.autograd.gradcheck(kurtosis, (U[:, :1].clone().requires_grad_(), V[:, :1]))  # contributions ask for it
     ones = torch.ones(1, 1, 9, 2)
     assert kurtosis(ones, ones).item() == kurtosis(0 * ones, ones).item() == 0
 

@@ -25,7 +25,7 @@ def kurtosis(U: Tensor, V: Tensor) -> Tensor:
     modules = max(1, BLOCK // (n * m))
     parts = []
     for left, right, centre in zip(*(of.flatten(0, 1).split(modules) for of in (U, V, mean)), strict=True):
-        second, fourth = U.new_zeros(2, len(left))
+        second, fourth = U.new_zeros(len(left)), U.new_zeros(len(left))
         for rows in left.split(max(1, BLOCK // (len(left) * m)), -2):
             squares = (rows @ right.mT - centre).square()
             second += squares.sum((-1, -2))
