@@ -51,6 +51,7 @@ def adapter(path: Path, seed: int = 0) -> Path:
 def test_what_files_share_is_kept_once(tmp_path: Path) -> None:
     write_zoo(tmp_path / "zoo", 5)
     write_peft(tmp_path / "zoo" / "other", random_lora(SHAPES))
+    (tmp_path / "zoo" / "broken.safetensors").write_bytes(b"no header")
     first, again = (Zoo.open(tmp_path / "zoo") for _ in range(2))
     for zoo in (first, again):
         assert len({id(entry.headers) for entry in zoo.entries}) == 2
@@ -58,10 +59,12 @@ def test_what_files_share_is_kept_once(tmp_path: Path) -> None:
     assert first.entries == again.entries
     with closing(sqlite3.connect(Index(tmp_path / "zoo").path)) as database:
         assert database.execute("SELECT COUNT(*) FROM structure").fetchone() == (2,)
+        assert database.execute("SELECT COUNT(*) FROM form").fetchone() == (3,)
     shutil.rmtree(tmp_path / "zoo" / "other")
     Zoo.open(tmp_path / "zoo")
     with closing(sqlite3.connect(Index(tmp_path / "zoo").path)) as database:
         assert database.execute("SELECT COUNT(*) FROM structure").fetchone() == (1,)
+        assert database.execute("SELECT COUNT(*) FROM form").fetchone() == (2,)
 
 
 def test_opening_a_known_folder_makes_no_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from lol_core.collections.entries import Entries
 from lol_core.collections.entry import Entry, KnownDetails
 from lol_core.collections.index import Database
 from lol_core.collections.rows import Rows
-from lol_core.collections.schema import COLUMNS
 from lol_core.collections.sidecar import Sidecar
 from lol_core.collections.source import Source
 from lol_core.collections.walk import Candidate
@@ -23,7 +22,6 @@ BLOCK = 500
 """Entries whose details are read at once."""
 LISTS = ("ranks", "dtypes")
 """Columns that hold several values of each LoRA."""
-_SIZE, _STRUCTURE = COLUMNS.index("size"), COLUMNS.index("structure")
 
 
 def database(source: Source) -> Database:
@@ -47,7 +45,7 @@ def digests(source: Source) -> Sequence[str]:
 def size(source: Source) -> int:
     """Bytes of all LoRAs together."""
     if isinstance(source.entries, Entries):
-        return sum(row[_SIZE] for row in source.entries.rows)
+        return sum(source.entries.column("size"))
     return sum(entry.size for entry in source.entries)
 
 
@@ -71,7 +69,7 @@ def detailed(source: Source, ids: Sequence[str] | None = None) -> Iterator[Entry
 def structures(source: Source, ids: Sequence[str]) -> list[Entry]:
     """The first of these LoRAs with each list of modules: what holds for the modules of these holds for all."""
     if isinstance(source.entries, Entries):
-        structure = dict(zip(source.ids, (row[_STRUCTURE] for row in source.entries.rows), strict=True))
+        structure = dict(zip(source.ids, source.entries.column("structure"), strict=True))
         first = {structure[id]: id for id in reversed(ids)}
         kept = set(first.values())
         return [source.by_id[id] for id in ids if id in kept]
@@ -85,8 +83,7 @@ def structures(source: Source, ids: Sequence[str]) -> list[Entry]:
 def values(source: Source, column: str) -> pd.Series:
     """A field of `Entry` of every LoRA, by id: one that is a text or a number, or the ranks or dtypes as a text."""
     if isinstance(source.entries, Entries):
-        place = COLUMNS.index(column)
-        stored = [row[place] for row in source.entries.rows]
+        stored = source.entries.column(column)
         if column in LISTS:
             texts = {text: _joined(orjson.loads(text or "[]")) for text in set(stored)}
             stored = [texts[text] for text in stored]

@@ -13,11 +13,11 @@ from typing import Any, overload
 import orjson
 
 from lol_core.collections.entry import Entry, shared
-from lol_core.collections.schema import COLUMNS, Row
+from lol_core.collections.schema import COLUMNS, FORM, Row
 from lol_core.collections.sidecar import NONE, Sidecar
 from lol_core.core.header import ModuleHeader
 
-_REASON, _DIGEST = COLUMNS.index("reason"), COLUMNS.index("digest")
+_REASON, _FORM = COLUMNS.index("reason"), COLUMNS.index("form")
 
 
 class StoredDetails:
@@ -51,41 +51,34 @@ class StoredDetails:
 class Decoder:
     """Rows as entries, for as long as they are wanted. What many rows share becomes one object.
 
-    structures: hash → JSON of the headers.
+    forms: hash → the columns FORM; structures: hash → JSON of the headers.
     """
 
-    def __init__(self, index: Path, structures: Mapping[str, str]):
-        self.index, self.structures = index, structures
+    def __init__(self, index: Path, forms: Mapping[str, Row], structures: Mapping[str, str]):
+        self.index, self.forms, self.structures = index, forms, structures
         self._tuples: dict[object, tuple[Any, ...]] = {}
         self._headers: dict[str | None, tuple[ModuleHeader, ...]] = {None: ()}
+        self._decoded: dict[str, dict[str, Any]] = {}
 
     def entry(self, row: Row) -> Entry:
-        path, size, mtime, digest, reason, dialect, base, suggested, modules, ranks, parameters, dtypes = row[:12]
-        structure, alphas, scales, extras, notes, place, _ = row[12:]
+        path, size, mtime, digest, reason, place, _, form = row
+        decoded = self._decoded.get(form)
+        if decoded is None:
+            decoded = self._decoded[form] = self._fields(self.forms[form])
+        where = None if place is None else os.fsdecode(place)
+        return Entry(path, size, mtime, digest, reason, place=where, details=StoredDetails(self.index, path), **decoded)
+
+    def _fields(self, form: Row) -> dict[str, Any]:
+        """What an Entry takes from a form."""
+        fields = dict(zip(FORM, form, strict=True))
+        structure, modules = fields.pop("structure"), fields["modules"]
         headers = self._headers.get(structure)
         if headers is None:
             headers = shared(tuple(map(ModuleHeader.from_dict, orjson.loads(self.structures[structure]))))
             self._headers[structure] = headers
-        return Entry(
-            path,
-            size,
-            mtime,
-            digest,
-            reason,
-            dialect,
-            base,
-            suggested,
-            modules,
-            self._tuple(ranks),
-            parameters,
-            self._tuple(dtypes),
-            headers,
-            self._each(alphas, modules),
-            self._each(scales, modules),
-            self._tuple(extras),
-            self._tuple(notes),
-            None if place is None else os.fsdecode(place),
-            StoredDetails(self.index, path),
+        fields |= {name: self._tuple(fields[name]) for name in ("ranks", "dtypes", "extras", "notes")}
+        return (
+            fields | {name: self._each(fields[name], modules) for name in ("alphas", "scales")} | {"headers": headers}
         )
 
     def _tuple(self, text: str | None) -> tuple[Any, ...]:
@@ -120,7 +113,7 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, place: slice) -> Entries: ...
     def __getitem__(self, place: int | slice) -> Entry | Entries:
         if isinstance(place, slice):
-            return Entries(self.rows[place], self._decoder)
+            return self.of(self.rows[place])
         return self._decoder.entry(self.rows[place])
 
     def __iter__(self) -> Iterator[Entry]:
@@ -132,20 +125,32 @@ class Entries(Sequence[Entry]):
     def __hash__(self) -> int:
         return hash(tuple(self.ids))
 
+    def of(self, rows: Sequence[Row]) -> Entries:
+        """Of some of these rows."""
+        return Entries(rows, self._decoder)
+
     @cached_property
     def ids(self) -> list[str]:
         return [row[0] for row in self.rows]
 
     @property
     def digests(self) -> list[str]:
-        return [row[_DIGEST] for row in self.rows]
+        return self.column("digest")
+
+    def column(self, name: str) -> list[Any]:
+        """A column of every row, as it is stored: of the table `file` or `form`."""
+        if name in COLUMNS:
+            place = COLUMNS.index(name)
+            return [row[place] for row in self.rows]
+        of = {hash: form[FORM.index(name)] for hash, form in self._decoder.forms.items()}
+        return [of[row[_FORM]] for row in self.rows]
 
     def parted(self) -> tuple[Entries, Entries]:
         """Those that could be read, and those that were refused."""
         parts: tuple[list[Row], list[Row]] = ([], [])
         for row in self.rows:
             parts[row[_REASON] is not None].append(row)
-        return Entries(parts[0], self._decoder), Entries(parts[1], self._decoder)
+        return self.of(parts[0]), self.of(parts[1])
 
 
 class ById(Mapping[str, Entry]):

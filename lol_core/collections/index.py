@@ -105,7 +105,8 @@ class Database:
         with self.connection() as connection:
             rows = Rows(self.path, connection)
             with uncollected():
-                ids, kept, changed, vanished = _compared(present(), {row[0]: row for row in rows.fetch()})
+                there, known = present(), rows.entries()
+                ids, kept, changed, vanished = _compared(there, {row[0]: row for row in known.rows})
             _report(reporter, len(ids) - len(changed), len(ids))
             done = len(ids) - len(changed)
             blocks = [changed[start : start + BLOCK] for start in range(0, len(changed), BLOCK)]
@@ -121,9 +122,10 @@ class Database:
             if vanished:
                 rows.delete(vanished)
             if changed:
-                known = {row[0]: row for row in rows.fetch()}
-                kept = [known[id] for id in ids if id in known]
-            return rows.entries(kept)
+                known = rows.entries()
+                row_of = {row[0]: row for row in known.rows}
+                kept = [row_of[id] for id in ids if id in row_of]
+            return known.of(kept)
 
     def page(
         self,

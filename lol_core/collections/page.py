@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
 from lol_core.collections.entry import Entry
 from lol_core.collections.rows import Rows
+from lol_core.collections.schema import marks
 from lol_core.errors import ZooError
 
 
 class Order(StrEnum):
-    """What a page may be sorted by: columns of the table of files."""
+    """What a page may be sorted by."""
 
     PATH = "path"
     SIZE = "size"
@@ -51,11 +52,19 @@ class Page:
 Counted = Literal["dialect", "base", "rank", "tag"]
 
 _EXPRESSION = re.compile(r"/(.+)/")
-_BASE = "COALESCE(file.suggested_base, file.base_model, 'unknown')"
+_BASE = "COALESCE(form.suggested_base, form.base_model, 'unknown')"
+_JOINED = "CROSS JOIN form ON form.hash = file.form"
+"""To `file`, whose rows come first, in the order that is wanted."""
+_ORDERED = {
+    Order.DIALECT: "form.dialect",
+    Order.BASE: _BASE,
+    Order.MODULES: "form.modules",
+    Order.PARAMETERS: "form.parameters",
+}
 _VALUES = {
-    "dialect": ("file", "dialect"),
-    "base": ("file", _BASE),
-    "rank": ("file, json_each(file.ranks)", "json_each.value"),
+    "dialect": (f"file {_JOINED}", "form.dialect"),
+    "base": (f"file {_JOINED}", _BASE),
+    "rank": (f"file {_JOINED}, json_each(form.ranks)", "json_each.value"),
     "tag": ("file JOIN details USING (path), json_each(details.sidecar, '$.tags')", "json_each.value"),
 }
 
@@ -68,10 +77,11 @@ def select(
     """
     where, values = _where(rows.connection, query, filters)
     total = rows.connection.execute(f"SELECT COUNT(*) FROM file {where}", values).fetchone()[0]
-    by = _BASE if order is Order.BASE else f"file.{order}"
-    direction = "DESC" if descending else "ASC"
-    page = rows.fetch(f"{where} ORDER BY {by} {direction}, file.path LIMIT ? OFFSET ?", (*values, limit, offset))
-    return Page(tuple(rows.entries(page)), total)
+    by, direction = _ORDERED.get(order, f"file.{order}"), "DESC" if descending else "ASC"
+    joined = _JOINED if order in _ORDERED else ""
+    ordered = f"ORDER BY {by} {direction}, file.path LIMIT ? OFFSET ?"
+    page = rows.entries(f"{joined} {where} {ordered}", (*values, limit, offset))
+    return Page(tuple(page), total)
 
 
 def matching(connection: sqlite3.Connection, query: str, filters: Filters) -> set[str]:
@@ -100,16 +110,19 @@ def _where(connection: sqlite3.Connection, query: str, filters: Filters) -> tupl
     if text:
         conditions.append(f"file.path IN (SELECT path FROM search WHERE {text})")
         values += texts
-    for column, chosen in (("file.dialect", filters.dialects), (_BASE, filters.bases)):
+    ranked = "EXISTS (SELECT 1 FROM json_each(form.ranks) WHERE value {})"
+    for condition, chosen in (
+        ("form.dialect {}", filters.dialects),
+        (_BASE + " {}", filters.bases),
+        (ranked, filters.ranks),
+    ):
         if chosen:
-            conditions.append(f"{column} IN ({_marks(chosen)})")
+            among = condition.format(f"IN ({marks(chosen)})")
+            conditions.append(f"file.form IN (SELECT hash FROM form WHERE {among})")
             values += chosen
-    if filters.ranks:
-        conditions.append(f"EXISTS (SELECT 1 FROM json_each(file.ranks) WHERE value IN ({_marks(filters.ranks)}))")
-        values += filters.ranks
     if filters.tags:
         tagged = (
-            f"SELECT details.path FROM details, json_each(sidecar, '$.tags') WHERE value IN ({_marks(filters.tags)})"
+            f"SELECT details.path FROM details, json_each(sidecar, '$.tags') WHERE value IN ({marks(filters.tags)})"
         )
         conditions.append(f"file.path IN ({tagged})")
         values += filters.tags
@@ -125,10 +138,6 @@ def _matcher(expression: str) -> Callable[[str, str], bool]:
             f"/{expression}/ is no regular expression ({error}). Without the slashes its words are searched."
         ) from error
     return lambda _, text: search(text) is not None
-
-
-def _marks(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))
 
 
 def value_counts(connection: sqlite3.Connection, what: Counted) -> dict[object, int]:
