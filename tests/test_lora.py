@@ -60,12 +60,12 @@ def test_a_diverged_lora_is_told_apart() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2])
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_no_place_hides_a_number_that_is_not_finite(dtype: torch.dtype, number: float) -> None:
-    lora = random_lora([("a", 37, 53, 3)], dtype=dtype)
-    for factor in (lora["a"].U, lora["a"].V):
+    lora = random_lora([(name, 37, 53, 3) for name in "abc"], dtype=dtype)
+    for factor in (lora["c"].U, lora["c"].V):
         for place in ((0, 0), (17, 1), (-1, -1)):
             before = factor[place].clone()
             factor[place] = number
-            with pytest.raises(LoRAFormatError, match="first a"):
+            with pytest.raises(LoRAFormatError, match="1 of 3 modules.*first c"):
                 lora.check_finite()
             factor[place] = before
     lora.check_finite()

@@ -61,7 +61,7 @@ def test_modules_are_surveyed_together_as_they_are_alone(
         replace(y, scale=(-1) ** i * (0.5 + i)).with_pair(y.U if i % 3 else transposed(y.U), transposed(y.V))
         for i, y in enumerate(lora.layers)
     ]
-    monkeypatch.setattr("lol_core.insight.survey.CACHED", cached)
+    monkeypatch.setattr("lol_core.core.stacks.CACHED", cached)
     together = survey(replace(lora, layers=tuple(layers)))
     alone = [survey(replace(lora, layers=(layer,))) for layer in layers]
     exact = [spectrum(layer) for layer in layers]

@@ -7,9 +7,11 @@ PEFT's letters U = B and V = Aᵀ.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from lol_core.core.errors import LoRAFormatError
 from lol_core.core.header import Kind, ModuleHeader
 from lol_core.core.parametrisation import LowRank, Magnitude, Parametrisation
+from lol_core.core.stacks import SMALL, stacked
 
 
 def bounds(numbers: Tensor) -> tuple[float, float]:
@@ -212,14 +215,18 @@ class LoRA:
 
     def check_finite(self) -> None:
         """Raises LoRAFormatError when a factor holds NaN or infinity."""
-        bad = [layer.name for layer in self.layers if not all(map(_finite, layer.parametrisation.slots.values()))]
-        if bad:
+        alike: dict[tuple[object, ...], list[Tensor]] = defaultdict(list)
+        for slot in (slot for layer in self.layers for slot in layer.parametrisation.slots.values()):
+            alike[slot.shape, slot.stride(), slot.dtype, slot.device].append(slot)
+        parts = (stacked(slots) if slots[0].numel() < SMALL else slots for slots in alike.values())
+        if not all(map(_finite, chain.from_iterable(parts))):
+            bad = [layer.name for layer in self.layers if not all(map(_finite, layer.parametrisation.slots.values()))]
             raise LoRAFormatError(
                 f"{len(bad)} of {len(self.layers)} modules hold NaN or infinite weights, first {bad[0]}. The fine-tune"
                 " diverged."
             )
 
 
-def _finite(slot: Tensor) -> bool:
+def _finite(slots: Tensor) -> bool:
     """Told from the least and the largest number, at a twentieth of the time of `isfinite` on each."""
-    return all(math.isfinite(bound) for bound in bounds(slot))
+    return all(math.isfinite(bound) for bound in bounds(slots))

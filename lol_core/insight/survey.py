@@ -14,14 +14,13 @@ from torch import Tensor
 from lol_core.core.geometry import effective_rank, singular_values_of_grams, spectrum
 from lol_core.core.lora import LoRA, bounds
 from lol_core.core.parametrisation import LowRank
+from lol_core.core.stacks import stacked
 from lol_core.insight.blas import one_blas_thread
 from lol_core.insight.naming import common_name
 from lol_core.learning.models.modulewise import grams, product
 
 SKETCH = 48
 """Numbers of a sketch."""
-CACHED = 2**17
-"""Numbers of a factor that are worked on at a time: a megabyte in float64."""
 NOISE = 1e-6
 """Share of the largest singular value below which a Gram matrix knows nothing."""
 
@@ -91,7 +90,7 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
         for name, side, gram, image in zip("UV", ("left", "right"), squares, images, strict=True):
             done = 0
             for (kind, *_), places in stacks.items():
-                for stack in _stacked([getattr(lora.layers[i], name) for i in places]):
+                for stack in stacked([getattr(lora.layers[i], name) for i in places]):
                     some = slice(done, done := done + len(stack))
                     single = stack.float()
                     product(single.mT, _projection(side, stack.shape[1], size), out=image[some])
@@ -102,21 +101,6 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
         scales = np.array([lora.layers[i].scale for i in indices])
         names = tuple(lora.layers[i].name for i in indices)
         yield _Products(indices, names, scales, squares, images, (least, largest))
-
-
-def _stacked(factors: list[Tensor]) -> Iterator[Tensor]:
-    """Factors that lie alike in memory as (L, n, r), of so many at a time as stay in the processor's cache in all the
-    forms that they take, each in the order in which it lies.
-    """
-    size, turned = max(1, CACHED // max(1, factors[0].numel())), factors[0].stride(0) == 1
-    for start in range(0, len(factors), size):
-        some = factors[start : start + size]
-        if len(some) == 1:
-            yield some[0].unsqueeze(0)
-        elif turned:
-            yield torch.stack([factor.mT for factor in some]).mT
-        else:
-            yield torch.stack(some)
 
 
 def _sketch(products: _Products) -> np.ndarray:
