@@ -124,7 +124,7 @@ def test_what_a_stream_says_is_not_lost_on_the_way(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(SourceSilentError, match="does not answer"):
-        open_pickled(Path(), file=Silent())
+        open_pickled(Path(), Silent(), stream=True)
 
 
 def test_a_shard_in_a_stream_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,9 +144,9 @@ def _open_content(
         infos = members(file, size)
         if infos and all(info.filename.endswith(".npy") for info in infos):
             return open_npz(path, file, infos)
-        return open_pickled(path, infos, file if stream else None, sparing=sparing)
+        return open_pickled(path, file, infos, stream=stream, sparing=sparing)
     if container is Container.PICKLE:
-        return open_pickled(path, None, file if stream else None)
+        return open_pickled(path, file, stream=stream)
     if container is None and path.suffix.lower() not in (".safetensors", ".sft"):
         raise LoRAFormatError(
             "Neither safetensors nor GGUF, npz or a PyTorch file: its first bytes are of none of them. It is damaged,"

@@ -1,7 +1,5 @@
 """PyTorch files (.bin, .pt, .pth, .ckpt), through PyTorch's restricted unpickler only: anything but tensors and plain
 containers is refused, never executed.
-
-The adapter may lie under a key beside the epoch and the optimizer's state, and is looked for there.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,30 +17,23 @@ from torch import Tensor
 
 from lol_core.core.errors import LoLError
 from lol_core.errors import LoRAFormatError, NotLowRankError
+from lol_core.formats.container.nested import named_tensors
+from lol_core.formats.container.records import open_records
 from lol_core.formats.container.tensor_file import FEW_READS, SAMPLED, TensorFile, blank
 
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|type)[ :'\"<]+([\w.]+\.[\w]+)")
-_ASIDE = re.compile(r"optim|sched|(?:^|_)ema(?:_|$)|rng|scaler|loss|callbacks|loops", re.IGNORECASE)
-"""What a training state keeps beside its weights: numbers of the same names, or an older copy of them."""
-WRAPPERS = frozenset(
-    "state_dict module model model_state_dict lora lora_state_dict lora_weights network net weights params adapter"
-    " adapter_state_dict peft_state_dict trainable trainable_state_dict".split()
-)
-"""Keys that say nothing of the model they hold, and are no part of a tensor's name."""
-_DEPTH = 8
-_CONTAINERS = 100_000
-Tree = dict[str, "Tensor | Tree"]
 
 
 def open_pickled(
     path: Path,
+    opened: BinaryIO,
     members: Sequence[zipfile.ZipInfo] | None = None,
-    file: BinaryIO | None = None,
     *,
+    stream: bool = False,
     sparing: bool = False,
 ) -> TensorFile:
-    """The tensors of a PyTorch file; members: of its zip archive, None for the older container; file: what to read
-    instead of what lies at the path; sparing: of which only what `peek` needs is read.
+    """The tensors of an open PyTorch file; members: of its zip archive, None for the older container; stream: the file
+    is no file at that path; sparing: of which only what `peek` needs is read.
 
     Raises LoRAFormatError when it is damaged or holds more than tensors, NotLowRankError when it holds none.
     """
@@ -53,9 +44,13 @@ def open_pickled(
             raise NotLowRankError(f"A zip archive of {inside}, no weights as PyTorch or NumPy write them. Unpack it.")
         if any(name.endswith("constants.pkl") for name in names):
             raise NotLowRankError("A TorchScript program: code and weights in one, no adapter. It was not executed.")
-    content = _without_data(file) if sparing and file else _load(path, file, zipped=members is not None)
-    tree, notes = _unwrap(_tensors_in(content, (), iter(range(_CONTAINERS))))
-    tensors = dict(_named(tree, ""))
+    # PyTorch maps also compressed numbers into memory as if they were none
+    stored = members is not None and all(info.compress_type == zipfile.ZIP_STORED for info in members)
+    if members and stored and not stream and (known := open_records(path, opened, members)):
+        return known
+    file = opened if stream else None
+    content = _without_data(file) if sparing and file else _load(path, file, mapped=stored)
+    tensors, notes = named_tensors(content)
     if not tensors:
         raise NotLowRankError(f"The file holds no tensors but {_summary(content)}.")
 
@@ -85,7 +80,7 @@ def _without_data(file: BinaryIO) -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while to import, and few people need it
 
     with FakeTensorMode():
-        return _load(Path(), file, zipped=True)
+        return _load(Path(), file)
 
 
 def _single_number(file: BinaryIO, tensor: Tensor) -> Tensor:
@@ -122,7 +117,7 @@ class _Remembering:
         return self._tried(self.file.readline, *size)
 
 
-def _load(path: Path, file: BinaryIO | None, *, zipped: bool) -> Any:
+def _load(path: Path, file: BinaryIO | None, *, mapped: bool = False) -> Any:
     stream = None if file is None else _Remembering(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries of damaged files complain at length, and are answered below
@@ -130,7 +125,7 @@ def _load(path: Path, file: BinaryIO | None, *, zipped: bool) -> Any:
             if stream is not None:
                 stream.seek(0)
                 return torch.load(stream, map_location="cpu", weights_only=True)
-            if zipped and path.suffix.lower() not in (".safetensors", ".sft"):
+            if mapped and path.suffix.lower() not in (".safetensors", ".sft"):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             with path.open("rb") as opened:  # not by its name, by which PyTorch would take it for safetensors
                 return torch.load(opened, map_location="cpu", weights_only=True)
@@ -144,56 +139,6 @@ def _load(path: Path, file: BinaryIO | None, *, zipped: bool) -> Any:
                     f"A pickle that holds {what}. It was not executed. Convert it to safetensors where it was made."
                 ) from error
             raise LoRAFormatError("Not a readable PyTorch file. It is damaged, or of another kind.") from error
-
-
-def _tensors_in(content: Any, above: tuple[int, ...], visits: Iterator[int]) -> Tree:
-    """The tensors of nested dictionaries and lists, the positions of a list as names; what holds none is left out.
-
-    above: the containers on the way here, none of which is entered again, for a pickle may hold itself. Raises
-    LoRAFormatError when a name comes twice, or when there are more containers than `visits`.
-    """
-    if isinstance(content, list | tuple):
-        content = dict(enumerate(content))
-    if not isinstance(content, Mapping) or len(above) > _DEPTH:
-        return {}
-    if next(visits, None) is None:
-        raise LoRAFormatError(f"The file nests more than {_CONTAINERS:,} dictionaries and lists; no adapter does.")
-    tree: Tree = {}
-    for key, value in content.items():
-        if isinstance(value, Tensor):
-            inner: Tensor | Tree = value.detach()
-        elif id(value) in above or not (inner := _tensors_in(value, (*above, id(value)), visits)):
-            continue
-        if str(key) in tree:
-            raise LoRAFormatError(f"The file holds {str(key)!r} twice, so it is not clear which is meant.")
-        tree[str(key)] = inner
-    return tree
-
-
-def _unwrap(tree: Tree) -> tuple[Tree, tuple[str, ...]]:
-    """The weights of a training state, without what it keeps beside them, and notes of both."""
-    way, aside = [], []
-    while not any(isinstance(value, Tensor) and value.numel() > 1 for value in tree.values()):
-        nested = {key: value for key, value in tree.items() if isinstance(value, dict)}
-        weights = {key: value for key, value in nested.items() if not _ASIDE.search(key)} or nested
-        aside += [key for key in nested if key not in weights]
-        tree = {key: value for key, value in tree.items() if key in weights or isinstance(value, Tensor)}
-        [(key, inner), *others] = weights.items() or [("", {})]
-        if others or (len(inner) < 2 and key not in WRAPPERS) or key.isdigit():
-            break
-        way.append(key)
-        tree = inner
-    notes = [f"Its tensors lie under {'.'.join(way)!r} in the file."] if way else []
-    notes += [f"What lies beside them is left out: {', '.join(aside)}."] if aside else []
-    return tree, tuple(notes)
-
-
-def _named(tree: Tree, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for key, value in tree.items():
-        if isinstance(value, Tensor):
-            yield prefix + key, value
-        else:
-            yield from _named(value, prefix if key in WRAPPERS else f"{prefix}{key}.")
 
 
 def _dense(key: str, tensor: Tensor) -> Tensor:

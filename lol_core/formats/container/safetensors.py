@@ -87,7 +87,7 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, spar
             f" file has {size:,} bytes in all."
         )
     try:
-        raw = head[8 : 8 + length] if 8 + length <= len(head) else _read_array(file, 8, length).tobytes()
+        raw = head[8 : 8 + length] if 8 + length <= len(head) else read_array(file, 8, length).tobytes()
         text = raw.decode()
     except ValueError as error:
         raise _no_json(error) from error
@@ -116,7 +116,7 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, spar
 
     @cache
     def whole() -> np.ndarray:
-        return _read_array(file, data, layout.size)
+        return read_array(file, data, layout.size)
 
     @cache
     def scalars() -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, spar
         if layout.size <= AT_ONCE and start % dtype.itemsize == 0:
             buffer = whole()
         else:
-            buffer, start = _read_array(file, data + start, end - start), 0
+            buffer, start = read_array(file, data + start, end - start), 0
         return torch.frombuffer(buffer, dtype=dtype, count=count, offset=start).view(shape)
 
     def peek(key: str) -> Tensor:
@@ -152,7 +152,7 @@ def _torch_dtype(key: str, name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _read_array(file: BinaryIO, position: int, count: int) -> np.ndarray:
+def read_array(file: BinaryIO, position: int, count: int) -> np.ndarray:
     """Bytes of the file. Not a memory map: when another program cuts the file off, that would end this one."""
     buffer = np.empty(count, dtype=np.uint8)
     file.seek(position)
