@@ -213,13 +213,20 @@ class LoRA:
         """R ⋆ (U, V) with one element of its group for each module name (equation 2)."""
         return replace(self, layers=tuple(layer.act(R[layer.name]) for layer in self.layers))
 
-    def check_finite(self) -> None:
-        """Raises LoRAFormatError when a factor holds NaN or infinity."""
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest number of all slots, both NaN where one is; 0 where there is none."""
         alike: dict[tuple[object, ...], list[Tensor]] = defaultdict(list)
         for slot in (slot for layer in self.layers for slot in layer.parametrisation.slots.values()):
             alike[slot.shape, slot.stride(), slot.dtype, slot.device].append(slot)
         parts = (stacked(slots) if slots[0].numel() < SMALL else slots for slots in alike.values())
-        if not all(map(_finite, chain.from_iterable(parts))):
+        ends = [end for numbers in chain.from_iterable(parts) for end in bounds(numbers)]
+        return (math.nan, math.nan) if any(map(math.isnan, ends)) else (min(ends, default=0.0), max(ends, default=0.0))
+
+    def check_finite(self) -> None:
+        """Raises LoRAFormatError when a factor holds NaN or infinity."""
+        self.__dict__.pop("range", None)  # the numbers may be others since
+        if not all(map(math.isfinite, self.range)):
             bad = [layer.name for layer in self.layers if not all(map(_finite, layer.parametrisation.slots.values()))]
             raise LoRAFormatError(
                 f"{len(bad)} of {len(self.layers)} modules hold NaN or infinite weights, first {bad[0]}. The fine-tune"

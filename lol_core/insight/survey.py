@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lol_core.core.geometry import effective_rank, singular_values_of_grams, spectrum
-from lol_core.core.lora import LoRA, bounds
-from lol_core.core.parametrisation import LowRank
-from lol_core.core.stacks import stacked
+from lol_core.core.lora import LoRA
+from lol_core.core.stacks import CACHED, stacked
 from lol_core.insight.blas import one_blas_thread
 from lol_core.insight.naming import common_name
 from lol_core.learning.models.modulewise import grams, product
@@ -64,8 +64,7 @@ class _Products:
     """What a survey needs of modules of one rank: all that is computed from the factors themselves.
 
     indices: their places in the LoRA; scales: (L,); grams: UᵀU and VᵀV, (2, L, r, r) float64; images: Uᵀ and Vᵀ by the
-    Gaussian matrices of their sides, (2, L, r, size) float32, whose rounding is far below the error of a sketch; range:
-    the least and largest number of those that the file stores as U and V.
+    Gaussian matrices of their sides, (2, L, r, size) float32, whose rounding is far below the error of a sketch.
     """
 
     indices: list[int]
@@ -73,34 +72,33 @@ class _Products:
     scales: np.ndarray
     grams: Tensor
     images: Tensor
-    range: tuple[float, float]
 
 
 def _products(lora: LoRA, size: int) -> Iterator[_Products]:
-    by_rank: dict[int, dict[tuple[object, ...], list[int]]] = {}
+    blocks: dict[tuple[int, int], dict[tuple[object, ...], list[int]]] = {}
+    seen: Counter[int] = Counter()
     for i, layer in enumerate(lora.layers):
         U, V = layer.U, layer.V
-        alike = type(layer.parametrisation), U.shape, V.shape, U.dtype, V.dtype, U.stride(), V.stride()
-        by_rank.setdefault(U.shape[1], {}).setdefault(alike, []).append(i)
-    for rank, stacks in by_rank.items():
+        rank = U.shape[1]
+        alike = U.shape, V.shape, U.dtype, V.dtype, U.stride(), V.stride()
+        block = seen[rank] * rank**2 // CACHED  # whose Gram matrices stay in the processor's cache
+        blocks.setdefault((rank, block), {}).setdefault(alike, []).append(i)
+        seen[rank] += 1
+    for (rank, _), stacks in blocks.items():
         indices = [i for stack in stacks.values() for i in stack]
         squares = torch.empty(2, len(indices), rank, rank, dtype=torch.float64)
         images = torch.empty(2, len(indices), rank, size)
-        least, largest = float("inf"), float("-inf")
         for name, side, gram, image in zip("UV", ("left", "right"), squares, images, strict=True):
             done = 0
-            for (kind, *_), places in stacks.items():
+            for places in stacks.values():
                 for stack in stacked([getattr(lora.layers[i], name) for i in places]):
                     some = slice(done, done := done + len(stack))
                     single = stack.float()
                     product(single.mT, _projection(side, stack.shape[1], size), out=image[some])
                     (gram[some],) = grams(single if stack.dtype.itemsize < 4 else stack)
-                    if kind is LowRank:
-                        low, high = bounds(stack)
-                        least, largest = min(least, low), max(largest, high)
         scales = np.array([lora.layers[i].scale for i in indices])
         names = tuple(lora.layers[i].name for i in indices)
-        yield _Products(indices, names, scales, squares, images, (least, largest))
+        yield _Products(indices, names, scales, squares, images)
 
 
 def _sketch(products: _Products) -> np.ndarray:
@@ -138,17 +136,13 @@ def _effective_ranks(values: np.ndarray) -> np.ndarray:
 def survey(lora: LoRA) -> Survey:
     """Survey one LoRA, read with its weights, modules of one shape at a time. O((n + m) r (r + SKETCH)) a module."""
     norms, ranks = (np.zeros(len(lora.layers), np.float32) for _ in range(2))
-    total, ranges = np.zeros(SKETCH), []
+    total = np.zeros(SKETCH)
     for products in _products(lora, SKETCH):
         values = _spectra(products)
         norms[products.indices] = np.linalg.norm(values, axis=-1)
         ranks[products.indices] = _effective_ranks(values)
         total += _sketch(products)
-        ranges.append(products.range)
     for i, layer in enumerate(lora.layers):
-        if type(layer.parametrisation) is not LowRank:
-            ranges += [bounds(slot) for slot in layer.parametrisation.slots.values()]
         if layer.factor_shapes:  # a Kronecker product's pair has the norm of ΔW, but not its singular values
             ranks[i] = effective_rank(spectrum(layer))
-    least, largest = zip(*ranges, strict=True)
-    return Survey(norms, ranks, total.astype(np.float32), np.array([min(least), max(largest)], np.float32))
+    return Survey(norms, ranks, total.astype(np.float32), np.array(lora.range, np.float32))
