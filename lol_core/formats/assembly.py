@@ -26,6 +26,7 @@ from lol_core.core.parametrisation import (
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.names import Role
 
+KRONECKER = frozenset(role for role in Role if role.startswith("lokr_"))
 Fetch = Callable[[str], Tensor]
 
 
@@ -54,7 +55,7 @@ def _assemble(tensors: Mapping[str, Tensor]) -> tuple[Parametrisation, int]:
         return _embedding(tensors), tensors[Role.EMBEDDING_DOWN].shape[0]
     if Role.HADA_W1_A in tensors:
         return _hadamard(tensors), tensors[Role.HADA_W1_B].shape[0]
-    if any(role.startswith("lokr_") for role in tensors):
+    if not KRONECKER.isdisjoint(tensors):
         return _kronecker(tensors)
     if experts := _experts(tensors[Role.DOWN], tensors[Role.UP]):
         return experts, experts.U.shape[2]

@@ -14,7 +14,10 @@ from lol_core.errors import LoRAFormatError
 from lol_core.formats.names import Role
 
 QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
-WHOLE_NUMBERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
+WHOLE_NUMBERS = frozenset((torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool))
+WHOLE = frozenset(Role)
+"""Slots of parts in one piece, and as they are multiplied."""
+NO_FACTORS = frozenset((Role.ALPHA, Role.SCALE, Role.BLOCKS))
 
 DIMENSIONS: dict[str, tuple[int, int]] = {
     **dict.fromkeys((Role.DOWN, Role.UP, Role.LOKR_W1, Role.LOKR_W2), (2, 5)),
@@ -30,7 +33,7 @@ DIMENSIONS: dict[str, tuple[int, int]] = {
 
 def plain(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Role → tensor from slot → tensor (see `names.Part.slot`). Raises LoRAFormatError when they do not fit."""
-    tensors = _together(name, _dequantised(name, slots))
+    tensors = dict(slots) if slots.keys() <= WHOLE else _together(name, _dequantised(name, slots))
     for role, tensor in tensors.items():
         least, most = DIMENSIONS.get(role, (0, 5))
         if not least <= tensor.ndim <= most:
@@ -38,7 +41,7 @@ def plain(name: str, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise LoRAFormatError(
                 f"{name}: its {role} has the shape {tuple(tensor.shape)}; expected {expected} dimensions."
             )
-        if role not in (Role.ALPHA, Role.SCALE, Role.BLOCKS) and (tensor.numel() == 0 or tensor.dtype in WHOLE_NUMBERS):
+        if role not in NO_FACTORS and (tensor.numel() == 0 or tensor.dtype in WHOLE_NUMBERS):
             what = (
                 "no numbers"
                 if tensor.numel() == 0

@@ -173,15 +173,25 @@ class Scales:
 
 @dataclass(frozen=True)
 class _Source:
+    """alike: the scale of all modules that it speaks of, once it is known, where no pattern tells them apart."""
+
     place: str
     component: str
     options: Mapping[str, Any]
     only: bool = False
+    alike: list[Scale | None] = field(default_factory=list, repr=False, compare=False)
 
     def of(self, name: str, complaints: dict[str, None]) -> Scale | None:
         if self.component and not name.startswith(f"{self.component}."):
             return None
+        if not (self.options.get("alpha_pattern") or self.options.get("rank_pattern")):
+            if not self.alike:
+                self.alike.append(self._of((), complaints))
+            return self.alike[0]
         names = (name.removeprefix(f"{self.component}."), name) if self.component else (name, name.partition(".")[2])
+        return self._of(names, complaints)
+
+    def _of(self, names: tuple[str, ...], complaints: dict[str, None]) -> Scale | None:
         given = patterned(self.options.get("alpha_pattern"), names)
         key = "alpha_pattern"
         if given is None:

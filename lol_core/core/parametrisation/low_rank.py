@@ -39,6 +39,7 @@ class LowRank(Parametrisation):
             )
         if not self.weight_shape:
             object.__setattr__(self, "weight_shape", (U.shape[0], V.shape[0]))
+            return
         outputs = accumulate(self.weight_shape, mul)
         if prod(self.weight_shape) != U.shape[0] * V.shape[0] or U.shape[0] not in outputs:
             raise LoRAFormatError(

@@ -133,7 +133,7 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, spar
             buffer = whole()
         else:
             buffer, start = read_array(file, data + start, end - start), 0
-        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=start).view(shape)
+        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=start).view(*shape)
 
     def peek(key: str) -> Tensor:
         shape, dtype = layout.shapes[key], _torch_dtype(key, layout.places[key][0])
