@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -32,12 +33,12 @@ class Anatomy:
         """O((n + m) r²) a module."""
         return cls(lora, tuple(spectrum(layer).numpy() for layer in lora.layers))
 
-    @property
+    @cached_property
     def norms(self) -> np.ndarray:
         """‖ΔW‖ of every module."""
         return np.array([float(np.sqrt((sigma**2).sum())) for sigma in self.sigmas])
 
-    @property
+    @cached_property
     def colourings(self) -> dict[str, np.ndarray]:
         """What a map of the base model can be coloured by."""
         largest = np.array([sigma.max(initial=0.0) for sigma in self.sigmas])

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lol_core.insight.plots.style import COLORS, finish
+from lol_core.insight.plots.style import COLORS, NUMBERED, finish
 
 
 def module_norms(names: Sequence[str], norms: Sequence[float], title: str = "‖ΔW‖ (Frobenius)") -> go.Figure:
@@ -58,7 +58,9 @@ def base_map(table: pd.DataFrame, title: str, signed: bool = False) -> go.Figure
         showticklabels=len(short) <= 24,
     )
     figure.update_yaxes(autorange="reversed", automargin=True)
-    return finish(figure, 160 + 26 * len(table) + (60 if len(short) <= 24 else 0))
+    left = 10 + 6.5 * max(map(len, table.index), default=0)  # of names, and pixels of a letter
+    height = 160 + 26 * len(table) + (60 if len(short) <= 24 else 0)
+    return finish(figure, height).update_layout(margin={"l": left, "r": NUMBERED, "b": 76})
 
 
 def module_comparison(table: pd.DataFrame, first: str, second: str) -> go.Figure:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import plotly.graph_objects as go
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 MAX_SVG_POINTS = 1000
+NUMBERED = 80
+"""Pixels that a titled axis with numbers, or a scale of colours, takes at most, mostly."""
 
 
 def scatter(points: int) -> type:
@@ -13,5 +17,9 @@ def scatter(points: int) -> type:
     return go.Scattergl if points > MAX_SVG_POINTS else go.Scatter
 
 
-def finish(figure: go.Figure, height: int, **layout: object) -> go.Figure:
-    return figure.update_layout(height=height, margin={"l": 10, "r": 10, "t": 30, "b": 10}, **layout)
+def finish(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
+    """With margins as wide as titles and numbers of axes take: where Plotly has to widen them, it draws twice."""
+    titled_x, titled_y = (any(a.title.text for a in axes) for axes in (figure.select_xaxes(), figure.select_yaxes()))
+    legend_above = layout.get("legend", {}).get("y", 0) > 1
+    left, top, bottom = NUMBERED if titled_y else 10, 44 if legend_above else 30, 66 if titled_x else 10
+    return figure.update_layout(height=height, margin={"l": left, "r": 10, "t": top, "b": bottom}, **layout)
