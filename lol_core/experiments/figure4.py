@@ -125,8 +125,8 @@ def notes(context: Context, zoos: Zoos) -> list[str]:
         f" {sizes(zoos[BY_RANK])}."
         + (f" Not finite, and left out: {', '.join(f'{n} at {at}' for at, n in lost.items())}." if lost else ""),
         (
-            "Each model is the one of table 3: trained on the attributes of Faces (rank 4), with the settings chosen"
-            f" there at each seed. The LoRAs asked about are fine-tunes of {2 if context.small else PEOPLE} people who"
+            "Each model is trained on the attributes of Faces (rank 4), with the settings that table 2's grid chose for"
+            f" them at each seed. The LoRAs asked about are fine-tunes of {2 if context.small else PEOPLE} people who"
             " are not in Faces, each at all six ranks from the same pictures and hyperparameters, by the recipe of"
             f" Faces with another rank: once with alpha {KNOWN} at every rank, as the authors keep it, and once with"
             " alpha equal to the rank. They are made by this command and not committed. MLP + SVD keeps the four"

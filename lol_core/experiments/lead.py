@@ -1,4 +1,4 @@
-"""Why ridge regression on the product kernel tells classes better than GL-net (table 3): the same regression on what
+"""Why ridge regression on the product kernel tells classes better than GL-net of width 16: the same regression on what
 GL-net's equivariant layers keep, untrained and trained, and on ΔW with and without its size.
 """
 
@@ -43,7 +43,7 @@ from lol_core.learning.verdict import over_seeds
 TITLE = "The kernel's lead on classes: GL-net's layers, its head, or size?"
 NARROW, DENSE = Variant.of("gl_net"), Variant.of("dense")
 NETS = {16: NARROW, 64: WIDE}
-"""Equivariant width → the GL-net of table 3, that of the learning curves."""
+"""Equivariant width → the GL-net of table 2's grid, that of the learning curves."""
 DRAWS = 3
 """Untrained GL-nets of a width at each split, whose accuracies are averaged."""
 OF_DELTA = {"updates": "ridge: ΔW as it is", "directions": "ridge: ΔW over its norm"}
@@ -170,11 +170,11 @@ def run(context: Context) -> Result:
 
 JUDGED: Sequence[tuple[str, Mapping[str, tuple[str, str]]]] = (
     (
-        "Ridge regression on the products of the trained GL-net of table 3 is behind the one on all of ΔW.",
+        "Ridge regression on the products of the trained GL-net of width 16 is behind the one on all of ΔW.",
         {"by": (KERNEL, row(Layers.TRAINED, 16)), "at width 64 by": (KERNEL, row(Layers.TRAINED, 64))},
     ),
     (
-        "Ridge regression reads the trained products of table 3's GL-net better than its own head does.",
+        "Ridge regression reads a trained GL-net's products of width 16 better than its own head does.",
         {
             "by": (row(Layers.TRAINED, 16), own_head(16)),
             "at width 64 by": (row(Layers.TRAINED, 64), own_head(64)),
@@ -226,7 +226,7 @@ def notes() -> list[str]:
             " offered: so the trained ones stand as they are too, a row that was added when the others had been seen."
         ),
         (
-            "Width 16 is the GL-net of table 3, with the setting that was chosen there at each split, and a head of"
+            "Width 16 is GL-net with the setting that table 2's grid chose for the classes at each split, and a head of"
             f" 2 × 64. Width 64 is that of the learning curves, with one setting ({SETTING} accuracy), not searched."
         ),
         (
