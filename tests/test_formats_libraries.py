@@ -151,6 +151,7 @@ def test_peft_loha(effective: bool, tmp_path: Path) -> None:
         {"r": 2},
         {"r": 2, "decompose_both": True, "decompose_factor": 2},
         {"r": 16},
+        {"r": 16, "rank_pattern": {"linear": 12}},
         {"r": 2, "use_effective_conv2d": True},
     ],
 )
