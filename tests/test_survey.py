@@ -72,6 +72,16 @@ def test_modules_are_surveyed_together_as_they_are_alone(
     assert together.range.tolist() == [float(numbers.min()), float(numbers.max())]
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_survey_sees_what_was_written_to_factors_since_the_last_look(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        lora = random_lora(MODULES)
+        lora.check_finite()
+        for largest in (7.0, 9.0, 8.0):
+            lora.layers[-1].V[0, 0] = largest
+            assert survey(lora).range[1] == largest
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_survey_is_exact_for_what_half_precision_stores(dtype: torch.dtype) -> None:
     """Also in a gauge of condition 100 with a falling spectrum, where Gram matrices in float32 would not do."""

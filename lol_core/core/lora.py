@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -214,18 +214,31 @@ class LoRA:
         return replace(self, layers=tuple(layer.act(R[layer.name]) for layer in self.layers))
 
     @cached_property
+    def _slots(self) -> tuple[Tensor, ...]:
+        return tuple([slot for layer in self.layers for slot in layer.parametrisation.slots.values()])
+
+    @cached_property
+    def _ranges(self) -> dict[tuple[int, int], tuple[float, float]]:
+        """The range when it was looked up last: of which object, after how many writes to its slots."""
+        return {}
+
+    @property
     def range(self) -> tuple[float, float]:
-        """The least and the largest number of all slots, both NaN where one is; 0 where there is none."""
-        alike: dict[tuple[object, ...], list[Tensor]] = defaultdict(list)
-        for slot in (slot for layer in self.layers for slot in layer.parametrisation.slots.values()):
-            alike[slot.shape, slot.stride(), slot.dtype, slot.device].append(slot)
-        parts = (stacked(slots) if slots[0].numel() < SMALL else slots for slots in alike.values())
-        ends = [end for numbers in chain.from_iterable(parts) for end in bounds(numbers)]
-        return (math.nan, math.nan) if any(map(math.isnan, ends)) else (min(ends, default=0.0), max(ends, default=0.0))
+        """The least and the largest number of all slots, both NaN where one is; 0 where there is none. Looked up again
+        once PyTorch has written to a slot; what NumPy writes there is seen by `check_finite` alone.
+        """
+        try:
+            state = id(self), sum(slot._version for slot in self._slots)
+        except RuntimeError:  # inference tensors, of which PyTorch counts no writes
+            return _range(self._slots)
+        if state not in self._ranges:
+            self._ranges.clear()
+            self._ranges[state] = _range(self._slots)
+        return self._ranges[state]
 
     def check_finite(self) -> None:
         """Raises LoRAFormatError when a factor holds NaN or infinity."""
-        self.__dict__.pop("range", None)  # the numbers may be others since
+        self._ranges.clear()
         if not all(map(math.isfinite, self.range)):
             bad = [layer.name for layer in self.layers if not all(map(_finite, layer.parametrisation.slots.values()))]
             raise LoRAFormatError(
@@ -237,3 +250,12 @@ class LoRA:
 def _finite(slots: Tensor) -> bool:
     """Told from the least and the largest number, at a twentieth of the time of `isfinite` on each."""
     return all(math.isfinite(bound) for bound in bounds(slots))
+
+
+def _range(slots: Iterable[Tensor]) -> tuple[float, float]:
+    alike: dict[tuple[object, ...], list[Tensor]] = defaultdict(list)
+    for slot in slots:
+        alike[slot.shape, slot.stride(), slot.dtype, slot.device].append(slot)
+    parts = (stacked(same) if same[0].numel() < SMALL else same for same in alike.values())
+    ends = [end for numbers in chain.from_iterable(parts) for end in bounds(numbers)]
+    return (math.nan, math.nan) if any(map(math.isnan, ends)) else (min(ends, default=0.0), max(ends, default=0.0))
