@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -54,5 +56,16 @@ def test_npz_arrays_of_other_byte_order_and_layout_are_read(tmp_path: Path) -> N
     arrays = {key: tensor.numpy() for key, tensor in tensors().items()}
     members = {f"{key}.npy": npy(np.asfortranarray(array.astype(">f4"))) for key, array in arrays.items()}
     npz(tmp_path / "x.npz", members, zipfile.ZIP_DEFLATED)
+    check(read(tmp_path / "x.npz"))
+    header_and_weights_agree(tmp_path / "x.npz")
+
+
+def test_npz_arrays_with_headers_of_a_later_version_are_read(tmp_path: Path) -> None:
+    members = {}
+    for (key, tensor), version in zip(tensors().items(), cycle([(1, 0), (2, 0), (3, 0)]), strict=False):
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, tensor.numpy(), version)
+        members[f"{key}.npy"] = buffer.getvalue()
+    npz(tmp_path / "x.npz", members)
     check(read(tmp_path / "x.npz"))
     header_and_weights_agree(tmp_path / "x.npz")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +23,16 @@ _ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImp
 _CHUNK = 2**20
 
 
+class _Array(NamedTuple):
+    """stored: the dtype in the file, maybe of the other byte order; start: where in its member the numbers begin."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stored: np.dtype
+    fortran: bool
+    start: int
+
+
 def open_npz(path: Path, file: BinaryIO, members: Sequence[zipfile.ZipInfo]) -> TensorFile:
     """The arrays of an open archive, which stays open as long as they are asked for.
 
@@ -30,32 +42,43 @@ def open_npz(path: Path, file: BinaryIO, members: Sequence[zipfile.ZipInfo]) -> 
     infos = {info.filename.removesuffix(".npy"): info for info in members}
     try:
         archive = zipfile.ZipFile(file)
-        headers = {key: _header(archive, info, key) for key, info in infos.items()}
+        arrays = {key: _array(archive, info, key) for key, info in infos.items()}
     except _ERRORS as error:
         raise LoRAFormatError(f"Not a readable .npz archive ({error}). Download it again.") from error
-    shapes = {key: shape for key, (shape, _) in headers.items()}
+    shapes = {key: array.shape for key, array in arrays.items()}
 
     def get(key: str) -> Tensor:
+        of = arrays[key]
         try:
             with archive.open(infos[key]) as member:
-                array = npy.read_array(member, allow_pickle=False)
-            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+                member.read(of.start)
+                numbers = bytearray(member.read())
+            array = np.ndarray(of.shape, of.stored, numbers, order="F" if of.fortran else "C")
+            return torch.from_numpy(array.astype(of.stored.newbyteorder("="), copy=False))
         except (*_ERRORS, TypeError) as error:
             raise LoRAFormatError(f"{key!r} cannot be read from the .npz archive ({error}). Read it again.") from error
 
     def peek(key: str) -> Tensor:
-        shape, dtype = headers[key]
-        return get(key) if prod(shape) <= 1 else blank(shape, dtype)
+        of = arrays[key]
+        return get(key) if prod(of.shape) <= 1 else blank(of.shape, of.dtype)
 
     return TensorFile(path, shapes, {}, get, peek)
 
 
-def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> tuple[tuple[int, ...], torch.dtype]:
+@lru_cache(maxsize=1024)
+def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether in Fortran's order, dtype). Most of an archive's arrays have one of few headers."""
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return read(BytesIO(header))
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> _Array:
     with archive.open(info) as member:
         version = npy.read_magic(member)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read_header(member)
-        rest = 0
+        length = member.read(2 if version == (1, 0) else 4)
+        size = int.from_bytes(length, "little")
+        shape, fortran, dtype = _parsed(version, length + member.read(size))
+        start, rest = npy.MAGIC_LEN + len(length) + size, 0
         while chunk := member.read(_CHUNK):
             rest += len(chunk)
     if dtype.hasobject:
@@ -72,4 +95,4 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> tuple[
             f"{key!r} of shape {shape} and dtype {dtype} takes {count * dtype.itemsize:,} bytes; found {rest:,}."
             " The file is damaged; download it again."
         )
-    return shape, torch_dtype
+    return _Array(shape, torch_dtype, dtype, fortran, start)
