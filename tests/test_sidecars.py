@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from lol_core.collections.columns import detailed
 from lol_core.collections.index import Index
 from lol_core.collections.page import Filters
 from lol_core.collections.sidecar import Sidecar, read_sidecar
 from lol_core.collections.zoo import Zoo
+from tests.builders import write_zoo
 from tests.test_index import adapter
+from ui.points import any_previews
 
 CIVITAI = {
     "id": 7,
@@ -112,3 +117,20 @@ def test_sidecars_are_searched_filtered_and_kept_up_to_date(tmp_path: Path) -> N
     (tmp_path / "owls.civitai.info").unlink()
     index.update()
     assert index.page("feathers").total == 0
+
+
+@pytest.mark.parametrize("count, pictured", [(6, False), (7, True)])
+def test_whether_any_comes_with_a_picture_is_asked_of_many_at_a_time(
+    count: int, pictured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zoo(tmp_path / "zoo", count)
+    if pictured:
+        (tmp_path / "zoo" / "lora003" / "adapter_model.preview.png").write_bytes(b"png")
+    zoo = Zoo.open(tmp_path / "zoo", cache=tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        connect = Mock(wraps=sqlite3.connect)
+        patch.setattr(sqlite3, "connect", connect)
+        assert any_previews(zoo) is pictured
+        assert connect.call_count == 1
+    zoo.entries.database.unlink()
+    assert [entry.path for entry in detailed(zoo)] == zoo.ids, "as each alone, with no details"

@@ -10,6 +10,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.components.v2 import component
 
+from lol_core.collections.columns import detailed
 from lol_core.collections.source import Source
 from ui.keys import key
 from ui.previews import preview, tiles
@@ -32,12 +33,14 @@ def thumbnail(source: Source, id: str) -> str | None:
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _thumbnails(fingerprint: str, ids: tuple[str, ...], _source: Source) -> dict[str, str]:
     """id → its thumbnail, of those that have one."""
-    return {id: picture for id in ids if (picture := thumbnail(_source, id)) is not None}
+    shown = [entry.path for entry in detailed(_source, ids) if _source.preview_of(entry)]
+    return {id: picture for id in shown if (picture := thumbnail(_source, id)) is not None}
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _any_previews(fingerprint: str, _source: Source) -> bool:
-    return any(_source.preview(id) for id in _source.ids[:: len(_source) // PROBED + 1])
+    probed = _source.ids[:: len(_source) // PROBED + 1]
+    return any(map(_source.preview_of, detailed(_source, probed)))
 
 
 def any_previews(source: Source) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import streamlit as st
 from PIL import Image
 
+from lol_core.collections.columns import detailed
 from lol_core.collections.source import Source
 from ui.frame import page_link
 from ui.tables import paged
@@ -40,7 +41,7 @@ def tiles(strip: Image.Image) -> list[Image.Image]:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _gallery(fingerprint: str, _source: Source) -> bool:
-    return any(_source.preview(id) for id in _source.ids[:PROBED])
+    return any(map(_source.preview_of, detailed(_source, _source.ids[:PROBED])))
 
 
 def has_gallery(source: Source) -> bool:

@@ -52,11 +52,11 @@ def size(source: Source) -> int:
 def detailed(source: Source, ids: Sequence[str] | None = None) -> Iterator[Entry]:
     """Some entries, or all, with their metadata and sidecars read many at a time."""
     ids = source.ids if ids is None else ids
-    if not isinstance(source.entries, Entries):
+    if not isinstance(source.entries, Entries) or not source.entries.database.is_file():
         yield from (source.by_id[id] for id in ids)
         return
     statement = "SELECT path, metadata, sidecar FROM details WHERE path IN (SELECT value FROM json_each(?))"
-    with closing(sqlite3.connect(source.store(), timeout=60)) as connection:
+    with closing(sqlite3.connect(source.entries.database, timeout=60)) as connection:
         for start in range(0, len(ids), BLOCK):
             block = ids[start : start + BLOCK]
             rows = connection.execute(statement, (orjson.dumps(block).decode(),))

@@ -129,6 +129,11 @@ class Entries(Sequence[Entry]):
         """Of some of these rows."""
         return Entries(rows, self._decoder)
 
+    @property
+    def database(self) -> Path:
+        """The SQLite file that the rows come from."""
+        return self._decoder.index
+
     @cached_property
     def ids(self) -> list[str]:
         return [row[0] for row in self.rows]

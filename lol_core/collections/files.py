@@ -168,12 +168,12 @@ class FileSource(Indexed):
                 f"{self.where} has gone while it was being read. Plug the drive in again, or open the collection anew."
             )
 
-    def preview(self, id: str) -> Path | None:
+    def preview_of(self, entry: Entry) -> Path | None:
         """A picture beside the file, else previews/NAME.webp; copied to the cache when it is asked for."""
-        folder = id.rpartition("/")[0]
-        shown = self.by_id[id].sidecar.preview
+        folder = entry.path.rpartition("/")[0]
+        shown = entry.sidecar.preview
         beside_it = [f"{folder}/{shown}" if folder else shown] if shown else []
-        named = f"previews/{self.names[id].rpartition('/')[2]}.webp"
+        named = f"previews/{self.names[entry.path].rpartition('/')[2]}.webp"
         for name in (*beside_it, named):
             if name in self.listing.files:
                 return self._copied(name)

@@ -85,11 +85,11 @@ class Zoo(Indexed):
         entry = self.by_id.get(id)
         return self.folder / (id if entry is None or entry.place is None else entry.place)
 
-    def preview(self, id: str) -> Path | None:
+    def preview_of(self, entry: Entry) -> Path | None:
         """A picture beside the file, else previews/NAME.webp in the folder."""
-        beside = self.by_id[id].sidecar.preview
-        named = self.folder / "previews" / f"{self.names[id].rpartition('/')[2]}.webp"
-        places = [self.path(id).parent / beside] if beside else []
+        beside = entry.sidecar.preview
+        named = self.folder / "previews" / f"{self.names[entry.path].rpartition('/')[2]}.webp"
+        places = [self.path(entry.path).parent / beside] if beside else []
         return next((place for place in (*places, named) if place.is_file()), None)
 
     def check(self) -> None:

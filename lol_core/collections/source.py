@@ -74,6 +74,10 @@ class Source(Protocol):
 
     def preview(self, id: str) -> Path | None:
         """The picture that came with a LoRA, if one did."""
+        return self.preview_of(self.by_id[id])
+
+    def preview_of(self, entry: Entry) -> Path | None:
+        """The same where its entry is at hand, as `detailed` reads them many at a time."""
         return None
 
     def store(self, cache: Path | None = None) -> Path:
