@@ -132,6 +132,10 @@ def test_a_search_by_halving_ends_with_the_setting_of_the_best_validation_score(
     assert (config.keep, config.batch_size, config.shape.width, config.learning_rate) == (Keep.LAST, 16, 8, 1e-2)
     size = trials.kept.path.stat().st_size
     assert trials.run().equals(table) and trials.kept.path.stat().st_size == size, "nothing is fitted twice"
+    kept = map(json.loads, trials.kept.path.read_text().splitlines())
+    worse = [line | ({"validation_score": -1e9} if line["seed"] else {}) for line in kept]
+    trials.kept.path.write_text("".join(json.dumps(line) + "\n" for line in worse))
+    assert trials.table()["r2"].tolist() == table["r2"].tolist(), "the search is over: other splits choose nothing"
 
 
 def test_every_model_is_searched_over_as_many_settings() -> None:

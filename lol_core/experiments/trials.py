@@ -106,7 +106,8 @@ class Trials:
         drawn = search.drawn(variant)
         if len(drawn) == 1:
             return []
-        lines = {json.dumps(line["setting"]): line for line in self.kept.lines() if line["model"] == variant.name}
+        own = (line for line in self.kept.lines() if (line["model"], line["seed"]) == (variant.name, 0))
+        lines = {json.dumps(line["setting"]): line for line in own}
         standing = list(drawn)
         for k in range(rung):
             scores: dict[Setting, float] = {}
