@@ -54,7 +54,7 @@ def open_records(path: Path, file: BinaryIO, members: Sequence[zipfile.ZipInfo])
     None where it holds none, or anything is out of the ordinary: PyTorch's own reader knows what to say of it.
     """
     try:
-        pickle = next(info for info in members if info.filename.endswith(PICKLE))
+        [pickle] = [info for info in members if info.filename.lower().endswith(PICKLE)]  # which of two PyTorch may take
         prefix = pickle.filename.removesuffix(PICKLE)
         own = {info.filename.removeprefix(prefix): info for info in members}
         if "byteorder" in own and _record(file, own["byteorder"]).tobytes() != sys.byteorder.encode():

@@ -58,7 +58,7 @@ def base_map(table: pd.DataFrame, title: str, signed: bool = False) -> go.Figure
         showticklabels=len(short) <= 24,
     )
     figure.update_yaxes(autorange="reversed", automargin=True)
-    left = 10 + 6.5 * max(map(len, table.index), default=0)  # of names, and pixels of a letter
+    left = 10 + 6.5 * max(map(len, table.index), default=0)  # a letter of a name takes about so many pixels
     height = 160 + 26 * len(table) + (60 if len(short) <= 24 else 0)
     return finish(figure, height).update_layout(margin={"l": left, "r": NUMBERED, "b": 76})
 
