@@ -174,6 +174,29 @@ def written_as_arc(folder: Path, number: int) -> str:
     return str(number)
 
 
+def test_other_prompts_and_a_second_seed_stand_beside_the_score(tmp_path: Path) -> None:
+    names = [f"{number:02}" for number in range(25)]
+    for number, name in enumerate(names):
+        lora = random_lora((("mid_block.attentions.0.attn1.to_q", 12, 12, 2),), number)
+        write_peft(tmp_path / "faces" / name, lora, alpha=2)
+    scores = np.arange(25.0)
+    labels = pd.DataFrame({"name": names, "clip_score": scores})
+    labels.to_csv(tmp_path / "faces" / "labels.csv", index=False)
+    small = replace(SMALL, epochs=1)
+    alone = run("table2", Context(tmp_path, tmp_path / "fits", small))
+    assert "not measured" in " ".join(alone.notes) and "Kendall τ" in set(alone.cells["column"])
+
+    measured = labels.assign(clip_score_again=scores, clip_score_original=-scores)
+    measured.to_csv(tmp_path / "faces" / "labels.csv", index=False)
+    both = run("table2", Context(tmp_path, tmp_path / "fits", small))
+    notes = " ".join(both.notes)
+    assert "second image seed ranks the LoRAs with τ 1.000" in notes and "alike with τ -1.000" in notes
+    rows = both.cells.dropna(subset="mean").groupby("column")["row"].agg(set)
+    assert "GL-net" in rows["34 prompts about people: Kendall τ"]
+    assert rows["the paper's 33 prompts: Kendall τ"] >= {"product kernel", "control: norms only"}
+    assert "GL-net" not in rows["the paper's 33 prompts: Kendall τ"]
+
+
 @pytest.mark.parametrize(
     ("table", "written", "column"),
     [
