@@ -14,7 +14,7 @@ import pytest
 
 from lol_core.collections.zoo import Zoo
 from lol_core.experiments import OF_PAPER
-from lol_core.experiments.comparison import best_rival, differences
+from lol_core.experiments.comparison import best_rival, differences, least_clear
 from lol_core.experiments.context import Context
 from lol_core.experiments.models import beats, unseen
 from lol_core.experiments.paired import paired
@@ -64,6 +64,16 @@ def test_a_split_at_which_a_model_diverged_leaves_its_differences_open(tmp_path:
     assert "not defined" in with_interval(differences(trials, "r2", "svd", "mlp"))
     assert best_rival(trials, "r2", ["dense", "svd", "mlp"]) == "mlp"
     assert np.isnan(paired(with_scores(tmp_path / "folds", {"svd": [None], "mlp": [0.1]}, True), "svd", "mlp").value)
+
+
+def test_a_model_is_better_than_all_where_it_is_better_than_the_least_clear(tmp_path: Path) -> None:
+    close, unsteady, diverged = [0.85, 0.86, 0.87], [0.6, 0.99, 0.7], [None, 0.1, 0.1]
+    trials = with_scores(tmp_path, {"svd": [0.9, 0.91, 0.92], "mlp": close, "dense": unsteady, "gl_net": diverged})
+    rival, gap = least_clear(trials, "r2", "svd", ["svd", "mlp", "dense", "gl_net"])
+    assert rival == "dense" and verdict(gap) == Holds.NOT_CLEAR and gap.value > 0
+    rival, gap = least_clear(trials, "r2", "svd", ["mlp"])
+    assert rival == "mlp" and verdict(gap) == Holds.YES
+    assert verdict(least_clear(trials, "r2", "svd", ["mlp", "dense"], lower_is_better=True)[1]) == Holds.NO
 
 
 def test_tuckernet_is_judged_at_the_seeds_it_was_not_made_on_and_for_all_questions_together(

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lol_core.experiments.paper import COMPARED
-from lol_core.experiments.result import Holds, environment, verdict, weakest
+from lol_core.experiments.result import Holds, environment, verdict
 from lol_core.experiments.search import BATCHES, DROPOUTS, HEADS, OWN, RATES, SHUFFLED, Budget
 from lol_core.experiments.trials import CONTROLS, KERNEL, Trials
 from lol_core.insight.plots import models_beside_controls
@@ -93,16 +93,24 @@ def beyond(trials: Trials, score: str, name: str, value: float, *, among: int = 
     return over_seeds((table.loc[table["model"] == name, score] - value).tolist(), trials.test_share, among)
 
 
-def above_all(trials: Trials, score: str, name: str, among: Sequence[str], *, lower_is_better: bool = False) -> Holds:
-    """Whether a model is better than each of the others, which must all be clear for it to be."""
-    pairs = [(other, name) if lower_is_better else (name, other) for other in among if other != name]
-    return weakest(verdict(differences(trials, score, *pair)) for pair in pairs)
+def least_clear(
+    trials: Trials, score: str, name: str, among: Sequence[str], *, lower_is_better: bool = False
+) -> tuple[str, Difference]:
+    """The one of some others that a model is least clearly better than, and by how much it is: better than all only
+    where it is better than this one.
+    """
+    pairs = {other: (other, name) if lower_is_better else (name, other) for other in among if other != name}
+    gaps = {other: differences(trials, score, *pair) for other, pair in pairs.items()}
+
+    def weakness(gap: Difference) -> tuple[int, float]:  # the least of one that diverged
+        return list(Holds).index(verdict(gap)), -np.inf if np.isnan(gap.value) else -gap.value
+
+    return max(gaps.items(), key=lambda each: weakness(each[1]))
 
 
-def best_rival(trials: Trials, score: str, among: Sequence[str], lower_is_better: bool = False) -> str:
+def best_rival(trials: Trials, score: str, among: Sequence[str]) -> str:
     """The best mean over splits; a model that diverged on one of them is no rival."""
-    means = by_split(trials, score, *among).mean(skipna=False)
-    return str(means.idxmin() if lower_is_better else means.idxmax())
+    return str(by_split(trials, score, *among).mean(skipna=False).idxmax())
 
 
 def chart(table: pd.DataFrame, column: str) -> go.Figure:

@@ -9,13 +9,12 @@ from lol_core.collections.layouts.learning_on_loras import ATTRIBUTES, BITS
 from lol_core.experiments import authors
 from lol_core.experiments.comparison import (
     Papers,
-    above_all,
-    best_rival,
     cells,
     chart,
     described,
     differences,
     intervals,
+    least_clear,
     settings,
     summary,
 )
@@ -118,13 +117,12 @@ def run(context: Context) -> Result:
         for column, papers in PAPERS[name].items():
             parts.append(cells(f"{name}: {column}", intervals(ours, column), papers))
         accuracy = summary(ours, "accuracy")["mean"]
-        rival = best_rival(ours, "accuracy", [model for model in FIVE if model != "gl_net"])
-        gap = differences(ours, "accuracy", "gl_net", rival)
+        rival, gap = least_clear(ours, "accuracy", "gl_net", list(FIVE))
         findings.append(
             Finding(
                 f"GL-net predicts {name} best of the five.",
-                above_all(ours, "accuracy", "gl_net", list(FIVE)),
-                f"accuracy {accuracy['GL-net']:.3f}; the best of the others is {FIVE[rival].title} with"
+                verdict(gap),
+                f"accuracy {accuracy['GL-net']:.3f}; {FIVE[rival].title}, which decides it, has"
                 f" {accuracy[FIVE[rival].title]:.3f} (difference {with_interval(gap)}).",
             )
         )
@@ -133,7 +131,7 @@ def run(context: Context) -> Result:
         findings.append(
             Finding(
                 f"MLP and MLP + SVD have trouble with {name}, and only they.",
-                weakest(above_all(ours, "accuracy", model, poor) for model in good),
+                weakest(verdict(least_clear(ours, "accuracy", model, poor)[1]) for model in good),
                 f"MLP {accuracy['MLP']:.3f}, SVD {accuracy['MLP + SVD']:.3f}; the least of the others {below:.3f}; "
                 f"a constant {accuracy['control: constant']:.3f}.",
             )
