@@ -32,6 +32,9 @@ def labels() -> pd.DataFrame:
             "constant": 3.0,
             "mostly_missing": [1.0, 2.0, *[np.nan] * 38],
             "infinite": [np.inf] * 35 + [1.0, 2.0, 3.0, 4.0, 5.0],
+            "huge": rng.uniform(1, 2, 40) * 1e300,
+            "tiny": rng.uniform(1, 2, 40) * 1e-300,
+            "comma": [f"{i},5" for i in range(40)],
             "comment": [f"free text {i}" for i in range(40)],
         },
         index=[f"l{i}" for i in range(40)],
@@ -48,14 +51,18 @@ def test_kinds_are_found(labels: pd.DataFrame) -> None:
     [
         ([], None, "No target chosen"),
         (["gone"], None, "No label column 'gone'.*'loss'"),
-        (["constant"], None, "'constant' is .*3.0.* for every LoRA"),
+        (["constant"], None, "'constant' is 3.0 for every LoRA"),
         (["mostly_missing"], None, "Only 2 of 40"),
         (["infinite"], None, "Only 5 of 40"),
+        (["huge"], None, "'huge' reaches from .*e\\+300.*Give it in another unit"),
+        (["tiny"], None, "'tiny' reaches from .*e-300.*Give it in another unit"),
+        (["comma"], None, "'comma' has another text for each LoRA, such as '0,5'.*written with a point"),
         (["style"], Regression, "'style' holds text.*where numbers are needed"),
         (["loss"], Binary, "a yes/no task needs 0 and 1"),
         (["loss", "smile"], None, "different kinds"),
         (["style", "comment"], Multiclass, "one target"),
-        (["loss"], Multiclass, None),
+        (["smile"], Multiclass, None),
+        (["loss"], Multiclass, "another text for each LoRA"),
     ],
 )
 def test_labels_that_cannot_be_learnt(
@@ -99,6 +106,21 @@ def test_regression_is_normalised_inside_and_reported_in_its_units(labels: pd.Da
         mean["normalized_mse"] == pytest.approx(1) and mean["r2"] == pytest.approx(0) and np.isnan(mean["kendall_tau"])
     )
     assert mean.by_target["loss"]["mse"] == pytest.approx(labels["loss"].var(ddof=0))
+
+
+def test_labels_far_from_zero_keep_their_differences() -> None:
+    """Seconds since 1970, of an hour: float32 knows them to two minutes."""
+    labels = pd.DataFrame({"begun": 1.7e9 + np.arange(40.0)})
+    task = make_task(labels, ["begun"])[0].fitted(labels)
+    np.testing.assert_allclose(task.decode(task.encode(labels)), labels, rtol=0, atol=1e-3)
+
+
+def test_a_control_says_nothing_of_many_classes() -> None:
+    """Warnings are errors here."""
+    labels = pd.DataFrame({"style": [f"s{i % 15}" for i in range(20)]})
+    task = make_task(labels, ["style"])[0]
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    assert task.tabular(False, X, labels, X, seed=0).shape == (20, 15)
 
 
 def test_class_weights_balance_the_loss() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from lol_core.cli.console import (
 )
 from lol_core.errors import LoLError
 from lol_core.learning.storage import Storage
+
+if TYPE_CHECKING:
+    from lol_core.learning.checkpoint import Checkpoint
 
 MODEL_NAMES = (
     "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, probex, tucker,"
@@ -138,11 +141,27 @@ def train(
         print_table(
             [{"": part} | {METRIC_TITLES[name]: values[name] for name in names} for part, values in scores.items()]
         )
+        _print_parts(checkpoint)
         for given in verdicts(checkpoint):
             out.print(f"It is {given.sentence}. {given.evidence}", highlight=False, soft_wrap=True)
         out.print(f"{checkpoint.title}: saved in {out_folder}", highlight=False)
     if not checkpoint.finished:
         raise interrupted("Stopped before the end. Go on with the same command and --resume.")
+
+
+def _print_parts(checkpoint: Checkpoint) -> None:
+    """How many LoRAs were learnt from and judged by, and what took no part."""
+    sizes = {part: len(ids) for part, ids in checkpoint.split.items()}
+    lines = [f"{sum(sizes.values())} LoRAs: {', '.join(f'{count} {part}' for part, count in sizes.items())}."]
+    if checkpoint.left_out:
+        lora, why = next(iter(checkpoint.left_out.items()))
+        lines.append(f"{len(checkpoint.left_out)} left out, such as {lora}: {why}")
+    if modules := checkpoint.left_out_modules:
+        lines.append(
+            f"Modules that not all of them have, and that were not read: {len(modules)}, such as {modules[0]}."
+        )
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def crossvalidate(

@@ -203,7 +203,7 @@ def names_of(labels: pd.DataFrame) -> tuple[str, ...]:
 def check_varied(labels: pd.DataFrame) -> None:
     """Raises TaskError for a column of one value."""
     for target in names_of(labels):
-        distinct = labels[target].unique()
+        distinct = labels[target].unique().tolist()
         if len(distinct) < 2:
             raise TaskError(
                 f"{target!r} is {distinct[0]!r} for every LoRA: there is nothing to predict. Choose another target."

@@ -48,7 +48,7 @@ class Binary(Task):
     def of(cls, labels: pd.DataFrame) -> Self:
         check_varied(labels)
         for target in names_of(labels):
-            distinct = labels[target].unique()
+            distinct = labels[target].unique().tolist()
             if not set(distinct) <= {0, 1}:
                 raise TaskError(f"{target!r} holds {sorted(distinct)[:5]}; a yes/no task needs 0 and 1.")
         return cls(names_of(labels))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -31,7 +33,9 @@ def class_probabilities(
     from sklearn.ensemble import RandomForestClassifier
 
     model = DummyClassifier(strategy="prior") if constant else RandomForestClassifier(TREES, random_state=seed)
-    model.fit(X, y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # that there are many is not an error
+        model.fit(X, y)
     probabilities = np.zeros((len(X_test), len(classes)))
     probabilities[:, [classes.index(name) for name in model.classes_]] = model.predict_proba(X_test)
     return probabilities

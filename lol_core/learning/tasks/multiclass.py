@@ -52,6 +52,11 @@ class Multiclass(Task):
                 f"{targets[0]!r} has {len(classes)} distinct values; at most {MAX_CLASSES} classes can be told apart."
                 " It may be a name rather than a class."
             )
+        if len(classes) == len(labels):
+            raise TaskError(
+                f"{targets[0]!r} has another text for each LoRA, such as {classes[0]!r}: no class has two of them, so"
+                " there is nothing to learn. Numbers are written with a point and without a unit: 0.5."
+            )
         return cls(targets, classes)
 
     def _fitted(self, labels: pd.DataFrame, class_weights: bool) -> Self:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled, concordance, explained, mean_over
 from lol_core.learning.metrics import Metric, Scores, score_numbers
 from lol_core.learning.tasks.base import TREES, Task, as_number, check_varied, each_target, finite, names_of, register
@@ -43,6 +44,15 @@ class Regression(Task):
     @classmethod
     def of(cls, labels: pd.DataFrame) -> Self:
         check_varied(labels)
+        for target in names_of(labels):
+            values = labels[target].to_numpy(np.float64)
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                variance = values.var()
+            if not np.finfo(np.float64).tiny <= variance < math.inf:
+                raise TaskError(
+                    f"{target!r} reaches from {values.min():g} to {values.max():g}: the squares of such differences are"
+                    " no numbers of 64 bits. Give it in another unit, or its logarithm."
+                )
         return cls(names_of(labels))
 
     def _fitted(self, labels: pd.DataFrame, class_weights: bool) -> Self:
@@ -53,9 +63,11 @@ class Regression(Task):
         return self.std
 
     def encode(self, labels: pd.DataFrame) -> Tensor:
-        """(B, targets), of mean 0 and variance 1 over the training LoRAs."""
-        values = torch.tensor(labels[list(self.targets)].to_numpy(np.float64), dtype=torch.float32)
-        return (values - torch.tensor(self.mean)) / torch.tensor(self.std)
+        """(B, targets), of mean 0 and variance 1 over the training LoRAs. The mean is taken off in 64 bits: 32 have no
+        room for the seconds of a date.
+        """
+        values = labels[list(self.targets)].to_numpy(np.float64)
+        return torch.tensor((values - np.array(self.mean)) / np.array(self.std), dtype=torch.float32)
 
     def answers(self, encoded: Tensor) -> Tensor:
         return encoded
