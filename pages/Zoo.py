@@ -40,8 +40,8 @@ if source.labels.shape[1] and (unlabelled := int(source.labels.isna().all(axis=1
 offer(source)
 
 
-surveys = surveys_of(source)
-job, same = weights_job(source, len(surveys))
+job, same = weights_job(source, len(surveys_of(source)))
+surveys = surveys_of(source)  # again: few weights were read while the page waited for the job
 examination = examined(source, surveys)
 marks = pd.DataFrame(columns=["path"]) if examination is None else examination.diagnoses
 n_groups = "…" if same is None else f"{same['group'].nunique():,}"
@@ -134,5 +134,5 @@ def listing() -> None:
 with loaded:
     help_text = "The other tab says why; or open another collection in the sidebar."
     need(len(source), f"No LoRA could be read in this collection. {help_text}")
-    survey_line(source, job, len(surveys))
+    survey_line(source, job, len(surveys), examination)
     listing()

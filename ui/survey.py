@@ -74,8 +74,15 @@ def _elsewhere(source: Source) -> bool:
     return "://" in source.address and not source.address.startswith(HERE)
 
 
-def survey_line(source: Source, job: WeightsJob | None, n_read: int) -> None:
-    """The progress of reading the weights, or a button that begins or goes on."""
+def survey_line(source: Source, job: WeightsJob | None, n_read: int, examination: Examination | None) -> None:
+    """The progress of reading the weights, or a button that begins or goes on. examination: what the page shows; the
+    page runs again where that, or what it shows of copies, was overtaken while it was being made.
+    """
+    state, look = session(), session().examining
+    compared = job is not None and job.result is not None and source.fingerprint not in state.same
+    found = look.result if look is not None and look.subject == (source.fingerprint, n_read) else None
+    if compared or (found is not None and found is not examination and not running(state.survey)):
+        st.rerun()
     if job is not None:
         follow(job, "stop_survey")
     elif n_read < len(source):
@@ -83,11 +90,10 @@ def survey_line(source: Source, job: WeightsJob | None, n_read: int) -> None:
             f"The weights of {len(source) - n_read:,} LoRAs have not been read: norms, health and duplicates need them."
             f" Headers are enough for the rest. All {len(source):,} together have {in_words(size_of(source))}."
         )
-    look = session().examining
     if look is not None and look.subject[0] == source.fingerprint and (look.running or look.error):
         follow(look, "stop_examination")
     waiting = n_read < len(source) if job is None else job.stopping and not job.running
     label = "Read the weights" if job is None else "Read the rest of the weights"
     if waiting and st.button(label, icon=":material/search_insights:", key=key("read_weights")):
-        session().survey = work.read_weights(source, n_read)
+        state.survey = work.read_weights(source, n_read)
         st.rerun()
