@@ -10,11 +10,14 @@ import pandas as pd
 import streamlit as st
 
 from ui.keys import key
+from ui.plain import plain
 
 NOT_KNOWN = "not known"
 MAX_WRAPPED = 100
 ENCODED_AT_ONCE = 5000
 """Rows of a table that are written as CSV in some hundredths of a second."""
+STEPS = 500
+"""Places of a slider."""
 FEW_VALUES = 6
 """A column of numbers with no more values than this is filtered by value, not by range."""
 
@@ -51,7 +54,8 @@ def download(
 
 def wrapped(table: pd.DataFrame, name: str) -> None:
     """A table whose long texts are shown in full, a page at a time, and all of it as CSV."""
-    st.table(table.iloc[paged(len(table), MAX_WRAPPED, f"{name}_page")].set_index("path"))
+    shown = table.iloc[paged(len(table), MAX_WRAPPED, f"{name}_page")]
+    st.table(shown.map(lambda cell: plain(cell) if isinstance(cell, str) else cell).set_index("path"))
     download(table, name)
 
 
@@ -60,6 +64,12 @@ def paged(count: int, size: int, name: str) -> slice:
     pages = -(-count // size)
     page = st.number_input(f"Page, of {pages:,}", 1, pages, 1, key=key(name)) if pages > 1 else 1
     return slice((page - 1) * size, page * size)
+
+
+def _numbers(values: pd.Series) -> np.ndarray:
+    """As float64, not a number where it is none."""
+    numeric = pd.api.types.is_numeric_dtype(values)
+    return values.to_numpy(np.float64, na_value=np.nan) if numeric else np.full(len(values), np.nan)
 
 
 def filters(columns: Mapping[str, Callable[[], pd.Series]], ids: list[str]) -> np.ndarray:
@@ -74,12 +84,17 @@ def filters(columns: Mapping[str, Callable[[], pd.Series]], ids: list[str]) -> n
     keep = np.ones(len(ids), bool)
     for column, place in zip(by, st.columns(max(1, min(len(by), 4))) * len(by), strict=False):
         values = columns[column]().reindex(ids)
-        if pd.api.types.is_numeric_dtype(values) and values.nunique() > FEW_VALUES:
-            low, high = float(values.min()), float(values.max())
-            chosen = place.slider(column, low, high, (low, high), key=key(f"range {column}"), format="%.4g")
-            keep &= values.between(*chosen).to_numpy() if chosen != (low, high) else True
+        numbers = _numbers(values) if values.nunique() > FEW_VALUES else np.full(len(ids), np.nan)
+        finite = numbers[np.isfinite(numbers)]
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+        if 0 < (step := (high - low) / STEPS) < np.inf:
+            limits = low, high, (low, high), step
+            first, last = place.slider(plain(column), *limits, key=key(f"range {column}"), format="%.4g")
+            # a thumb at its end leaves nothing out, however the browser rounds
+            keep &= numbers >= first if first > low + step / 2 else True
+            keep &= numbers <= last if last < high - step / 2 else True
         else:
             text = values.astype(str).where(values.notna(), "unknown")
-            picked = place.multiselect(column, sorted(text.unique()), key=key(f"values {column}"))
+            picked = place.multiselect(plain(column), sorted(text.unique()), key=key(f"values {column}"))
             keep &= text.isin(picked).to_numpy() if picked else True
     return keep
