@@ -24,10 +24,12 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.geometry import distance, inner_product, spectrum
 from lol_core.core.lora import LoRA
+from lol_core.core.parametrisation import Magnitude
 from lol_core.core.progress import Reporter
 from lol_core.errors import TaskError
 from lol_core.insight.embedding import (
     Space,
+    families,
     from_gram,
     gram,
     nystroem,
@@ -36,7 +38,7 @@ from lol_core.insight.embedding import (
     space_of,
 )
 from lol_core.insight.explanation import explain, name_clusters
-from lol_core.insight.maps import MapSettings, colourings, draw_map
+from lol_core.insight.maps import MapSettings, colourings, draw_map, family_title
 from lol_core.insight.picture import Method, align, displacement, project
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
@@ -137,6 +139,23 @@ def test_latents_are_computed_once_for_each_model_and_content(tmp_path: Path, mo
     changed = space_of(Zoo.open(tmp_path / "zoo"), zoo.ids, "latent", checkpoint=first, store=store)
     assert computed[4:] == [1] and changed is not None
     assert [*np.isclose(changed.vectors, expected.vectors).all(1)] == [i != 2 for i in range(8)]
+
+
+def test_loras_with_magnitudes_are_a_family_of_their_own() -> None:
+    plain = [random_lora(MODULES, seed) for seed in range(5)]
+    weighted = [
+        replace(
+            lora, layers=tuple(replace(y, parametrisation=Magnitude(y.parametrisation, y.U[:, 0])) for y in lora.layers)
+        )
+        for lora in plain[:4]
+    ]
+    zoo = MemorySource(dict(zip("abcdefghi", [*plain, *weighted], strict=True)))
+    found = families(zoo.entries)
+    assert found == [tuple("abcde"), tuple("fghi")]
+    assert [family_title(zoo, ids).partition("6, ")[2] for ids in found] == ["3 modules", "3 modules, DoRA"]
+    for ids in found:
+        space = space_of(zoo, ids, "updates")
+        assert space is not None and space.ids == ids  # they have a module in common
 
 
 def test_nystroem_is_exact_where_the_landmarks_span_everything() -> None:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -195,15 +195,17 @@ def padded_spectra(spectra: Sequence[Sequence[np.ndarray]], spec: WeightSpec) ->
 
 
 def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
-    """The ids of LoRAs that adapt the same modules of the same shapes, the largest family first: those that have
-    distances to each other.
+    """The ids of LoRAs that adapt the same modules of the same shapes, with DoRA magnitudes or without, the largest
+    family first: those that have distances to each other.
     """
-    groups: dict[frozenset[tuple[str, int, int]], list[str]] = {}
-    known: dict[ByIdentity[Sequence[ModuleHeader]], frozenset[tuple[str, int, int]]] = {}
+    groups: dict[frozenset[Hashable], list[str]] = {}
+    known: dict[ByIdentity[Sequence[ModuleHeader]], frozenset[Hashable]] = {}
     for entry in entries:
         key = ByIdentity[Sequence[ModuleHeader]](entry.headers)
         if key not in known:
-            known[key] = frozenset((y.name, y.n, y.m) for y in entry.headers)
+            known[key] = frozenset(
+                (y.name, y.n, y.m, y.magnitude, y.magnitude_axis, y.factor_shapes) for y in entry.headers
+            )
         groups.setdefault(known[key], []).append(entry.path)
     return sorted((tuple(ids) for ids in groups.values()), key=len, reverse=True)
 

@@ -186,7 +186,9 @@ def regions(clusters: pd.Series, names: Mapping[int, str]) -> dict[str, list[str
 def family_title(source: Source, ids: Sequence[str]) -> str:
     """What LoRAs of the same modules are called: how many, of which base model."""
     entry = source.by_id[ids[0]]
-    return f"{len(ids):,} × {entry.suggested_base or entry.base_model or 'unknown base'}, {entry.modules} modules"
+    modules = f"{entry.modules} module{'' if entry.modules == 1 else 's'}"
+    dora = ", DoRA" if any(module.magnitude for module in entry.headers) else ""
+    return f"{len(ids):,} × {entry.suggested_base or entry.base_model or 'unknown base'}, {modules}{dora}"
 
 
 def _tensors(**arrays: np.ndarray) -> dict[str, Tensor]:
