@@ -106,6 +106,13 @@ def save_slice(source: Source, name: str) -> None:
     path.write_text(json.dumps(_slices(source) | {name: selected(source)}))
 
 
+def _open_slice(source: Source) -> None:
+    """Take up the slice that is chosen, and leave its box empty: what is selected may change, and be taken up again."""
+    name = st.session_state[key("slice", FRAME)]
+    st.session_state[key("slice", FRAME)] = None
+    select(source, _slices(source).get(name, ()))
+
+
 def exported(source: Source) -> pd.DataFrame:
     """The selected LoRAs: path, name, labels, and what pages have computed of them (predictions, places on the map)."""
     ids = selected(source)
@@ -142,18 +149,16 @@ def panel(source: Source) -> None:
         return
     st.markdown(f"**{len(chosen):,} of {len(source):,} selected**")
     if slices:
-        name = st.selectbox(
+        st.selectbox(
             "Saved slices",
             list(slices),
             index=None,
             placeholder="Open a saved slice",
             label_visibility="collapsed",
             key=key("slice", FRAME),
+            on_change=_open_slice,
+            args=(source,),
         )
-        if name and session().opened_slice != name:
-            select(source, slices[name])
-            session().opened_slice = name
-            st.rerun()
     if not chosen:
         return
     with st.container(horizontal=True):

@@ -46,9 +46,9 @@ class Session:
     examined: how many weights had been read, and what the look at every header gave, by fingerprint; maps: pictures
     drawn so far; selections, isolated, computed: see ui/selection.py, by collection; linked: what `ui.choice` last
     wrote into the URL, by key; edits: of one LoRA, each of what the one before it gave; members: what directions are
-    made of, by fingerprint and model; editors: networks that edit, by when their model was made; opened_slice: the
-    saved slice taken up last; picture: the format in which figures are saved; page: the present one; url: what stands
-    in the URL on every page, empty for what opens first, the labels file in the folder, and no guided visit.
+    made of, by fingerprint and model; editors: networks that edit, by when their model was made; picture: the format in
+    which figures are saved; page: the present one; url: what stands in the URL on every page, empty for what opens
+    first, the labels file in the folder, and no guided visit.
     """
 
     folder: Path | None = field(default_factory=lambda: access().visitor_folder())
@@ -76,7 +76,6 @@ class Session:
     isolated: bool = False
     computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
     linked: dict[str, list[str]] = field(default_factory=dict)
-    opened_slice: str | None = None
     getting: Job[str, Path] | None = None
     offering: Job[str, pd.DataFrame] | None = None
     picture: str = "svg"
