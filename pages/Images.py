@@ -20,6 +20,7 @@ from ui.figures import as_png, figure
 from ui.frame import frame, need, page_link
 from ui.jobs import running, sentence
 from ui.keys import key
+from ui.plain import plain
 from ui.points import walk_points
 from ui.predicting import predictions_of
 from ui.previews import link_to_lora, show_towers
@@ -140,8 +141,8 @@ for column, (title, id) in zip(st.columns(len(columns)), columns.items(), strict
         *(ranking.lines(id) if ranking is not None else ()),
     ]
     with column:
-        st.markdown(f"**{title}**")
-        st.caption("  \n".join(lines))
+        st.markdown(f"**{plain(title)}**")
+        st.caption("  \n".join(map(plain, lines)))
         if id in missing:
             st.caption("Not drawn yet.")
             continue
@@ -149,7 +150,7 @@ for column, (title, id) in zip(st.columns(len(columns)), columns.items(), strict
         for row, prompt, image in zip(rows, prompts, brush.draw(files[id], prompts, sampling), strict=True):
             row.append(image)
             larger = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) if image.width < SIDE else image
-            st.image(larger, caption=prompt, width="stretch")
+            st.image(larger, caption=plain(prompt), alt=f"{title}: {prompt}", width="stretch")
 if len(shown) == len(columns):
     name, grid = f"{source.name}-{ranking.label if ranking else 'images'}.png", contact_sheet(rows, shown, prompts)
     st.download_button("Download the grid", lambda: as_png(grid), name, "image/png", icon=":material/download:")

@@ -24,6 +24,7 @@ from ui.frame import frame, need, needed, page_link
 from ui.jobs import sentence
 from ui.keys import key
 from ui.metadata import show_metadata, show_pairs, show_sidecar
+from ui.plain import plain
 from ui.points import walk_points
 from ui.previews import show_previews
 from ui.saving import show_saving
@@ -65,7 +66,7 @@ with st.container(horizontal=True, gap="large"):
     for label, fact in (facts | {"Parameters": f"{lora.parameters:,}", "Stored as": ", ".join(lora.dtypes)}).items():
         st.metric(label, fact)
 shapes = f"as the shapes suggest: {entry.suggested_base or '*nothing known*'}"
-st.markdown(f"**Base model** as the file claims: {entry.base_model or '*nothing*'} · {shapes}")
+st.markdown(f"**Base model** as the file claims: {plain(entry.base_model or '') or '*nothing*'} · {shapes}")
 if known_base(source):
     page_link("pages/Images.py", "What it draws", ":material/image:", also=chosen)
 for note in lora.notes:

@@ -19,6 +19,7 @@ from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import sentence
 from ui.keys import key
+from ui.plain import plain
 from ui.points import walk_points
 from ui.predicting import outside, predictions_of, remark
 from ui.scores import show_leaderboard, show_slices, show_verdict
@@ -71,7 +72,7 @@ predictions = Predictions.of(model, source, values, target)
 labelled, regression = predictions.labelled, not model.task.probabilities
 if len(labelled):
     offer(source, f"errors of {title}", predictions.errors(labelled).to_frame())
-st.subheader(f"{target}: predicted against true" if len(labelled) else f"{target}, predicted")
+st.subheader(f"{plain(target)}: predicted against true" if len(labelled) else f"{plain(target)}, predicted")
 parts = predictions.parts
 chosen = parts
 if len(parts) > 1:
@@ -177,7 +178,7 @@ if refused:
 st.subheader("A file of yours")
 for name, lora in dropped_loras().items():
     ranks = ", ".join(map(str, lora.ranks))
-    st.markdown(f"**{name}**: {lora.dialect}, {len(lora.layers)} modules, rank {ranks}")
+    st.markdown(f"**{plain(name)}**: {lora.dialect}, {len(lora.layers)} modules, rank {ranks}")
     table = opinions(models, lora)
     for other in at_home:
         rows = (table["model"] == other) & (table["remark"] == "")

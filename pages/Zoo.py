@@ -44,10 +44,12 @@ job, same = weights_job(source, len(surveys_of(source)))
 surveys = surveys_of(source)  # again: few weights were read while the page waited for the job
 examination = examined(source, surveys)
 marks = pd.DataFrame(columns=["path"]) if examination is None else examination.diagnoses
-n_groups = "…" if same is None else f"{same['group'].nunique():,}"
-n_unwell = "…" if examination is None else f"{marks['path'].nunique():,}"
+unknown = "…" if len(source) else "0"
+n_groups = unknown if same is None else f"{same['group'].nunique():,}"
+n_unwell = unknown if examination is None else f"{marks['path'].nunique():,}"
 titles = [f"LoRAs ({len(source):,})", f"Unwell ({n_unwell})", f"Same function ({n_groups})"]
-loaded, unwell, repeated, refused = st.tabs([*titles, f"Refused ({len(source.refused):,})"])
+titles += [f"Refused ({len(source.refused):,})"]
+loaded, unwell, repeated, refused = st.tabs(titles)
 with unwell:
     if len(marks):
         wrapped(marks, "unwell")
@@ -132,7 +134,7 @@ def listing() -> None:
 
 
 with loaded:
-    help_text = "The other tab says why; or open another collection in the sidebar."
-    need(len(source), f"No LoRA could be read in this collection. {help_text}")
+    why = f"The tab **{titles[-1]}** says why; or open" if source.refused else "Open"
+    need(len(source), f"No LoRA could be read in this collection. {why} another collection in the sidebar.")
     survey_line(source, job, len(surveys), examination)
     listing()

@@ -18,6 +18,7 @@ from ui import work
 from ui.drawing import choose_drawing
 from ui.jobs import running
 from ui.keys import key
+from ui.plain import plain
 from ui.progress import follow
 from ui.state import known_base, painter, session
 from ui.tables import numbers, show
@@ -63,12 +64,12 @@ def show_drawn(source: Source, files: Mapping[str, Path | None], ids: Sequence[s
 def _show_pictures(columns: Mapping[str, Sequence[Image.Image] | None], prompts: Sequence[str]) -> None:
     for place, (title, images) in zip(st.columns(len(columns)), columns.items(), strict=True):
         with place:
-            st.markdown(f"**{title}**")
+            st.markdown(f"**{plain(title)}**")
             if images is None:
                 st.caption("Not drawn yet.")
             for prompt, image in zip(prompts, images or (), strict=False):
                 larger = image.resize((STRIP, STRIP), Image.Resampling.BICUBIC) if image.width < STRIP else image
-                st.image(larger, caption=prompt, width="stretch", alt=f"{title}: {prompt}")
+                st.image(larger, caption=plain(prompt), width="stretch", alt=f"{title}: {prompt}")
 
 
 def _show_readings(source: Source, pictures: Mapping[str, Sequence[Image.Image]]) -> None:

@@ -22,6 +22,7 @@ from ui.frame import need
 from ui.jobs import running, sentence
 from ui.judged import show_drawn
 from ui.keys import key
+from ui.plain import plain
 from ui.progress import follow
 from ui.saving import show_download
 from ui.selection import selected
@@ -110,7 +111,7 @@ def _ask(source: Source) -> tuple[Merging, list[LoRA]]:
         weights = [1 / len(ids) if how == MEAN else 1.0] * len(ids)
         if how == OWN:
             for i, (id, place) in enumerate(zip(ids, st.columns(len(ids)), strict=True)):
-                weights[i] = place.number_input(source.names[id], -4.0, 4.0, 1.0, 0.1, key=key(f"weight_{id}"))
+                weights[i] = place.number_input(plain(source.names[id]), -4.0, 4.0, 1.0, 0.1, key=key(f"weight_{id}"))
         density = 1.0
         if method.trims or method.dare:
             text = "The share of entries that are kept."
@@ -126,11 +127,11 @@ def _show_numbers(done: Merging, made: Merged, names: list[str]) -> None:
     text = "‖ΔW − Σ w ΔWᵢ‖ / ‖Σ w ΔWᵢ‖ of what is saved below."
     b.metric("Away from the sum", f"{report.from_sum:.1%}", help=text)
     text = (
-        f"By how much of its norm the merge moves when {names[-1]} is written by other factors of the same function (R"
-        f" of condition number {CONDITION:g})."
+        f"By how much of its norm the merge moves when {plain(names[-1])} is written by other factors of the same"
+        f" function (R of condition number {CONDITION:g})."
     )
     c.metric("By other factors", "the same" if report.turned is None else f"moves by {report.turned:.0%}", help=text)
-    words = ", ".join(f"{weight:g} × {name}" for weight, name in zip(done.weights, names, strict=True))
+    words = ", ".join(f"{weight:g} × {plain(name)}" for weight, name in zip(done.weights, names, strict=True))
     kept = f", density {done.density:g}" if done.method.trims or done.method.dare else ""
     st.caption(f"{METHODS[done.method]}, rank {done.rank}{kept}: {words}.")
 

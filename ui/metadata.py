@@ -15,6 +15,7 @@ from lol_core.insight import plots
 from lol_core.insight.tags import tag_counts
 from ui.figures import figure
 from ui.keys import key
+from ui.plain import plain
 from ui.previews import preview
 from ui.tables import show
 
@@ -38,17 +39,17 @@ def show_sidecar(source: Source, id: str) -> None:
     if not (sidecar := source.by_id[id].sidecar):
         return
     with st.container(border=True):
-        st.caption(f":material/attach_file: Claimed by {', '.join(sidecar.files)}, which lie beside the file.")
+        st.caption(f":material/attach_file: Claimed by {plain(', '.join(sidecar.files))}, which lie beside the file.")
         row = st.container(horizontal=True)
         if picture := preview(source, id):
             row.image(picture, alt=f"Preview of {source.names[id]}", width=WIDTH)
         column = row.container()
         claims = {
-            "Title": sidecar.title,
-            "Trigger words": ", ".join(f"`{word}`" for word in sidecar.trigger_words),
-            "Tags": ", ".join(sidecar.tags),
-            "Base model": sidecar.base_model,
-            "Licence": sidecar.licence,
+            "Title": plain(sidecar.title),
+            "Trigger words": ", ".join(f"`` {word} ``" for word in sidecar.trigger_words),
+            "Tags": plain(", ".join(sidecar.tags)),
+            "Base model": plain(sidecar.base_model or ""),
+            "Licence": plain(sidecar.licence or ""),
         }
         column.markdown("  \n".join(f"**{name}** · {value}" for name, value in claims.items() if value))
         if sidecar.notes:

@@ -12,6 +12,7 @@ from PIL import Image
 from lol_core.collections.columns import detailed
 from lol_core.collections.source import Source
 from ui.frame import page_link
+from ui.plain import plain
 from ui.tables import paged
 
 GALLERY_PAGE = 48
@@ -59,14 +60,14 @@ def show_previews(source: Source, ids: Sequence[str], *, linked: bool = False) -
     with st.container(horizontal=True):
         for id, picture in pictures:
             with st.container(width=WIDTH + 10):
-                st.image(picture, width=WIDTH, caption=None if linked else source.names[id])
+                st.image(picture, width=WIDTH, caption=None if linked else plain(source.names[id]))
                 if linked:
                     link_to_lora(source, id)
 
 
 def link_to_lora(source: Source, id: str, label: str = "") -> None:
     """A link to the page of a LoRA, called by the last part of its name."""
-    page_link("pages/LoRA.py", label or source.names[id].rsplit("/", 1)[-1], ":material/layers:", lora=id)
+    page_link("pages/LoRA.py", plain(label or source.names[id].rsplit("/", 1)[-1]), ":material/layers:", lora=id)
 
 
 def show_towers(source: Source, captioned: Mapping[str, str]) -> None:
@@ -82,7 +83,7 @@ def show_towers(source: Source, captioned: Mapping[str, str]) -> None:
             tower = Image.new("RGB", (side, side * len(pictures)))
             for row, picture in enumerate(pictures):
                 tower.paste(picture, (0, row * side))
-            st.image(tower, caption=caption, width=72)
+            st.image(tower, caption=plain(caption), width=72)
 
 
 def gallery(source: Source, ids: Sequence[str]) -> None:

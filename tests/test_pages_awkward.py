@@ -1,0 +1,78 @@
+"""What first-time visitors bring: few LoRAs that are read at once, labels and names of every sort."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
+from tests.test_pages import opened, settled, text_of
+from tests.waiting import PATIENCE
+from ui import survey
+
+
+def test_weights_read_while_the_page_waits_are_shown_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_zoo(tmp_path, 3)
+    lora = random_lora(MODULES, 0)
+    still = replace(lora, layers=tuple(y.with_pair(torch.zeros_like(y.U), y.V) for y in lora.layers))
+    write_peft(tmp_path / "never", still)
+    monkeypatch.setattr(survey, "PATIENCE", PATIENCE)
+    test = opened("Zoo", tmp_path)
+    assert not test.exception and "Unwell (1)" in [tab.label for tab in test.tabs]
+    assert "‖ΔW‖" in test.dataframe[0].value.columns
+
+
+def test_numbers_of_every_size_are_filtered_by_their_range(tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path, 12)
+    count = range(len(labels))
+    rates = [1e-5 * (i + 1) for i in count]
+    awkward = {"rate": rates, "infinite": [float("inf"), *count[1:]], "huge": [10**18 + i for i in count]}
+    awkward["partly"] = [None, *count[1:]]
+    labels.assign(**awkward).to_csv(tmp_path / "labels.csv", index=False)
+    for name in ("infinite", "partly"):
+        test = opened("Zoo", tmp_path, by=name)
+        low, high = test.slider[0].value
+        assert not test.exception and (low, high) == (1, 11) and "12 of 12 LoRAs" in text_of(test)
+    test.slider[0].set_range(1, 5).run()
+    assert "5 of 12 LoRAs" in text_of(test)
+    test = opened("Zoo", tmp_path, by="rate")
+    test.slider[0].set_range(3e-5, test.slider[0].value[1]).run()
+    assert "10 of 12 LoRAs" in text_of(test)
+    test = opened("Zoo", tmp_path, by="huge")
+    assert not test.exception and not test.slider and len(test.multiselect(key="zoo.values huge").options) == 12
+
+
+def test_a_slice_is_taken_up_again_after_the_selection_has_changed(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 4)
+    test = opened("Zoo", tmp_path, q="lora001")
+    test.button(key="zoo.select_shown").click().run()
+    test.text_input(key="frame.slice_name").set_value("one").run()
+    test.button(key="frame.slice_save").click().run()
+    for _ in range(2):
+        test.button(key="frame.clear").click().run()
+        assert "**0 of 4 selected**" in text_of(test)
+        test.selectbox(key="frame.slice").set_value("one").run()
+        assert "**1 of 4 selected**" in text_of(test) and not test.exception
+
+
+def test_names_and_claims_are_no_markdown(tmp_path: Path) -> None:
+    write_peft(tmp_path / "$a$ **b**", random_lora(MODULES, 0), base_model_name_or_path="![x](http://elsewhere/x.png)")
+    write_peft(tmp_path / "c", random_lora(MODULES, 1))
+    (tmp_path / "![x](http:).safetensors").write_bytes(b"none")
+    test = opened("LoRA", tmp_path)
+    assert r"claims: \!\[x\]\(http\://elsewhere/x\.png\)" in text_of(test) and not test.exception
+    test = opened("Zoo", tmp_path)
+    refused = next(table.value for table in test.table if "reason" in table.value.columns)
+    assert list(refused.index) == [r"\!\[x\]\(http\:\)\.safetensors"]
+    test = settled(opened("Map", tmp_path))
+    assert not test.exception
+
+
+def test_a_collection_of_refused_files_names_the_tab_that_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"none")
+    test = opened("Zoo", tmp_path)
+    assert "The tab **Refused (1)** says why" in test.info[0].value
+    assert [tab.label for tab in test.tabs] == ["LoRAs (0)", "Unwell (0)", "Same function (0)", "Refused (1)"]

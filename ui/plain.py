@@ -1,0 +1,14 @@
+"""Words of strangers on a page: names of files, labels, what files claim."""
+
+from __future__ import annotations
+
+import re
+
+_MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$<>:&])")
+
+
+def plain(text: str) -> str:
+    """A text that stands on a page as it is, where Streamlit reads Markdown: `**`, `$` and `1.` are no marks, and
+    nothing becomes a link or a picture from elsewhere.
+    """
+    return _MARKS.sub(r"\\\1", re.sub(r"\s+", " ", text))
