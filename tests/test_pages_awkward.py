@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
-from tests.test_pages import opened, settled, text_of
+from tests.test_pages import opened, text_of
 from tests.waiting import PATIENCE
 from ui import survey
+from ui.plain import plain
 
 
 def test_weights_read_while_the_page_waits_are_shown_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,12 +64,12 @@ def test_names_and_claims_are_no_markdown(tmp_path: Path) -> None:
     write_peft(tmp_path / "c", random_lora(MODULES, 1))
     (tmp_path / "![x](http:).safetensors").write_bytes(b"none")
     test = opened("LoRA", tmp_path)
-    assert r"claims: \!\[x\]\(http\://elsewhere/x\.png\)" in text_of(test) and not test.exception
+    assert r"claims: !\[x\](http\://elsewhere/x.png)" in text_of(test) and not test.exception
     test = opened("Zoo", tmp_path)
     refused = next(table.value for table in test.table if "reason" in table.value.columns)
-    assert list(refused.index) == [r"\!\[x\]\(http\:\)\.safetensors"]
-    test = settled(opened("Map", tmp_path))
-    assert not test.exception
+    assert list(refused.index) == [r"!\[x\](http:).safetensors"]
+    assert plain("adapter_model.bin: 1.5 of b-c") == "adapter_model.bin: 1.5 of b-c"
+    assert plain("1. _a_") == r"1\. \_a\_" and plain("#1 :red[x]") == r"\#1 \:red\[x\]"
 
 
 def test_a_collection_of_refused_files_names_the_tab_that_says_why(tmp_path: Path) -> None:

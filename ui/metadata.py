@@ -46,7 +46,7 @@ def show_sidecar(source: Source, id: str) -> None:
         column = row.container()
         claims = {
             "Title": plain(sidecar.title),
-            "Trigger words": ", ".join(f"`` {word} ``" for word in sidecar.trigger_words),
+            "Trigger words": ", ".join(plain(word) if "`" in word else f"`{word}`" for word in sidecar.trigger_words),
             "Tags": plain(", ".join(sidecar.tags)),
             "Base model": plain(sidecar.base_model or ""),
             "Licence": plain(sidecar.licence or ""),

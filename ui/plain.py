@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$<>:&])")
+_MARKS = re.compile(r"[\\`*\[\]$~<|&]|(?<!\w)_|_(?!\w)|^[#>+-]|:(?=[\w/])|(?<=www)\.")
+_NUMBER = re.compile(r"^(\d+)(?=[.)](\s|$))")
 
 
 def plain(text: str) -> str:
     """A text that stands on a page as it is, where Streamlit reads Markdown: `**`, `$` and `1.` are no marks, and
     nothing becomes a link or a picture from elsewhere.
     """
-    return _MARKS.sub(r"\\\1", re.sub(r"\s+", " ", text))
+    line = _MARKS.sub(r"\\\g<0>", re.sub(r"\s+", " ", text))
+    return _NUMBER.sub(r"\1\\", line)
