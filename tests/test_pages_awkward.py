@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Button
 
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.test_pages import opened, text_of
 from tests.waiting import PATIENCE
 from ui import survey
 from ui.plain import plain
+
+
+def button(test: AppTest, label: str) -> Button:
+    return next(button for button in test.button if button.label == label)
 
 
 def test_weights_read_while_the_page_waits_are_shown_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,3 +83,19 @@ def test_a_collection_of_refused_files_names_the_tab_that_says_why(tmp_path: Pat
     test = opened("Zoo", tmp_path)
     assert "The tab **Refused (1)** says why" in test.info[0].value
     assert [tab.label for tab in test.tabs] == ["LoRAs (0)", "Unwell (0)", "Same function (0)", "Refused (1)"]
+
+
+def test_a_page_loaded_again_finds_the_training_that_runs(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 20)
+    test = opened("Train", tmp_path, targets="size")
+    test.number_input(key="train.epochs").set_value(2000)
+    test.number_input(key="train.patience").set_value(0).run()
+    button(test, "Train").click().run()
+    again = opened("Train", tmp_path)
+    job = again.session_state["session"].training
+    assert job is test.session_state["session"].training and job.running
+    assert button(again, "Train").disabled and not again.exception
+    button(again, "Stop").click().run()
+    job.wait(PATIENCE)
+    assert job.stopping and not job.running
+    assert opened("Train", tmp_path).session_state["session"].training is None

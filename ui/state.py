@@ -27,7 +27,7 @@ from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
 from lol_core.learning.editor import Editor
 from lol_core.learning.members import Members
-from ui import visitors
+from ui import visitors, work
 from ui.access import access
 from ui.jobs import Job, sentence
 from ui.work import Edited, Merged, Merging, Run, Validation, Wish
@@ -85,7 +85,8 @@ class Session:
 
 def session() -> Session:
     if "session" not in st.session_state:
-        st.session_state["session"] = made = Session()
+        last = work.found_again()
+        st.session_state["session"] = made = Session(training=last.training, validation=last.validation)
         if made.folder is not None:
             visitors.watch(made.folder, made)
     state: Session = st.session_state["session"]

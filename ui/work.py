@@ -41,7 +41,7 @@ from lol_core.learning.members import Members
 from lol_core.learning.training import Plan, train
 from lol_core.learning.verdict import Difference
 from ui.access import access
-from ui.jobs import Job, sentence
+from ui.jobs import Job, running, sentence
 
 
 def open_collection(address: str, labels: str) -> Job[tuple[str, str], Source]:
@@ -113,7 +113,9 @@ def train_runs(source: Source, runs: Sequence[Run]) -> Job[Sequence[Run], None]:
             except Exception as error:
                 run.error = sentence(error)
 
-    return Job(work, runs).start()
+    job = Job(work, runs)
+    _last.training = job
+    return job.start()
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,29 @@ def validate(
             differences = {control: result.difference(control) for control in ("norms only", "structure only")}
             subject.finished[title] = Validated(result, result.scores(), differences)
 
-    return Job(work, subject).start()
+    job = Job(work, subject)
+    _last.validation = job
+    return job.start()
+
+
+@dataclass(eq=False)
+class Last:
+    """The training and the cross-validation that were begun last, of all sessions."""
+
+    training: Job[Sequence[Run], None] | None = None
+    validation: Job[Validation, None] | None = None
+
+
+_last = Last()
+
+
+def found_again() -> Last:
+    """What a new session goes on with: on one's own computer a page that is loaded again is the same visitor, whose
+    training still runs, or whose cross-validation came out, which is kept nowhere else.
+    """
+    if access().served:
+        return Last()
+    return Last(_last.training if running(_last.training) else None, _last.validation)
 
 
 _READING: WeakValueDictionary[tuple[str, str], Job[str, pd.DataFrame | None]] = WeakValueDictionary()
