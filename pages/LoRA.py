@@ -45,12 +45,12 @@ except LoLError as error:
 
 
 @st.cache_resource(max_entries=64, show_spinner="Computing spectra …")
-def anatomy_of(digest: str, _lora: LoRA) -> Anatomy:
+def anatomy_of(content: str, _lora: LoRA) -> Anatomy:
     return Anatomy.of(_lora)
 
 
 @st.cache_resource(max_entries=32, show_spinner="Comparing …")
-def compared(digest: str, other: str, _first: LoRA, _second: LoRA) -> Comparison:
+def compared(content: str, other: str, _first: LoRA, _second: LoRA) -> Comparison:
     return Comparison.of(_first, _second)
 
 
@@ -59,7 +59,7 @@ def nearest_to(fingerprint: str, n_read: int, id: str, _source: Source, _surveys
     return nearest(_source, _surveys, id)
 
 
-anatomy, models = anatomy_of(entry.digest, lora), loaded_checkpoints(source)
+anatomy, models = anatomy_of(entry.content, lora), loaded_checkpoints(source)
 models = {title: model for title, model in models.items() if not model.spec.misfits(entry)}
 facts = {"Dialect": entry.dialect, "Modules": len(lora.layers), "Rank": ", ".join(map(str, lora.ranks))}
 with st.container(horizontal=True, gap="large"):
@@ -134,7 +134,7 @@ st.subheader("Beside another LoRA")
 others = [id for id in source.ids if id != chosen]
 if second := choose_lora(source, others, "beside", "Compare with", index=None, placeholder="choose one"):
     try:
-        pair = compared(entry.digest, source.by_id[second].digest, lora, load_lora(source, second))
+        pair = compared(entry.content, source.by_id[second].content, lora, load_lora(source, second))
         need(len(pair.table), "They share no module of the same name and shape, so there is nothing to compare.")
         same = "They are the same function." if pair.same else "They are different functions."
         st.markdown(
@@ -155,7 +155,7 @@ if models:
     table.insert(4, "part", [parts_here(models[title], source).get(chosen, "new") for title in table["model"]])
     show(table, "opinions")
 
-show_saving(anatomy, entry.digest, Path(source.names[chosen]).name)
+show_saving(anatomy, entry.content, Path(source.names[chosen]).name)
 if labels := source.labels.loc[chosen:chosen].dropna(axis="columns").astype(str).iloc[0].to_dict():
     st.subheader("Labels")
     show_pairs({str(name): value for name, value in labels.items()}, "label")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lol_core.collections.columns import database, detailed, digests, size, structures, values
+from lol_core.collections.columns import contents, database, detailed, size, structures, values
 from lol_core.collections.folder import Zoo
 from lol_core.collections.memory import MemorySource
 from lol_core.collections.page import Filters
@@ -63,7 +63,7 @@ def test_search_and_filters_find_the_same_in_every_source(source: Source) -> Non
 
 
 def test_columns_are_what_the_entries_say(source: Source) -> None:
-    assert list(digests(source)) == [entry.digest for entry in source.entries]
+    assert list(contents(source)) == [entry.content for entry in source.entries]
     assert size(source) == sum(entry.size for entry in source.entries) > 0
     for field in ("dialect", "parameters", "suggested_base"):
         expected = pd.Series([getattr(entry, field) for entry in source.entries], source.ids, name=field)

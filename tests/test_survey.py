@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sqlite3
 from contextlib import ExitStack, closing
@@ -165,7 +166,7 @@ def test_others_can_write_while_weights_are_read(folder: Path) -> None:
 
     def write(progress: Progress) -> None:
         with closing(sqlite3.connect(surveys.path, timeout=0)) as other, other:
-            written.append(other.execute("DELETE FROM surveys_4 WHERE digest = ''").rowcount)
+            written.append(other.execute("DELETE FROM surveys_5 WHERE content = ''").rowcount)
 
     surveys.complete(Reporter(write))
     assert len(written) == 13
@@ -240,11 +241,31 @@ def test_tags_are_summed_over_folders_and_nonsense_is_no_tag() -> None:
     )
 
 
+def test_a_scale_beside_the_weights_is_part_of_the_update(tmp_path: Path) -> None:
+    """The same factors, with another alpha in each configuration; and one whose configuration is changed later."""
+    lora = random_lora(MODULES, 0)
+    for name, alpha in (("one", 2.0), ("double", 4.0), ("copy", 2.0)):
+        write_peft(tmp_path / name, lora, alpha)
+    zoo = Zoo.open(tmp_path)
+    one, double, copy = (f"{name}/adapter_model.safetensors" for name in ("one", "double", "copy"))
+    surveys = Surveys(zoo).complete()
+    assert surveys[double].norm == pytest.approx(2 * surveys[one].norm)
+    near = nearest(zoo, surveys, one)
+    assert near.loc[double, "cosine"] == pytest.approx(1) and near.loc[double, "distance"] == pytest.approx(1)
+    found = duplicates(zoo, surveys)
+    assert set(found["lora"]) == {one, copy} and found["identical"].all()
+
+    write_peft(tmp_path / "copy", lora, 6.0)
+    os.utime(tmp_path / "copy" / "adapter_model.safetensors", ns=(0, 0))
+    again = Zoo.open(tmp_path)
+    assert Surveys(again).complete()[copy].norm == pytest.approx(3 * surveys[one].norm)
+
+
 def test_processes_read_what_one_reads(folder: Path) -> None:
     zoo = Zoo.open(folder)
     alone = Surveys(zoo).complete()
     with sqlite3.connect(Surveys(zoo).path) as connection:
-        connection.execute("DELETE FROM surveys_4")
+        connection.execute("DELETE FROM surveys_5")
     together = Surveys(zoo).complete(workers=2)
     assert together.keys() == alone.keys()
     for id, own in alone.items():

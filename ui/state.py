@@ -205,7 +205,7 @@ def _load_lora(fingerprint: str, digest: str, id: str, _source: Source) -> LoRA:
 
 def load_lora(source: Source, id: str) -> LoRA:
     """A LoRA with its weights, cached by content. Raises LoRAFormatError."""
-    return _load_lora(source.fingerprint, source.by_id[id].digest, id, source)
+    return _load_lora(source.fingerprint, source.by_id[id].content, id, source)
 
 
 LOOKS = 20

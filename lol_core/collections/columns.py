@@ -35,11 +35,11 @@ def database(source: Source) -> Database:
     return made
 
 
-def digests(source: Source) -> Sequence[str]:
-    """Of each LoRA, in order."""
+def contents(source: Source) -> Sequence[str]:
+    """What tells the update of each LoRA from others, in order: see `Entry.content`."""
     if isinstance(source.entries, Entries):
-        return source.entries.digests
-    return [entry.digest for entry in source.entries]
+        return source.entries.contents
+    return [entry.content for entry in source.entries]
 
 
 def size(source: Source) -> int:

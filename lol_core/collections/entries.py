@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import orjson
 
-from lol_core.collections.entry import Entry, shared
+from lol_core.collections.entry import Entry, content_of, shared
 from lol_core.collections.schema import COLUMNS, FORM, Row
 from lol_core.collections.sidecar import NONE, Sidecar
 from lol_core.core.header import ModuleHeader
@@ -141,6 +141,11 @@ class Entries(Sequence[Entry]):
     @property
     def digests(self) -> list[str]:
         return self.column("digest")
+
+    @property
+    def contents(self) -> list[str]:
+        """The `content` of each."""
+        return [*map(content_of, self.digests, self.column("scales"))]
 
     def column(self, name: str) -> list[Any]:
         """A column of every row, as it is stored: of the table `file` or `form`."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
+
+import orjson
 
 from lol_core.collections.sidecar import NONE, Sidecar
 from lol_core.core.header import ByIdentity, ModuleHeader
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.formats import suggest_base_model
 
+LONGEST = 64
+"""Characters of scales that are told as they are, not by a hash."""
 Values = TypeVar("Values", bound=tuple[Any, ...])
 
 
@@ -69,6 +74,11 @@ class Entry:
     def sidecar(self) -> Sidecar:
         """What the files beside it claim; false when there are none."""
         return self.details.sidecar
+
+    @property
+    def content(self) -> str:
+        """The identity of the update: that of the file, and the scales, which a configuration beside it may hold."""
+        return content_of(self.digest, _compact(ByIdentity(self.scales)))
 
     @classmethod
     def of(
@@ -146,6 +156,24 @@ def _first(values: tuple[Any, ...]) -> tuple[Any, ...]:
 def shared(values: Values) -> Values:
     """One object for all equal tuples, so that what thousands of files share is kept once."""
     return cast(Values, _first(values))
+
+
+def compact(values: tuple[float | None, ...]) -> str | None:
+    """JSON of one value where all are equal, as they mostly are."""
+    if not values or values.count(values[0]) == len(values):
+        return orjson.dumps(values[0]).decode() if values else None
+    return orjson.dumps(values).decode()
+
+
+@lru_cache(maxsize=4096)
+def _compact(values: ByIdentity[tuple[float, ...]]) -> str | None:
+    return compact(values.of)
+
+
+def content_of(digest: str, scales: str | None) -> str:
+    """`Entry.content`, of scales as `compact` writes them."""
+    mark = scales if scales is None or len(scales) <= LONGEST else hashlib.sha256(scales.encode()).hexdigest()
+    return f"{digest} {mark}"
 
 
 def _plain(lora: LoRA) -> dict[str, Any]:

@@ -26,7 +26,7 @@ DISK_SHARE = 0.5
 
 def content_key(entry: Entry) -> str:
     """The identity of a LoRA's content. Digests sample large files: the time tells an edit in the midst of one."""
-    return f"{entry.digest} {entry.mtime!r}"
+    return f"{entry.content} {entry.mtime!r}"
 
 
 @dataclass(frozen=True)

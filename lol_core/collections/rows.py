@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from lol_core.collections.entries import Decoder, Entries
-from lol_core.collections.entry import Entry
+from lol_core.collections.entry import Entry, compact
 from lol_core.collections.schema import COLUMNS, FORM, SELECTED, marks
 from lol_core.collections.walk import Candidate
 from lol_core.core.header import ModuleHeader
@@ -46,8 +46,8 @@ class Rows:
         for candidate, entry in described:
             values: dict[str, object] = {
                 "structure": None,
-                "alphas": _compact(entry.alphas),
-                "scales": _compact(entry.scales),
+                "alphas": compact(entry.alphas),
+                "scales": compact(entry.scales),
             }
             if entry.headers:
                 hash, text = self._structure(entry.headers)
@@ -98,13 +98,6 @@ def _json(value: object) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _compact(values: tuple[float | None, ...]) -> str | None:
-    """One value where all are equal, as they mostly are."""
-    if not values or values.count(values[0]) == len(values):
-        return _json(values[0]) if values else None
-    return _json(values)
 
 
 def _searchable(entry: Entry) -> str:

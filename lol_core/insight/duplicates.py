@@ -37,8 +37,8 @@ def duplicates(
     ids = [id for id, survey in surveys.items() if survey.problem is None and survey.norm > 0 and id in zoo.by_id]
     if len(ids) < 2:
         return pd.DataFrame(columns=["group", "lora", "identical"])
-    table = pd.DataFrame({"lora": ids, "digest": [zoo.by_id[id].digest for id in ids]})
-    contents = table.drop_duplicates("digest", ignore_index=True)
+    table = pd.DataFrame({"lora": ids, "content": [zoo.by_id[id].content for id in ids]})
+    contents = table.drop_duplicates("content", ignore_index=True)
     sketches = np.stack([surveys[id].sketch for id in contents["lora"]])
     directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
     root = np.arange(len(contents))
@@ -53,8 +53,8 @@ def duplicates(
             if same_function(one, other, tolerance):
                 root[i] = j
                 break
-    table["group"] = table["digest"].map(dict(zip(contents["digest"], root, strict=True)))
+    table["group"] = table["content"].map(dict(zip(contents["content"], root, strict=True)))
     table = table[table.groupby("group")["lora"].transform("size") > 1].copy()
-    table["identical"] = table.duplicated(["group", "digest"], keep=False)
+    table["identical"] = table.duplicated(["group", "content"], keep=False)
     table["group"] = table["group"].rank(method="dense").astype(int)
     return table.sort_values(["group", "lora"])[["group", "lora", "identical"]].reset_index(drop=True)

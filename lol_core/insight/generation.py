@@ -187,7 +187,7 @@ def known_weights_file(source: Source, id: str, cache: Path | None = None) -> Pa
 
 
 def _written(source: Source, id: str, cache: Path | None) -> Path:
-    return (cache or cache_folder()) / "written" / f"{source.by_id[id].digest}.safetensors"
+    return (cache or cache_folder()) / "written" / f"{source.by_id[id].content.replace(' ', '-')}.safetensors"
 
 
 def _identity(lora: Path) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lol_core.collections.columns import digests
+from lol_core.collections.columns import contents
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
@@ -35,7 +35,7 @@ class Surveys:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=30)
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS surveys_4 (digest PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
+            "CREATE TABLE IF NOT EXISTS surveys_5 (content PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
         )
         return connection
 
@@ -43,7 +43,7 @@ class Surveys:
         """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
         connection = self._connect()
         try:
-            return int(connection.execute("SELECT COUNT(*) FROM surveys_4").fetchone()[0])
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_5").fetchone()[0])
         finally:
             connection.close()
 
@@ -54,15 +54,15 @@ class Surveys:
             rows = {
                 row[0]: row[1:]
                 for row in connection.execute(
-                    "SELECT digest, norms, effective_ranks, sketch, range, problem FROM surveys_4"
+                    "SELECT content, norms, effective_ranks, sketch, range, problem FROM surveys_5"
                 )
             }
         finally:
             connection.close()
         return {
-            id: _from_row(rows[digest])
-            for id, digest in zip(self.zoo.ids, digests(self.zoo), strict=True)
-            if digest in rows
+            id: _from_row(rows[content])
+            for id, content in zip(self.zoo.ids, contents(self.zoo), strict=True)
+            if content in rows
         }
 
     def complete(
@@ -75,8 +75,8 @@ class Surveys:
         what it has, which is kept.
         """
         surveys = self.known()
-        digest_of = dict(zip(self.zoo.ids, digests(self.zoo), strict=True))
-        missing = [id for id in digest_of if id not in surveys]
+        content_of = dict(zip(self.zoo.ids, contents(self.zoo), strict=True))
+        missing = [id for id in content_of if id not in surveys]
         runner = executor(workers)
         if len(missing) <= CHUNK:
             runner = Serial()
@@ -91,7 +91,7 @@ class Surveys:
                         surveys[id] = _unread(result.reason)
                         continue
                     surveys[id] = result
-                    rows.append((digest_of[id], *_to_row(result)))
+                    rows.append((content_of[id], *_to_row(result)))
                 done += len(chunk)
                 if time.monotonic() - saved > 1:  # not after each, which is slow
                     _keep(connection, rows)
@@ -108,7 +108,7 @@ class Surveys:
 def _keep(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     """Write rows and forget them. The file is locked only meanwhile: a page may read the same weights for its map."""
     with connection:
-        connection.executemany("INSERT OR REPLACE INTO surveys_4 VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT OR REPLACE INTO surveys_5 VALUES (?, ?, ?, ?, ?, ?)", rows)
     rows.clear()
 
 
