@@ -33,6 +33,7 @@ from ui.turning import TITLES, Precision, choose_precision, choose_R
 
 TRIED = 20  # LoRAs among which the page looks for one that is not zero, to open with
 FEWEST = 50
+LONGEST = 32  # letters of a module's name that fit above its R
 UNASKED = 1_000_000_000  # numbers read in all, up to which many draws are made without asking
 source = frame("Invariance", loras=True)
 
@@ -113,8 +114,9 @@ def turn() -> None:
     needles(turned.dials)
     with right:  # pictures come after the numbers, which should not wait for them
         name, matrix = first_matrix(R, turned.before)
-        title = f"R of every module of rank {len(matrix)}" if shared else f"R of {name}"
-        figure(plots.matrix(matrix, title), "R", "The matrix R")
+        whose = f"every module of rank {len(matrix)}" if shared else name
+        end = whose if len(whose) <= LONGEST else f"… {whose[2 - LONGEST :]}"
+        figure(plots.matrix(matrix, f"R of {end}"), "R", f"The matrix R of {whose}")
     formats = numbers("%.6g", ("before R", "after R")) | numbers("scientific", ["relative change"])
     show(turned.table, "moves", column_config=formats)
     take(lambda: turned.table, "needles")
@@ -124,8 +126,8 @@ def turn() -> None:
     figure(chart, "heatmaps", "U, V and their product before and after R")
     if max(module.n, module.m) > CORNER:
         st.caption(
-            f"The first {CORNER} of {module.n} rows of U and {module.m} of V, and the corner of ΔW they make. Each pair"
-            " shares one colour scale."
+            f"The first {min(CORNER, module.n)} of {module.n} rows of U and {min(CORNER, module.m)} of {module.m} of V,"
+            " and the corner of their product that they make. Each pair shares one colour scale."
         )
 
 

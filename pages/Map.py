@@ -11,7 +11,7 @@ from lol_core.insight.maps import MapSettings, colourings, regions
 from lol_core.insight.picture import Method
 from ui.choice import choose_lora
 from ui.figures import figure, take
-from ui.frame import frame, need
+from ui.frame import counted, frame, need
 from ui.keys import key
 from ui.maps import choose_family, cluster_names, drawn
 from ui.points import any_previews, thumbnail, walk_points
@@ -117,6 +117,8 @@ else:
         )
 for remark in map_.remarks:
     st.caption(remark)
+if unread := len(settings.ids) - len(space.ids):
+    st.caption(f"Left out: {counted(unread, 'LoRA')} that cannot be read; the page Zoo says why under **Unwell**.")
 show_previews(source, chosen[:SHOWN], linked=True)
 
 left, right = st.columns(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
-from tests.test_pages import opened, text_of
+from tests.test_pages import opened, settled, text_of
 from tests.waiting import PATIENCE
 from ui import survey
 from ui.plain import plain
@@ -99,3 +100,20 @@ def test_a_page_loaded_again_finds_the_training_that_runs(tmp_path: Path) -> Non
     job.wait(PATIENCE)
     assert job.stopping and not job.running
     assert opened("Train", tmp_path).session_state["session"].training is None
+
+
+def test_a_map_says_how_many_it_leaves_out(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 4)
+    lora = random_lora(MODULES, 0)
+    write_peft(tmp_path / "odd", replace(lora, layers=tuple(y.with_pair(y.U / 0, y.V) for y in lora.layers)))
+    test = settled(opened("Map", tmp_path))
+    assert "Left out: 1 LoRA that cannot be read" in text_of(test) and not test.exception
+
+
+def test_invariance_names_as_much_of_a_module_as_there_is(tmp_path: Path) -> None:
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    write_peft(tmp_path / "a", random_lora([(name, 16, 72, 2)]))
+    test = opened("Invariance", tmp_path)
+    assert "The first 16 of 16 rows of U and 48 of 72 of V" in text_of(test) and not test.exception
+    titles = [json.loads(chart.proto.spec)["layout"].get("title", {}) for chart in test.get("plotly_chart")]
+    assert [title["text"] for title in titles if title] == ["R of … ransformer_blocks.0.attn1.to_q"]

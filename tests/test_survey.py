@@ -19,16 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from lol_core.collections.memory import MemorySource
 from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import distance, effective_rank, norm, spectrum
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import Kronecker, Whole
 from lol_core.core.progress import Progress, Reporter
 from lol_core.insight.anatomy import layer_map
 from lol_core.insight.blas import one_blas_thread
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.health import health
 from lol_core.insight.neighbours import nearest
+from lol_core.insight.overview import rank_used
 from lol_core.insight.survey import SKETCH, sketch, survey
 from lol_core.insight.surveys import Surveys
 from lol_core.insight.tags import tag_counts
@@ -196,6 +199,13 @@ def test_health(tmp_path: Path) -> None:
     assert marks["well"] == ""
     assert "never trained" in marks["zero"] and "1 of 3 modules" in marks["half"] and "NaN" in marks["broken"]
     assert re.search("1[23]%", marks["narrow"]) and "claims rank 64" in marks["liar"]
+
+
+def test_of_the_rank_that_a_kronecker_product_may_have_no_more_is_used_than_there_is() -> None:
+    layer = LoRALayer("x", Kronecker(Whole(torch.randn(4, 4)), Whole(torch.randn(8, 5))))
+    zoo = MemorySource({"a": LoRA((layer,), "synthetic")})
+    used = rank_used(zoo.entries[0], Surveys(zoo).complete()["a"])
+    assert used == pytest.approx(float(effective_rank(spectrum(layer))) / 20, rel=1e-3) and used < 1
 
 
 def test_the_nearest_are_those_of_the_exact_distance(tmp_path: Path) -> None:

@@ -316,13 +316,16 @@ class Study:
         return Passage(names, moved, (None, *(stage.off for stage in stages), None, None), tuple(stages))
 
     def corner(self, batch: Batch, module: ModuleHeader) -> dict[str, np.ndarray]:
-        """The first rows of a module's U and V, and the corner of ΔW they make."""
+        """The first rows of a module's U and V, and the corner of their product they make: of ΔW, unless that is a
+        Kronecker product or has a DoRA magnitude.
+        """
         position = batch.spec.modules.index(module)
         g, place = next(
             (g, indices.index(position)) for g, (_, indices) in enumerate(batch.spec.groups) if position in indices
         )
+        product = "U Vᵀ" if module.factor_shapes or module.magnitude else "ΔW = U Vᵀ"
         u, v = batch.U[g][0, place, :CORNER].double(), batch.V[g][0, place, :CORNER].double()
-        return {"U": u.numpy(), "V": v.numpy(), "ΔW = U Vᵀ": (u @ v.mT).numpy()}
+        return {"U": u.numpy(), "V": v.numpy(), product: (u @ v.mT).numpy()}
 
 
 def _flat(batch: Batch, side: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from lol_core.collections.columns import detailed
 from lol_core.collections.entry import Entry
 from lol_core.collections.runs import training_runs
 from lol_core.collections.source import Source
+from lol_core.core.header import ModuleHeader
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.insight.health import health
 from lol_core.insight.order import places
@@ -48,9 +50,15 @@ def _from_weights(
 
 
 def rank_used(entry: Entry, survey: Survey) -> float:
-    """Effective rank over rank, mean of the modules."""
-    ranks = np.array([module.rank for module in entry.headers])
+    """Effective rank over rank, mean of the modules; of a Kronecker product over the largest that its factors' shapes
+    allow.
+    """
+    ranks = np.array([_largest(module) if module.factor_shapes else module.rank for module in entry.headers])
     return float((survey.effective_ranks / ranks).mean())
+
+
+def _largest(module: ModuleHeader) -> int:
+    return math.prod(min(shape[0], math.prod(shape[1:])) for shape in module.factor_shapes)
 
 
 def claims(entries: Iterable[Entry]) -> pd.DataFrame:
