@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
 from lol_core.cli.console import INTERRUPTED
+from lol_core.cli.generate import sheet_titles
 from lol_core.cli.invariance import GROUP_NAMES
 from lol_core.cli.learning import MODEL_NAMES
 from lol_core.core.groups import GROUPS
@@ -164,6 +165,34 @@ def test_a_misfit_is_explained(zoo: Path, tmp_path: Path) -> None:
 def test_bad_options(tmp_path: Path) -> None:
     for options in (["--group", "su"], ["--condition", "0.1"], ["--dtype", "int8"]):
         assert run(app, ["invariance", "--checkpoint", str(tmp_path), "--lora", str(tmp_path), *options]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("train --batch-size 0", "train --epochs -1", "train --learning-rate nan", "train --learning-rate -1"),
+        *("train --dropout 2", "train --width 0", "train --equivariant-width 0", "train --seed -1"),
+        *("train --weight-decay inf", "train --patience -1", "crossvalidate --folds 1", "crossvalidate --width 0"),
+        *("invariance --seed -1", "generate --steps 0", "sample --spread nan", "sample --seed -1", "merge --seed -1"),
+        *("experiment --seeds 0", "experiment --threads 0"),
+    ],
+)
+def test_numbers_that_are_none_for_an_option_are_told_before_anything_starts(wrong: str) -> None:
+    command, option, value = wrong.split()
+    result = run(app, [command, option, value])
+    assert result.exit_code == 2 and option in result.output and "Traceback" not in result.output
+
+
+def test_images_of_loras_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    (tmp_path / "v1.5").mkdir()
+    assert sheet_titles([None, tmp_path / "v1.5", Path("x/b.safetensors")]) == ["base model", "v1.5", "b"]
+    assert sheet_titles([None, Path("x/b.pt"), Path("y/b.pt")]) == ["base model", "1 b", "2 b"]
+
+
+def test_training_on_a_collection_without_loras_says_what_was_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    result = run(app, ["train", "--zoo", str(tmp_path), "--target", "size", "--out", str(tmp_path / "run")])
+    assert result.exit_code == 1 and "There is no LoRA in" in result.output and "cut.safetensors was" in result.output
 
 
 def test_the_published_files_can_be_scanned(real_loras: Path) -> None:

@@ -41,6 +41,22 @@ Address = Annotated[
     str, typer.Argument(metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="Also a pattern in quotes, or hf://owner/name.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Count = Annotated[int, typer.Option(min=1)]
+Passes = Annotated[int, typer.Option(min=0)]
+LARGEST_SEED = 2**32 - 1
+"""Of NumPy and scikit-learn."""
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED)]
+Share = Annotated[float, typer.Option(min=0, max=1)]
+
+
+def at_least_zero(value: float) -> float:
+    """A callback of numbers that are finite and not below 0: `min` lets NaN pass."""
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value:g} is no number from 0 on.")
+    return value
+
+
+Amount = Annotated[float, typer.Option(callback=at_least_zero)]
 LabelsFile = Annotated[
     Path | None, typer.Option("--labels", help="A CSV or Parquet table of labels, if not labels.csv in the folder.")
 ]

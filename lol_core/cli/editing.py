@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, Readers, open_collection, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import (
+    LARGEST_SEED,
+    AsJson,
+    Readers,
+    Seed,
+    at_least_zero,
+    open_collection,
+    out,
+    print_json,
+    print_table,
+    reported,
+    stoppable,
+)
 from lol_core.cli.inputs import id_of, loras_of, only_of, read_all
 from lol_core.cli.rewriting import AsForm, AsWidth, Force, Form, Inputs, Job, Out, Width, write_resized, write_whole
 from lol_core.collections.names import user_path
@@ -61,7 +73,7 @@ def edit(
         ),
     ] = Direction.LINEAR,
     size: Annotated[float, typer.Option(help="How far ΔW moves, as a share of ‖ΔW‖.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the random direction.")] = 0,
     to_form: Annotated[
         Form | None, typer.Option("--format", case_sensitive=False, help="The form; by default the file's own.")
     ] = None,
@@ -127,7 +139,9 @@ def editor(
         ),
     ],
     epochs: Annotated[int, typer.Option(min=1, help="Over the model's training part.")] = EPOCHS,
-    seed: Annotated[int, typer.Option(help="Of its first weights and of what it is shown.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Of its first weights and of what it is shown.")
+    ] = 0,
     force: Force = False,
 ) -> None:
     """Train a network that gives LoRAs back to edit what a model reads, for `edit --method equivariant`. It is written
@@ -158,9 +172,10 @@ def sample(
         int | None, typer.Option(min=1, help="The principal components of largest variance that vary; by default all.")
     ] = None,
     spread: Annotated[
-        float, typer.Option(help="How far they are from the mean: 1 as the collection, 0 the mean.")
+        float,
+        typer.Option(callback=at_least_zero, help="How far they are from the mean: 1 as the collection, 0 the mean."),
     ] = 1.0,
-    seed: int = 0,
+    seed: Seed = 0,
     to: AsForm = None,
     dtype: AsWidth = Width.FLOAT16,
     force: Force = False,

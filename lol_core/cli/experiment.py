@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, Workers, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import AsJson, Count, Workers, out, print_json, print_table, reported, stoppable
 from lol_core.collections.names import user_path
 from lol_core.experiments import NAMES
 
@@ -31,7 +31,7 @@ def experiment(
         str,
         typer.Option("--zoo", help="The folder of the sample zoos, or, for tables 2, 3 and 5, another zoo's address."),
     ] = str(SAMPLES),
-    seeds: int = 5,
+    seeds: Count = 5,
     halving: Annotated[
         bool,
         typer.Option(
@@ -44,7 +44,7 @@ def experiment(
         bool, typer.Option(help="A few LoRAs, one seed, two epochs: shows how it runs; the scores mean nothing.")
     ] = False,
     work: Annotated[Path, typer.Option(help="Where figure4 puts the LoRAs it makes.")] = Path("build"),
-    threads: Annotated[int, typer.Option(help="Threads of PyTorch; the last digits depend on it.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch; the last digits depend on it.")] = 1,
     workers: Workers = "1",
     as_json: AsJson = False,
 ) -> None:

@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, out, print_json, progress_bar, reported
+from lol_core.cli.console import AsJson, Seed, out, print_json, progress_bar, reported
 from lol_core.errors import LoLError
+
+
+def sheet_titles(columns: list[Path | None]) -> list[str]:
+    """What images are called: by the files' names, numbered where two are of one name."""
+    names = ["base model" if path is None else path.name if path.is_dir() else path.stem for path in columns]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{i} {name}" if i else name for i, name in enumerate(names)]
 
 
 def generate(
@@ -25,8 +33,8 @@ def generate(
         ),
     ] = None,
     strength: Annotated[float, typer.Option(help="Factor of ΔW; 0 is the base model.")] = 1.0,
-    seed: int = 42,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    seed: Seed = 42,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 1 is none, Stable Diffusion likes about 7.5.")
     ] = 1.0,
@@ -49,7 +57,7 @@ def generate(
             painter.draw(path, prompt, sampling, reporter.item(i, len(columns), f"Drawing {i + 1} of {len(columns)}: "))
             for i, path in enumerate(columns)
         ]
-        titles = ["base model" if path is None else path.stem for path in columns]
+        titles = sheet_titles(columns)
         written = []
         if out_path.suffix.lower() == ".png":
             out_path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, print_json, print_table, reported
+from lol_core.cli.console import AsJson, Seed, print_json, print_table, reported
 
 GROUP_NAMES = "gl, o, permutation, scaling"
 
@@ -21,7 +22,7 @@ def invariance(
     condition: Annotated[float, typer.Option(help="Condition number of R, at least 1 (gl and scaling).")] = 10.0,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     trials: int = 8,
-    seed: int = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """How far a model's prediction moves when the LoRA's factors are replaced by (UR, VR⁻ᵀ): the largest of several
@@ -36,7 +37,7 @@ def invariance(
     from lol_core.learning.checkpoint import Checkpoint
 
     precisions = {"float32": torch.float32, "float64": torch.float64}
-    if dtype not in precisions or condition < 1 or trials < 1:
+    if dtype not in precisions or not 1 <= condition < math.inf or trials < 1:
         raise typer.BadParameter("--dtype is float32 or float64, --condition and --trials are at least 1.")
     try:
         drawn_from = GL if group == "own" else named(group)  # of which every module's own group is a part

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lol_core.cli.console import (
+    Amount,
     AsJson,
+    Count,
     LabelsFile,
+    Passes,
+    Seed,
+    Share,
     Workers,
     err,
     interrupted,
@@ -41,34 +46,36 @@ def train(
     target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes.")],
     model: Annotated[str, typer.Option(help=f"One of {MODEL_NAMES}, or of your own.")] = "gl_net",
-    seed: int = 0,
+    seed: Seed = 0,
     labels: LabelsFile = None,
-    epochs: int = 60,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
+    epochs: Passes = 60,
+    batch_size: Count = 32,
+    learning_rate: Amount = 1e-3,
+    weight_decay: Amount = 0.0,
     patience: Annotated[
-        int, typer.Option(help="Epochs without a better validation loss before stopping; 0: never.")
+        int, typer.Option(min=0, help="Epochs without a better validation loss before stopping; 0: never.")
     ] = 15,
-    width: Annotated[int | None, typer.Option(help="Width of the head; by default the model's own.")] = None,
-    dropout: float = 0.0,
-    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = 16,
-    equivariant_layers: Annotated[int, typer.Option(help="GL-net only.")] = 1,
+    width: Annotated[int | None, typer.Option(min=1, help="Width of the head; by default the model's own.")] = None,
+    dropout: Share = 0.0,
+    equivariant_width: Annotated[int, typer.Option(min=1, help="GL-net only.")] = 16,
+    equivariant_layers: Annotated[int, typer.Option(min=1, help="GL-net only.")] = 1,
     mean_products: Annotated[
-        bool, typer.Option(help="GL-net only: the mean of each product (appendix D.1.1).")
+        bool, typer.Option("--mean-products", help="GL-net only: the mean of each product (appendix D.1.1).")
     ] = False,
     normalize: Annotated[
-        bool, typer.Option(help="Divide each module's factors by their training standard deviation.")
+        bool, typer.Option("--normalize", help="Divide each module's factors by their training standard deviation.")
     ] = False,
-    class_weights: bool = False,
+    class_weights: Annotated[bool, typer.Option("--class-weights")] = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
-    shuffled_control: Annotated[bool, typer.Option(help="Also fit the model to permuted labels.")] = False,
+    shuffled_control: Annotated[
+        bool, typer.Option("--shuffled-control", help="Also fit the model to permuted labels.")
+    ] = False,
     storage: Annotated[
         Storage, typer.Option(help="How factors are kept; those of 16 bits take half the place.")
     ] = Storage.FLOAT32,
     device: str = "auto",
     resume: Annotated[
-        bool, typer.Option(help="Go on with a training that was stopped (Ctrl-C) in the same folder.")
+        bool, typer.Option("--resume", help="Go on with a training that was stopped (Ctrl-C) in the same folder.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -169,14 +176,14 @@ def crossvalidate(
     *,
     target: Annotated[list[str], typer.Option(help="Label column to predict; may be given several times.")],
     model: Annotated[str, typer.Option(help=f"One of {MODEL_NAMES}, or of your own.")] = "gl_net",
-    folds: int = 5,
-    seed: int = 0,
+    folds: Annotated[int, typer.Option(min=2)] = 5,
+    seed: Seed = 0,
     labels: LabelsFile = None,
-    epochs: int = 60,
-    learning_rate: float = 1e-3,
-    width: Annotated[int | None, typer.Option(help="Width of the head; by default the model's own.")] = None,
-    dropout: float = 0.0,
-    equivariant_width: Annotated[int, typer.Option(help="GL-net only.")] = 16,
+    epochs: Passes = 60,
+    learning_rate: Amount = 1e-3,
+    width: Annotated[int | None, typer.Option(min=1, help="Width of the head; by default the model's own.")] = None,
+    dropout: Share = 0.0,
+    equivariant_width: Annotated[int, typer.Option(min=1, help="GL-net only.")] = 16,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
     device: str = "auto",
     as_json: AsJson = False,

@@ -18,6 +18,7 @@ from uuid import uuid4
 import typer
 
 from lol_core.cli.console import (
+    LARGEST_SEED,
     AsJson,
     Readers,
     Workers,
@@ -150,7 +151,7 @@ def merge(
         typer.Option(min=1, help="The largest rank; by default the inputs' for the _svd ones, and no cut for others."),
     ] = None,
     density: Annotated[float, typer.Option(help="Of entries that TIES keeps, and DARE does not drop: a share.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the entries that DARE drops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the entries that DARE drops.")] = 0,
     to: AsForm = None,
     dtype: AsWidth = Width.FLOAT16,
     force: Force = False,

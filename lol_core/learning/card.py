@@ -96,9 +96,5 @@ def command(checkpoint: Checkpoint) -> str | None:
         words += ["--target", target]
     words += ["--model", config.model, "--seed", str(config.seed)]
     for name, value in changed.items():
-        words += [_flag(name, value)] if isinstance(value, bool) else [OPTIONS[name], str(value)]
+        words += [OPTIONS[name]] * value if isinstance(value, bool) else [OPTIONS[name], str(value)]
     return shlex.join([*words, "--out", "FOLDER"])
-
-
-def _flag(name: str, on: bool) -> str:
-    return OPTIONS[name] if on else f"--no-{OPTIONS[name].removeprefix('--')}"

@@ -56,6 +56,9 @@ def plan(
     """
     if zoo.labels_problem:
         raise TaskError(zoo.labels_problem)
+    if not len(zoo):
+        refused = "".join(f" {entry.path} was refused: {entry.reason}" for entry in zoo.refused[:1])
+        raise TaskError(f"There is no LoRA in {zoo.name}.{refused}")
     wanted = zoo.ids if ids is None else list(ids)
     task, usable = make_task(zoo.labels.loc[wanted], targets, kind)
     left_out = dict.fromkeys(set(wanted) - set(usable), "It has no usable label.")
