@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
-from tests.test_pages import opened, settled, text_of
+from tests.test_pages import PAGES, opened, settled, text_of
 from tests.waiting import PATIENCE
 from ui import survey
 from ui.plain import plain
@@ -117,3 +117,31 @@ def test_invariance_names_as_much_of_a_module_as_there_is(tmp_path: Path) -> Non
     assert "The first 16 of 16 rows of U and 48 of 72 of V" in text_of(test) and not test.exception
     titles = [json.loads(chart.proto.spec)["layout"].get("title", {}) for chart in test.get("plotly_chart")]
     assert [title["text"] for title in titles if title] == ["R of … ransformer_blocks.0.attn1.to_q"]
+
+
+def test_filters_and_training_settings_stay_while_one_looks_elsewhere(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "one", 20)
+    write_zoo(tmp_path / "two", 20, seed=1).assign(kind="other").to_csv(tmp_path / "two" / "labels.csv", index=False)
+    test = opened("Zoo", tmp_path / "one")
+    test.multiselect(key="zoo.by").set_value(["size", "kind"]).run()
+    slider = test.slider[0]
+    middle = (slider.min + slider.max) / 2
+    slider.set_range(middle, slider.max)
+    test.multiselect(key="zoo.values kind").set_value(["big"]).run()
+    few = next(caption.value for caption in test.caption if "of 20 LoRAs" in caption.value)
+    test.text_input(key="zoo.q").set_value("lora01").run()
+    assert test.slider[0].value[0] == middle, "a search leaves a filter as it is"
+    test.text_input(key="zoo.q").set_value("").run()
+    test.switch_page(PAGES["Train"]).run()
+    test.number_input(key="train.epochs").set_value(7)
+    test.selectbox(key="train.group").set_value("author").run()
+    test.switch_page(PAGES["Zoo"]).run()
+    assert test.slider[0].value[0] == middle and few in text_of(test) and not few.startswith("20 ")
+    test.switch_page(PAGES["Train"]).run()
+    assert test.number_input(key="train.epochs").value == 7 and test.selectbox(key="train.group").value == "author"
+    test.switch_page(PAGES["Zoo"]).run()
+    next(box for box in test.text_input if box.label == "Collection").set_value(str(tmp_path / "two")).run()
+    while (job := test.session_state["session"].opening) is not None:
+        job.wait(PATIENCE)
+        test.run()
+    assert not test.exception and test.multiselect(key="zoo.values kind").value == []

@@ -52,7 +52,7 @@ def passing(source: Source, columns: Mapping[str, Column]) -> list[str]:
             ids = [id for id in ids if id in allowed]
     except ZooError as error:
         st.error(sentence(error))
-    return list(compress(ids, filters(columns, ids)))
+    return list(compress(ids, filters(columns, ids, source.ids)))
 
 
 def ordered(ids: list[str], columns: Mapping[str, Column], line: DeltaGenerator) -> list[str]:
@@ -60,8 +60,10 @@ def ordered(ids: list[str], columns: Mapping[str, Column], line: DeltaGenerator)
     if len(ids) <= PAGE:
         return ids
     with line:
-        name = st.selectbox("Sort by", [None, *columns], format_func=lambda n: n or "place", key=key("sort"))
-        falling = st.toggle("Falling", key=key("falling"), disabled=name is None)
+        name = st.selectbox(
+            "Sort by", [None, *columns], format_func=lambda n: n or "place", key=key("sort"), persist_state="session"
+        )
+        falling = st.toggle("Falling", key=key("falling"), disabled=name is None, persist_state="session")
     if name is None:
         return ids
     values = columns[name]().reindex(ids)

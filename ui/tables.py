@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from ui.keys import key
 from ui.plain import plain
@@ -66,14 +67,11 @@ def paged(count: int, size: int, name: str) -> slice:
     return slice((page - 1) * size, page * size)
 
 
-def _numbers(values: pd.Series) -> np.ndarray:
-    """As float64, not a number where it is none."""
-    numeric = pd.api.types.is_numeric_dtype(values)
-    return values.to_numpy(np.float64, na_value=np.nan) if numeric else np.full(len(values), np.nan)
+def filters(columns: Mapping[str, Callable[[], pd.Series]], ids: list[str], every: list[str]) -> np.ndarray:
+    """Which LoRAs pass the filters that are chosen among the columns: ranges of numbers, values of the rest. (ids,).
 
-
-def filters(columns: Mapping[str, Callable[[], pd.Series]], ids: list[str]) -> np.ndarray:
-    """Which LoRAs pass the filters that are chosen among the columns: ranges of numbers, values of the rest. (ids,)."""
+    every: the whole collection, whose values are offered, so that a filter stays as it is when a search leaves fewer.
+    """
     by = st.multiselect(
         "Filter by",
         list(columns),
@@ -81,20 +79,42 @@ def filters(columns: Mapping[str, Callable[[], pd.Series]], ids: list[str]) -> n
         bind="query-params",
         placeholder="a label, the size, the norm, a prediction",
     )
-    keep = np.ones(len(ids), bool)
+    keep = np.ones(len(every), bool)
     for column, place in zip(by, st.columns(max(1, min(len(by), 4))) * len(by), strict=False):
-        values = columns[column]().reindex(ids)
-        numbers = _numbers(values) if values.nunique() > FEW_VALUES else np.full(len(ids), np.nan)
-        finite = numbers[np.isfinite(numbers)]
-        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-        if 0 < (step := (high - low) / STEPS) < np.inf:
-            limits = low, high, (low, high), step
-            first, last = place.slider(plain(column), *limits, key=key(f"range {column}"), format="%.4g")
-            # a thumb at its end leaves nothing out, however the browser rounds
-            keep &= numbers >= first if first > low + step / 2 else True
-            keep &= numbers <= last if last < high - step / 2 else True
-        else:
-            text = values.astype(str).where(values.notna(), "unknown")
-            picked = place.multiselect(plain(column), sorted(text.unique()), key=key(f"values {column}"))
-            keep &= text.isin(picked).to_numpy() if picked else True
+        values = columns[column]().reindex(every)
+        low, high = _ends(values)
+        keep &= _in_range(column, values, (low, high), place) if low < high else _among(column, values, place)
+    return keep[pd.Index(every).get_indexer(pd.Index(ids))] if by and len(ids) < len(every) else keep[: len(ids)]
+
+
+def _ends(values: pd.Series) -> tuple[float, float]:
+    """The ends of a slider for a column; 0 and 0 where it is no numbers, few, or such as no slider can have."""
+    if not pd.api.types.is_numeric_dtype(values) or values.nunique() <= FEW_VALUES:
+        return 0.0, 0.0
+    numbers = values.to_numpy(np.float64, na_value=np.nan)
+    finite = numbers[np.isfinite(numbers)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    return (low, high) if 0 < (high - low) / STEPS < np.inf else (0.0, 0.0)
+
+
+def _in_range(column: str, values: pd.Series, ends: tuple[float, float], place: DeltaGenerator) -> np.ndarray:
+    low, high = ends
+    step, name = (high - low) / STEPS, key(f"range {column}")
+    kept = st.session_state.get(name, ends)
+    if not low <= kept[0] <= kept[1] <= high:
+        del st.session_state[name]  # of a column of that name in another collection
+    first, last = place.slider(plain(column), low, high, ends, step, key=name, format="%.4g", persist_state="session")
+    numbers, keep = values.to_numpy(np.float64, na_value=np.nan), np.ones(len(values), bool)
+    # a thumb at its end leaves nothing out, however the browser rounds
+    keep &= numbers >= first if first > low + step / 2 else True
+    keep &= numbers <= last if last < high - step / 2 else True
     return keep
+
+
+def _among(column: str, values: pd.Series, place: DeltaGenerator) -> np.ndarray:
+    text, name = values.astype(str).where(values.notna(), "unknown"), key(f"values {column}")
+    options = sorted(text.unique())
+    if not set(st.session_state.get(name, [])) <= set(options):
+        del st.session_state[name]
+    picked = place.multiselect(plain(column), options, key=name, persist_state="session")
+    return text.isin(picked).to_numpy() if picked else np.ones(len(text), bool)

@@ -21,6 +21,8 @@ from ui.keys import key
 from ui.state import runs_folder
 from ui.work import Run
 
+KEPT: dict[str, Any] = {"persist_state": "session"}
+"""What is set stays while other pages are looked at."""
 PAPER = "https://arxiv.org/abs/2410.04207"
 
 
@@ -112,20 +114,20 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
     with st.expander("Settings", icon=":material/tune:", key=key("settings")):
         columns = st.columns(4)
         how = {field.name: _number(field, columns[field.column]) for field in HOW}
-        how["device"] = columns[3].selectbox("Device", ["auto", *devices()], key=key("device"))
+        how["device"] = columns[3].selectbox("Device", ["auto", *devices()], key=key("device"), **KEPT)
         columns = st.columns(4)
         what = {field.name: _number(field, columns[field.column]) for field in WHAT}
         label = "GL-net: σ of the nonlinearity"
-        what["sigma"] = columns[2].selectbox(label, list(NONLINEARITIES), key=key("sigma"), help=SIGMA)
+        what["sigma"] = columns[2].selectbox(label, list(NONLINEARITIES), key=key("sigma"), help=SIGMA, **KEPT)
         groups, last = [None, *labels.columns], columns[3]
         how["group_column"] = last.selectbox(
-            "Keep together in the split", groups, format_func=lambda g: g or "(nothing)", key=key("group")
+            "Keep together in the split", groups, format_func=lambda g: g or "(nothing)", key=key("group"), **KEPT
         )
-        what["normalize"] = last.toggle("Normalise inputs", key=key("normalize"), help=NORMALIZE)
-        what["mean_products"] = last.toggle("Mean of products", key=key("mean_products"), help=MEAN)
-        how["class_weights"] = last.toggle("Class weights", key=key("class_weights"))
+        what["normalize"] = last.toggle("Normalise inputs", key=key("normalize"), help=NORMALIZE, **KEPT)
+        what["mean_products"] = last.toggle("Mean of products", key=key("mean_products"), help=MEAN, **KEPT)
+        how["class_weights"] = last.toggle("Class weights", key=key("class_weights"), **KEPT)
         text = "Also fit each model to permuted labels. Doubles the time."
-        how["shuffled_control"] = last.toggle("Shuffled control", key=key("shuffled"), help=text)
+        how["shuffled_control"] = last.toggle("Shuffled control", key=key("shuffled"), help=text, **KEPT)
     first, seeds, folds = how.pop("first_seed"), how.pop("seeds"), how.pop("folds")
     return Choice(tuple(targets), tuple(models), first, seeds, folds, how, what)
 
@@ -133,4 +135,4 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
 def _number(field: Field, place: Any) -> Any:
     limits = (field.low, field.high, field.start)
     options = {} if all(isinstance(limit, int | None) for limit in limits) else {"format": "%g"}
-    return place.number_input(field.label, *limits, key=key(field.name), help=field.help, **options)
+    return place.number_input(field.label, *limits, key=key(field.name), help=field.help, **KEPT, **options)
