@@ -163,6 +163,17 @@ def test_what_was_read_is_kept_and_reading_can_be_stopped(folder: Path) -> None:
     assert not seen, "nothing is read twice"
 
 
+def test_surveys_of_an_earlier_kind_leave(folder: Path) -> None:
+    surveys = Surveys(Zoo.open(folder))
+    surveys.complete()
+    with closing(sqlite3.connect(surveys.path)) as connection:
+        connection.execute("CREATE TABLE surveys_4 (digest PRIMARY KEY, norms)")
+    assert surveys.count() > 0
+    with closing(sqlite3.connect(surveys.path)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert "surveys_5" in tables and "surveys_4" not in tables
+
+
 def test_others_can_write_while_weights_are_read(folder: Path) -> None:
     """As the page Map does, which may read what its sketches lack beside the job that reads all."""
     surveys, written = Surveys(Zoo.open(folder)), list[int]()

@@ -139,13 +139,9 @@ class Entries(Sequence[Entry]):
         return [row[0] for row in self.rows]
 
     @property
-    def digests(self) -> list[str]:
-        return self.column("digest")
-
-    @property
     def contents(self) -> list[str]:
         """The `content` of each."""
-        return [*map(content_of, self.digests, self.column("scales"))]
+        return [*map(content_of, self.column("digest"), self.column("scales"))]
 
     def column(self, name: str) -> list[Any]:
         """A column of every row, as it is stored: of the table `file` or `form`."""

@@ -23,4 +23,4 @@ class Indexed(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint_of(zip(self.entries.ids, self.entries.digests, strict=True))
+        return fingerprint_of(zip(self.entries.ids, self.entries.column("digest"), strict=True))

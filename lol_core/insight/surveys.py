@@ -37,6 +37,7 @@ class Surveys:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS surveys_5 (content PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
         )
+        connection.execute("DROP TABLE IF EXISTS surveys_4")  # by the weights alone, whatever their scale
         return connection
 
     def count(self) -> int:
