@@ -33,6 +33,9 @@ from tests.waiting import PATIENCE
 run = CliRunner().invoke
 
 
+MODEL = ROOT / "sample_loras/checkpoints/glosses-validation-loss-gl-net"
+
+
 def output(*arguments: object) -> Any:
     result = run(app, [*map(str, arguments), "--json"])
     assert result.exit_code == 0, result.output
@@ -142,6 +145,8 @@ def test_tables_for_people(zoo: Path, tmp_path: Path) -> None:
         ),
         (["train", "--zoo", "ZOO", "--target", "size", "--out", "OUT", "--resume"], "nothing to resume"),
         (["predict", "--checkpoint", "/no/such", "ZOO"], "no checkpoint there"),
+        (["predict", "--checkpoint", str(MODEL), "/no/such.pt"], "/no/such.pt: The file cannot be read"),
+        (["invariance", "--checkpoint", str(MODEL), "--lora", "/no/such.pt"], "/no/such.pt: The file cannot"),
         (["predict", "--checkpoint", "~nobody of that name/model", "ZOO"], "no checkpoint there"),
         (["scan", "ZOO", "--labels", "~nobody of that name/labels.csv"], "No such file"),
         (["convert", "~nobody of that name/a.safetensors", "--to", "kohya", "--out", "OUT"], "No such file"),

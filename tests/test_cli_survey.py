@@ -53,6 +53,7 @@ def test_a_survey(folder: Path) -> None:
 def test_duplicates(folder: Path) -> None:
     found = output("duplicates", folder)
     (group,) = found["groups"]
+    assert [each["path"] for each in found["refused"]] == ["broken.safetensors"]
     assert {row["path"].split("/")[0]: row["identical"] for row in group} == {
         "copy": True,
         "lora1": True,

@@ -163,6 +163,16 @@ def test_peft_lokr(options: dict[str, Any], tmp_path: Path) -> None:
     assert all(layer.kind == "kronecker" and layer.rank == 1 for layer in lora.layers)
 
 
+def test_peft_lokr_of_one_dimension_is_refused(tmp_path: Path) -> None:
+    """PEFT's product takes the kernel's axis for the inputs': what it adds is no Kronecker product."""
+    model = peft.get_peft_model(
+        Small(), peft.LoKrConfig(target_modules=["linear", "sound"], r=16, alpha=3, init_weights=False)
+    )
+    model.save_pretrained(tmp_path)
+    lora = read(tmp_path)
+    assert lora.names == ("linear",) and any("sound: a LoKr of a Conv1d" in note for note in lora.notes)
+
+
 LYCORIS = [
     ("locon", "linear", {}),
     ("locon", "conv", {}),

@@ -304,6 +304,8 @@ def test_what_cannot_be_merged_is_refused_with_a_way_out() -> None:
         merge([one, wider], [1, 1], method=Method.LINEAR)
     with pytest.raises(ModelError, match="density lies above 0.*found 0"):
         merge([one, one], [1, 1], method=Method.TIES_SVD, density=0)
+    with pytest.raises(ModelError, match="A weight is a number; found nan"):
+        merge([one, one], [1, float("nan")])
     dora = replace(one, layers=(LoRALayer("a", Magnitude(one.layers[0].parametrisation, torch.ones(7))),))
     with pytest.raises(LoRAFormatError, match="DoRA magnitude"):
         merge([one, dora], [1, 1], method=Method.KNOTS)

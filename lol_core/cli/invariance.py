@@ -45,8 +45,9 @@ def invariance(
         raise typer.BadParameter(str(error)) from error
     with reported(), torch.no_grad():
         known = Checkpoint.load(checkpoint)
-        one = read(lora)
-        one.check_finite()
+        with reported(lora):
+            one = read(lora)
+            one.check_finite()
         model = known.model.to(precisions[dtype])
         batch = stack([one], known.spec, torch.float64).to(dtype=precisions[dtype])
         before = torch.from_numpy(known.task.decode(model(batch)))

@@ -268,10 +268,11 @@ def predict(
             table, refused = model.predict_zoo(zoo, workers=workers, reporter=reporter.part(0.1, 1.0))
             finished = len(table) + len(refused) == len(zoo)
         else:
-            lora = read(path)
+            with reported(path):
+                lora = read(path)
+                lora.check_finite()
             if problems := model.spec.misfits(lora):
                 raise LoLError(f"{path} does not fit this model: {' '.join(problems)}")
-            lora.check_finite()
             table, refused = model.task.frame(model.predict([lora]), [str(path)]), {}
     if as_json:
         print_json(

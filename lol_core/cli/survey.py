@@ -39,8 +39,7 @@ def survey(folder: Address, workers: Workers = "1", as_json: AsJson = False) -> 
     rows = [_row(entry, surveys[entry.path]) for entry in zoo.entries if entry.path in surveys]
     finished = len(rows) == len(zoo)
     if as_json:
-        refused = [{"path": entry.path, "reason": entry.reason} for entry in zoo.refused]
-        print_json({"folder": zoo.address, "finished": finished, "loras": rows, "refused": refused})
+        print_json({"folder": zoo.address, "finished": finished, "loras": rows, "refused": _refused(zoo)})
     else:
         shown = ("path", "dtypes", "norm", "effective_rank", "health")
         print_table([{key: row[key] for key in shown} | {"health": " ".join(_reasons(row))} for row in rows])
@@ -77,13 +76,17 @@ def duplicates(
         for _, g in table.groupby("group")
     ]
     if as_json:
-        print_json({"folder": zoo.address, "finished": finished, "groups": groups})
+        print_json({"folder": zoo.address, "finished": finished, "groups": groups, "refused": _refused(zoo)})
     else:
         print_table(table.to_dict("records"))
         out.print(f"{len(groups)} functions have more than one file, of {len(zoo)} LoRAs.", highlight=False)
         _show_refused(zoo)
     if not finished:
         raise interrupted(STOPPED)
+
+
+def _refused(zoo: Source) -> list[dict[str, str | None]]:
+    return [{"path": entry.path, "reason": entry.reason} for entry in zoo.refused]
 
 
 def _show_refused(zoo: Source) -> None:

@@ -169,8 +169,9 @@ class _Walk:
             self.file(before, path.name, id, status, names=names)
 
     def unreadable(self, place: str, id: str, error: OSError) -> None:
-        reason = f"The file cannot be read: {error.strerror or error}."
-        self.candidates.append(Candidate(id, place, -1, 0.0, reason=reason))
+        gone = isinstance(error, FileNotFoundError) and (self.root / place).is_symlink()
+        why = "A link to a file that is not there" if gone else f"The file cannot be read: {error.strerror or error}"
+        self.candidates.append(Candidate(id, place, -1, 0.0, reason=f"{why}."))
 
 
 def descend(root: Path, before: str, name: str, id: str) -> list[tuple[str, str]]:

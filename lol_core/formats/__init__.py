@@ -176,7 +176,7 @@ def _in_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise LoRAFormatError(
-        f"{folder}: a folder without adapter_model.safetensors or adapter_model.bin. Name the file itself."
+        "A folder without adapter_model.safetensors or adapter_model.bin. Name the file itself, or scan the folder."
     )
 
 

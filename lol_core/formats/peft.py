@@ -27,6 +27,11 @@ def matches(keys: list[str]) -> bool:
 
 def prepare(name: str, tensors: Tensors, config: Config) -> Tensors:
     """The variants that a configuration turns on, and products in groups, as one pair of factors."""
+    if (second := tensors.get(Role.LOKR_W2)) is not None and second.ndim == 3 and config.get("peft_type") == "LOKR":
+        raise LoRAFormatError(
+            f"{name}: a LoKr of a Conv1d, whose numbers PEFT puts in another order than its product has (`make_kron`"
+            " takes the kernel's axis for the inputs'): no Kronecker product"
+        )
     down, up = tensors.get(Role.DOWN), tensors.get(Role.UP)
     if down is None or up is None or 0 in up.shape:
         return tensors

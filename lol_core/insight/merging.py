@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -125,6 +126,8 @@ def merge(
     """
     if len(loras) != len(weights):
         raise ModelError(f"A weight for each LoRA: {len(loras)} LoRAs, {len(weights)} weights.")
+    if wrong := [weight for weight in weights if not math.isfinite(weight)]:
+        raise ModelError(f"A weight is a number; found {wrong[0]:g}.")
     if not 0 < density <= 1:
         raise ModelError(f"A density lies above 0 and at most at 1; found {density:g}.")
     named = _of_one_naming(loras)
