@@ -30,7 +30,7 @@ st.markdown(
 look, own, teach = st.columns(3)
 with look.container(border=True, height="stretch"):
     st.markdown("#### Look around")
-    picture("people")
+    picture("people", "Drawn people on a beach: three ranked highest, three lowest")
     st.caption("*A person on the beach*: above by the LoRAs that GL-net ranks highest, below by the lowest.")
     sample_buttons(opened_at)
     if access().sample(visit.ZOO) is not None:
@@ -38,7 +38,7 @@ with look.container(border=True, height="stretch"):
 with own.container(border=True, height="stretch"):
     served = access().served
     st.markdown("#### Open a collection" if served else "#### Open my LoRAs")
-    picture("map")
+    picture("map", "Points of a map, coloured by a label")
     st.caption("A map of a collection, coloured by a label. Only headers are read at first; nothing is written there.")
     typed = st.text_input(
         "One of this server, or hf://owner/name" if served else "A folder, a .zip or .tar, or hf://owner/name",
@@ -64,7 +64,7 @@ with own.container(border=True, height="stretch"):
         )
 with teach.container(border=True, height="stretch"):
     st.markdown("#### Teach and learn")
-    picture("needles")
+    picture("needles", "Two dials: the needle of GL-net stays, that of MLP + O-Align moves")
     st.caption("The same LoRA with other factors: the needle of GL-net stays, that of MLP + O-Align moves.")
     page_link("pages/Invariance.py", "Turn R", ":material/rotate_right:")
     page_link("pages/Experiments.py", "The paper's tables", ":material/science:")

@@ -55,8 +55,10 @@ with unwell:
         wrapped(marks, "unwell")
     elif examination is None and len(source):
         st.info("Known when every header has been looked at.", icon=":material/arrow_back:")
+    elif len(source) and not surveys:
+        st.info("The headers say of nothing wrong. Weights are looked at when they have been read.")
     elif len(source):
-        st.success(f"Nothing is wrong with the {len(surveys):,} LoRAs whose weights have been read.")
+        st.success(f"Nothing is wrong with the {counted(len(surveys), 'LoRA')} whose weights have been read.")
 with refused:
     if source.refused:
         rows = [{"path": e.path, "reason": e.reason, "bytes": e.size} for e in source.refused]
@@ -78,7 +80,7 @@ with repeated:
         select_button(source, list(same["lora"]), "Select these", "select_same")
         download(groups, "same-function")
     elif len(source):
-        st.success(f"No two of the {len(source):,} LoRAs are the same function.")
+        st.success(f"No two of the {counted(len(source), 'LoRA')} are the same function.")
 
 
 @st.fragment

@@ -27,11 +27,11 @@ _ASK = (
 )
 
 
-def picture(name: str) -> None:
+def picture(name: str, alt: str) -> None:
     """docs/images/home-NAME-THEME.webp, if it is there."""
     path = ROOT / "docs" / "images" / f"home-{name}-{st.context.theme.type or 'light'}.webp"
     if path.is_file():
-        st.image(str(path), width="stretch")
+        st.image(str(path), alt=alt, width="stretch")
 
 
 def sample_buttons(address: str) -> None:

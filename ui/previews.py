@@ -60,7 +60,12 @@ def show_previews(source: Source, ids: Sequence[str], *, linked: bool = False) -
     with st.container(horizontal=True):
         for id, picture in pictures:
             with st.container(width=WIDTH + 10):
-                st.image(picture, width=WIDTH, caption=None if linked else plain(source.names[id]))
+                st.image(
+                    picture,
+                    width=WIDTH,
+                    alt=f"Preview of {source.names[id]}",
+                    caption=None if linked else plain(source.names[id]),
+                )
                 if linked:
                     link_to_lora(source, id)
 
@@ -83,7 +88,7 @@ def show_towers(source: Source, captioned: Mapping[str, str]) -> None:
             tower = Image.new("RGB", (side, side * len(pictures)))
             for row, picture in enumerate(pictures):
                 tower.paste(picture, (0, row * side))
-            st.image(tower, caption=plain(caption), width=72)
+            st.image(tower, caption=plain(caption), alt=f"Preview of {caption}", width=72)
 
 
 def gallery(source: Source, ids: Sequence[str]) -> None:
