@@ -12,6 +12,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
+from lol_core.formats.writing import write
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of
 from tests.waiting import PATIENCE
@@ -162,3 +163,12 @@ def test_pictures_have_a_text_and_unread_weights_are_not_called_well(
     settled(opened("Zoo", tmp_path))
     pictures = [picture for shown in opened("LoRA", tmp_path).get("image") for picture in shown.proto.imgs]
     assert len(pictures) == 4 and all(picture.alt for picture in pictures)
+
+
+@pytest.mark.parametrize("form", ["PEFT", "diffusers"])
+def test_a_lora_is_saved_in_the_form_it_came_in_unless_another_is_chosen(tmp_path: Path, form: str) -> None:
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = random_lora([(name, 16, 72, 2)])
+    write(lora, tmp_path / ("a" if form == "PEFT" else "a.safetensors"), form)
+    box = opened("LoRA", tmp_path).selectbox(key="lora.form")
+    assert box.value == form and {"PEFT", "diffusers", "kohya"} <= set(box.options)

@@ -37,7 +37,7 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
         if largest > 1:
             text = "Each module's nearest update of this rank, from its singular values."
             rank = a.slider("Rank", 1, largest, largest, key=key("resize_rank"), help=text)
-        form, width = _choose_form(b, c, forms)
+        form, width = _choose_form(b, c, lora, forms)
         cut = resized(digest, rank, anatomy)
         module, worst = cut.worst
         most = f"; at most {worst:.3g}, in `{module}`" if cut.lost > 1e-6 else ""
@@ -59,12 +59,14 @@ def show_download(lora: LoRA, digest: str, name: str) -> None:
         st.caption("No other program has a form for it.")
         return
     a, b, c = st.columns([2, 2, 3], vertical_alignment="bottom")
-    form, width = _choose_form(a, b, forms)
+    form, width = _choose_form(a, b, lora, forms)
     _offer(c, lora, digest, name, form=form, width=width)
 
 
-def _choose_form(a: DeltaGenerator, b: DeltaGenerator, forms: Sequence[str]) -> tuple[str, str]:
-    form = a.selectbox("Form", forms, key=key("form"), help="The names and files that other programs expect.")
+def _choose_form(a: DeltaGenerator, b: DeltaGenerator, lora: LoRA, forms: Sequence[str]) -> tuple[str, str]:
+    """The form and the type of numbers: at first the form that the LoRA came in, whose names the same models know."""
+    text, own = "The names and files that other programs expect.", [lora.dialect.startswith(form) for form in forms]
+    form = a.selectbox("Form", forms, index=own.index(True) if any(own) else 0, key=key("form"), help=text)
     return form, b.selectbox("Numbers", ["float16", "bfloat16", "float32"], key=key("dtype"))
 
 
