@@ -34,8 +34,10 @@ from lol_core.experiments.result import (
     write_report,
 )
 from lol_core.experiments.search import SMALL, Budget, Halving
+from lol_core.experiments.table2 import attainable
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.timing import Shape, needs
+from lol_core.learning.bootstrap import concordance
 from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Multiclass
 from tests.builders import random_batch, random_lora, write_peft, write_zoo
@@ -195,6 +197,16 @@ def test_other_prompts_and_a_second_seed_stand_beside_the_score(tmp_path: Path) 
     assert "GL-net" in rows["34 prompts about people: Kendall τ"]
     assert rows["the paper's 33 prompts: Kendall τ"] >= {"product kernel", "control: norms only"}
     assert "GL-net" not in rows["the paper's 33 prompts: Kendall τ"]
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0])
+def test_what_noise_leaves_to_a_model_is_how_expectations_rank(noise: float) -> None:
+    rng = np.random.default_rng(0)
+    known = rng.standard_normal(2000)
+    first, second = (np.exp(known + noise * rng.standard_normal(2000)) for _ in range(2))
+    tau, best = (concordance(first, other)(np.ones((1, 2000)))[0] for other in (second, known))
+    assert attainable(tau) == pytest.approx(best, abs=0.03) and attainable(1) == pytest.approx(1)
+    assert attainable(-0.1) == 0
 
 
 @pytest.mark.parametrize(

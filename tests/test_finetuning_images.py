@@ -320,6 +320,8 @@ def test_a_zoo_is_scored_by_other_prompts_and_goes_on(
         )
     first = (tmp_path / "again.csv").read_text()
     assert len(first.splitlines()) == 2 and "again" not in pd.read_csv(zoo.labels)
+    assert not list(score_again(zoo, "again", prompts, seed=7, scorer=clip, machine=Machine(), count=1))
+    assert pd.read_csv(zoo.labels)["again"].notna().tolist() == [True, False]
     assert len(list(score_again(zoo, "again", prompts, seed=7, scorer=clip, machine=Machine()))) == 1
     rows, labels = pd.read_csv(tmp_path / "again.csv").set_index("lora"), pd.read_csv(zoo.labels).set_index("lora")
     assert (tmp_path / "again.csv").read_text().startswith(first) and not list(

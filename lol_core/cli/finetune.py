@@ -297,6 +297,7 @@ def finetune_score(
     scorer: Annotated[str, typer.Option(help="CLIP model: a folder or hub id.")] = "sample_loras/small-clip",
     prompts: Annotated[str, typer.Option(help="recipe: those of the zoo; paper: the 33 of appendix D.1.1.")] = "recipe",
     seed: Annotated[int, typer.Option(help="Of the images; the recipe's own is what clip_score has.")] = 42,
+    count: Annotated[int | None, typer.Option(help="The first so many LoRAs; all by default.", min=1)] = None,
     workers: Workers = "1",
     threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
 ) -> None:
@@ -314,7 +315,7 @@ def finetune_score(
         made = ImageZoo(zoo, recipe, base)
         machine = Machine(workers, threads=threads)
         for row in score_again(
-            made, column, sets[prompts], seed=seed, scorer=scorer, machine=machine, reporter=reporter
+            made, column, sets[prompts], seed=seed, scorer=scorer, machine=machine, count=count, reporter=reporter
         ):
             out.print(f"{row['lora']}: {row[column]:.4f}", highlight=False)
 

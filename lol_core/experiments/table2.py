@@ -125,7 +125,7 @@ def of_faces(labels: pd.DataFrame, searched: bool) -> list[str]:
     if ORIGINAL in labels:
         papers = (
             " Both are measured, with images from the same seed, and rank the LoRAs alike with τ"
-            f" {agreement(labels, ORIGINAL)} (bootstrap over LoRAs)."
+            f" {agreement(labels, ORIGINAL)[1]}."
         ) + ("" if searched else CONTROLS_ALONE)
     return [
         (
@@ -167,21 +167,32 @@ def trials_by_prompts(context: Context) -> dict[str, Trials]:
 
 
 def ceiling(labels: pd.DataFrame) -> str:
-    """How well the score from one image seed ranks the LoRAs by that from another: no model can be sure to pass it."""
+    """How well the score from one image seed ranks the LoRAs by that from another, and what that leaves to a model."""
     if AGAIN not in labels:
         return "A noise ceiling (the same score from a second image seed) is not measured in this zoo."
+    tau, words = agreement(labels, AGAIN)
     return (
         "Noise ceiling: the score of the prompts about people from a second image seed ranks the LoRAs with τ"
-        f" {agreement(labels, AGAIN)} (bootstrap over LoRAs) by the first."
+        f" {words} by the first. The mean over many seeds would rank them with about {attainable(tau):.2f} by the"
+        " first, if the ranks of both are jointly normal and either seed is as noisy: more is not to be expected of a"
+        " model that knows the LoRA and not what one draw of noise makes of it."
     )
 
 
-def agreement(labels: pd.DataFrame, column: str) -> str:
-    """Kendall's τ of the score with that of another column, with its interval over LoRAs."""
+def attainable(tau: float) -> float:
+    """Kendall's τ of a measurement with its expectation, from that of two measurements: their correlation is
+    ρ = sin(π τ / 2) of normal ranks, and √ρ with the expectation (reliability, Spearman 1904); 0 where ρ is below.
+    """
+    return float(2 / np.pi * np.arcsin(np.sqrt(max(0.0, np.sin(np.pi * tau / 2)))))
+
+
+def agreement(labels: pd.DataFrame, column: str) -> tuple[float, str]:
+    """Kendall's τ of the score with that of another column; and in words, with its interval over LoRAs."""
     pair = labels[["clip_score", column]].dropna().to_numpy(float)
     score = concordance(pair[:, 0], pair[:, 1])
+    tau = float(score(np.ones((1, len(pair))))[0])
     low, high = interval(score, len(pair), seed=0, draws=1000)
-    return f"{score(np.ones((1, len(pair))))[0]:.3f}, {low:.3f} to {high:.3f}"
+    return tau, f"{tau:.3f} ({low:.3f} to {high:.3f}, bootstrap over {len(pair):,} LoRAs)"
 
 
 def over_loras(ours: Trials) -> str:

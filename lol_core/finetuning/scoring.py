@@ -25,11 +25,12 @@ def score_again(
     seed: int,
     scorer: str,
     machine: Machine,
+    count: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Iterator[dict[str, Any]]:
-    """Draw every LoRA of labels.csv by these prompts from one seed and score the images, as the zoo's recipe has it
-    otherwise; each row goes to COLUMN.csv (a column for each prompt, in order) and is yielded. Once all are there the
-    mean is a column of labels.csv. What is in COLUMN.csv already is left alone.
+    """Draw the first `count` LoRAs of labels.csv, all when None, by these prompts from one seed and score the images,
+    as the zoo's recipe has it otherwise; each row goes to COLUMN.csv (a column for each prompt, in order) and is
+    yielded. Once all are there the mean is a column of labels.csv. What is in COLUMN.csv already is left alone.
 
     Raises DataMissingError when the zoo has no labels.csv, TaskError when the column is one of its own, and Stopped
     after a LoRA when the reporter says so.
@@ -41,14 +42,15 @@ def score_again(
         raise TaskError(f"{zoo.labels} has a column {column!r} of its own. Choose another name.")
     done = set(pd.read_csv(place)["lora"]) if place.is_file() else set()
     sampling = Sampling(seed=seed, steps=zoo.recipe.sampling_steps, guidance=zoo.recipe.guidance)
-    todo = [(zoo.folder, str(lora)) for lora in labels["lora"] if lora not in done]
-    finished = len(labels) - len(todo)
+    wanted = labels["lora"].iloc[:count]
+    todo = [(zoo.folder, str(lora)) for lora in wanted if lora not in done]
+    finished = len(wanted) - len(todo)
     score = partial(_score, column=column, prompts=tuple(prompts), sampling=sampling)
     for row in spread(machine, start_measuring, (zoo.recipe, zoo.base, scorer, machine), score, todo=todo):
         append_row(place, row)
         yield row
         finished += 1
-        reporter.count("Scoring: LoRA", finished, len(labels))
+        reporter.count("Scoring: LoRA", finished, len(wanted))
         reporter.check(GOES_ON)
     labels[column] = labels["lora"].map(pd.read_csv(place).set_index("lora")[column])
     labels.to_csv(zoo.labels, index=False)
