@@ -155,11 +155,11 @@ def test_pictures_have_a_text_and_unread_weights_are_not_called_well(
     write_zoo(tmp_path, 3)
     for i in range(3):
         Image.new("RGB", (40, 40), "red").save(tmp_path / f"lora00{i}" / "adapter_model.preview.png")
-    monkeypatch.setattr(survey, "READ_UNASKED", 0)
-    test = opened("Zoo", tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(survey, "READ_UNASKED", 0)
+        test = opened("Zoo", tmp_path)
     assert not any("Nothing is wrong" in box.value for box in test.success)
     assert any("say of nothing wrong" in box.value for box in test.info) and not test.exception
-    monkeypatch.undo()
     settled(opened("Zoo", tmp_path))
     pictures = [picture for shown in opened("LoRA", tmp_path).get("image") for picture in shown.proto.imgs]
     assert len(pictures) == 4 and all(picture.alt for picture in pictures)
