@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -119,6 +120,39 @@ def test_labels_are_joined_by_whatever_names_the_files(naming: str, tmp_path: Pa
     assert zoo.join_column == "who" and zoo.unjoined_labels == (names.format(9),)
     assert zoo.labels.loc[f"x/{word}2.safetensors", "value"] == 0.5
     assert zoo.labels["value"].isna().sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [
+        ({"": [0, 1, 2, 3], "file": [3, 2, 1, 0]}, "file"),
+        ({"": [0, 1, 2, 3], "loras": ["./3", "2", "1", "a"]}, "loras"),
+        ({"Path ": ["3", "2", "1", "9"], "steps": [0, 1, 2, 3]}, "Path "),
+        (
+            {"file": ["/data/3", "/data/2", "/data/1", "/data/0"], "steps": [0, 1, 2, 3]},
+            "its column 'file' names no file",
+        ),
+        ({"epochs": [0, 1, 2, 3], "steps": [3, 2, 1, 0]}, "both hold numbers.*Call the one that is meant `file`"),
+    ],
+)
+def test_numbers_that_are_no_names_do_not_join(columns: dict[str, list[object]], wanted: str, tmp_path: Path) -> None:
+    """LoRAs that are called 0 to 3, and a table with the numbers of its rows, as pandas writes them."""
+    for i in range(4):
+        write_peft(tmp_path / str(i), random_lora(MODULES, i))
+    pd.DataFrame(columns | {"y": [0.3, 0.2, 0.1, 0.0]}).to_csv(tmp_path / "labels.csv", index=False)
+    zoo = Zoo.open(tmp_path)
+    if zoo.labels_problem:
+        assert re.search(wanted, zoo.labels_problem) and zoo.labels.empty
+    else:
+        assert zoo.join_column == wanted
+        assert zoo.labels.loc["2/adapter_model.safetensors", "y"] == 0.2
+
+
+def test_an_index_of_names_in_parquet_joins(tmp_path: Path) -> None:
+    table = write_zoo(tmp_path, 3)
+    table.set_index("name").to_parquet(tmp_path / "labels.parquet")
+    (tmp_path / "labels.csv").unlink()
+    assert Zoo.open(tmp_path).join_column == "name"
 
 
 def test_labels_may_be_parquet_or_elsewhere(tmp_path: Path) -> None:

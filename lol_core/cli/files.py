@@ -108,6 +108,7 @@ def scan(
             "folder": zoo.address,
             "fingerprint": zoo.fingerprint,
             "unjoined_labels": list(zoo.unjoined_labels),
+            "join_column": zoo.join_column,
             "labels_problem": zoo.labels_problem,
             "remarks": list(zoo.remarks),
         }
@@ -121,3 +122,7 @@ def scan(
         if sentence:
             err.print(sentence, highlight=False, soft_wrap=True)
     out.print(f"{len(loaded)} LoRAs, {len(refused)} refused, {zoo.labels.shape[1]} label columns.", highlight=False)
+    if zoo.join_column is not None:
+        nobody = len(zoo.unjoined_labels)
+        rest = f"; {nobody} of its rows name no LoRA here, such as {zoo.unjoined_labels[0]!r}" if nobody else ""
+        out.print(f"Labels are joined by the column {zoo.join_column!r}{rest}.", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +11,9 @@ import pandas as pd
 from lol_core.collections.names import MODEL_FILE_NAMES, stem_of
 from lol_core.errors import ZooError
 
+FILES = ("file", "filename", "file_name", "path", "filepath", "file_path")
+NAMES = (*FILES, "lora", "adapter", "name", "id")
+"""What a column that names LoRAs is called, in any case."""
 LABEL_FILES = ("labels.csv", "labels.parquet")
 
 
@@ -30,10 +33,12 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
         raise ZooError(
             f"{path}: the labels cannot be read ({error}). Expected a CSV file with a header line, or Parquet."
         ) from error
+    if not isinstance(table.index, pd.RangeIndex):  # Parquet keeps one that was set
+        table = table.reset_index()
     if table.empty or table.shape[1] < 2:
         raise ZooError(
             f"{path}: expected at least one row, a column that names LoRAs and a column of labels; found"
-            f" {table.shape[0]} rows, {list(table.columns)}."
+            f" {table.shape[0]} rows, {list(table.columns)}. Columns of a CSV file are separated by commas."
         )
     return table
 
@@ -61,6 +66,46 @@ def _aliases(path: str) -> list[str]:
     return [path, f"{folder}/{stem}" if folder else stem, name, stem]
 
 
+def _is_called_so(column: object) -> bool:
+    return str(column).strip().lower() in NAMES
+
+
+def _is_number(values: pd.Series) -> bool:
+    return bool(values.astype(str).str.fullmatch(r"\s*-?\d+\s*").all())
+
+
+def _joining(table: pd.DataFrame, matches: Mapping[str, pd.Series]) -> str | None:
+    """The column that names most files. One that is called so counts twice, and so does one of text: where LoRAs are
+    called 1, 2, 3, the numbers of rows that pandas writes name files too.
+    """
+
+    def weight(column: str) -> tuple[int, bool]:
+        text = not _is_number(table[column])
+        return int(matches[column].notna().sum()) * (1 + _is_called_so(column)) * (1 + text), text
+
+    return max(matches, key=weight, default=None)
+
+
+def _chance(table: pd.DataFrame, column: str, matches: Mapping[str, pd.Series], example: str) -> str | None:
+    """Why a column of numbers may name files by chance only: another is called a file and names none, or another of
+    numbers names as many, and others. example: of a file's name.
+    """
+    count = matches[column].notna().sum()
+    for other in table.columns:
+        rival = matches.get(other)
+        if str(other).strip().lower() in FILES and (rival is None or rival.isna().all()):
+            return (
+                f"its column {other!r} names no file of the folder; found {str(table[other].iloc[0])!r}, expected"
+                f" relative paths or file names, such as {example!r}. (Numbers of {column!r} would, perhaps by chance.)"
+            )
+        if rival is not None and other != column and rival.notna().sum() == count and not rival.equals(matches[column]):
+            return (
+                f"its columns {column!r} and {other!r} both hold numbers that name files. Call the one that is meant"
+                " `file`."
+            )
+    return None
+
+
 def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
     """Join a table to files by the column that names most of them: (labels indexed by id, that column, names that
     belong to no file).
@@ -77,12 +122,15 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
 
     textual = [column for column in table.columns if not pd.api.types.is_float_dtype(table[column])]
     matches = {column: matched(column) for column in textual}
-    column = max(matches, key=lambda c: matches[c].notna().sum(), default=None)
+    column = _joining(table, matches)
     if column is None or (ids and matches[column].notna().sum() == 0):
         raise ZooError(
             f"{path}: none of its columns ({', '.join(map(str, table.columns))}) names a file of the folder. "
             f"One column must hold relative paths or file names, such as {ids[0] if ids else 'loras/a.safetensors'!r}."
         )
+    guessed = ids and _is_number(table[column]) and not _is_called_so(column)
+    if guessed and (why := _chance(table, column, matches, ids[0])):
+        raise ZooError(f"{path}: {why}")
     joined = matches[column]
     twice = joined[joined.notna() & joined.duplicated()]
     if len(twice):
