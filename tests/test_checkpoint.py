@@ -89,6 +89,19 @@ def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:
         Checkpoint.load(damaged("geometry", spec=spec))
 
 
+def test_a_checkpoint_takes_nothing_away_but_an_older_one(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    others = {name: tmp_path / name for name in ("model.safetensors", "model_0001.safetensors", "README.md", "log.txt")}
+    for name, path in others.items():
+        path.write_text(name)
+    first = fit(synthetic_zoo, tmp_path, QUICK)
+    assert all(path.read_text() == name for name, path in others.items())
+    (old,) = tmp_path.glob("model-*.safetensors")
+    others["model.safetensors"].rename(tmp_path / "kept")
+    first.save(tmp_path)
+    (new,) = tmp_path.glob("model-*.safetensors")
+    assert new != old and others["model_0001.safetensors"].exists() and Checkpoint.load(tmp_path).finished
+
+
 def test_a_folder_that_cannot_be_written_is_a_sentence(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="cannot be written"):

@@ -132,6 +132,7 @@ def test_labels_are_joined_by_whatever_names_the_files(naming: str, tmp_path: Pa
             {"file": ["/data/3", "/data/2", "/data/1", "/data/0"], "steps": [0, 1, 2, 3]},
             "its column 'file' names no file",
         ),
+        ({"name": ["Ann", "Bo", "Cy", "Di"], "number": [3, 2, 1, 0]}, "number"),
         ({"epochs": [0, 1, 2, 3], "steps": [3, 2, 1, 0]}, "both hold numbers.*Call the one that is meant `file`"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -51,6 +52,7 @@ AT_ONCE_BYTES = 2**28
 WRITTEN = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 """How a description is written: as valid JSON, with null for NaN."""
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
+_OWN_WEIGHTS = re.compile(r"model-[0-9a-f]{8}\.safetensors")
 """Files of a checkpoint's folder. WEIGHTS is what checkpoints written before descriptions named their weights hold."""
 
 
@@ -178,7 +180,7 @@ class Checkpoint:
     def save(self, folder: Path) -> None:
         """Write the folder, whole or not at all: weights under a name of their own come first, and a checkpoint.json
         that names them takes the place of the old one in one step. Raises CheckpointError when it cannot be written (a
-        full disk, say); an older checkpoint there stays whole.
+        full disk, say); an older checkpoint there stays whole, and files of others stay.
         """
         description = {
             "format": FORMAT,
@@ -206,12 +208,17 @@ class Checkpoint:
         text = orjson.dumps(description | {"weights": weights.name}, option=WRITTEN)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            replaced = (folder / DESCRIPTION).is_file()
+            old = [path for path in folder.iterdir() if path != weights and _is_weights(path.name, replaced)]
+            carded = replaced or not (folder / CARD).exists()  # a README of others stays
             replace_file(weights, lambda new: save_file(contiguous(self.model.state_dict()), new))
-            (folder / CARD).unlink(missing_ok=True)  # no card rather than that of other weights
+            if carded:
+                (folder / CARD).unlink(missing_ok=True)  # no card rather than that of other weights
             replace_file(folder / DESCRIPTION, lambda new: new.write_bytes(text))
-            replace_file(folder / CARD, lambda new: new.write_text(model_card(self), encoding="utf-8"))
-            for old in set(folder.glob("model*.safetensors*")) - {weights}:
-                old.unlink()
+            if carded:
+                replace_file(folder / CARD, lambda new: new.write_text(model_card(self), encoding="utf-8"))
+            for path in old:
+                path.unlink()
             self.folder = folder.resolve()
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
@@ -412,3 +419,11 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path}: names the model {description.get('config', {}).get('model')!r}; known are {', '.join(MODELS)}."
         )
     return description
+
+
+def _is_weights(name: str, replaced: bool) -> bool:
+    """Whether a file beside a description is what `save` wrote, or began to; replaced: whether one is there, which in
+    older checkpoints had weights of a plain name.
+    """
+    name = name.removesuffix(".writing")
+    return _OWN_WEIGHTS.fullmatch(name) is not None or (replaced and name == WEIGHTS)
