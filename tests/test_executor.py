@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lol_core.errors import LoLError
 from lol_core.learning.executor import AHEAD, Lost, Processes, Serial, device, executor
+from tests.waiting import PATIENCE, until
 
 
 def square(item: int) -> int:
@@ -64,6 +69,22 @@ def test_only_the_item_that_kills_is_given_up() -> None:
     lost = results.pop(2)
     assert isinstance(lost, Lost) and "died" in lost.reason
     assert results == {i: i * i for i in range(12) if i != 2}
+
+
+def waits(folder: Path, item: int) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(10 * PATIENCE)
+
+
+def test_workers_end_with_the_process_that_asked_however_it_ends(tmp_path: Path) -> None:
+    ask = f"list(Processes(2).map(partial(waits, Path({str(tmp_path)!r})), range(2)))"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"from tests.test_executor import *; {ask}"], cwd=Path(__file__).parent.parent
+    ) as asking:
+        until(lambda: len(list(tmp_path.iterdir())) == 2, "two workers")
+        asking.kill()
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    until(lambda: not any(map(psutil.pid_exists, workers)), "the end of the workers")
 
 
 def test_no_more_is_handed_out_than_keeps_the_workers_busy() -> None:

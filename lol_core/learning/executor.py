@@ -14,9 +14,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
+from threading import Thread
 from typing import Generic, Protocol, TypeVar
 
 from lol_core.errors import LoLError
@@ -195,7 +196,15 @@ def _begin(places: Queue[str], threads: int, environment: Mapping[str, str]) -> 
         torch.set_num_threads(threads)
         threadpool_limits(threads)  # NumPy came with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too; the process that asked for them stops them
+    Thread(target=_end_with_parent, daemon=True).start()
     set_device(places.get())
+
+
+def _end_with_parent() -> None:
+    """Wait for the process that asked to be gone, and be gone: where it was killed, nobody else ends its workers."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def device() -> str:
