@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from lol_core.collections.entry import SAMPLED_BYTES
 from lol_core.collections.memory import MemorySource
 from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import distance, effective_rank, norm, spectrum
@@ -280,6 +281,24 @@ def test_a_scale_beside_the_weights_is_part_of_the_update(tmp_path: Path) -> Non
     os.utime(tmp_path / "copy" / "adapter_model.safetensors", ns=(0, 0))
     again = Zoo.open(tmp_path)
     assert Surveys(again).complete()[copy].norm == pytest.approx(3 * surveys[one].norm)
+
+
+def test_an_edit_in_the_midst_of_a_large_file_is_another_update(tmp_path: Path) -> None:
+    """Which its digest, of the head and the tail, does not see."""
+    whole = random_lora([(f"layer.{i}", 320, 320, 32) for i in range(3)], 0)
+    inner = whole.layers[1]
+    edited = replace(whole, layers=(whole.layers[0], inner.with_pair(3 * inner.U, inner.V), whole.layers[2]))
+    for second, (name, lora) in enumerate((("whole", whole), ("edited", edited), ("copy", whole))):
+        write_peft(tmp_path / name, lora, 32.0)
+        os.utime(tmp_path / name / "adapter_model.safetensors", (second, second))
+    zoo = Zoo.open(tmp_path)
+    one, other, copy = (f"{name}/adapter_model.safetensors" for name in ("whole", "edited", "copy"))
+    assert len({entry.digest for entry in zoo.entries}) == 1 and zoo.entries[0].size > 2 * SAMPLED_BYTES
+    surveys = Surveys(zoo).complete()
+    for id in (one, other, copy):
+        assert surveys[id].norm == pytest.approx(np.linalg.norm([norm(y) for y in zoo.load(id).layers]))
+    found = duplicates(zoo, surveys)
+    assert set(found["lora"]) == {one, copy} and found["identical"].all()
 
 
 def test_processes_read_what_one_reads(folder: Path) -> None:

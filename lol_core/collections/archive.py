@@ -28,7 +28,8 @@ import orjson
 
 from lol_core.collections.blob import Blob, LocalFile, Part, part_of
 from lol_core.collections.cache import bytes_allowed, cache_folder
-from lol_core.collections.describe import SAMPLED_BYTES, sampled_digest
+from lol_core.collections.describe import sampled_digest
+from lol_core.collections.entry import SAMPLED_BYTES
 from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.index import uncollected
 from lol_core.collections.names import printable, user_path

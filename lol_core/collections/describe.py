@@ -8,13 +8,12 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from lol_core.collections.entry import Entry, KnownDetails
+from lol_core.collections.entry import SAMPLED_BYTES, Entry, KnownDetails
 from lol_core.collections.sidecar import read_sidecar
 from lol_core.collections.walk import Candidate
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import SUFFIXES, probe
 
-SAMPLED_BYTES = 65_536
 ATTEMPTS = 3
 UNSETTLED = -1.0
 """The time of a file that is to be asked again next time, whatever its own says."""

@@ -141,7 +141,8 @@ class Entries(Sequence[Entry]):
     @property
     def contents(self) -> list[str]:
         """The `content` of each."""
-        return [*map(content_of, self.column("digest"), self.column("scales"))]
+        columns = ("digest", "scales", "size", "mtime")
+        return [*map(content_of, *map(self.column, columns))]
 
     def column(self, name: str) -> list[Any]:
         """A column of every row, as it is stored: of the table `file` or `form`."""

@@ -15,6 +15,8 @@ from lol_core.core.header import ByIdentity, ModuleHeader
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.formats import suggest_base_model
 
+SAMPLED_BYTES = 65_536
+"""Of either end of a file, which a digest reads."""
 LONGEST = 64
 """Characters of scales that are told as they are, not by a hash."""
 Values = TypeVar("Values", bound=tuple[Any, ...])
@@ -77,8 +79,10 @@ class Entry:
 
     @property
     def content(self) -> str:
-        """The identity of the update: that of the file, and the scales, which a configuration beside it may hold."""
-        return content_of(self.digest, _compact(ByIdentity(self.scales)))
+        """The identity of the update: that of the file, and the scales, which a configuration beside it may hold. Of a
+        file that its digest only samples the time tells it from another that differs in its midst.
+        """
+        return content_of(self.digest, _compact(ByIdentity(self.scales)), self.size, self.mtime)
 
     @classmethod
     def of(
@@ -170,10 +174,10 @@ def _compact(values: ByIdentity[tuple[float, ...]]) -> str | None:
     return compact(values.of)
 
 
-def content_of(digest: str, scales: str | None) -> str:
+def content_of(digest: str, scales: str | None, size: int, mtime: float) -> str:
     """`Entry.content`, of scales as `compact` writes them."""
     mark = scales if scales is None or len(scales) <= LONGEST else hashlib.sha256(scales.encode()).hexdigest()
-    return f"{digest} {mark}"
+    return f"{digest} {mark}" if size <= 2 * SAMPLED_BYTES else f"{digest} {mark} {mtime!r}"
 
 
 def _plain(lora: LoRA) -> dict[str, Any]:

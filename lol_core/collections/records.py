@@ -17,16 +17,10 @@ import orjson
 import torch
 from torch import Tensor
 
-from lol_core.collections.entry import Entry
 from lol_core.collections.store import Item, Kept, Store
 
 DISK_SHARE = 0.5
 """Share of the free disk that records may take."""
-
-
-def content_key(entry: Entry) -> str:
-    """The identity of a LoRA's content. Digests sample large files: the time tells an edit in the midst of one."""
-    return f"{entry.content} {entry.mtime!r}"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def duplicates(
     ids = [id for id, survey in surveys.items() if survey.problem is None and survey.norm > 0 and id in zoo.by_id]
     if len(ids) < 2:
         return pd.DataFrame(columns=["group", "lora", "identical"])
-    table = pd.DataFrame({"lora": ids, "content": [zoo.by_id[id].content for id in ids]})
+    entries = [zoo.by_id[id] for id in ids]
+    table = pd.DataFrame({"lora": ids, "content": [e.content for e in entries], "digest": [e.digest for e in entries]})
     contents = table.drop_duplicates("content", ignore_index=True)
     sketches = np.stack([surveys[id].sketch for id in contents["lora"]])
     directions = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
@@ -55,6 +56,6 @@ def duplicates(
                 break
     table["group"] = table["content"].map(dict(zip(contents["content"], root, strict=True)))
     table = table[table.groupby("group")["lora"].transform("size") > 1].copy()
-    table["identical"] = table.duplicated(["group", "content"], keep=False)
+    table["identical"] = table.duplicated(["group", "digest"], keep=False)
     table["group"] = table["group"].rank(method="dense").astype(int)
     return table.sort_values(["group", "lora"])[["group", "lora", "identical"]].reset_index(drop=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lol_core.collections.records import Records, content_key
+from lol_core.collections.records import Records
 from lol_core.collections.source import Source
 from lol_core.collections.store import Kept, Store
 from lol_core.core.lora import LoRA
@@ -65,4 +65,4 @@ class Latents:
                 self._records, self.store = None, None  # not asked again for every block
 
     def _content(self, id: str) -> str:
-        return content_key(self.zoo.by_id[id])
+        return self.zoo.by_id[id].content

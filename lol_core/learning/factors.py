@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from lol_core.collections.records import Records, content_key
+from lol_core.collections.records import Records
 from lol_core.collections.source import Source
 from lol_core.collections.store import Kept, Store
 from lol_core.core.batch import Batch, WeightSpec, stack
@@ -63,7 +63,7 @@ class Factors:
 
     def _map(self, ids: Sequence[str], store: Store, reporter: Reporter) -> bool:
         """Pack in the store what is not there yet; whether all is."""
-        keys = {id: content_key(self.zoo.by_id[id]) for id in ids}
+        keys = {id: self.zoo.by_id[id].content for id in ids}
         kept = Records.open(store, Kept.FACTORS, self.packing.key, self.packing.size, keys=[*keys.values()])
         if kept is None:
             return False
