@@ -79,6 +79,18 @@ def test_seeds_stand_together_and_the_best_comes_first(fitted: tuple[Zoo, Checkp
     assert leaderboard([]).empty
 
 
+def test_other_settings_and_trainings_of_one_seed_are_no_seeds(fitted: tuple[Zoo, Checkpoint]) -> None:
+    model = fitted[1]
+    runs = [judged(model, score, {"norms only": 0.3}, seed=seed) for seed, score in ((0, 0.7), (1, 0.8), (0, 0.72))]
+    runs[2].created = "9" + model.created
+    faster = judged(model, 0.9, {"norms only": 0.3}, seed=0)
+    faster.config = dataclasses.replace(faster.config, learning_rate=0.5)
+    board = leaderboard([*runs, faster]).set_index("setting")
+    assert board.loc["learning rate 0.5", "seeds"] == 1 and len(board) == 2
+    [together] = board[board["seeds"] == 2].to_dict("records")
+    assert together["test"] == pytest.approx(0.76), "of the seed that was trained twice the newest"
+
+
 def test_overlapping_splits_are_not_taken_for_independent_ones() -> None:
     """Nadeau and Bengio's variance, computed by hand: s² (1/J + n_test/n_train), Student's t with two degrees of
     freedom.

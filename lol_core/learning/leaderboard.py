@@ -4,7 +4,9 @@ disagree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,8 @@ from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.tasks import Task
 from lol_core.learning.verdict import CONTROL_TITLES, Difference, Verdict, judge, over_seeds
+
+NO_SETTING = ("model", "model_config", "seed")
 
 
 def differences(checkpoint: Checkpoint, metric: str) -> dict[str, Difference]:
@@ -49,19 +53,23 @@ def verdict_over_seeds(checkpoints: Sequence[Checkpoint], metric: str) -> Verdic
 
 
 def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
-    """A row for each model and targets, its seeds together: mean and standard deviation of the headline test
-    metric, and the control that is hardest to beat over the same seeds.
+    """A row for each model, targets and setting, its seeds together (of one trained twice the newest): mean and
+    standard deviation of the headline test metric, and the control that is hardest to beat over the same seeds.
 
-    Columns: predicts, model, seeds, metric, test, ± std (NaN for one seed), verdict, best control, its score, margin
-    and its 95 % interval, parameters; the best first within the same targets.
+    Columns: predicts, model, setting (what tells it from the model's other rows, None where it has no others), seeds,
+    metric, test, ± std (NaN for one seed), verdict, best control, its score, margin and its 95 % interval, parameters;
+    the best first within the same targets.
     """
-    groups: dict[tuple[tuple[str, ...], type[Task], str], list[Checkpoint]] = {}
-    for checkpoint in checkpoints:
-        groups.setdefault((checkpoint.task.targets, type(checkpoint.task), checkpoint.model.title), []).append(
-            checkpoint
-        )
+    groups: dict[tuple[tuple[str, ...], type[Task], str], dict[str, dict[int, Checkpoint]]] = {}
+    for checkpoint in sorted(checkpoints, key=lambda known: known.created):
+        of_model = groups.setdefault((checkpoint.task.targets, type(checkpoint.task), checkpoint.model.title), {})
+        of_model.setdefault(json.dumps(_setting(checkpoint)), {})[checkpoint.config.seed] = checkpoint
     rows = []
-    for (targets, kind, title), members in groups.items():
+    for (targets, kind, title), setting, members in (
+        (about, setting, [*by_seed.values()])
+        for about, of_model in groups.items()
+        for setting, by_seed in zip(_apart(map(json.loads, of_model)), of_model.values(), strict=True)
+    ):
         name = kind.headline
         scores = np.array([member.metrics["test"][name] for member in members])
         judged = verdict(members[0]) if len(members) == 1 else verdict_over_seeds(members, name)
@@ -70,7 +78,8 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
             {
                 "predicts": ", ".join(targets),
                 "model": title,
-                "seeds": len({member.config.seed for member in members}),
+                "setting": setting,
+                "seeds": len(members),
                 "metric": METRIC_TITLES[name],
                 "test": scores.mean(),
                 "± std": scores.std(ddof=1) if len(scores) > 1 else np.nan,
@@ -85,6 +94,7 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     columns = [
         "predicts",
         "model",
+        "setting",
         "seeds",
         "metric",
         "test",
@@ -99,6 +109,19 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(
         ["predicts", "test"], ascending=[True, False], ignore_index=True
     )
+
+
+def _setting(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a training was asked for, its seed aside."""
+    config = checkpoint.config.to_dict()
+    return {name: value for name, value in (config | config["model_config"]).items() if name not in NO_SETTING}
+
+
+def _apart(settings: Iterable[dict[str, Any]]) -> list[str | None]:
+    """In words what tells each setting from the others; None where there is nothing to tell apart."""
+    several = list(settings)
+    names = {name: None for each in several for name in each if any(o.get(name) != each[name] for o in several)}
+    return [", ".join(f"{name.replace('_', ' ')} {each.get(name)}" for name in names) or None for each in several]
 
 
 def interval_of(gap: Difference | None) -> str:
