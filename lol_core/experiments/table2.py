@@ -85,12 +85,12 @@ def run(context: Context) -> Result:
         head = f"{words}: " if len(trials_of) > 1 or context.searched else ""
         columns = {column: intervals(ours, score) for column, (score, _) in COLUMNS.items()}
         parts += [
-            cells(f"{head}{column}", found, COLUMNS[column][1] if ours.variants else None)
-            for column, found in columns.items()
-            if found["mean"].notna().any()
+            cells(f"{head}{column}", means, COLUMNS[column][1] if ours.variants else None)
+            for column, means in columns.items()
+            if means["mean"].notna().any()
         ]
-        if ours.variants:
-            findings += [replace(finding, paper=f"{head}{finding.paper}") for finding in findings_of(ours)]
+        found = findings_of(ours) if ours.variants else [kernel_over_norms(ours)]
+        findings += [replace(finding, paper=f"{head}{finding.paper}") for finding in found]
     table = pd.concat(parts, ignore_index=True)
     labels = next(iter(trials_of.values())).zoo.labels
     notes = [
@@ -171,11 +171,13 @@ def ceiling(labels: pd.DataFrame) -> str:
     if AGAIN not in labels:
         return "A noise ceiling (the same score from a second image seed) is not measured in this zoo."
     tau, words = agreement(labels, AGAIN)
+    correlation = labels["clip_score"].corr(labels[AGAIN])
     return (
         "Noise ceiling: the score of the prompts about people from a second image seed ranks the LoRAs with τ"
         f" {words} by the first. The mean over many seeds would rank them with about {attainable(tau):.2f} by the"
-        " first, if the ranks of both are jointly normal and either seed is as noisy: more is not to be expected of a"
-        " model that knows the LoRA and not what one draw of noise makes of it."
+        " first, if the ranks of both are jointly normal and either seed is as noisy, and have an R² of about"
+        f" {correlation:.2f}, the correlation of the two: more is not to be expected of a model that knows the LoRA and"
+        " not what one draw of noise makes of it."
     )
 
 
@@ -193,6 +195,17 @@ def agreement(labels: pd.DataFrame, column: str) -> tuple[float, str]:
     tau = float(score(np.ones((1, len(pair))))[0])
     low, high = interval(score, len(pair), seed=0, draws=1000)
     return tau, f"{tau:.3f} ({low:.3f} to {high:.3f}, bootstrap over {len(pair):,} LoRAs)"
+
+
+def kernel_over_norms(ours: Trials) -> Finding:
+    """What can be asked where no model was."""
+    gap = differences(ours, "kendall_tau", "product kernel", "norms only")
+    return Finding(
+        "Does ridge regression on the product kernel rank LoRAs better than the norms of their updates do?",
+        verdict(gap),
+        f"Kendall τ {with_interval(gap)}; over LoRAs {with_interval(paired(ours, 'product kernel', 'norms only'))}.",
+        in_paper=False,
+    )
 
 
 def over_loras(ours: Trials) -> str:
