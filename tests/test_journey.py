@@ -73,7 +73,7 @@ def test_the_first_journey(page: Page, address: str) -> None:
     expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()  # the live curve
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     settled(page)
-    page.get_by_test_id("stMain").get_by_text("Settings").click()
+    page.get_by_test_id("stMain").get_by_text("Settings", exact=True).click()
     page.get_by_role("combobox", name="Models").click()
     page.get_by_role("option", name="MLP", exact=True).click()
     page.keyboard.press("Escape")
