@@ -40,8 +40,8 @@ if len(at_home) > 1:
     st.subheader("Leaderboard")
     show_leaderboard([model for title, model in models.items() if title in at_home])
     st.caption(
-        "Seeds of one model and setting together; each seed has its own split. Margin: test score less that of the best control on"
-        " the same splits."
+        "Seeds of one model and setting together; each seed has its own split. Margin: test score less that of the best"
+        " control on the same splits."
     )
 title = st.selectbox("Model", list(folders), key=key("model"), bind="query-params")
 model, folder = load_or_stop(folders[title]), folders[title]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 
 from lol_core.errors import LoLError
 from lol_core.learning.executor import AHEAD, Lost, Processes, Serial, device, executor
-from tests.waiting import PATIENCE, until
+from tests.waiting import until
 
 
 def square(item: int) -> int:
@@ -72,8 +71,9 @@ def test_only_the_item_that_kills_is_given_up() -> None:
 
 
 def waits(folder: Path, item: int) -> None:
+    """For the signal that ends it."""
     (folder / str(os.getpid())).touch()
-    time.sleep(10 * PATIENCE)
+    signal.pause()
 
 
 def test_workers_end_with_the_process_that_asked_however_it_ends(tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def run(context: Context) -> Result:
             for column, means in columns.items()
             if means["mean"].notna().any()
         ]
-        found = findings_of(ours) if ours.variants else [kernel_over_norms(ours)]
-        findings += [replace(finding, paper=f"{head}{finding.paper}") for finding in found]
+        own = findings_of(ours) if ours.variants else [kernel_over_norms(ours)]
+        findings += [replace(finding, paper=f"{head}{finding.paper}") for finding in own]
     table = pd.concat(parts, ignore_index=True)
     labels = next(iter(trials_of.values())).zoo.labels
     notes = [
