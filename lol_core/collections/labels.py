@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ from lol_core.errors import ZooError
 FILES = ("file", "filename", "file_name", "path", "filepath", "file_path")
 NAMES = (*FILES, "lora", "adapter", "name", "id")
 """What a column that names LoRAs is called, in any case."""
+_WHOLE = re.compile(r"\s*-?\d+\s*")
 LABEL_FILES = ("labels.csv", "labels.parquet")
 
 
@@ -71,7 +73,8 @@ def _is_called_so(column: object) -> bool:
 
 
 def _is_number(values: pd.Series) -> bool:
-    return bool(values.astype(str).str.fullmatch(r"\s*-?\d+\s*").all())
+    """Whether all are whole numbers. Of texts the first mostly tells."""
+    return pd.api.types.is_integer_dtype(values) or all(map(_WHOLE.fullmatch, map(str, values)))
 
 
 def _joining(table: pd.DataFrame, matches: Mapping[str, pd.Series]) -> str | None:
@@ -118,7 +121,8 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
             owners[alias] = id if owners.get(alias, id) == id else None
 
     def matched(column: str) -> pd.Series:
-        return table[column].astype(str).str.removeprefix("./").map(owners)
+        texts = table[column].astype(str).str.removeprefix("./")
+        return pd.Series(map(owners.get, texts), table.index, dtype=object)
 
     textual = [column for column in table.columns if not pd.api.types.is_float_dtype(table[column])]
     matches = {column: matched(column) for column in textual}
