@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,10 @@ def filters(columns: Mapping[str, Callable[[], pd.Series]], ids: list[str], ever
         values = columns[column]().reindex(every)
         low, high = _ends(values)
         keep &= _in_range(column, values, (low, high), place) if low < high else _among(column, values, place)
-    return keep[pd.Index(every).get_indexer(pd.Index(ids))] if by and len(ids) < len(every) else keep[: len(ids)]
+    if not by:
+        return np.ones(len(ids), bool)
+    passing = set(compress(every, keep))
+    return np.fromiter((id in passing for id in ids), bool, len(ids))
 
 
 def _ends(values: pd.Series) -> tuple[float, float]:
