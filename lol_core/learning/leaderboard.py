@@ -5,7 +5,7 @@ disagree.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,33 +64,10 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     for checkpoint in sorted(checkpoints, key=lambda known: known.created):
         of_model = groups.setdefault((checkpoint.task.targets, type(checkpoint.task), checkpoint.model.title), {})
         of_model.setdefault(json.dumps(_setting(checkpoint)), {})[checkpoint.config.seed] = checkpoint
-    rows = []
-    for (targets, kind, title), setting, members in (
-        (about, setting, [*by_seed.values()])
-        for about, of_model in groups.items()
-        for setting, by_seed in zip(_apart(map(json.loads, of_model)), of_model.values(), strict=True)
-    ):
-        name = kind.headline
-        scores = np.array([member.metrics["test"][name] for member in members])
-        judged = verdict(members[0]) if len(members) == 1 else verdict_over_seeds(members, name)
-        control = [member.controls[judged.control].get(name, np.nan) for member in members] if judged.control else []
-        rows.append(
-            {
-                "predicts": ", ".join(targets),
-                "model": title,
-                "setting": setting,
-                "seeds": len(members),
-                "metric": METRIC_TITLES[name],
-                "test": scores.mean(),
-                "± std": scores.std(ddof=1) if len(scores) > 1 else np.nan,
-                "verdict": judged.sentence,
-                "best control": CONTROL_TITLES.get(judged.control, judged.control),
-                "control score": np.mean(control) if control else np.nan,
-                "margin": judged.difference.value if judged.difference else np.nan,
-                "margin, 95 %": interval_of(judged.difference),
-                "parameters": members[0].model.n_parameters,
-            }
-        )
+    rows: list[dict[str, object]] = []
+    for of_model in groups.values():
+        settings = [[*by_seed.values()] for by_seed in of_model.values()]
+        rows += map(_row, settings, _apart([_setting(members[0]) for members in settings]))
     columns = [
         "predicts",
         "model",
@@ -111,17 +88,39 @@ def leaderboard(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     )
 
 
+def _row(members: Sequence[Checkpoint], setting: str | None) -> dict[str, object]:
+    """Of trainings of one setting, a seed each."""
+    first, name = members[0], members[0].task.headline
+    scores = np.array([member.metrics["test"][name] for member in members])
+    judged = verdict(first) if len(members) == 1 else verdict_over_seeds(members, name)
+    control = [member.controls[judged.control].get(name, np.nan) for member in members] if judged.control else []
+    return {
+        "predicts": ", ".join(first.task.targets),
+        "model": first.model.title,
+        "setting": setting,
+        "seeds": len(members),
+        "metric": METRIC_TITLES[name],
+        "test": scores.mean(),
+        "± std": scores.std(ddof=1) if len(scores) > 1 else np.nan,
+        "verdict": judged.sentence,
+        "best control": CONTROL_TITLES.get(judged.control, judged.control),
+        "control score": np.mean(control) if control else np.nan,
+        "margin": judged.difference.value if judged.difference else np.nan,
+        "margin, 95 %": interval_of(judged.difference),
+        "parameters": first.model.n_parameters,
+    }
+
+
 def _setting(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a training was asked for, its seed aside."""
     config = checkpoint.config.to_dict()
     return {name: value for name, value in (config | config["model_config"]).items() if name not in NO_SETTING}
 
 
-def _apart(settings: Iterable[dict[str, Any]]) -> list[str | None]:
+def _apart(settings: Sequence[dict[str, Any]]) -> list[str | None]:
     """In words what tells each setting from the others; None where there is nothing to tell apart."""
-    several = list(settings)
-    names = {name: None for each in several for name in each if any(o.get(name) != each[name] for o in several)}
-    return [", ".join(f"{name.replace('_', ' ')} {each.get(name)}" for name in names) or None for each in several]
+    names = {name: None for each in settings for name in each if any(o.get(name) != each[name] for o in settings)}
+    return [", ".join(f"{name.replace('_', ' ')} {each.get(name)}" for name in names) or None for each in settings]
 
 
 def interval_of(gap: Difference | None) -> str:
