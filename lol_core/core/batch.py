@@ -14,6 +14,7 @@ from torch import Tensor
 from lol_core.core.errors import ModelError
 from lol_core.core.header import ByIdentity, HasHeaders, Kind, ModuleHeader, distinct_headers
 from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.naming import common_name
 from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 
 
@@ -66,26 +67,27 @@ class WeightSpec:
 
 @lru_cache(maxsize=256)
 def _misfits(spec: ByIdentity[WeightSpec], headers: ByIdentity[Sequence[ModuleHeader]]) -> tuple[str, ...]:
-    modules, theirs = spec.of.modules, {module.name: module for module in headers.of}
+    theirs = {common_name(module.name): module for module in headers.of}
+    modules = {module: theirs.get(common_name(module.name)) for module in spec.of.modules}
     problems = []
-    if missing := [module.name for module in modules if module.name not in theirs]:
+    if missing := [module.name for module, own in modules.items() if own is None]:
         problems.append(f"{len(missing)} of {len(modules)} modules are missing, first {missing[0]}.")
-    reasons = (module.misfit(theirs[module.name]) for module in modules if module.name in theirs)
+    reasons = (module.misfit(own) for module, own in modules.items() if own is not None)
     if reason := next((reason for reason in reasons if reason), None):
         problems.append(reason)
     return tuple(problems)
 
 
 def shared_spec(members: Iterable[HasHeaders]) -> WeightSpec:
-    """The specification of the modules common to all members (name, shapes and DoRA magnitude equal), in the order of
-    the first one.
+    """The specification of the modules common to all members (common name, shapes and DoRA magnitude equal), in the
+    order of the first one and as it calls them.
 
     Raises ModelError when they share none.
     """
     shared: dict[ModuleHeader, ModuleHeader] | None = None
     ranks: dict[ModuleHeader, set[int]] = {}
     for headers in distinct_headers(members):
-        own = {module.update: module for module in headers}
+        own = {replace(module.update, name=common_name(module.name)): module for module in headers}
         shared = (
             own if shared is None else {key: _either(first, own[key]) for key, first in shared.items() if key in own}
         )
@@ -195,9 +197,8 @@ def unstack(batch: Batch, like: Sequence[LoRA] | None = None) -> list[LoRA]:
             g, j = places[i]
             U, V = batch.U[g][b, j, :, :rank], batch.V[g][b, j, :, :rank]
             magnitude = None if batch.magnitudes is None else batch.magnitudes[b, starts[i] : starts[i + 1]]
-            layers[module.name] = (
-                _of_header(module, U, V, magnitude) if like is None else _refilled(like[b][module.name], U, V)
-            )
+            layer = _of_header(module, U, V, magnitude) if like is None else _refilled(like[b][module.name], U, V)
+            layers[layer.name] = layer
         if like is None:
             loras.append(LoRA(tuple(layers.values())))
         else:

@@ -126,13 +126,13 @@ def balanced(layer: LoRALayer, P: Tensor, values: Tensor, Q: Tensor) -> LoRALaye
 
 
 def same_function(a: LoRA, b: LoRA, tolerance: float = 1e-3) -> bool:
-    """Whether two LoRAs update the same modules alike, whatever their factors, ranks or dtypes: ‖ΔW_a − ΔW_b‖ ≤
+    """Whether two LoRAs update the same modules alike, whatever their names, factors, ranks or dtypes: ‖ΔW_a − ΔW_b‖ ≤
     tolerance · ‖ΔW_a‖ over all modules.
     """
-    if set(a.names) != set(b.names):
+    if a.by_common_name.keys() != b.by_common_name.keys():
         return False
     try:
-        gap = sum(distance(layer, b[layer.name]) ** 2 for layer in a.layers) ** 0.5
+        gap = sum(distance(layer, b.by_common_name[name]) ** 2 for name, layer in a.by_common_name.items()) ** 0.5
     except ModelError:
         return False
     return gap <= tolerance * sum(norm(layer) ** 2 for layer in a.layers) ** 0.5

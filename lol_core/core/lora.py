@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lol_core.core.errors import LoRAFormatError
 from lol_core.core.header import Kind, ModuleHeader
+from lol_core.core.naming import common_name
 from lol_core.core.parametrisation import LowRank, Magnitude, Parametrisation
 from lol_core.core.stacks import SMALL, stacked
 
@@ -185,8 +186,20 @@ class LoRA:
     def _by_name(self) -> dict[str, LoRALayer]:
         return {layer.name: layer for layer in self.layers}
 
+    @cached_property
+    def by_common_name(self) -> dict[str, LoRALayer]:
+        """The modules by the names that LoRAs of several programs have in common."""
+        return {common_name(layer.name): layer for layer in self.layers}
+
+    def get(self, name: str) -> LoRALayer | None:
+        """The module of that name, or that another program calls so; None without one."""
+        return self._by_name.get(name) or self.by_common_name.get(common_name(name))
+
     def __getitem__(self, name: str) -> LoRALayer:
-        return self._by_name[name]
+        """As `get`. Raises KeyError where it gives none."""
+        if (layer := self.get(name)) is None:
+            raise KeyError(name)
+        return layer
 
     @property
     def headers(self) -> tuple[ModuleHeader, ...]:

@@ -18,18 +18,13 @@ from torch.nn.functional import pad
 
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.naming import common_name
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.diffusers import COMPONENTS
 
 FORMS = ("PEFT", "diffusers", "kohya", "MLX")
 FOLDERS = {"PEFT": "adapter_model.safetensors", "MLX": "adapters.safetensors"}
 """Forms that are a folder with adapter_config.json, and how they name the weights in it; the others are one file."""
-KOHYA_PREFIXES = {
-    "unet": "lora_unet",
-    "transformer": "lora_transformer",
-    "text_encoder": "lora_te",
-    "text_encoder_2": "lora_te2",
-}
 _FLATTENED = re.compile(r"^(lora|lycoris)_\w+$")
 _BLOCK = re.compile(r"(?:^|.*\.)layers\.\d+\.(.+)")
 _UNET = re.compile(r"\b(down_blocks|up_blocks|mid_block)\b")
@@ -97,12 +92,10 @@ def flattened(name: str) -> str:
     """The name that kohya gives a module. Raises LoRAFormatError for one of no diffusion model."""
     if _FLATTENED.match(name):
         return name
-    component, _, rest = name.partition(".")
-    if component not in KOHYA_PREFIXES:
-        component, rest = "unet", name
-        if not _UNET.search(name):
-            raise LoRAFormatError(f"{name} is no module of a diffusion model. Choose PEFT.")
-    return f"{KOHYA_PREFIXES[component]}_{rest.replace('.', '_')}"
+    flat = common_name(name)
+    if not _FLATTENED.match(flat):
+        raise LoRAFormatError(f"{name} is no module of a diffusion model. Choose PEFT.")
+    return flat
 
 
 def forms_of(lora: LoRA) -> list[str]:

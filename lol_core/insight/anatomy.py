@@ -15,7 +15,6 @@ from lol_core.core.geometry import distance, effective_rank, inner_product, norm
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoLError
 from lol_core.insight.duplicates import SAME
-from lol_core.insight.naming import commonly_named
 from lol_core.insight.order import natural
 
 TINY = 1e-30
@@ -111,13 +110,11 @@ def _shared(first: LoRA, second: LoRA) -> tuple[pd.DataFrame, list[tuple[LoRALay
     """The modules that both adapt in the same shape, under whatever names: by the first one's ‖ΔW₁‖, ‖ΔW₂‖, their
     product and cosine; and the pairs.
     """
-    one, two = commonly_named([first, second])
-    others = {layer.name: layer for layer in two.layers}
     rows, pairs = {}, []
-    for name, layer in zip(first.names, one.layers, strict=True):
-        if (other := others.get(layer.name)) is not None:
+    for layer in first.layers:
+        if (other := second.get(layer.name)) is not None:
             with suppress(LoLError):  # of another shape
-                rows[name] = (inner_product(layer, other), norm(layer), norm(other))
+                rows[layer.name] = (inner_product(layer, other), norm(layer), norm(other))
                 pairs.append((layer, other))
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["⟨ΔW₁, ΔW₂⟩", "‖ΔW₁‖", "‖ΔW₂‖"])
     return table.assign(cosine=table["⟨ΔW₁, ΔW₂⟩"] / (table["‖ΔW₁‖"] * table["‖ΔW₂‖"]).clip(lower=TINY)), pairs

@@ -10,7 +10,6 @@ import pandas as pd
 from lol_core.collections.source import Source
 from lol_core.core.geometry import same_function
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.insight.naming import commonly_named
 from lol_core.insight.neighbours import BLOCK, within
 from lol_core.insight.survey import Survey
 
@@ -50,8 +49,7 @@ def duplicates(
         if i % BLOCK == 0:
             reporter.count("Comparing updates: LoRA", i, len(contents))
         for j in np.unique(root[near[near < i]]):
-            one, other = commonly_named([load(contents["lora"][j]), load(id)])
-            if same_function(one, other, tolerance):
+            if same_function(load(contents["lora"][j]), load(id), tolerance):
                 root[i] = j
                 break
     table["group"] = table["content"].map(dict(zip(contents["content"], root, strict=True)))

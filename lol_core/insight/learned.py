@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.naming import common_name
 from lol_core.errors import ModelError
-from lol_core.insight.naming import common_name
 from lol_core.learning.merger import Merger, Update
 
 MERGERS = Path(__file__).parent / "mergers"
@@ -50,7 +50,6 @@ def _all() -> list[Merger]:
 
 def _in_order(merger: Merger, lora: LoRA) -> list[LoRALayer]:
     """A LoRA's layers in the order of the merger's modules; empty when it adapts others, or in other shapes."""
-    by_name = {common_name(layer.name): layer for layer in lora.layers}
     shapes = {common_name(name): shape for name, shape in merger.modules_of.items()}
-    fits = {name: layer.weight_shape for name, layer in by_name.items()} == shapes
-    return [by_name[name] for name in shapes] if fits else []
+    fits = {name: layer.weight_shape for name, layer in lora.by_common_name.items()} == shapes
+    return [lora.by_common_name[name] for name in shapes] if fits else []

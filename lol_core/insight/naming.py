@@ -1,30 +1,20 @@
-"""One name for a module that programs call differently."""
+"""LoRAs of several programs under one naming."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 from lol_core.core.lora import LoRA
-from lol_core.errors import LoRAFormatError
-from lol_core.formats.writing import flattened
-
-
-@lru_cache(maxsize=2**16)
-def common_name(module: str) -> str:
-    """As kohya writes it where it is a module of a diffusion model; other programs agree on the others' names."""
-    try:
-        return flattened(module)
-    except LoRAFormatError:
-        return module
+from lol_core.core.naming import common_name
 
 
 def commonly_named(loras: Sequence[LoRA]) -> list[LoRA]:
-    """The LoRAs as they are when they are of one dialect or share a module's name with the first, else with every
-    module, in its place, under its common name.
+    """The LoRAs as they are where no module goes by two names among them, else with every module, in its place, under
+    its common name.
     """
-    if len({lora.dialect for lora in loras}) == 1 or all(set(lora.names) & set(loras[0].names) for lora in loras):
+    names = {name for lora in loras for name in lora.names}
+    if len(set(map(common_name, names))) == len(names):
         return list(loras)
     return [_renamed(lora) for lora in loras]
 

@@ -14,7 +14,6 @@ import torch
 from lol_core.collections.source import Source
 from lol_core.core.geometry import inner_product
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.insight.naming import commonly_named
 from lol_core.insight.survey import Survey
 
 MANY = 20_000
@@ -111,11 +110,11 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *,
     lora = zoo.load(id)
     rows = {}
     for i in np.argsort(gaps)[:candidates]:
-        one, other = commonly_named([lora, zoo.load(others[i])])
-        product = 0.0
-        for layer in one.layers:
-            if layer.name in other.names and (other[layer.name].n, other[layer.name].m) == (layer.n, layer.m):
-                product += inner_product(layer, other[layer.name])
+        near, product = zoo.load(others[i]), 0.0
+        for layer in lora.layers:
+            other = near.get(layer.name)
+            if other is not None and (other.n, other.m) == (layer.n, layer.m):
+                product += inner_product(layer, other)
         a, b = own.norm, surveys[others[i]].norm
         rows[others[i]] = (max(a**2 + b**2 - 2 * product, 0.0) ** 0.5 / a, product / (a * b))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["distance", "cosine"]).nsmallest(count, "distance")

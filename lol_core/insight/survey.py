@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lol_core.core.geometry import effective_rank, singular_values_of_grams, spectrum
 from lol_core.core.lora import LoRA
+from lol_core.core.naming import common_name
 from lol_core.core.stacks import CACHED, stacked
 from lol_core.insight.blas import one_blas_thread
-from lol_core.insight.naming import common_name
 from lol_core.learning.models.modulewise import grams, product
 
 SKETCH = 48

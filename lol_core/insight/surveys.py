@@ -20,6 +20,8 @@ from lol_core.learning.executor import Lost, Serial, executor, map_some
 
 CHUNK = 8
 """LoRAs that are sent to another process at a time."""
+FORMER = ("surveys_4", "surveys_5")
+"""Tables of earlier kinds: by the weights alone, whatever their scale; signs by other names of modules."""
 
 
 class Surveys:
@@ -35,16 +37,17 @@ class Surveys:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=30)
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS surveys_5 (content PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
+            "CREATE TABLE IF NOT EXISTS surveys_6 (content PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
         )
-        connection.execute("DROP TABLE IF EXISTS surveys_4")  # by the weights alone, whatever their scale
+        for former in FORMER:
+            connection.execute(f"DROP TABLE IF EXISTS {former}")
         return connection
 
     def count(self) -> int:
         """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
         connection = self._connect()
         try:
-            return int(connection.execute("SELECT COUNT(*) FROM surveys_5").fetchone()[0])
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_6").fetchone()[0])
         finally:
             connection.close()
 
@@ -55,7 +58,7 @@ class Surveys:
             rows = {
                 row[0]: row[1:]
                 for row in connection.execute(
-                    "SELECT content, norms, effective_ranks, sketch, range, problem FROM surveys_5"
+                    "SELECT content, norms, effective_ranks, sketch, range, problem FROM surveys_6"
                 )
             }
         finally:
@@ -109,7 +112,7 @@ class Surveys:
 def _keep(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     """Write rows and forget them. The file is locked only meanwhile: a page may read the same weights for its map."""
     with connection:
-        connection.executemany("INSERT OR REPLACE INTO surveys_5 VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT OR REPLACE INTO surveys_6 VALUES (?, ?, ?, ?, ?, ?)", rows)
     rows.clear()
 
 

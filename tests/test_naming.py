@@ -1,0 +1,131 @@
+"""One module under the names that several programs give it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+from lol_core.collections.memory import MemorySource
+from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import shared_spec, stack, unstack
+from lol_core.core.geometry import same_function
+from lol_core.core.lora import LoRA
+from lol_core.core.naming import common_name
+from lol_core.errors import ModelError
+from lol_core.formats import read
+from lol_core.formats.writing import write
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.training import plan, train
+from tests.builders import random_lora, turned
+
+UNET = (
+    ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 8, 6, 2),
+    ("unet.up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_out.0", 6, 8, 2),
+)
+RESNET = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
+ATTENTION = ("proj_in", "transformer_blocks.1.attn2.to_out.0", "transformer_blocks.0.ff.net.0.proj")
+
+
+def stable_diffusion_xl() -> list[str]:
+    """Names of modules of its UNet, as Stability and sd-scripts have them."""
+    resnets = [f"{side}_blocks.{i}.0" for side, of in (("input", (1, 2, 4, 5, 7, 8)), ("output", range(9))) for i in of]
+    attentions = [f"{side}_blocks.{i}.1" for side, of in (("input", (4, 5, 7, 8)), ("output", range(6))) for i in of]
+    alone = ("input_blocks.0.0", "out.2", "time_embed.0", "time_embed.2", "label_emb.0.0", "label_emb.0.2")
+    resized = ("input_blocks.3.0.op", "input_blocks.6.0.op", "output_blocks.2.2.conv", "output_blocks.5.2.conv")
+    return [
+        *alone,
+        *resized,
+        *(f"{place}.{part}" for place in (*resnets, "middle_block.0", "middle_block.2") for part in RESNET),
+        *(f"{place}.{part}" for place in (*attentions, "middle_block.1") for part in ATTENTION),
+    ]
+
+
+def test_a_unet_is_named_as_diffusers_converts_it() -> None:
+    names = stable_diffusion_xl()
+    weights = {
+        f"model.diffusion_model.{name}.{kind}": torch.tensor(i)
+        for i, name in enumerate(names)
+        for kind in ("weight", "bias")
+    }
+    config = {"layers_per_block": 2, "addition_embed_type": "text_time"}
+    converted = convert_ldm_unet_checkpoint(weights, config)
+    assert len(converted) == len(weights)
+    for key, number in converted.items():
+        original, module = names[int(number)], key.rpartition(".")[0]
+        expected = f"lora_unet_{module.replace('.', '_')}"
+        for name in (original, original.replace(".", "_")):
+            named = f"diffusion_model.{name}" if "." in name else f"lora_unet_{name}"
+            assert common_name(named) == expected, original
+        assert common_name(f"unet.{module}") == common_name(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("down_blocks.0.attentions.1.proj_in", "unet.down_blocks.0.attentions.1.proj_in"),
+        ("text_encoder.text_model.encoder.layers.0.mlp.fc1", "lora_te_text_model_encoder_layers_0_mlp_fc1"),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1", "lora_te1_text_model_encoder_layers_0_mlp_fc1"),
+        ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", "lora_te2_text_model_encoder_layers_0_mlp_fc1"),
+        ("diffusion_model.double_blocks.0.img_attn.qkv", "lora_unet_double_blocks_0_img_attn_qkv"),
+        ("transformer.transformer_blocks.0.attn.to_q", "lora_transformer_transformer_blocks_0_attn_to_q"),
+        ("single_transformer_blocks.7.attn.to_k", "transformer.single_transformer_blocks.7.attn.to_k"),
+    ],
+)
+def test_programs_have_one_name_for_a_module(names: tuple[str, str]) -> None:
+    assert len({common_name(name) for name in names}) == 1
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj", "a", "h.0.attn.c_attn", "(one layer)"])
+def test_other_models_keep_their_names(name: str) -> None:
+    assert common_name(name) == name
+
+
+def _of(form: str, lora: LoRA, folder: Path) -> LoRA:
+    path = folder / form if form == "PEFT" else folder / f"{form}.safetensors"
+    write(lora, path, form, torch.float64)
+    return read(path)
+
+
+def test_a_model_reads_a_lora_in_every_form(tmp_path: Path) -> None:
+    loras = {f"lora{i}": random_lora(UNET, i) for i in range(24)}
+    sizes = [float(lora.layers[0].delta().norm()) for lora in loras.values()]
+    source, config = (
+        MemorySource(loras, pd.DataFrame({"size": sizes}, index=[*loras])),
+        TrainingConfig("gl_net", epochs=2),
+    )
+    checkpoint = train(source, plan(source, ["size"], config), config, tmp_path / "model")
+    lora = loras["lora3"]
+    expected = checkpoint.predict([lora])
+    for form in ("PEFT", "diffusers", "kohya"):
+        again = _of(form, turned(lora), tmp_path)
+        assert not checkpoint.spec.misfits(again) and same_function(again, lora)
+        np.testing.assert_allclose(checkpoint.predict([again]), expected, rtol=1e-4)
+
+
+def test_loras_of_several_programs_make_one_collection(tmp_path: Path) -> None:
+    loras = [random_lora(UNET, i) for i in range(3)]
+    for form, lora in zip(("kohya", "diffusers", "PEFT"), loras, strict=True):
+        _of(form, lora, tmp_path)
+    zoo = Zoo.open(tmp_path)
+    spec = shared_spec(zoo.entries)
+    members = [zoo.load(id) for id in zoo.ids]
+    batch = stack(members, spec, torch.float64)
+    assert len(spec.modules) == len(UNET) and not any(spec.misfits(entry) for entry in zoo.entries)
+    for member, again in zip(members, unstack(batch, members), strict=True):
+        assert again.names == member.names and same_function(member, again, 1e-9)
+
+
+def test_another_module_is_none_of_them() -> None:
+    lora = random_lora(UNET)
+    other = replace(lora, layers=tuple(replace(layer, name=f"{layer.name}.x") for layer in lora.layers))
+    assert lora.get("lora_unet_mid_block_proj_in") is None and not same_function(lora, other)
+    with pytest.raises(KeyError, match="mid_block"):
+        lora["unet.mid_block.proj_in"]
+    with pytest.raises(ModelError, match="share no module"):
+        shared_spec([lora, other])
