@@ -122,7 +122,7 @@ def test_a_survey_on_the_cluster_has_the_digits_of_one_here(cluster: Any, tmp_pa
     zoo = Zoo.open(tmp_path)
     alone = Surveys(zoo).complete()
     with sqlite3.connect(Surveys(zoo).path) as connection:
-        connection.execute("DELETE FROM surveys_6")
+        connection.execute("DELETE FROM surveys_7")
     seen: list[Progress] = []
     together = Surveys(zoo).complete(Reporter(seen.append), workers="ray")
     assert together.keys() == alone.keys() and seen[-1].fraction == 1

@@ -24,7 +24,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read
-from lol_core.formats.writing import forms_of, write
+from lol_core.formats.writing import forms_of, names_in, write
 from tests.builders import random_lora
 
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -71,6 +71,50 @@ def test_every_form_holds_the_same_function(
     lora = diffusion_lora(seed, ranks, scale)
     path = tmp_path_factory.mktemp("written") / ("adapter" if form == "PEFT" else "a.safetensors")
     assert same_function(lora, back(lora, path, form), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.h.0.attn.c_attn",
+        "transformer.encoder.layers.0.self_attention.query_key_value",
+        "transformer.layers.0.attn.qkv_proj",
+    ],
+)
+def test_a_language_model_called_transformer_stays_one(name: str, tmp_path: Path) -> None:
+    lora = random_lora([(name, 8, 6, 2)], dtype=torch.float32)
+    write(replace(lora, dialect="PEFT"), tmp_path / "a", "PEFT", torch.float32)
+    assert read(tmp_path / "a").names == (name,)
+    if "layers.0.attn" not in name:
+        assert not {"kohya", "diffusers"} & set(forms_of(lora))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["text_encoder.te", "text_encoder_2.te"], ["lora_te1_te", "lora_te2_te"]),
+        (["text_encoder.te", "unet.conv_in"], ["lora_te_te", "lora_unet_conv_in"]),
+        (["text_encoder.te", "text_encoder_3.te"], ["lora_te1_te", "lora_te3_te"]),
+        (["transformer.blocks.0.attn2.to_out.0"], ["lora_unet_blocks_0_cross_attn_o"]),
+        (["transformer.double_blocks.0.img_attn_qkv"], ["lora_unet_double_blocks_0_img_attn_qkv"]),
+        (["transformer.transformer_blocks.0.attn.to_q"], ["lora_transformer_transformer_blocks_0_attn_to_q"]),
+    ],
+)
+def test_kohya_form_has_the_names_of_its_programs(names: list[str], expected: list[str]) -> None:
+    assert [*names_in("kohya", random_lora([(name, 8, 6, 2) for name in names])).values()] == expected
+
+
+def test_an_adapter_of_a_transformer_alone_is_named_for_diffusers() -> None:
+    names = ["transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q"]
+    found = names_in("diffusers", random_lora([(name, 8, 6, 2) for name in names]))
+    assert [*found.values()] == [f"transformer.{name}" for name in names]
+
+
+def test_two_modules_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:
+    lora = random_lora([("unet.down_blocks.0.a", 8, 6, 2), ("diffusion_model.down_blocks.0.a", 8, 6, 2)])
+    with pytest.raises(LoRAFormatError, match="both called lora_unet_down_blocks_0_a"):
+        write(lora, tmp_path / "a.safetensors", "kohya")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("scales", [(0.5, 0.5), (0.5, 2.0)])

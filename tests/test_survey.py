@@ -168,11 +168,11 @@ def test_surveys_of_an_earlier_kind_leave(folder: Path) -> None:
     surveys = Surveys(Zoo.open(folder))
     surveys.complete()
     with closing(sqlite3.connect(surveys.path)) as connection:
-        connection.execute("CREATE TABLE surveys_5 (digest PRIMARY KEY, norms)")
+        connection.execute("CREATE TABLE surveys_6 (digest PRIMARY KEY, norms)")
     assert surveys.count() > 0
     with closing(sqlite3.connect(surveys.path)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert "surveys_6" in tables and "surveys_5" not in tables
+    assert "surveys_7" in tables and "surveys_6" not in tables
 
 
 def test_others_can_write_while_weights_are_read(folder: Path) -> None:
@@ -181,7 +181,7 @@ def test_others_can_write_while_weights_are_read(folder: Path) -> None:
 
     def write(progress: Progress) -> None:
         with closing(sqlite3.connect(surveys.path, timeout=0)) as other, other:
-            written.append(other.execute("DELETE FROM surveys_6 WHERE content = ''").rowcount)
+            written.append(other.execute("DELETE FROM surveys_7 WHERE content = ''").rowcount)
 
     surveys.complete(Reporter(write))
     assert len(written) == 13
@@ -305,7 +305,7 @@ def test_processes_read_what_one_reads(folder: Path) -> None:
     zoo = Zoo.open(folder)
     alone = Surveys(zoo).complete()
     with sqlite3.connect(Surveys(zoo).path) as connection:
-        connection.execute("DELETE FROM surveys_6")
+        connection.execute("DELETE FROM surveys_7")
     together = Surveys(zoo).complete(workers=2)
     assert together.keys() == alone.keys()
     for id, own in alone.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from lol_core.core.errors import ModelError
 from lol_core.core.header import ByIdentity, HasHeaders, Kind, ModuleHeader, distinct_headers
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.naming import common_name
+from lol_core.core.naming import common_names
 from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 
 
@@ -67,8 +67,12 @@ class WeightSpec:
 
 @lru_cache(maxsize=256)
 def _misfits(spec: ByIdentity[WeightSpec], headers: ByIdentity[Sequence[ModuleHeader]]) -> tuple[str, ...]:
-    theirs = {common_name(module.name): module for module in headers.of}
-    modules = {module: theirs.get(common_name(module.name)) for module in spec.of.modules}
+    own = {module.name: module for module in headers.of}
+    theirs = dict(zip(common_names(own), headers.of, strict=True))
+    names = common_names(module.name for module in spec.of.modules)
+    modules = {
+        module: own.get(module.name) or theirs.get(name) for module, name in zip(spec.of.modules, names, strict=True)
+    }
     problems = []
     if missing := [module.name for module, own in modules.items() if own is None]:
         problems.append(f"{len(missing)} of {len(modules)} modules are missing, first {missing[0]}.")
@@ -87,7 +91,8 @@ def shared_spec(members: Iterable[HasHeaders]) -> WeightSpec:
     shared: dict[ModuleHeader, ModuleHeader] | None = None
     ranks: dict[ModuleHeader, set[int]] = {}
     for headers in distinct_headers(members):
-        own = {replace(module.update, name=common_name(module.name)): module for module in headers}
+        names = common_names(module.name for module in headers)
+        own = {replace(module.update, name=name): module for module, name in zip(headers, names, strict=True)}
         shared = (
             own if shared is None else {key: _either(first, own[key]) for key, first in shared.items() if key in own}
         )

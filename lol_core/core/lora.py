@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lol_core.core.errors import LoRAFormatError
 from lol_core.core.header import Kind, ModuleHeader
-from lol_core.core.naming import common_name
+from lol_core.core.naming import common_name, common_names
 from lol_core.core.parametrisation import LowRank, Magnitude, Parametrisation
 from lol_core.core.stacks import SMALL, stacked
 
@@ -189,7 +189,7 @@ class LoRA:
     @cached_property
     def by_common_name(self) -> dict[str, LoRALayer]:
         """The modules by the names that LoRAs of several programs have in common."""
-        return {common_name(layer.name): layer for layer in self.layers}
+        return dict(zip(common_names(self.names), self.layers, strict=True))
 
     def get(self, name: str) -> LoRALayer | None:
         """The module of that name, or that another program calls so; None without one."""

@@ -1,10 +1,12 @@
-"""One name for a module that programs call differently: the one that kohya gives it, with the blocks of a diffusion
-model numbered as diffusers numbers them.
+"""The names of a diffusion model's modules: kohya's, for files, and one in common for the many of as many programs, by
+which the modules of several files are matched.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 
 KOHYA_PREFIXES = {
@@ -13,13 +15,43 @@ KOHYA_PREFIXES = {
     "transformer": "lora_transformer",
     "text_encoder": "lora_te",
     "text_encoder_2": "lora_te2",
+    "text_encoder_3": "lora_te3",
 }
+FLATTENED = re.compile(r"^(lora|lycoris)_\w+$")
+_COMFY = re.compile(r"^(?:model\.(?=diffusion_model\.)|text_encoders\.(clip_l|clip_h|clip_g|t5xxl)\.transformer\.)")
+_COMFY_ENCODERS = {"clip_g": "text_encoder_2.", "t5xxl": "text_encoder_3.", None: ""}
+_LANGUAGE = re.compile(
+    r"^transformer\.(?:h|encoder|layer|wte|word_embeddings|blocks\.\d+\.(?:attn|ffn\.(?!net\.)))(?:\.|$)"
+)
+"""What language models call `transformer`: GPT-2, Falcon, ChatGLM, MPT."""
 _ALONE = {
-    re.compile(r"^(down_blocks|mid_block|up_blocks)\."): "unet",
-    re.compile(r"^(transformer_blocks|single_transformer_blocks)\.\d+\."): "transformer",
+    re.compile(r"^(?:down_blocks|mid_block|up_blocks)\."): "unet",
+    re.compile(r"^(?:(?:single_)?transformer_blocks\.\d+|blocks\.\d+\.(?:attn[12]|ffn\.net))\."): "transformer",
+    re.compile(
+        r"^(?:input_blocks|middle_block|output_blocks|joint_blocks\.\d+|(?:double|single)_blocks\.\d+\.(?!processor)\w+"
+        r"|blocks\.\d+\.(?:(?:self|cross)_attn\.(?:[qkvo]|[kv]_img)$|ffn\.[02]$)|(?:noise|context)_refiner\.\d+"
+        r"|layers\.\d+\.(?:attention\.(?:to_[qkv]|to_out|qkv|out)|feed_forward\.w[123]|adaLN_modulation))(?:\.|$)"
+    ): "diffusion_model",
 }
-"""How the modules of an adapter of one component begin, in PEFT's files, which do not name it."""
-_KOHYA_XL = "lora_te1_"
+"""How the modules of one component begin, in files that do not name it."""
+_XLABS = re.compile(r"^(?:diffusion_model\.)?(double_blocks\.\d+)\.processor\.(qkv|proj)_lora([12])$")
+_SAME = {
+    "lora_te1_": "lora_te_",
+    "lora_transformer_": "lora_unet_",
+    "lycoris_": "lora_unet_",
+}
+"""Beginnings that differ by the program; a file has one of each."""
+_T5 = re.compile(r"^lora_te\d?_(?=encoder_block_\d+_layer_)")
+"""T5, the second, the third or the only text encoder, by the program and by the model."""
+_WAN = re.compile(r"^lora_(?:unet|transformer)_((?:vace_)?blocks_\d+)_(attn1|attn2|ffn_net)_(\w+)$")
+_WAN_PARTS = {
+    "attn1": ("self_attn", {"to_q": "q", "to_k": "k", "to_v": "v", "to_out_0": "o"}),
+    "attn2": (
+        "cross_attn",
+        {"to_q": "q", "to_k": "k", "to_v": "v", "to_out_0": "o", "add_k_proj": "k_img", "add_v_proj": "v_img"},
+    ),
+    "ffn_net": ("ffn", {"0_proj": "0", "2": "2"}),
+}
 _ORIGINAL = re.compile(r"^lora_unet_(?:(input|output)_blocks_(\d+)_\d+|middle_block_(\d+))_(.+)$")
 _ORIGINAL_ALONE = {
     "lora_unet_input_blocks_0_0": "lora_unet_conv_in",
@@ -42,14 +74,60 @@ _RESNET = {
 @lru_cache(maxsize=1 << 16)
 def common_name(module: str) -> str:
     """The one name of a module of a diffusion model; of others, the name as it is: programs agree on it."""
-    component, _, rest = module.partition(".")
-    if component not in KOHYA_PREFIXES:
-        component, rest = next((name for start, name in _ALONE.items() if start.match(module)), ""), module
-    name = f"{KOHYA_PREFIXES[component]}_{rest.replace('.', '_')}" if component else module
-    if name.startswith(_KOHYA_XL):
-        return name.replace(_KOHYA_XL, "lora_te_", 1)
-    original = _ORIGINAL.match(name)
-    return _numbered(*original.groups()) if original else _ORIGINAL_ALONE.get(name, name)
+    name = _flat(f"text_encoder.{module}" if module.startswith("text_model.encoder.layers.") else module)
+    for start, same in _SAME.items():
+        if name.startswith(start):
+            name = same + name.removeprefix(start)
+    return _T5.sub("lora_te3_", _renumbered(name))
+
+
+def common_names(modules: Iterable[str]) -> tuple[str, ...]:
+    """The common names of the modules of one file; those that would share one keep their own."""
+    own = tuple(modules)
+    names = tuple(map(common_name, own))
+    if len(set(names)) == len(names):
+        return names
+    shared = Counter(names)
+    return tuple(module if shared[name] > 1 else name for module, name in zip(own, names, strict=True))
+
+
+def kohya_names(modules: Iterable[str]) -> list[str]:
+    """The names that kohya's programs give the modules of one LoRA of a diffusion model, Stability's blocks numbered as
+    diffusers does, Wan's called as by its authors; names in that form, or of another model, as they are.
+    """
+    names = [module if FLATTENED.match(module) else _renumbered(_flat(module)) for module in modules]
+    several = any(name.startswith(("lora_te2_", "lora_te3_")) for name in names)
+    return [name.replace("lora_te_", "lora_te1_", 1) if several else name for name in names]
+
+
+def component(module: str) -> str:
+    """The component that a module's name begins with or shows it to be of, such as `unet`; empty without one."""
+    named = module.partition(".")[0]
+    if named in KOHYA_PREFIXES:
+        return "" if _LANGUAGE.match(module) else named
+    return next((name for start, name in _ALONE.items() if start.match(module)), "")
+
+
+def _flat(module: str) -> str:
+    if xlabs := _XLABS.match(module):
+        block, part, stream = xlabs.groups()
+        module = f"diffusion_model.{block}.{'img' if stream == '1' else 'txt'}_attn.{part}"
+    elif comfy := _COMFY.match(module):
+        module = _COMFY_ENCODERS.get(comfy[1], "text_encoder.") + module[comfy.end() :]
+    if not (of := component(module)):
+        return module
+    rest = module.removeprefix(f"{of}.")
+    prefix = KOHYA_PREFIXES["diffusion_model" if component(rest) == "diffusion_model" else of]
+    return f"{prefix}_{rest.replace('.', '_')}"
+
+
+def _renumbered(name: str) -> str:
+    if original := _ORIGINAL.match(name):
+        return _numbered(*original.groups())
+    if wan := _WAN.match(name):
+        place, parts = _WAN_PARTS[wan[2]]
+        return f"lora_unet_{wan[1]}_{place}_{parts[wan[3]]}" if wan[3] in parts else name
+    return _ORIGINAL_ALONE.get(name, name)
 
 
 def _numbered(side: str | None, number: str, middle: str, part: str) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from math import inf, nextafter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,14 +19,13 @@ from torch.nn.functional import pad
 
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.naming import common_name
+from lol_core.core.naming import FLATTENED, KOHYA_PREFIXES, component, kohya_names
 from lol_core.errors import LoRAFormatError
 from lol_core.formats.diffusers import COMPONENTS
 
 FORMS = ("PEFT", "diffusers", "kohya", "MLX")
 FOLDERS = {"PEFT": "adapter_model.safetensors", "MLX": "adapters.safetensors"}
 """Forms that are a folder with adapter_config.json, and how they name the weights in it; the others are one file."""
-_FLATTENED = re.compile(r"^(lora|lycoris)_\w+$")
 _BLOCK = re.compile(r"(?:^|.*\.)layers\.\d+\.(.+)")
 _UNET = re.compile(r"\b(down_blocks|up_blocks|mid_block)\b")
 
@@ -57,25 +57,42 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
     if form == "PEFT" and len({layer.magnitude is None for layer in lora.layers}) > 1:
         raise LoRAFormatError("Some modules have a DoRA magnitude and some have none; PEFT's form has one setting.")
     if form == "kohya":
-        names = {name: flattened(name) for name in lora.names}
-    elif all(_FLATTENED.match(name) for name in lora.names):
+        names = dict(zip(lora.names, flattened(lora.names), strict=True))
+    elif all(FLATTENED.match(name) for name in lora.names):
         raise LoRAFormatError(
             f"Module names such as {lora.names[0]} are flattened with underscores, which cannot be undone with"
             " certainty. Choose kohya."
         )
     elif form == "diffusers":
-        names = {name: name if name.split(".")[0] in COMPONENTS else f"unet.{name}" for name in lora.names}
-        if foreign := [name for name in names.values() if name.startswith("unet.") and not _UNET.search(name)]:
-            raise LoRAFormatError(f"{foreign[0].removeprefix('unet.')} is no module of a diffusion model. Choose PEFT.")
+        names = {name: _of_pipeline(name) for name in lora.names}
     else:
-        components = {name.split(".")[0] for name in lora.names} & set(COMPONENTS)
+        components = {_component_of(name) for name in lora.names if lora.dialect != "PEFT"} - {""}
         if len(components) > 1:
             raise LoRAFormatError(
                 f"It adapts {' and '.join(sorted(components))}; a PEFT adapter belongs to one model. Choose diffusers"
                 " or kohya."
             )
         names = {name: name.removeprefix(f"{next(iter(components), '')}.") for name in lora.names}
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        first, second, *_ = (own for own, name in names.items() if name == twice[0])
+        raise LoRAFormatError(f"{first} and {second} are both called {twice[0]} in {form}'s form.")
     return names
+
+
+def _component_of(name: str) -> str:
+    """The component of a pipeline that a name begins with; empty without one."""
+    named = name.partition(".")[0]
+    return named if named == component(name) or named in set(COMPONENTS) - KOHYA_PREFIXES.keys() else ""
+
+
+def _of_pipeline(name: str) -> str:
+    """The name that a module has in diffusers' form. Raises LoRAFormatError for one of no diffusion model."""
+    of = component(name) or ("unet" if _UNET.search(name) else "")
+    if _component_of(name):
+        return name
+    if not of:
+        raise LoRAFormatError(f"{name} is no module of a diffusion model. Choose PEFT.")
+    return f"{of}.{name}"
 
 
 def _mlx_names(lora: LoRA) -> dict[str, str]:
@@ -88,13 +105,11 @@ def _mlx_names(lora: LoRA) -> dict[str, str]:
     return {name: name for name in lora.names}
 
 
-def flattened(name: str) -> str:
-    """The name that kohya gives a module. Raises LoRAFormatError for one of no diffusion model."""
-    if _FLATTENED.match(name):
-        return name
-    flat = common_name(name)
-    if not _FLATTENED.match(flat):
-        raise LoRAFormatError(f"{name} is no module of a diffusion model. Choose PEFT.")
+def flattened(names: Sequence[str]) -> list[str]:
+    """The names that kohya gives the modules of one LoRA. Raises LoRAFormatError for one that it has no name for."""
+    flat = kohya_names(names)
+    if foreign := [name for name, own in zip(names, flat, strict=True) if not FLATTENED.match(own)]:
+        raise LoRAFormatError(f"{foreign[0]} is no module that kohya's form has a name for. Choose another form.")
     return flat
 
 

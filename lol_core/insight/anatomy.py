@@ -111,8 +111,8 @@ def _shared(first: LoRA, second: LoRA) -> tuple[pd.DataFrame, list[tuple[LoRALay
     product and cosine; and the pairs.
     """
     rows, pairs = {}, []
-    for layer in first.layers:
-        if (other := second.get(layer.name)) is not None:
+    for name, layer in first.by_common_name.items():
+        if (other := second.by_common_name.get(name)) is not None:
             with suppress(LoLError):  # of another shape
                 rows[layer.name] = (inner_product(layer, other), norm(layer), norm(other))
                 pairs.append((layer, other))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.naming import common_name
+from lol_core.core.naming import common_names
 from lol_core.errors import ModelError
 from lol_core.learning.merger import Merger, Update
 
@@ -50,6 +50,6 @@ def _all() -> list[Merger]:
 
 def _in_order(merger: Merger, lora: LoRA) -> list[LoRALayer]:
     """A LoRA's layers in the order of the merger's modules; empty when it adapts others, or in other shapes."""
-    shapes = {common_name(name): shape for name, shape in merger.modules_of.items()}
+    shapes = dict(zip(common_names(merger.modules_of), merger.modules_of.values(), strict=True))
     fits = {name: layer.weight_shape for name, layer in lora.by_common_name.items()} == shapes
     return [lora.by_common_name[name] for name in shapes] if fits else []

@@ -111,8 +111,8 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *,
     rows = {}
     for i in np.argsort(gaps)[:candidates]:
         near, product = zoo.load(others[i]), 0.0
-        for layer in lora.layers:
-            other = near.get(layer.name)
+        for name, layer in lora.by_common_name.items():
+            other = near.by_common_name.get(name)
             if other is not None and (other.n, other.m) == (layer.n, layer.m):
                 product += inner_product(layer, other)
         a, b = own.norm, surveys[others[i]].norm

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lol_core.core.geometry import effective_rank, singular_values_of_grams, spectrum
 from lol_core.core.lora import LoRA
-from lol_core.core.naming import common_name
+from lol_core.core.naming import common_names
 from lol_core.core.stacks import CACHED, stacked
 from lol_core.insight.blas import one_blas_thread
 from lol_core.learning.models.modulewise import grams, product
@@ -55,7 +55,7 @@ def _projection(side: str, length: int, size: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _signs(modules: tuple[str, ...], size: int) -> np.ndarray:
     """±1 for each module and number of a sketch, drawn from the module's common name: (L, size)."""
-    bits = b"".join(hashlib.shake_128(common_name(module).encode()).digest(size) for module in modules)
+    bits = b"".join(hashlib.shake_128(module.encode()).digest(size) for module in modules)
     return (np.frombuffer(bits, np.uint8) & 1).reshape(-1, size) * np.float32(2) - 1
 
 
@@ -63,8 +63,9 @@ def _signs(modules: tuple[str, ...], size: int) -> np.ndarray:
 class _Products:
     """What a survey needs of modules of one rank: all that is computed from the factors themselves.
 
-    indices: their places in the LoRA; scales: (L,); grams: UᵀU and VᵀV, (2, L, r, r) float64; images: Uᵀ and Vᵀ by the
-    Gaussian matrices of their sides, (2, L, r, size) float32, whose rounding is far below the error of a sketch.
+    indices: their places in the LoRA; names: their common ones; scales: (L,); grams: UᵀU and VᵀV, (2, L, r, r) float64;
+    images: Uᵀ and Vᵀ by the Gaussian matrices of their sides, (2, L, r, size) float32, whose rounding is far below the
+    error of a sketch.
     """
 
     indices: list[int]
@@ -77,6 +78,7 @@ class _Products:
 def _products(lora: LoRA, size: int) -> Iterator[_Products]:
     blocks: dict[tuple[int, int], dict[tuple[object, ...], list[int]]] = {}
     seen: Counter[int] = Counter()
+    common = common_names(lora.names)
     for i, layer in enumerate(lora.layers):
         U, V = layer.U, layer.V
         rank = U.shape[1]
@@ -97,7 +99,7 @@ def _products(lora: LoRA, size: int) -> Iterator[_Products]:
                     product(single.mT, _projection(side, stack.shape[1], size), out=image[some])
                     (gram[some],) = grams(single if stack.dtype.itemsize < 4 else stack)
         scales = np.array([lora.layers[i].scale for i in indices])
-        names = tuple(lora.layers[i].name for i in indices)
+        names = tuple(common[i] for i in indices)
         yield _Products(indices, names, scales, squares, images)
 
 

@@ -20,7 +20,7 @@ from lol_core.learning.executor import Lost, Serial, executor, map_some
 
 CHUNK = 8
 """LoRAs that are sent to another process at a time."""
-FORMER = ("surveys_4", "surveys_5")
+FORMER = ("surveys_4", "surveys_5", "surveys_6")
 """Tables of earlier kinds: by the weights alone, whatever their scale; signs by other names of modules."""
 
 
@@ -37,7 +37,7 @@ class Surveys:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=30)
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS surveys_6 (content PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
+            "CREATE TABLE IF NOT EXISTS surveys_7 (content PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
         )
         for former in FORMER:
             connection.execute(f"DROP TABLE IF EXISTS {former}")
@@ -47,7 +47,7 @@ class Surveys:
         """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
         connection = self._connect()
         try:
-            return int(connection.execute("SELECT COUNT(*) FROM surveys_6").fetchone()[0])
+            return int(connection.execute("SELECT COUNT(*) FROM surveys_7").fetchone()[0])
         finally:
             connection.close()
 
@@ -58,7 +58,7 @@ class Surveys:
             rows = {
                 row[0]: row[1:]
                 for row in connection.execute(
-                    "SELECT content, norms, effective_ranks, sketch, range, problem FROM surveys_6"
+                    "SELECT content, norms, effective_ranks, sketch, range, problem FROM surveys_7"
                 )
             }
         finally:
@@ -112,7 +112,7 @@ class Surveys:
 def _keep(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     """Write rows and forget them. The file is locked only meanwhile: a page may read the same weights for its map."""
     with connection:
-        connection.executemany("INSERT OR REPLACE INTO surveys_6 VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT OR REPLACE INTO surveys_7 VALUES (?, ?, ?, ?, ?, ?)", rows)
     rows.clear()
 
 
