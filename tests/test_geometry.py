@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ from lol_core.core.geometry import (
 )
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.parametrisation import Kronecker, Whole
+from lol_core.core.parametrisation import Kronecker, Magnitude, Whole
 from lol_core.errors import ModelError
+from lol_core.insight.anatomy import Comparison
 from tests.builders import random_lora
 
 sizes = st.integers(1, 9)
@@ -90,6 +92,21 @@ def test_same_function_sees_through_gauge_dtype_and_padding(seed: int, kappa: fl
     assert not same_function(lora, random_lora(seed=seed + 1))
     negated = LoRA((LoRALayer.pair("a", -lora["a"].U, lora["a"].V), *lora.layers[1:]))
     assert not same_function(lora, negated), "the same norms and spectra are not the same function"
+
+
+def test_another_magnitude_is_another_function() -> None:
+    plain = random_lora([("x", 6, 5, 2)])
+
+    def with_magnitude(numbers: torch.Tensor, axis: int = 0) -> LoRA:
+        (layer,) = plain.layers
+        return replace(plain, layers=(replace(layer, parametrisation=Magnitude(layer.parametrisation, numbers, axis)),))
+
+    numbers = torch.rand(6, dtype=torch.float64) + 0.5
+    dora = with_magnitude(numbers)
+    assert same_function(dora, with_magnitude(numbers.half()))
+    for other in (plain, with_magnitude(numbers * 1.1), with_magnitude(torch.rand(5), 1)):
+        assert not same_function(dora, other) and not same_function(other, dora)
+        assert not Comparison.of(dora, other).same and Comparison.of(dora, dora).same
 
 
 def test_distance_survives_cancellation() -> None:

@@ -95,6 +95,16 @@ def distance(a: LoRALayer, b: LoRALayer) -> float:
     return float((triangular(left) @ triangular(right).mT).norm())
 
 
+def same_magnitude(a: LoRALayer, b: LoRALayer, tolerance: float = 1e-3) -> bool:
+    """Whether neither module has a DoRA magnitude, or both along one axis: ‖m_a − m_b‖ ≤ tolerance · ‖m_a‖."""
+    if a.magnitude is None or b.magnitude is None:
+        return a.magnitude is b.magnitude
+    if (a.magnitude_axis, a.magnitude.numel()) != (b.magnitude_axis, b.magnitude.numel()):
+        return False
+    own, other = (layer.magnitude.double() for layer in (a, b) if layer.magnitude is not None)
+    return float((own - other).norm()) <= tolerance * float(own.norm())
+
+
 def truncate(layer: LoRALayer, rank: int) -> tuple[LoRALayer, float]:
     """The nearest layer of at most this rank (Eckart–Young) and its relative error ‖ΔW − ΔW_k‖ / ‖ΔW‖, from the
     factors.
@@ -127,12 +137,15 @@ def balanced(layer: LoRALayer, P: Tensor, values: Tensor, Q: Tensor) -> LoRALaye
 
 def same_function(a: LoRA, b: LoRA, tolerance: float = 1e-3) -> bool:
     """Whether two LoRAs update the same modules alike, whatever their names, factors, ranks or dtypes: ‖ΔW_a − ΔW_b‖ ≤
-    tolerance · ‖ΔW_a‖ over all modules.
+    tolerance · ‖ΔW_a‖ over all modules, and their DoRA magnitudes are as near.
     """
     if a.by_common_name.keys() != b.by_common_name.keys():
         return False
+    pairs = [(layer, b.by_common_name[name]) for name, layer in a.by_common_name.items()]
     try:
-        gap = sum(distance(layer, b.by_common_name[name]) ** 2 for name, layer in a.by_common_name.items()) ** 0.5
+        gap = sum(distance(*pair) ** 2 for pair in pairs) ** 0.5
     except ModelError:
+        return False
+    if not all(same_magnitude(*pair, tolerance) for pair in pairs):
         return False
     return gap <= tolerance * sum(norm(layer) ** 2 for layer in a.layers) ** 0.5

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lol_core.core.geometry import distance, effective_rank, inner_product, norm, spectrum
+from lol_core.core.geometry import distance, effective_rank, inner_product, norm, same_magnitude, spectrum
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoLError
 from lol_core.insight.duplicates import SAME
@@ -75,17 +75,20 @@ class Anatomy:
 @dataclass(frozen=True)
 class Comparison:
     """Two LoRAs. table: by module of the first that both adapt in the same shape, under whatever names, columns ‖ΔW₁‖,
-    ‖ΔW₂‖, ⟨ΔW₁, ΔW₂⟩, ‖ΔW₁ − ΔW₂‖ and cosine; complete: whether that is every module of either.
+    ‖ΔW₂‖, ⟨ΔW₁, ΔW₂⟩, ‖ΔW₁ − ΔW₂‖ and cosine; complete: whether that is every module of either; same_magnitudes:
+    whether their DoRA magnitudes agree.
     """
 
     table: pd.DataFrame
     complete: bool
+    same_magnitudes: bool
 
     @classmethod
     def of(cls, first: LoRA, second: LoRA) -> Comparison:
         table, pairs = _shared(first, second)
         table.insert(3, "‖ΔW₁ − ΔW₂‖", [distance(*pair) for pair in pairs])
-        return cls(table, len(pairs) == len(first.layers) == len(second.layers))
+        alike = all(same_magnitude(*pair, SAME) for pair in pairs)
+        return cls(table, len(pairs) == len(first.layers) == len(second.layers), alike)
 
     def _size(self, column: str) -> float:
         return float(np.sqrt((self.table[column] ** 2).sum()))
@@ -93,7 +96,8 @@ class Comparison:
     @property
     def same(self) -> bool:
         """Whether they are the same function, as `geometry.same_function` decides."""
-        return self.complete and self._size("‖ΔW₁ − ΔW₂‖") <= SAME * self._size("‖ΔW₁‖")
+        near = self._size("‖ΔW₁ − ΔW₂‖") <= SAME * self._size("‖ΔW₁‖")
+        return self.complete and self.same_magnitudes and near
 
     @property
     def cosine(self) -> float:
