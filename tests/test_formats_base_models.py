@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from lol_core.core.header import ModuleHeader
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import Kronecker, Whole
 from lol_core.formats import suggest_base_model
 
 
@@ -80,6 +83,12 @@ SUGGESTED = {
 @pytest.mark.parametrize(("family", "modules"), SUGGESTED.values(), ids=SUGGESTED)
 def test_names_and_shapes_suggest_the_base_model(family: str | None, modules: list[tuple[str, int, int]]) -> None:
     assert suggest_base_model(lora(*modules)) == family
+
+
+def test_a_kronecker_product_is_told_by_the_weight_that_it_updates() -> None:
+    product = Kronecker(Whole(torch.zeros(8, 8)), Whole(torch.zeros(80, 96)))
+    for name, expected in (("attn2_to_k", "Stable Diffusion 1.x"), ("attn1_to_q", "a Stable Diffusion UNet")):
+        assert suggest_base_model(LoRA((LoRALayer(f"lora_unet_{UNET}_{name}", product),))) == expected
 
 
 def test_a_diffusion_model_is_named_before_its_text_encoder() -> None:

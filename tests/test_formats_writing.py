@@ -104,6 +104,13 @@ def test_kohya_form_has_the_names_of_its_programs(names: list[str], expected: li
     assert [*names_in("kohya", random_lora([(name, 8, 6, 2) for name in names])).values()] == expected
 
 
+def test_peft_form_names_no_component() -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    for dialect, component in (("PEFT", "diffusion_model"), ("diffusers", "transformer"), ("PEFT", "unet")):
+        lora = replace(random_lora([(f"{component}.{name}", 8, 6, 2)]), dialect=dialect)
+        assert [*names_in("PEFT", lora).values()] == [name]
+
+
 def test_an_adapter_of_a_transformer_alone_is_named_for_diffusers() -> None:
     names = ["transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q"]
     found = names_in("diffusers", random_lora([(name, 8, 6, 2) for name in names]))

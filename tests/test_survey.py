@@ -25,7 +25,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.geometry import distance, effective_rank, norm, spectrum
 from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.core.parametrisation import Kronecker, Whole
+from lol_core.core.parametrisation import Hadamard, Kronecker, LowRank, Whole
 from lol_core.core.progress import Progress, Reporter
 from lol_core.insight.anatomy import layer_map
 from lol_core.insight.blas import one_blas_thread
@@ -211,6 +211,16 @@ def test_health(tmp_path: Path) -> None:
     assert marks["well"] == ""
     assert "never trained" in marks["zero"] and "1 of 3 modules" in marks["half"] and "NaN" in marks["broken"]
     assert re.search("1[23]%", marks["narrow"]) and "claims rank 64" in marks["liar"]
+
+
+def test_the_rank_that_a_header_claims_is_no_rank_of_a_product() -> None:
+    part = LowRank(torch.randn(6, 2), torch.randn(5, 2))
+    updates = (Hadamard(part, part), Kronecker(Whole(torch.randn(4, 4)), Whole(torch.randn(8, 5))))
+    products = LoRA(tuple(LoRALayer(f"x{i}", of) for i, of in enumerate(updates)), metadata={"ss_network_dim": "2"})
+    mixed = replace(products, layers=(*products.layers, random_lora([("y", 6, 5, 3)]).layers[0]))
+    zoo = MemorySource({"products": products, "mixed": mixed})
+    marks = {id: [mark.reason for mark in health(zoo.by_id[id], None)] for id in zoo.ids}
+    assert marks == {"products": [], "mixed": ["The header claims rank 2; the factors have 3."]}
 
 
 def test_of_the_rank_that_a_kronecker_product_may_have_no_more_is_used_than_there_is() -> None:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sized
 from typing import Any
 
-SCHEMA = 5
+SCHEMA = 6
 TABLES = """
 CREATE TABLE structure (hash TEXT PRIMARY KEY, headers TEXT) WITHOUT ROWID;
 CREATE TABLE form (hash TEXT PRIMARY KEY, dialect TEXT, base_model TEXT, suggested_base TEXT, modules INTEGER,

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
-from lol_core.core.header import HasHeaders
+from lol_core.core.header import HasHeaders, ModuleHeader
 
 CROSS_ATTENTION = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 """Width of the text states that a UNet's cross-attention reads."""
@@ -27,13 +28,13 @@ WAN = {1536: "Wan 1.3B", 3072: "Wan 5B", 5120: "Wan 14B"}
 
 @dataclass(frozen=True)
 class Evidence:
-    """Names of modules, dots as underscores, with their output and input widths."""
+    """Names of modules, dots as underscores, with the output and input widths of their weights."""
 
     modules: dict[str, tuple[int, int]]
 
     @classmethod
     def of(cls, lora: HasHeaders) -> Evidence:
-        return cls({f"_{header.name.replace('.', '_')}_": (header.n, header.m) for header in lora.headers})
+        return cls({f"_{header.name.replace('.', '_')}_": _widths(header) for header in lora.headers})
 
     @cached_property
     def _lines(self) -> str:
@@ -51,6 +52,13 @@ class Evidence:
         """The highest number that the pattern's group catches, -1 without one."""
         matches = (re.search(pattern, name) for name in self.modules)
         return max((int(match[1]) for match in matches if match and len(match[1]) < 6), default=-1)
+
+
+def _widths(module: ModuleHeader) -> tuple[int, int]:
+    """Of the weight itself where the module is a Kronecker product, whose factors are narrower."""
+    if not module.factor_shapes:
+        return module.n, module.m
+    return module.weight_shape[0], prod(module.weight_shape[1:])
 
 
 Rule = Callable[[Evidence], str | None]

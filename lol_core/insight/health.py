@@ -8,11 +8,15 @@ from enum import StrEnum
 import numpy as np
 
 from lol_core.collections.entry import Entry
+from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA
 from lol_core.insight.survey import Survey
 
 LOW_RANK_USE = 0.25
 """A LoRA whose modules use on average less than this share of their rank counts as rank-deficient."""
+
+PRODUCTS = (Kind.HADAMARD, Kind.KRONECKER)
+"""Updates whose rank is not that of their factors, which is what a header claims."""
 
 
 class Ailment(StrEnum):
@@ -67,7 +71,8 @@ def contradictions(entry: Entry) -> list[Diagnosis]:
         rank = int(float(claimed_rank)) if claimed_rank is not None else None
     except (TypeError, ValueError):
         rank = None
-    if rank is not None and entry.ranks and rank not in entry.ranks and not claims.get("rank_pattern"):
-        reason = f"The header claims rank {rank}; the factors have {', '.join(map(str, entry.ranks))}."
+    ranks = sorted({module.rank for module in entry.headers if module.kind not in PRODUCTS})
+    if rank is not None and ranks and rank not in ranks and not claims.get("rank_pattern"):
+        reason = f"The header claims rank {rank}; the factors have {', '.join(map(str, ranks))}."
         marks.append(Diagnosis(Ailment.CONTRADICTION, reason))
     return marks
