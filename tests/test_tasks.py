@@ -46,6 +46,15 @@ def test_kinds_are_found(labels: pd.DataFrame) -> None:
     assert kinds["loss"] is Regression and kinds["smile"] is kinds["hat"] is Binary and kinds["style"] is Multiclass
 
 
+def test_yes_and_no_with_gaps_are_yes_and_no(labels: pd.DataFrame) -> None:
+    """As a table of True and False is joined to LoRAs of which some have no row."""
+    labels = labels.assign(glasses=[None, *(labels["smile"][1:] == 1)])
+    assert labels["glasses"].dtype == object and kind_of(labels["glasses"]) is Binary
+    task, ids = make_task(labels, ["glasses", "smile"])
+    assert len(ids) == 39
+    assert (task.encode(labels.loc[ids])[:, 0] == torch.tensor(labels["smile"].to_numpy()[1:])).all()
+
+
 @pytest.mark.parametrize(
     ("targets", "kind", "reason"),
     [
@@ -113,6 +122,24 @@ def test_labels_far_from_zero_keep_their_differences() -> None:
     labels = pd.DataFrame({"begun": 1.7e9 + np.arange(40.0)})
     task = make_task(labels, ["begun"])[0].fitted(labels)
     np.testing.assert_allclose(task.decode(task.encode(labels)), labels, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-9, 0.0), (1.0, 1e9)])
+def test_a_control_does_not_depend_on_the_unit(labels: pd.DataFrame, scale: float, offset: float) -> None:
+    """scikit-learn's trees take what differs by less than 1e-8, or by a billionth, for equal."""
+    known, X = labels[["loss"]], labels[["loss"]].to_numpy()
+    task = Regression.of(known)
+    expected = task.tabular(False, X, known, X, seed=0)
+    found = task.tabular(False, X, known * scale + offset, X, seed=0)
+    np.testing.assert_allclose((found - offset) / scale, expected, rtol=1e-4)
+
+
+def test_a_class_that_the_model_does_not_know_stays_in_the_confusion_matrix() -> None:
+    truth = pd.Series(["ink", "oil", "wash"], index=list("abc"))
+    values = pd.DataFrame({"style": ["ink", "ink", "oil"]}, index=truth.index)
+    counts = Multiclass(("style",), ("ink", "oil")).confusion("style", truth, values)
+    assert list(counts.index) == ["ink", "oil", "wash"] and list(counts.columns) == ["ink", "oil"]
+    assert counts.to_numpy().sum() == 3 and counts.loc["wash", "oil"] == 1
 
 
 def test_a_control_says_nothing_of_many_classes() -> None:

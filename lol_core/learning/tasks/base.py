@@ -213,7 +213,7 @@ def check_varied(labels: pd.DataFrame) -> None:
 def finite(labels: pd.DataFrame) -> pd.Series:
     """Which rows hold numbers in every column. Raises TaskError for a column of text."""
     for target in names_of(labels):
-        present = labels[target].dropna()
+        present = labels[target].dropna().infer_objects()
         if not pd.api.types.is_numeric_dtype(present) and not pd.api.types.is_bool_dtype(present):
             example = present.iloc[0] if len(present) else "nothing"
             raise TaskError(

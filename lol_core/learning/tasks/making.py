@@ -15,8 +15,8 @@ MIN_LABELLED = 10
 
 
 def kind_of(values: pd.Series) -> type[Task]:
-    """The kind of task that suits a column."""
-    present = values.dropna()
+    """The kind of task that suits a column. Yes and no with gaps, which pandas keeps as objects, are yes and no."""
+    present = values.dropna().infer_objects()
     return next(task for task in TASKS.values() if task.suits(present))
 
 

@@ -113,8 +113,9 @@ class Multiclass(Task):
 
     def confusion(self, target: str, truth: pd.Series, values: pd.DataFrame) -> pd.DataFrame:
         table = pd.crosstab(truth.map(class_name), values[target])
+        unknown = sorted(set(table.index) - set(self.classes))  # of another collection, say
         return (
-            table.reindex(self.classes, fill_value=0)
+            table.reindex([*self.classes, *unknown], fill_value=0)
             .reindex(columns=self.classes, fill_value=0)
             .rename_axis(columns=None)
         )

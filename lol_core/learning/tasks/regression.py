@@ -17,6 +17,11 @@ from lol_core.learning.metrics import Metric, Scores, score_numbers
 from lol_core.learning.tasks.base import TREES, Task, as_number, check_varied, each_target, finite, names_of, register
 from lol_core.learning.tasks.binary import Binary
 
+FAR = 1e4
+"""Standard deviations from zero beyond which squares of numbers say too little of their differences; of 1 over it
+numbers are small.
+"""
+
 
 @register
 @dataclass(frozen=True)
@@ -137,7 +142,16 @@ class Regression(Task):
         from sklearn.ensemble import RandomForestRegressor
 
         def column(target: str) -> np.ndarray:
+            shift, unit = _plain_unit(y := labels[target].to_numpy(np.float64))
             model = DummyRegressor() if constant else RandomForestRegressor(TREES, random_state=seed)
-            return np.asarray(model.fit(X, labels[target].astype(float)).predict(X_test))
+            return shift + unit * np.asarray(model.fit(X, (y - shift) / unit).predict(X_test))
 
         return each_target(self.targets, column)
+
+
+def _plain_unit(y: np.ndarray) -> tuple[float, float]:
+    """Where to count numbers from, and in what unit, for a regression tree: it takes numbers for equal that differ by
+    less than 1e-8, or by a billionth of what they are. Zero and one for others, of which it makes the trees it made.
+    """
+    mean, std = float(y.mean()), float(y.std())
+    return mean if abs(mean) > FAR * std else 0.0, std if 0 < std < 1 / FAR else 1.0
