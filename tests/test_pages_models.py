@@ -219,7 +219,8 @@ def test_a_model_trained_here_can_be_deleted(synthetic_folder: Path) -> None:
 def test_a_model_of_another_collection_is_offered_and_used_here(tmp_path: Path) -> None:
     write_zoo(tmp_path / "first", 30)
     trained(tmp_path / "first", "svd")
-    write_zoo(tmp_path / "second", 8)
+    other = write_zoo(tmp_path / "second", 8)
+    other.assign(size="text under the same name").to_csv(tmp_path / "second" / "labels.csv", index=False)
     test = opened("Home", tmp_path / "second")
     picker = next(box for box in test.selectbox if box.label == "A model trained on another collection")
     assert picker.options == ["MLP + SVD → size (seed 0), trained on first"]

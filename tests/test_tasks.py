@@ -48,7 +48,7 @@ def test_kinds_are_found(labels: pd.DataFrame) -> None:
 
 def test_yes_and_no_with_gaps_are_yes_and_no(labels: pd.DataFrame) -> None:
     """As a table of True and False is joined to LoRAs of which some have no row."""
-    labels = labels.assign(glasses=[None, *(labels["smile"][1:] == 1)])
+    labels = labels.assign(glasses=(labels["smile"] == 1).astype(object).where(labels.index != "l0"))
     assert labels["glasses"].dtype == object and kind_of(labels["glasses"]) is Binary
     task, ids = make_task(labels, ["glasses", "smile"])
     assert len(ids) == 39

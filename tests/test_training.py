@@ -106,6 +106,24 @@ def test_resuming_another_run_is_refused(synthetic_zoo: Zoo, tmp_path: Path) -> 
         fit(synthetic_zoo, tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("target", ["size", "kind"])
+def test_labels_that_have_changed_are_not_mixed_with_those_a_training_began_with(target: str, tmp_path: Path) -> None:
+    table = write_zoo(tmp_path / "zoo", 40)
+    checkpoint = fit(Zoo.open(tmp_path / "zoo"), tmp_path / "run", targets=(target,))
+    table.assign(author="another").sample(frac=1, random_state=0).to_csv(tmp_path / "zoo" / "labels.csv", index=False)
+    same = Zoo.open(tmp_path / "zoo")
+    assert Checkpoint.load(tmp_path / "run").compare(same) == [], "other columns and the order of rows are no matter"
+    train(same, Plan.of(checkpoint), replace(QUICK, epochs=7), tmp_path / "run", resume=True)
+    another = [{"size": 100.0, "kind": "middle"}[target], *table[target][1:]]
+    table.assign(**{target: another}).to_csv(tmp_path / "zoo" / "labels.csv", index=False)
+    changed = Zoo.open(tmp_path / "zoo")
+    assert "The labels have changed" in checkpoint.compare(changed)[0]
+    with pytest.raises(CheckpointError, match="The labels have changed"):
+        train(changed, Plan.of(checkpoint), replace(QUICK, epochs=9), tmp_path / "run", resume=True)
+    table.drop(columns=target).to_csv(tmp_path / "zoo" / "labels.csv", index=False)
+    assert "The labels have changed" in checkpoint.compare(Zoo.open(tmp_path / "zoo"))[0]
+
+
 def test_a_stop_while_reading_trains_nothing(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         fit(synthetic_zoo, tmp_path / "run", reporter=stop_after(3))

@@ -38,6 +38,8 @@ class Predictions:
     def of(cls, checkpoint: Checkpoint, source: Source, values: pd.DataFrame, target: str) -> Predictions:
         ids, parts = list(values.index), parts_here(checkpoint, source)
         truth = source.labels[target].reindex(ids) if target in source.labels else np.nan
+        if not checkpoint.task.exclusive:
+            truth = pd.to_numeric(truth, errors="coerce")  # text under that name, elsewhere, is another label
         columns = {"name": [source.names[id] for id in ids], "part": [parts.get(id, "new") for id in ids]}
         table = pd.DataFrame(columns, index=values.index).assign(true=truth, predicted=values[target])
         return cls(checkpoint.task, target, values, table)

@@ -41,7 +41,7 @@ from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
 from lol_core.learning.storage import Storage
 from lol_core.learning.stream import ahead, parts
-from lol_core.learning.tasks import Task, task_from_dict
+from lol_core.learning.tasks import Task, labels_digest, task_from_dict
 from lol_core.learning.verdict import Difference
 
 FORMAT = 2
@@ -144,7 +144,8 @@ class TrainingConfig:
 class Checkpoint:
     """A LoL model with everything needed to use and to judge it.
 
-    digests: LoRA → that of its content, for those of the split, empty in older checkpoints; metrics: part → metric →
+    digests: LoRA → that of its content, for those of the split; labels: the digest of what it learnt of them; both
+    empty in older checkpoints; metrics: part → metric →
     value for "train", "validation", "test"; interval: 95 % bootstrap of the headline metric on
     the test part; controls: name → test metrics; differences: control → metric → by how much the model exceeds it on
     the test part; history: one dict per epoch; left_out: LoRA → why it took no part; folder: where it was
@@ -166,6 +167,7 @@ class Checkpoint:
     left_out: dict[str, str] = field(default_factory=dict)
     left_out_modules: tuple[str, ...] = ()
     finished: bool = True
+    labels: str = ""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     folder: Path | None = None
 
@@ -189,6 +191,7 @@ class Checkpoint:
             "zoo": self.zoo,
             "fingerprint": self.fingerprint,
             "digests": self.digests,
+            "labels": self.labels,
             "config": self.config.to_dict(),
             "task": self.task.to_dict(),
             "spec": self.spec.to_dict(),
@@ -251,7 +254,7 @@ class Checkpoint:
                 left_out_modules=tuple(description["left_out_modules"]),
             )
             known.folder = folder.resolve()
-            known.digests = description.get("digests", {})
+            known.digests, known.labels = description.get("digests", {}), description.get("labels", "")
             if interval:
                 low, high = (math.nan if bound is None else bound for bound in interval)
                 known.interval = low, high
@@ -349,11 +352,19 @@ class Checkpoint:
                 else f"This is not the collection it was trained on ({self.zoo})"
             )
             notes.append(f"{change}: its scores were measured on what it was trained on, not here.")
+        elif self.labels and self.labels != self._labels_now(zoo):
+            notes.append("The labels have changed since: its scores are those of the labels that it was trained on.")
         misfits = {entry.path: problems for entry in zoo.entries if (problems := self.spec.misfits(entry))}
         if misfits:
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
         return notes
+
+    def _labels_now(self, zoo: Source) -> str:
+        """The digest of what the collection it was trained on has to be learnt today; empty where labels are gone."""
+        if not set(self.task.targets) <= set(zoo.labels.columns):
+            return ""
+        return labels_digest(zoo.labels.loc[[id for ids in self.split.values() for id in ids]], self.task.targets)
 
 
 def at_once(zoo: Source, ids: Sequence[str], most: int = 64) -> int:

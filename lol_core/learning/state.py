@@ -27,6 +27,7 @@ class SavedState:
 
     def __init__(self, folder: Path, config: TrainingConfig, fingerprint: str):
         self.folder, self.config, self.fingerprint = folder, config, fingerprint
+        self.labels = ""
         self.saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     def open(self, resume: bool) -> None:
@@ -46,6 +47,17 @@ class SavedState:
                 f"{self.folder}: cannot be written ({error.strerror}). Choose another folder for the checkpoint."
             ) from error
 
+    def learn(self, labels: str) -> None:
+        """labels: the digest of what is to be learnt. Raises CheckpointError when the run that was found learnt
+        something else; one of before digests were kept is believed.
+        """
+        self.labels = labels
+        if self.saved is not None and self.saved[1]["settings"].get("labels", labels) != labels:
+            raise CheckpointError(
+                "The labels have changed since the training was saved, so going on would mix two. Start it anew, or"
+                " restore them."
+            )
+
     def save(self, fit: Fit) -> None:
         tensors: dict[str, Tensor] = {f"model.{key}": t for key, t in fit.model.state_dict().items()}
         tensors |= {f"best.{key}": t for key, t in fit.best.items()}
@@ -55,7 +67,12 @@ class SavedState:
             "history": fit.history,
             "best_loss": fit.best_standing,
             "best_epoch": fit.best_epoch,
-            "settings": {"format": FORMAT, "config": self.config.to_dict(), "fingerprint": self.fingerprint},
+            "settings": {
+                "format": FORMAT,
+                "config": self.config.to_dict(),
+                "fingerprint": self.fingerprint,
+                "labels": self.labels,
+            },
         }
         save_state(self.folder, tensors, progress)
 

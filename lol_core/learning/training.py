@@ -18,6 +18,7 @@ from lol_core.learning.parallel import first_here, parallel
 from lol_core.learning.plan import Plan, plan
 from lol_core.learning.state import SavedState
 from lol_core.learning.stream import parts
+from lol_core.learning.tasks import labels_digest
 
 __all__ = ["Plan", "measure", "plan", "train"]
 
@@ -50,6 +51,8 @@ def train(
         raise TaskError(
             f"No readable LoRA is left for the {empty[0]} part. First reason: {next(iter(factors.left_out.values()))}"
         )
+    known = zoo.labels.loc[[id for ids in split.values() for id in ids]]
+    state.learn(labels_digest(known, plan.task.targets))
     fit = Fit.of(factors, split, plan.task, zoo.labels, config=config, together=together)
     finished = fit.run(reporter.part(0.1, 0.95), state)
     history = tuple(fit.history)
@@ -72,6 +75,7 @@ def train(
         left_out=plan.left_out | factors.left_out,
         left_out_modules=plan.left_out_modules,
         finished=finished,
+        labels=state.labels,
     )
     if together.first:
         measure(checkpoint, zoo, factors, shuffled)

@@ -5,7 +5,7 @@ any training starts.
 from lol_core.learning.tasks.base import TASKS, Task
 from lol_core.learning.tasks.binary import Binary
 from lol_core.learning.tasks.classes import class_name
-from lol_core.learning.tasks.making import kind_of, make_task, task_from_dict
+from lol_core.learning.tasks.making import kind_of, labels_digest, make_task, task_from_dict
 from lol_core.learning.tasks.multiclass import Multiclass
 from lol_core.learning.tasks.regression import Regression
 
@@ -17,6 +17,7 @@ __all__ = [
     "Task",
     "class_name",
     "kind_of",
+    "labels_digest",
     "make_task",
     "task_from_dict",
 ]

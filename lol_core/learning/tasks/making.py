@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lol_core.errors import TaskError
 from lol_core.learning.tasks.base import TASKS, Task
+from lol_core.learning.tasks.classes import class_name
 
 MIN_LABELLED = 10
 
@@ -53,6 +56,18 @@ def make_task(labels: pd.DataFrame, targets: Sequence[str], kind: type[Task] | N
             f" {MIN_LABELLED} are needed. Label more of them."
         )
     return kind.of(chosen), list(chosen.index)
+
+
+def labels_digest(labels: pd.DataFrame, targets: Sequence[str]) -> str:
+    """Identity of LoRAs and what is to be learnt of them, in whatever order and type the table has them."""
+
+    def plain(values: pd.Series) -> pd.Series:
+        values = values.infer_objects()
+        text = not pd.api.types.is_numeric_dtype(values)
+        return values.map(class_name).astype(object) if text else values.astype(np.float64)
+
+    rows = pd.util.hash_pandas_object(pd.DataFrame({target: plain(labels[target]) for target in targets}))
+    return hashlib.sha256(np.sort(rows.to_numpy()).tobytes()).hexdigest()[:16]
 
 
 def task_from_dict(data: Mapping[str, Any]) -> Task:

@@ -18,9 +18,9 @@ from lol_core.learning.tasks.base import TREES, Task, as_number, check_varied, e
 from lol_core.learning.tasks.binary import Binary
 
 FAR = 1e4
-"""Standard deviations from zero beyond which squares of numbers say too little of their differences; of 1 over it
-numbers are small.
-"""
+"""Standard deviations from zero beyond which squares of numbers say too little of their differences."""
+SMALL = 1e-4
+"""The standard deviation below which the differences of some numbers come near 1e-8."""
 
 
 @register
@@ -154,4 +154,4 @@ def _plain_unit(y: np.ndarray) -> tuple[float, float]:
     less than 1e-8, or by a billionth of what they are. Zero and one for others, of which it makes the trees it made.
     """
     mean, std = float(y.mean()), float(y.std())
-    return mean if abs(mean) > FAR * std else 0.0, std if 0 < std < 1 / FAR else 1.0
+    return mean if abs(mean) > FAR * std else 0.0, std if 0 < std < SMALL else 1.0
