@@ -59,6 +59,17 @@ def same_draws() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """No test leaves more threads than it found: with those of the tests beside it they wait for each other, and what
+    comes after takes up to thirty times as long.
+    """
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert left == 1
+
+
 @pytest.fixture(scope="module")
 def cache_of_the_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")

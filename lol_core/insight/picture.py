@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
@@ -81,8 +82,12 @@ def _umap(points: np.ndarray, first: np.ndarray, graph: Graph, seed: int) -> np.
         n_jobs=1,
         precomputed_knn=graph,
     )
-    with warnings.catch_warnings(action="ignore"):  # of what needs an approximate index; and of one job for a seed
-        return np.asarray(umap.fit_transform(points))
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what needs an approximate index; and of one job for a seed
+            return np.asarray(umap.fit_transform(points))
+    finally:
+        torch.set_num_threads(threads)  # numba, when it starts, sets it to all cores for every user of OpenMP
 
 
 def align(picture: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
