@@ -21,10 +21,12 @@ from lol_core.core.naming import common_name, common_names
 from lol_core.errors import ModelError
 from lol_core.formats import read
 from lol_core.formats.writing import write
+from lol_core.insight.embedding import families
 from lol_core.insight.merging import merge
 from lol_core.insight.neighbours import nearest
 from lol_core.insight.survey import survey
 from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.evaluation import structure_features
 from lol_core.learning.training import plan, train
 from tests.builders import random_lora, turned
 
@@ -189,6 +191,17 @@ def test_loras_of_several_programs_make_one_collection(tmp_path: Path) -> None:
 
 
 TWICE = (*(f"{start}.transformer_blocks.0.attn.to_q" for start in ("transformer", "diffusion_model")), "unet.conv_in")
+
+
+def test_of_a_collection_of_several_programs_no_module_is_left_out_for_its_name() -> None:
+    names = {"dotted": [name for name, *_ in UNET], "flat": [f"lora_{name.replace('.', '_')}" for name, *_ in UNET]}
+    names["more"] = [*names["flat"], "lora_te1_text_model_encoder_layers_0_mlp_fc1"]
+    shapes = {id: [(name, 8, 6, 2) for name in own] for id, own in names.items()}
+    loras = {f"{id}{i}": random_lora(shapes[id], i) for id in names for i in range(4)}
+    source = MemorySource(loras, pd.DataFrame({"size": range(12)}, index=[*loras]))
+    assert plan(source, ["size"], TrainingConfig()).left_out_modules == (names["more"][-1],)
+    assert [len(ids) for ids in families(source.entries)] == [8, 4]
+    assert structure_features(source.entries).shape == (12, 2 + 3 * 3)
 
 
 def test_modules_of_one_file_share_no_name() -> None:

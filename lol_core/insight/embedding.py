@@ -21,6 +21,7 @@ from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
 from lol_core.core.geometry import spectrum
 from lol_core.core.header import ByIdentity, ModuleHeader
 from lol_core.core.lora import LoRA
+from lol_core.core.naming import common_names
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, TaskError
 from lol_core.insight.latents import Latents
@@ -203,8 +204,10 @@ def families(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     for entry in entries:
         key = ByIdentity[Sequence[ModuleHeader]](entry.headers)
         if key not in known:
+            names = common_names(y.name for y in entry.headers)
             known[key] = frozenset(
-                (y.name, y.n, y.m, y.magnitude, y.magnitude_axis, y.factor_shapes) for y in entry.headers
+                (name, y.n, y.m, y.magnitude, y.magnitude_axis, y.factor_shapes)
+                for name, y in zip(names, entry.headers, strict=True)
             )
         groups.setdefault(known[key], []).append(entry.path)
     return sorted((tuple(ids) for ids in groups.values()), key=len, reverse=True)

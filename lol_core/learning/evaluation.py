@@ -11,7 +11,8 @@ import torch
 from lol_core.collections.entry import Entry
 from lol_core.core.batch import Batch
 from lol_core.core.geometry import singular_values
-from lol_core.core.header import ByIdentity, distinct_headers
+from lol_core.core.header import ByIdentity, ModuleHeader, distinct_headers
+from lol_core.core.naming import common_names
 from lol_core.learning.bootstrap import difference, interval
 from lol_core.learning.metrics import METRIC_TITLES, Scores
 from lol_core.learning.tasks import Task
@@ -107,22 +108,24 @@ def error_slices(errors: pd.Series, labels: pd.DataFrame, smallest: int = 5) -> 
 
 
 def structure_features(entries: Sequence[Entry]) -> np.ndarray:
-    """What a file shows without its weights: size, parameters, and per module name its presence, rank and alpha.
-    (B, k).
+    """What a file shows without its weights: size, parameters, and per module, by its common name, its presence, rank
+    and alpha. (B, k).
     """
-    names = sorted({module.name for headers in distinct_headers(entries) for module in headers})
-    place = {name: 3 * i for i, name in enumerate(names)}
-    features = np.zeros((len(entries), 2 + 3 * len(names)))
-    rows: dict[tuple[object, object], np.ndarray] = {}
+    of = {ByIdentity(headers): common_names(module.name for module in headers) for headers in distinct_headers(entries)}
+    called: dict[str, str] = {}
+    for key, names in of.items():
+        called = dict(zip(names, (module.name for module in key.of), strict=True)) | called
+    place = {name: 3 * i for i, name in enumerate(sorted(called, key=called.__getitem__))}
+    features = np.zeros((len(entries), 2 + 3 * len(place)))
+    rows: dict[tuple[ByIdentity[Sequence[ModuleHeader]], object], np.ndarray] = {}
     for b, entry in enumerate(entries):
         features[b, :2] = entry.size, entry.parameters
-        key = ByIdentity(entry.headers), ByIdentity(entry.alphas)
-        if key not in rows:
-            rows[key] = np.zeros(3 * len(names))
-            for module, alpha in zip(entry.headers, entry.alphas, strict=True):
-                numbers = 1, module.rank, -1 if alpha is None else alpha
-                rows[key][place[module.name] : place[module.name] + 3] = numbers
-        features[b, 2:] = rows[key]
+        form = ByIdentity[Sequence[ModuleHeader]](entry.headers), ByIdentity(entry.alphas)
+        if form not in rows:
+            rows[form] = np.zeros(3 * len(place))
+            for name, module, alpha in zip(of[form[0]], entry.headers, entry.alphas, strict=True):
+                rows[form][place[name] : place[name] + 3] = 1, module.rank, -1 if alpha is None else alpha
+        features[b, 2:] = rows[form]
     return features
 
 

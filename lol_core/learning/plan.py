@@ -11,6 +11,7 @@ from lol_core.collections.source import Source
 from lol_core.collections.splits import split_ids
 from lol_core.core.batch import WeightSpec, shared_spec
 from lol_core.core.header import distinct_headers
+from lol_core.core.naming import common_names
 from lol_core.errors import ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.devices import find_device
@@ -71,8 +72,12 @@ def plan(
         raise ModelError(
             f"{error} Here are {', '.join(f'{count} of {base}' for base, count in bases.most_common(4))}."
         ) from error
-    seen = {module.name for headers in distinct_headers(entries) for module in headers}
-    left_out_modules = tuple(sorted(seen - {module.name for module in spec.modules}))
+    seen: dict[str, str] = {}
+    for headers in distinct_headers(entries):
+        names = [module.name for module in headers]
+        seen = dict(zip(common_names(names), names, strict=True)) | seen
+    read = set(common_names(module.name for module in spec.modules))
+    left_out_modules = tuple(sorted(name for common, name in seen.items() if common not in read))
     groups = None
     if config.group_column:
         if config.group_column not in zoo.labels.columns:
