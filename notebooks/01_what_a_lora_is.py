@@ -73,7 +73,7 @@ def corner(y):
 plots.factor_heatmaps(corner(layer), corner(other))
 
 # %% [markdown]
-# Top: the factors as the file has them. Bottom: after $R$. The first two pictures of a column differ, the third pair is one picture twice.
+# Top: the factors as the file has them. Bottom: after $R$. In the first two columns the pictures differ, the third has one picture twice.
 #
 # Where the pair that a training run ends at lies among all of these depends on its random start. What the LoRA does is the same at every one of them.
 #

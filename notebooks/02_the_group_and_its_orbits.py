@@ -56,7 +56,7 @@ orbits
 
 # %% [markdown]
 # An MLP draws its level lines wherever training puts them; nothing makes them follow the hyperbolas. And mind the dotted circle: a rule like "take the pair
-# of unit norm" does not pick one pair from every curve.
+# of norm 1.4" picks two pairs from one of these curves and none from the others.
 #
 # Orbits run off to infinity, since $c$ may be as large as one likes. So $\mathrm{GL}(r)$ is not compact, averaging a model over it is no way out, and a
 # training set cannot cover it by examples. How far $R$ stretches is told by its condition number $\kappa(R)$, the ratio of its largest to its smallest singular value.

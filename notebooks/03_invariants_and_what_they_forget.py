@@ -128,7 +128,7 @@ assert found["MLP + SVD"] == 0.5 and found["GL-net"] > 0.6
 # 1. $\operatorname{tr}(\Delta W)$, $\det(V^\top U)$ and $U^\top U$: which are invariants of $\mathrm{GL}(r)$, and from which can you make one?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
-# tr ΔW = tr VᵀU is; VᵀU → Rᵀ⁻¹ᵀ… = R⁻¹ (VᵀU) R, so its determinant, trace and eigenvalues are (for n = m). UᵀU → Rᵀ UᵀU R is not,
+# tr ΔW = tr VᵀU is; VᵀU → (VR⁻ᵀ)ᵀ UR = R⁻¹ (VᵀU) R, so its determinant, trace and eigenvalues are (for n = m). UᵀU → Rᵀ UᵀU R is not,
 # but eigenvalues of (UᵀU)(VᵀV) are: they are the σ².
 U2, V2 = changes["R ⋆ (U, V)"]
 core, core2 = V.T @ U, V2.T @ U2

@@ -111,7 +111,7 @@ figure
 # %% [markdown]
 # ## Compared with what?
 # A score alone says nothing. Beside it belong: a constant; a forest on what the *file* says (ranks, alphas, sizes) without any weight; a forest on the norm
-# of every module's update; and the same model after the labels were shuffled.
+# of every module's update; and the same model, for ten epochs, after the labels were shuffled.
 
 # %%
 with torch.no_grad():
@@ -149,7 +149,7 @@ bars
 
 # %% [markdown]
 # The norms come close: how well a LoRA does can to a large part be told from how far it has moved. A paper that showed the first bar alone could claim that the network
-# "understands weights"; the third bar says how much of that is a length.
+# "understands weights"; the bar of the norms says how much of that a length tells.
 #
 # One seed and some fifty test LoRAs: the interval is wide. The tables in the documentation have three seeds and more.
 

@@ -43,7 +43,8 @@ map_.update_layout(height=460)
 map_
 
 # %% [markdown]
-# What spreads this zoo out is first of all *how much* each LoRA was trained. Divide every $\Delta W$ by its norm, and only directions are left.
+# The higher the learning rate, the further a LoRA mostly lies from the crowd: its update is larger. On which *side* it lies is another matter, to which we come back below.
+# Divide every $\Delta W$ by its norm, and only directions are left.
 #
 # ## Neighbours
 # For one LoRA, the nearest by direction. The pictures below come from the zoo's previews: what each LoRA draws.
@@ -71,6 +72,9 @@ reasons = explain(zoo.labels.loc[ids], right)
 reasons.head(5)
 
 # %% [markdown]
+# The word in the prompts that a LoRA was trained with, here *thing*, tells this side from the rest far better than how long it was trained, or at which rate. The CLIP score, which is of
+# prompts about people, is lower on this side too.
+#
 # ## What leaks
 # Now the serious question. The persons are drawn, so nobody is harmed here; with photographs it would be otherwise. Can one tell from the weights whether
 # the person in the training pictures wears glasses?
@@ -107,7 +111,7 @@ print(
 # %%
 assert accuracy > checkpoint.controls["constant"]["accuracy"] + 0.1
 assert accuracy > checkpoint.controls["norms only"]["accuracy"] + 0.1
-assert reasons.loc[0, "effect"] > 0.5
+assert reasons.loc[0, "column"] == "prompt" and reasons.loc[0, "effect"] > 0.5
 
 # %% [markdown]
 # ## Exercises

@@ -220,7 +220,7 @@ assert model.predict([elsewhere])[0, place] < 0.5
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 back = edited(glasses, {name: -part for name, part in D.items()}, 0.5)
 print(
-    f"from the first by {moved(lora, back):.2f}: the tangent space has turned on the way, so the two steps do not cancel"
+    f"from the first by {moved(lora, back):.2f}: each step is cut to rank 4 and keeps to the changes possible where it begins, so the two do not cancel"
 )
 assert model.predict([back])[0, place] < 0.5 and 0.02 < moved(lora, back) < 1
 
