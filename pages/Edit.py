@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from lol_core.errors import LoLError
-from lol_core.formats.writing import forms_of
+from lol_core.insight.generation import drawable_form
 from lol_core.insight.ranking import held_out
 from ui import work
 from ui.choice import choose_lora
@@ -72,7 +72,7 @@ with st.container(border=True):
 if undo:
     state.edits.pop()
     st.rerun()
-drawable = bool(known_base(source)) or any(form != "PEFT" for form in forms_of(original))
+drawable = bool(known_base(source)) or drawable_form(original) is not None
 if pressed:
     wish = Wish(place, len(state.edits), goal, method, size)
     members = state.members.get((source.fingerprint, model.created))

@@ -16,7 +16,7 @@ from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.parts import parts_here
 from ui.dropped import dropped_loras
 from ui.figures import figure
-from ui.frame import frame, need, page_link
+from ui.frame import counted, frame, need, page_link
 from ui.jobs import sentence
 from ui.keys import key
 from ui.plain import plain
@@ -132,8 +132,8 @@ def show_errors() -> None:
         bins = predictions.calibration(compared)
         chart = plots.calibration_curve(bins, predictions.calibrated, predictions.probabilities)
         figure(chart, "calibration", "Mean truth against mean prediction, in bins", bins)
-        text = "bins of equal number; bars: one standard error of the mean truth."
-        st.caption(f"{len(compared)} LoRAs in {len(bins)} {text}")
+        text = "of equal number; bars: one standard error of the mean truth."
+        st.caption(f"{counted(len(compared), 'LoRA')} in {counted(len(bins), 'bin')} {text}")
     if worst.open:
         with worst:
             show_slices(errors, source.labels.drop(columns=list(targets), errors="ignore"))

@@ -72,6 +72,19 @@ def test_predictions_of_every_kind(target: str, synthetic_folder: Path) -> None:
     assert "test, control: structure only" in scores.index
 
 
+def test_a_setting_of_which_there_is_nothing_to_tell_is_not_called_unknown(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 40)
+    zoo = trained(tmp_path, "gl_net", "svd")
+    longer = TrainingConfig("svd", ModelConfig(width=16), epochs=4, batch_size=16)
+    train(zoo, plan(zoo, ["size"], longer), longer, runs_folder(zoo) / "longer")
+    test = opened("Predictions", tmp_path)
+    board = next(frame.value for frame in test.dataframe if "setting" in frame.value.columns)
+    assert dict(zip(board["model"], board["setting"], strict=True))["GL-net"] == ""
+    assert set(board["setting"]) == {"", "epochs 3", "epochs 4"} and not test.exception
+    whole = next(frame.value for frame in test.dataframe if "part" in frame.value.columns)
+    assert {"size (true)", "size (predicted)"} <= set(whole.columns)
+
+
 def test_predictions_on_another_collection_are_marked(synthetic_folder: Path, tmp_path: Path) -> None:
     zoo = trained(synthetic_folder, "gl_net")
     write_zoo(tmp_path / "other", 12, seed=3)

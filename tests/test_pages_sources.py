@@ -24,7 +24,14 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read, writing
 from lol_core.insight import generation
-from lol_core.insight.generation import Painter, Sampling, known_weights_file, weights_file
+from lol_core.insight.generation import (
+    Painter,
+    Sampling,
+    drawable_form,
+    known_weights_file,
+    weights_file,
+    write_drawable,
+)
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 from tests.test_pages import PAGES, opened, settled, text_of
@@ -113,7 +120,7 @@ def test_train_predict_map_and_turn_on_loras_that_lie_in_no_folder(source: Memor
 
     test.switch_page(PAGES["Predictions"]).run()
     table = next(table.value for table in test.dataframe if "size (true)" in table.value.columns)
-    assert len(table) == COUNT and np.isfinite(table[["size", "size (true)"]]).all(axis=None)
+    assert len(table) == COUNT and np.isfinite(table[["size (predicted)", "size (true)"]]).all(axis=None)
     assert not test.exception and not test.error
 
     test.switch_page(PAGES["Map"]).run()
@@ -139,6 +146,15 @@ def test_a_lora_without_a_file_is_drawn_as_its_file_is(tmp_path: Path) -> None:
     painter, sampling = Painter(BASE, cache=tmp_path / "images"), Sampling(steps=2)
     pictures = [np.asarray(painter.draw(lora, ["a person"], sampling)[0], np.float32) for lora in (file, written, None)]
     assert np.abs(pictures[0] - pictures[1]).max() <= 2 < np.abs(pictures[0] - pictures[2]).max()
+
+
+def test_a_lora_of_a_language_model_draws_nothing(tmp_path: Path) -> None:
+    lora = random_lora([("model.layers.0.self_attn.q_proj", 8, 6, 2)])
+    assert writing.forms_of(lora) == ["PEFT", "MLX"] and drawable_form(lora) is None
+    with pytest.raises(LoRAFormatError, match="draws nothing"):
+        write_drawable(lora, tmp_path / "drawn.safetensors", "it")
+    assert not list(tmp_path.iterdir()), "a folder of MLX was written"
+    assert drawable_form(read(sorted(FACES.iterdir())[0])) == "diffusers"
 
 
 def test_two_who_draw_the_same_lora_at_once_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import streamlit as st
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
-from lol_core.formats.writing import forms_of
 from lol_core.insight import plots
+from lol_core.insight.generation import drawable_form
 from lol_core.insight.learned import merger_for
 from lol_core.insight.merge_report import CONDITION
 from lol_core.insight.merging import Method
@@ -58,7 +58,7 @@ def merge_several(source: Source) -> None:
     asked, loras = _ask(source)
     job, busy = state.merging, running(state.merging)
     if st.button("Merge", type="primary", icon=":material/merge:", disabled=busy, key=key("merge")):
-        drawable = bool(known_base(source)) or any(form != "PEFT" for form in forms_of(loras[0]))
+        drawable = bool(known_base(source)) or drawable_form(loras[0]) is not None
         state.merging = work.merge_loras(source, loras, asked, drawable=drawable)
         st.rerun()
     if job is not None:

@@ -17,7 +17,10 @@ from ui.tables import numbers, show
 def show_leaderboard(models: Sequence[Checkpoint]) -> None:
     """Models with their seeds together, beside their controls; the best first."""
     table = leaderboard(models).dropna(axis=1, how="all")  # one seed each has no spread
-    show(table, "leaderboard", column_config=numbers("%.3f", ("test", "± std", "control score", "margin")))
+    told = {"setting": table["setting"].fillna("")} if "setting" in table else {}  # most have nothing to be told
+    formats = numbers("%.3f", ("test", "± std", "control score", "margin"))
+    wide = {"setting": st.column_config.TextColumn(width="medium")}
+    show(table.assign(**told), "leaderboard", column_config=formats | wide)
 
 
 def show_verdict(verdict: Verdict, text: str) -> None:

@@ -23,6 +23,9 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, LoRAFormatError, needing
 from lol_core.formats.writing import forms_of, write
 
+DRAWABLE = ("diffusers", "kohya")
+"""Forms that diffusers loads into an image model."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -171,10 +174,14 @@ def weights_file(source: Source, id: str, cache: Path | None = None) -> Path:
     return path
 
 
+def drawable_form(lora: LoRA) -> str | None:
+    """The form in which an image model of diffusers loads a LoRA; None for one of a language model, say."""
+    return next((form for form in forms_of(lora) if form in DRAWABLE), None)
+
+
 def write_drawable(lora: LoRA, path: Path, name: str) -> None:
     """A file in float32 that diffusers loads. Raises LoRAFormatError, by this name, where it has no form for it."""
-    form = next((form for form in forms_of(lora) if form != "PEFT"), None)
-    if form is None:
+    if (form := drawable_form(lora)) is None:
         raise LoRAFormatError(f"{name}: no LoRA of a diffusion model that diffusers can load, so it draws nothing.")
     write(lora, path, form, torch.float32)
 

@@ -89,7 +89,9 @@ class Predictions:
         return {"highest": list(ordered.index[:count]), "lowest": list(ordered.index[-count:])}
 
     def whole(self, source: Source, ids: Sequence[str]) -> pd.DataFrame:
-        """Every prediction of some LoRAs, each beside its truth where there are labels."""
+        """Every prediction of some LoRAs, each beside its truth where there are labels: "NAME (predicted)", "NAME
+        (true)", and what else the task says of it.
+        """
         table = self.table.loc[list(ids), ["name", "part"]].join(self.values)
         for name in [target for target in self.task.targets if target in source.labels]:
             true = source.labels[name].reindex(table.index)
@@ -97,7 +99,7 @@ class Predictions:
             table.insert(list(table.columns).index(name), f"{name} (true)", true)
         if not self.probabilities and len(self.labelled):
             table["error"] = self.errors(self.table.loc[table.index])
-        return table
+        return table.rename(columns={target: f"{target} (predicted)" for target in self.task.targets})
 
     def runs(self, source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Checkpoints of training runs with their predictions, and for each run how many there are and which is

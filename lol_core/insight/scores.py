@@ -56,7 +56,7 @@ def parts_table(model: Checkpoint) -> pd.DataFrame:
 def describe(planned: Plan) -> list[str]:
     """What would be trained, and what is left out, in sentences."""
     parts = ", ".join(f"{len(ids)} {part}" for part, ids in planned.split.items())
-    modules = f"{len(planned.spec.modules)} modules, rank {planned.spec.rank}"
+    modules = f"{len(planned.spec.modules)} modules, largest rank {planned.spec.rank}"
     lines = [f"{planned.task.kind}: {parts} LoRAs; {modules}."]
     if count := len(planned.left_out_modules):
         few = ", ".join(planned.left_out_modules[:3])
