@@ -246,6 +246,14 @@ def test_a_difference_is_weighed_on_the_same_loras(labels: pd.DataFrame) -> None
     assert gap.value == pytest.approx(score(task, labels, common)["r2"] - score(task, labels, worse)["r2"])
 
 
+@pytest.mark.parametrize(("count", "outcome"), [(5, Outcome.NOT_CLEAR), (6, Outcome.BETTER)])
+def test_to_be_right_on_five_loras_proves_nothing(count: int, outcome: Outcome) -> None:
+    labels = pd.DataFrame({"smile": [i % 2 for i in range(count)]})
+    right = labels.to_numpy(np.float64)
+    gaps = paired_differences(Binary(("smile",)), labels, right, {"constant": 1 - right}, seed=0)
+    assert judge("accuracy", {name: gap["accuracy"] for name, gap in gaps.items()}).outcome is outcome
+
+
 def test_a_better_score_in_one_metric_is_not_a_better_score_in_another(labels: pd.DataFrame) -> None:
     """A control that ranks perfectly in the wrong units has no R², and yet no model exceeds it in Kendall's τ."""
     task = make_task(labels, ["loss"])[0].fitted(labels)

@@ -10,16 +10,20 @@ from lol_core.learning.verdict import LEVEL, Difference
 
 LARGEST_PAIRED = 2000
 """LoRAs up to which all their pairs are kept as a matrix."""
+FEWEST = 6
+"""LoRAs from which there is an interval: to be ahead on every one of five comes by chance in one of 16 cases, both
+sides counted, and not in one of 20.
+"""
 
 Resampled = Callable[[np.ndarray], np.ndarray]
 """How often each LoRA was drawn, (draws, B), → a score for each draw (draws,)."""
 
 
 def interval(score: Resampled, count: int, *, seed: int, draws: int, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of a score over resamples of `count` LoRAs; NaN for fewer than two."""
+    """Percentile interval of a score over resamples of `count` LoRAs; NaN for fewer than FEWEST."""
     from scipy.stats import bootstrap  # takes a second to import
 
-    if count < 2:
+    if count < FEWEST:
         return float("nan"), float("nan")
 
     def statistic(index: np.ndarray, axis: int) -> np.ndarray:

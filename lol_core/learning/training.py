@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,7 @@ def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.
     controls = control_predictions(
         task, labels.loc[ids], known, split["test"], features=control_features(zoo, factors, ids), seed=seed
     ) | ({} if shuffled is None else {"shuffled labels": shuffled})
-    checkpoint.interval = bootstrap_interval(task, truth, ours, seed=seed)
+    low, high = bootstrap_interval(task, truth, ours, seed=seed)
+    checkpoint.interval = None if math.isnan(low) else (low, high)
     checkpoint.controls = {name: task.score(truth, values) for name, values in controls.items()}
     checkpoint.differences = paired_differences(task, truth, ours, controls, seed=seed)

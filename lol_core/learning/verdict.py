@@ -72,7 +72,11 @@ class Verdict:
         if self.difference is None:
             return ""
         gap, control = self.difference, CONTROL_TITLES.get(self.control, self.control)
-        sure = "no interval was measured" if np.isnan(gap.low) else f"95 % {gap.low:+.3f} to {gap.high:+.3f}"
+        sure = (
+            "no interval: too few LoRAs, or none was measured"
+            if np.isnan(gap.low)
+            else f"95 % {gap.low:+.3f} to {gap.high:+.3f}"
+        )
         return f"{METRIC_TITLES[self.metric]} less that of {control}: {gap.value:+.3f} ({sure})"
 
 
