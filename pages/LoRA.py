@@ -121,7 +121,7 @@ if chosen not in surveys or len(surveys) < min(len(source), 2):
     st.info("The weights of this collection have not been read yet.", icon=":material/arrow_forward:")
     page_link("pages/Zoo.py", "Read them on the page Zoo", ":material/table_rows:")
 elif (near := nearest_to(source.fingerprint, len(surveys), chosen, source, surveys)).empty:
-    st.caption("It is zero, or no other LoRA has been read.")
+    st.caption("It is zero, or no other LoRA that has been read adapts a module of it.")
 else:
     table = near.assign(name=near.index.map(source.names.__getitem__))[["name", *near.columns]].join(source.labels)
     show(table, "near", column_config=numbers("%.4g", ("distance", "cosine")))

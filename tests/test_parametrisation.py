@@ -155,6 +155,11 @@ def test_inner_products_of_updates_stored_in_different_ways() -> None:
     a, b = made("LoKr", 0), made("low rank", 1)
     b = LowRank(torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64))
     assert a.inner(b) == pytest.approx(float((a.delta(torch.float64) * b.delta(torch.float64)).sum()))
+    assert b.inner(a) == pytest.approx(a.inner(b))
+    conv = Kronecker(Whole(torch.randn(2, 3).double()), Whole(torch.randn(3, 2, 3, 3).double()))
+    pair = LowRank(torch.randn(6, 2).double(), torch.randn(54, 2).double(), (6, 6, 3, 3), Kind.CONV)
+    expected = float((conv.delta(torch.float64) * pair.delta(torch.float64)).sum())
+    assert conv.inner(pair) == pytest.approx(expected) == pair.inner(conv)
     other = Kronecker(Whole(torch.randn(3, 2).double()), Whole(torch.randn(2, 3).double()))
     assert a.inner(other) == pytest.approx(float((a.delta(torch.float64) * other.delta(torch.float64)).sum()))
     with pytest.raises(ModelError, match="a weight"):

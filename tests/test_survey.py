@@ -230,6 +230,29 @@ def test_of_the_rank_that_a_kronecker_product_may_have_no_more_is_used_than_ther
     assert used == pytest.approx(float(effective_rank(spectrum(layer))) / 20, rel=1e-3) and used < 1
 
 
+def test_a_lora_of_another_base_model_is_no_neighbour_however_small() -> None:
+    shapes = {"a": (("x", 6, 5, 2), ("y", 6, 5, 2)), "other": (("z", 6, 5, 2),), "wider": (("x", 6, 9, 2),)}
+    loras = {f"{kind}{i}": random_lora(of, i) for kind, of in shapes.items() for i in range(3)}
+    part = replace(loras["a2"], layers=loras["a2"].layers[1:])
+    small = {id: _scaled(lora, 1e-3) if id[0] != "a" else lora for id, lora in loras.items()}
+    source = MemorySource(small | {"part": part})
+    near = nearest(source, {id: survey(source.load(id)) for id in source.ids}, "a0", candidates=3)
+    assert set(near.index) == {"a1", "a2", "part"}
+
+
+def test_a_product_is_a_neighbour_of_the_pair_that_it_is() -> None:
+    product = LoRALayer("x", Kronecker(Whole(torch.randn(3, 4)), Whole(torch.randn(2, 1) @ torch.randn(1, 4))))
+    pair = LoRALayer("x", LowRank(*product.parametrisation.low_rank()))
+    source = MemorySource({id: LoRA((layer,)) for id, layer in (("product", product), ("pair", pair))})
+    surveys = {id: survey(source.load(id)) for id in source.ids}
+    for id in source.ids:
+        assert nearest(source, surveys, id)["cosine"].item() == pytest.approx(1, abs=1e-4)
+
+
+def _scaled(lora: LoRA, factor: float) -> LoRA:
+    return replace(lora, layers=tuple(layer.with_pair(layer.U * factor, layer.V) for layer in lora.layers))
+
+
 def test_the_nearest_are_those_of_the_exact_distance(tmp_path: Path) -> None:
     write_zoo(tmp_path / "zoo", 12)
     zoo = Zoo.open(tmp_path / "zoo")

@@ -97,5 +97,7 @@ def nearest(
     rows = table.rename_axis("lora").reset_index().to_dict("records")
     if as_json:
         print_json({"lora": id, "nearest": rows})
+    elif not rows:
+        print("It is zero, or no other LoRA of the collection adapts a module of it.")
     else:
         print_table(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import prod
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +43,11 @@ class ModuleHeader:
     weight_shape: tuple[int, ...] = ()
     factor_shapes: tuple[tuple[int, ...], ...] = ()
     magnitude_axis: int | None = None
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Outputs and inputs of the weight: (n, m), save of a Kronecker product, whose pair has others."""
+        return (self.weight_shape[0], prod(self.weight_shape[1:])) if self.factor_shapes else (self.n, self.m)
 
     @property
     def update(self) -> ModuleHeader:

@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 
-from lol_core.core.header import HasHeaders, ModuleHeader
+from lol_core.core.header import HasHeaders
 
 CROSS_ATTENTION = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 """Width of the text states that a UNet's cross-attention reads."""
@@ -34,7 +33,7 @@ class Evidence:
 
     @classmethod
     def of(cls, lora: HasHeaders) -> Evidence:
-        return cls({f"_{header.name.replace('.', '_')}_": _widths(header) for header in lora.headers})
+        return cls({f"_{header.name.replace('.', '_')}_": header.widths for header in lora.headers})
 
     @cached_property
     def _lines(self) -> str:
@@ -52,13 +51,6 @@ class Evidence:
         """The highest number that the pattern's group catches, -1 without one."""
         matches = (re.search(pattern, name) for name in self.modules)
         return max((int(match[1]) for match in matches if match and len(match[1]) < 6), default=-1)
-
-
-def _widths(module: ModuleHeader) -> tuple[int, int]:
-    """Of the weight itself where the module is a Kronecker product, whose factors are narrower."""
-    if not module.factor_shapes:
-        return module.n, module.m
-    return module.weight_shape[0], prod(module.weight_shape[1:])
 
 
 Rule = Callable[[Evidence], str | None]

@@ -5,15 +5,20 @@ space.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
 import torch
 
+from lol_core.collections.columns import alike
+from lol_core.collections.entry import Entry
 from lol_core.collections.source import Source
 from lol_core.core.geometry import inner_product
+from lol_core.core.naming import common_names
 from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import ModelError
 from lol_core.insight.survey import Survey
 
 MANY = 20_000
@@ -95,8 +100,9 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *,
     """The LoRAs whose updates are nearest to one: index ids; columns distance, ‖ΔW − ΔW′‖ / ‖ΔW‖, and cosine,
     ascending by distance.
 
-    Sketches choose the candidates; the numbers are exact, over the modules of both (a module that only one has
-    counts as zero in the other).
+    Sketches choose the candidates among those that adapt a module of it in the same shape; the numbers are exact, over
+    the modules of both (a module that only one has counts as zero in the other; so do two Kronecker products of other
+    factor shapes, whose product may take as long as one of whole weights).
     """
     own = surveys[id]
     others = [
@@ -104,6 +110,9 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *,
         for other, survey in surveys.items()
         if other != id and survey.problem is None and survey.norm > 0 and other in zoo.by_id
     ]
+    modules = _modules(zoo.by_id[id])
+    related = {other for first, ids in alike(zoo, others) if modules & _modules(first) for other in ids}
+    others = [other for other in others if other in related]
     if own.problem is not None or own.norm == 0 or not others:
         return pd.DataFrame(columns=["distance", "cosine"])
     gaps = np.linalg.norm(np.stack([surveys[other].sketch for other in others]) - own.sketch, axis=1)
@@ -113,8 +122,16 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *,
         near, product = zoo.load(others[i]), 0.0
         for name, layer in lora.by_common_name.items():
             other = near.by_common_name.get(name)
-            if other is not None and (other.n, other.m) == (layer.n, layer.m):
+            if other is None or len({layer.factor_shapes, other.factor_shapes, ()}) > 2:
+                continue
+            with suppress(ModelError):  # of another shape
                 product += inner_product(layer, other)
         a, b = own.norm, surveys[others[i]].norm
         rows[others[i]] = (max(a**2 + b**2 - 2 * product, 0.0) ** 0.5 / a, product / (a * b))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["distance", "cosine"]).nsmallest(count, "distance")
+
+
+def _modules(entry: Entry) -> set[tuple[str, int, int]]:
+    """Its modules, by their common names, with the sizes of their weights."""
+    names = common_names(module.name for module in entry.headers)
+    return {(name, *module.widths) for name, module in zip(names, entry.headers, strict=True)}

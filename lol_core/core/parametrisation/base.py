@@ -104,6 +104,8 @@ class Parametrisation(ABC):
 
         Raises ModelError when they are no updates of the same weight.
         """
+        if other.factor_shapes and not self.factor_shapes:
+            return other.inner(self)
         alike = self.factor_shapes == other.factor_shapes
         (U, V), (U2, V2) = (p.pair() if alike else p.low_rank() for p in (self, other))
         if (len(U), len(V)) != (len(U2), len(V2)):

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lol_core.core.errors import ModelError
 from lol_core.core.groups import GL, Product
 from lol_core.core.header import Kind
 from lol_core.core.parametrisation.base import Parametrisation, check_element, wide
@@ -81,6 +82,20 @@ class Kronecker(Parametrisation):
         """
         (U, V), (U2, V2) = ([wide(factor) for factor in part.low_rank()] for part in (self.first, self.second))
         return _kron(U, U2), _kron(V, V2)
+
+    def inner(self, other: Parametrisation) -> float:
+        """With a low-rank product tr(W₁ᵀ Σᵣ Uᵣ W₂ Vᵣᵀ), where Uᵣ: (n₁, n₂) and Vᵣ: (m₁, m₂) are the columns of its
+        pair: a whole factor's own low-rank product may be of full rank.
+        """
+        if other.factor_shapes:
+            return super().inner(other)
+        W1, W2 = (part.delta(torch.float64).flatten(1) for part in (self.first, self.second))
+        U, V = (factor.double() for factor in other.low_rank())
+        if (len(U), len(V)) != (len(W1) * len(W2), W1.shape[1] * W2.shape[1]):
+            raise ModelError(f"Updates of a weight {self.weight_shape} and of a weight {other.weight_shape}.")
+        inputs = torch.einsum("kl,jlr->jkr", W2, V.reshape(W1.shape[1], W2.shape[1], -1))
+        outputs = torch.einsum("ij,jkr->ikr", W1, inputs)
+        return float((outputs * U.reshape(outputs.shape)).sum())
 
     def scaled(self, factor: Tensor | float) -> Self:
         return replace(self, first=self.first.scaled(factor))
