@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingCon
 from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
+from lol_core.learning.plan import groups_of
 from lol_core.learning.state import SavedState
 from lol_core.learning.tasks import Binary
 from lol_core.learning.training import Plan, plan, train
@@ -175,6 +177,13 @@ def test_groups_stay_on_one_side(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
     with pytest.raises(TaskError, match="No label column 'nobody' to group by"):
         plan(synthetic_zoo, ["size"], replace(QUICK, group_column="nobody"))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "Int64", "category", "object"])
+def test_loras_without_a_group_are_one(dtype: str) -> None:
+    column = pd.Series([1, None, 2, None, 1], dtype=dtype)
+    first, none, second, again, last = groups_of(column)
+    assert none == again == "(none)" and first == last != second and "(none)" not in (first, second)
 
 
 def test_a_shuffled_control_knows_nothing(synthetic_zoo: Zoo, tmp_path: Path) -> None:

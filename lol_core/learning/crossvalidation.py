@@ -19,7 +19,7 @@ from lol_core.learning.evaluation import control_predictions
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
 from lol_core.learning.metrics import Scores
-from lol_core.learning.plan import plan
+from lol_core.learning.plan import groups_of, plan
 from lol_core.learning.tasks import Task
 from lol_core.learning.verdict import Difference
 
@@ -83,9 +83,7 @@ def crossvalidate(
     from sklearn.model_selection import GroupKFold, KFold  # takes a second to import
 
     ids = [id for id in whole.ids if id in factors.place]
-    groups = (
-        None if config.group_column is None else zoo.labels.loc[ids, config.group_column].fillna("(none)").astype(str)
-    )
+    groups = None if config.group_column is None else groups_of(zoo.labels.loc[ids, config.group_column])
     kinds = KFold if groups is None else GroupKFold
     labels, features = zoo.labels.loc[ids], control_features(zoo, factors, ids)
     fold = np.zeros(len(ids), int)

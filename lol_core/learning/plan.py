@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from lol_core.collections.columns import structures
 from lol_core.collections.source import Source
 from lol_core.collections.splits import split_ids
@@ -41,6 +43,11 @@ class Plan:
     def of(cls, checkpoint: Checkpoint) -> Plan:
         """What a checkpoint was trained by, to go on with it."""
         return cls(checkpoint.task, checkpoint.spec, checkpoint.split, checkpoint.left_out, checkpoint.left_out_modules)
+
+
+def groups_of(column: pd.Series) -> list[str]:
+    """What each LoRA is kept together with, by a column of labels; those without are a group."""
+    return list(column.astype(str).where(column.notna(), "(none)"))
 
 
 def plan(
@@ -85,7 +92,7 @@ def plan(
                 f"No label column {config.group_column!r} to group by. There are"
                 f" {', '.join(map(repr, zoo.labels.columns))}."
             )
-        groups = list(zoo.labels.loc[usable, config.group_column].fillna("(none)"))
+        groups = groups_of(zoo.labels.loc[usable, config.group_column])
     split = split_ids(usable, config.fractions, config.seed, groups)
     task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
     check_memory(config.model, spec, task.outputs, config.shape, device=find_device(config.device))
