@@ -109,7 +109,7 @@ def watch() -> None:
     if job.error:
         st.error(job.error)
     if job.running:
-        show_progress(job)
+        show_progress(job, left=len(job.subject) > 1)  # the epochs of one training tell when it ends
     elif busy:
         st.rerun(scope="app")
     if histories := {run.title: run.progress.history for run in job.subject if run.progress.history}:

@@ -38,6 +38,8 @@ def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:
     assert not test.exception
     job = test.session_state["session"].training
     until(lambda: job.subject[0].progress.history, "the first epoch")
+    told = [bar.proto.text for bar in test.run().get("progress")]
+    assert told and all(text.count("left") == 1 for text in told), "one time left, not two that differ"
     next(button for button in test.button if button.label == "Stop").click().run()
     run_to_the_end(test)
     job = test.session_state["session"].training

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lol_core.errors import TaskError
+from lol_core.insight.plots import confusion_heatmap
 from lol_core.learning.evaluation import (
     bootstrap_interval,
     control_scores,
@@ -140,6 +141,13 @@ def test_a_class_that_the_model_does_not_know_stays_in_the_confusion_matrix() ->
     counts = Multiclass(("style",), ("ink", "oil")).confusion("style", truth, values)
     assert list(counts.index) == ["ink", "oil", "wash"] and list(counts.columns) == ["ink", "oil"]
     assert counts.to_numpy().sum() == 3 and counts.loc["wash", "oil"] == 1
+
+
+def test_a_confusion_matrix_has_both_answers_and_draws_one_darker_than_none() -> None:
+    truth = pd.Series([0, 1, 0], index=list("abc"))
+    counts = Binary(("hat",)).confusion("hat", truth, pd.DataFrame({"hat": [0.1, 0.2, 0.3]}, index=truth.index))
+    assert counts.to_dict() == {"no": {"no": 2, "yes": 1}, "yes": {"no": 0, "yes": 0}}
+    assert confusion_heatmap(counts + 1).data[0].zmin == 0
 
 
 def test_a_control_says_nothing_of_many_classes() -> None:

@@ -12,11 +12,11 @@ from ui.keys import key
 Watched = Job[Any, Any]
 
 
-def show_progress(job: Watched) -> None:
-    """How far a job is, what it does, and the time left."""
-    seconds = job.seconds_left
-    left = f" · about {seconds:.0f} s left" if seconds is not None else ""
-    st.progress(min(job.progress.fraction, 1.0), "Stopping …" if job.stopping else job.progress.message + left)
+def show_progress(job: Watched, *, left: bool = True) -> None:
+    """How far a job is, what it does, and the time left, unless its messages tell that better."""
+    seconds = job.seconds_left if left else None
+    text = f" · about {seconds:.0f} s left in all" if seconds is not None else ""
+    st.progress(min(job.progress.fraction, 1.0), "Stopping …" if job.stopping else job.progress.message + text)
 
 
 def follow(job: Watched, name: str) -> None:

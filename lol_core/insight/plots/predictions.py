@@ -144,7 +144,12 @@ def confusion_heatmap(matrix: pd.DataFrame) -> go.Figure:
     """A confusion matrix, true classes in rows."""
     figure = go.Figure(
         go.Heatmap(
-            z=matrix.to_numpy(), x=list(matrix.columns), y=list(matrix.index), colorscale="Blues", texttemplate="%{z}"
+            z=matrix.to_numpy(),
+            x=list(matrix.columns),
+            y=list(matrix.index),
+            zmin=0,  # so that one is not drawn as none
+            colorscale="Blues",
+            texttemplate="%{z}",
         )
     )
     figure.update_xaxes(title="predicted").update_yaxes(title="true", autorange="reversed")

@@ -99,7 +99,9 @@ class Binary(Task):
     def confusion(self, target: str, truth: pd.Series, values: pd.DataFrame) -> pd.DataFrame:
         names = {0: "no", 1: "yes"}
         answers = (values[target] > 0.5).astype(int).map(names)
-        return pd.crosstab(truth.astype(int).map(names), answers).rename_axis(columns=None)
+        counts = pd.crosstab(truth.astype(int).map(names), answers)
+        order = list(names.values())  # both, where all are one
+        return counts.reindex(index=order, columns=order, fill_value=0).rename_axis(columns=None)
 
     @property
     def wishes(self) -> list[str]:
