@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lol_core.collections.memory import MemorySource
 from lol_core.collections.zoo import Zoo
+from lol_core.core.lora import LoRA, LoRALayer
+from lol_core.core.parametrisation import Kronecker, Whole
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, DivergedError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.experiments.paper import VARIANTS
@@ -208,6 +211,17 @@ def test_a_mixed_folder_says_what_it_holds(tmp_path: Path) -> None:
     labels.to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(ModelError, match=r"share no module.*16 of BERT-like encoder.*4 of Stable Diffusion 1.x"):
         plan(Zoo.open(tmp_path), ["size"], QUICK)
+
+
+def test_loras_of_one_base_model_but_of_other_kinds_are_told_so() -> None:
+    pair = random_lora(MODULES, 0)
+    kron = LoRA(
+        tuple(LoRALayer(y.name, Kronecker(Whole(torch.ones(4, 3)), Whole(torch.ones(2, 2)))) for y in pair.layers)
+    )
+    loras = {f"l{i}": (pair, kron)[i % 2] for i in range(12)}
+    source = MemorySource(loras, pd.DataFrame({"size": range(12)}, index=list(loras)))
+    with pytest.raises(ModelError, match=r"12 of .*, but their modules are of other kinds \(6 linear, 6 kronecker\)"):
+        plan(source, ["size"], QUICK)
 
 
 def test_diverged_loras_are_left_out_with_their_reason(tmp_path: Path) -> None:

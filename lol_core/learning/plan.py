@@ -12,7 +12,7 @@ from lol_core.collections.columns import structures
 from lol_core.collections.source import Source
 from lol_core.collections.splits import split_ids
 from lol_core.core.batch import WeightSpec, shared_spec
-from lol_core.core.header import distinct_headers
+from lol_core.core.header import ModuleHeader, distinct_headers
 from lol_core.core.naming import common_names
 from lol_core.errors import ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
@@ -45,6 +45,10 @@ class Plan:
         return cls(checkpoint.task, checkpoint.spec, checkpoint.split, checkpoint.left_out, checkpoint.left_out_modules)
 
 
+def _kind(module: ModuleHeader) -> str:
+    return f"{module.kind}{' with DoRA' if module.magnitude else ''}"
+
+
 def groups_of(column: pd.Series) -> list[str]:
     """What each LoRA is kept together with, by a column of labels; those without are a group."""
     return list(column.astype(str).where(column.notna(), "(none)"))
@@ -74,11 +78,13 @@ def plan(
     try:
         spec = shared_spec(entries)
     except ModelError as error:
-        everyone = (zoo.by_id[id] for id in usable)
+        everyone = [zoo.by_id[id] for id in usable]
         bases = Counter(entry.suggested_base or entry.base_model or "unknown base" for entry in everyone)
-        raise ModelError(
-            f"{error} Here are {', '.join(f'{count} of {base}' for base, count in bases.most_common(4))}."
-        ) from error
+        held = ", ".join(f"{count} of {base}" for base, count in bases.most_common(4))
+        kinds = Counter(_kind(entry.headers[0]) for entry in everyone if entry.headers)
+        if len(bases) == 1 and len(kinds) > 1:
+            held += f", but their modules are of other kinds ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
+        raise ModelError(f"{error} Here are {held}.") from error
     seen: dict[str, str] = {}
     for headers in distinct_headers(entries):
         names = [module.name for module in headers]
