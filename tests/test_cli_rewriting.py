@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -159,6 +159,20 @@ def test_a_folder_is_converted_whole_and_nothing_is_replaced(tmp_path: Path, mon
     shown = CliRunner().invoke(app, ["convert", str(tmp_path / "from"), *map(str, to)]).output
     assert shown.count("there already") == 1 and "… and 2 more" in shown
     assert len(output("convert", tmp_path / "from", *to, "--force")["written"]) == 3
+
+
+def test_what_is_no_part_of_a_product_is_not_lost_in_silence(tmp_path: Path) -> None:
+    write(random_lora([("lora_unet_x", 8, 6, 2)], dtype=torch.float32), tmp_path / "plain.safetensors", "kohya")
+    tensors = load_file(tmp_path / "plain.safetensors") | {"lora_unet_norm.w_norm": torch.ones(8)}
+    save_file(tensors, tmp_path / "norms.safetensors")
+    (tmp_path / "plain.safetensors").unlink()
+    for arguments in (["resize", tmp_path, "--rank", 1], ["merge", *[tmp_path / "norms.safetensors"] * 2]):
+        out = tmp_path.with_name(f"{arguments[0]}.safetensors")
+        result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(out)])
+        assert "Not written, as no part of a low-rank product: lora_unet_norm.w_norm." in result.output
+        made = output(*arguments, "--out", out, "--force")
+        row = made if "merged" in made else made["written"][0]
+        assert row["left out"] == ["lora_unet_norm.w_norm"]
 
 
 @pytest.mark.parametrize("kind", ["pattern", "archive"])

@@ -180,10 +180,14 @@ def merge(
             away = Comparison.of(exact, merged.lora).distance
         row = {"method": str(method)} | write_resized(merged, out_path, Job(out_path.parent, to, dtype, force))
         row["from the sum"] = away
+        extras = list(dict.fromkeys(tensor for lora in loras for tensor in lora.extras))
     if as_json:
-        print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row})
+        left_out = {"left out": extras} if extras else {}
+        print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row, **left_out})
         return
     print_table([row])
+    if extras:
+        err.print(_not_written(extras), highlight=False, soft_wrap=True)
     if not Method(method).invariant:
         err.print(
             f"{method} reads the factors: the same LoRAs written in another gauge merge to something else. sum, knots,"
@@ -217,7 +221,8 @@ class Job:
             if not (self.out / name).resolve().is_relative_to(self.out.resolve()):
                 raise DataMissingError(f"{name} would be written outside {self.out}.")
             rank = self.rank or max(lora.ranks) if self.energy is None else ranks_of_energy(lora, self.energy)
-            return {"lora": name} | write_resized(Resized.of(lora, rank), self.out / name, self)
+            row = {"lora": name} | write_resized(Resized.of(lora, rank), self.out / name, self)
+            return row | ({"left out": list(lora.extras)} if lora.extras else {})
         except LoLError as error:
             return {"lora": name, "refused": str(error).removeprefix(f"{name}: ")}
 
@@ -240,7 +245,12 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
     if as_json:
         print_json({"finished": len(rows) == len(items), "written": written, "refused": refused})
     else:
+        left_out = {row["lora"]: row.pop("left out") for row in written if "left out" in row}
         print_table(sorted(written, key=lambda row: row["lora"]))
+        for name, tensors in list(left_out.items())[:SHOWN]:
+            err.print(f"{name}: {_not_written(tensors)}", highlight=False, soft_wrap=True)
+        if len(left_out) > SHOWN:
+            err.print(f"… and {len(left_out) - SHOWN:,} more; --json lists them all.", highlight=False)
         for row in refused[:SHOWN]:
             err.print(f"{row['lora']}: {row['refused']}", highlight=False, soft_wrap=True)
         if len(refused) > SHOWN:
@@ -250,6 +260,11 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         raise interrupted("Stopped before the end. The same command writes the rest.")
     if len(written) < len(items):
         raise typer.Exit(1)
+
+
+def _not_written(tensors: Sequence[str]) -> str:
+    more = f" and {len(tensors) - 1:,} more" if len(tensors) > 1 else ""
+    return f"Not written, as no part of a low-rank product: {tensors[0]}{more}."
 
 
 def write_resized(made: Resized, path: Path, job: Job) -> dict[str, Any]:
