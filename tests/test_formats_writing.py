@@ -97,6 +97,11 @@ def test_a_language_model_called_transformer_stays_one(name: str, tmp_path: Path
         (["text_encoder.te", "text_encoder_3.te"], ["lora_te1_te", "lora_te3_te"]),
         (["transformer.blocks.0.attn2.to_out.0"], ["lora_unet_blocks_0_cross_attn_o"]),
         (["transformer.double_blocks.0.img_attn_qkv"], ["lora_unet_double_blocks_0_img_attn_qkv"]),
+        (
+            ["transformer.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.59.attn.to_q"],
+            [f"lora_unet_transformer_blocks_{i}_attn_to_q" for i in (0, 59)],
+        ),
+        (["transformer_blocks.0.img_mlp.net.2"], ["lora_unet_transformer_blocks_0_img_mlp_net_2"]),
         (["transformer.transformer_blocks.0.attn.to_q"], ["lora_transformer_transformer_blocks_0_attn_to_q"]),
     ],
 )

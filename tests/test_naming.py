@@ -20,7 +20,7 @@ from lol_core.core.lora import LoRA
 from lol_core.core.naming import common_name, common_names
 from lol_core.errors import ModelError
 from lol_core.formats import read
-from lol_core.formats.writing import write
+from lol_core.formats.writing import forms_of, write
 from lol_core.insight.embedding import families
 from lol_core.insight.merging import merge
 from lol_core.insight.neighbours import nearest
@@ -224,13 +224,17 @@ def test_a_merge_of_several_programs_is_called_as_the_first_one_calls_it() -> No
     part = "text_model.encoder.layers.0.mlp.fc1"
     shapes = [("unet.down_blocks.1.attentions.0.proj_in", 8, 6, 2)]
     shapes += [(f"text_encoder{number}.{part}", 8, 6, 2) for number in ("", "_2")]
-    lora = random_lora(shapes)
+    lora = replace(random_lora(shapes), dialect="diffusers")
     flat = ["lora_unet_input_blocks_4_1_proj_in", *(f"lora_te{i}_{part.replace('.', '_')}" for i in (1, 2))]
-    kohya = replace(lora, layers=tuple(replace(y, name=name) for y, name in zip(lora.layers, flat, strict=True)))
-    named = [name.replace("input_blocks_4_1", "down_blocks_1_attentions_0") for name in flat]
-    for first, second, expected in ((kohya, lora, flat), (lora, kohya, named)):
+    layers = tuple(replace(y, name=name) for y, name in zip(lora.layers, flat, strict=True))
+    kohya = replace(lora, layers=layers, dialect="kohya")
+    dotted, fewer = lora.names, replace(lora, layers=lora.layers[:2])
+    named = [flat[0].replace("input_blocks_4_1", "down_blocks_1_attentions_0"), *flat[1:]]
+    cases = ((kohya, lora, flat, "kohya"), (lora, kohya, [*dotted], "diffusers"), (fewer, kohya, named, "kohya"))
+    for first, second, expected, form in cases:
         merged = merge([first, second], [1, -1]).lora
-        assert list(merged.names) == expected and all(float(y.delta().norm()) < 1e-6 for y in merged.layers)
+        assert [*merged.names] == expected and form in forms_of(merged) and merged.dialect == form
+        assert all(float(y.delta().norm()) < 1e-6 for y in merged.layers if y.name in merged.names[: len(first.layers)])
 
 
 def test_another_module_is_none_of_them() -> None:

@@ -52,6 +52,8 @@ _WAN_PARTS = {
     ),
     "ffn_net": ("ffn", {"0_proj": "0", "2": "2"}),
 }
+_QWEN = re.compile(r"^lora_transformer_transformer_blocks_(?:\d+_(?:img|txt)_(?:mlp|mod)_|(?:3[89]|[45]\d)_attn_)")
+"""Qwen-Image, whose 60 blocks kohya's and other programs call as diffusers does; Stable Diffusion 3.5 has 38."""
 _ORIGINAL = re.compile(r"^lora_unet_(?:(input|output)_blocks_(\d+)_\d+|middle_block_(\d+))_(.+)$")
 _ORIGINAL_ALONE = {
     "lora_unet_input_blocks_0_0": "lora_unet_conv_in",
@@ -96,8 +98,11 @@ def kohya_names(modules: Iterable[str]) -> list[str]:
     diffusers does, Wan's called as by its authors; names in that form, or of another model, as they are.
     """
     names = [module if FLATTENED.match(module) else _renumbered(_flat(module)) for module in modules]
-    several = any(name.startswith(("lora_te2_", "lora_te3_")) for name in names)
-    return [name.replace("lora_te_", "lora_te1_", 1) if several else name for name in names]
+    if any(name.startswith(("lora_te2_", "lora_te3_")) for name in names):
+        names = [name.replace("lora_te_", "lora_te1_", 1) for name in names]
+    if any(map(_QWEN.match, names)):
+        names = [name.replace("lora_transformer_", "lora_unet_", 1) for name in names]
+    return names
 
 
 def component(module: str) -> str:

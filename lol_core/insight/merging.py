@@ -167,7 +167,7 @@ def merge(
         cut[name] = layer, error, partial(size, whole)
     layers, errors, sizes_of = zip(*(cut[name] for name in terms), strict=True)
     sizes = [of() if any(errors) else 0.0 for of in sizes_of]
-    return Resized.after(LoRA(layers, loras[0].dialect, loras[0].base_model), errors, sizes)
+    return Resized.after(LoRA(layers, named[0].dialect, loras[0].base_model), errors, sizes)
 
 
 @dataclass(frozen=True)

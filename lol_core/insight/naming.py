@@ -10,8 +10,8 @@ from lol_core.core.naming import common_names, kohya_names
 
 
 def commonly_named(loras: Sequence[LoRA]) -> list[LoRA]:
-    """The LoRAs as they are where no module goes by two names among them, else with every module, in its place, under
-    kohya's name for what the first LoRA that has it calls it.
+    """The LoRAs as they are where no module goes by two names among them. Else with every module, in its place, as the
+    first LoRA calls it; where that has not all of them, under kohya's name for what the first that has it calls it.
     """
     common = [common_names(lora.names) for lora in loras]
     called: dict[str, str] = {}
@@ -19,12 +19,16 @@ def commonly_named(loras: Sequence[LoRA]) -> list[LoRA]:
         called = dict(zip(names, lora.names, strict=True)) | called
     if {name for lora in loras for name in lora.names} == set(called.values()):
         return list(loras)
-    called = dict(zip(called, kohya_names(called.values()), strict=True))
-    return [_renamed(lora, [called[name] for name in names]) for lora, names in zip(loras, common, strict=True)]
+    dialect = loras[0].dialect
+    if called.keys() != set(common[0]):
+        called, dialect = dict(zip(called, kohya_names(called.values()), strict=True)), "kohya"
+    return [
+        _renamed(lora, [called[name] for name in names], dialect) for lora, names in zip(loras, common, strict=True)
+    ]
 
 
-def _renamed(lora: LoRA, names: Sequence[str]) -> LoRA:
+def _renamed(lora: LoRA, names: Sequence[str], dialect: str) -> LoRA:
     if [*names] == [*lora.names]:
         return lora
     layers = tuple(replace(layer, name=name) for layer, name in zip(lora.layers, names, strict=True))
-    return replace(lora, dialect="kohya", layers=layers)
+    return replace(lora, dialect=dialect, layers=layers)
