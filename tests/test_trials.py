@@ -19,6 +19,7 @@ from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import DivergedError, LoLError, ModelError
 from lol_core.experiments.ablation import without
 from lol_core.experiments.authors import LANGUAGE, variants
+from lol_core.experiments.comparison import by_split
 from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept, line_of
 from lol_core.experiments.paper import COMPARED
@@ -54,6 +55,16 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     )
     other = Trials(LOSS_QUESTION, zoo, replace(budget, epochs=1), tmp_path)
     assert other.kept.lines() == [], "fits of another budget are not taken for this one's"
+
+
+def test_a_dear_model_is_asked_at_the_first_splits_and_compared_there(tmp_path: Path) -> None:
+    dear = replace(Variant.of("svd"), splits=1)
+    budget = replace(SMALL, loras=30, seeds=2, epochs=1)
+    trials = Trials(LOSS_QUESTION, Zoo.open(SAMPLES / "glosses"), budget, tmp_path, models=("mlp", dear))
+    asked = trials.run().groupby("model")["seed"].agg(list)
+    assert asked["svd"] == [0] and asked["mlp"] == asked["norms only"] == [0, 1]
+    assert by_split(trials, "r2", "mlp", "norms only").index.tolist() == [0, 1]
+    assert by_split(trials, "r2", "mlp", "svd").index.tolist() == [0]
 
 
 @pytest.mark.whole_forests  # which its processes have

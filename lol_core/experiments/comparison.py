@@ -82,8 +82,9 @@ def differences(trials: Trials, score: str, one: str, other: str, *, among: int 
 
 
 def by_split(trials: Trials, score: str, *names: str) -> pd.DataFrame:
-    """Seed → one score of each name, NaN where a model diverged."""
+    """Seed → one score of each name, NaN where a model diverged, at the splits at which all of them were asked."""
     table = trials.table().reindex(columns=["seed", "model", score])
+    table = table[table["seed"] < min(map(trials.splits, names))]
     return table.pivot(index="seed", columns="model", values=score).reindex(columns=[*names])  # noqa: PD010, one value each
 
 

@@ -52,17 +52,20 @@ class Context:
         seeds: int | None = None,
         known: int | None = None,
     ) -> Trials:
-        """The fits of a question, made now as far as they are missing; seeds: the budget's when None; known: of at most
-        so many training LoRAs. Raises Stopped, ZooError, TaskError.
+        """The fits of a question, made now as far as they are missing; seeds: the budget's when None, of a folded
+        question its folds, for Dense those of the first cross-validation alone; known: of at most so many training
+        LoRAs. Raises Stopped, ZooError, TaskError.
         """
+        variants = [*map(Variant.of, models)]
         if question.folded:
-            seeds = FOLDS * REPEATS if not self.small else FOLDS
+            seeds = FOLDS * REPEATS if not self.small else 2
+            variants = [replace(each, splits=FOLDS) if each.model == "dense" else each for each in variants]
         budget = replace(self.budget, seeds=seeds or self.budget.seeds, known=known)
-        key = (question.name, tuple(map(Variant.of, models)), budget.seeds, known)
+        key = (question.name, tuple(variants), budget.seeds, known)
         if key not in self.answered:
             zoo = self.zoo_of(question)
             question = question.asked_with(zoo.labels.columns) or question
-            trials = Trials(question, zoo, budget, self.folder, models=models)
+            trials = Trials(question, zoo, budget, self.folder, models=variants)
             trials.run(self.reporter, self.workers)
             self.answered[key] = trials
         return self.answered[key]

@@ -40,7 +40,8 @@ class Setting:
 @dataclass(frozen=True)
 class Variant:
     """A model as it stands in an experiment. name: of its lines of fits; options: of its configuration, beside what is
-    searched; fixed: its one setting, where nothing is searched.
+    searched; fixed: its one setting, where nothing is searched; splits: it is fitted at the first so many, at all when
+    None.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Variant:
     title: str
     options: tuple[tuple[str, Any], ...] = ()
     fixed: Setting | None = None
+    splits: int | None = None
 
     @classmethod
     def of(cls, model: str | Variant) -> Variant:

@@ -81,13 +81,18 @@ class Trials:
     def _over_splits(self) -> Iterator[Step]:
         for seed in range(self.budget.seeds):
             for model, variant in self.variants.items():
-                for setting in self._settings(variant):
+                for setting in self._settings(variant) if seed < self.splits(model) else ():
                     if not self._known(model, seed, setting.to_dict()):
                         yield Step(
                             f"{model}, seed {seed}", partial(Trials._fit, model=model, setting=setting, seed=seed)
                         )
             if not self._known(KERNEL, seed):
                 yield Step(f"controls, seed {seed}", partial(Trials._controls, seed=seed))
+
+    def splits(self, name: str) -> int:
+        """At how many splits there is a score of a model or control."""
+        fewer = self.variants[name].splits if name in self.variants else None
+        return min(self.budget.seeds, fewer or self.budget.seeds)
 
     def _of_rung(self, rung: int) -> Iterator[Step]:
         """What a rung of the search fits, at seed 0."""
