@@ -88,6 +88,12 @@ def test_the_fingerprint_of_a_memory_source_is_of_its_numbers() -> None:
     assert MemorySource(first | {"b": random_lora(MODULES, 2, scale=2)}).fingerprint != MemorySource(first).fingerprint
 
 
+def test_labels_of_a_memory_source_may_be_called_by_numbers(tmp_path: Path) -> None:
+    loras = {f"lora{i}": random_lora(MODULES, i) for i in range(20)}
+    source = MemorySource(loras, pd.DataFrame(np.arange(20.0), index=list(loras)))
+    assert plan(source, ["0"], TrainingConfig("mlp")).task.targets == ("0",)
+
+
 def test_labels_of_a_memory_source_belong_to_its_loras() -> None:
     loras = {id: random_lora(MODULES, seed) for seed, id in enumerate("abc")}
     source = MemorySource(loras, pd.DataFrame({"x": [1.0, 2.0]}, index=["c", "a"]))

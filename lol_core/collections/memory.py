@@ -17,7 +17,8 @@ from lol_core.errors import LoRAFormatError, ZooError
 
 @dataclass(frozen=True, eq=False)
 class MemorySource(Source):
-    """A source of LoRAs that are in memory. labels: indexed by id; a LoRA without a row has none.
+    """A source of LoRAs that are in memory. labels: indexed by id; a LoRA without a row has none, and columns are
+    called by text.
 
     Raises ZooError when there are labels of no LoRA, or two rows of one.
     """
@@ -40,7 +41,7 @@ class MemorySource(Source):
             Entry.of(lora, path=id, size=_bytes(lora), digest=content_hash(lora)) for id, lora in self.loras.items()
         )
         object.__setattr__(self, "entries", entries)
-        object.__setattr__(self, "labels", self.labels.reindex(list(self.loras)))
+        object.__setattr__(self, "labels", self.labels.reindex(list(self.loras)).rename(columns=str))
 
     def load(self, id: str) -> LoRA:
         try:

@@ -77,7 +77,8 @@ class Verdict:
             if np.isnan(gap.low)
             else f"95 % {gap.low:+.3f} to {gap.high:+.3f}"
         )
-        return f"{METRIC_TITLES[self.metric]} less that of {control}: {gap.value:+.3f} ({sure})"
+        title = METRIC_TITLES[self.metric]
+        return f"{title[0].upper()}{title[1:]} less that of {control}: {gap.value:+.3f} ({sure})"
 
 
 def judge(metric: str, differences: Mapping[str, Difference]) -> Verdict:
