@@ -4,18 +4,19 @@ space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from importlib.util import find_spec
+from itertools import islice
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lol_core.collections.columns import alike
-from lol_core.collections.entry import Entry
 from lol_core.collections.source import Source
 from lol_core.core.geometry import inner_product
+from lol_core.core.header import ByIdentity, ModuleHeader
 from lol_core.core.naming import common_names
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ModelError
@@ -110,28 +111,32 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *,
         for other, survey in surveys.items()
         if other != id and survey.problem is None and survey.norm > 0 and other in zoo.by_id
     ]
-    modules = _modules(zoo.by_id[id])
-    related = {other for first, ids in alike(zoo, others) if modules & _modules(first) for other in ids}
-    others = [other for other in others if other in related]
     if own.problem is not None or own.norm == 0 or not others:
         return pd.DataFrame(columns=["distance", "cosine"])
     gaps = np.linalg.norm(np.stack([surveys[other].sketch for other in others]) - own.sketch, axis=1)
+
+    def modules(id: str) -> frozenset[tuple[str, int, int]]:
+        return _modules(ByIdentity(zoo.by_id[id].headers))
+
+    related = (others[i] for i in np.argsort(gaps) if modules(id) & modules(others[i]))
     lora = zoo.load(id)
     rows = {}
-    for i in np.argsort(gaps)[:candidates]:
-        near, product = zoo.load(others[i]), 0.0
+    for other_id in islice(related, candidates):
+        near, product = zoo.load(other_id), 0.0
         for name, layer in lora.by_common_name.items():
             other = near.by_common_name.get(name)
             if other is None or len({layer.factor_shapes, other.factor_shapes, ()}) > 2:
                 continue
             with suppress(ModelError):  # of another shape
                 product += inner_product(layer, other)
-        a, b = own.norm, surveys[others[i]].norm
-        rows[others[i]] = (max(a**2 + b**2 - 2 * product, 0.0) ** 0.5 / a, product / (a * b))
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["distance", "cosine"]).nsmallest(count, "distance")
+        a, b = own.norm, surveys[other_id].norm
+        rows[other_id] = (max(a**2 + b**2 - 2 * product, 0.0) ** 0.5 / a, product / (a * b))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["distance", "cosine"], dtype=np.float64)
+    return table.nsmallest(count, "distance")
 
 
-def _modules(entry: Entry) -> set[tuple[str, int, int]]:
-    """Its modules, by their common names, with the sizes of their weights."""
-    names = common_names(module.name for module in entry.headers)
-    return {(name, *module.widths) for name, module in zip(names, entry.headers, strict=True)}
+@lru_cache(maxsize=64)
+def _modules(headers: ByIdentity[Sequence[ModuleHeader]]) -> frozenset[tuple[str, int, int]]:
+    """The modules of a LoRA, by their common names, with the sizes of their weights."""
+    names = common_names(module.name for module in headers.of)
+    return frozenset((name, *module.widths) for name, module in zip(names, headers.of, strict=True))
