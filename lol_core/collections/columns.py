@@ -68,19 +68,16 @@ def detailed(source: Source, ids: Sequence[str] | None = None) -> Iterator[Entry
 
 def structures(source: Source, ids: Sequence[str]) -> list[Entry]:
     """The first of these LoRAs with each list of modules: what holds for the modules of these holds for all."""
-    return [first for first, _ in alike(source, ids)]
-
-
-def alike(source: Source, ids: Sequence[str]) -> list[tuple[Entry, list[str]]]:
-    """These LoRAs by their list of modules: the first one with each, and the ids of all that have it."""
     if isinstance(source.entries, Entries):
-        structure: dict[str, object] = dict(zip(source.ids, source.entries.column("structure"), strict=True))
-    else:
-        structure = {id_: id(source.by_id[id_].headers) for id_ in ids}
-    groups: dict[object, list[str]] = {}
+        structure = dict(zip(source.ids, source.entries.column("structure"), strict=True))
+        first = {structure[id]: id for id in reversed(ids)}
+        kept = set(first.values())
+        return [source.by_id[id] for id in ids if id in kept]
+    entries: dict[int, Entry] = {}
     for id_ in ids:
-        groups.setdefault(structure[id_], []).append(id_)
-    return [(source.by_id[members[0]], members) for members in groups.values()]
+        entry = source.by_id[id_]
+        entries.setdefault(id(entry.headers), entry)
+    return list(entries.values())
 
 
 def values(source: Source, column: str) -> pd.Series:
