@@ -67,11 +67,12 @@ class WeightSpec:
 
 @lru_cache(maxsize=256)
 def _misfits(spec: ByIdentity[WeightSpec], headers: ByIdentity[Sequence[ModuleHeader]]) -> tuple[str, ...]:
-    own = {module.name: module for module in headers.of}
-    theirs = dict(zip(common_names(own), headers.of, strict=True))
+    named = {module.name: module for module in headers.of}
+    commonly = dict(zip(common_names(named), named.values(), strict=True))
     names = common_names(module.name for module in spec.of.modules)
     modules = {
-        module: own.get(module.name) or theirs.get(name) for module, name in zip(spec.of.modules, names, strict=True)
+        module: named.get(module.name) or commonly.get(name)
+        for module, name in zip(spec.of.modules, names, strict=True)
     }
     problems = []
     if missing := [module.name for module, own in modules.items() if own is None]:

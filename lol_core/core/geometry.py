@@ -97,12 +97,12 @@ def distance(a: LoRALayer, b: LoRALayer) -> float:
 
 def same_magnitude(a: LoRALayer, b: LoRALayer, tolerance: float = 1e-3) -> bool:
     """Whether neither module has a DoRA magnitude, or both along one axis: ‖m_a − m_b‖ ≤ tolerance · ‖m_a‖."""
-    if a.magnitude is None or b.magnitude is None:
-        return a.magnitude is b.magnitude
-    if (a.magnitude_axis, a.magnitude.numel()) != (b.magnitude_axis, b.magnitude.numel()):
+    one, other = a.magnitude, b.magnitude
+    if one is None or other is None:
+        return one is other
+    if (a.magnitude_axis, one.numel()) != (b.magnitude_axis, other.numel()):
         return False
-    own, other = (layer.magnitude.double() for layer in (a, b) if layer.magnitude is not None)
-    return float((own - other).norm()) <= tolerance * float(own.norm())
+    return float((one.double() - other.double()).norm()) <= tolerance * float(one.double().norm())
 
 
 def truncate(layer: LoRALayer, rank: int) -> tuple[LoRALayer, float]:
@@ -142,10 +142,10 @@ def same_function(a: LoRA, b: LoRA, tolerance: float = 1e-3) -> bool:
     if a.by_common_name.keys() != b.by_common_name.keys():
         return False
     pairs = [(layer, b.by_common_name[name]) for name, layer in a.by_common_name.items()]
+    if not all(same_magnitude(*pair, tolerance) for pair in pairs):
+        return False
     try:
         gap = sum(distance(*pair) ** 2 for pair in pairs) ** 0.5
     except ModelError:
-        return False
-    if not all(same_magnitude(*pair, tolerance) for pair in pairs):
         return False
     return gap <= tolerance * sum(norm(layer) ** 2 for layer in a.layers) ** 0.5

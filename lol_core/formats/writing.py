@@ -66,10 +66,9 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
     elif form == "diffusers":
         names = {name: _of_pipeline(name) for name in lora.names}
     else:
-        components = {_component_of(name) for name in lora.names} - {
-            "",
-            "transformer" if lora.dialect == "PEFT" else "",
-        }
+        components = {_component_of(name) for name in lora.names} - {""}
+        if lora.dialect == "PEFT":  # whose files name no component: it is the model's own name there
+            components -= {"transformer"}
         if len(components) > 1:
             raise LoRAFormatError(
                 f"It adapts {' and '.join(sorted(components))}; a PEFT adapter belongs to one model. Choose diffusers"

@@ -115,10 +115,11 @@ def nearest(zoo: Source, surveys: dict[str, Survey], id: str, count: int = 8, *,
         return pd.DataFrame(columns=["distance", "cosine"])
     gaps = np.linalg.norm(np.stack([surveys[other].sketch for other in others]) - own.sketch, axis=1)
 
-    def modules(id: str) -> frozenset[tuple[str, int, int]]:
+    def modules_of(id: str) -> frozenset[tuple[str, int, int]]:
         return _modules(ByIdentity(zoo.by_id[id].headers))
 
-    related = (others[i] for i in np.argsort(gaps) if modules(id) & modules(others[i]))
+    modules = modules_of(id)
+    related = (others[i] for i in np.argsort(gaps) if not modules.isdisjoint(modules_of(others[i])))
     lora = zoo.load(id)
     rows = {}
     for other_id in islice(related, candidates):
