@@ -23,5 +23,6 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_use_type_comments = False  # each signature would be parsed once more for them, and there are none
 autodoc_default_options = {"exclude-members": "kendalltau, mannwhitneyu"}  # SciPy's, whose signatures cannot be shown
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets, which need Python

@@ -105,6 +105,18 @@ def components_are_looked_for_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def commands_are_built_once() -> Iterator[None]:
+    """Each run of the command line builds all its commands from their signatures, which takes a tenth of a second."""
+    import typer.testing
+
+    with pytest.MonkeyPatch.context() as patch:
+        built = cache(typer.main.get_command)
+        patch.setattr(typer.main, "get_command", built)
+        patch.setattr(typer.testing, "_get_command", built)
+        yield
+
+
 @pytest.fixture
 def in_threads() -> Iterator[None]:
     """Workers that make a zoo are threads."""
