@@ -160,28 +160,39 @@ class Batch:
 
 def stack(loras: Sequence[LoRA], spec: WeightSpec, dtype: torch.dtype = torch.float32) -> Batch:
     """One batch of LoRAs that fit `spec` (see `WeightSpec.misfits`). Raises ModelError when one does not."""
-    ranks = torch.zeros(len(loras), len(spec.modules), dtype=torch.long)
     rows = []
-    for b, lora in enumerate(loras):
+    for lora in loras:
         if problems := spec.misfits(lora):
             raise ModelError(" ".join(problems))
         rows.append([lora[module.name] for module in spec.modules])
-        ranks[b] = torch.tensor([layer.rank for layer in rows[-1]])
+    ranks = torch.tensor([[layer.rank for layer in row] for row in rows])
     width = int(ranks.max())
     U, V = [], []
     for (n, m), indices in spec.groups:
-        u, v = (torch.zeros(len(loras), len(indices), side, width, dtype=dtype) for side in (n, m))
-        for b, row in enumerate(rows):
-            for g, i in enumerate(indices):
-                u[b, g, :, : row[i].rank], v[b, g, :, : row[i].rank] = row[i].folded(dtype)
-        U.append(u)
-        V.append(v)
+        layers = [row[i] for row in rows for i in indices]
+        u = _stacked((layer.U for layer in layers), torch.zeros(len(layers), n, width, dtype=dtype))
+        v = _stacked((layer.V for layer in layers), torch.zeros(len(layers), m, width, dtype=dtype))
+        scales = torch.tensor([layer.scale for layer in layers], dtype=torch.float64)[:, None, None]
+        if (scales != 1).any():
+            roots = scales.abs().sqrt().to(torch.promote_types(dtype, torch.float32))
+            u *= torch.where(scales < 0, -roots, roots)
+            v *= roots
+        U.append(u.view(len(rows), len(indices), n, width))
+        V.append(v.view(len(rows), len(indices), m, width))
     magnitudes = None
     if spec.magnitudes:
         magnitudes = torch.stack(
             [torch.cat([y.magnitude.to(dtype) for y in row if y.magnitude is not None]) for row in rows]
         )
     return Batch(spec, tuple(U), tuple(V), ranks, magnitudes)
+
+
+def _stacked(factors: Iterable[Tensor], into: Tensor) -> Tensor:
+    """Factors (n, r) in the first columns of (how many, n, width), one below the other."""
+    for i, factor in enumerate(factors):
+        # a transposed one is converted as it lies and then turned, which is faster
+        into[i, :, : factor.shape[1]] = factor if factor.is_contiguous() else factor.to(into.dtype)
+    return into
 
 
 def unstack(batch: Batch, like: Sequence[LoRA] | None = None) -> list[LoRA]:
