@@ -87,10 +87,14 @@ def distance(a: LoRALayer, b: LoRALayer) -> float:
     """‖ΔW_a − ΔW_b‖ (Frobenius), from the factors of the difference [U_a, −U_b] [V_a, V_b]ᵀ: exact also where the
     two nearly cancel. Raises ModelError when they update weights of other shapes.
     """
-    inner_product(a, b)  # checks the shapes
     alike = a.factor_shapes == b.factor_shapes
     pairs = [layer.parametrisation.pair() if alike else layer.parametrisation.low_rank() for layer in (a, b)]
     (U_a, V_a), (U_b, V_b) = ([factor.double() for factor in pair] for pair in pairs)
+    if (len(U_a), len(V_a)) != (len(U_b), len(V_b)):
+        raise ModelError(
+            f"{a.name} and {b.name} are not updates of the same weight: Updates of a weight {a.weight_shape} and of a"
+            f" weight {b.weight_shape}."
+        )
     left, right = torch.cat([a.scale * U_a, -b.scale * U_b], 1), torch.cat([V_a, V_b], 1)
     return float((triangular(left) @ triangular(right).mT).norm())
 
