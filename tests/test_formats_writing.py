@@ -24,7 +24,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read
-from lol_core.formats.writing import forms_of, names_in, write
+from lol_core.formats.writing import HELD, forms_of, names_in, write
 from tests.builders import random_lora
 
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -345,5 +345,27 @@ def test_what_a_form_cannot_hold_is_refused_with_a_reason(tmp_path: Path) -> Non
             tmp_path / "b",
             "PEFT",
         )
+    for form in ("PEFT", "MLX"):
+        with pytest.raises(LoRAFormatError, match="too small for float16"):
+            write(replace(language, layers=(_shrunk(language.layers[0], 1e-8),)), tmp_path / "d", form)
     with pytest.raises(LoRAFormatError, match="Choose PEFT, diffusers, kohya"):
         write(language, tmp_path / "c", "onnx")
+
+
+def _shrunk(layer: LoRALayer, by: float) -> LoRALayer:
+    return LoRALayer.pair(layer.name, layer.U * by, layer.V)
+
+
+def test_small_numbers_that_a_dtype_holds_or_nobody_misses_are_written(tmp_path: Path) -> None:
+    first, second = random_lora([("a", 8, 8, 2), ("b", 8, 8, 2)], dtype=torch.float32).layers
+    for name, layers, dtype in (
+        ("another dtype", (_shrunk(first, 1e-8),), torch.bfloat16),
+        ("a module of next to nothing", (first, _shrunk(second, 1e-9)), torch.float16),
+        ("powers of two", (LoRALayer.pair("a", torch.full((8, 1), 2.0**-24), first.V[:, :1]),), torch.float16),
+    ):
+        write(LoRA(layers), tmp_path / name, "PEFT", dtype)
+        assert same_function(LoRA(layers), read(tmp_path / name), HELD), name
+    folded = LoRA((LoRALayer.pair("unet.down_blocks.0.a", first.U, first.V, scale=1e-8),))
+    write(folded, tmp_path / "kept.safetensors", "kohya")
+    with pytest.raises(LoRAFormatError, match="too small"):
+        write(folded, tmp_path / "folded.safetensors", "diffusers")

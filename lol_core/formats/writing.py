@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lol_core.core.geometry import distance, norm
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.naming import FLATTENED, KOHYA_PREFIXES, component, kohya_names
@@ -26,6 +27,8 @@ from lol_core.formats.diffusers import COMPONENTS
 FORMS = ("PEFT", "diffusers", "kohya", "MLX")
 FOLDERS = {"PEFT": "adapter_model.safetensors", "MLX": "adapters.safetensors"}
 """Forms that are a folder with adapter_config.json, and how they name the weights in it; the others are one file."""
+HELD = 2**-8
+"""Of ‖ΔW‖, what may be lost to numbers too small for a dtype: what bfloat16's digits leave out of any number."""
 _BLOCK = re.compile(r"(?:^|.*\.)layers\.\d+\.(.+)")
 _UNET = re.compile(r"\b(down_blocks|up_blocks|mid_block)\b")
 
@@ -133,8 +136,8 @@ def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16)
     The scale goes where the form keeps it, exactly: lora_alpha and alpha_pattern (PEFT), an alpha beside each module
     (kohya), the configuration's scale where all modules share one (MLX); or into U, rounded to the dtype (diffusers,
     whose files need no alpha, and MLX). MLX has one rank, to which zeros fill up. Factors are written bit for bit
-    where the dtype holds them. Raises LoRAFormatError when the form cannot hold it, or a number is too
-    large for the dtype.
+    where the dtype holds them. Raises LoRAFormatError when the form cannot hold it, a number is too large
+    for the dtype, or so many are too small that ΔW would be another.
     """
     names = names_in(form, lora)
     tensors: dict[str, Tensor] = {}
@@ -151,6 +154,7 @@ def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16)
         tensors[key] = tensor.contiguous().clone()
         if not tensor.isfinite().all():
             raise LoRAFormatError(f"{key} does not fit into {str(dtype).removeprefix('torch.')}. Choose a wider type.")
+    _check_small(lora, form, scale, dtype)
     metadata = {"format": "pt"} | ({"base_model": lora.base_model} if lora.base_model else {})
     if form in FOLDERS:
         path.mkdir(parents=True, exist_ok=True)
@@ -160,6 +164,33 @@ def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata=metadata)
+
+
+def _check_small(lora: LoRA, form: str, scale: float, dtype: torch.dtype) -> None:
+    """Raises LoRAFormatError where more than HELD of ΔW is lost to numbers below those that the dtype holds in full.
+
+    Each is off by at most half of the least number, which tells of most factors that they lose too little.
+    """
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
+    lost = 0.0
+    for layer in lora.layers:
+        U, V = _folded(layer, form, scale), layer.V
+        if all(float(f.float().norm()) * HELD >= least * f.numel() ** 0.5 for f in (U, V) if f.dtype != dtype):
+            continue
+        rest = layer.scale if U is layer.U else scale if form == "MLX" else 1.0
+        exact = LoRALayer.pair(layer.name, U, V, scale=rest)
+        lost += distance(exact, LoRALayer.pair(layer.name, U.to(dtype), V.to(dtype), scale=rest)) ** 2
+    if lost and lost > HELD**2 * sum(norm(layer) ** 2 for layer in lora.layers):
+        raise LoRAFormatError(
+            f"Its factors hold numbers too small for {str(dtype).removeprefix('torch.')}, without which its update"
+            " would be another. Choose a wider type."
+        )
+
+
+def _folded(layer: LoRALayer, form: str, scale: float) -> Tensor:
+    """U with what the form has no place for: the scale (diffusers), what it differs from `scale` (MLX)."""
+    own = layer.scale if form == "diffusers" else layer.scale / scale if form == "MLX" and layer.scale != scale else 1.0
+    return layer.U if own == 1.0 else layer.U.float() * own
 
 
 def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16) -> tuple[str, bytes]:
@@ -175,7 +206,7 @@ def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16)
 
 
 def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    up, down = (layer.U.float() * layer.scale if form == "diffusers" else layer.U).to(dtype), layer.V.T.to(dtype)
+    up, down = _folded(layer, form, 1.0).to(dtype), layer.V.T.to(dtype)
     if layer.kind == Kind.EMBEDDING:  # stored as (r, tokens) and (dim, r), see assembly._embedding
         embedding = {
             "lora_embedding_A": layer.U.T,
@@ -210,8 +241,7 @@ def _tensors(layer: LoRALayer, name: str, form: str, dtype: torch.dtype) -> dict
 
 def _mlx(layer: LoRALayer, name: str, scale: float, rank: int, *, dtype: torch.dtype) -> dict[str, Tensor]:
     """lora_a (m, rank) and lora_b (rank, n); what the layer's scale differs from `scale` goes into lora_b."""
-    own = layer.U if layer.scale == scale else layer.U.float() * (layer.scale / scale)
-    filled = [pad(factor, (0, rank - layer.rank)).to(dtype) for factor in (layer.V, own)]
+    filled = [pad(factor, (0, rank - layer.rank)).to(dtype) for factor in (layer.V, _folded(layer, "MLX", scale))]
     return {f"{name}.lora_a": filled[0], f"{name}.lora_b": filled[1].T}
 
 
