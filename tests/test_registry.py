@@ -17,7 +17,7 @@ from lol_core.errors import ModelError
 from lol_core.experiments.search import SMALL, Variant
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.leaderboard import verdict
-from lol_core.learning.models import MODELS, find_model, make_model, registry
+from lol_core.learning.models import MODELS, LoLModel, find_model, make_model, registry
 from lol_core.learning.models.gl_net import GLNetConfig
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from lol_core.learning.tasks import Binary
@@ -81,6 +81,80 @@ def test_a_model_of_a_file_outside_is_trained_kept_and_searched(
     variant = Variant.of(outside)
     tried = [SMALL.config(variant, setting, 0).shape for setting in replace(SMALL, options=None).settings(variant)]
     assert [shape.to_dict()["power"] for shape in tried] == [1.0, 2.0]
+
+
+AWKWARD = """
+from dataclasses import dataclass
+from enum import Enum
+import torch
+from torch import nn
+from lol_core.core.groups import GL
+from lol_core.learning.models import LoLModel, ModelConfig, register
+
+class Way(Enum):
+    LOG = "log"
+    PLAIN = "plain"
+
+@dataclass(frozen=True)
+class AwkwardConfig(ModelConfig):
+    way: Way = Way.PLAIN
+    powers: tuple[float, ...] = (1.0, 2.0)
+    kept: bool = True
+
+@register("awkward")
+class Awkward(LoLModel):
+    Config = AwkwardConfig
+    config: AwkwardConfig
+    title, symmetry, any_rank, learnt_features = "Awkward", GL, True, True
+
+    def __init__(self, spec, outputs, config):
+        super().__init__(spec, outputs, config)
+        self.first = self.tied = nn.Linear(self.n_features(), self.n_features())
+        self.register_buffer("mean", torch.zeros(1), persistent=config.kept)
+
+    def n_features(self):
+        return len(self.config.powers) * len(self.spec.modules)
+
+    def prepare(self, sample, generator):
+        super().prepare(sample, generator)
+        self.mean.copy_(torch.full((1,), 3.0))
+
+    def features(self, batch):
+        norms = torch.cat([(U.mT @ U @ (V.mT @ V)).diagonal(0, -1, -2).sum(-1) for U, V in zip(batch.U, batch.V)], 1)
+        norms = norms.abs().log() if self.config.way is Way.LOG else norms
+        return self.first(self.tied(torch.cat([(norms - self.mean) ** power for power in self.config.powers], 1)))
+"""
+
+
+@pytest.fixture
+def awkward(tmp_path: Path) -> Iterator[type[LoLModel]]:
+    """A model of tied weights, with choices that JSON has no words for."""
+    (tmp_path / "awkward.py").write_text(AWKWARD)
+    registry.load(str(tmp_path / "awkward.py"))
+    yield find_model("awkward")
+    del MODELS["awkward"]
+
+
+def test_choices_that_are_no_json_and_tied_weights_come_back(
+    awkward: type[LoLModel], synthetic_zoo: Zoo, tmp_path: Path
+) -> None:
+    shape = awkward.Config.from_dict({"way": "log", "powers": [2.0, 1.0]})
+    config = TrainingConfig(model="awkward", model_config=shape, epochs=2)
+    planned, out = plan(synthetic_zoo, ["size"], config), tmp_path / "run"
+    train(synthetic_zoo, planned, config, out)
+    longer = train(synthetic_zoo, planned, replace(config, epochs=3), out, resume=True)
+    back = Checkpoint.load(out)
+    assert len(longer.history) == 3 and back.config.shape == shape
+    lora = synthetic_zoo.load(synthetic_zoo.ids[0])
+    np.testing.assert_array_equal(longer.predict([lora]), back.predict([lora]))
+
+
+def test_a_model_that_a_checkpoint_would_not_give_back_is_refused(
+    awkward: type[LoLModel], synthetic_zoo: Zoo, tmp_path: Path
+) -> None:
+    config = TrainingConfig(model="awkward", model_config=awkward.configure(kept=False), epochs=1)
+    with pytest.raises(ModelError, match="register_buffer"):
+        train(synthetic_zoo, plan(synthetic_zoo, ["size"], config), config, tmp_path / "run")
 
 
 def test_a_file_of_models_that_cannot_be_used_is_a_sentence(outside: str, tmp_path: Path) -> None:

@@ -53,8 +53,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors writes them."""
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    """Tensors as safetensors writes them: what several share, such as tied weights, each has for itself."""
+    written, places = dict[str, Tensor](), set[int]()
+    for key, tensor in state.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        written[key] = own.clone() if place in places else own
+        places.add(place)
+    return written
 
 
 def plain_number(value: Any) -> Any:

@@ -428,6 +428,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if description.get("config", {}).get("model") not in MODELS:
         raise CheckpointError(
             f"{path}: names the model {description.get('config', {}).get('model')!r}; known are {', '.join(MODELS)}."
+            " One of your own is registered by a file that LOL_MODELS names."
         )
     return description
 

@@ -10,11 +10,12 @@ import torch
 
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import TaskError
+from lol_core.errors import ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.evaluation import bootstrap_interval, control_predictions, paired_differences
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
+from lol_core.learning.models import make_model
 from lol_core.learning.parallel import first_here, parallel
 from lol_core.learning.plan import Plan, plan
 from lol_core.learning.state import SavedState
@@ -55,6 +56,7 @@ def train(
     known = zoo.labels.loc[[id for ids in split.values() for id in ids]]
     state.learn(labels_digest(known, plan.task.targets))
     fit = Fit.of(factors, split, plan.task, zoo.labels, config=config, together=together)
+    _check_kept(fit)
     finished = fit.run(reporter.part(0.1, 0.95), state)
     history = tuple(fit.history)
     shuffled = None
@@ -86,6 +88,25 @@ def train(
         return Checkpoint.load(out)
     reporter.show("Done" if finished else "Stopped", 1.0, history)
     return checkpoint
+
+
+@torch.no_grad()
+def _check_kept(fit: Fit) -> None:
+    """Raises ModelError where a model that is read back, from its parameters and buffers alone, would not be the one
+    that is fitted. One that memorizes has nothing to say yet.
+    """
+    if fit.model.memorizes:
+        return
+    again = make_model(fit.config.model, fit.spec, fit.task.outputs, fit.config.shape).to(fit.device)
+    again.load_state_dict(fit.model.state_dict())
+    batch = fit.factors.batch(fit.split["train"][:2]).to(fit.device)
+    one, other = (model.eval().embed(batch).float() for model in (fit.model, again))
+    if not torch.allclose(one, other, rtol=1e-2, atol=1e-2 * float(one.abs().max()), equal_nan=True):
+        raise ModelError(
+            f"{fit.model.title} says something else of the same LoRAs once it is made anew from its parameters and"
+            " buffers, which are all that a checkpoint keeps. Register what `prepare` sets by `register_buffer`, and"
+            " draw nothing at random in `features` but where `self.training`."
+        )
 
 
 def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.ndarray | None = None) -> None:

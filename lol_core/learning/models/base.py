@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, fields, replace
+from enum import Enum
 from itertools import groupby
 from typing import Any, ClassVar, Self
 
@@ -49,13 +50,27 @@ class ModelConfig:
         return {name: value for name, value in options.items() if name in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: of an enum its value."""
+        return {name: choice.value if isinstance(choice, Enum) else choice for name, choice in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave, also as it was written when all models shared one configuration."""
-        return cls(**cls.known(data))
+        """What `to_dict` gave, also as it was written when all models shared one configuration: where a choice is
+        usually a tuple or of an enum, it is one again after JSON.
+        """
+        usual = {field.name: field.default for field in fields(cls)}
+        return cls(**{name: _as_usual(choice, usual[name]) for name, choice in cls.known(data).items()})
+
+
+def _as_usual(choice: Any, usual: Any) -> Any:
+    """A choice read from JSON, of the type that the usual one has."""
+    if isinstance(usual, Enum):
+        return type(usual)(choice)
+    return _tuples(choice) if isinstance(usual, tuple) else choice
+
+
+def _tuples(choice: Any) -> Any:
+    return tuple(map(_tuples, choice)) if isinstance(choice, list | tuple) else choice
 
 
 class LoLModel(nn.Module):
@@ -142,7 +157,8 @@ class LoLModel(nn.Module):
     @torch.no_grad()
     def prepare(self, sample: Batch, generator: torch.Generator) -> None:
         """Set what is taken from the training set before fitting: the scales of the inputs, and O-Align's
-        templates. `sample`: training LoRAs.
+        templates. `sample`: training LoRAs. What is set must be a parameter or a buffer, for a checkpoint keeps nothing
+        else.
         """
         if sample.magnitudes is not None:
             mean, std = sample.magnitudes.mean(0), sample.magnitudes.std(0, correction=0)
