@@ -25,7 +25,7 @@ from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Kronecker, Magnitude, Whole
 from lol_core.errors import ModelError
-from lol_core.insight.anatomy import Comparison
+from lol_core.insight.anatomy import Anatomy, Comparison
 from tests.builders import random_lora
 
 sizes = st.integers(1, 9)
@@ -136,3 +136,15 @@ def test_a_kronecker_product_is_truncated_by_the_triplets_of_its_factors(seed: i
     assert error == pytest.approx(float(values[k:].norm() / values.norm()), abs=1e-6)
     best = (left[:, :k] * values[:k]) @ right[:k]
     torch.testing.assert_close(cut.delta(torch.float64), best, rtol=1e-4, atol=1e-4 * float(values[0]))
+
+
+def test_a_comparison_has_no_least_size() -> None:
+    lora, zero = random_lora(), random_lora(scale=0.0)
+    faint = replace(lora, layers=tuple(replace(layer, scale=1e-20) for layer in lora.layers))
+    again = Comparison.of(faint, faint)
+    assert again.cosine == pytest.approx(1) and again.table["cosine"].to_numpy() == pytest.approx(1)
+    shares = [Anatomy.of(one).colourings["energy of the largest singular value"] for one in (faint, lora, zero)]
+    assert shares[0] == pytest.approx(shares[1]) and not shares[2].any()
+    assert Comparison.of(lora, zero).distance == pytest.approx(1) and Comparison.of(zero, zero).distance == 0
+    assert math.isnan(Comparison.of(zero, lora).distance), "a share of nothing"
+    assert Comparison.of(zero, lora).cosine == 0 and Comparison.of(zero, zero).same

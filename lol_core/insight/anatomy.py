@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +17,6 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoLError
 from lol_core.insight.duplicates import SAME
 from lol_core.insight.order import natural
-
-TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Anatomy:
         return {
             "‖ΔW‖": self.norms,
             "largest singular value": largest,
-            "energy of the largest singular value": largest**2 / np.maximum(self.norms**2, TINY),
+            "energy of the largest singular value": (largest / np.where(self.norms > 0, self.norms, 1.0)) ** 2,
             "effective rank": np.array([float(effective_rank(torch.tensor(sigma))) for sigma in self.sigmas]),
         }
 
@@ -101,13 +100,15 @@ class Comparison:
 
     @property
     def cosine(self) -> float:
-        """Of the updates of all shared modules together."""
-        return float(self.table["⟨ΔW₁, ΔW₂⟩"].sum()) / max(self._size("‖ΔW₁‖") * self._size("‖ΔW₂‖"), TINY)
+        """Of the updates of all shared modules together; 0 where one of them is zero."""
+        sizes = self._size("‖ΔW₁‖") * self._size("‖ΔW₂‖")
+        return float(self.table["⟨ΔW₁, ΔW₂⟩"].sum()) / sizes if sizes else 0.0
 
     @property
     def distance(self) -> float:
-        """‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ over all shared modules."""
-        return self._size("‖ΔW₁ − ΔW₂‖") / max(self._size("‖ΔW₁‖"), TINY)
+        """‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ over all shared modules; of two that are zero 0, and not a number from zero to others."""
+        apart, size = self._size("‖ΔW₁ − ΔW₂‖"), self._size("‖ΔW₁‖")
+        return apart / size if size else math.nan if apart else 0.0
 
 
 def _shared(first: LoRA, second: LoRA) -> tuple[pd.DataFrame, list[tuple[LoRALayer, LoRALayer]]]:
@@ -121,7 +122,8 @@ def _shared(first: LoRA, second: LoRA) -> tuple[pd.DataFrame, list[tuple[LoRALay
                 rows[layer.name] = (inner_product(layer, other), norm(layer), norm(other))
                 pairs.append((layer, other))
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["⟨ΔW₁, ΔW₂⟩", "‖ΔW₁‖", "‖ΔW₂‖"])
-    return table.assign(cosine=table["⟨ΔW₁, ΔW₂⟩"] / (table["‖ΔW₁‖"] * table["‖ΔW₂‖"]).clip(lower=TINY)), pairs
+    sizes = table["‖ΔW₁‖"] * table["‖ΔW₂‖"]
+    return table.assign(cosine=table["⟨ΔW₁, ΔW₂⟩"] / sizes.where(sizes > 0, 1.0)), pairs
 
 
 def cosines(first: LoRA, second: LoRA) -> pd.Series:
