@@ -165,6 +165,7 @@ def test_a_misfit_is_explained(zoo: Path, tmp_path: Path) -> None:
         app, ["predict", "--checkpoint", str(tmp_path / "run"), str(tmp_path / "alien" / "adapter_model.safetensors")]
     )
     assert result.exit_code == 1 and "does not fit this model: 3 of 3 modules are missing" in result.output
+    assert "it adapts others, such as x, so it is most likely of another base model" in " ".join(result.output.split())
 
 
 def test_bad_options(tmp_path: Path) -> None:

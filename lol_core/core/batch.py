@@ -75,7 +75,13 @@ def _misfits(spec: ByIdentity[WeightSpec], headers: ByIdentity[Sequence[ModuleHe
         for module, name in zip(spec.of.modules, names, strict=True)
     }
     problems = []
-    if missing := [module.name for module, own in modules.items() if own is None]:
+    missing = [module.name for module, own in modules.items() if own is None]
+    if named and len(missing) == len(modules):
+        problems.append(
+            f"{len(missing)} of {len(modules)} modules are missing, first {missing[0]}: it adapts others, such as"
+            f" {next(iter(named))}, so it is most likely of another base model."
+        )
+    elif missing:
         problems.append(f"{len(missing)} of {len(modules)} modules are missing, first {missing[0]}.")
     reasons = (module.misfit(own) for module, own in modules.items() if own is not None)
     if reason := next((reason for reason in reasons if reason), None):
