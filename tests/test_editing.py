@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,8 +255,9 @@ def test_what_cannot_be_edited_is_said() -> None:
         Goal.parse(checkpoint.task, "hat=2")
     with pytest.raises(TaskError, match="needs a collection with labels"):
         edit(checkpoint, [lora], goal)
-    with pytest.raises(TaskError, match="a size above 0"):
-        edit(checkpoint, [lora], goal, method=Method.GRADIENT, size=0)
+    for size in (0, math.nan, math.inf):
+        with pytest.raises(TaskError, match="a finite size above 0"):
+            edit(checkpoint, [lora], goal, method=Method.GRADIENT, size=size)
     with pytest.raises(ModelError, match="depends on R"):
         edit(untrained(model="mlp"), [lora], goal, method=Method.GRADIENT)
     with pytest.raises(TaskError, match="needs an editor that was trained with"):
@@ -279,7 +281,10 @@ def test_numbers_and_classes_can_be_wished() -> None:
     way = edit(untrained(), [random_lora()], Goal.parse(BINARY, "hat=1"), method=Method.GRADIENT, steps=3)[0]
     assert way.reached == 3
     for values, reached in (([2.0, 2.2, 2.3, 2.4], 2), ([2.0, 2.1, 2.1, 2.2], 3), ([2.5, 2.2, 2.0, 1.9], 1)):
-        assert replace(way, goal=goal, predictions=np.array(values)[:, None]).reached == reached
+        ended = replace(way, goal=goal, predictions=np.array(values)[:, None])
+        assert ended.reached == reached
+        gaps = [distance(after, before) for after, before in zip(ended.lora.layers, way.loras[0].layers, strict=True)]
+        assert sorted(ended.by_module, reverse=True) == pytest.approx(sorted(gaps, reverse=True), rel=1e-6)
     classes = Multiclass(("kind",), ("cat", "dog", "fish"))
     goal = Goal.parse(classes, "kind=dog")
     assert (goal.output, goal.name) == (1, "kind=dog")
@@ -333,6 +338,19 @@ def test_the_command_writes_an_edit_once_and_says_what_it_lacks(tmp_path: Path) 
     assert report["steps"][-1]["p(Beard)"] > 0.9 and report["steps"][-1]["moved"] == pytest.approx(0.5, rel=2e-3)
     assert [str(one) for one in Direction] == [str(one) for one in Method]
     assert EditorConfig().epochs == EPOCHS
+
+
+def test_the_command_says_which_step_it_wrote(tmp_path: Path) -> None:
+    lora, out = SAMPLES / "faces" / "loras" / "0001.safetensors", tmp_path / "edited.safetensors"
+    model = Checkpoint.load(SAMPLES / "checkpoints/faces-clip-score-gl-net")
+    wish = f"clip_score={model.predict([read(lora)])[0, 0] + 0.01}"
+    words = ["edit", lora, "--checkpoint", model.folder, "--to", wish, "--method", "gradient", "--out", out]
+    report = json.loads(CliRunner().invoke(app, [*map(str, words), "--json"]).stdout)
+    step = report["steps"][report["written step"]]
+    assert 0 < report["written step"] < len(report["steps"]) - 1, "the wish is near"
+    assert model.predict([read(out)])[0, 0] == pytest.approx(step["clip_score"], abs=1e-3)
+    text = CliRunner().invoke(app, [*map(str, words), "--force"]).stdout
+    assert f"the step of moved {step['moved']:.4g}, clip_score {step['clip_score']:.4g}" in " ".join(text.split())
 
 
 def test_the_command_trains_an_editor_beside_a_model_once(tmp_path: Path) -> None:

@@ -122,11 +122,12 @@ def edit(
     modules = [{"module": name, "moved": float(gap)} for name, gap in made.by_module.items()]
     report = {"lora": lora, "model": model.title, "to": goal.name, "method": str(chosen)}
     if as_json:
-        print_json(report | {"steps": steps, "modules": modules} | row)
+        print_json(report | {"steps": steps, "written step": made.reached, "modules": modules} | row)
         return
     print_table(steps)
     print_table(modules[:5])
-    out.print(f"Written to {row['written']} as {row['form']}.", highlight=False, soft_wrap=True)
+    step = ", ".join(f"{name} {number:.4g}" for name, number in steps[made.reached].items())
+    out.print(f"Written to {row['written']} as {row['form']}: the step of {step}.", highlight=False, soft_wrap=True)
 
 
 def editor(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import inf
 
 import numpy as np
 import pandas as pd
@@ -68,8 +69,8 @@ class Edit:
 
     @property
     def by_module(self) -> pd.Series:
-        """‖ΔW − ΔW₀‖ of each module at the end, the largest first."""
-        return self.gaps.iloc[-1].sort_values(ascending=False)
+        """‖ΔW − ΔW₀‖ of each module of `lora`, the largest first."""
+        return self.gaps.iloc[self.reached].sort_values(ascending=False)
 
     @property
     def reached(self) -> int:
@@ -109,8 +110,8 @@ def edit(
     Raises ModelError when a LoRA does not fit the model, the model is not GL-invariant, or has no gradient there;
     TaskError when the method lacks what it NEEDS or nothing can be moved; Stopped.
     """
-    if size <= 0 or steps < 1:
-        raise TaskError(f"An edit has a size above 0 and at least one step; found {size:g} and {steps}.")
+    if not 0 < size < inf or steps < 1:
+        raise TaskError(f"An edit has a finite size above 0 and at least one step; found {size:g} and {steps}.")
     if not promises(checkpoint.model.symmetry, GL):
         raise ModelError(
             f"{checkpoint.title} depends on R and not on ΔW alone, so that its gradient says nothing of the LoRA."
