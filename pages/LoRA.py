@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from lol_core.collections.labels import with_labels
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
@@ -123,7 +124,8 @@ if chosen not in surveys or len(surveys) < min(len(source), 2):
 elif (near := nearest_to(source.fingerprint, len(surveys), chosen, source, surveys)).empty:
     st.caption("It is zero, or no other LoRA that has been read adapts a module of it.")
 else:
-    table = near.assign(name=near.index.map(source.names.__getitem__))[["name", *near.columns]].join(source.labels)
+    table = near.assign(name=near.index.map(source.names.__getitem__))[["name", *near.columns]]
+    table = with_labels(table, source.labels, after=table.columns[-1])
     show(table, "near", column_config=numbers("%.4g", ("distance", "cosine")))
     show_previews(source, [chosen, *near.index])
     rest = f" {len(surveys):,} of {len(source):,} have been read." if len(surveys) < len(source) else ""

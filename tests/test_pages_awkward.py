@@ -14,7 +14,7 @@ from streamlit.testing.v1.element_tree import Button
 
 from lol_core.formats.writing import write
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
-from tests.test_pages import PAGES, opened, settled, text_of
+from tests.test_pages import PAGES, opened, settled, text_of, trained
 from tests.waiting import PATIENCE
 from ui import survey
 from ui.plain import plain
@@ -172,3 +172,24 @@ def test_a_lora_is_saved_in_the_form_it_came_in_unless_another_is_chosen(tmp_pat
     write(lora, tmp_path / ("a" if form == "PEFT" else "a.safetensors"), form)
     box = opened("LoRA", tmp_path).selectbox(key="lora.form")
     assert box.value == form and {"PEFT", "diffusers", "kohya"} <= set(box.options)
+
+
+def test_labels_may_be_called_as_what_pages_tell_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = write_zoo(tmp_path, 12).rename(columns={"name": "file", "size": "part"})
+    for taken in ("name", "dialect", "dialect (label)", "‖ΔW‖", "distance", "training run"):
+        labels[taken] = labels["part"]
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    monkeypatch.setattr(survey, "PATIENCE", PATIENCE)
+    test = opened("Zoo", tmp_path)
+    assert not test.exception
+    table = test.dataframe[0].value
+    assert list(table["name (label)"]) == list(table["dialect (label) (label)"]) == list(labels["part"])
+    assert list(table["name"]) == list(labels["file"]) and set(table["dialect"]) == {"PEFT"}
+    button(test, "Select all 12 shown").click().run()
+    assert not test.exception, "the table to export"
+    test.switch_page(PAGES["LoRA"]).run()
+    near = next(frame.value for frame in test.dataframe if "cosine" in frame.value)
+    assert not test.exception and near["distance"].is_monotonic_increasing and "distance (label)" in near
+    trained(tmp_path, "mlp", targets=("part",))
+    test.switch_page(PAGES["Predictions"]).run()
+    assert not test.exception and "part (predicted)" in test.dataframe[-1].value

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from lol_core.collections.labels import with_labels
 from lol_core.collections.source import Source
 from ui.keys import FRAME, key
 from ui.state import kept, session
@@ -117,7 +118,7 @@ def exported(source: Source) -> pd.DataFrame:
     """The selected LoRAs: path, name, labels, and what pages have computed of them (predictions, places on the map)."""
     ids = selected(source)
     names = pd.DataFrame({"name": [source.names[id] for id in ids]}, index=pd.Index(ids, name="lora"))
-    table = names.join(source.labels)
+    table = with_labels(names, source.labels, after="name")
     offered = {name: column for name, column in computed(source).items() if name not in table}
     return table.assign(**{name: column.reindex(ids) for name, column in offered.items()})
 

@@ -57,6 +57,21 @@ def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
     return table.assign(**{name: written[name] for name in whole if written[name].str.match(r"\s*0\d").any()})
 
 
+def with_labels(table: pd.DataFrame, labels: pd.DataFrame, after: str) -> pd.DataFrame:
+    """A table indexed by LoRA with the labels of each behind one of its columns. A label that is called as one of the
+    columns becomes "NAME (label)", as often as it takes.
+    """
+    taken, called = {*map(str, table.columns), *map(str, labels.columns)}, {}
+    for name in labels.columns.intersection(table.columns):
+        called[name] = f"{name} (label)"
+        while called[name] in taken:
+            called[name] += " (label)"
+        taken.add(called[name])
+    place = table.columns.get_loc(after) + 1
+    own, told = list(table.columns), labels.rename(columns=called)
+    return table.join(told)[[*own[:place], *told.columns, *own[place:]]]
+
+
 def _aliases(path: str) -> list[str]:
     """What a labels table may call a file, most specific first: relative path, path without suffix, folder, file name,
     stem, folder name.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.entry import Entry
+from lol_core.collections.labels import with_labels
 from lol_core.collections.names import display_names
 from lol_core.core.lora import LoRA
 
@@ -111,12 +112,8 @@ class Source(Protocol):
         values = pd.util.hash_pandas_object(self.labels).to_numpy().tobytes()
         return hashlib.sha256("\0".join(map(str, self.labels.columns)).encode() + values).hexdigest()[:16]
 
-    def table(self, entries: Sequence[Entry] | None = None) -> pd.DataFrame:
-        """One row per LoRA, or for each of these: its name, dialect and ranks, its labels, and what else its header
-        says.
-        """
-        entries = self.entries if entries is None else entries
-        first = ["name", "dialect", "ranks", "modules", *self.labels.columns]
+    def facts(self, entries: Sequence[Entry] | None = None) -> pd.DataFrame:
+        """One row per LoRA, or for each of these: its name and what its header says, in the columns `FACTS`."""
         rows = [
             (
                 self.names[e.path],
@@ -130,12 +127,15 @@ class Source(Protocol):
                 e.size / 1000,
                 e.path,
             )
-            for e in entries
+            for e in (self.entries if entries is None else entries)
         ]
-        table = pd.DataFrame(rows, index=[row[-1] for row in rows], columns=FACTS).merge(
-            self.labels, "left", left_index=True, right_index=True, suffixes=(None, " (label)")
-        )
-        return table[[c for c in first if c in table.columns] + [c for c in table.columns if c not in first]]
+        return pd.DataFrame(rows, index=[row[-1] for row in rows], columns=FACTS)
+
+    def table(self, entries: Sequence[Entry] | None = None) -> pd.DataFrame:
+        """One row per LoRA, or for each of these: its name, dialect and ranks, its labels, and what else its header
+        says. See `with_labels` for labels of the same names.
+        """
+        return with_labels(self.facts(entries), self.labels, after="modules")
 
 
 def fingerprint_of(identities: Iterable[tuple[str, str]]) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from lol_core.collections.columns import detailed
 from lol_core.collections.entry import Entry
+from lol_core.collections.labels import with_labels
 from lol_core.collections.runs import training_runs
 from lol_core.collections.source import Source
 from lol_core.core.header import ModuleHeader
@@ -34,7 +35,8 @@ def overview(
     if "health" in weights:
         weights["health"] = weights["health"].astype(object).fillna("")
     extra = claims(entries) if runs is None else runs.reindex(list(ids)).to_frame().join(claims(entries))
-    table = source.table(entries).join(weights).join(extra.dropna(axis=1, how="all"))
+    own = source.facts(entries).join(weights).join(extra.dropna(axis=1, how="all"))
+    table = with_labels(own, source.labels, after="modules")
     first = [name for name in ("name", *weights.columns) if name in table]
     return table[[*first, *(name for name in table.columns if name not in first)]]
 

@@ -92,14 +92,15 @@ class Predictions:
         """Every prediction of some LoRAs, each beside its truth where there are labels: "NAME (predicted)", "NAME
         (true)", and what else the task says of it.
         """
-        table = self.table.loc[list(ids), ["name", "part"]].join(self.values)
+        called = {target: f"{target} (predicted)" for target in self.task.targets}
+        table = self.table.loc[list(ids), ["name", "part"]].join(self.values.rename(columns=called))
         for name in [target for target in self.task.targets if target in source.labels]:
             true = source.labels[name].reindex(table.index)
             true = true.map(class_name, na_action="ignore") if self.classes else true
-            table.insert(list(table.columns).index(name), f"{name} (true)", true)
+            table.insert(list(table.columns).index(called[name]), f"{name} (true)", true)
         if not self.probabilities and len(self.labelled):
             table["error"] = self.errors(self.table.loc[table.index])
-        return table.rename(columns={target: f"{target} (predicted)" for target in self.task.targets})
+        return table
 
     def runs(self, source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Checkpoints of training runs with their predictions, and for each run how many there are and which is
