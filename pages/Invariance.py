@@ -109,6 +109,7 @@ def turn() -> None:
         st.metric("V moved by", f"{turned.moved['V']:.1%}")
         st.metric("ΔW moved by", f"{turned.moved['ΔW']:.1e}", help=text)
     count, still = len(turned.dials), turned.still
+    need(count, "No model could read this LoRA. Choose another.")
     stayed = f" The other {len(still)} did not." if 0 < len(still) < count else ""
     st.markdown(f"**{count - len(still)} of {count} models** took (UR, VR⁻ᵀ) for another LoRA than (U, V).{stayed}")
     needles(turned.dials)

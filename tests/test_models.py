@@ -231,6 +231,12 @@ def test_equation_3_procrustes_is_the_best_rotation(r: int, seed: int) -> None:
     torch.testing.assert_close(procrustes(U, V, U @ Q, V @ Q), Q)
 
 
+def test_procrustes_of_what_is_not_finite_says_so() -> None:
+    large = torch.full((5, 2), 1e30)
+    with pytest.raises(ModelError, match="not all finite in float32"):
+        procrustes(large, large, large, large)
+
+
 @pytest.mark.parametrize("cached", [1, 300, 2**18])
 @pytest.mark.parametrize("rank", [1, 3, 4, 8])
 def test_o_align_turns_every_module_of_every_lora_to_its_template(

@@ -12,9 +12,12 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
+from lol_core.collections.zoo import Zoo
 from lol_core.formats.writing import write
+from lol_core.insight.predictions import Predictions
+from lol_core.learning.tasks import make_task
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
-from tests.test_pages import PAGES, opened, settled, text_of, trained
+from tests.test_pages import PAGES, opened, settled, text_of
 from tests.waiting import PATIENCE
 from ui import survey
 from ui.plain import plain
@@ -190,6 +193,16 @@ def test_labels_may_be_called_as_what_pages_tell_themselves(tmp_path: Path, monk
     test.switch_page(PAGES["LoRA"]).run()
     near = next(frame.value for frame in test.dataframe if "cosine" in frame.value)
     assert not test.exception and near["distance"].is_monotonic_increasing and "distance (label)" in near
-    trained(tmp_path, "mlp", targets=("part",))
-    test.switch_page(PAGES["Predictions"]).run()
-    assert not test.exception and "part (predicted)" in test.dataframe[-1].value
+
+
+def test_predictions_of_a_label_that_is_called_part(tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path, 12).rename(columns={"size": "part"})
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    zoo = Zoo.open(tmp_path)
+    task, ids = make_task(zoo.labels, ["part"])
+    values = task.frame(zoo.labels[["part"]].to_numpy() + 1, ids)
+    one = Predictions(task, "part", values, values.assign(name="a", part="test", true=0.0, predicted=1.0))
+    table = one.whole(zoo, ids)
+    assert list(table) == ["name", "part", "part (true)", "part (predicted)", "error"] and set(table["part"]) == {
+        "test"
+    }

@@ -250,6 +250,12 @@ class Study:
             except LoLError as error:
                 problems.append(f"{examined.title}: {error}")
                 continue
+            if not (first.isfinite().all() and second.isfinite().all()):
+                short = str(dtype).removeprefix("torch.")
+                problems.append(
+                    f"{examined.title}: what it predicts is not finite in {short}: the weights are too large."
+                )
+                continue
             output = int(first.argmax()) if examined.task and examined.task.exclusive else 0
             one, two, change = float(first[output]), float(second[output]), relative_change(second, first)
             outcome, unit = examined.outcome(change, group, dtype), examined.outputs[output]

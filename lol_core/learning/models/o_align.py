@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import O
+from lol_core.errors import ModelError
 from lol_core.learning.models.base import LoLModel, ModelConfig, flat_memory, flat_places
 from lol_core.learning.models.modulewise import product
 from lol_core.learning.models.registry import register
@@ -20,8 +21,14 @@ def procrustes(U: Tensor, V: Tensor, template_U: Tensor, template_V: Tensor) -> 
 
 
 def orthogonal_factor(M: Tensor) -> Tensor:
-    """The orthogonal matrix nearest to M = A Σ Bᵀ, A Bᵀ: (…, r, r)."""
-    A, _, Bh = torch.linalg.svd(M)
+    """The orthogonal matrix nearest to M = A Σ Bᵀ, A Bᵀ: (…, r, r). Raises ModelError where M is not finite."""
+    try:
+        A, _, Bh = torch.linalg.svd(M)
+    except torch.linalg.LinAlgError as error:
+        raise ModelError(
+            f"{OAlign.title} turns factors onto its template by the singular vectors of products of both, which are not"
+            f" all finite in {str(M.dtype).removeprefix('torch.')}: the weights are too large."
+        ) from error
     return A @ Bh
 
 
