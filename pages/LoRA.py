@@ -89,7 +89,12 @@ def show_layers() -> None:
     else:
         values, unit = pd.Series(colourings[colouring], index=lora.names), colouring
     chart = plots.base_map(layer_map(values), unit, colouring in contributing)
-    figure(chart, "base_map", f"Map of the base model's modules coloured by {unit}", values.rename(unit).to_frame())
+    figure(
+        chart,
+        "base_map",
+        f"Map of the base model's modules coloured by {unit}",
+        values.rename(unit).rename_axis("module").to_frame(),
+    )
     strongest = values.loc[values.abs().nlargest(3).index]
     st.caption("Most of all: " + ", ".join(f"`{name}` ({value:.3g})" for name, value in strongest.items()) + ".")
     left, right = st.columns(2)

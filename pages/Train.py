@@ -13,7 +13,6 @@ from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.models import MODELS
 from lol_core.learning.parts import parts_here
 from lol_core.learning.publishing import packed
-from lol_core.learning.tasks import kind_of
 from lol_core.learning.training import Plan
 from lol_core.learning.verdict import judge
 from ui import work
@@ -22,12 +21,13 @@ from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import Job, running, sentence
 from ui.keys import key
+from ui.plain import plain
 from ui.points import walk_points
 from ui.progress import follow, show_progress
 from ui.scores import show_leaderboard, show_verdict
 from ui.state import checkpoints, loaded_checkpoints, runs_folder, session
 from ui.tables import show
-from ui.training import choose_training, described
+from ui.training import choose_training, described, told
 from ui.work import Run, Validation
 
 PREFERRED = ("validation_loss", "accuracy", "clip_score")
@@ -39,6 +39,8 @@ need(
 )
 state, columns = session(), list(source.labels.columns)
 left, right = st.columns([3, 2])
+if (known := st.session_state.get(key("targets"))) and set(known).isdisjoint(columns):
+    del st.session_state[key("targets")]  # those of another collection
 targets = left.multiselect(
     "Predict",
     columns,
@@ -55,16 +57,16 @@ names = right.multiselect(
     key=key("models"),
     bind="query-params",
 )
-kinds = [f"{t}: {kind_of(source.labels[t]).kind}, {source.labels[t].notna().sum()} labelled" for t in targets]
-left.caption(", ".join(kinds))
-choice = choose_training(source.labels, targets, names)
-need(targets and names, "Choose at least one target and one model.")
-ready = False
-try:
-    st.caption("  \n".join(described(source, choice)))
-    ready = True
-except LoLError as problem:
-    st.error(sentence(problem), icon=":material/error:")
+left.caption(plain("; ".join(f"{target}: {told(source.labels[target])}" for target in targets)))
+choice, ready = choose_training(source.labels, targets, names), False
+if not (targets and names):
+    st.info("Choose at least one target and one model.", icon=":material/arrow_forward:")
+else:
+    try:
+        st.caption("  \n".join(map(plain, described(source, choice))))
+        ready = True
+    except LoLError as problem:
+        st.error(plain(sentence(problem)), icon=":material/error:")
 
 busy = running(state.training)
 start, stop, cross, _ = st.columns([2, 2, 3, 5])
@@ -93,7 +95,7 @@ def show_validation(job: Job[Validation, None]) -> None:
     for title, validated in job.subject.finished.items():
         folds, predicts = validated.folds, ", ".join(job.subject.targets)
         count = len(set(folds.fold))
-        st.markdown(f"**{title} → {predicts}**, {count} folds, mean ± standard deviation over them")
+        st.markdown(f"**{title} → {plain(predicts)}**, {count} folds, mean ± standard deviation over them")
         show(validation_table(title, validated.scores), f"folds {title}", index=True)
         verdict = judge(folds.task.ranked, validated.differences)
         show_verdict(verdict, f"On {len(folds.truth)} held-out LoRAs it is **{verdict.sentence}**.")
@@ -106,6 +108,8 @@ def watch() -> None:
     """The trainings: their progress and curves, and what came out."""
     if (job := state.training) is None:
         return
+    if any(run.out.parent != runs_folder(source) and not run.resume for run in job.subject):
+        st.caption("This training is of another collection than the one that is open.")
     if job.error:
         st.error(job.error)
     if job.running:
@@ -122,9 +126,9 @@ def watch() -> None:
     for model in done:
         for verdict in verdicts(model):
             text = f"on its {len(model.split['test'])} test LoRAs. {verdict.evidence}."
-            show_verdict(verdict, f"{model.title} is **{verdict.sentence}** {text}")
+            show_verdict(verdict, f"{plain(model.title)} is **{verdict.sentence}** {text}")
         for id, reason in list(model.left_out.items())[:3]:
-            st.caption(f"{model.model.title}: left out {id}: {reason}")
+            st.caption(plain(f"{model.model.title}: left out {id}: {reason}"))
 
 
 if state.validation is not None and state.validation.subject.fingerprint == source.fingerprint:

@@ -233,7 +233,7 @@ def test_equation_3_procrustes_is_the_best_rotation(r: int, seed: int) -> None:
 
 def test_procrustes_of_what_is_not_finite_says_so() -> None:
     large = torch.full((5, 2), 1e30)
-    with pytest.raises(ModelError, match="not all finite in float32"):
+    with pytest.raises(ModelError, match="not all finite"):
         procrustes(large, large, large, large)
 
 

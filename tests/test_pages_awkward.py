@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -14,12 +16,14 @@ from streamlit.testing.v1.element_tree import Button
 
 from lol_core.collections.zoo import Zoo
 from lol_core.formats.writing import write
+from lol_core.insight import plots
 from lol_core.insight.predictions import Predictions
 from lol_core.learning.tasks import make_task
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of
 from tests.waiting import PATIENCE
 from ui import survey
+from ui.figures import as_csv, numbers_of
 from ui.plain import plain
 
 
@@ -203,6 +207,43 @@ def test_predictions_of_a_label_that_is_called_part(tmp_path: Path) -> None:
     values = task.frame(zoo.labels[["part"]].to_numpy() + 1, ids)
     one = Predictions(task, "part", values, values.assign(name="a", part="test", true=0.0, predicted=1.0))
     table = one.whole(zoo, ids)
-    assert list(table) == ["name", "part", "part (true)", "part (predicted)", "error"] and set(table["part"]) == {
-        "test"
-    }
+    assert list(table) == ["name", "part", "part (true)", "part (predicted)", "error"]
+    assert set(table["part"]) == {"test"}
+
+
+def test_a_training_is_seen_when_nothing_is_chosen_and_from_another_collection(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "one", 12)
+    write_zoo(tmp_path / "two", 12).drop(columns="size").to_csv(tmp_path / "two" / "labels.csv", index=False)
+    test = opened("Train", tmp_path / "one", targets="size", models="MLP")
+    test.number_input(key="train.epochs").set_value(2000).run()
+    test.number_input(key="train.patience").set_value(0).run()
+    button(test, "Train").click().run()
+    test.multiselect(key="train.targets").set_value([]).run()
+    assert not test.exception and "at least one target" in text_of(test)
+    assert not button(test, "Stop").disabled and button(test, "Train").disabled
+    test.multiselect(key="train.targets").set_value(["size"]).run()
+    assert "of another collection" not in text_of(test)
+    test.text_input[0].set_value(str(tmp_path / "two")).run()
+    assert test.multiselect(key="train.targets").value == ["positive"], "what stands there first"
+    assert "of another collection" in text_of(test)
+    button(test, "Stop").click().run()
+
+
+def test_labels_are_no_markdown_and_numbers_that_are_classes_are_told(tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path, 12)
+    percent = [f"{i}%" for i in range(12)]
+    labels.assign(**{"$a$ **b**": labels["size"], "percent": percent}).to_csv(tmp_path / "labels.csv", index=False)
+    test = opened("Train", tmp_path, targets="$a$ **b**")
+    assert r"\$a\$ \*\*b\*\*: regression, 12 labelled" in text_of(test)
+    test.multiselect(key="train.targets").set_value(["percent"]).run()
+    assert "12 classes; most are numbers, but not '0%', so each is a class" in text_of(test)
+
+
+def test_numbers_of_figures_say_of_what_they_are() -> None:
+    pair = {"U": np.eye(2), "ΔW": np.ones((2, 2))}
+    table = numbers_of(plots.factor_heatmaps(pair, pair))
+    assert list(table["trace"].unique()) == ["U before", "U after", "ΔW before", "ΔW after"]
+    assert set(numbers_of(plots.matrix(np.eye(2), "R of a"))["trace"]) == {"R of a"}
+    assert set(numbers_of(plots.matrices(pair))["trace"]) == {"U", "ΔW"}
+    assert as_csv(pd.DataFrame({"norm": [1.5]}, index=["a"])) == "row,norm\na,1.5\n"
+    assert as_csv(pd.DataFrame({"norm": [1.5]})) == "norm\n1.5\n"

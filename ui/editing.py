@@ -70,7 +70,7 @@ def show_way(wish: Wish, made: Edited, step: int) -> None:
         st.subheader("The model on the way")
         names = list(goal.task.columns)
         chart = plots.edit_path(edit.moved, edit.predictions, names, goal.output, step=step)
-        data = pd.DataFrame(edit.predictions, columns=names).assign(moved=edit.moved)
+        data = pd.DataFrame(edit.predictions, columns=names).assign(moved=edit.moved).rename_axis("step").reset_index()
         figure(chart, "way", f"Readings of the model while {goal.name} is wished", data)
     with right:
         st.subheader("Which layers moved")
@@ -79,7 +79,7 @@ def show_way(wish: Wish, made: Edited, step: int) -> None:
             plots.module_norms(list(gaps.index), list(gaps), "‖ΔW − ΔW₀‖"),
             "modules",
             f"How far each module's update has moved at step {step}",
-            gaps.rename("moved").to_frame(),
+            gaps.rename("moved").rename_axis("module").to_frame(),
         )
         strongest = gaps.nlargest(3)
         st.caption(

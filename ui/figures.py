@@ -50,16 +50,20 @@ def as_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def as_csv(numbers: pd.DataFrame) -> str:
+    """A table as CSV, with its index where that tells the rows, of modules or LoRAs, and as a column with a name."""
+    told = not isinstance(numbers.index, pd.RangeIndex)
+    return str(
+        numbers.to_csv(index=told, index_label=[name or "row" for name in numbers.index.names] if told else None)
+    )
+
+
 def take(table: Callable[[], pd.DataFrame], name: str) -> None:
     """A quiet button for the numbers of a figure, made when they are asked for."""
 
-    def text() -> str:
-        numbers = table()
-        return str(numbers.to_csv(index=not isinstance(numbers.index, pd.RangeIndex)))
-
     st.download_button(
         "Data",
-        text,
+        lambda: as_csv(table()),
         re.sub(r"\W+", "-", name) + ".csv",
         "text/csv",
         icon=":material/download:",

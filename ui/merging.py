@@ -144,7 +144,7 @@ def _show_modules(made: Merged, names: list[str]) -> None:
         plots.merged_modules(table.rename(columns=titles), list(titles.values())),
         "merged_modules",
         "How far each module's merge is from the sum, and its cosine with each LoRA",
-        table.rename(columns=titles),
+        table.rename(columns=titles).rename_axis("module"),
     )
     if (away := pd.Series(table["from the sum"]).nlargest(1)).any():
         st.caption(f"Furthest from the sum: `{away.index[0]}` ({away.iloc[0]:.0%}).")

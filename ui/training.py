@@ -16,6 +16,7 @@ from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import devices
 from lol_core.learning.models import MODELS
 from lol_core.learning.models.layers import NONLINEARITIES
+from lol_core.learning.tasks import Multiclass, kind_of
 from lol_core.learning.training import plan
 from ui.keys import key
 from ui.state import runs_folder
@@ -107,6 +108,19 @@ def described(source: Source, choice: Choice) -> list[str]:
     """What the first run would train, and what is left out, in sentences. Raises LoLError with what is wrong."""
     config = repr(choice.config(choice.models[0]))
     return _described(source.fingerprint, source.labels_digest, choice.targets, config, choice, source)
+
+
+def told(labels: pd.Series) -> str:
+    """What a column of labels would be learnt as; of numbers that are read as classes also because of which value."""
+    values, kind = labels.dropna(), kind_of(labels).kind
+    text = f"{kind}, {len(values):,} labelled"
+    if kind != Multiclass.kind:
+        return text
+    words = values.astype(str).drop_duplicates()
+    odd = words[pd.to_numeric(words, errors="coerce").isna()]
+    numbers = pd.to_numeric(words.str.strip().str.rstrip(" %"), errors="coerce").notna().mean() > 0.5
+    why = f"; most are numbers, but not {odd.iloc[0]!r}, so each is a class" if numbers and len(odd) else ""
+    return f"{text}, {len(words):,} classes{why}"
 
 
 def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequence[str]) -> Choice:

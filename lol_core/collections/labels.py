@@ -67,8 +67,8 @@ def with_labels(table: pd.DataFrame, labels: pd.DataFrame, after: str) -> pd.Dat
         while called[name] in taken:
             called[name] += " (label)"
         taken.add(called[name])
-    place = table.columns.get_loc(after) + 1
     own, told = list(table.columns), labels.rename(columns=called)
+    place = own.index(after) + 1
     return table.join(told)[[*own[:place], *told.columns, *own[place:]]]
 
 

@@ -251,9 +251,8 @@ class Study:
                 problems.append(f"{examined.title}: {error}")
                 continue
             if not (first.isfinite().all() and second.isfinite().all()):
-                short = str(dtype).removeprefix("torch.")
                 problems.append(
-                    f"{examined.title}: what it predicts is not finite in {short}: the weights are too large."
+                    f"{examined.title}: the weights are too large; what it predicts is not finite in {dtype}."
                 )
                 continue
             output = int(first.argmax()) if examined.task and examined.task.exclusive else 0

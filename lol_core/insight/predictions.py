@@ -41,7 +41,7 @@ class Predictions:
         if not checkpoint.task.exclusive:
             truth = pd.to_numeric(truth, errors="coerce")  # text under that name, elsewhere, is another label
         columns = {"name": [source.names[id] for id in ids], "part": [parts.get(id, "new") for id in ids]}
-        table = pd.DataFrame(columns, index=values.index).assign(true=truth, predicted=values[target])
+        table = pd.DataFrame(columns, index=values.index.rename("lora")).assign(true=truth, predicted=values[target])
         return cls(checkpoint.task, target, values, table)
 
     @property

@@ -18,13 +18,14 @@ def matrix(values: np.ndarray, title: str) -> go.Figure:
     text = "%{z:.2f}" if len(values) <= 8 else ""
     heat = go.Heatmap(
         z=values,
+        name=title,
         zmin=-limit,
         zmax=limit,
         colorscale="RdBu",
         showscale=False,
         texttemplate=text,
         textfont={"size": 13},
-        hovertemplate="%{z:.5g}",
+        hovertemplate="%{z:.5g}<extra></extra>",
     )
     figure = go.Figure(heat)
     figure.update_yaxes(autorange="reversed", showticklabels=False, scaleanchor="x", constrain="domain")
@@ -36,10 +37,11 @@ def matrices(shown: Mapping[str, np.ndarray]) -> go.Figure:
     """Matrices side by side on one colour scale."""
     figure = make_subplots(1, len(shown), subplot_titles=list(shown), horizontal_spacing=0.04)
     limit = max(float(np.abs(values).max()) for values in shown.values()) or 1.0
-    for column, values in enumerate(shown.values(), 1):
+    for column, (name, values) in enumerate(shown.items(), 1):
         figure.add_trace(
             go.Heatmap(
                 z=values,
+                name=name,
                 zmin=-limit,
                 zmax=limit,
                 colorscale="RdBu",
@@ -60,12 +62,9 @@ def factor_heatmaps(before: Mapping[str, np.ndarray], after: Mapping[str, np.nda
     figure = make_subplots(2, len(names), subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.06)
     for column, name in enumerate(names, 1):
         limit = float(max(np.abs(before[name]).max(), np.abs(after[name]).max())) or 1.0
-        for row, matrix in enumerate((before[name], after[name]), 1):
-            figure.add_trace(
-                go.Heatmap(z=matrix, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, hoverinfo="z"),
-                row,
-                column,
-            )
+        for row, (when, matrix) in enumerate({"before": before[name], "after": after[name]}.items(), 1):
+            heat = go.Heatmap(z=matrix, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, hoverinfo="z")
+            figure.add_trace(heat.update(name=f"{name} {when}"), row, column)
     figure.update_yaxes(autorange="reversed", showticklabels=False).update_xaxes(showticklabels=False)
     return finish(figure, 420)
 

@@ -22,13 +22,12 @@ def procrustes(U: Tensor, V: Tensor, template_U: Tensor, template_V: Tensor) -> 
 
 def orthogonal_factor(M: Tensor) -> Tensor:
     """The orthogonal matrix nearest to M = A Σ Bᵀ, A Bᵀ: (…, r, r). Raises ModelError where M is not finite."""
-    try:
-        A, _, Bh = torch.linalg.svd(M)
-    except torch.linalg.LinAlgError as error:
+    if not M.isfinite().all():
         raise ModelError(
-            f"{OAlign.title} turns factors onto its template by the singular vectors of products of both, which are not"
-            f" all finite in {str(M.dtype).removeprefix('torch.')}: the weights are too large."
-        ) from error
+            f"{OAlign.title} turns factors onto its template by products of both, which are not all finite in {M.dtype}:"
+            " the weights are too large."
+        )
+    A, _, Bh = torch.linalg.svd(M)
     return A @ Bh
 
 
