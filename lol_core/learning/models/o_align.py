@@ -24,8 +24,8 @@ def orthogonal_factor(M: Tensor) -> Tensor:
     """The orthogonal matrix nearest to M = A Σ Bᵀ, A Bᵀ: (…, r, r). Raises ModelError where M is not finite."""
     if not M.isfinite().all():
         raise ModelError(
-            f"{OAlign.title} turns factors onto its template by products of both, which are not all finite in {M.dtype}:"
-            " the weights are too large."
+            "Factors are turned onto a template by their products with it, which are not all finite in"
+            f" {M.dtype}: the weights are too large."
         )
     A, _, Bh = torch.linalg.svd(M)
     return A @ Bh
