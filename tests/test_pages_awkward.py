@@ -231,8 +231,8 @@ def test_a_training_is_seen_when_nothing_is_chosen_and_from_another_collection(t
 
 def test_labels_are_no_markdown_and_numbers_that_are_classes_are_told(tmp_path: Path) -> None:
     labels = write_zoo(tmp_path, 12)
-    percent = [f"{i}%" for i in range(12)]
-    labels.assign(**{"$a$ **b**": labels["size"], "percent": percent}).to_csv(tmp_path / "labels.csv", index=False)
+    labels["$a$ **b**"], labels["percent"] = labels["size"], [f"{i}%" for i in range(12)]
+    labels.to_csv(tmp_path / "labels.csv", index=False)
     test = opened("Train", tmp_path, targets="$a$ **b**")
     assert r"\$a\$ \*\*b\*\*: regression, 12 labelled" in text_of(test)
     test.multiselect(key="train.targets").set_value(["percent"]).run()
