@@ -39,12 +39,13 @@ need(
 )
 state, columns = session(), list(source.labels.columns)
 left, right = st.columns([3, 2])
-if (known := st.session_state.get(key("targets"))) and set(known).isdisjoint(columns):
-    del st.session_state[key("targets")]  # those of another collection
+first: list[str] | None = [column for column in PREFERRED if column in columns][:1] or columns[:1]
+if (known := st.session_state.get(key("targets"))) and set(known).isdisjoint(columns):  # those of another collection
+    st.session_state[key("targets")], first = first, None  # set, not forgotten: the browser shows what it had
 targets = left.multiselect(
     "Predict",
     columns,
-    default=[column for column in PREFERRED if column in columns][:1] or columns[:1],
+    default=first,
     key=key("targets"),
     bind="query-params",
     help="One or many columns of one kind. Numbers: regression. 0 and 1: yes or no. Text: one of several classes.",

@@ -21,7 +21,7 @@ from lol_core.insight.predictions import Predictions
 from lol_core.learning.tasks import make_task
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 from ui import survey
 from ui.figures import as_csv, numbers_of
 from ui.plain import plain
@@ -224,9 +224,12 @@ def test_a_training_is_seen_when_nothing_is_chosen_and_from_another_collection(t
     test.multiselect(key="train.targets").set_value(["size"]).run()
     assert "of another collection" not in text_of(test)
     test.text_input[0].set_value(str(tmp_path / "two")).run()
-    assert test.multiselect(key="train.targets").value == ["positive"], "what stands there first"
+    targets = test.multiselect(key="train.targets")
+    assert targets.value == ["positive"], "what stands there first"
+    assert targets.proto.set_value, "or the browser shows the other collection's"
     assert "of another collection" in text_of(test)
     button(test, "Stop").click().run()
+    until(lambda: not test.session_state["session"].training.running, "the end of the training")
 
 
 def test_labels_are_no_markdown_and_numbers_that_are_classes_are_told(tmp_path: Path) -> None:

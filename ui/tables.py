@@ -119,6 +119,6 @@ def _among(column: str, values: pd.Series, place: DeltaGenerator) -> np.ndarray:
     text, name = values.astype(str).where(values.notna(), "unknown"), key(f"values {column}")
     options = sorted(text.unique())
     if not set(st.session_state.get(name, [])) <= set(options):
-        del st.session_state[name]
+        st.session_state[name] = []  # set, not forgotten: the browser shows what it had
     picked = place.multiselect(plain(column), options, key=name, persist_state="session")
     return text.isin(picked).to_numpy() if picked else np.ones(len(text), bool)
