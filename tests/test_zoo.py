@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lol_core.collections.describe import describe
 from lol_core.collections.index import Index
+from lol_core.collections.labels import read_labels
 from lol_core.collections.walk import Candidate
 from lol_core.collections.zoo import Zoo, short_name, split_ids, training_runs
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
@@ -237,6 +238,15 @@ def test_names_are_short_where_they_can_be(tmp_path: Path) -> None:
         "a/adapter_model.safetensors": "a/adapter_model.safetensors",
         "b/adapter_model.safetensors": "b",
     }
+
+
+def test_none_among_texts_is_a_class_and_among_numbers_a_label_that_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("name,style,size,worn,nothing\na,None,1,True,\nb,oil,None,None,\nc,,2,False,None\n")
+    labels = read_labels(path)
+    assert labels["style"].fillna("missing").tolist() == ["None", "oil", "missing"]
+    assert labels["size"].isna().tolist() == labels["worn"].isna().tolist() == [False, True, False]
+    assert labels["nothing"].isna().all()
 
 
 def test_a_labels_table_that_does_not_fit_costs_the_labels_only(tmp_path: Path) -> None:

@@ -46,15 +46,25 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
 
 
 def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
-    """As pandas reads it, but for whole numbers that begin with a zero, which are names such as 0001."""
+    """As pandas reads it, but for whole numbers that begin with a zero, which are names such as 0001, and for None
+    among texts, which is a class like the others.
+    """
     table = pd.read_csv(source)
     whole = [str(name) for name, column in table.items() if pd.api.types.is_integer_dtype(column)]
-    if not whole:
+    texts = [
+        str(name)
+        for name, column in table.items()
+        if isinstance(column.dtype, pd.StringDtype) and column.isna().any() and column.notna().any()
+    ]
+    if not whole and not texts:
         return table
     if not isinstance(source, Path):
         source.seek(0)
-    written = pd.read_csv(source, usecols=whole, dtype=str)
-    return table.assign(**{name: written[name] for name in whole if written[name].str.match(r"\s*0\d").any()})
+    written = pd.read_csv(source, usecols=[*whole, *texts], dtype=str, keep_default_na=False)
+    return table.assign(
+        **{name: written[name] for name in whole if written[name].str.match(r"\s*0\d").any()},
+        **{name: table[name].mask(written[name] == "None", "None") for name in texts},
+    )
 
 
 def with_labels(table: pd.DataFrame, labels: pd.DataFrame, after: str) -> pd.DataFrame:
