@@ -161,6 +161,19 @@ def test_a_folder_is_converted_whole_and_nothing_is_replaced(tmp_path: Path, mon
     assert len(output("convert", tmp_path / "from", *to, "--force")["written"]) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_converted_lora_keeps_its_numbers_unless_others_are_asked_for(dtype: torch.dtype, tmp_path: Path) -> None:
+    lora = random_lora([("lora_unet_x", 8, 6, 2)], dtype=torch.float32)
+    write(lora, tmp_path / "one.safetensors", "kohya", dtype)
+    output("convert", tmp_path / "one.safetensors", "--to", "kohya", "--out", tmp_path / "own")
+    (before,), (after,) = (
+        read(path).layers for path in (tmp_path / "one.safetensors", tmp_path / "own" / "one.safetensors")
+    )
+    assert after.U.dtype == dtype and torch.equal(after.U, before.U) and torch.equal(after.V, before.V)
+    output("convert", tmp_path / "one.safetensors", "--to", "kohya", "--out", tmp_path / "half", "--dtype", "float16")
+    assert read(tmp_path / "half" / "one.safetensors").layers[0].dtype == "float16"
+
+
 def test_what_is_no_part_of_a_product_is_not_lost_in_silence(tmp_path: Path) -> None:
     write(random_lora([("lora_unet_x", 8, 6, 2)], dtype=torch.float32), tmp_path / "plain.safetensors", "kohya")
     tensors = load_file(tmp_path / "plain.safetensors") | {"lora_unet_norm.w_norm": torch.ones(8)}

@@ -89,7 +89,9 @@ def convert(
     *,
     to: Annotated[Form, typer.Option("--to", case_sensitive=False, help="The form that other programs expect.")],
     out_folder: Out,
-    dtype: AsWidth = Width.FLOAT16,
+    dtype: Annotated[
+        Width | None, typer.Option("--dtype", help="The numbers that factors are written in; by default their own.")
+    ] = None,
     force: Force = False,
     workers: Workers = "1",
     as_json: AsJson = False,
@@ -198,13 +200,13 @@ def merge(
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with every LoRA. to: None for its own form; rank, energy: what is kept, both None for all;
-    canonical: whether factors are brought to their canonical form.
+    """What is done with every LoRA. to, dtype: None for its own form and numbers; rank, energy: what is kept,
+    both None for all; canonical: whether factors are brought to their canonical form.
     """
 
     out: Path
     to: Form | None
-    dtype: Width
+    dtype: Width | None
     force: bool
     rank: int | None = None
     energy: float | None = None
@@ -278,7 +280,7 @@ def write_whole(lora: LoRA, path: Path, job: Job) -> dict[str, Any]:
     """
     import torch
 
-    from lol_core.formats.writing import FOLDERS, FORMS, forms_of, names_in, write
+    from lol_core.formats.writing import FOLDERS, FORMS, forms_of, holding, names_in, write
 
     family = lora.dialect.partition("/")[0]
     own = family if family in FORMS else next(iter(forms_of(lora)), FORMS[0])
@@ -295,7 +297,7 @@ def write_whole(lora: LoRA, path: Path, job: Job) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{uuid4().hex[:12]}.writing")  # short: a long name has no room for more
     try:
-        write(lora, new, form, getattr(torch, job.dtype))
+        write(lora, new, form, getattr(torch, job.dtype) if job.dtype else holding(lora))
         if path.is_dir():  # which a rename does not replace: set aside, and deleted once the new one stands there
             old = path.rename(new.with_suffix(".old"))
             os.replace(new, path)

@@ -130,6 +130,13 @@ def forms_of(lora: LoRA) -> list[str]:
     return possible
 
 
+def holding(lora: LoRA) -> torch.dtype:
+    """The type of float16, bfloat16 and float32 that holds the numbers of its factors: float16 those of 8 bits."""
+    stored = {slot.dtype for layer in lora.layers for slot in layer.parametrisation.slots.values()}
+    wider = {dtype for dtype in stored if dtype.itemsize > 1}
+    return wider.pop() if wider in ({torch.float16}, {torch.bfloat16}) else torch.float32 if wider else torch.float16
+
+
 def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16) -> None:
     """Write a LoRA: as a folder with weights and adapter_config.json (PEFT, MLX), or as one file.
 
