@@ -97,7 +97,8 @@ def _check_kept(fit: Fit) -> None:
     """
     if fit.model.memorizes:
         return
-    again = make_model(fit.config.model, fit.spec, fit.task.outputs, fit.config.shape).to(fit.device)
+    with torch.random.fork_rng():  # weights drawn for nothing
+        again = make_model(fit.config.model, fit.spec, fit.task.outputs, fit.config.shape).to(fit.device)
     again.load_state_dict(fit.model.state_dict())
     batch = fit.factors.batch(fit.split["train"][:2]).to(fit.device)
     one, other = (model.eval().embed(batch).float() for model in (fit.model, again))
