@@ -310,6 +310,11 @@ def test_nearest_ranks_by_the_update(tmp_path: Path) -> None:
     assert [Path(row["lora"]).parent.name for row in rows] == ["close", "farther"]
     missing = CliRunner().invoke(app, ["nearest", str(tmp_path), "nobody"])
     assert missing.exit_code == 1 and "no such LoRA" in missing.output
+    write(own, tmp_path / "x" / "same", "PEFT", torch.float32)
+    assert output("nearest", tmp_path, "same")["nearest"][0]["lora"] == "own/adapter_model.safetensors"
+    write(own, tmp_path / "y" / "same", "PEFT", torch.float32)
+    two = " ".join(CliRunner().invoke(app, ["nearest", str(tmp_path), "same"]).output.split())
+    assert "2 LoRAs are called so. Name one by its path: x/same/adapter_model.safetensors, y/same/" in two
 
 
 def test_a_folder_that_holds_more_than_a_lora_is_never_replaced(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lol_core.cli.console import err, open_collection
+from lol_core.collections.names import short_name
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError
 
@@ -78,9 +79,16 @@ def read_all(
 
 
 def id_of(source: Source, lora: str) -> str:
-    """The id of a LoRA that is named by its path in a collection or by its short name. Raises DataMissingError."""
+    """The id of a LoRA that is named by its path in a collection, its short name, or the last part of it. Raises
+    DataMissingError, also where several are called so.
+    """
     by_name = {name: id for id, name in source.names.items()}
-    id = lora if lora in source.by_id else by_name.get(lora)
-    if id is None:
+    if (known := lora if lora in source.by_id else by_name.get(lora)) is not None:
+        return known
+    called = [id for id in source.ids if short_name(id).rpartition("/")[2] == lora]
+    if not called:
         raise DataMissingError(f"{lora}: no such LoRA in {source.address}. `lol scan` lists them.")
-    return id
+    if len(called) > 1:
+        some = ", ".join(called[:3]) + (", …" if len(called) > 3 else "")
+        raise DataMissingError(f"{lora}: {len(called)} LoRAs are called so. Name one by its path: {some}.")
+    return called[0]
