@@ -120,6 +120,19 @@ def test_train_predict_and_invariance(model: str, zoo: Path, tmp_path: Path) -> 
         assert told["relative_change"] <= {"float32": 1e-3, "float64": 1e-9}[dtype] or not told["promised"]
 
 
+def test_what_rounding_may_have_moved_is_said_to_be_that() -> None:
+    words = [
+        "invariance",
+        "--checkpoint",
+        str(MODEL),
+        "--lora",
+        str(ROOT / "sample_loras/glosses/loras/0001"),
+        "--condition",
+    ]
+    assert "--dtype float64 tells" in " ".join(run(app, [*words, "1e12"]).output.split())
+    assert "--dtype float64 tells" not in run(app, [*words, "10"]).output
+
+
 def test_tables_for_people(zoo: Path, tmp_path: Path) -> None:
     for arguments in (
         ["scan", zoo],
