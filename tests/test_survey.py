@@ -32,7 +32,7 @@ from lol_core.insight.blas import one_blas_thread
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.health import health
 from lol_core.insight.neighbours import nearest
-from lol_core.insight.overview import rank_used
+from lol_core.insight.overview import overview, rank_used
 from lol_core.insight.survey import SKETCH, sketch, survey
 from lol_core.insight.surveys import Surveys
 from lol_core.insight.tags import tag_counts
@@ -196,6 +196,8 @@ def test_health(tmp_path: Path) -> None:
     narrow = random_lora([(name, 2 * n, 2 * m, 1) for name, n, m, _ in MODULES])
     for _ in range(3):
         narrow = padded(narrow)
+    huge = first.with_pair(first.U * 1e20, first.V * 1e20)  # finite factors, no finite product
+    write_peft(tmp_path / "huge", replace(lora, layers=(huge, *lora.layers[1:])))
     write_peft(tmp_path / "well", lora)
     write_peft(tmp_path / "zero", zero)
     write_peft(tmp_path / "half", half)
@@ -211,6 +213,9 @@ def test_health(tmp_path: Path) -> None:
     assert marks["well"] == ""
     assert "never trained" in marks["zero"] and "1 of 3 modules" in marks["half"] and "NaN" in marks["broken"]
     assert re.search("1[23]%", marks["narrow"]) and "claims rank 64" in marks["liar"]
+    assert marks["huge"].startswith("too large: ΔW is too large for float32 in 1 of 3 modules")
+    charts = overview(zoo, surveys, zoo.ids).set_index("name")["‖ΔW‖ by module"]
+    assert charts["huge"] is None and len(charts["well"]) == 3, "an infinite number is no bar of a chart"
 
 
 def test_the_rank_that_a_header_claims_is_no_rank_of_a_product() -> None:

@@ -43,6 +43,7 @@ class Remark:
 
 LEVELS = {
     Ailment.UNREADABLE: Level.ERROR,
+    Ailment.OVERFLOWING: Level.ERROR,
     Ailment.UNTRAINED: Level.WARNING,
     Ailment.PARTLY_ZERO: Level.WARNING,
     Ailment.RANK_DEFICIENT: Level.NOTE,

@@ -23,6 +23,7 @@ class Ailment(StrEnum):
     """What can be wrong or odd about a LoRA, in a word or two."""
 
     UNREADABLE = "unreadable weights"
+    OVERFLOWING = "too large"
     UNTRAINED = "never trained"
     PARTLY_ZERO = "partly zero"
     RANK_DEFICIENT = "rank-deficient"
@@ -49,6 +50,9 @@ def health(entry: Entry, survey: Survey | None) -> list[Diagnosis]:
         return marks
     if survey.problem is not None:
         return [Diagnosis(Ailment.UNREADABLE, survey.problem.split(": ", 1)[-1]), *marks]
+    if infinite := int((~np.isfinite(survey.norms)).sum()):
+        reason = f"ΔW is too large for float32 in {infinite} of {len(survey.norms)} modules. The fine-tune diverged."
+        marks.append(Diagnosis(Ailment.OVERFLOWING, reason))
     zero = survey.norms == 0
     if zero.all():
         return [Diagnosis(Ailment.UNTRAINED, "ΔW is zero in every module: it was never trained."), *marks]

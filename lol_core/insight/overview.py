@@ -47,7 +47,8 @@ def _from_weights(
     marks = ", ".join(mark.ailment for mark in health(entry, survey)) or None
     if survey is None or survey.problem is not None:
         return marks, None, None, None
-    norms = survey.norms[list(places(entry.headers))].tolist()
+    # no bar is as high as an infinite number, at which the whole cell is no chart
+    norms = survey.norms[list(places(entry.headers))].tolist() if np.isfinite(survey.norms).all() else None
     return marks, survey.norm, norms, rank_used(entry, survey)
 
 

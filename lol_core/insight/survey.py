@@ -135,8 +135,12 @@ def _effective_ranks(values: np.ndarray) -> np.ndarray:
 
 
 @one_blas_thread()
+@np.errstate(over="ignore", invalid="ignore")
 def survey(lora: LoRA) -> Survey:
-    """Survey one LoRA, read with its weights, modules of one shape at a time. O((n + m) r (r + SKETCH)) a module."""
+    """Survey one LoRA, read with its weights, modules of one shape at a time. O((n + m) r (r + SKETCH)) a module.
+
+    A norm too large for float32 is infinite, and the sketch then no number.
+    """
     norms, ranks = (np.zeros(len(lora.layers), np.float32) for _ in range(2))
     total = np.zeros(SKETCH)
     for products in _products(lora, SKETCH):
