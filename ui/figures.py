@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from collections.abc import Callable
@@ -88,4 +89,5 @@ def numbers_of(shown: go.Figure) -> pd.DataFrame:
                 if axis in trace and trace[axis] is not None
             }
             parts.append(pd.DataFrame(columns).assign(trace=name))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return table.map(lambda value: html.unescape(value) if isinstance(value, str) else value)  # see `as_is`

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lol_core.insight.plots.style import COLORS, MAX_SVG_POINTS, finish, scatter
+from lol_core.insight.plots.style import COLORS, MAX_SVG_POINTS, as_is, finish, scatter
 
 
 def collection_map(
@@ -40,7 +40,7 @@ def collection_map(
             figure.add_annotation(
                 x=middle["x"],
                 y=middle["y"],
-                text=f"<b>{region}</b>",
+                text=f"<b>{as_is(region)}</b>",
                 showarrow=False,
                 bgcolor="rgba(128,128,128,0.25)",
                 borderpad=2,
@@ -54,17 +54,18 @@ def collection_map(
         common = values.astype("str").where(values.notna(), "unknown")
         kept = common.value_counts().index[: len(COLORS)]
         values = common.where(common.isin(kept) | (common.nunique() <= len(COLORS)), "other")
+    called = "" if colours is None else as_is(colours.name)
     for i, (title, part) in enumerate([("", picture)] if numeric else picture.groupby(values, sort=True)):
         own = values.loc[part.index]
         marker: dict[str, object] = {"size": size, "opacity": 0.85, "color": COLORS[i % len(COLORS)]}
         if numeric:
-            bar = {"title": str(colours.name) if colours is not None else "", "thickness": 12}
+            bar = {"title": called, "thickness": 12}
             bar |= {"orientation": "h", "y": 0, "yanchor": "top", "len": 0.6}
             marker |= {"color": own, "colorscale": "Viridis", "showscale": True, "colorbar": bar}
         trace = {axis: part[axis] for axis in part.columns}
         hover = (
             "<b>%{text}</b>"
-            + (f"<br>{colours.name}: %{{meta}}" if colours is not None and not numeric else "")
+            + ("<br>%{meta[1]}: %{meta[0]}" if colours is not None and not numeric else "")
             + "<extra></extra>"
         )
         ids = part.index.to_numpy(
@@ -72,9 +73,9 @@ def collection_map(
         )  # arrays of objects are taken as they are, lists are looked through one by one
         text = np.array(
             (
-                [names[id] + f"<br>{value:.4g}" for id, value in zip(ids, own, strict=True)]
+                [as_is(names[id]) + f"<br>{value:.4g}" for id, value in zip(ids, own, strict=True)]
                 if numeric
-                else [names[id] for id in ids]
+                else [as_is(names[id]) for id in ids]
             ),
             object,
         )
@@ -82,8 +83,8 @@ def collection_map(
             kind(
                 **trace,
                 mode="markers",
-                name=str(title),
-                meta=str(title),
+                name=as_is(title),
+                meta=[as_is(title), called],
                 customdata=ids,
                 text=text,
                 marker=marker,
@@ -111,6 +112,10 @@ def collection_map(
 
 def frequencies(counts: pd.Series, title: str) -> go.Figure:
     """Counts of words, the most frequent on top."""
-    figure = go.Figure(go.Bar(x=counts.to_numpy(), y=list(counts.index), orientation="h", marker={"color": COLORS[0]}))
+    figure = go.Figure(
+        go.Bar(
+            x=counts.to_numpy(), y=[as_is(word) for word in counts.index], orientation="h", marker={"color": COLORS[0]}
+        )
+    )
     figure.update_yaxes(autorange="reversed", automargin=True, dtick=1).update_xaxes(title=title)
     return finish(figure, 80 + 20 * len(counts))

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lol_core.insight.plots.style import COLORS, finish
+from lol_core.insight.plots.style import COLORS, as_is, finish
 
 
 def edit_path(
@@ -22,7 +22,7 @@ def edit_path(
     for i, name in enumerate(names):
         wide = i == chosen
         line = {"color": COLORS[i % len(COLORS)], "width": 4 if wide else 1.5, "dash": "solid" if wide else "dot"}
-        figure.add_scatter(x=list(moved), y=readings[:, i], name=name, mode="lines", line=line)
+        figure.add_scatter(x=list(moved), y=readings[:, i], name=as_is(name), mode="lines", line=line)
     figure.add_vline(x=moved[step], line={"dash": "dash", "width": 1, "color": "gray"})
     figure.update_xaxes(title="‖ΔW − ΔW₀‖ / ‖ΔW₀‖").update_yaxes(title="the model's reading")
     return finish(figure, 360, legend={"orientation": "h", "y": -0.3})
@@ -40,8 +40,8 @@ def merged_modules(table: pd.DataFrame, names: Sequence[str]) -> go.Figure:
     figure.add_trace(go.Scatter(**lost, name="left out by the rank", mode="markers", marker=line), 1, 1)
     for i, name in enumerate(names):
         color = COLORS[(i + 2) % len(COLORS)]
-        figure.add_trace(go.Bar(x=x, y=table[name], name=f"cosine with {name}", marker={"color": color}), 2, 1)
-    figure.update_traces(customdata=list(table.index), hovertemplate="%{customdata}<br>%{y:.3g}")
+        figure.add_trace(go.Bar(x=x, y=table[name], name=f"cosine with {as_is(name)}", marker={"color": color}), 2, 1)
+    figure.update_traces(customdata=[as_is(name) for name in table.index], hovertemplate="%{customdata}<br>%{y:.3g}")
     figure.update_yaxes(title="error", tickformat=".0%", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="cosine", row=2, col=1)
     figure.update_xaxes(title="module, in the order of the blocks", row=2, col=1)

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lol_core.insight.plots.style import COLORS, finish
+from lol_core.insight.plots.style import COLORS, as_is, finish
 
 
 def matrix(values: np.ndarray, title: str) -> go.Figure:
@@ -18,7 +18,7 @@ def matrix(values: np.ndarray, title: str) -> go.Figure:
     text = "%{z:.2f}" if len(values) <= 8 else ""
     heat = go.Heatmap(
         z=values,
-        name=title,
+        name=as_is(title),
         zmin=-limit,
         zmax=limit,
         colorscale="RdBu",
@@ -30,7 +30,7 @@ def matrix(values: np.ndarray, title: str) -> go.Figure:
     figure = go.Figure(heat)
     figure.update_yaxes(autorange="reversed", showticklabels=False, scaleanchor="x", constrain="domain")
     figure.update_xaxes(showticklabels=False, constrain="domain")
-    return finish(figure, 300, title={"text": title, "font": {"size": 14}})
+    return finish(figure, 300, title={"text": as_is(title), "font": {"size": 14}})
 
 
 def matrices(shown: Mapping[str, np.ndarray]) -> go.Figure:
@@ -82,9 +82,9 @@ def spread_of_changes(changes: pd.DataFrame, tolerance: float, smallest: float) 
         line = {"color": COLORS[i % len(COLORS)], "width": 1.5}
         figure.add_trace(
             go.Violin(
-                x=rows["model"],
+                x=rows["model"].map(as_is),
                 y=exponents,
-                name=str(group),
+                name=as_is(group),
                 points="all",
                 pointpos=0,
                 jitter=0.6,
@@ -115,7 +115,12 @@ def passage(names: Sequence[str], moved: Sequence[float], off: Sequence[float | 
         y = [None if value is None else max(value, 1e-18) for value in values]
         line = {"color": color, "width": 2.5}
         figure.add_scatter(
-            x=list(names), y=y, mode="lines+markers", name=title, line=line, marker={"size": 10, "symbol": symbol}
+            x=[as_is(name) for name in names],
+            y=y,
+            mode="lines+markers",
+            name=title,
+            line=line,
+            marker={"size": 10, "symbol": symbol},
         )
     figure.update_yaxes(title="relative change", type="log", exponentformat="power").update_xaxes(
         title="stage, from the factors to the prediction"

@@ -9,12 +9,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lol_core.insight.plots.style import COLORS, NUMBERED, finish
+from lol_core.insight.plots.style import COLORS, NUMBERED, as_is, finish
 
 
 def module_norms(names: Sequence[str], norms: Sequence[float], title: str = "‖ΔW‖ (Frobenius)") -> go.Figure:
     """‖ΔW‖, or another number, of every module, in the order of the blocks."""
-    bars = go.Bar(x=list(range(len(names))), y=list(norms), customdata=list(names), marker={"color": COLORS[0]})
+    bars = go.Bar(
+        x=list(range(len(names))),
+        y=list(norms),
+        customdata=[as_is(name) for name in names],
+        marker={"color": COLORS[0]},
+    )
     bars.hovertemplate = "%{customdata}<br>%{y:.4g}<extra></extra>"
     figure = go.Figure(bars)
     figure.update_xaxes(title="module, in the order of the blocks").update_yaxes(title=title, rangemode="tozero")
@@ -42,19 +47,26 @@ def base_map(table: pd.DataFrame, title: str, signed: bool = False) -> go.Figure
         if signed
         else {"colorscale": "Viridis", "zmin": 0.0, "zmax": limit}
     )
-    blocks = np.broadcast_to(np.array([str(block) for block in table.columns]), table.shape)
+    blocks = np.broadcast_to(np.array([as_is(block) for block in table.columns]), table.shape)
     heat = go.Heatmap(
-        z=table.to_numpy(), x=list(range(len(short))), y=list(table.index), customdata=blocks, xgap=1, ygap=1, **scale
+        z=table.to_numpy(),
+        x=list(range(len(short))),
+        y=[as_is(name) for name in table.index],
+        customdata=blocks,
+        xgap=1,
+        ygap=1,
+        **scale,
     )
     figure = go.Figure(
         heat.update(
-            colorbar={"title": title, "thickness": 12}, hovertemplate="%{customdata}<br>%{y}: %{z:.4g}<extra></extra>"
+            colorbar={"title": as_is(title), "thickness": 12},
+            hovertemplate="%{customdata}<br>%{y}: %{z:.4g}<extra></extra>",
         )
     )
     figure.update_xaxes(
         title="block",
         tickvals=list(range(len(short))),
-        ticktext=short,
+        ticktext=[as_is(name) for name in short],
         showticklabels=len(short) <= 24,
     )
     figure.update_yaxes(autorange="reversed", automargin=True)
@@ -68,13 +80,13 @@ def module_comparison(table: pd.DataFrame, first: str, second: str) -> go.Figure
     makes it, indexed by module.
     """
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.06)
-    x = list(range(len(table)))
+    x, modules = list(range(len(table))), [as_is(name) for name in table.index]
     for name, column, color in ((first, "‖ΔW₁‖", COLORS[0]), (second, "‖ΔW₂‖", COLORS[1])):
         figure.add_trace(
-            go.Bar(x=x, y=table[column], name=name, marker={"color": color}, customdata=list(table.index)), 1, 1
+            go.Bar(x=x, y=table[column], name=as_is(name), marker={"color": color}, customdata=modules), 1, 1
         )
     figure.add_trace(
-        go.Bar(x=x, y=table["cosine"], name="cosine", marker={"color": COLORS[2]}, customdata=list(table.index)), 2, 1
+        go.Bar(x=x, y=table["cosine"], name="cosine", marker={"color": COLORS[2]}, customdata=modules), 2, 1
     )
     figure.update_traces(hovertemplate="%{customdata}<br>%{y:.4g}")
     figure.update_yaxes(title="‖ΔW‖", row=1, col=1).update_yaxes(title="cosine", range=[-1, 1], row=2, col=1)
@@ -91,7 +103,7 @@ def spectra(names: Sequence[str], values: Sequence[np.ndarray]) -> go.Figure:
         figure.add_scatter(
             x=np.arange(1, len(positive) + 1),
             y=positive,
-            name=name,
+            name=as_is(name),
             mode="lines+markers",
             line=line,
             hoverlabel={"namelength": -1},

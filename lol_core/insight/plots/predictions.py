@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lol_core.insight.plots.style import COLORS, finish, scatter
+from lol_core.insight.plots.style import COLORS, as_is, finish, scatter
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
@@ -20,7 +20,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> g
     figure = make_subplots(
         2 if scored else 1, 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.6, 0.4] if scored else None
     )
-    for i, (name, history) in enumerate(histories.items()):
+    for i, (name, history) in enumerate((as_is(name), history) for name, history in histories.items()):
         color = COLORS[i % len(COLORS)]
         drawn = [
             ("validation_loss", {"color": color, "width": 2.5}, 1),
@@ -36,10 +36,11 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> g
                 legendgroup=name,
                 mode="lines",
                 line=line,
+                meta=name,
             )
             trace.update(
                 showlegend=key == "validation_loss",
-                hovertemplate=f"{name}<br>epoch %{{x}}: {key.replace('_', ' ')} %{{y:.4g}}<extra></extra>",
+                hovertemplate=f"%{{meta}}<br>epoch %{{x}}: {key.replace('_', ' ')} %{{y:.4g}}<extra></extra>",
             )
             figure.add_trace(trace, row, 1)
     figure.update_yaxes(title="loss (solid: validation)", type="log", exponentformat="power", row=1, col=1)
@@ -75,7 +76,7 @@ def predicted_against_true(frame: pd.DataFrame, target: str, selected: Sequence[
                 mode="markers",
                 name=str(part),
                 customdata=rows.index,
-                text=rows["name"],
+                text=rows["name"].map(as_is),
                 marker={"color": COLORS[i], "size": 8, "opacity": 0.85},
                 hovertemplate="<b>%{text}</b><br>true %{x:.4g}<br>predicted %{y:.4g}<extra></extra>",
             )
@@ -85,7 +86,7 @@ def predicted_against_true(frame: pd.DataFrame, target: str, selected: Sequence[
                 selectedpoints=[k for k, id in enumerate(rows.index) if id in chosen],
                 unselected={"marker": {"opacity": 0.2}},
             )
-    figure.update_xaxes(title=f"true {target}").update_yaxes(title=f"predicted {target}")
+    figure.update_xaxes(title=f"true {as_is(target)}").update_yaxes(title=f"predicted {as_is(target)}")
     return finish(figure, 440, legend={"orientation": "h", "y": 1.1})
 
 
@@ -103,7 +104,7 @@ def residuals(frame: pd.DataFrame, target: str) -> go.Figure:
             y=gap,
             mode="markers",
             name=str(part),
-            text=rows["name"],
+            text=rows["name"].map(as_is),
             marker=marker,
             hovertemplate=hover,
         )
@@ -112,7 +113,7 @@ def residuals(frame: pd.DataFrame, target: str) -> go.Figure:
             go.Histogram(y=gap, marker={"color": COLORS[i]}, opacity=0.7, name=str(part), showlegend=False), 1, 2
         )
     figure.add_hline(y=0, line={"dash": "dash", "color": "gray"})
-    figure.update_xaxes(title=f"predicted {target}", row=1, col=1).update_xaxes(
+    figure.update_xaxes(title=f"predicted {as_is(target)}", row=1, col=1).update_xaxes(
         title="LoRAs", row=1, col=2
     ).update_yaxes(title="predicted − true", row=1, col=1)
     return finish(figure, 320, legend={"orientation": "h", "y": 1.12}, barmode="overlay")
@@ -135,7 +136,7 @@ def calibration_curve(bins: pd.DataFrame, target: str, yes_no: bool) -> go.Figur
         hovertemplate=hover,
         marker={"color": COLORS[0], "size": 8},
     )
-    title = f"share with {target}" if yes_no else f"mean true {target}"
+    title = f"share with {as_is(target)}" if yes_no else f"mean true {as_is(target)}"
     figure.update_xaxes(title="mean prediction").update_yaxes(title=title)
     return finish(figure, 320, legend={"orientation": "h", "y": 1.12})
 
@@ -145,14 +146,16 @@ def confusion_heatmap(matrix: pd.DataFrame) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=matrix.to_numpy(),
-            x=list(matrix.columns),
-            y=list(matrix.index),
+            x=[as_is(name) for name in matrix.columns],
+            y=[as_is(name) for name in matrix.index],
             zmin=0,  # so that one is not drawn as none
             colorscale="Blues",
             texttemplate="%{z}",
         )
     )
-    figure.update_xaxes(title="predicted").update_yaxes(title="true", autorange="reversed")
+    figure.update_xaxes(title="predicted", type="category").update_yaxes(
+        title="true", type="category", autorange="reversed"
+    )
     return finish(figure, 440)
 
 
@@ -163,7 +166,7 @@ def along_run(table: pd.DataFrame, title: str) -> go.Figure:
         go.Scatter(
             x=table["step"],
             y=table["predicted"],
-            text=table["name"],
+            text=table["name"].map(as_is),
             name="predicted",
             mode="lines+markers",
             hovertemplate=hover,
@@ -174,35 +177,35 @@ def along_run(table: pd.DataFrame, title: str) -> go.Figure:
         figure.add_scatter(
             x=table["step"],
             y=table["true"],
-            text=table["name"],
+            text=table["name"].map(as_is),
             name="measured",
             mode="markers",
             marker={"color": COLORS[1], "size": 8},
         )
-    figure.update_xaxes(title="step or epoch, from the names").update_yaxes(title=title)
+    figure.update_xaxes(title="step or epoch, from the names").update_yaxes(title=as_is(title))
     return finish(figure, 280, legend={"orientation": "h", "y": 1.12})
 
 
 def ranking(scores: pd.Series, measured: pd.Series | None, title: str, selected: Sequence[str] = ()) -> go.Figure:
     """Scores in falling order against their rank, with the measured values where they are something else."""
-    names, ranks = list(scores.index), np.arange(1, len(scores) + 1)
+    ids, ranks = list(scores.index), np.arange(1, len(scores) + 1)
     figure = go.Figure()
     if measured is not None and measured.notna().any():
         marker = {"color": COLORS[1], "size": 6, "opacity": 0.6}
-        figure.add_scattergl(x=ranks, y=measured, customdata=names, name="measured", mode="markers", marker=marker)
+        figure.add_scattergl(x=ranks, y=measured, customdata=ids, name="measured", mode="markers", marker=marker)
     figure.add_scattergl(
         x=ranks,
         y=scores,
-        customdata=names,
+        customdata=ids,
         name="predicted" if measured is not None else "measured",
         mode="markers",
         marker={"color": COLORS[0], "size": 6},
     )
-    figure.update_traces(hovertemplate="%{customdata}<br>rank %{x}: %{y:.4g}")
-    if chosen := set(selected) & set(names):
+    figure.update_traces(text=[as_is(id) for id in ids], hovertemplate="%{text}<br>rank %{x}: %{y:.4g}")
+    if chosen := set(selected) & set(ids):
         figure.update_traces(
-            selectedpoints=[i for i, name in enumerate(names) if name in chosen],
+            selectedpoints=[i for i, name in enumerate(ids) if name in chosen],
             unselected={"marker": {"opacity": 0.15}},
         )
-    figure.update_xaxes(title="rank").update_yaxes(title=title)
+    figure.update_xaxes(title="rank").update_yaxes(title=as_is(title))
     return finish(figure, 240, legend={"orientation": "h", "y": 1.15})

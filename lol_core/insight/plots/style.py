@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,6 +11,13 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0
 MAX_SVG_POINTS = 1000
 NUMBERED = 80
 """Pixels that a titled axis with numbers, or a scale of colours, takes at most, mostly."""
+
+
+def as_is(name: object) -> str:
+    """A name of a label, a class, a LoRA or a module, so that a figure shows it letter by letter: Plotly reads HTML in
+    titles, legends, ticks and hover texts. `html.unescape` gives it back.
+    """
+    return escape(str(name), quote=False)
 
 
 def scatter(points: int) -> type:
