@@ -21,7 +21,7 @@ from ui.keys import key
 from ui.merging import merge_several
 from ui.progress import follow
 from ui.saving import show_download
-from ui.state import known_base, load_lora, loaded_checkpoints, session
+from ui.state import MAX_EDITED, edits_of, known_base, load_lora, loaded_checkpoints, session
 from ui.work import Wish
 
 ONE, SEVERAL = "Edit one", "Merge several"
@@ -43,7 +43,7 @@ model = models[a.selectbox("Model", list(models), key=key("model"), bind="query-
 unseen = held_out(model, source, source.ids)
 known = set(source.ids) - set(unseen)
 first = [*unseen, *(id for id in source.ids if id in known)]
-text = "Those that the model has not seen in training come first."
+text = f"Those that the model has not seen in training come first. The edits of {MAX_EDITED} LoRAs are kept meanwhile."
 id = needed(choose_lora(source, first, "lora", "LoRA", place=b, help=text), "Choose a LoRA.")
 try:
     original = load_lora(source, id)
@@ -52,9 +52,8 @@ except LoLError as error:
     st.error(sentence(error), icon=":material/broken_image:")
     st.stop()
 place = (source.fingerprint, id)
-if state.edits and state.edits[0][0].lora != place:
-    state.edits.clear()
-lora = state.edits[-1][1].edit.lora if state.edits else original
+edits = edits_of(place)
+lora = edits[-1][1].edit.lora if edits else original
 
 with st.container(border=True):
     a, b, c = st.columns(3)
@@ -66,15 +65,15 @@ with st.container(border=True):
     size = c.slider("How much", 0.05, 1.5, 0.5, 0.05, key=key("size"), bind="query-params", help=text)
     busy = running(state.editing)
     with st.container(horizontal=True):
-        label = "Edit further" if state.edits else "Edit"
+        label = "Edit further" if edits else "Edit"
         pressed = st.button(label, type="primary", icon=":material/edit:", disabled=busy, key=key("edit"))
-        undo = bool(state.edits) and st.button("Undo", icon=":material/undo:", disabled=busy, key=key("undo"))
+        undo = bool(edits) and st.button("Undo", icon=":material/undo:", disabled=busy, key=key("undo"))
 if undo:
-    state.edits.pop()
+    edits.pop()
     st.rerun()
 drawable = bool(known_base(source)) or drawable_form(original) is not None
 if pressed:
-    wish = Wish(place, len(state.edits), goal, method, size)
+    wish = Wish(place, len(edits), goal, method, size)
     members = state.members.get((source.fingerprint, model.created))
     editor = state.editors.get(model.created)
     state.editing = work.edit_lora(model, source, lora, wish, members=members, editor=editor, drawable=drawable)
@@ -87,19 +86,28 @@ if state.editing is not None:
             state.members = {(source.fingerprint, model.created): made.members}
         if made.editor is not None:
             state.editors[made.editor.made] = made.editor
-        if (wish.lora, wish.number) == (place, len(state.edits)):
-            state.edits.append((wish, made))
+        began = edits_of(wish.lora)  # of another LoRA, where one has looked on meanwhile
+        if wish.number == len(began):
+            began.append((wish, made))
         state.editing = None
         st.rerun()
-need(state.edits, "Choose a change and press **Edit**. The LoRA in the collection stays as it is.")
+need(edits, "Choose a change and press **Edit**. The LoRA in the collection stays as it is.")
 
-wish, made = state.edits[-1]
+wish, made = edits[-1]
 last = len(made.edit.loras) - 1
 text = "0 is before this edit."
-step = st.slider("Walk along the edit", 0, last, made.edit.reached, key=key(f"step{len(state.edits)}"), help=text)
+step = st.slider(
+    "Walk along the edit",
+    0,
+    last,
+    made.edit.reached,
+    key=key(f"step {made.key}"),
+    help=text,
+    persist_state="session",
+)
 before, now = (float(made.edit.goal.read(made.edit.predictions[[k]])[0]) for k in (0, step))
 since = ""
-if len(state.edits) > 1:
+if len(edits) > 1:
     whole = moved_in_all(made.key, step, original, made.edit.loras[step])
     since = f" by this edit, and by **{whole:.0%}** from the LoRA of the collection"
 st.markdown(
@@ -107,9 +115,9 @@ st.markdown(
     f" ΔW has moved by **{made.edit.moved[step]:.0%}** of ‖ΔW‖{since}."
 )
 if drawable:
-    files = {"Base model": None, "Before": state.edits[0][1].file(0), f"Step {step} of {last}": made.file(step)}
+    files = {"Base model": None, "Before": edits[0][1].file(0), f"Step {step} of {last}": made.file(step)}
     show_drawn(source, files, [id])
 show_way(wish, made, step)
 st.subheader("Save")
-name = f"{Path(source.names[id]).name}-{'-'.join(one.goal.name for one, _ in state.edits)}-{step}"
+name = f"{Path(source.names[id]).name}-{'-'.join(one.goal.name for one, _ in edits)}-{step}"
 show_download(made.edit.loras[step], f"{made.key}-{step}", name)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Slider
 
 from lol_core.collections.zoo import Zoo
 from lol_core.finetuning.dreambooth import Base, finetune_stack, write_lora
@@ -30,10 +31,11 @@ from tests.builders import random_lora, write_peft
 from tests.conftest import ROOT
 from tests.test_pages import opened, text_of
 from tests.waiting import until
-from ui import work
+from ui import state, work
 from ui.editing import METHODS
 from ui.jobs import Job, running
-from ui.state import runs_folder
+from ui.state import MAX_EDITED, Session, runs_folder
+from ui.work import Edited, Wish
 
 BASE = ROOT / "sample_loras" / "small-diffusion"
 
@@ -157,6 +159,16 @@ def pressed(test: AppTest, label: str, *jobs: str) -> AppTest:
     return test
 
 
+def edits_now(test: AppTest) -> list[tuple[Wish, Edited]]:
+    """The edits of the LoRA that is looked at."""
+    *_, edits = test.session_state["session"].edits.values()
+    return list(edits)
+
+
+def walk(test: AppTest) -> Slider[Any]:
+    return next(slider for slider in test.slider if slider.label == "Walk along the edit")
+
+
 def offered(test: AppTest) -> str:
     """The address of the file that the page Edit offers, which follows from its content."""
     (button,) = (button for button in test.get("download_button") if "Download (" in str(button.proto))
@@ -171,29 +183,52 @@ def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path, monkeypa
     test = opened("Edit", few_loras, lora="loras/0007.safetensors", size="0.3", prompts="a cat")
     assert "Choose a change and press" in text_of(test) and not test.exception
     pressed(test, "Edit", "editing", "drawing_edit")
-    edits = test.session_state["session"].edits
+    edits = edits_now(test)
     way = edits[0][1].edit
     assert way.moved[-1] == pytest.approx(0.3, rel=2e-3) and len(edits) == 1
     assert "clip_score" in text_of(test) and "Base model" in text_of(test) and "Before" in text_of(test)
     assert not test.exception and not test.error and "Not drawn yet" not in text_of(test)
-    test.slider(key="edit.step1").set_value(0).run()
+    walk(test).set_value(0).run()
     assert "ΔW has moved by **0%**" in text_of(test)
     short = EditorConfig(epochs=2, batch_size=8, atoms=4)
     monkeypatch.setattr(work, "train_editor", partial(train_editor, config=short))
     test.selectbox(key="edit.method").set_value(METHODS[Method.EQUIVARIANT]).run()
     pressed(test, "Edit further", "editing", "drawing_edit")
     monkeypatch.setattr(work, "train_editor", None)  # it is kept for what follows
+    edits = edits_now(test)
     second = edits[1][1].edit
     assert torch.equal(second.loras[0].layers[0].U, way.lora.layers[0].U), "it goes on from what the first gave"
     file = offered(test)
-    edits[:] = [edits[1]]
+    del test.session_state["session"].edits[edits[0][0].lora][0]
     pressed(test, "Edit further", "editing", "drawing_edit")
     assert offered(test) != file, "as many edits of the same sizes, of another LoRA"
     assert "by this edit, and by" in text_of(test)
     pressed(test, "Undo")
-    assert len(test.session_state["session"].edits) == 1 and not test.exception
+    assert len(edits_now(test)) == 1 and not test.exception
+    walk(test).set_value(3).run()
     test.selectbox(key="edit.lora").set_value("loras/0008.safetensors").run()
     assert "Choose a change and press" in text_of(test), "an edit of one LoRA is not shown for another"
+    next(button for button in test.button if button.label == "Edit").click().run()
+    test.selectbox(key="edit.lora").set_value("loras/0007.safetensors").run()
+    until(partial(ended, test.session_state["session"].editing), "the edit of the other LoRA")
+    test.run()
+    assert len(edits_now(test)) == 1 and "Choose a change" not in text_of(test), "the edits so far are there again"
+    assert walk(test).value == 3
+    test.selectbox(key="edit.lora").set_value("loras/0008.safetensors").run()
+    assert "Choose a change" not in text_of(test) and not test.exception, "made while one looked at another"
+    until(partial(ended, test.session_state["session"].drawing_edit), "its pictures")
+
+
+def test_the_edits_of_few_loras_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    visitor = Session(folder=None)
+    monkeypatch.setattr(state, "session", lambda: visitor)
+    made: Any = object()
+    for number in range(MAX_EDITED):
+        state.edits_of(("zoo", str(number))).append(made)
+    assert state.edits_of(("zoo", "0")) == [made]
+    for other in ("new", "newer"):
+        assert not state.edits_of(("zoo", other))
+    assert [id for (_, id), edits in visitor.edits.items() if edits] == ["2", "3", "0"], "those looked at last"
 
 
 def test_two_loras_are_merged_drawn_and_saved(few_loras: Path) -> None:

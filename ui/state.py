@@ -37,6 +37,8 @@ RESULTS = ROOT / "docs" / "results"
 MAX_OPEN = 4
 MAX_RECENT = 8
 MAX_OFFERED = 20
+MAX_EDITED = 4
+"""LoRAs whose edits are kept: each edit holds a LoRA for every step of its way."""
 
 
 @dataclass(eq=False)
@@ -45,10 +47,10 @@ class Session:
     labels file); extra_checkpoints: folders opened by path; same: LoRAs that are the same function, by fingerprint;
     examined: how many weights had been read, and what the look at every header gave, by fingerprint; maps: pictures
     drawn so far; selections, isolated, computed: see ui/selection.py, by collection; linked: what `ui.choice` last
-    wrote into the URL, by key; edits: of one LoRA, each of what the one before it gave; members: what directions are
-    made of, by fingerprint and model; editors: networks that edit, by when their model was made; picture: the format in
-    which figures are saved; page: the present one; url: what stands in the URL on every page, empty for what opens
-    first, the labels file in the folder, and no guided visit.
+    wrote into the URL, by key; edits: by fingerprint and id of the LoRA, see `edits_of`, each of what the one before it
+    gave; members: what directions are made of, by fingerprint and model; editors: networks that edit, by when their
+    model was made; picture: the format in which figures are saved; page: the present one; url: what stands in the URL
+    on every page, empty for what opens first, the labels file in the folder, and no guided visit.
     """
 
     folder: Path | None = field(default_factory=lambda: access().visitor_folder())
@@ -64,7 +66,7 @@ class Session:
     mapping: Job[MapSettings, Map | None] | None = None
     experiment: Job[str, Result] | None = None
     editing: Job[Wish, Edited] | None = None
-    edits: list[tuple[Wish, Edited]] = field(default_factory=list)
+    edits: dict[tuple[str, str], list[tuple[Wish, Edited]]] = field(default_factory=dict)
     members: dict[tuple[str, str], Members] = field(default_factory=dict)
     editors: dict[str, Editor] = field(default_factory=dict)
     merging: Job[Merging, Merged] | None = None
@@ -91,6 +93,17 @@ def session() -> Session:
             visitors.watch(made.folder, made)
     state: Session = st.session_state["session"]
     return state
+
+
+def edits_of(place: tuple[str, str]) -> list[tuple[Wish, Edited]]:
+    """The edits so far of a LoRA, given by its collection's fingerprint and its id; to be changed in place. Those of
+    MAX_EDITED LoRAs are kept, of the ones looked at last.
+    """
+    state = session()
+    own = state.edits.get(place, [])
+    others = [(other, made) for other, made in state.edits.items() if made and other != place]
+    state.edits = dict(others[-(MAX_EDITED - 1) :]) | {place: own}
+    return own
 
 
 def kept() -> Path:
