@@ -37,6 +37,14 @@ def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:
     assert len(layers) == 3 and (layers["effective rank"] <= 2).all()
 
 
+def test_a_link_to_a_lora_that_is_not_here_says_so(synthetic_folder: Path) -> None:
+    test = opened("LoRA", synthetic_folder, lora="<b>gone</b>" + 5000 * "x")
+    (said,) = (toast.value for toast in test.toast)
+    assert said.startswith("The link names ") and "gone" in said and len(said) < 200 and not test.exception
+    assert test.selectbox(key="lora.lora").value and "lora.lora" not in test.query_params
+    assert not opened("LoRA", synthetic_folder, lora="lora007/adapter_model.safetensors").toast
+
+
 def test_links_carry_ids_and_not_names(tmp_path: Path) -> None:
     write_zoo(tmp_path, 3)
     write_peft(tmp_path / "lora001.bin", random_lora(MODULES, 9))

@@ -12,10 +12,13 @@ from streamlit.delta_generator import DeltaGenerator
 from lol_core.collections.columns import database
 from lol_core.collections.source import Source
 from ui.keys import key
+from ui.plain import plain
 from ui.state import session
 
 MOST = 1000
 """LoRAs that a box offers at once."""
+FEW, LONG = 3, 80
+"""Of how many LoRAs in a link a page says that they are not here, and by how many letters."""
 
 
 def choose_lora(
@@ -76,7 +79,11 @@ def _adopt(source: Source, ids: Sequence[str], name: str, *, many: bool) -> None
         return
     session().linked[key(name)] = present
     members, of_name = set(ids), {source.names[id]: id for id in ids}
-    known = [id for word in present if (id := word if word in source.by_id else of_name.get(word)) in members]
+    meant = {word: word if word in source.by_id else of_name.get(word) for word in present}
+    known = [id for id in meant.values() if id in members]
+    for word in [word for word, id in meant.items() if id not in members][:FEW]:
+        text = f"The link names {plain(word[:LONG])}, which is no LoRA to choose here."
+        st.toast(text, icon=":material/link_off:", duration="infinite")
     if known:
         st.session_state[key(name)] = known if many else known[0]
     else:
