@@ -40,7 +40,7 @@ def test_a_deep_link_to_a_lora(synthetic_folder: Path) -> None:
 def test_a_link_to_a_lora_that_is_not_here_says_so(synthetic_folder: Path) -> None:
     test = opened("LoRA", synthetic_folder, lora="<b>gone</b>" + 5000 * "x")
     (said,) = (toast.value for toast in test.toast)
-    assert said.startswith("The link names ") and "gone" in said and len(said) < 200 and not test.exception
+    assert said.startswith("The link asks for the LoRA ") and "gone" in said and len(said) < 200 and not test.exception
     assert test.selectbox(key="lora.lora").value and "lora.lora" not in test.query_params
     assert not opened("LoRA", synthetic_folder, lora="lora007/adapter_model.safetensors").toast
 

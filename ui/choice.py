@@ -82,7 +82,7 @@ def _adopt(source: Source, ids: Sequence[str], name: str, *, many: bool) -> None
     meant = {word: word if word in source.by_id else of_name.get(word) for word in present}
     known = [id for id in meant.values() if id in members]
     for word in [word for word, id in meant.items() if id not in members][:FEW]:
-        text = f"The link names {plain(word[:LONG])}, which is no LoRA to choose here."
+        text = f"The link asks for the LoRA {plain(word[:LONG])}, which cannot be chosen here."
         st.toast(text, icon=":material/link_off:", duration="infinite")
     if known:
         st.session_state[key(name)] = known if many else known[0]
