@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import init_empty_weights
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import WeightSpec
 from lol_core.core.geometry import norm
+from lol_core.core.header import ModuleHeader
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import DataMissingError, LoRAFormatError
 from lol_core.finetuning.judge import Judge, train_judge
@@ -22,6 +29,7 @@ from lol_core.finetuning.picture_reader import ReaderSettings
 from lol_core.finetuning.pictures import CLASSES, Drawings, any_picture
 from lol_core.finetuning.scorer import SCORE_WEIGHT, Scorer, retrieval
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
+from lol_core.learning.models import LoLModel, make_model
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
@@ -158,6 +166,29 @@ def test_images_are_kept_and_drawing_stops(painter: Painter) -> None:
     assert painter.is_drawn(None, "a cat", sampling)
     second = painter.draw(None, ["a cat"], sampling, stopped)[0]
     assert np.array_equal(np.asarray(first), np.asarray(second)), "found, not drawn"
+
+
+def test_a_model_that_is_made_while_a_base_is_opened_has_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a pipeline puts what any thread makes onto the meta device."""
+    inside, made = Event(), Event()
+
+    def slowly(*args: object, **kwargs: object) -> MagicMock:
+        with init_empty_weights():
+            inside.set()
+            made.wait(0.5)
+        return MagicMock()
+
+    def make() -> LoLModel:
+        inside.wait()
+        model = make_model("mlp", WeightSpec((ModuleHeader("a", 3, 4, 2),)), 1)
+        made.set()
+        return model
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        model = pool.submit(make)
+        assert Painter(BASE).pipeline
+        assert not any(weight.is_meta for weight in model.result().parameters())
 
 
 def test_a_lora_of_another_model_is_refused_by_name(painter: Painter) -> None:

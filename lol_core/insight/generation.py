@@ -19,6 +19,7 @@ from lol_core.collections.durable import replace_file
 from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
+from lol_core.core.making import MAKING
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, LoRAFormatError, needing
 from lol_core.formats.writing import forms_of, write
@@ -66,7 +67,9 @@ class Painter:
             folder = user_path(self.base)
             dtype = torch.float16 if self.device.startswith("cuda") else torch.float32
             try:
-                pipeline = DiffusionPipeline.from_pretrained(str(folder if folder.is_dir() else self.base), dtype=dtype)
+                place = folder if folder.is_dir() else DiffusionPipeline.download(self.base)  # nobody waits for it
+                with MAKING:
+                    pipeline = DiffusionPipeline.from_pretrained(str(place), dtype=dtype)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise DataMissingError(
@@ -133,10 +136,12 @@ class Painter:
                 self._worn = ()
             if lora is not None:
                 folder, name = (lora, None) if lora.is_dir() else (lora.parent, lora.name)
+                pipeline = self.pipeline  # opened, where it is not
                 try:
-                    self.pipeline.load_lora_weights(
-                        str(folder), weight_name=name, adapter_name="worn", local_files_only=True
-                    )
+                    with MAKING:
+                        pipeline.load_lora_weights(
+                            str(folder), weight_name=name, adapter_name="worn", local_files_only=True
+                        )
                     self.pipeline.set_adapters(["worn"])  # fails when no key of the file belongs to this model
                 except (ValueError, RuntimeError, KeyError, OSError) as error:
                     self.pipeline.unload_lora_weights()

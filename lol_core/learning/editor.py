@@ -23,6 +23,7 @@ from torch.nn.functional import softplus
 from lol_core.collections.durable import contiguous, replace_file
 from lol_core.core.batch import Batch
 from lol_core.core.fixed_rank import FixedRank, Tangent
+from lol_core.core.making import MAKING
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import CheckpointError, ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint
@@ -105,7 +106,8 @@ class Editor:
         try:
             with safe_open(path, "pt") as file:
                 about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-            net = GLEquivariantNet(checkpoint.spec, GLEquivariantConfig(**json.loads(about["config"])))
+            with MAKING:
+                net = GLEquivariantNet(checkpoint.spec, GLEquivariantConfig(**json.loads(about["config"])))
             net.load_state_dict(tensors)
             editor = cls(net.eval().requires_grad_(False), about["made"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -139,7 +141,7 @@ def train_editor(
     goals = [Goal(task, output, 1.0) for output in range(task.outputs)]
     labels = torch.stack([torch.from_numpy(goal.numbers(members.labels[usable])) for goal in goals], 1)
     draws = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng([]):
+    with MAKING, torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
         net = GLEquivariantNet(checkpoint.spec, GLEquivariantConfig(wishes=task.outputs, atoms=config.atoms))
         for name, weight in net.named_parameters():

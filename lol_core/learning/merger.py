@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lol_core.collections.durable import replace_file
 from lol_core.core.lora import LoRALayer
+from lol_core.core.making import MAKING
 from lol_core.errors import CheckpointError
 
 TERMS = 5
@@ -172,7 +173,8 @@ class Merger(nn.Module):
         try:
             held = json.loads(path.read_text())
             shapes = {str(name): (int(n), int(m)) for name, (n, m) in held["modules"].items()}
-            merger = cls(shapes, held["about"], held["width"])
+            with MAKING:
+                merger = cls(shapes, held["about"], held["width"])
             numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in held["numbers"].items()}
             merger.load_state_dict(numbers)
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from lol_core.collections.names import user_path
 from lol_core.core.batch import WeightSpec
+from lol_core.core.making import MAKING
 from lol_core.errors import ModelError
 from lol_core.learning.models.base import LoLModel, ModelConfig
 
@@ -87,4 +88,5 @@ def make_model(name: str, spec: WeightSpec, outputs: int, config: ModelConfig | 
     the configuration do not suit it. What memory it takes says `learning.memory.memory_needed`.
     """
     kind = find_model(name)
-    return kind(spec, outputs, kind.configured(config))
+    with MAKING:
+        return kind(spec, outputs, kind.configured(config))
