@@ -31,6 +31,7 @@ from lol_core.finetuning.scorer import SCORE_WEIGHT, Scorer, retrieval
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
 from lol_core.learning.models import LoLModel, make_model
 from tests.conftest import ROOT
+from tests.waiting import PATIENCE
 
 SAMPLES = ROOT / "sample_loras"
 FACES, EMOJINETTE, BASE, CLIP = (SAMPLES / name for name in ("faces", "emojinette", "small-diffusion", "small-clip"))
@@ -179,7 +180,7 @@ def test_a_model_that_is_made_while_a_base_is_opened_has_its_weights(monkeypatch
         return MagicMock()
 
     def make() -> LoLModel:
-        inside.wait()
+        assert inside.wait(PATIENCE)
         model = make_model("mlp", WeightSpec((ModuleHeader("a", 3, 4, 2),)), 1)
         made.set()
         return model
