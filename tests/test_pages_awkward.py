@@ -235,11 +235,24 @@ def test_a_training_is_seen_when_nothing_is_chosen_and_from_another_collection(t
 def test_labels_are_no_markdown_and_numbers_that_are_classes_are_told(tmp_path: Path) -> None:
     labels = write_zoo(tmp_path, 12)
     labels["$a$ **b**"], labels["percent"] = labels["size"], [f"{i}%" for i in range(12)]
+    labels["comma"], labels["day"] = [f"0,{i % 6}" for i in range(12)], [f"2024-01-0{1 + i % 6}" for i in range(12)]
     labels.to_csv(tmp_path / "labels.csv", index=False)
     test = opened("Train", tmp_path, targets="$a$ **b**")
     assert r"\$a\$ \*\*b\*\*: regression, 12 labelled" in text_of(test)
     test.multiselect(key="train.targets").set_value(["percent"]).run()
     assert "12 classes; most are numbers, but not '0%', so each is a class" in text_of(test)
+    test.multiselect(key="train.targets").set_value(["comma"]).run()
+    assert "6 classes; most are numbers, but not '0,0', so each is a class" in text_of(test)
+    test.multiselect(key="train.targets").set_value(["day"]).run()
+    assert "6 classes; dates, of which each is a class" in text_of(test)
+
+
+def test_a_labels_file_that_cannot_be_read_is_what_to_correct(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 3)
+    test = opened("Zoo", tmp_path)
+    next(field for field in test.text_input if field.label == "Labels file").set_value(str(tmp_path / "gone.csv")).run()
+    assert "gone.csv: the labels cannot be read" in test.error[0].value
+    assert "**Labels file**" in test.info[0].value and not test.exception
 
 
 def test_numbers_of_figures_say_of_what_they_are() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -167,6 +168,26 @@ def test_labels_may_be_parquet_or_elsewhere(tmp_path: Path) -> None:
     assert Zoo.open(tmp_path / "zoo").labels.shape == (3, 4)
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_labels_may_be_separated_by_semicolons_or_tabs(mark: str, tmp_path: Path) -> None:
+    table = write_zoo(tmp_path, 3).assign(said="one, two", code="007")
+    table.to_csv(tmp_path / "labels.csv", index=False, sep=mark)
+    labels = Zoo.open(tmp_path).labels
+    assert labels.shape == (3, 6) and set(labels["said"]) == {"one, two"} and set(labels["code"]) == {"007"}
+    with (tmp_path / "labels.csv").open("rb") as content:
+        pd.testing.assert_frame_equal(
+            read_labels(tmp_path / "labels.csv", content), read_labels(tmp_path / "labels.csv")
+        )
+
+
+def test_decimals_of_parquet_are_numbers_and_lists_are_texts(tmp_path: Path) -> None:
+    table = write_zoo(tmp_path, 3).assign(price=[Decimal("0.5"), None, Decimal(2)], tags=[["a"], None, ["b", "c"]])
+    table.to_parquet(tmp_path / "all.parquet")
+    labels = Zoo.open(tmp_path, tmp_path / "all.parquet").labels
+    assert labels["price"].sum() == 2.5 and pd.api.types.is_float_dtype(labels["price"])
+    assert labels["tags"].dropna().tolist() == ["['a']", "['b' 'c']"]
+
+
 def test_bad_label_tables(tmp_path: Path) -> None:
     table = write_zoo(tmp_path, 3)
     cases = {
@@ -179,8 +200,12 @@ def test_bad_label_tables(tmp_path: Path) -> None:
         content.to_csv(tmp_path / name, index=False)
         with pytest.raises(ZooError, match=reason):
             Zoo.open(tmp_path, tmp_path / name)
-    with pytest.raises(ZooError, match="cannot be read"):
+    with pytest.raises(ZooError, match=r"cannot be read \(No such file or directory\)"):
         Zoo.open(tmp_path, tmp_path / "gone.csv")
+    (tmp_path / "records.json").write_text(json.dumps([{"name": f"lora{i:03d}", "value": i} for i in range(1000)]))
+    with pytest.raises(ZooError, match="2,000 in all") as refused:
+        Zoo.open(tmp_path, tmp_path / "records.json")
+    assert len(str(refused.value)) < 700
 
 
 def test_an_ambiguous_name_joins_no_file(tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def frame(page: str, *, loras: bool = False) -> Source:
     source = frame_or_nothing(page)
     default = Path(access().first).name
     text = "Nothing is open. Open a collection on the page **Home**, or under **Collection** in the sidebar"
-    source = needed(source, f"{text}; empty that field for {default}." if default else f"{text}.")
+    text = f"{text}; empty that field for {default}." if default else f"{text}."
+    if session().url["labels"]:
+        text = "Nothing is open. Correct **Collection** or **Labels file** in the sidebar, or empty the latter."
+    source = needed(source, text)
     text = "No LoRA could be read in this collection. Open another in the sidebar; the page Zoo says what was refused."
     need(len(source) or not loras, text)
     return source

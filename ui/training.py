@@ -24,6 +24,7 @@ from ui.work import Run
 
 KEPT: dict[str, Any] = {"persist_state": "session"}
 """What is set stays while other pages are looked at."""
+_DATE = r"\s*(\d{4}([-./])\d{1,2}\2\d{1,2}|\d{1,2}([-./])\d{1,2}\3\d{4})\b"
 PAPER = "https://arxiv.org/abs/2410.04207"
 
 
@@ -111,15 +112,19 @@ def described(source: Source, choice: Choice) -> list[str]:
 
 
 def told(labels: pd.Series) -> str:
-    """What a column of labels would be learnt as; of numbers that are read as classes also because of which value."""
+    """What a column of labels would be learnt as; of numbers and dates that are read as classes also why."""
     values, kind = labels.dropna(), kind_of(labels).kind
     text = f"{kind}, {len(values):,} labelled"
     if kind != Multiclass.kind:
         return text
     words = values.astype(str).drop_duplicates()
     odd = words[pd.to_numeric(words, errors="coerce").isna()]
-    numbers = pd.to_numeric(words.str.strip().str.rstrip(" %"), errors="coerce").notna().mean() > 0.5
-    why = f"; most are numbers, but not {odd.iloc[0]!r}, so each is a class" if numbers and len(odd) else ""
+    bare = words.str.strip().str.rstrip(" %").str.replace(",", ".")
+    why = ""
+    if len(odd) and pd.to_numeric(bare, errors="coerce").notna().mean() > 0.5:
+        why = f"; most are numbers, but not {odd.iloc[0]!r}, so each is a class"
+    elif len(odd) and words.str.match(_DATE).mean() > 0.5:
+        why = "; dates, of which each is a class, without their order: for that write numbers, such as days"
     return f"{text}, {len(words):,} classes{why}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import BinaryIO
 
 import pandas as pd
@@ -17,6 +18,8 @@ NAMES = (*FILES, "lora", "adapter", "name", "id")
 """What a column that names LoRAs is called, in any case."""
 _WHOLE = re.compile(r"\s*-?\d+\s*")
 LABEL_FILES = ("labels.csv", "labels.parquet")
+MOST_LETTERS = 300
+"""Of the names of columns in a message."""
 
 
 def labels_file(folder: Path) -> Path | None:
@@ -29,27 +32,56 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
     it cannot be read or is empty.
     """
     try:
-        read = pd.read_parquet if path.suffix == ".parquet" else _read_csv
+        read = _read_parquet if path.suffix == ".parquet" else _read_csv
         table = read(path if content is None else content)
     except (OSError, ValueError, ImportError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ZooError(
-            f"{path}: the labels cannot be read ({error}). Expected a CSV file with a header line, or Parquet."
+            f"{path}: the labels cannot be read ({reason}). Expected Parquet, or CSV in UTF-8 with a header line."
         ) from error
     if not isinstance(table.index, pd.RangeIndex):  # Parquet keeps one that was set
         table = table.reset_index()
     if table.empty or table.shape[1] < 2:
         raise ZooError(
             f"{path}: expected at least one row, a column that names LoRAs and a column of labels; found"
-            f" {table.shape[0]} rows, {list(table.columns)}. Columns of a CSV file are separated by commas."
+            f" {table.shape[0]} rows and the columns {_listed(table)}. Columns of a CSV file are separated by commas."
         )
     return table
+
+
+def _listed(table: pd.DataFrame) -> str:
+    """The names of its columns, as far as a message has room for them."""
+    return shorten(", ".join(map(str, table.columns)), MOST_LETTERS, placeholder=f" … ({table.shape[1]:,} in all)")
+
+
+def _read_parquet(source: Path | BinaryIO) -> pd.DataFrame:
+    """As pandas reads it, but for decimals, which are numbers, and for lists and the like, which are shown as text."""
+    table = pd.read_parquet(source)
+    kinds = {name: pd.api.types.infer_dtype(column) for name, column in table.items()}
+    return table.assign(
+        **{str(name): table[name].astype(float) for name, kind in kinds.items() if kind == "decimal"},
+        **{str(name): table[name].map(str, na_action="ignore") for name, kind in kinds.items() if kind == "mixed"},
+    )
+
+
+def _from_start(source: Path | BinaryIO) -> Path | BinaryIO:
+    if not isinstance(source, Path):
+        source.seek(0)
+    return source
+
+
+def _separator(source: Path | BinaryIO) -> str:
+    """A comma; a semicolon or a tab where the header has that and no comma."""
+    header = pd.read_csv(_from_start(source), nrows=0).columns
+    return next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), ",")
 
 
 def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
     """As pandas reads it, but for whole numbers that begin with a zero, which are names such as 0001, and for None
     among texts, which is a class like the others.
     """
-    table = pd.read_csv(source)
+    mark = _separator(source)
+    table = pd.read_csv(_from_start(source), sep=mark)
     whole = [str(name) for name, column in table.items() if pd.api.types.is_integer_dtype(column)]
     texts = [
         str(name)
@@ -58,9 +90,7 @@ def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
     ]
     if not whole and not texts:
         return table
-    if not isinstance(source, Path):
-        source.seek(0)
-    written = pd.read_csv(source, usecols=[*whole, *texts], dtype=str, keep_default_na=False)
+    written = pd.read_csv(_from_start(source), sep=mark, usecols=[*whole, *texts], dtype=str, keep_default_na=False)
     return table.assign(
         **{name: written[name] for name in whole if written[name].str.match(r"\s*0\d").any()},
         **{name: table[name].mask(written[name] == "None", "None") for name in texts},
@@ -154,7 +184,7 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
     column = _joining(table, matches)
     if column is None or (ids and matches[column].notna().sum() == 0):
         raise ZooError(
-            f"{path}: none of its columns ({', '.join(map(str, table.columns))}) names a file of the folder. "
+            f"{path}: none of its columns ({_listed(table)}) names a file of the folder. "
             f"One column must hold relative paths or file names, such as {ids[0] if ids else 'loras/a.safetensors'!r}."
         )
     guessed = ids and _is_number(table[column]) and not _is_called_so(column)
