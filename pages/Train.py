@@ -122,6 +122,8 @@ def watch() -> None:
     for run in job.subject:
         if run.error:
             st.error(f"{run.title}: {run.error}")
+    if job.stopping and not job.running and not any(run.checkpoint or run.error for run in job.subject):
+        st.caption("The training was stopped before it began.")
     if done := [run.checkpoint for run in job.subject if run.checkpoint is not None]:
         show(results_table(done), "results")
     for model in done:

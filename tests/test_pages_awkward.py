@@ -263,3 +263,20 @@ def test_numbers_of_figures_say_of_what_they_are() -> None:
     assert set(numbers_of(plots.matrices(pair))["trace"]) == {"U", "ΔW"}
     assert as_csv(pd.DataFrame({"norm": [1.5]}, index=["a"])) == "row,norm\na,1.5\n"
     assert as_csv(pd.DataFrame({"norm": [1.5]})) == "norm\n1.5\n"
+
+
+def test_the_training_that_runs_is_found_again_after_one_that_waited_was_stopped(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 12)
+    tabs = [opened("Train", tmp_path, targets="size", models="MLP") for _ in range(2)]
+    for tab in tabs:
+        tab.number_input(key="train.epochs").set_value(2000).run()
+        tab.number_input(key="train.patience").set_value(0).run()
+        button(tab, "Train").click().run()
+    button(tabs[1], "Stop").click().run()
+    jobs = [tab.session_state["session"].training for tab in tabs]
+    until(lambda: not jobs[1].running, "the end of the training that waits")
+    assert "stopped before it began" in text_of(tabs[1].run()) and jobs[0].running
+    again = opened("Train", tmp_path)
+    assert again.session_state["session"].training is jobs[0]
+    button(again, "Stop").click().run()
+    until(lambda: not jobs[0].running, "the end of the training")

@@ -181,7 +181,8 @@ def test_labels_may_be_separated_by_semicolons_or_tabs(mark: str, tmp_path: Path
 
 
 def test_decimals_of_parquet_are_numbers_and_lists_are_texts(tmp_path: Path) -> None:
-    table = write_zoo(tmp_path, 3).assign(price=[Decimal("0.5"), None, Decimal(2)], tags=[["a"], None, ["b", "c"]])
+    columns = {"price": [Decimal("0.5"), None, Decimal(2)], "tags": [["a"], None, ["b", "c"]]}
+    table = write_zoo(tmp_path, 3).join(pd.DataFrame(columns, dtype=object))
     table.to_parquet(tmp_path / "all.parquet")
     labels = Zoo.open(tmp_path, tmp_path / "all.parquet").labels
     assert labels["price"].sum() == 2.5 and pd.api.types.is_float_dtype(labels["price"])

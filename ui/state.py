@@ -87,8 +87,8 @@ class Session:
 
 def session() -> Session:
     if "session" not in st.session_state:
-        last = work.found_again()
-        st.session_state["session"] = made = Session(training=last.training, validation=last.validation)
+        training, validation = work.found_again()
+        st.session_state["session"] = made = Session(training=training, validation=validation)
         if made.folder is not None:
             visitors.watch(made.folder, made)
     state: Session = st.session_state["session"]

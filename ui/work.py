@@ -113,9 +113,9 @@ def train_runs(source: Source, runs: Sequence[Run]) -> Job[Sequence[Run], None]:
             except Exception as error:
                 run.error = sentence(error)
 
-    job = Job(work, runs)
-    _last.training = job
-    return job.start()
+    job = Job(work, runs).start()
+    _last.trainings = [*filter(running, _last.trainings), job]
+    return job
 
 
 @dataclass(frozen=True)
@@ -156,22 +156,22 @@ def validate(
 
 @dataclass(eq=False)
 class Last:
-    """The training and the cross-validation that were begun last, of all sessions."""
+    """The trainings that run, the first to begin first, and the cross-validation begun last, of all sessions."""
 
-    training: Job[Sequence[Run], None] | None = None
+    trainings: list[Job[Sequence[Run], None]] = field(default_factory=list)
     validation: Job[Validation, None] | None = None
 
 
 _last = Last()
 
 
-def found_again() -> Last:
+def found_again() -> tuple[Job[Sequence[Run], None] | None, Job[Validation, None] | None]:
     """What a new session goes on with: on one's own computer a page that is loaded again is the same visitor, whose
-    training still runs, or whose cross-validation came out, which is kept nowhere else.
+    training still runs (others wait for the first), or whose cross-validation came out, which is kept nowhere else.
     """
     if access().served:
-        return Last()
-    return Last(_last.training if running(_last.training) else None, _last.validation)
+        return None, None
+    return next(filter(running, _last.trainings), None), _last.validation
 
 
 _READING: WeakValueDictionary[tuple[str, str], Job[str, pd.DataFrame | None]] = WeakValueDictionary()
