@@ -27,7 +27,7 @@ U, V = batch.U[0][0, 0], batch.V[0][0, 0]
 # ## Four invariants of one module
 # 1. the product $U V^\top$ itself, all $nm$ numbers (MLP + Dense);
 # 2. a few linear views of it, $\Phi U V^\top \Psi^\top$ with small $\Phi, \Psi$ (GL-net);
-# 3. the products with itself, $\Delta W \Delta W^\top$, seen through $\Phi$ (MVProbe);
+# 3. the products with itself, $\Delta W \Delta W^\top$, seen through $\Phi$ (two of the four views of MVProbe);
 # 4. the singular values $\sigma_1 \ge \dots \ge \sigma_r$ (MLP + SVD).
 #
 # Each is tried on six things one can do to a LoRA. The first three do not change the function; the others do.

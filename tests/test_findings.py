@@ -76,6 +76,15 @@ def test_a_model_is_better_than_all_where_it_is_better_than_the_least_clear(tmp_
     assert verdict(least_clear(trials, "r2", "svd", ["mlp", "dense"], lower_is_better=True)[1]) == Holds.NO
 
 
+def test_who_decides_is_judged_as_one_picked_from_all_others(tmp_path: Path) -> None:
+    far = [0.1, 0.12, 0.1]
+    found = {"svd": [0.9, 0.91, 0.92], "mlp": [0.89, 0.893, 0.908], "dense": far, "gl_net": far}
+    trials = with_scores(tmp_path, found)
+    assert verdict(least_clear(trials, "r2", "svd", ["mlp"])[1]) == Holds.YES
+    rival, gap = least_clear(trials, "r2", "svd", ["mlp", "dense", "gl_net"])
+    assert rival == "mlp" and verdict(gap) == Holds.NOT_CLEAR
+
+
 def test_tuckernet_is_judged_at_the_seeds_it_was_not_made_on_and_for_all_questions_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

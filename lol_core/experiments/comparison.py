@@ -97,11 +97,11 @@ def beyond(trials: Trials, score: str, name: str, value: float, *, among: int = 
 def least_clear(
     trials: Trials, score: str, name: str, among: Sequence[str], *, lower_is_better: bool = False
 ) -> tuple[str, Difference]:
-    """The one of some others that a model is least clearly better than, and by how much it is: better than all only
-    where it is better than this one.
+    """The one of some others that a model is least clearly better than, and by how much it is, as one picked from all
+    of them (Bonferroni): better than all only where it is better than this one.
     """
     pairs = {other: (other, name) if lower_is_better else (name, other) for other in among if other != name}
-    gaps = {other: differences(trials, score, *pair) for other, pair in pairs.items()}
+    gaps = {other: differences(trials, score, *pair, among=len(pairs)) for other, pair in pairs.items()}
 
     def weakness(gap: Difference) -> tuple[int, float]:  # the least of one that diverged
         return list(Holds).index(verdict(gap)), -np.inf if np.isnan(gap.value) else -gap.value
@@ -152,6 +152,10 @@ INTERVAL = (
     "± is half the width of the 95 % interval of the mean over splits, and differences stand with theirs. Splits"
     " overlap, so the variance is the corrected one of Nadeau and Bengio (2003), (1/J + test/training LoRAs) s² for J"
     " splits, with Student's t of J − 1 degrees of freedom. The paper's ± is as it is printed there."
+)
+PICKED = (
+    "The model that decides whether another is the best is picked from all others, so the interval of that difference"
+    " is widened for as many (Bonferroni)."
 )
 SHUFFLING = "Shuffled labels: the mean over the models, each trained on them once, at seed 0."
 HALVING = (

@@ -129,6 +129,8 @@ def notes(context: Context, readings: Readings) -> list[str]:
     changed = sorted(readings.changed or ())
     fewer = {column: len(of[OURS]) for column, of in readings.of.items() if len(of[OURS]) < TRAININGS}
     missing = [column for columns in FAMILIES.values() for column in columns if column not in readings.of]
+    asked = {name for of in readings.of.values() for name in of}
+    never = [each.variant.title for each in JUDGED if each.variant.name not in asked]
     short = [
         f"{zoo['LoRAs']} of the {COUNTS[name]} planned for {name}"
         for name, zoo in readings.zoos.items()
@@ -153,16 +155,19 @@ def notes(context: Context, readings: Readings) -> list[str]:
             "Every model is trained on the committed zoo, each time on another split of it (the split's test part is"
             " not used), with the setting that the committed fits chose there, or one of its own, and asked once about"
             " the held-out LoRAs: "
-            + "; ".join(f"{each.variant.title} {OFTEN[each.trainings]}" for each in JUDGED)
+            + "; ".join(
+                f"{each.variant.title} {OFTEN[each.trainings]}" for each in JUDGED if each.variant.name in asked
+            )
             + ". W2T and MVProbe have their authors' schedules, MVProbe for 60 epochs of the 500 in their text and one"
-            " module; they take long, and were asked only where TuckerNet's lead had been clear, MVProbe on the sources"
-            " alone."
+            " module; they take long, and were to be asked only where TuckerNet's lead had been clear, MVProbe on the"
+            " sources alone."
             + (
                 f" The time ended after fewer splits for {'; '.join(f'{name}: {n}' for name, n in fewer.items())}."
                 if fewer
                 else ""
             )
             + (f" Not asked, for the same reason: {'; '.join(missing)}." if missing else "")
+            + (f" So never asked: {'; '.join(never)}." if never else "")
             + " Size apart adds TuckerNet's unit norm, log-size branch and linear skip (docs/methods.md). The mean"
             " averages two models' predictions and costs both."
         ),

@@ -10,6 +10,7 @@ import pandas as pd
 
 from lol_core.experiments import authors
 from lol_core.experiments.comparison import (
+    PICKED,
     Papers,
     cells,
     chart,
@@ -96,6 +97,7 @@ def run(context: Context) -> Result:
     labels = every_trial[0].zoo.labels
     notes = [
         described(context.budget),
+        PICKED,
         *([FOLDED] if context.searched else []),
         ceiling(labels),
         (

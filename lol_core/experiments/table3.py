@@ -8,6 +8,7 @@ import pandas as pd
 from lol_core.collections.layouts.learning_on_loras import ATTRIBUTES, BITS
 from lol_core.experiments import authors
 from lol_core.experiments.comparison import (
+    PICKED,
     Papers,
     cells,
     chart,
@@ -149,6 +150,7 @@ def run(context: Context) -> Result:
     table = pd.concat(parts, ignore_index=True)
     notes = [
         described(context.budget),
+        PICKED,
         *([ZOOS] if context.zoo is None else []),
         *([ONE_SHAPE] if context.zoo is None and not context.searched else []),
     ]

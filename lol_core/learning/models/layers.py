@@ -20,7 +20,7 @@ WIDE = 2**20
 
 
 def relu_sign(x: Tensor) -> Tensor:
-    """ReLU(sign(x)), the paper's default σ: 1 where x > 0, else 0."""
+    """ReLU(sign(x)), which the paper often takes for σ: 1 where x > 0, else 0."""
     return (x > 0).to(x.dtype)
 
 
