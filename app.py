@@ -128,6 +128,8 @@ with st.expander("Open a trained model", icon=":material/model_training:"):
             continue
         if folder not in session().extra_checkpoints:
             session().extra_checkpoints.append(folder)
-        st.success(f"Opened **{opened.title}**. It is now offered on the pages Predictions and Invariance.")
+        st.success(
+            f"Opened **{opened.title}**. It can be chosen on the pages Map, Predictions, Invariance, Images and Edit."
+        )
         for note in opened.compare(source):
             st.warning(note)

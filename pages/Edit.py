@@ -19,6 +19,7 @@ from ui.jobs import running, sentence
 from ui.judged import show_drawn
 from ui.keys import key
 from ui.merging import merge_several
+from ui.plain import plain
 from ui.progress import follow
 from ui.saving import show_download
 from ui.state import MAX_EDITED, edits_of, known_base, load_lora, loaded_checkpoints, session
@@ -47,9 +48,13 @@ text = f"Those that the model has not seen in training come first. The edits of 
 id = needed(choose_lora(source, first, "lora", "LoRA", place=b, help=text), "Choose a LoRA.")
 try:
     original = load_lora(source, id)
-    reading = model.predict([original])[0]
 except LoLError as error:
     st.error(sentence(error), icon=":material/broken_image:")
+    st.stop()
+try:
+    reading = model.predict([original])[0]
+except LoLError as error:
+    st.warning(f"{plain(model.title)} cannot read this LoRA: {sentence(error)}", icon=":material/broken_image:")
     st.stop()
 place = (source.fingerprint, id)
 edits = edits_of(place)

@@ -57,6 +57,9 @@ def choose_ranking() -> Ranking | None:
         ranking = by_label(source, label)
     else:
         values = predictions_of(source, folders[predictor])[0][label]
+        if not len(values):
+            st.info(f"{plain(predictor)} can read none of these LoRAs, so there is no ranking by it.", icon=FORWARD)
+            return None
         text = "test: LoRAs the model did not see in training."
         which = right.segmented_control("Of", ["test", "all"], default="test", key=key("which"), help=text)
         kept = held_out(models[predictor], source, list(values.index)) if which != "all" else []
@@ -131,7 +134,7 @@ if missing and not busy and (pressed or automatic):
 if job is not None:
     follow(job, "stop")
     if job.stopping and not busy:
-        st.caption("Stopped. Press **Draw** to go on.")
+        st.caption("Press **Draw** to go on.")
 
 rows: list[list[Image.Image]] = [[] for _ in prompts]
 shown: list[str] = []

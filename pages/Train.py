@@ -91,8 +91,8 @@ if cross.button(
 def show_validation(job: Job[Validation, None]) -> None:
     """The scores of held-out predictions beside those of the controls, and how sure their difference is."""
     follow(job, "stop_folds")
-    if job.stopping and not job.running:
-        st.caption("Cross-validation was stopped; the models it had finished are shown.")
+    if job.stopping and not job.running and job.subject.finished:
+        st.caption("The models that it had finished are shown.")
     for title, validated in job.subject.finished.items():
         folds, predicts = validated.folds, ", ".join(job.subject.targets)
         count = len(set(folds.fold))

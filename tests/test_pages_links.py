@@ -45,6 +45,19 @@ def test_a_link_to_a_lora_that_is_not_here_says_so(synthetic_folder: Path) -> No
     assert not opened("LoRA", synthetic_folder, lora="lora007/adapter_model.safetensors").toast
 
 
+@pytest.mark.parametrize("link", [{}, {"lora.lora": "lora002/adapter_model.safetensors"}])
+def test_a_chosen_lora_stays_while_other_pages_are_looked_at(link: dict[str, str], synthetic_folder: Path) -> None:
+    test = opened("LoRA", synthetic_folder)
+    test.selectbox(key="lora.lora").set_value("lora002/adapter_model.safetensors").run()
+    test.switch_page(PAGES["Zoo"])
+    del test.query_params["lora.lora"]  # the sidebar's links carry nothing of a page
+    test.run().switch_page(PAGES["LoRA"])
+    test.query_params.update(link)
+    test.run()
+    assert test.selectbox(key="lora.lora").value == "lora002/adapter_model.safetensors" and not test.toast
+    assert "lora002/adapter_model.safetensors" in test.query_params["lora.lora"]
+
+
 def test_links_carry_ids_and_not_names(tmp_path: Path) -> None:
     write_zoo(tmp_path, 3)
     write_peft(tmp_path / "lora001.bin", random_lora(MODULES, 9))

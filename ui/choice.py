@@ -73,12 +73,16 @@ def _offered(
 
 
 def _adopt(source: Source, ids: Sequence[str], name: str, *, many: bool) -> None:
-    """Take up what the URL says when that is not what was last written there: ids, or display names typed by hand."""
-    present = st.query_params.get_all(key(name))
-    if present == session().linked.get(key(name), []):
+    """Take up what the URL says when that is not what was last written there: ids, or display names typed by hand. And
+    what was chosen before other pages were looked at, when the URL says nothing.
+    """
+    present, last, members = st.query_params.get_all(key(name)), session().linked.get(key(name), []), set(ids)
+    if key(name) not in st.session_state and not present:
+        present = [id for id in last if id in members]
+    elif key(name) in st.session_state and present == last:
         return
     session().linked[key(name)] = present
-    members, of_name = set(ids), {source.names[id]: id for id in ids}
+    of_name = {source.names[id]: id for id in ids}
     meant = {word: word if word in source.by_id else of_name.get(word) for word in present}
     known = [id for id in meant.values() if id in members]
     for word in [word for word, id in meant.items() if id not in members][:FEW]:

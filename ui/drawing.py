@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,11 @@ from lol_core.insight.generation import Sampling
 from lol_core.learning.devices import devices
 from ui.access import access
 from ui.keys import key
+from ui.plain import plain
 from ui.state import bases_of, known_base
 
+MOST = 3
+"""Base models that a message lists."""
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
 
 
@@ -47,7 +51,6 @@ def choose_drawing(source: Source, first: Sequence[str] = ()) -> Drawing | None:
         steps = b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key=key("steps"))
         help_text, guidance = "1: none. Stable Diffusion: about 7.5.", float(recipe.get("guidance", 7.5))
         guidance = c.number_input("Guidance", 1.0, 30.0, guidance, key=key("guidance"), help=help_text)
-    names = ", ".join(sorted({str(claimed or suggested or "nothing") for claimed, suggested in bases_of(source)}))
     where = (
         "which of this server's"
         if access().served
@@ -55,7 +58,7 @@ def choose_drawing(source: Source, first: Sequence[str] = ()) -> Drawing | None:
     )
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     missing = (
-        f"To draw images, name the base model these LoRAs were trained on, {where}. The files say: {names}."
+        f"To draw images, name the base model these LoRAs were trained on, {where}. {_named(source)}"
         if not base
         else ""
         if prompts
@@ -65,6 +68,18 @@ def choose_drawing(source: Source, first: Sequence[str] = ()) -> Drawing | None:
         st.info(missing, icon=":material/arrow_forward:")
         return None
     return Drawing(base, device, prompts, Sampling(seed=seed, steps=steps, guidance=guidance))
+
+
+def _named(source: Source) -> str:
+    """Which base models the files name, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for (claimed, suggested), count in bases_of(source).items():
+        counts[claimed or suggested or "nothing"] += count
+    if len(counts) == 1:
+        return f"The files say: {plain(*counts)}."
+    named = ", ".join(f"{plain(name)} ({count:,})" for name, count in counts.most_common(MOST))
+    others = f" and {len(counts) - MOST:,} others" if len(counts) > MOST else ""
+    return f"The files say: {named}{others}. With one of these its own LoRAs can be drawn."
 
 
 def _choose_base(place: DeltaGenerator, known: str) -> str:

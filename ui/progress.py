@@ -20,7 +20,9 @@ def show_progress(job: Watched, *, left: bool = True) -> None:
 
 
 def follow(job: Watched, name: str) -> None:
-    """How far a job is, the time left and a stop button, until it ends; then the page runs again. And why it failed."""
+    """How far a job is, the time left and a stop button, until it ends; then the page runs again. And why it failed, or
+    that it was stopped.
+    """
     busy = job.running
 
     @st.fragment(run_every=0.4 if busy else None)
@@ -35,5 +37,7 @@ def follow(job: Watched, name: str) -> None:
             st.rerun(scope="app")
         elif job.error:
             st.error(job.error)
+        elif job.stopping and job.result is None:
+            st.caption("Stopped.")
 
     watch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -259,14 +260,14 @@ def of_other_collections(source: Source) -> dict[str, Path]:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _bases(fingerprint: str, _source: Source) -> list[tuple[str | None, str | None]]:
+def _bases(fingerprint: str, _source: Source) -> dict[tuple[str | None, str | None], int]:
     columns = (values(_source, column) for column in ("base_model", "suggested_base"))
     claimed, suggested = ([None if pd.isna(base) else str(base) for base in column] for column in columns)
-    return list(dict.fromkeys(zip(claimed, suggested, strict=True)))
+    return dict(Counter(zip(claimed, suggested, strict=True)))
 
 
-def bases_of(source: Source) -> list[tuple[str | None, str | None]]:
-    """The base models of its LoRAs, each pair once: as claimed, and as the shapes suggest."""
+def bases_of(source: Source) -> dict[tuple[str | None, str | None], int]:
+    """How many of its LoRAs have each base model: as claimed, and as the shapes suggest."""
     return _bases(source.fingerprint, source)
 
 
