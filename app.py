@@ -16,6 +16,7 @@ from ui.frame import frame_or_nothing, open_collection, page_link
 from ui.home import can_choose, choose, picture, sample_buttons
 from ui.jobs import sentence
 from ui.keys import key
+from ui.plain import plain
 from ui.state import ROOT, checkpoints, load_checkpoint, of_other_collections, recent, session
 from ui.tables import show
 
@@ -128,8 +129,7 @@ with st.expander("Open a trained model", icon=":material/model_training:"):
             continue
         if folder not in session().extra_checkpoints:
             session().extra_checkpoints.append(folder)
-        st.success(
-            f"Opened **{opened.title}**. It can be chosen on the pages Map, Predictions, Invariance, Images and Edit."
-        )
+        pages = "Map, Predictions, Invariance, Images and Edit"
+        st.success(f"Opened **{plain(opened.title)}**. It can be chosen on the pages {pages}.")
         for note in opened.compare(source):
             st.warning(note)

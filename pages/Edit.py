@@ -12,7 +12,7 @@ from lol_core.errors import LoLError
 from lol_core.insight.generation import drawable_form
 from lol_core.insight.ranking import held_out
 from ui import work
-from ui.choice import choose_lora
+from ui.choice import choose_lora, look_at_link
 from ui.editing import HELP, METHODS, choose_goal, editable, moved_in_all, show_way
 from ui.frame import frame, need, needed, page_link
 from ui.jobs import running, sentence
@@ -39,6 +39,7 @@ if not models:
     st.info("An edit follows a model that reads LoRAs, and none that is GL-invariant knows this collection yet.")
     page_link("pages/Train.py", "Train one", ":material/model_training:")
     st.stop()
+look_at_link("model", "model", models)
 a, b = st.columns(2)
 model = models[a.selectbox("Model", list(models), key=key("model"), bind="query-params")]
 unseen = held_out(model, source, source.ids)

@@ -14,7 +14,7 @@ from lol_core.insight.ranking import Ranking, by_label, by_prediction, held_out,
 from lol_core.learning.devices import find_device
 from ui import work
 from ui.access import access
-from ui.choice import choose_loras
+from ui.choice import choose_loras, look_at_link
 from ui.drawing import choose_drawing
 from ui.figures import as_png, figure
 from ui.frame import frame, need, page_link
@@ -51,6 +51,7 @@ def choose_ranking() -> Ranking | None:
         st.info(f"{text}, so the ranking below is by measured labels.", icon=FORWARD)
         label = measured_numbers(source)[0]
         page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
+    look_at_link("rank_by", "ranking by", offered)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
     label, predictor = offered[left.selectbox("Rank by", list(offered), key=key("rank_by"), bind="query-params")]
     if predictor is None:

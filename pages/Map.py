@@ -9,7 +9,7 @@ from lol_core.insight.embedding import LANDMARKS, Kind
 from lol_core.insight.explanation import explain
 from lol_core.insight.maps import MapSettings, colourings, regions
 from lol_core.insight.picture import Method
-from ui.choice import choose_lora
+from ui.choice import choose_lora, look_at_link
 from ui.figures import figure, take
 from ui.frame import counted, frame, need
 from ui.keys import key
@@ -36,6 +36,7 @@ def choose_settings() -> MapSettings:
     """What to draw, as chosen on the page."""
     latents = {f"Latent of {title}": folder for title, folder in checkpoints(source).items()}
     first: Kind = "sketches" if len(source) > LANDMARKS else "updates"  # of many, what needs no weights again
+    look_at_link("space", "space", [*SPACES, *latents])
     space = a.selectbox(
         "Space", [*SPACES, *latents], index=[*SPACES.values()].index(first), key=key("space"), bind="query-params"
     )
@@ -67,6 +68,7 @@ seen = visible(source)
 shown = picture if len(seen) == len(source) else picture.loc[[id for id in seen if id in picture.index]]
 colours, others = colourings(source, clusters), computed(source, but="map")
 names = ["nothing", *dict.fromkeys([*colours, *others])]
+look_at_link("colour", "colour", names)
 colour = d.selectbox(
     "Colour", names, index=2 if source.labels.shape[1] and len(names) > 2 else 1, key=key("colour"), bind="query-params"
 )

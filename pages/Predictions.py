@@ -14,6 +14,7 @@ from lol_core.insight.scores import parts_table
 from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.parts import parts_here
+from ui.choice import look_at_link
 from ui.dropped import dropped_loras
 from ui.figures import figure
 from ui.frame import counted, frame, need, page_link
@@ -43,6 +44,7 @@ if len(at_home) > 1:
         "Seeds of one model and setting together; each seed has its own split. Margin: test score less that of the best"
         " control on the same splits."
     )
+look_at_link("model", "model", folders)
 title = st.selectbox("Model", list(folders), key=key("model"), bind="query-params")
 model, folder = load_or_stop(folders[title]), folders[title]
 for note in model.compare(source):

@@ -17,6 +17,7 @@ from lol_core.learning.training import Plan
 from lol_core.learning.verdict import judge
 from ui import work
 from ui.access import access
+from ui.choice import look_at_link
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import Job, running, sentence
@@ -42,6 +43,8 @@ left, right = st.columns([3, 2])
 first: list[str] | None = [column for column in PREFERRED if column in columns][:1] or columns[:1]
 if (known := st.session_state.get(key("targets"))) and set(known).isdisjoint(columns):  # those of another collection
     st.session_state[key("targets")], first = first, None  # set, not forgotten: the browser shows what it had
+look_at_link("targets", "label", columns)
+look_at_link("models", "model", [MODELS[name].title for name in MODELS])
 targets = left.multiselect(
     "Predict",
     columns,
@@ -62,6 +65,8 @@ left.caption(plain("; ".join(f"{target}: {told(source.labels[target])}" for targ
 choice, ready = choose_training(source.labels, targets, names), False
 if not (targets and names):
     st.info("Choose at least one target and one model.", icon=":material/arrow_forward:")
+elif choice.problems:
+    st.error("  \n".join(choice.problems), icon=":material/error:")
 else:
     try:
         st.caption("  \n".join(map(plain, described(source, choice))))

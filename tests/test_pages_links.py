@@ -58,6 +58,24 @@ def test_a_chosen_lora_stays_while_other_pages_are_looked_at(link: dict[str, str
     assert "lora002/adapter_model.safetensors" in test.query_params["lora.lora"]
 
 
+@pytest.mark.parametrize(
+    ("page", "link"),
+    [
+        ("Predictions", {"model": "gone"}),
+        ("Edit", {"model": "gone"}),
+        ("Map", {"space": "Latent of gone"}),
+        ("Images", {"rank_by": "gone"}),
+        ("Train", {"targets": "gone", "models": "gone"}),
+    ],
+)
+def test_what_a_link_asks_for_and_is_not_here_is_told_once(page: str, link: dict[str, str]) -> None:
+    test = opened(page, None, **link)
+    said = [toast.value for toast in test.toast]
+    assert len(said) == len(link) and not test.exception
+    assert all(word.startswith("The link asks for the ") and "gone" in word for word in said)
+    assert not test.run().toast
+
+
 def test_links_carry_ids_and_not_names(tmp_path: Path) -> None:
     write_zoo(tmp_path, 3)
     write_peft(tmp_path / "lora001.bin", random_lora(MODULES, 9))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from ui.state import session
 MOST = 1000
 """LoRAs that a box offers at once."""
 FEW, LONG = 3, 80
-"""Of how many LoRAs in a link a page says that they are not here, and by how many letters."""
+"""Of how many words in a link a page says that they are not here, and by how many letters."""
 
 
 def choose_lora(
@@ -85,13 +85,25 @@ def _adopt(source: Source, ids: Sequence[str], name: str, *, many: bool) -> None
     of_name = {source.names[id]: id for id in ids}
     meant = {word: word if word in source.by_id else of_name.get(word) for word in present}
     known = [id for id in meant.values() if id in members]
-    for word in [word for word, id in meant.items() if id not in members][:FEW]:
-        text = f"The link asks for the LoRA {plain(word[:LONG])}, which cannot be chosen here."
-        st.toast(text, icon=":material/link_off:", duration="infinite")
+    _say_missing("LoRA", [word for word, id in meant.items() if id not in members])
     if known:
         st.session_state[key(name)] = known if many else known[0]
     else:
         st.session_state.pop(key(name), None)
+
+
+def look_at_link(name: str, what: str, offered: Collection[str]) -> None:
+    """Before a box that is bound to the URL: say what a link asks for there that is not offered. what: its kind."""
+    present = st.query_params.get_all(key(name))
+    if present != session().linked.get(key(name), []):
+        session().linked[key(name)] = present
+        _say_missing(what, [word for word in present if word not in offered])
+
+
+def _say_missing(what: str, words: Sequence[str]) -> None:
+    for word in words[:FEW]:
+        text = f"The link asks for the {what} {plain(word[:LONG])}, which cannot be chosen here."
+        st.toast(text, icon=":material/link_off:", duration="infinite")
 
 
 def _write(name: str, chosen: list[str], first: list[str]) -> None:

@@ -30,7 +30,9 @@ PAPER = "https://arxiv.org/abs/2410.04207"
 
 @dataclass(frozen=True)
 class Field:
-    """A number to choose: where its column is, its name, its label, its limits, and what it starts with."""
+    """A number to choose: where its column is, its name, its label, its limits, and what it starts with. The limits are
+    the page's to tell: a field that knows them keeps the last number within, and shows the other only in red.
+    """
 
     column: int
     name: str
@@ -39,6 +41,12 @@ class Field:
     high: float
     start: float | None
     help: str | None = None
+
+    def problem(self, value: float | None) -> str | None:
+        """What is wrong with a number that was typed."""
+        if value is None or self.low <= value <= self.high:
+            return None
+        return f"{self.label}: {value:g} is not between {self.low:g} and {self.high:g}."
 
 
 EVERY_SEED = "Each model is trained once for every seed: another split, another initialisation."
@@ -68,7 +76,8 @@ SIGMA = f"[Equation (6)]({PAPER}); used between equivariant layers."
 @dataclass(frozen=True)
 class Choice:
     """What to train. how: fields of a `TrainingConfig`; what: options of models, of which each takes its own, None
-    for what each has itself."""
+    for what each has itself. problems: which numbers are out of their limits, in sentences.
+    """
 
     targets: tuple[str, ...]
     models: tuple[str, ...]
@@ -77,6 +86,7 @@ class Choice:
     folds: int
     how: Mapping[str, Any]
     what: Mapping[str, Any]
+    problems: tuple[str, ...] = ()
 
     def config(self, model: str, seed: int | None = None) -> TrainingConfig:
         seed = self.first_seed if seed is None else seed
@@ -147,11 +157,13 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
         how["class_weights"] = last.toggle("Class weights", key=key("class_weights"), **KEPT)
         text = "Also fit each model to permuted labels. Doubles the time."
         how["shuffled_control"] = last.toggle("Shuffled control", key=key("shuffled"), help=text, **KEPT)
+    values = how | what
+    problems = [problem for field in (*HOW, *WHAT) if (problem := field.problem(values[field.name]))]
     first, seeds, folds = how.pop("first_seed"), how.pop("seeds"), how.pop("folds")
-    return Choice(tuple(targets), tuple(models), first, seeds, folds, how, what)
+    return Choice(tuple(targets), tuple(models), first, seeds, folds, how, what, tuple(problems))
 
 
 def _number(field: Field, place: Any) -> Any:
-    limits = (field.low, field.high, field.start)
-    options = {} if all(isinstance(limit, int | None) for limit in limits) else {"format": "%g"}
-    return place.number_input(field.label, *limits, key=key(field.name), help=field.help, **KEPT, **options)
+    whole = all(isinstance(limit, int | None) for limit in (field.low, field.high, field.start))
+    options = {"step": 1} if whole else {"format": "%g"}
+    return place.number_input(field.label, value=field.start, key=key(field.name), help=field.help, **KEPT, **options)
