@@ -297,3 +297,11 @@ def test_brackets_in_a_files_name_are_shown(tmp_path: Path) -> None:
     shown = run(app, ["scan", str(tmp_path)]).output
     assert "[bold]" in shown and "[red]" in shown
     assert "[/bold]" in run(app, ["probe", str(tmp_path / "[/bold]")]).output
+
+
+def test_a_file_of_models_that_cannot_be_used_ends_a_command_with_a_sentence(zoo: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lol_core", "crossvalidate", "--zoo", str(zoo), "--target", "size"]
+    environment = os.environ | {"LOL_MODELS": str(tmp_path / "gone.py"), "LOL_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"Error: {tmp_path / 'gone.py'}: no such file.")

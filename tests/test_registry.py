@@ -167,6 +167,35 @@ def test_a_file_of_models_that_cannot_be_used_is_a_sentence(outside: str, tmp_pa
         registry.register("svd")(find_model(outside))
 
 
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("title, any_rank = 'A', True", "must set `symmetry`"),
+        ("symmetry, any_rank = GL, True", "must set `title`"),
+        ("title, any_rank, symmetry = 'A', True, 'gl'", "must promise a Group .* found 'gl'"),
+        ("features = LoLModel.features", "must set `title` and .* and must define `features`"),
+    ],
+)
+def test_a_class_that_lacks_what_a_model_must_say_is_refused(body: str, found: str, tmp_path: Path) -> None:
+    lines = ["from lol_core.core.groups import GL", "from lol_core.learning.models import LoLModel, register"]
+    lines += ["@register('lacking')", "class Lacking(LoLModel):", "    n_features = features = len", f"    {body}"]
+    (tmp_path / "lacking.py").write_text("\n".join(lines))
+    with pytest.raises(ModelError, match=found):
+        registry.load(str(tmp_path / "lacking.py"))
+    with pytest.raises(ModelError, match="must be a subclass of LoLModel; found Tensor"):
+        registry.register("tensor")(torch.Tensor)  # type: ignore[type-var]
+    assert {"lacking", "tensor"}.isdisjoint(MODELS)
+
+
+def test_features_of_another_shape_than_n_features_says_are_refused(outside: str) -> None:
+    model, batch = make_model(outside, random_batch().spec, 1), random_batch()
+    right = model.features(batch)
+    for features, found in ((right[:, :-1], r"\(\d+, \d+\)"), (right.sum(1), r"\(\d+,\)"), (None, "NoneType")):
+        model.features = lambda _, features=features: features  # type: ignore[method-assign]
+        with pytest.raises(ModelError, match=rf"Powers: `features` must return .* found {found}\."):
+            model(batch)
+
+
 def test_checkpoints_written_when_all_models_shared_one_configuration_load() -> None:
     """Written by the version before each model had its own; synthetic LoRAs."""
     folder = ROOT / "tests" / "checkpoints" / "format-1"

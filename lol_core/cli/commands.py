@@ -4,11 +4,15 @@ with when it runs, so that help and errors of usage come at once.
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from lol_core.cli.app import app as start
 from lol_core.cli.audit import audit, health
 from lol_core.cli.comparing import compare, nearest
+from lol_core.cli.console import reported
 from lol_core.cli.editing import edit, editor, sample
 from lol_core.cli.experiment import experiment
 from lol_core.cli.files import probe, scan
@@ -21,7 +25,19 @@ from lol_core.cli.rewriting import canonical, convert, merge, resize
 from lol_core.cli.store import store
 from lol_core.cli.survey import duplicates, survey
 
+
+class Reported(TyperGroup):
+    """Commands whose errors are told in one sentence from their first import on: that of models runs the files that
+    LOL_MODELS names.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        with reported():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=Reported,
     help="Learning on LoRAs: look at LoRA files, train models that read them, check their symmetry.",
     no_args_is_help=True,
     add_completion=False,

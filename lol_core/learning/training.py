@@ -102,7 +102,7 @@ def _check_kept(fit: Fit) -> None:
     again.load_state_dict(fit.model.state_dict())
     batch = fit.factors.batch(fit.split["train"][:2]).to(fit.device)
     one, other = (model.eval().embed(batch).float() for model in (fit.model, again))
-    if not torch.allclose(one, other, rtol=1e-2, atol=1e-2 * float(one.abs().max()), equal_nan=True):
+    if not torch.allclose(one, other, rtol=1e-2, atol=1e-2 * float(one.nan_to_num().abs().max()), equal_nan=True):
         raise ModelError(
             f"{fit.model.title} says something else of the same LoRAs once it is made anew from its parameters and"
             " buffers, which are all that a checkpoint keeps. Register what `prepare` sets by `register_buffer`, and"

@@ -202,10 +202,18 @@ class LoLModel(nn.Module):
             )
 
     def described(self, batch: Batch) -> Tensor:
-        """What the head reads of each LoRA: its features, and its DoRA magnitudes where it has them."""
+        """What the head reads of each LoRA: its features, and its DoRA magnitudes where it has them. Raises ModelError
+        where the features are not (B, n_features).
+        """
         self.check_input(batch)
         batch = self.normalized(batch)
-        features = self.features(batch)
+        features, expected = self.features(batch), (len(batch), self.n_features())
+        if not isinstance(features, Tensor) or features.shape != expected:
+            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ModelError(
+                f"{self.title}: `features` must return a tensor of shape {expected}, a row for each LoRA and a column"
+                f" for each of `n_features`; found {found}."
+            )
         return features if batch.magnitudes is None else torch.cat([features, batch.magnitudes], 1)
 
     def embed(self, batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from lol_core.collections.names import user_path
 from lol_core.core.batch import WeightSpec
+from lol_core.core.groups import Group
 from lol_core.core.making import MAKING
 from lol_core.errors import ModelError
 from lol_core.learning.models.base import LoLModel, ModelConfig
@@ -31,10 +32,12 @@ Model = TypeVar("Model", bound=type[LoLModel])
 
 def register(name: str) -> Callable[[Model], Model]:
     """Decorator that makes a model known by a name, under which commands, pages and checkpoints find it. Raises
-    ModelError when another one has it.
+    ModelError when another one has it, or when the class does not say what a model must.
     """
 
     def add(model: Model) -> Model:
+        if problems := _missing(model):
+            raise ModelError(f"The model {name!r} {' and '.join(problems)}.")
         known = MODELS.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (model.__module__, model.__qualname__):
             raise ModelError(f"There is a model {name!r} already ({known.title}). Register yours by another name.")
@@ -42,6 +45,22 @@ def register(name: str) -> Callable[[Model], Model]:
         return model
 
     return add
+
+
+def _missing(model: type) -> list[str]:
+    """What a class lacks to be a model."""
+    if not issubclass(model, LoLModel):
+        return [f"must be a subclass of LoLModel; found {model.__name__}"]
+    problems = [f"must set `{name}`" for name in ("title", "symmetry", "any_rank") if not hasattr(model, name)]
+    problems += [
+        f"must define `{name}`"
+        for name in ("n_features", "features")
+        if getattr(model, name) is getattr(LoLModel, name)
+    ]
+    promised = getattr(model, "symmetry", None)
+    if promised is not None and not isinstance(promised, Group):
+        problems.append(f"must promise a Group of lol_core.core.groups, or None; found {promised!r}")
+    return problems
 
 
 def load(place: str) -> None:
@@ -52,13 +71,13 @@ def load(place: str) -> None:
             name = f"lol_models_{path.stem}"
             spec = importlib.util.spec_from_file_location(name, path)
             if spec is None or spec.loader is None or not path.is_file():
-                raise ModelError(f"{place}: no such file. {VARIABLE} names files that register models.")
+                raise ModelError(f"no such file. {VARIABLE} names files that register models.")
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
             importlib.import_module(place)
-    except ModelError:
-        raise
+    except ModelError as error:
+        raise ModelError(f"{place}: {error}") from error
     except Exception as error:
         raise ModelError(f"{place}: this file of models cannot be loaded ({type(error).__name__}: {error}).") from error
 
