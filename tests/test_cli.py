@@ -299,6 +299,11 @@ def test_brackets_in_a_files_name_are_shown(tmp_path: Path) -> None:
     assert "[/bold]" in run(app, ["probe", str(tmp_path / "[/bold]")]).output
 
 
+def test_predictions_of_an_empty_folder_say_that_it_is_empty(tmp_path: Path) -> None:
+    result = run(app, ["predict", "--checkpoint", str(MODEL), str(tmp_path)])
+    assert result.exit_code == 1 and "There is no LoRA in" in result.stderr
+
+
 def test_a_file_of_models_that_cannot_be_used_ends_a_command_with_a_sentence(zoo: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lol_core", "crossvalidate", "--zoo", str(zoo), "--target", "size"]
     environment = os.environ | {"LOL_MODELS": str(tmp_path / "gone.py"), "LOL_CACHE_DIR": str(tmp_path)}

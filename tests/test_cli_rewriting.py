@@ -170,8 +170,20 @@ def test_a_converted_lora_keeps_its_numbers_unless_others_are_asked_for(dtype: t
         read(path).layers for path in (tmp_path / "one.safetensors", tmp_path / "own" / "one.safetensors")
     )
     assert after.U.dtype == dtype and torch.equal(after.U, before.U) and torch.equal(after.V, before.V)
+    for command, *options in (("resize", "--rank", 1), ("merge", tmp_path / "one.safetensors")):
+        made = tmp_path / command / "one.safetensors"
+        output(command, tmp_path / "one.safetensors", *options, "--out", made if command == "merge" else made.parent)
+        assert read(made).layers[0].U.dtype == dtype
     output("convert", tmp_path / "one.safetensors", "--to", "kohya", "--out", tmp_path / "half", "--dtype", "float16")
     assert read(tmp_path / "half" / "one.safetensors").layers[0].dtype == "float16"
+
+
+@pytest.mark.parametrize("command", [("merge",), ("resize", "--rank", 2), ("convert", "--to", "PEFT")])
+def test_nothing_is_made_of_no_lora(command: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    result = CliRunner().invoke(app, [*map(str, command), str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and f"There is no LoRA in {tmp_path / 'none'}." in result.stderr.replace("\n", "")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_part_of_a_product_is_not_lost_in_silence(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from lol_core.errors import TaskError
+from lol_core.errors import CheckpointError, TaskError
 from lol_core.insight.plots import confusion_heatmap
 from lol_core.learning.evaluation import (
     bootstrap_interval,
@@ -16,7 +18,7 @@ from lol_core.learning.evaluation import (
     score,
 )
 from lol_core.learning.metrics import Scores, score_classes
-from lol_core.learning.tasks import Binary, Multiclass, Regression, Task, kind_of, make_task, task_from_dict
+from lol_core.learning.tasks import TASKS, Binary, Multiclass, Regression, Task, kind_of, make_task, task_from_dict
 from lol_core.learning.verdict import Outcome, judge
 
 
@@ -45,6 +47,28 @@ def labels() -> pd.DataFrame:
 def test_kinds_are_found(labels: pd.DataFrame) -> None:
     kinds = {str(column): kind_of(labels[column]) for column in labels}
     assert kinds["loss"] is Regression and kinds["smile"] is kinds["hat"] is Binary and kinds["style"] is Multiclass
+
+
+def test_a_task_of_ones_own_is_asked_first_and_missed_where_it_is_not_registered(
+    labels: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Counts(Regression):
+        kind = "counts"
+
+        @classmethod
+        def suits(cls, values: pd.Series) -> bool:
+            return pd.api.types.is_integer_dtype(values) and not Binary.suits(values)
+
+    counted = labels.assign(count=range(40))
+    assert kind_of(counted["count"]) is Regression
+    monkeypatch.setitem(TASKS, "counts", Counts)
+    assert kind_of(counted["count"]) is Counts and kind_of(labels["smile"]) is Binary
+    task = make_task(counted, ["count"])[0]
+    assert task_from_dict(task.to_dict()) == task
+    monkeypatch.delitem(TASKS, "counts")
+    with pytest.raises(CheckpointError, match="There is no task 'counts'; known are .*LOL_MODELS"):
+        task_from_dict(task.to_dict())
 
 
 def test_yes_and_no_with_gaps_are_yes_and_no(labels: pd.DataFrame) -> None:

@@ -25,7 +25,7 @@ from lol_core.cli.console import (
     stoppable,
 )
 from lol_core.cli.inputs import id_of, loras_of, only_of, read_all
-from lol_core.cli.rewriting import AsForm, AsWidth, Force, Form, Inputs, Job, Out, Width, write_resized, write_whole
+from lol_core.cli.rewriting import AsForm, AsWidth, Force, Form, Inputs, Job, Out, write_resized, write_whole
 from lol_core.collections.names import user_path
 from lol_core.errors import DataMissingError
 
@@ -77,7 +77,7 @@ def edit(
     to_form: Annotated[
         Form | None, typer.Option("--format", case_sensitive=False, help="The form; by default the file's own.")
     ] = None,
-    dtype: AsWidth = Width.FLOAT16,
+    dtype: AsWidth = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -114,7 +114,7 @@ def edit(
             seed=seed,
             reporter=part,
         )[0]
-        row = write_whole(made.lora, out_path, Job(out_path.parent, to_form, dtype, force))
+        row = write_whole(made.lora, out_path, Job(out_path.parent, to_form, dtype, force), [given])
     steps = [
         {"moved": moved, goal.reading: float(value)}
         for moved, value in zip(made.moved, goal.read(made.predictions), strict=True)
@@ -178,7 +178,7 @@ def sample(
     ] = 1.0,
     seed: Seed = 0,
     to: AsForm = None,
-    dtype: AsWidth = Width.FLOAT16,
+    dtype: AsWidth = None,
     force: Force = False,
     workers: Readers = None,
     as_json: AsJson = False,
@@ -197,7 +197,7 @@ def sample(
             loras, count, rank=rank, components=components, spread=spread, seed=seed, reporter=reporter.part(0.5, 1.0)
         )
         for number, one in enumerate(made, 1):
-            rows.append({"lora": f"{number:04d}"} | write_resized(one, out_folder / f"{number:04d}", job))
+            rows.append({"lora": f"{number:04d}"} | write_resized(one, out_folder / f"{number:04d}", job, loras))
     print_json({"from": len(loras), "written": rows}) if as_json else print_table(rows)
 
 

@@ -264,6 +264,8 @@ def predict(
         path = Path(address)
         if is_collection(address) and not any((path / name).is_file() for name in IN_FOLDER):
             zoo = open_collection(address, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
+            if not len(zoo) and not zoo.refused:
+                raise LoLError(f"There is no LoRA in {address}.")
             notes = model.compare(zoo)
             table, refused = model.predict_zoo(zoo, workers=workers, reporter=reporter.part(0.1, 1.0))
             finished = len(table) + len(refused) == len(zoo)

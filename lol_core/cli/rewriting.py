@@ -81,7 +81,9 @@ Inputs = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="The folder that is written to.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
 AsForm = Annotated[Form | None, typer.Option("--to", case_sensitive=False, help="The form; by default the file's own.")]
-AsWidth = Annotated[Width, typer.Option("--dtype", help="The numbers that factors are written in.")]
+AsWidth = Annotated[
+    Width | None, typer.Option("--dtype", help="The numbers that factors are written in; by default the inputs'.")
+]
 
 
 def convert(
@@ -89,9 +91,7 @@ def convert(
     *,
     to: Annotated[Form, typer.Option("--to", case_sensitive=False, help="The form that other programs expect.")],
     out_folder: Out,
-    dtype: Annotated[
-        Width | None, typer.Option("--dtype", help="The numbers that factors are written in; by default their own.")
-    ] = None,
+    dtype: AsWidth = None,
     force: Force = False,
     workers: Workers = "1",
     as_json: AsJson = False,
@@ -109,7 +109,7 @@ def resize(
         float | None, typer.Option(help="The share of each module's energy Σσ² that is kept, such as 0.95.")
     ] = None,
     to: AsForm = None,
-    dtype: AsWidth = Width.FLOAT16,
+    dtype: AsWidth = None,
     force: Force = False,
     workers: Workers = "1",
     as_json: AsJson = False,
@@ -124,7 +124,7 @@ def canonical(
     inputs: Inputs,
     out_folder: Out,
     to: AsForm = None,
-    dtype: AsWidth = Width.FLOAT32,
+    dtype: Annotated[Width, typer.Option("--dtype", help="The numbers that factors are written in.")] = Width.FLOAT32,
     *,
     force: Force = False,
     workers: Workers = "1",
@@ -155,7 +155,7 @@ def merge(
     density: Annotated[float, typer.Option(help="Of entries that TIES keeps, and DARE does not drop: a share.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the entries that DARE drops.")] = 0,
     to: AsForm = None,
-    dtype: AsWidth = Width.FLOAT16,
+    dtype: AsWidth = None,
     force: Force = False,
     workers: Readers = None,
     as_json: AsJson = False,
@@ -166,7 +166,8 @@ def merge(
     from lol_core.insight.merging import merge as merge_loras
 
     with reported(), stoppable() as reporter:
-        chosen = list(loras_of(inputs, reporter.part(0.0, 0.1), workers))
+        if not (chosen := list(loras_of(inputs, reporter.part(0.0, 0.1), workers))):
+            raise DataMissingError(f"There is no LoRA in {', '.join(inputs)}.")
         if weight and (mean or len(weight) != len(chosen)):
             raise DataMissingError(
                 f"{len(chosen)} LoRAs and {len(weight)} weights. Give --weight once for each LoRA, or --mean alone."
@@ -180,7 +181,7 @@ def merge(
         if method is not Way.SUM:
             exact = merge_loras(loras, weights, reporter=reporter.part(0.9, 1.0)).lora
             away = Comparison.of(exact, merged.lora).distance
-        row = {"method": str(method)} | write_resized(merged, out_path, Job(out_path.parent, to, dtype, force))
+        row = {"method": str(method)} | write_resized(merged, out_path, Job(out_path.parent, to, dtype, force), loras)
         row["from the sum"] = away
         extras = list(dict.fromkeys(tensor for lora in loras for tensor in lora.extras))
     if as_json:
@@ -200,8 +201,8 @@ def merge(
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with every LoRA. to, dtype: None for its own form and numbers; rank, energy: what is kept,
-    both None for all; canonical: whether factors are brought to their canonical form.
+    """What is done with every LoRA. to, dtype: None for the form and numbers of what it was given; rank,
+    energy: what is kept, both None for all; canonical: whether factors are brought to their canonical form.
     """
 
     out: Path
@@ -219,11 +220,12 @@ class Job:
 
         name, load = item
         try:
-            lora = canonical(load()) if self.canonical else load()
+            given = load()
+            lora = canonical(given) if self.canonical else given
             if not (self.out / name).resolve().is_relative_to(self.out.resolve()):
                 raise DataMissingError(f"{name} would be written outside {self.out}.")
             rank = self.rank or max(lora.ranks) if self.energy is None else ranks_of_energy(lora, self.energy)
-            row = {"lora": name} | write_resized(Resized.of(lora, rank), self.out / name, self)
+            row = {"lora": name} | write_resized(Resized.of(lora, rank), self.out / name, self, [given])
             return row | ({"left out": list(lora.extras)} if lora.extras else {})
         except LoLError as error:
             return {"lora": name, "refused": str(error).removeprefix(f"{name}: ")}
@@ -235,6 +237,8 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
     rows = []
     with reported(), stoppable() as reporter:
         items = list(loras_of(inputs, reporter))
+        if not items:
+            raise DataMissingError(f"There is no LoRA in {', '.join(inputs)}.")
         if twice := [name for name, count in Counter(name for name, _ in items).items() if count > 1]:
             raise DataMissingError(f"Two LoRAs would be written as {twice[0]}. Write them into folders of their own.")
         with closing(executor(workers).map(job, items)) as results:
@@ -269,14 +273,14 @@ def _not_written(tensors: Sequence[str]) -> str:
     return f"Not written, as no part of a low-rank product: {tensors[0]}{more}."
 
 
-def write_resized(made: Resized, path: Path, job: Job) -> dict[str, Any]:
+def write_resized(made: Resized, path: Path, job: Job, given: Sequence[LoRA]) -> dict[str, Any]:
     """As `write_whole`, with what was lost to the rank."""
-    return write_whole(made.lora, path, job) | {"lost": made.lost}
+    return write_whole(made.lora, path, job, given) | {"lost": made.lost}
 
 
-def write_whole(lora: LoRA, path: Path, job: Job) -> dict[str, Any]:
-    """Write a LoRA whole, under a temporary name first. Raises LoRAFormatError, and DataMissingError where something is
-    there already.
+def write_whole(lora: LoRA, path: Path, job: Job, given: Sequence[LoRA]) -> dict[str, Any]:
+    """Write a LoRA whole, under a temporary name first. given: those that it was made of. Raises LoRAFormatError, and
+    DataMissingError where something is there already.
     """
     import torch
 
@@ -297,7 +301,7 @@ def write_whole(lora: LoRA, path: Path, job: Job) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{uuid4().hex[:12]}.writing")  # short: a long name has no room for more
     try:
-        write(lora, new, form, getattr(torch, job.dtype) if job.dtype else holding(lora))
+        write(lora, new, form, getattr(torch, job.dtype) if job.dtype else holding(*given))
         if path.is_dir():  # which a rename does not replace: set aside, and deleted once the new one stands there
             old = path.rename(new.with_suffix(".old"))
             os.replace(new, path)

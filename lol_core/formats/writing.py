@@ -130,9 +130,9 @@ def forms_of(lora: LoRA) -> list[str]:
     return possible
 
 
-def holding(lora: LoRA) -> torch.dtype:
-    """The type of float16, bfloat16 and float32 that holds the numbers of its factors: float16 those of 8 bits."""
-    stored = {slot.dtype for layer in lora.layers for slot in layer.parametrisation.slots.values()}
+def holding(*loras: LoRA) -> torch.dtype:
+    """The type of float16, bfloat16 and float32 that holds the numbers of their factors: float16 those of 8 bits."""
+    stored = {slot.dtype for lora in loras for layer in lora.layers for slot in layer.parametrisation.slots.values()}
     wider = {dtype for dtype in stored if dtype.itemsize > 1}
     return wider.pop() if wider in ({torch.float16}, {torch.bfloat16}) else torch.float32 if wider else torch.float16
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lol_core.errors import TaskError
+from lol_core.errors import CheckpointError, TaskError
 from lol_core.learning.tasks.base import TASKS, Task
 from lol_core.learning.tasks.classes import class_name
 
@@ -18,9 +18,11 @@ MIN_LABELLED = 10
 
 
 def kind_of(values: pd.Series) -> type[Task]:
-    """The kind of task that suits a column. Yes and no with gaps, which pandas keeps as objects, are yes and no."""
+    """The kind of task that suits a column; those registered last are asked first. Yes and no with gaps, which pandas
+    keeps as objects, are yes and no.
+    """
     present = values.dropna().infer_objects()
-    return next(task for task in TASKS.values() if task.suits(present))
+    return next(task for task in reversed(TASKS.values()) if task.suits(present))
 
 
 def make_task(labels: pd.DataFrame, targets: Sequence[str], kind: type[Task] | None = None) -> tuple[Task, list[str]]:
@@ -72,8 +74,13 @@ def labels_digest(labels: pd.DataFrame, targets: Sequence[str]) -> str:
 
 def task_from_dict(data: Mapping[str, Any]) -> Task:
     """What `Task.to_dict` gave, also as it was written when all kinds were one class. Raises KeyError or TypeError when
-    something is missing.
+    something is missing, and CheckpointError for a kind that is not registered.
     """
+    if data["kind"] not in TASKS:
+        raise CheckpointError(
+            f"There is no task {data['kind']!r}; known are {', '.join(TASKS)}. One of your own is registered by a file"
+            " that LOL_MODELS names."
+        )
     kind = TASKS[data["kind"]]
     names = {field.name for field in fields(kind)}
     return kind(**{name: tuple(value) for name, value in data.items() if name in names})
