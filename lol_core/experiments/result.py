@@ -247,8 +247,8 @@ def write_report(folder: Path) -> Path:
     head = (
         f"# Results\n\nThe tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos, beside"
         " the paper's own numbers. The paper's zoos are larger and made of other models, so what can be compared is"
-        " what was found, not the figures. This page is written by `python -m lol_core experiment`; each folder in"
-        " `results/` has the numbers and the settings.\n\n"
+        " what was found, not the figures: [the paper's protocol beside ours](protocol.md). This page is written by"
+        " `python -m lol_core experiment`; each folder in `results/` has the numbers and the settings.\n\n"
     )
     path = folder / "results.md"
     path.write_text(head + "\n".join(body))

@@ -75,8 +75,8 @@ class Schedule(StrEnum):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is fitted. AdamW, lr 1e-3 and weight decay 0 are the authors' for images (their MLP has 1e-2); batch
-    size, number of epochs and early stopping are our own.
+    """How a model is fitted. AdamW, lr 1e-3 and weight decay 0 are the authors' for images (their MLP has 1e-2, but for
+    the CLIP score); batch size, number of epochs and early stopping are our own.
 
     keep: of which epoch the weights are kept. warmup: epochs in which the learning rate rises from a tenth. clip: the
     gradient's norm is cut to this, 0 for never.
