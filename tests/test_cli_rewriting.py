@@ -314,6 +314,29 @@ def test_forms_of_one_lora_are_told_to_be_the_same(tmp_path: Path) -> None:
         merge([alien, read(tmp_path / "a.safetensors")], [1, 1])
 
 
+@pytest.mark.parametrize(
+    ("fused", "split"),
+    [
+        ("diffusion_model.double_blocks.0.img_attn.qkv", "transformer.transformer_blocks.0.attn.to_q"),
+        ("lora_unet_single_blocks_0_linear1", "transformer.single_transformer_blocks.0.attn.to_q"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv", "transformer_blocks.0.attn.to_q"),
+        ("diffusion_model.layers.0.attention.qkv", "diffusion_model.layers.0.attention.to_q"),
+    ],
+)
+def test_fused_and_split_projections_are_not_written_into_one_file(fused: str, split: str) -> None:
+    one, other = (random_lora([(name, 6, 5, 2)], 0) for name in (fused, split))
+    with pytest.raises(LoRAFormatError, match=rf"^{fused} in one LoRA and {split} in another"):
+        merge([other, one], [1, 1])
+    again = random_lora([(fused, 6, 5, 2)], 1)
+    assert merge([one, again], [1, 1]).lora.names == one.names
+
+
+def test_a_unets_transformer_blocks_are_of_one_naming() -> None:
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_"
+    one, other = (random_lora([(f"unet.{name}{part}", 6, 5, 2)], 0) for part in ("q", "v"))
+    assert len(merge([one, other], [1, 1]).lora.names) == 2
+
+
 def test_nearest_ranks_by_the_update(tmp_path: Path) -> None:
     own, far = random_lora(seed=1, dtype=torch.float32), random_lora(seed=2, dtype=torch.float32)
     for name, share in (("own", 0.0), ("close", 0.1), ("farther", 0.6)):

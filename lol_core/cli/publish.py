@@ -42,7 +42,12 @@ def labels(
             out.print(f"Written to {out_file}; use it as --labels.", highlight=False, soft_wrap=True)
             return
     rows = described(table)
-    print_json({"collection": source.address, "columns": rows}) if as_json else print_table(rows)
+    if as_json:
+        print_json({"collection": source.address, "columns": rows})
+    elif rows:
+        print_table(rows)
+    else:
+        out.print(f"The files of {len(source)} LoRAs offer no labels.", highlight=False)
 
 
 @zoo.command("get")

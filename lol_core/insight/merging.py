@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -339,7 +340,25 @@ def _shape(layer: LoRALayer) -> str:
     return " × ".join(map(str, layer.weight_shape))
 
 
+_NAMINGS = (
+    re.compile(r"_(?:double|single|joint)_blocks_\d+_|_layers_\d+_attention_qkv$"),
+    re.compile(r"^lora_unet_(?:single_)?transformer_blocks_\d+_|_layers_\d+_attention_to_[qkv]$"),
+)
+"""Common names that only the authors' code, and only diffusers', has for the blocks of one transformer."""
+
+
 def _of_one_naming(loras: Sequence[LoRA]) -> list[LoRA]:
+    """Raises LoRAFormatError where one weight has other names in them, or none is adapted by two."""
+    fused, split = (
+        [layer.name for lora in loras for name, layer in lora.by_common_name.items() if naming.search(name)]
+        for naming in _NAMINGS
+    )
+    if fused and split:
+        raise LoRAFormatError(
+            f"{fused[0]} in one LoRA and {split[0]} in another: one calls the blocks as the model's authors do, with"
+            " fused projections, the other as diffusers does, and these are not added to each other. Bring both into"
+            " one form first."
+        )
     named = commonly_named(loras)
     first = loras[0]
     for lora, renamed in zip(loras, named, strict=True):
