@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Claim, alternately, exponent, seconds
-from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.batch import Batch, WeightSpec, turned
 from lol_core.core.groups import GL
 from lol_core.core.header import ModuleHeader
 from lol_core.core.lora import LoRA, LoRALayer
@@ -44,7 +44,9 @@ def square(modules: int, side: int, rank: int) -> WeightSpec:
 def factors(spec: WeightSpec, loras: int = LORAS) -> Batch:
     generator = torch.Generator().manual_seed(0)
     U, V = (
-        tuple(torch.randn(loras, len(i), shape[side], spec.rank, generator=generator) for shape, i in spec.groups)
+        tuple(
+            turned(torch.randn(len(i), loras, spec.rank, shape[side], generator=generator)) for shape, i in spec.groups
+        )
         for side in (0, 1)
     )
     return Batch(spec, U, V, torch.full((loras, len(spec.modules)), spec.rank))
@@ -52,6 +54,7 @@ def factors(spec: WeightSpec, loras: int = LORAS) -> Batch:
 
 def loop_of(model: GLNet, batch: Batch) -> Callable[[], None]:
     """The same network with a parameter for every module and `nn.Linear` as the head's first layer."""
+    batch = batch.map(Tensor.contiguous)
     stacks = [
         [(nn.Parameter(Phi.detach()), nn.Parameter(Psi.detach())) for Phi, Psi in zip(y.Phi, y.Psi, strict=True)]
         for y in model.first
@@ -135,8 +138,8 @@ def preprocessing(name: str, batch: Batch, rounds: int) -> dict[str, list[float]
         R_U, R_V = (torch.linalg.qr(factor, mode="r").R for factor in (U, V))
         return torch.linalg.svdvals(R_U @ R_V.mT)
 
-    one = align if name == "o_align" else spectrum
-    calls = {"loop": lambda: each(batch, one), "ours": lambda: model.features(model.normalized(batch))}
+    one, plain = align if name == "o_align" else spectrum, batch.map(Tensor.contiguous)
+    calls = {"loop": lambda: each(plain, one), "ours": lambda: model.features(model.normalized(batch))}
     with torch.no_grad():
         torch.testing.assert_close(calls["ours"](), calls["loop"](), rtol=1e-3, atol=1e-3)
         return alternately(calls, rounds)

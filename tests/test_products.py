@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from lol_core.core.batch import shared_spec, stack
+from lol_core.core.batch import concatenate, shared_spec, stack, turned
 from lol_core.learning.models import modulewise
 from lol_core.learning.models.base import flat_factors
 from lol_core.learning.models.gl_net import GLNet
 from lol_core.learning.models.modulewise import Products, grams, left_product, product
 from lol_core.learning.models.wide import WideLinear
+from lol_core.learning.packed import Packing
 from tests.builders import random_batch, random_lora
 from tests.test_models import made
 
@@ -59,11 +60,7 @@ def test_a_wide_layer_names_what_does_not_fit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rank", [1, 3, 4, 8])
-@pytest.mark.parametrize("cached", [1, 200, 2**18])
-def test_left_products_are_those_of_each_module(
-    cached: int, rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(modulewise, "CACHED", cached)
+def test_left_products_are_those_of_each_module(rank: int, dtype: torch.dtype) -> None:
     factors = torch.randn(3, 4, 5, rank).to(dtype)
     maps = torch.randn(4, 2, 5).to(dtype).requires_grad_()
     weights = torch.randn(3, 4, 2, rank).to(dtype)
@@ -73,12 +70,41 @@ def test_left_products_are_those_of_each_module(
     (gradient,) = torch.autograd.grad((expected * weights.double()).sum(), maps)
     shifted = torch.cat([factors.new_zeros(1), factors.flatten()])[1:].view(factors.shape)
     transposed = factors.transpose(0, 1).contiguous().transpose(0, 1)
-    for same in (factors, shifted, transposed, factors.clone().requires_grad_()):
+    of_batch = turned(turned(factors).contiguous())
+    for same in (
+        factors,
+        shifted,
+        transposed,
+        of_batch,
+        of_batch.clone().requires_grad_(),
+        factors.clone().requires_grad_(),
+    ):
         product = left_product(maps, same)
         (own,) = torch.autograd.grad((product * weights).sum(), maps)
         assert product.dtype == dtype
         close(product, expected)
         close(own, gradient)
+
+
+def test_factors_of_a_batch_lie_so_that_a_module_multiplies_them_as_they_are() -> None:
+    """Also those of a part of it, of some in another order, of two put together, in another type, and from a record:
+    otherwise every step copies them.
+    """
+    loras = [random_lora([("a", 4, 3, 2), ("b", 4, 3, 2), ("c", 5, 2, 1)], seed) for seed in range(4)]
+    batch = stack(loras, shared_spec(loras))
+    packing = Packing(batch.spec)
+    drawn = packing.batch(packing.pack(batch), [2, 0, 3])
+    for same in (
+        batch,
+        batch[1:3],
+        batch[torch.tensor([2, 0])],
+        concatenate([batch, drawn]),
+        batch.to(dtype=torch.float64),
+        drawn,
+    ):
+        for factors in (*same.U, *same.V):
+            columns = turned(factors).flatten(1, 2)
+            assert columns.data_ptr() == factors.data_ptr() and columns.stride()[1:] == (factors.shape[2], 1)
 
 
 def test_an_empty_batch_has_empty_products() -> None:
@@ -120,7 +146,8 @@ def test_gram_matrices_are_computed_in_float64_however_factors_lie(
     monkeypatch.setattr(modulewise, "CACHED", cached)
     factors = torch.randn(3, 2, 20, rank).to(dtype)
     expected = factors.double().mT @ factors.double()
-    for same in grams(factors, factors.mT.contiguous().mT, factors.clone().requires_grad_()):
+    of_batch = turned(turned(factors).contiguous())
+    for same in grams(factors, factors.mT.contiguous().mT, of_batch, factors.clone().requires_grad_()):
         torch.testing.assert_close(same, expected, rtol=1e-12, atol=1e-12)
 
 

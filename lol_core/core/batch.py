@@ -126,6 +126,9 @@ class Batch:
 
     U[g]: (B, L_g, n_g, r), V[g]: (B, L_g, m_g, r), padded with zero columns to one r; ranks: (B, L), the true ones;
     magnitudes: (B, total length) or None.
+
+    What is made here lies in memory as (L, B, r, n): all columns of one module are a matrix, which is multiplied as it
+    lies. Factors that lie otherwise are as good, and slower.
     """
 
     spec: WeightSpec
@@ -161,7 +164,18 @@ class Batch:
     def __getitem__(self, index: Tensor | slice) -> Batch:
         if isinstance(index, Tensor):
             index = index.to(self.device)
-        return replace(self.map(lambda tensor: tensor[index]), ranks=self.ranks[index])
+
+        def chosen(factors: Tensor) -> Tensor:
+            return turned(turned(factors)[:, index])
+
+        magnitudes = None if self.magnitudes is None else self.magnitudes[index]
+        U, V = (tuple(map(chosen, side)) for side in (self.U, self.V))
+        return Batch(self.spec, U, V, self.ranks[index], magnitudes)
+
+
+def turned(factors: Tensor) -> Tensor:
+    """(B, L, n, r) → (L, B, r, n), as factors lie in memory, and back: a view."""
+    return factors.permute(1, 0, 3, 2)
 
 
 def stack(loras: Sequence[LoRA], spec: WeightSpec, dtype: torch.dtype = torch.float32) -> Batch:
@@ -173,18 +187,18 @@ def stack(loras: Sequence[LoRA], spec: WeightSpec, dtype: torch.dtype = torch.fl
         rows.append([lora[module.name] for module in spec.modules])
     ranks = torch.tensor([[layer.rank for layer in row] for row in rows])
     width = int(ranks.max())
-    U, V = [], []
+    U, V = list[Tensor](), list[Tensor]()
     for (n, m), indices in spec.groups:
-        layers = [row[i] for row in rows for i in indices]
-        u = _stacked((layer.U for layer in layers), torch.zeros(len(layers), n, width, dtype=dtype))
-        v = _stacked((layer.V for layer in layers), torch.zeros(len(layers), m, width, dtype=dtype))
+        layers = [row[i] for i in indices for row in rows]
+        u = _stacked((layer.U for layer in layers), torch.zeros(len(layers), width, n, dtype=dtype))
+        v = _stacked((layer.V for layer in layers), torch.zeros(len(layers), width, m, dtype=dtype))
         scales = torch.tensor([layer.scale for layer in layers], dtype=torch.float64)[:, None, None]
         if (scales != 1).any():
             roots = scales.abs().sqrt().to(torch.promote_types(dtype, torch.float32))
             u *= torch.where(scales < 0, -roots, roots)
             v *= roots
-        U.append(u.view(len(rows), len(indices), n, width))
-        V.append(v.view(len(rows), len(indices), m, width))
+        for side, laid in ((U, u), (V, v)):
+            side.append(turned(laid.unflatten(0, (len(indices), len(rows)))))
     magnitudes = None
     if spec.magnitudes:
         magnitudes = torch.stack(
@@ -194,10 +208,11 @@ def stack(loras: Sequence[LoRA], spec: WeightSpec, dtype: torch.dtype = torch.fl
 
 
 def _stacked(factors: Iterable[Tensor], into: Tensor) -> Tensor:
-    """Factors (n, r) in the first columns of (how many, n, width), one below the other."""
+    """Factors (n, r) as the first rows of (how many, width, n), one below the other."""
     for i, factor in enumerate(factors):
-        # a transposed one is converted as it lies and then turned, which is faster
-        into[i, :, : factor.shape[1]] = factor if factor.is_contiguous() else factor.to(into.dtype)
+        rows = factor.mT
+        # what lies otherwise is converted as it lies and then turned, which is faster
+        into[i, : len(rows)] = rows if rows.is_contiguous() else factor.to(into.dtype).mT
     return into
 
 
@@ -254,15 +269,18 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     """One batch of all, padded to the largest rank among them."""
     width = max(batch.rank for batch in batches)
 
-    def padded(tensor: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]))
+    def padded(factors: Tensor) -> Tensor:
+        return torch.nn.functional.pad(turned(factors), (0, 0, 0, width - factors.shape[-1]))
 
-    groups = range(len(batches[0].U))
     first = batches[0]
+    U, V = (
+        tuple(turned(torch.cat([padded(factors) for factors in of], 1)) for of in zip(*sides, strict=True))
+        for sides in ([batch.U for batch in batches], [batch.V for batch in batches])
+    )
     return Batch(
         first.spec,
-        tuple(torch.cat([padded(batch.U[g]) for batch in batches]) for g in groups),
-        tuple(torch.cat([padded(batch.V[g]) for batch in batches]) for g in groups),
+        U,
+        V,
         torch.cat([batch.ranks for batch in batches]),
         (
             None

@@ -11,6 +11,7 @@ from lol_core.core.errors import ModelError
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank, Magnitude
+from lol_core.core.stacks import by_module
 
 CACHED = 2**17
 """Numbers that are worked on at a time."""
@@ -35,6 +36,8 @@ def triangular(factor: Tensor) -> Tensor:
         return torch.linalg.qr(factor).R
     if factor.numel() <= CACHED or not factor.is_cpu:
         return torch.linalg.qr(factor, mode="r").R
+    if by_module(factor):
+        return triangular(factor.transpose(0, 1)).transpose(0, 1)
     *lead, n, r = factor.shape
     parts = factor.reshape(-1, n, r).split(max(1, CACHED // (n * r)))
     return torch.cat([torch.linalg.qr(part, mode="r").R for part in parts]).view(*lead, min(n, r), r)

@@ -27,3 +27,8 @@ def stacked(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
             yield torch.stack([tensor.mT for tensor in some]).mT
         else:
             yield torch.stack(list(some))
+
+
+def by_module(factors: Tensor) -> bool:
+    """Whether factors (B, L, n, r) lie module by module, as those of a batch do."""
+    return factors.ndim == 4 and factors.stride(0) < factors.stride(1)

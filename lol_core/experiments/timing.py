@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.batch import Batch, WeightSpec, turned
 from lol_core.core.header import ModuleHeader
 from lol_core.learning.models import LoLModel, ModelConfig, make_model
 
@@ -37,8 +37,10 @@ class Shape:
     def factors(self, count: int, device: torch.device) -> Batch:
         """Random factors, for timing only: they are no LoRAs."""
         generator = torch.Generator(device).manual_seed(0)
-        U = torch.randn(count, self.layers, self.n, self.r, generator=generator, device=device)
-        V = torch.randn(count, self.layers, self.m, self.r, generator=generator, device=device)
+        U, V = (
+            turned(torch.randn(self.layers, count, self.r, side, generator=generator, device=device))
+            for side in (self.n, self.m)
+        )
         return Batch(self.spec, (U,), (V,), torch.full((count, self.layers), self.r, device=device))
 
 

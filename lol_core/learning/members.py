@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lol_core.collections.source import Source
-from lol_core.core.batch import Batch, stack
+from lol_core.core.batch import Batch, stack, turned
 from lol_core.core.fixed_rank import FixedRank, Tangent
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
@@ -70,5 +70,5 @@ class Members:
     @cached_property
     def _columns(self) -> list[tuple[Tensor, Tensor]]:
         """All members' columns side by side: (L, n, N r) and (L, m, N r) for each group."""
-        sides = ([side.permute(1, 2, 0, 3).flatten(2) for side in of] for of in (self.batch.U, self.batch.V))
+        sides = ([turned(side).flatten(1, 2).mT for side in of] for of in (self.batch.U, self.batch.V))
         return list(zip(*sides, strict=True))

@@ -11,23 +11,23 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.batch import Batch, WeightSpec, turned
 from lol_core.core.lora import LoRA
 from lol_core.errors import ModelError
 
 ALIGNMENT = 8
-VERSION = 1
+VERSION = 2
 """Of the records' layout: another one makes kept records others' records."""
 
 
 class Packing:
-    """How the factors of one LoRA lie in a record: U and V of each group of modules, padded to the largest rank, then
+    """How the factors of one LoRA lie in a record: Uᵀ and Vᵀ of each group of modules, padded to the largest rank, then
     DoRA magnitudes, then ranks. dtype: of the numbers as they are kept; a batch has those of 16 bits in float32.
     """
 
     def __init__(self, spec: WeightSpec, dtype: torch.dtype = torch.float32):
         self.spec, self.dtype = spec, dtype
-        shapes = [(len(indices), side, spec.rank) for sides, indices in spec.groups for side in sides]
+        shapes = [(len(indices), spec.rank, side) for sides, indices in spec.groups for side in sides]
         numbers: list[tuple[int, ...]] = [*shapes, *([(spec.magnitudes,)] if spec.magnitudes else [])]
         self.parts = [(shape, dtype) for shape in numbers] + [((len(spec.modules),), torch.int64)]
         sizes = [-(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT for shape, dtype in self.parts]
@@ -49,9 +49,9 @@ class Packing:
 
     def pack(self, batch: Batch) -> Tensor:
         """(B, size) bytes."""
-        factors = [factor for pair in zip(batch.U, batch.V, strict=True) for factor in pair]
-        missing = [self.spec.rank - factor.shape[-1] for factor in factors]
-        padded = [nn.functional.pad(x, (0, zeros)) if zeros else x for x, zeros in zip(factors, missing, strict=True)]
+        factors = [factor.mT for pair in zip(batch.U, batch.V, strict=True) for factor in pair]
+        zeros = self.spec.rank - batch.rank
+        padded = [nn.functional.pad(factor, (0, 0, 0, zeros)) if zeros else factor for factor in factors]
         magnitudes = [] if batch.magnitudes is None else [batch.magnitudes]
         records = torch.zeros(len(batch), self.size, dtype=torch.uint8)
         for slot, part in zip(self._slots(records), [*padded, *magnitudes, batch.ranks], strict=True):
@@ -60,12 +60,13 @@ class Packing:
 
     def batch(self, records: Tensor, places: Sequence[int]) -> Batch:
         """The batch of some of the records, which may be mapped from a file: only they are read."""
-        *factors, ranks = (
-            _chosen(slot, places).view(len(places), *shape)
-            for slot, (shape, _) in zip(self._slots(records), self.parts, strict=True)
-        )
-        magnitudes = factors.pop() if self.spec.magnitudes else None
-        return Batch(self.spec, tuple(factors[::2]), tuple(factors[1::2]), ranks, magnitudes)
+        *slots, ranks = self._slots(records)
+        magnitudes = _chosen(slots.pop(), places) if self.spec.magnitudes else None
+        factors = [
+            _chosen_modules(slot.unflatten(1, shape), places)
+            for slot, (shape, _) in zip(slots, self.parts, strict=False)
+        ]
+        return Batch(self.spec, tuple(factors[::2]), tuple(factors[1::2]), _chosen(ranks, places), magnitudes)
 
     def _slots(self, records: Tensor) -> list[Tensor]:
         """The parts of all records, each as (N, numbers)."""
@@ -76,10 +77,20 @@ class Packing:
 
 
 def _chosen(rows: Tensor, places: Sequence[int]) -> Tensor:
-    """Some rows of (N, numbers), those of 16 bits in float32, each read once."""
-    if rows.dtype.itemsize != 2:
-        return torch.index_select(rows, 0, torch.tensor(places))
-    chosen = torch.empty(len(places), rows.shape[1])
-    for row, place in zip(chosen, places, strict=True):
-        row.copy_(rows[place])
-    return chosen
+    """Some of the rows, those of 16 bits in float32."""
+    chosen = torch.index_select(rows, 0, torch.tensor(places))
+    return chosen.float() if rows.dtype.itemsize == 2 else chosen
+
+
+def _chosen_modules(rows: Tensor, places: Sequence[int]) -> Tensor:
+    """The factors (B, L, n, r) of some of the rows (N, L, r, n), those of 16 bits in float32, each read once."""
+    single = rows.dtype.itemsize == 2
+    chosen = rows.new_empty(rows.shape[1], len(places), *rows.shape[2:], dtype=torch.float32 if single else rows.dtype)
+    if single:
+        for b, place in enumerate(places):
+            chosen[:, b].copy_(rows[place])
+    else:
+        at = torch.tensor(places)
+        for module, of_all in zip(chosen, rows.unbind(1), strict=True):
+            torch.index_select(of_all, 0, at, out=module)
+    return turned(chosen)

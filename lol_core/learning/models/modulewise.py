@@ -1,9 +1,9 @@
 """Products of many modules at once: of their maps with the factors of a batch, of their invariants with the weight of a
 head, and of factors with small matrices.
 
-On a processor the first two go through so many modules at a time as stay in its cache, in all the forms that they take,
-and make in the backward pass again what they made in the forward pass: a batch of a few dozen LoRAs is hundreds of
-megabytes, and memory that is claimed anew at every step costs as much as the multiplications.
+On a processor invariants are made for so many modules at a time as stay in its cache, and in the backward pass again:
+those of a batch of a few dozen LoRAs are hundreds of megabytes, and memory that is claimed anew at every step costs as
+much as the multiplications.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from lol_core.core.batch import turned
+from lol_core.core.stacks import by_module
+
 CACHED = 2**18
 """Numbers that are worked on at a time: a megabyte in float32."""
-
-WIDER = {torch.float32: torch.complex128, torch.float16: torch.float64, torch.bfloat16: torch.float64}
-"""A type whose numbers have the bytes of four."""
 
 NUMPY: dict[torch.dtype, DTypeLike] = {torch.float32: np.float32, torch.float64: np.float64}
 """Types in which NumPy multiplies."""
@@ -33,14 +33,11 @@ THIN = 8
 
 def left_product(maps: Tensor, factors: Tensor) -> Tensor:
     """Each module's map times its factors, (L, n', n) and (B, L, n, r) → (B, L, n', r): L products of (n' × n) with
-    (n × B r). A broadcast over the batch would copy the maps B times. It lies in memory as (L, B, r, n').
+    (n × B r), which read the factors of a `Batch` as they lie. A broadcast over the batch would copy the maps B times.
     """
     B, _, _, r = factors.shape
-    if factors.is_cpu and not factors.requires_grad:
-        rows: Tensor = _LeftProduct.apply(maps, factors)
-    else:
-        rows = torch.bmm(factors.permute(1, 2, 0, 3).flatten(2).mT, maps.mT)
-    return rows.unflatten(1, (B, r)).permute(1, 0, 3, 2)
+    columns = turned(factors).flatten(1, 2).mT
+    return torch.bmm(maps, columns).unflatten(2, (B, r)).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Products:
         """weight: (L n m, outputs) → (B, outputs)."""
         if not self.U.is_cpu:
             return self.made() @ weight
-        U, V = (factor.permute(1, 0, 3, 2).contiguous() for factor in (self.U, self.V))
+        U, V = (turned(factor).contiguous() for factor in (self.U, self.V))
         image: Tensor = _ProductsImage.apply(U, V, weight)
         return image
 
@@ -109,17 +106,19 @@ def _plain_grams(factors: Tensor) -> Tensor:
 
 def _grams(factors: Tensor, memory: np.ndarray) -> Tensor:
     """memory: numbers in float64, of which the copies are made: what is claimed anew takes as long again."""
+    if by_module(factors):
+        return _grams(factors.transpose(0, 1), memory).transpose(0, 1)
     *lead, n, r = factors.shape
     factors = factors.detach().reshape(-1, n, r)
-    turned = factors.stride(1) == 1 != factors.stride(2)
+    by_column = factors.stride(1) == 1 != factors.stride(2)
     made = np.empty((len(factors), r, r))
     size = max(1, len(memory) // max(1, n * r))
     for at, part in zip(range(0, len(factors), size), factors.split(size), strict=False):
-        lying = part.mT if turned else part
+        lying = part.mT if by_column else part
         wide = memory[: part.numel()].reshape(lying.shape)
         # 16 bits become 64 number by number
         wide[...] = (lying if lying.dtype in NUMPY else lying.float()).numpy()
-        rows = wide if turned else wide.swapaxes(1, 2)
+        rows = wide if by_column else wide.swapaxes(1, 2)
         np.matmul(rows, rows.swapaxes(1, 2), out=made[at : at + size])
     return torch.from_numpy(made).view(*lead, r, r)
 
@@ -128,42 +127,6 @@ def _places(count: int, numbers: int) -> Iterator[slice]:
     """Runs of `count` things, of `numbers` numbers each, that are worked on at a time."""
     size = max(1, CACHED // max(1, numbers))
     return (slice(at, min(at + size, count)) for at in range(0, count, size))
-
-
-def _columns(factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(B, L, n, r) → (modules, n, B r) of some modules at a time, always in the same memory."""
-    B, L, n, r = factors.shape
-    modules = list(_places(L, B * n * r))
-    memory = factors.new_empty(modules[0].stop, n, B, r)
-    wide = WIDER.get(factors.dtype)
-    if wide is None or r % 4 or factors.storage_offset() % 4 or not factors.is_contiguous():
-        source, target = factors, memory
-    else:  # rows of r numbers move as one
-        source, target = factors.view(wide), memory.view(wide)
-    for some in modules:
-        count = some.stop - some.start
-        target[:count].copy_(source[:, some].permute(1, 2, 0, 3))
-        yield some, memory[:count].flatten(2)
-
-
-class _LeftProduct(torch.autograd.Function):
-    """maps (L, n', n), factors (B, L, n, r), which get no gradient → (L, B r, n')."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, factors: Tensor) -> Tensor:
-        ctx.save_for_backward(maps, factors)
-        rows = factors.new_empty(len(maps), len(factors) * factors.shape[-1], maps.shape[1])
-        for some, columns in _columns(factors):
-            torch.bmm(columns.mT, maps[some].mT, out=rows[some])
-        return rows
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        maps, factors = ctx.saved_tensors
-        of_maps = torch.empty_like(maps)
-        for some, columns in _columns(factors):
-            torch.bmm(gradients[0][some].mT, columns.mT, out=of_maps[some])
-        return of_maps, None
 
 
 class _ProductsImage(torch.autograd.Function):

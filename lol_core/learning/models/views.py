@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
-from lol_core.learning.models.modulewise import left_product
+from lol_core.learning.models.modulewise import grams, left_product
 from lol_core.learning.models.registry import register
 
 PROBES = 8
@@ -36,9 +36,7 @@ class Views(nn.Module):
         )
 
     def forward(self, U: Tensor, V: Tensor) -> Tensor:
-        gram_U, gram_V = (
-            factor.double().mT @ factor.double() for factor in (U, V)
-        )  # in float64, since κ(R)² stands in them
+        gram_U, gram_V = grams(U, V)  # in float64, since κ(R)² stands in them
         norm = (gram_U * gram_V).sum((-1, -2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
         gram_U, gram_V = (gram_U / norm).to(U), (gram_V / norm).to(U)
         sizes = [ENCODING, ENCODING, PROBES, PROBES]
