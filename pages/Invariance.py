@@ -21,7 +21,7 @@ from lol_core.insight.health import never_trained
 from lol_core.insight.invariance import CORNER, Study, first_matrix
 from lol_core.insight.order import natural
 from ui.choice import choose_lora
-from ui.figures import figure, take
+from ui.figures import figure, numbers_of, take
 from ui.frame import frame, need, needed
 from ui.jobs import sentence
 from ui.keys import key
@@ -117,7 +117,8 @@ def turn() -> None:
         name, matrix = first_matrix(R, turned.before)
         whose = f"every module of rank {len(matrix)}" if shared else name
         end = whose if len(whose) <= LONGEST else f"… {whose[2 - LONGEST :]}"
-        figure(plots.matrix(matrix, f"R of {end}"), "R", f"The matrix R of {whose}")
+        data = numbers_of(plots.matrix(matrix, f"R of {whose}"))
+        figure(plots.matrix(matrix, f"R of {end}"), "R", f"The matrix R of {whose}", data)
     formats = numbers("%.6g", ("before R", "after R")) | numbers("scientific", ["relative change"])
     show(turned.table, "moves", column_config=formats)
     take(lambda: turned.table, "needles")

@@ -32,6 +32,7 @@ def test_a_selection_follows_to_every_page_and_comes_back_by_the_url(synthetic_f
         assert not again.exception and "5 of 60 selected" in text_of(again), page
     other = opened("Zoo", synthetic_folder, selected="0123456789ab")
     assert not other.exception and "selected" not in text_of(other), "a name that nobody saved selects nothing"
+    assert "asks for a selection" in other.toast[0].value and not other.run().toast
 
 
 def test_invert_isolate_save_and_clear(synthetic_folder: Path) -> None:

@@ -90,6 +90,8 @@ def restore(source: Source) -> None:
         if saved.get("collection") == _collection(source):
             select(source, saved["ids"])
             return
+        text = "The link asks for a selection that is of another collection or another computer. Nothing is selected."
+        st.toast(text, icon=":material/link_off:", duration="infinite")
     _show(source)
 
 
