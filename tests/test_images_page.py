@@ -87,7 +87,7 @@ def test_without_a_base_model_it_says_what_it_needs(tmp_path: Path) -> None:
         write_peft(tmp_path / f"{number}", random_lora(seed=number), base_model_name_or_path=base)
     test = opened("Images", tmp_path)
     assert not test.exception and "name the base model" in text_of(test)
-    assert "The files say: some/base (1), nothing (1). With one" in text_of(test)
+    assert "The files say: some/base (1), nothing (1). Only LoRAs" in text_of(test)
 
 
 def test_of_many_base_models_the_most_frequent_are_named(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_of_many_base_models_the_most_frequent_are_named(tmp_path: Path) -> None
         base = f"some/base{max(0, number - 1)}"
         write_peft(tmp_path / f"{number}", random_lora(seed=number), base_model_name_or_path=base)
     text = text_of(opened("Images", tmp_path))
-    assert "The files say: some/base0 (2), some/base1 (1), some/base2 (1) and 2 others. With one" in text
+    assert "The files say: some/base0 (2), some/base1 (1), some/base2 (1) and 2 others. Only LoRAs" in text
 
 
 def test_a_base_that_is_not_there_is_an_error_with_advice(few_loras: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def _named(source: Source) -> str:
         return f"The files say: {plain(*counts)}."
     named = ", ".join(f"{plain(name)} ({count:,})" for name, count in counts.most_common(MOST))
     others = f" and {len(counts) - MOST:,} others" if len(counts) > MOST else ""
-    return f"The files say: {named}{others}. With one of these its own LoRAs can be drawn."
+    return f"The files say: {named}{others}. Only LoRAs of the one that is named can be drawn."
 
 
 def _choose_base(place: DeltaGenerator, known: str) -> str:
