@@ -23,6 +23,7 @@ from lol_core.core.parametrisation import Hadamard, Kronecker, Tucker
 from lol_core.core.symmetry import TOLERANCES
 from lol_core.errors import LoLError
 from lol_core.experiments import variants as experiment
+from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept
 from lol_core.experiments.variants import MERGE, NONE, ORBIT, PROMISE, READ, SCORE, STORED
 from lol_core.finetuning import side_by_side, source_adapters, upcycling
@@ -172,3 +173,8 @@ def test_the_recipe_is_that_of_faces_cut_short() -> None:
     recipe = recipe_of(ROOT / "sample_loras")
     assert (recipe.name, recipe.steps, recipe.batch_sizes, recipe.prompts) == ("variants", (40,), (1,), ("person",))
     assert len(recipe.attributes) == 5 and recipe.images_per_subject == 21
+
+
+def test_the_page_of_variants_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(LoLError, match="No zoo of variants lies in .*variants: `python -m lol_core finetune variants`"):
+        experiment.run(Context(SAMPLE_ZOO.parent, tmp_path / "fits", work=tmp_path))

@@ -97,12 +97,12 @@ def run(context: Context) -> Result:
     labels = every_trial[0].zoo.labels
     notes = [
         described(context.budget),
-        PICKED,
+        f"{PICKED} For {len(findings)} findings beside each other none is widened.",
         *([FOLDED] if context.searched else []),
         ceiling(labels),
         (
-            "MSE is of the CLIP score normalised by the training mean and standard deviation. What the authors' code"
-            " reports as R² is a Spearman coefficient, so their R² stands beside ours there."
+            "MSE is of the CLIP score normalised by the training mean and standard deviation. The paper's R² stands"
+            " beside our Spearman coefficient: its MLP's R² of 0.333 does not go with a test MSE of 0.988."
             + (OF_FACES if context.zoo is None else "")
         ),
         *(of_faces(labels) if context.zoo is None else []),
@@ -132,8 +132,8 @@ def of_faces(labels: pd.DataFrame) -> list[str]:
         )
     return [
         (
-            "MSE and R² hang on a few LoRAs here: one in a hundred carries 27 % of the variance of the score. Kendall's"
-            " τ does not, so it comes first."
+            "MSE and R² hang on a few LoRAs here: one in a hundred carries 27 % of the variance of the score of the"
+            " prompts about people, and 9 % of that of the paper's. Kendall's τ does not, so it comes first."
         ),
         (
             "The prompts are 34 about people: they took the place of the paper's 33 after norms alone did as well with"
@@ -178,7 +178,7 @@ def ceiling(labels: pd.DataFrame) -> str:
         f" {words} by the first. The mean over many seeds would rank them with about {attainable(tau):.2f} by the"
         " first, if the ranks of both are jointly normal and either seed is as noisy, and have an R² of about"
         f" {correlation:.2f}, the correlation of the two: more is not to be expected of a model that knows the LoRA and"
-        " not what one draw of noise makes of it."
+        " not what one draw of noise makes of it. The paper's prompts have no second seed."
     )
 
 

@@ -17,6 +17,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec, stack
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.symmetry import TOLERANCES, relative_change
+from lol_core.errors import LoLError
 from lol_core.experiments.comparison import chart
 from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept
@@ -76,6 +77,9 @@ class Row:
 
 
 def run(context: Context) -> Result:
+    """Raises LoLError where no zoo of variants has been made: the page would say nothing."""
+    if not any((context.work / "variants" / variant.key / "labels.csv").is_file() for variant in VARIANTS):
+        raise LoLError(f"No zoo of variants lies in {context.work / 'variants'}: {COMMAND} makes them.")
     kept = Kept(context.folder / "variants.jsonl", {"config": CONFIG.to_dict()})
     rows, fingerprints = [], {}
     for i, variant in enumerate(VARIANTS):
