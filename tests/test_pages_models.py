@@ -253,7 +253,7 @@ def test_a_model_of_another_collection_is_offered_and_used_here(tmp_path: Path) 
     picker = next(box for box in test.selectbox if box.label == "A model trained on another collection")
     assert picker.options == ["MLP + SVD → size (seed 0), trained on first"]
     picker.select_index(0).run()
-    assert any("now offered" in message.value for message in test.success)
+    assert any("can be chosen on the pages" in message.value for message in test.success)
     test.switch_page("pages/Predictions.py").run()
     assert not test.exception and "MLP + SVD → size (seed 0)" in str(test.selectbox)
 
