@@ -22,6 +22,7 @@ NAMES = (
     "apart",
     "curve",
     "lead",
+    "harder",
     "hyperparameters",
     "variants",
     "edits",

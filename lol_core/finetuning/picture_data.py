@@ -64,12 +64,18 @@ def _draw_person(k: int, folder: Path) -> list[tuple[str, dict[str, bool]]]:
 
 def pictures_of(k: int, count: int = PICTURES_PER_PERSON) -> list[tuple[Image.Image, dict[str, bool]]]:
     """The first pictures of person k, and what can be seen on each."""
+    person, rng = person_of(k)
+    drawn = (portrait(person, rng) for _ in range(count))
+    return [(image, shown) for image, _, shown in drawn]
+
+
+def person_of(k: int) -> tuple[Person, np.random.Generator]:
+    """Person k, and the generator that draws their pictures."""
     rng = np.random.default_rng((k, 7))  # apart from the seeds of the base model's own training pictures
     person = Person.draw(rng)
     while not all_visible(person, rng):
         person = Person.draw(rng)
-    drawn = (portrait(person, rng) for _ in range(count))
-    return [(image, shown) for image, _, shown in drawn]
+    return person, rng
 
 
 def all_visible(person: Person, rng: np.random.Generator) -> bool:
