@@ -81,7 +81,7 @@ def test_every_command_takes_every_place(kind: str, folder: Path, checkpoint: Pa
         "nearest": lambda: len(output("nearest", place, "lora001")["nearest"]) + 1,
         "convert": lambda: len(output("convert", place, "--to", "PEFT", "--out", tmp_path / "converted")["written"]),
         "resize": lambda: len(output("resize", place, "--rank", 1, "--out", tmp_path / "resized")["written"]),
-        "merge": lambda: len(output("merge", place, "--out", tmp_path / "merged.safetensors")["merged"]),
+        "merge": lambda: len(output("merge", place, "--out", tmp_path / "merged")["merged"]),
         "predict": lambda: len(output("predict", "--checkpoint", checkpoint, place)["predictions"]),
         "compare": lambda: COUNT * output("compare", "lora001", "lora001", "--of", place)["same function"],
     }
@@ -106,7 +106,7 @@ def test_so_many_files_are_read_at_a_time(
     assert CliRunner().invoke(app, ["scan", place, "--workers", "0"]).exit_code == 2
     threads.clear()
     assert output("compare", "lora001", "lora001", "--of", place, "--workers", 2)["same function"]
-    output("merge", place, "--out", tmp_path / "merged.safetensors", "--workers", 2)
+    output("merge", place, "--out", tmp_path / "merged", "--workers", 2)
     headers = 0 if kind == "pattern" else 1  # merge takes what a pattern names as files of their own
     assert threads == [2, 2] + [2] * headers + [2]  # headers, then weights, of each
 

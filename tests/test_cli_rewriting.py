@@ -186,6 +186,33 @@ def test_nothing_is_made_of_no_lora(command: tuple[object, ...], tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_what_is_written_within_its_own_input_is_not_read_again(pattern: str, tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 2)):
+        write(random_lora(seed=seed, dtype=torch.float32), tmp_path / "all" / name, "PEFT")
+    place, small = tmp_path / "all" / pattern, tmp_path / "all" / "small"
+    for again in ((), ("--force",)):
+        made = output("resize", place, "--rank", 1, "--out", small / "one", *again)
+        assert [row["lora"] for row in made["written"]] == ["one", "two"] and not made["refused"]
+    for again in ((), ("--force",)):
+        merged = output("merge", place, "--out", tmp_path / "all" / "both", *again)["merged"]
+        assert len(merged) == 4 and "both" not in merged
+    one, both = (str(tmp_path / "all" / name) for name in ("one", "both"))
+    result = CliRunner().invoke(app, ["merge", one, both, "--out", both, "--force"])
+    assert result.exit_code == 1 and "is read and would be written" in result.stderr
+
+
+def test_a_folder_is_not_called_as_a_file(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two.safetensors", 2)):
+        write(random_lora(seed=seed, dtype=torch.float32), tmp_path / name, "PEFT")
+    both = [str(tmp_path / "one"), str(tmp_path / "two.safetensors")]
+    result = CliRunner().invoke(app, ["merge", *both, "--out", str(tmp_path / "m.safetensors")])
+    assert result.exit_code == 1 and "the form PEFT is a folder" in result.stderr
+    assert not (tmp_path / "m.safetensors").exists()
+    made = output("resize", *both, "--rank", 1, "--out", tmp_path / "small")["written"]
+    assert {Path(row["written"]).name for row in made} == {"one", "two"}
+
+
 def test_what_is_no_part_of_a_product_is_not_lost_in_silence(tmp_path: Path) -> None:
     write(random_lora([("lora_unet_x", 8, 6, 2)], dtype=torch.float32), tmp_path / "plain.safetensors", "kohya")
     tensors = load_file(tmp_path / "plain.safetensors") | {"lora_unet_norm.w_norm": torch.ones(8)}
@@ -350,6 +377,12 @@ def test_nearest_ranks_by_the_update(tmp_path: Path) -> None:
     write(own, tmp_path / "y" / "same", "PEFT", torch.float32)
     two = " ".join(CliRunner().invoke(app, ["nearest", str(tmp_path), "same"]).output.split())
     assert "2 LoRAs are called so. Name one by its path: x/same/adapter_model.safetensors, y/same/" in two
+
+
+def test_a_folder_of_one_lora_is_said_to_have_no_neighbours(tmp_path: Path) -> None:
+    write(random_lora(), tmp_path / "one", "PEFT")
+    result = CliRunner().invoke(app, ["nearest", str(tmp_path / "one"), "one"])
+    assert result.exit_code == 1 and "Name the collection that it lies in" in result.stderr
 
 
 def test_a_folder_that_holds_more_than_a_lora_is_never_replaced(tmp_path: Path) -> None:

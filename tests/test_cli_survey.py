@@ -112,3 +112,13 @@ def run_table(*arguments: object) -> str:
 def run_result(*arguments: object) -> tuple[int, str]:
     result = run(app, [*map(str, arguments)])
     return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", ["scan", "survey", "health", "duplicates", "audit", "labels"])
+def test_a_collection_without_loras_ends_with_what_was_looked_for(command: str, tmp_path: Path) -> None:
+    empty = run(app, [command, str(tmp_path)])
+    assert empty.exit_code == 1 and "There is no LoRA in" in empty.stderr and ".safetensors" in empty.stderr
+    (tmp_path / "page.safetensors").write_text("<html>")
+    options = ["--fail-on", "never"] if command == "audit" else []
+    refused = run(app, [command, str(tmp_path), "--json", *options])
+    assert refused.exit_code == 1 and "refused. page.safetensors: " in refused.stderr and json.loads(refused.stdout)

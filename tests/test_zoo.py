@@ -180,6 +180,32 @@ def test_labels_may_be_separated_by_semicolons_or_tabs(mark: str, tmp_path: Path
         )
 
 
+def test_labels_as_spreadsheets_and_other_systems_write_them(tmp_path: Path) -> None:
+    """With a mark in UTF-16, Excel's line of the separator, separators that end rows, Windows' paths, accents apart."""
+    write_zoo(tmp_path, 3)
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "lora001").rename(tmp_path / "caf\u00e9")
+    ids = Zoo.open(tmp_path).ids
+    names = [id.replace("/", "\\") for id in ids[1:]]
+    rows = [f"cafe\u0301 ;1;a;\n.\\{names[0]};2;b;\n'{names[1]}'; 3; c;\n"]
+    for head in ("file;score;kind\n", "sep=;\r\nfile; score;kind\n", "file;score;kind;\n"):
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            (tmp_path / "labels.csv").write_bytes((head + rows[0]).encode(encoding))
+            zoo = Zoo.open(tmp_path)
+            assert zoo.labels_problem is None and zoo.join_column == "file" and not zoo.unjoined_labels
+            assert zoo.labels["score"].tolist() == [1, 2, 3] and zoo.labels["kind"].tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("file,score\n\xe4,1\n".encode("cp1252"), "line 2 is not in UTF-8"), (b"file,score\na,1,2,3\n", "rows have more")],
+)
+def test_a_table_that_would_be_misread_says_so(content: bytes, reason: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path, 3)
+    (tmp_path / "labels.csv").write_bytes(content)
+    assert reason in str(Zoo.open(tmp_path).labels_problem)
+
+
 def test_decimals_of_parquet_are_numbers_and_lists_are_texts(tmp_path: Path) -> None:
     columns = {"price": [Decimal("0.5"), None, Decimal(2)], "tags": [["a"], None, ["b", "c"]]}
     table = write_zoo(tmp_path, 3).join(pd.DataFrame(columns, dtype=object))

@@ -16,6 +16,7 @@ from lol_core.cli.console import (
     Address,
     AsJson,
     Workers,
+    end_without_loras,
     on_cluster,
     open_collection,
     out,
@@ -53,7 +54,7 @@ def health(folder: Address, workers: Workers = "1", fail_on: FailOn = Fail.NEVER
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
         reporter.check(KEPT)
         remarks = list(remarks_of(source, surveys))
-    _show(remarks, len(source), fail_on, as_json)
+    _show(remarks, source, fail_on, as_json)
 
 
 def audit(
@@ -95,16 +96,17 @@ def audit(
             sarif.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(as_sarif(remarks, __version__), indent=1) + "\n"
             replace_file(sarif, lambda new: new.write_text(text, encoding="utf-8"))
-    _show(remarks, len(source), fail_on, as_json)
+    _show(remarks, source, fail_on, as_json)
 
 
-def _show(remarks: Sequence[Remark], count: int, fail_on: Fail, as_json: bool) -> None:
+def _show(remarks: Sequence[Remark], source: Source, fail_on: Fail, as_json: bool) -> None:
     rows = [{"lora": r.path, "level": r.level.name.lower(), "about": r.rule, "message": r.message} for r in remarks]
     bad = [remark for remark in remarks if fail_on != Fail.NEVER and remark.level >= type(remark.level)[fail_on.name]]
     if as_json:
-        print_json({"loras": count, "failed": bool(bad), "remarks": rows})
+        print_json({"loras": len(source), "failed": bool(bad), "remarks": rows})
     else:
         print_table(rows)
-        out.print(f"{len({remark.path for remark in remarks})} files have remarks; {count} LoRAs were looked at.")
+        out.print(f"{len({remark.path for remark in remarks})} files have remarks; {len(source)} LoRAs were looked at.")
     if bad:
         raise typer.Exit(2)
+    end_without_loras(source)

@@ -90,6 +90,11 @@ def nearest(
 
     with reported(), stoppable() as reporter:
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
+        if len(source) == 1 and not source.refused:
+            raise DataMissingError(
+                f"{folder} holds one LoRA, which has no neighbours there. Name the collection that it lies in, and then"
+                " the LoRA."
+            )
         id = id_of(source, lora)
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
         reporter.check(KEPT)

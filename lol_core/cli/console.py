@@ -172,6 +172,14 @@ def on_cluster(workers: str) -> Executor | None:
     return executor(workers)
 
 
+def end_without_loras(source: Source) -> None:
+    """End the command with exit code 1 where a collection holds no LoRA: with what was refused, or looked for."""
+    if not len(source):
+        from lol_core.collections.opening import without_loras
+
+        raise _ended(without_loras(source))
+
+
 def open_collection(
     address: str, labels: Path | None = None, reporter: Reporter = SILENT, readers: CollectionReaders = None
 ) -> Source:

@@ -190,7 +190,9 @@ def sample(
         from lol_core.insight.principal import sample_new
 
         loras = read_all(
-            [load for _, load in loras_of(inputs, reporter.part(0.0, 0.1), workers)], reporter.part(0.1, 0.5), workers
+            [load for _, load in loras_of(inputs, reporter.part(0.0, 0.1), workers, written=[out_folder])],
+            reporter.part(0.1, 0.5),
+            workers,
         )
         job, rows = Job(out_folder, to, dtype, force), []
         made = sample_new(

@@ -13,6 +13,7 @@ from lol_core.cli.console import (
     Address,
     AsJson,
     LabelsFile,
+    end_without_loras,
     err,
     on_cluster,
     out,
@@ -113,6 +114,7 @@ def scan(
             "remarks": list(zoo.remarks),
         }
         print_json(about | {"loaded": loaded, "refused": refused})
+        end_without_loras(zoo)
         return
     print_table(loaded)
     if refused:
@@ -126,3 +128,4 @@ def scan(
         nobody = len(zoo.unjoined_labels)
         rest = f"; {nobody} of its rows name no LoRA here, such as {zoo.unjoined_labels[0]!r}" if nobody else ""
         out.print(f"Labels are joined by the column {zoo.join_column!r}{rest}.", highlight=False, soft_wrap=True)
+    end_without_loras(zoo)

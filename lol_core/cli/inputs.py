@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lol_core.cli.console import err, open_collection
-from lol_core.collections.names import short_name
+from lol_core.collections.names import short_name, stem_of, user_path
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError
 
@@ -18,33 +19,50 @@ if TYPE_CHECKING:
 
 
 def loras_of(
-    inputs: Sequence[str], reporter: Reporter = SILENT, readers: int | None = None
+    inputs: Sequence[str], reporter: Reporter = SILENT, readers: int | None = None, *, written: Sequence[Path] = ()
 ) -> Iterator[tuple[str, Callable[[], LoRA]]]:
     """(name, what reads it) of every LoRA that the inputs mean; a name is its place there, without its suffix. Files
-    that are refused are named on the terminal. readers: as `open_source` takes them.
+    that are refused are named on the terminal. readers: as `open_source` takes them; written: where the command writes
+    to, which is left out where it lies within a folder or a pattern.
 
-    Raises DataMissingError when a pattern matches nothing, ZooError when a collection cannot be opened.
+    Raises DataMissingError when a pattern matches nothing, or an input is what is written, ZooError when a collection
+    cannot be opened.
     """
     from lol_core.collections.folder import load_file
-    from lol_core.collections.names import stem_of, user_path
     from lol_core.collections.opening import is_collection
     from lol_core.collections.pattern import is_pattern, matches
     from lol_core.formats import IN_FOLDER
 
+    targets = [user_path(place).resolve() for place in written]
+    left_out = False
+
+    def own(path: Path, root: Path) -> bool:
+        """Whether something below a root is of what is written there before."""
+        return any(root in target.parents and path.is_relative_to(target) for target in targets)
+
     for text in inputs:
-        places = [str(match) for match in matches(text)[2]] if is_pattern(text) else [text]
-        if not places:
+        root, _, found = matches(text) if is_pattern(text) else (None, None, [Path(text)])
+        places = [text] if root is None else [str(match) for match in found if not own(match.resolve(), root.resolve())]
+        left_out |= len(places) < len(found)
+        if not found:
             raise DataMissingError(f"{text}: no file has such a name.")
         for place in places:
             path = user_path(place).resolve()  # "." and ".." have names too
             if not is_collection(place) or any((path / name).is_file() for name in IN_FOLDER):
+                if path in targets:
+                    raise DataMissingError(f"{place} is read and would be written. Name another place by --out.")
                 yield path.name if path.is_dir() else stem_of(path.name), partial(load_file, path, place)
                 continue
             source = open_collection(place, reporter=reporter, readers=readers)
             for entry in source.refused:
                 err.print(f"{entry.path}: {entry.reason}", highlight=False, soft_wrap=True)
             for id in source.ids:
-                yield source.names[id], source.reader(id)
+                if own(path / id, path):
+                    left_out = True
+                else:
+                    yield source.names[id], source.reader(id)
+    if left_out:
+        err.print(f"Left out, for this command writes there: {written[0]}.", highlight=False, soft_wrap=True)
 
 
 def only_of(address: str, command: str, reporter: Reporter = SILENT, readers: int | None = None) -> Callable[[], LoRA]:

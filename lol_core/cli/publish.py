@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import Address, AsJson, LabelsFile, err, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import (
+    Address,
+    AsJson,
+    LabelsFile,
+    end_without_loras,
+    err,
+    out,
+    print_json,
+    print_table,
+    reported,
+    stoppable,
+)
 from lol_core.errors import ZooError
 
 zoo = typer.Typer(help="Collections as data sets.", no_args_is_help=True)
@@ -46,8 +57,9 @@ def labels(
         print_json({"collection": source.address, "columns": rows})
     elif rows:
         print_table(rows)
-    else:
+    elif len(source):
         out.print(f"The files of {len(source)} LoRAs offer no labels.", highlight=False)
+    end_without_loras(source)
 
 
 @zoo.command("get")

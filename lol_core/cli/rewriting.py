@@ -166,7 +166,8 @@ def merge(
     from lol_core.insight.merging import merge as merge_loras
 
     with reported(), stoppable() as reporter:
-        if not (chosen := list(loras_of(inputs, reporter.part(0.0, 0.1), workers))):
+        written = [out_path, out_path.with_name(f"{out_path.name}.safetensors")]
+        if not (chosen := list(loras_of(inputs, reporter.part(0.0, 0.1), workers, written=written))):
             raise DataMissingError(f"There is no LoRA in {', '.join(inputs)}.")
         if weight and (mean or len(weight) != len(chosen)):
             raise DataMissingError(
@@ -224,8 +225,9 @@ class Job:
             lora = canonical(given) if self.canonical else given
             if not (self.out / name).resolve().is_relative_to(self.out.resolve()):
                 raise DataMissingError(f"{name} would be written outside {self.out}.")
+            path = self.out / name.removesuffix(".safetensors")  # which a folder may be called too
             rank = self.rank or max(lora.ranks) if self.energy is None else ranks_of_energy(lora, self.energy)
-            row = {"lora": name} | write_resized(Resized.of(lora, rank), self.out / name, self, [given])
+            row = {"lora": name} | write_resized(Resized.of(lora, rank), path, self, [given])
             return row | ({"left out": list(lora.extras)} if lora.extras else {})
         except LoLError as error:
             return {"lora": name, "refused": str(error).removeprefix(f"{name}: ")}
@@ -236,7 +238,7 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
 
     rows = []
     with reported(), stoppable() as reporter:
-        items = list(loras_of(inputs, reporter))
+        items = list(loras_of(inputs, reporter, written=[job.out]))
         if not items:
             raise DataMissingError(f"There is no LoRA in {', '.join(inputs)}.")
         if twice := [name for name, count in Counter(name for name, _ in items).items() if count > 1]:
@@ -290,6 +292,13 @@ def write_whole(lora: LoRA, path: Path, job: Job, given: Sequence[LoRA]) -> dict
     own = family if family in FORMS else next(iter(forms_of(lora)), FORMS[0])
     form = str(job.to or own)
     names_in(form, lora)
+    if form in FOLDERS and path.suffix == ".safetensors":
+        files = [other for other in forms_of(lora) if other not in FOLDERS]
+        rather = f", or choose a form that is a file (--to {' or '.join(files)})" if files else ""
+        raise DataMissingError(
+            f"{path} is called as a file, and the form {form} is a folder. Name a folder, such as"
+            f" {path.with_suffix('')}{rather}."
+        )
     if form not in FOLDERS and path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
     if path.exists() and not job.force:

@@ -11,6 +11,7 @@ from lol_core.cli.console import (
     Address,
     AsJson,
     Workers,
+    end_without_loras,
     err,
     interrupted,
     on_cluster,
@@ -48,6 +49,7 @@ def survey(folder: Address, workers: Workers = "1", as_json: AsJson = False) -> 
         _show_refused(zoo)
     if not finished:
         raise interrupted(STOPPED)
+    end_without_loras(zoo)
 
 
 def duplicates(
@@ -83,6 +85,7 @@ def duplicates(
         _show_refused(zoo)
     if not finished:
         raise interrupted(STOPPED)
+    end_without_loras(zoo)
 
 
 def _refused(zoo: Source) -> list[dict[str, str | None]]:
@@ -90,7 +93,7 @@ def _refused(zoo: Source) -> list[dict[str, str | None]]:
 
 
 def _show_refused(zoo: Source) -> None:
-    if len(zoo.refused):
+    if len(zoo) and len(zoo.refused):
         text = f"{len(zoo.refused):,} files were refused, such as {zoo.refused[0].path}: {zoo.refused[0].reason}"
         err.print(f"{text} `lol scan` names them all.", highlight=False, soft_wrap=True)
 

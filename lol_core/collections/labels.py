@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from textwrap import shorten
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from unicodedata import normalize
 
 import pandas as pd
 
@@ -17,6 +20,8 @@ FILES = ("file", "filename", "file_name", "path", "filepath", "file_path")
 NAMES = (*FILES, "lora", "adapter", "name", "id")
 """What a column that names LoRAs is called, in any case."""
 _WHOLE = re.compile(r"\s*-?\d+\s*")
+_TOLD = re.compile(r'"?sep=([^\r\n])"?\r?\n', re.IGNORECASE)
+"""The line that tells Excel what separates columns."""
 LABEL_FILES = ("labels.csv", "labels.parquet")
 MOST_LETTERS = 300
 """Of the names of columns in a message."""
@@ -64,24 +69,44 @@ def _read_parquet(source: Path | BinaryIO) -> pd.DataFrame:
     )
 
 
-def _from_start(source: Path | BinaryIO) -> Path | BinaryIO:
-    if not isinstance(source, Path):
-        source.seek(0)
-    return source
+def _text(source: Path | BinaryIO) -> str:
+    """A CSV file's letters: UTF-8, or UTF-16 where it begins with its mark, as spreadsheets write it."""
+    raw = source.read_bytes() if isinstance(source, Path) else source.read()
+    try:
+        return raw.decode("utf-16" if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        reason = f"line {line} is not in UTF-8: save it as UTF-8, which spreadsheets call CSV UTF-8"
+        raise ValueError(reason) from error
 
 
-def _separator(source: Path | BinaryIO) -> str:
+def _separator(text: str) -> str:
     """A comma; a semicolon or a tab where the header has that and no comma."""
-    header = pd.read_csv(_from_start(source), nrows=0).columns
+    header = pd.read_csv(StringIO(text), nrows=0).columns
     return next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), ",")
 
 
 def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
-    """As pandas reads it, but for whole numbers that begin with a zero, which are names such as 0001, and for None
-    among texts, which is a class like the others.
+    """As pandas reads it, but for whole numbers that begin with a zero, which are names such as 0001, for None
+    among texts, which is a class like the others, and for separators that end rows.
     """
-    mark = _separator(source)
-    table = pd.read_csv(_from_start(source), sep=mark)
+    text = _text(source)
+    told = _TOLD.match(text)
+    if told:
+        text = text[told.end() :]
+    mark = told[1] if told else _separator(text)
+
+    def read(**options: Any) -> pd.DataFrame:
+        return pd.read_csv(StringIO(text), sep=mark, skipinitialspace=True, **options)
+
+    table = read()
+    ends: dict[str, Any] = {}
+    if not isinstance(table.index, pd.RangeIndex):  # rows have more fields than the header
+        if table.index.nlevels == 1 and table.iloc[:, -1].isna().all():
+            ends = {"index_col": False, "usecols": range(table.shape[1])}
+            table = read(**ends)
+        elif table.index.nlevels > 1:
+            raise ValueError(f"its header has {table.shape[1]} columns and its rows have more")
     whole = [str(name) for name, column in table.items() if pd.api.types.is_integer_dtype(column)]
     texts = [
         str(name)
@@ -90,7 +115,7 @@ def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
     ]
     if not whole and not texts:
         return table
-    written = pd.read_csv(_from_start(source), sep=mark, usecols=[*whole, *texts], dtype=str, keep_default_na=False)
+    written = read(dtype=str, keep_default_na=False, **ends)
     return table.assign(
         **{name: written[name] for name in whole if written[name].str.match(r"\s*0\d").any()},
         **{name: table[name].mask(written[name] == "None", "None") for name in texts},
@@ -121,6 +146,12 @@ def _aliases(path: str) -> list[str]:
     if folder and stem in MODEL_FILE_NAMES:
         return [path, folder, folder.rpartition("/")[2]]
     return [path, f"{folder}/{stem}" if folder else stem, name, stem]
+
+
+def _plain(name: object) -> str:
+    """One spelling of what other systems write: with backslashes, in quotes, with accents as letters of their own."""
+    name = str(name).strip().strip("\"'").replace("\\", "/").removeprefix("./").rstrip("/")
+    return name if name.isascii() else normalize("NFC", name)
 
 
 def _is_called_so(column: object) -> bool:
@@ -175,13 +206,20 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
         for alias in _aliases(id):
             owners[alias] = id if owners.get(alias, id) == id else None
 
-    def matched(column: str) -> pd.Series:
-        texts = table[column].astype(str).str.removeprefix("./")
-        return pd.Series(map(owners.get, texts), table.index, dtype=object)
+    def matched(find: Callable[[str], str | None]) -> dict[str, pd.Series]:
+        textual = [column for column in table.columns if not pd.api.types.is_float_dtype(table[column])]
+        texts = {column: table[column].astype(str).str.removeprefix("./") for column in textual}
+        return {column: pd.Series(map(find, told), table.index, dtype=object) for column, told in texts.items()}
 
-    textual = [column for column in table.columns if not pd.api.types.is_float_dtype(table[column])]
-    matches = {column: matched(column) for column in textual}
+    matches = matched(owners.get)
     column = _joining(table, matches)
+    if column is None or matches[column].isna().any():  # asked last: it takes longer, and two names may become one
+        plain: dict[str, str | None] = {}
+        for alias, known in owners.items():
+            name = _plain(alias)
+            plain[name] = known if plain.get(name, known) == known else None
+        matches = matched(lambda told: owners[told] if told in owners else plain.get(_plain(told)))
+        column = _joining(table, matches)
     if column is None or (ids and matches[column].notna().sum() == 0):
         raise ZooError(
             f"{path}: none of its columns ({_listed(table)}) names a file of the folder. "

@@ -58,6 +58,18 @@ def open_source(
         return with_own_labels(as_rows(source, labels), reporter)
 
 
+def without_loras(source: Source) -> str:
+    """What to say of a collection that holds no LoRA: what was refused, or what was looked for."""
+    if count := len(source.refused):
+        first = source.refused[0]
+        which = "the only file that may be one was" if count == 1 else f"all {count:,} files that may be one were"
+        return f"There is no LoRA in {source.address}: {which} refused. {first.path}: {first.reason}"
+    return (
+        f"There is no LoRA in {source.address}: no file in it or below ends in {', '.join(SUFFIXES)}. Check the"
+        " address, or whether a download has ended."
+    )
+
+
 def is_collection(address: str) -> bool:
     """Whether an address is of a folder, an archive or another place of many LoRAs, rather than of one file."""
     path = str(user_path(address))
