@@ -9,6 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from lol_core.errors import LoLError
+from lol_core.formats.writing import holding
 from lol_core.insight.generation import drawable_form
 from lol_core.insight.ranking import held_out
 from ui import work
@@ -126,4 +127,4 @@ if drawable:
 show_way(wish, made, step)
 st.subheader("Save")
 name = f"{Path(source.names[id]).name}-{'-'.join(one.goal.name for one, _ in edits)}-{step}"
-show_download(made.edit.loras[step], f"{made.key}-{step}", name)
+show_download(made.edit.loras[step], f"{made.key}-{step}", name, holding(original))

@@ -107,7 +107,9 @@ def show_layers() -> None:
         st.subheader("Singular values")
         spectra = anatomy.largest(MOST)
         chart = plots.spectra(list(spectra), list(spectra.values()))
-        figure(chart, "spectra", "Singular values of each module's update")
+        drawn = {name: pd.Series(sigma, range(1, len(sigma) + 1)) for name, sigma in spectra.items()}
+        table = pd.concat(drawn, names=["module", "index"]).rename("singular value").reset_index()
+        figure(chart, "spectra", "Singular values of each module's update", table)
         if len(lora.layers) > MOST:
             st.caption(f"The {MOST} modules with the largest ‖ΔW‖ of {len(lora.layers)}.")
 

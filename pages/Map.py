@@ -14,6 +14,7 @@ from ui.figures import figure, take
 from ui.frame import counted, frame, need
 from ui.keys import key
 from ui.maps import choose_family, cluster_names, drawn
+from ui.numbers import outside, refuse
 from ui.points import any_previews, thumbnail, walk_points
 from ui.previews import link_to_lora, show_previews
 from ui.scatter import MAX_PLOTLY, scatter
@@ -28,6 +29,7 @@ SPACES: dict[str, Kind] = {
     "Sketches of updates": "sketches",
 }
 METHODS: tuple[Method, ...] = ("PCA", "UMAP")
+NEIGHBOURS = "Neighbours (UMAP)"
 SHOWN = 12  # previews of selected LoRAs under the map
 source = frame("Map", loras=True)
 
@@ -53,8 +55,9 @@ def choose_settings() -> MapSettings:
     )
     with st.expander("Seed and neighbours", icon=":material/tune:", key=key("map_settings")):
         left, right = st.columns(2)
-        seed = left.number_input("Seed", 0, 2**31 - 1, 0, key=key("map_seed"), bind="query-params")
-        near = right.number_input("Neighbours (UMAP)", 2, 200, 15, key=key("map_neighbours"), bind="query-params")
+        seed = left.number_input("Seed", value=0, key=key("map_seed"), bind="query-params")
+        near = right.number_input(NEIGHBOURS, value=15, key=key("map_neighbours"), bind="query-params")
+    refuse(outside("Seed", seed, 0, 2**31 - 1), outside(NEIGHBOURS, near, 2, 200))
     model = f"{latents[space]} {load_or_stop(latents[space]).created}" if space in latents else ""
     return MapSettings(source.fingerprint, ids, SPACES.get(space, "latent"), model, method, dimensions, seed, near)
 

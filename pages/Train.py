@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import streamlit as st
 
 from lol_core.errors import LoLError
@@ -109,6 +111,12 @@ def show_validation(job: Job[Validation, None]) -> None:
             st.caption(judge(folds.task.ranked, {control: gap}).evidence)
 
 
+def show_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], name: str, alt: str) -> None:
+    """How trainings went, by their titles."""
+    table = pd.concat([pd.DataFrame(rows).assign(model=title) for title, rows in histories.items()], ignore_index=True)
+    figure(plots.learning_curves(histories), name, alt, table.set_index("model").reset_index())
+
+
 @st.fragment(run_every=0.7 if busy else None)
 def watch() -> None:
     """The trainings: their progress and curves, and what came out."""
@@ -123,7 +131,7 @@ def watch() -> None:
     elif busy:
         st.rerun(scope="app")
     if histories := {run.title: run.progress.history for run in job.subject if run.progress.history}:
-        figure(plots.learning_curves(histories), "curves", "Loss and validation score against epochs")
+        show_curves(histories, "curves", "Loss and validation score against epochs")
     for run in job.subject:
         if run.error:
             st.error(f"{run.title}: {run.error}")
@@ -156,7 +164,7 @@ with curves:
     compared = st.multiselect("Compare", list(models), default=list(models)[:3], key=key("compared"))
     if histories := {title: models[title].history for title in compared if models[title].history}:
         text = "Loss and validation score of kept models against epochs"
-        figure(plots.learning_curves(histories), "kept_curves", text)
+        show_curves(histories, "kept_curves", text)
 place, resume, delete, last = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
 picked = place.selectbox("Model", list(models))  # without a key: a new list selects its first, the newest
 folder, model = folders[picked], models[picked]

@@ -22,7 +22,7 @@ from lol_core.learning.tasks import make_task
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of
 from tests.waiting import PATIENCE, until
-from ui import survey
+from ui import listing, survey
 from ui.figures import as_csv, numbers_of
 from ui.plain import plain
 
@@ -177,8 +177,51 @@ def test_a_lora_is_saved_in_the_form_it_came_in_unless_another_is_chosen(tmp_pat
     name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     lora = random_lora([(name, 16, 72, 2)])
     write(lora, tmp_path / ("a" if form == "PEFT" else "a.safetensors"), form)
-    box = opened("LoRA", tmp_path).selectbox(key="lora.form")
+    box = next(box for box in opened("LoRA", tmp_path).selectbox if box.label == "Form")
     assert box.value == form and {"PEFT", "diffusers", "kohya"} <= set(box.options)
+
+
+def test_a_lora_is_saved_in_the_numbers_and_the_form_it_came_in_also_after_another(tmp_path: Path) -> None:
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = random_lora([(name, 16, 72, 2)])
+    write(lora, tmp_path / "a.safetensors", "diffusers", torch.float16)
+    write(lora, tmp_path / "b", "PEFT", torch.float32)
+    test = opened("LoRA", tmp_path)
+
+    def shown() -> list[str | None]:
+        return [box.value for box in test.selectbox if box.label in ("Form", "Numbers")]
+
+    assert shown() == ["diffusers", "float16"]
+    test.selectbox(key="lora.lora").set_value("b/adapter_model.safetensors").run()
+    assert shown() == ["PEFT", "float32"]
+    merged = opened("Edit", tmp_path, mode="Merge several")
+    button(merged, "Merge").click().run()
+    assert [box.value for box in settled(merged).selectbox if box.label == "Numbers"] == ["float32"]
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "told"),
+    [
+        ("Map", "map_neighbours", "Neighbours (UMAP): 500 is not between 2 and 200."),
+        ("Invariance", "draw", "Draw: 2e+06 is not between 1 and 1e+06."),
+        ("Images", "steps", "Sampling steps: 500 is not between 1 and 200."),
+    ],
+)
+def test_a_number_out_of_its_limits_is_told(page: str, name: str, told: str, synthetic_folder: Path) -> None:
+    test = settled(opened(page, synthetic_folder))
+    field = test.number_input(key=f"{page.lower()}.{name}")
+    test = field.set_value(2_000_000 if name == "draw" else 500).run()
+    assert [error.value for error in test.error] == [told] and not test.exception
+    assert not test.number_input(key=f"{page.lower()}.{name}").set_value(7).run().error
+
+
+def test_a_page_of_a_table_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "PAGE", 2)
+    write_zoo(tmp_path, 3)
+    test = opened("Zoo", tmp_path)
+    (field,) = [field for field in test.number_input if field.label.startswith("Page, of 2")]
+    test = field.set_value(9).run()
+    assert "There is no page 9: this is page 2." in text_of(test) and not test.exception
 
 
 def test_labels_may_be_called_as_what_pages_tell_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,9 +301,9 @@ def test_a_labels_file_that_cannot_be_read_is_what_to_correct(tmp_path: Path) ->
 def test_numbers_of_figures_say_of_what_they_are() -> None:
     pair = {"U": np.eye(2), "ΔW": np.ones((2, 2))}
     table = numbers_of(plots.factor_heatmaps(pair, pair))
-    assert list(table["trace"].unique()) == ["U before", "U after", "ΔW before", "ΔW after"]
-    assert set(numbers_of(plots.matrix(np.eye(2), "R of a"))["trace"]) == {"R of a"}
-    assert set(numbers_of(plots.matrices(pair))["trace"]) == {"U", "ΔW"}
+    assert list(table["matrix"].unique()) == ["U before", "U after", "ΔW before", "ΔW after"]
+    assert set(numbers_of(plots.matrix(np.eye(2), "R of a"))["matrix"]) == {"R of a"}
+    assert set(numbers_of(plots.matrices(pair))["matrix"]) == {"U", "ΔW"}
     assert as_csv(pd.DataFrame({"norm": [1.5]}, index=["a"])) == "row,norm\na,1.5\n"
     assert as_csv(pd.DataFrame({"norm": [1.5]})) == "norm\n1.5\n"
 

@@ -51,4 +51,8 @@ def test_a_ranking_runs_from_the_highest_to_the_lowest(source: MemorySource) -> 
 def test_measured_values_stand_beside_the_scores_of_the_same_loras() -> None:
     ranking = Ranking("size", pd.Series({"b": 2.0, "a": 1.0}), pd.Series({"a": 5.0, "b": 6.0}), predicted=True)
     assert ranking.table["measured"].to_dict() == {"b": 6.0, "a": 5.0}
-    assert ranking.lines("b") == ["predicted 2", "measured 6"] and ranking.lines(None) == ["predicted –", "measured –"]
+    assert ranking.lines("b") == ["predicted 2", "measured 6"]
+    assert ranking.lines(None) == [
+        "not predicted",
+        "not measured",
+    ]

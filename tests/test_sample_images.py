@@ -230,6 +230,15 @@ def test_a_sheet_shows_all(painter: Painter) -> None:
     assert isinstance(sheet, Image.Image) and sheet.width > 128 and sheet.height > 128
 
 
+def test_a_long_name_in_a_sheet_does_not_run_into_the_next() -> None:
+    rows = [[Image.new("RGB", (8, 8))] * 2]
+    right = [
+        contact_sheet(rows, [title, "B"], ["a dog"], cell=64).crop((80, 0, 158, 28)).tobytes()
+        for title in ("A", "A" * 100)
+    ]
+    assert right[0] == right[1]
+
+
 def test_a_data_card_is_there(zoo: Zoo) -> None:
     card = (zoo.folder / "README.md").read_text()
     for fact in ("finetune zoo --recipe", "failed", "Licences"):

@@ -113,7 +113,7 @@ def test_what_is_exported_has_labels_predictions_and_places(synthetic_folder: Pa
 def test_a_lora_is_resized_and_saved_in_other_forms(synthetic_folder: Path) -> None:
     before = Zoo.open(synthetic_folder).fingerprint
     test = opened("LoRA", synthetic_folder, lora="lora000")
-    assert "‖ΔW − ΔW′‖ / ‖ΔW‖ = **0**" in text_of(test) and test.selectbox(key="lora.form").options == ["PEFT"]
+    assert "‖ΔW − ΔW′‖ / ‖ΔW‖ = **0**" in text_of(test) and test.selectbox(key="lora.form PEFT").options == ["PEFT"]
     test.slider(key="lora.resize_rank").set_value(1).run()
     assert not test.exception and "at most" in text_of(test)
     assert Zoo.open(synthetic_folder).fingerprint == before, "nothing was written into the collection"

@@ -19,6 +19,7 @@ from lol_core.collections.walk import Candidate
 from lol_core.collections.zoo import Zoo, short_name, split_ids, training_runs
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
 from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.tasks import Binary, Multiclass, kind_of
 from lol_core.learning.training import plan
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 
@@ -204,6 +205,17 @@ def test_a_table_that_would_be_misread_says_so(content: bytes, reason: str, tmp_
     write_zoo(tmp_path, 3)
     (tmp_path / "labels.csv").write_bytes(content)
     assert reason in str(Zoo.open(tmp_path).labels_problem)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_texts_of_yes_and_no_are_a_question(suffix: str, tmp_path: Path) -> None:
+    answers = {"glasses": pd.array(["Yes", "no", "NO", pd.NA]), "hat": ["yes", "no", "unsure", "no"]}
+    table = write_zoo(tmp_path, 4).join(pd.DataFrame(answers))
+    (tmp_path / "labels.csv").unlink()
+    getattr(table, f"to_{suffix}")(tmp_path / f"labels.{suffix}", index=False)
+    labels = Zoo.open(tmp_path).labels
+    assert labels["glasses"].tolist()[:3] == [True, False, False] and labels["glasses"].isna().tolist()[3]
+    assert kind_of(labels["glasses"]) is Binary and kind_of(labels["hat"]) is Multiclass
 
 
 def test_decimals_of_parquet_are_numbers_and_lists_are_texts(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lol_core.insight.generation import Sampling
 from lol_core.learning.devices import devices
 from ui.access import access
 from ui.keys import key
+from ui.numbers import outside, refuse
 from ui.plain import plain
 from ui.state import bases_of, known_base
 
@@ -47,10 +48,15 @@ def choose_drawing(source: Source, first: Sequence[str] = ()) -> Drawing | None:
         lines = "\n".join(first or recipe.get("preview_prompts") or PROMPTS)
         text = st.text_area("Prompts, one a line", lines, key=key("prompts"), bind="query-params", height=110)
         a, b, c = st.columns(3)
-        seed = a.number_input("Seed", 0, 2**31 - 1, int(recipe.get("score_seed", 42)), key=key("seed"))
-        steps = b.number_input("Sampling steps", 1, 200, int(recipe.get("sampling_steps", 20)), key=key("steps"))
+        seed = a.number_input("Seed", value=int(recipe.get("score_seed", 42)), key=key("seed"))
+        steps = b.number_input("Sampling steps", value=int(recipe.get("sampling_steps", 20)), key=key("steps"))
         help_text, guidance = "1: none. Stable Diffusion: about 7.5.", float(recipe.get("guidance", 7.5))
-        guidance = c.number_input("Guidance", 1.0, 30.0, guidance, key=key("guidance"), help=help_text)
+        guidance = c.number_input("Guidance", value=guidance, key=key("guidance"), help=help_text)
+    refuse(
+        outside("Seed", seed, 0, 2**31 - 1),
+        outside("Sampling steps", steps, 1, 200),
+        outside("Guidance", guidance, 1, 30),
+    )
     where = (
         "which of this server's"
         if access().served

@@ -19,8 +19,8 @@ from ui.state import session
 
 
 def figure(shown: go.Figure, name: str, alt: str, data: pd.DataFrame | None = None, **options: Any) -> None:
-    """A chart that can be taken along. alt: what it shows, in words; data: its numbers, read from the traces where none
-    are given.
+    """A chart that can be taken along. alt: what it shows, in words; data: its numbers; of matrices they are read from
+    the figure.
     """
     if shown.data and shown.data[0].type == "image":  # as wide as the page and no higher than it is
         source = shown.data[0].source
@@ -75,19 +75,10 @@ def take(table: Callable[[], pd.DataFrame], name: str) -> None:
 
 
 def numbers_of(shown: go.Figure) -> pd.DataFrame:
-    """The traces of a figure in long form: trace, then x, y and z (values, or a matrix with its row and column)."""
+    """The matrices of a figure in long form: row, column, value, and what the matrix is called."""
     parts = []
-    for i, trace in enumerate(shown.data):
-        name = trace.name or f"trace {i + 1}"
-        if trace.type == "heatmap":
-            cells = pd.DataFrame(trace.z).rename_axis("row").reset_index().melt("row", var_name="column")
-            parts.append(cells.assign(trace=name))
-        else:
-            columns = {
-                axis: list(trace[axis])
-                for axis in ("x", "y", "z", "customdata")
-                if axis in trace and trace[axis] is not None
-            }
-            parts.append(pd.DataFrame(columns).assign(trace=name))
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    for matrix in shown.data:
+        cells = pd.DataFrame(matrix.z).rename_axis("row").reset_index().melt("row", var_name="column")
+        parts.append(cells.assign(matrix=matrix.name))
+    table = pd.concat(parts, ignore_index=True)
     return table.map(lambda value: html.unescape(value) if isinstance(value, str) else value)  # see `as_is`

@@ -22,6 +22,7 @@ from ui.frame import need
 from ui.jobs import running, sentence
 from ui.judged import show_drawn
 from ui.keys import key
+from ui.numbers import outside, refuse
 from ui.plain import plain
 from ui.progress import follow
 from ui.saving import show_download
@@ -80,7 +81,8 @@ def merge_several(source: Source) -> None:
         show_drawn(source, {BASE: None, **columns, MERGED: made.file}, done.ids)
     _show_modules(made, names)
     st.subheader("Save")
-    show_download(made.report.merged.lora, made.key, "-".join(["merge", *(Path(name).name for name in names)]))
+    name = "-".join(["merge", *(Path(name).name for name in names)])
+    show_download(made.report.merged.lora, made.key, name, made.given)
 
 
 def _ask(source: Source) -> tuple[Merging, list[LoRA]]:
@@ -110,8 +112,10 @@ def _ask(source: Source) -> tuple[Merging, list[LoRA]]:
         how = c.segmented_control("Weights", [EACH, MEAN, OWN], default=EACH, key=key("weights"), help=text)
         weights = [1 / len(ids) if how == MEAN else 1.0] * len(ids)
         if how == OWN:
+            titles = [plain(source.names[id]) for id in ids]
             for i, (id, place) in enumerate(zip(ids, st.columns(len(ids)), strict=True)):
-                weights[i] = place.number_input(plain(source.names[id]), -4.0, 4.0, 1.0, 0.1, key=key(f"weight_{id}"))
+                weights[i] = place.number_input(titles[i], value=1.0, step=0.1, key=key(f"weight_{id}"))
+            refuse(*(outside(title, weight, -4, 4) for title, weight in zip(titles, weights, strict=True)))
         density = 1.0
         if method.trims or method.dare:
             text = "The share of entries that are kept."

@@ -10,7 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
-from lol_core.formats.writing import forms_of, packed
+from lol_core.formats.writing import forms_of, holding, packed
 from lol_core.insight.anatomy import Anatomy
 from lol_core.insight.rewriting import Resized
 from ui.jobs import sentence
@@ -37,7 +37,7 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
         if largest > 1:
             text = "Each module's nearest update of this rank, from its singular values."
             rank = a.slider("Rank", 1, largest, largest, key=key("resize_rank"), help=text)
-        form, width = _choose_form(b, c, lora, forms)
+        form, width = _choose_form(b, c, forms, lora.dialect, given=holding(lora))
         cut = resized(digest, rank, anatomy)
         module, worst = cut.worst
         most = f"; at most {worst:.3g}, in `{module}`" if cut.lost > 1e-6 else ""
@@ -50,24 +50,31 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
         )
 
 
-def show_download(lora: LoRA, digest: str, name: str) -> None:
+def show_download(lora: LoRA, digest: str, name: str, given: torch.dtype) -> None:
     """A LoRA as a file, in a form that it has. digest: tells its content from every other, of all visitors; name: the
-    file's name.
+    file's name; given: the numbers of what it was made of.
     """
     forms = forms_of(lora)
     if not forms:
         st.caption("No other program has a form for it.")
         return
     a, b, c = st.columns([2, 2, 3], vertical_alignment="bottom")
-    form, width = _choose_form(a, b, lora, forms)
+    form, width = _choose_form(a, b, forms, lora.dialect, given=given)
     _offer(c, lora, digest, name, form=form, width=width)
 
 
-def _choose_form(a: DeltaGenerator, b: DeltaGenerator, lora: LoRA, forms: Sequence[str]) -> tuple[str, str]:
-    """The form and the type of numbers: at first the form that the LoRA came in, whose names the same models know."""
-    text, own = "The names and files that other programs expect.", [lora.dialect.startswith(form) for form in forms]
-    form = a.selectbox("Form", forms, index=own.index(True) if any(own) else 0, key=key("form"), help=text)
-    return form, b.selectbox("Numbers", ["float16", "bfloat16", "float32"], key=key("dtype"))
+def _choose_form(
+    a: DeltaGenerator, b: DeltaGenerator, forms: Sequence[str], dialect: str, *, given: torch.dtype
+) -> tuple[str, str]:
+    """The form and the type of numbers: at first the form that the LoRA came in, whose names the same models know, and
+    the numbers that were given.
+    """
+    text = "The names and files that other programs expect."
+    own = next((form for form in forms if dialect.startswith(form)), forms[0])
+    form = a.selectbox("Form", forms, index=forms.index(own), key=key(f"form {own}"), help=text)
+    widths, came = ["float16", "bfloat16", "float32"], str(given).removeprefix("torch.")
+    text = f"They came as {came}. A narrower type rounds them."
+    return form, b.selectbox("Numbers", widths, index=widths.index(came), key=key(f"dtype {came}"), help=text)
 
 
 def _offer(place: DeltaGenerator, lora: LoRA, digest: str, name: str, *, form: str, width: str) -> None:

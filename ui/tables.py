@@ -62,9 +62,14 @@ def wrapped(table: pd.DataFrame, name: str) -> None:
 
 
 def paged(count: int, size: int, name: str) -> slice:
-    """The rows of the page that is chosen, of so many in all; nothing is to be chosen where they are one page."""
+    """The rows of the page that is chosen, of so many in all; nothing is to be chosen where they are one page. Of a
+    number that is no page those of the nearest, which is said.
+    """
     pages = -(-count // size)
-    page = st.number_input(f"Page, of {pages:,}", 1, pages, 1, key=key(name)) if pages > 1 else 1
+    asked = st.number_input(f"Page, of {pages:,}", value=1, key=key(f"{name}_{pages}")) if pages > 1 else 1
+    page = min(max(asked, 1), max(pages, 1))
+    if page != asked:
+        st.caption(f"There is no page {asked:,}: this is page {page:,}.")
     return slice((page - 1) * size, page * size)
 
 

@@ -19,6 +19,7 @@ from lol_core.learning.models.layers import NONLINEARITIES
 from lol_core.learning.tasks import Multiclass, kind_of
 from lol_core.learning.training import plan
 from ui.keys import key
+from ui.numbers import outside
 from ui.state import runs_folder
 from ui.work import Run
 
@@ -30,9 +31,7 @@ PAPER = "https://arxiv.org/abs/2410.04207"
 
 @dataclass(frozen=True)
 class Field:
-    """A number to choose: where its column is, its name, its label, its limits, and what it starts with. The limits are
-    the page's to tell: a field that knows them keeps the last number within, and shows the other only in red.
-    """
+    """A number to choose: where its column is, its name, its label, its limits, and what it starts with."""
 
     column: int
     name: str
@@ -44,9 +43,7 @@ class Field:
 
     def problem(self, value: float | None) -> str | None:
         """What is wrong with a number that was typed."""
-        if value is None or self.low <= value <= self.high:
-            return None
-        return f"{self.label}: {value:g} is not between {self.low:g} and {self.high:g}."
+        return outside(self.label, value, self.low, self.high)
 
 
 EVERY_SEED = "Each model is trained once for every seed: another split, another initialisation."

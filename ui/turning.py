@@ -14,6 +14,7 @@ from lol_core.core.symmetry import given, sample_for, sample_own
 from lol_core.insight.invariance import Study
 from ui.frame import need, needed
 from ui.keys import key
+from ui.numbers import outside, refuse
 
 Precision = Literal["float32", "float64"]
 HAND, OWN = "hand", "own"
@@ -81,7 +82,8 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, 
     icon, label = ":material/casino:", "Draw another R"
     a.button(label, type="primary", icon=icon, width="stretch", on_click=next_draw, disabled=by_hand)
     text = "The seed of R: the same number gives the same R."
-    draw = int(b.number_input("Draw", 1, 10**6, key=key("draw"), bind=bound, help=text))
+    draw = b.number_input("Draw", value=1, key=key("draw"), bind=bound, help=text)
+    refuse(outside("Draw", draw, 1, 10**6))
     batch, r = study.start(getattr(torch, precision)), max(study.lora.ranks)
     generator, condition = torch.Generator().manual_seed(draw), 10.0**exponent if sized else 1.0
     if own:

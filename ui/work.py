@@ -12,6 +12,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary, finalize
 
 import pandas as pd
+import torch
 
 from lol_core.collections.offered import offered
 from lol_core.collections.samples import get
@@ -24,6 +25,7 @@ from lol_core.experiments import run as run_experiment
 from lol_core.experiments.context import Context
 from lol_core.experiments.result import Result
 from lol_core.experiments.search import SMALL
+from lol_core.formats.writing import holding
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.editing import NEEDS, Edit, Method, edit
 from lol_core.insight.generation import Painter, Sampling, weights_file, write_drawable
@@ -335,10 +337,11 @@ class Merging:
 @dataclass
 class Merged:
     """A merge, and files that diffusers loads, none where it has no form for them: of the merge, which goes with this
-    object, and of each LoRA. key: tells it from every other of this server.
+    object, and of each LoRA. given: the numbers of the LoRAs; key: tells it from every other of this server.
     """
 
     report: MergeReport
+    given: torch.dtype
     file: Path | None = None
     parts: tuple[Path, ...] = ()
     key: str = field(default_factory=lambda: uuid4().hex)
@@ -352,10 +355,10 @@ def merge_loras(source: Source, loras: Sequence[LoRA], asked: Merging, *, drawab
             loras, asked.weights, asked.rank, asked.method, density=asked.density, reporter=reporter.part(0.0, 0.9)
         )
         if not drawable:
-            return Merged(report)
+            return Merged(report, holding(*loras))
         with stopped_by(reporter):
             parts = tuple(weights_file(source, id) for id in asked.ids)
-        made = Merged(report, (folder := Path(mkdtemp())) / "merge.safetensors", parts)
+        made = Merged(report, holding(*loras), (folder := Path(mkdtemp())) / "merge.safetensors", parts)
         finalize(made, rmtree, folder, ignore_errors=True)
         write_drawable(report.merged.lora, folder / "merge.safetensors", "The merge")
         return made

@@ -46,12 +46,19 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
         ) from error
     if not isinstance(table.index, pd.RangeIndex):  # Parquet keeps one that was set
         table = table.reset_index()
+    for name in [name for name, column in table.items() if _is_yes_or_no(column)]:
+        table[name] = table[name].map(lambda text: text.lower() == "yes", na_action="ignore")
     if table.empty or table.shape[1] < 2:
         raise ZooError(
             f"{path}: expected at least one row, a column that names LoRAs and a column of labels; found"
             f" {table.shape[0]} rows and the columns {_listed(table)}. Columns of a CSV file are separated by commas."
         )
     return table
+
+
+def _is_yes_or_no(column: pd.Series) -> bool:
+    """Whether its texts are yes and no, in any case, and nothing else."""
+    return not pd.api.types.is_numeric_dtype(column) and {str(v).lower() for v in column.dropna()} == {"yes", "no"}
 
 
 def _listed(table: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from lol_core.formats.writing import forms_of, write
 
 DRAWABLE = ("diffusers", "kohya")
 """Forms that diffusers loads into an image model."""
+FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+"""For names and prompts in a picture, those with the most letters first."""
 
 
 @dataclass(frozen=True)
@@ -208,23 +211,41 @@ def _identity(lora: Path) -> tuple[str, ...]:
     return tuple(content_digest(file, file.stat().st_size) for file in files)
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The first of FONTS that this computer has; else Pillow's own, which has few letters beyond English."""
+    for name in FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """A line no wider than so many pixels: without its middle where it is."""
+    kept, shown = len(text), text
+    while font.getlength(shown) > width and kept > 2:
+        kept -= 1
+        shown = f"{text[: kept // 2]}…{text[-(kept - kept // 2) :]}"
+    return shown
+
+
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], prompts: Sequence[str], cell: int = 192
 ) -> Image.Image:
-    """One picture of all: a row for each prompt, a column for each LoRA, with their names. Images are scaled to `cell`
-    pixels.
+    """One picture of all: a row for each prompt, a column for each LoRA, with their names, of which the middle is left
+    out where they are too long. Images are scaled to `cell` pixels.
     """
-    font = ImageFont.load_default(15)
+    font = _font(15)
     heads = max((title.count("\n") + 1 for title in columns), default=1) * 20 + 8
     gap, caption = 10, 24
     width = len(columns) * (cell + gap) + gap
     sheet = Image.new("RGB", (width, heads + len(rows) * (cell + caption + gap)), "white")
     pen = ImageDraw.Draw(sheet)
     for x, title in enumerate(columns):
-        pen.multiline_text((gap + x * (cell + gap), 4), title, "black", font)
+        lines = [_fitting(line, font, cell) for line in title.split("\n")]
+        pen.multiline_text((gap + x * (cell + gap), 4), "\n".join(lines), "black", font)
     for y, (images, prompt) in enumerate(zip(rows, prompts, strict=True)):
         top = heads + y * (cell + caption + gap)
-        pen.text((gap, top), prompt, "#555555", font)
+        pen.text((gap, top), _fitting(prompt, font, width - 2 * gap), "#555555", font)
         for x, image in enumerate(images):
             sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (gap + x * (cell + gap), top + caption))
     return sheet

@@ -61,8 +61,8 @@ class Map:
     def table(self, source: Source, ids: Sequence[str]) -> pd.DataFrame:
         """Where some LoRAs lie, what they are called and their clusters. Index: lora, their ids."""
         names = [source.names[id] for id in ids]
-        placed = self.picture.loc[list(ids)].assign(name=names, cluster=self.clusters.reindex(list(ids)))
-        return placed.rename_axis("lora")
+        clusters = cluster_titles(self.clusters.reindex(list(ids)))
+        return self.picture.loc[list(ids)].assign(name=names, cluster=clusters).rename_axis("lora")
 
     def neighbours(self, source: Source, id: str, count: int = 8) -> pd.DataFrame:
         """The LoRAs nearest to one in the space, not on the picture: index ids, columns name and distance."""
@@ -153,13 +153,15 @@ def _graph(space: Space, settings: MapSettings, store: Store, reporter: Reporter
     return graph
 
 
+def cluster_titles(clusters: pd.Series) -> pd.Series:
+    """What the cluster of each LoRA is called."""
+    return clusters.map(lambda k: "in no cluster" if k < 0 else f"cluster {k + 1}").rename("cluster")
+
+
 def colourings(source: Source, clusters: pd.Series) -> dict[str, Callable[[], pd.Series]]:
     """What LoRAs on a map can be coloured by, made by id when it is asked for: their cluster, their labels, their base
     model.
     """
-
-    def cluster() -> pd.Series:
-        return clusters.map(lambda k: "in no cluster" if k < 0 else f"cluster {k + 1}").rename("cluster")
 
     def base() -> pd.Series:
         suggested, claimed = (
@@ -171,7 +173,7 @@ def colourings(source: Source, clusters: pd.Series) -> dict[str, Callable[[], pd
         return column
 
     labels = {str(name): partial(label, column) for name, column in source.labels.items() if column.notna().any()}
-    return {"cluster": cluster} | labels | {"base model": base}
+    return {"cluster": lambda: cluster_titles(clusters)} | labels | {"base model": base}
 
 
 def regions(clusters: pd.Series, names: Mapping[int, str]) -> dict[str, list[str]]:

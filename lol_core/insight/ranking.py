@@ -41,10 +41,10 @@ class Ranking:
         return pd.DataFrame({"score": self.scores, "measured": self.measured.reindex(self.scores.index)})
 
     def lines(self, id: str | None) -> list[str]:
-        """Its scores, a line for each kind, a dash where there is none."""
+        """Its scores, a line for each kind, which also says where there is none."""
         kinds = [("predicted", self.scores)] if self.predicted else []
         kinds += [("measured", self.measured)] if len(self.measured) else []
-        return [f"{kind} {values[id]:.4g}" if id and id in values.index else f"{kind} –" for kind, values in kinds]
+        return [f"{kind} {values[id]:.4g}" if id and id in values.index else f"not {kind}" for kind, values in kinds]
 
 
 def measured_numbers(source: Source) -> list[str]:
