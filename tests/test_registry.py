@@ -200,6 +200,47 @@ def test_features_of_another_shape_than_n_features_says_are_refused(
             model(batch)
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            "def features(self, batch): return batch.nothing",
+            r"`features` ended in an error .*faulty\.py, line 6 \(Att",
+        ),
+        ("def n_features(self): return 1 / 0", r"`n_features` ended in an error at .*line 6 \(ZeroDivisionError"),
+        ("def __init__(self, spec): pass", r"`__init__` ended in an error at .*line 6 \(TypeError"),
+        (
+            "def forward(self, batch): return batch.U[0][:, 0, 0, :0]",
+            r"`forward` must .* found \(\d+, 0\)",
+        ),
+        ("def make_head(self, k, outputs): return torch.nn.Linear(k, outputs)", "`make_head` must .* found Linear"),
+    ],
+)
+def test_an_error_in_a_model_of_ones_own_names_model_method_and_line(
+    body: str, reason: str, synthetic_zoo: Zoo, tmp_path: Path
+) -> None:
+    lines = ["import torch", "from lol_core.learning.models import register"]
+    lines += ["from lol_core.learning.models.registry import MODELS"]
+    lines += ["@register('faulty')", "class Faulty(MODELS['dense']):", f"    {body}", "    title = 'Faulty'"]
+    (tmp_path / "faulty.py").write_text("\n".join(lines))
+    registry.load(str(tmp_path / "faulty.py"))
+    config = TrainingConfig("faulty", epochs=1)
+    try:
+        with pytest.raises(ModelError, match=f"Faulty: {reason}"):
+            train(synthetic_zoo, plan(synthetic_zoo, ["size"], config), config, tmp_path / "run")
+    finally:
+        del MODELS["faulty"]
+
+
+def test_features_of_double_precision_are_read(outside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = random_batch(dtype=torch.float32)
+    model = make_model(outside, batch.spec, 1)
+    expected = model(batch)
+    right = model.features(batch)
+    monkeypatch.setattr(model, "features", Mock(return_value=right.double()))
+    assert torch.equal(model(batch), expected)
+
+
 def test_checkpoints_written_when_all_models_shared_one_configuration_load() -> None:
     """Written by the version before each model had its own; synthetic LoRAs."""
     folder = ROOT / "tests" / "checkpoints" / "format-1"

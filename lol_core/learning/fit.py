@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lol_core.core.batch import Batch
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import DivergedError
+from lol_core.errors import DivergedError, ModelError
 from lol_core.learning.checkpoint import Keep, TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.factors import Factors, fits
@@ -205,7 +205,13 @@ class Fit:
 
     def _forward(self, given: Batch | Tensor) -> Tensor:
         if isinstance(given, Batch):
-            return self.model(given)
+            outputs = self.model(given)
+            if outputs.shape != (expected := (len(given), self.task.outputs)):
+                raise ModelError(
+                    f"{self.model.title}: `forward` must return a tensor of shape {expected}, a row for each LoRA;"
+                    f" found {tuple(outputs.shape)}."
+                )
+            return outputs
         return self.model.head.out(self.model.head.latent(given))
 
     @torch.no_grad()

@@ -111,6 +111,12 @@ class LoLModel(nn.Module):
         self.spec, self.config = spec, config
         features = self.n_features() + spec.magnitudes
         self.head: Any = self.make_head(features, outputs)
+        asked = type(self).forward is LoLModel.forward
+        if asked and not (hasattr(self.head, "latent") and hasattr(self.head, "out")):
+            raise ModelError(
+                f"{self.title}: `make_head` must return a module with `latent` and `out`; found"
+                f" {type(self.head).__name__}."
+            )
         for g, (_, indices) in enumerate(spec.groups):
             self.register_buffer(f"u_scale_{g}", torch.ones(len(indices), 1, 1))
             self.register_buffer(f"v_scale_{g}", torch.ones(len(indices), 1, 1))
@@ -214,6 +220,7 @@ class LoLModel(nn.Module):
                 f"{self.title}: `features` must return a tensor of shape {expected}, a row for each LoRA and a column"
                 f" for each of `n_features`; found {found}."
             )
+        features = features.to(self.dtype)
         return features if batch.magnitudes is None else torch.cat([features, batch.magnitudes], 1)
 
     def embed(self, batch: Batch) -> Tensor:
