@@ -117,6 +117,18 @@ def show_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], name: st
     figure(plots.learning_curves(histories), name, alt, table.set_index("model").reset_index())
 
 
+def show_others() -> None:
+    """The trainings of other tabs, each to be looked at, and stopped, in this one."""
+    for number, other in enumerate(work.other_trainings(state.training)):
+        line = st.container(horizontal=True, vertical_alignment="center")
+        titles = [run.title for run in other.subject]
+        more = f" and {len(titles) - 1:,} more" if len(titles) > 1 else ""
+        line.caption(f"Another training runs or waits: {titles[0]}{more}.", width="content")
+        if line.button("Show it here", icon=":material/visibility:", key=key(f"other_{number}")):
+            state.training = other
+            st.rerun()
+
+
 @st.fragment(run_every=0.7 if busy else None)
 def watch() -> None:
     """The trainings: their progress and curves, and what came out."""
@@ -149,6 +161,7 @@ def watch() -> None:
 
 if state.validation is not None and state.validation.subject.fingerprint == source.fingerprint:
     show_validation(state.validation)
+show_others()
 watch()
 walk_points(source)
 

@@ -323,3 +323,22 @@ def test_the_training_that_runs_is_found_again_after_one_that_waited_was_stopped
     assert again.session_state["session"].training is jobs[0]
     button(again, "Stop").click().run()
     until(lambda: not jobs[0].running, "the end of the training")
+
+
+def test_the_training_of_another_tab_is_told_and_can_be_stopped_from_this_one(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 12)
+    tabs = [opened("Train", tmp_path, targets="size", models="MLP") for _ in range(2)]
+    for tab in tabs:
+        tab.number_input(key="train.epochs").set_value(2000).run()
+        tab.number_input(key="train.patience").set_value(0).run()
+        button(tab, "Train").click().run()
+    first, second = (tab.session_state["session"].training for tab in tabs)
+    tabs = [opened("Train", tmp_path) for _ in tabs]  # both are loaded again
+    assert all(tab.session_state["session"].training is first for tab in tabs)
+    assert "Another training runs or waits: MLP, seed 0." in text_of(tabs[1])
+    button(tabs[1], "Show it here").click().run()
+    assert tabs[1].session_state["session"].training is second
+    for tab in tabs:
+        button(tab, "Stop").click().run()
+    until(lambda: not (first.running or second.running), "the end of both trainings")
+    assert "Another training" not in text_of(tabs[0].run())

@@ -176,6 +176,11 @@ def found_again() -> tuple[Job[Sequence[Run], None] | None, Job[Validation, None
     return next(filter(running, _last.trainings), None), _last.validation
 
 
+def other_trainings(own: Job[Sequence[Run], None] | None) -> list[Job[Sequence[Run], None]]:
+    """Those of one's own computer that run or wait beside one's own, begun in another tab or before a reload."""
+    return [] if access().served else [job for job in filter(running, _last.trainings) if job is not own]
+
+
 _READING: WeakValueDictionary[tuple[str, str], Job[str, pd.DataFrame | None]] = WeakValueDictionary()
 """Fingerprint and where surveys are kept → the job that read the weights last."""
 
