@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -377,3 +378,10 @@ def test_a_map_that_was_cut_short_on_disk_is_made_again(tmp_path: Path) -> None:
     never = Reporter(stop=lambda: True)
     assert draw_map(zoo, settings, store=store, reporter=never) is not None, "taken from the store"
     assert draw_map(zoo, settings, store=Store(tmp_path / "other"), reporter=never) is None
+
+
+def test_a_space_that_there_is_not_is_refused(synthetic_zoo: Zoo) -> None:
+    with pytest.raises(TaskError, match="no space 'update'. Choose one of updates, "):
+        space_of(synthetic_zoo, synthetic_zoo.ids, cast(Any, "update"))
+    with pytest.raises(TaskError, match="There is no LoRA to place"):
+        space_of(synthetic_zoo, [], "updates")

@@ -369,3 +369,12 @@ def test_small_numbers_that_a_dtype_holds_or_nobody_misses_are_written(tmp_path:
     write(folded, tmp_path / "kept.safetensors", "kohya")
     with pytest.raises(LoRAFormatError, match="too small"):
         write(folded, tmp_path / "folded.safetensors", "diffusers")
+
+
+def test_ltx_has_the_usual_prefix_in_kohyas_form(tmp_path: Path) -> None:
+    """Its programs call its modules as diffusers does; those of PixArt, called alike, know `lora_transformer_`."""
+    for width, prefix in ((2048, "lora_unet_"), (1152, "lora_transformer_")):
+        names = [f"transformer.transformer_blocks.0.attn{i}.to_{part}" for i in (1, 2) for part in "qkv"]
+        write(random_lora([(name, width, width, 1) for name in names]), str(tmp_path / "a.safetensors"), "kohya")
+        keys = load_file(tmp_path / "a.safetensors")
+        assert all(key.startswith(f"{prefix}transformer_blocks_0_attn") for key in keys)

@@ -79,3 +79,9 @@ def test_bounds_do_not_depend_on_how_numbers_lie(dtype: torch.dtype) -> None:
         assert bounds(same) == expected
     numbers[1, 2, 3] = float("nan")
     assert all(bound != bound for bound in bounds(numbers.mT))
+
+
+def test_a_lora_is_printed_as_what_it_is_without_its_numbers() -> None:
+    lora = random_lora([("a", 8, 6, 2), ("b", 5, 7, 3)], dtype=torch.float32)
+    assert repr(lora) == f"LoRA({lora.dialect}: 2 modules, ranks 2, 3)"
+    assert repr(lora.layers[0]) == "LoRALayer('a': LowRank 8 × 6, rank 2, scale 1, float32)"

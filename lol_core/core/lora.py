@@ -65,6 +65,10 @@ class LoRALayer:
         except LoRAFormatError as error:
             raise LoRAFormatError(f"{name}: {error}") from error
 
+    def __repr__(self) -> str:
+        shape = f"{type(self.parametrisation).__name__} {self.n} × {self.m}, rank {self.rank}"
+        return f"LoRALayer({self.name!r}: {shape}, scale {self.scale:g}, {self.dtype})"
+
     @cached_property
     def _pair(self) -> tuple[Tensor, Tensor]:
         return self.parametrisation.pair()
@@ -181,6 +185,11 @@ class LoRA:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     extras: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        ranks = ", ".join(map(str, self.ranks))
+        of = f" of {self.base_model}" if self.base_model else ""
+        return f"LoRA({self.dialect}{of}: {len(self.layers)} modules, ranks {ranks or 'none'})"
 
     @cached_property
     def _by_name(self) -> dict[str, LoRALayer]:

@@ -22,6 +22,7 @@ from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.naming import FLATTENED, KOHYA_PREFIXES, component, kohya_names
 from lol_core.errors import LoRAFormatError
+from lol_core.formats.base_models import suggest_base_model
 from lol_core.formats.diffusers import COMPONENTS
 
 FORMS = ("PEFT", "diffusers", "kohya", "MLX")
@@ -29,6 +30,8 @@ FOLDERS = {"PEFT": "adapter_model.safetensors", "MLX": "adapters.safetensors"}
 """Forms that are a folder with adapter_config.json, and how they name the weights in it; the others are one file."""
 HELD = 2**-8
 """Of ‖ΔW‖, what may be lost to numbers too small for a dtype: what bfloat16's digits leave out of any number."""
+NAMED_AS_DIFFUSERS_DOES = ("LTX-Video", "LTX-2")
+"""Models whose own names are those of diffusers: programs that read kohya's form know them under its usual prefix."""
 _BLOCK = re.compile(r"(?:^|.*\.)layers\.\d+\.(.+)")
 _UNET = re.compile(r"\b(down_blocks|up_blocks|mid_block)\b")
 
@@ -61,6 +64,8 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
         raise LoRAFormatError("Some modules have a DoRA magnitude and some have none; PEFT's form has one setting.")
     if form == "kohya":
         names = dict(zip(lora.names, flattened(lora.names), strict=True))
+        if suggest_base_model(lora) in NAMED_AS_DIFFUSERS_DOES:
+            names = {own: own if own == name else _of_unet(name) for own, name in names.items()}
     elif all(FLATTENED.match(name) for name in lora.names):
         raise LoRAFormatError(
             f"Module names such as {lora.names[0]} are flattened with underscores, which cannot be undone with"
@@ -82,6 +87,10 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
         first, second, *_ = (own for own, name in names.items() if name == twice[0])
         raise LoRAFormatError(f"{first} and {second} are both called {twice[0]} in {form}'s form.")
     return names
+
+
+def _of_unet(name: str) -> str:
+    return name.replace("lora_transformer_", "lora_unet_", 1)
 
 
 def _component_of(name: str) -> str:
@@ -137,7 +146,7 @@ def holding(*loras: LoRA) -> torch.dtype:
     return wider.pop() if wider in ({torch.float16}, {torch.bfloat16}) else torch.float32 if wider else torch.float16
 
 
-def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16) -> None:
+def write(lora: LoRA, path: Path | str, form: str, dtype: torch.dtype = torch.float16) -> None:
     """Write a LoRA: as a folder with weights and adapter_config.json (PEFT, MLX), or as one file.
 
     The scale goes where the form keeps it, exactly: lora_alpha and alpha_pattern (PEFT), an alpha beside each module
@@ -146,7 +155,7 @@ def write(lora: LoRA, path: Path, form: str, dtype: torch.dtype = torch.float16)
     where the dtype holds them. Raises LoRAFormatError when the form cannot hold it, a number is too large
     for the dtype, or so many are too small that ΔW would be another.
     """
-    names = names_in(form, lora)
+    path, names = Path(path), names_in(form, lora)
     tensors: dict[str, Tensor] = {}
     scale = lora.layers[0].scale if len({layer.scale for layer in lora.layers}) == 1 else 1.0
     for layer in lora.layers:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -232,11 +232,13 @@ def space_of(
     or do not fit the checkpoint, are left out; None when it was stopped on the way. store: where latent vectors are
     kept. Raises TaskError when none can be read, or there is no checkpoint for a latent.
     """
+    if kind not in get_args(Kind):
+        raise TaskError(f"There is no space {kind!r}. Choose one of {', '.join(get_args(Kind))}.")
     if kind == "latent" and checkpoint is None:
         raise TaskError("A latent space needs a checkpoint.")
     ids = [id for id in ids if checkpoint is None or not checkpoint.spec.misfits(zoo.by_id[id])]
     if not ids:
-        raise TaskError("None of these LoRAs fits the model.")
+        raise TaskError("There is no LoRA to place." if checkpoint is None else "None of these LoRAs fits the model.")
     spec = shared_spec(zoo.by_id[id] for id in ids)
     if kind in ("updates", "directions"):
         space = _by_products(zoo, ids, spec, kind == "directions", reporter=reporter, landmarks=landmarks)

@@ -2,7 +2,7 @@
 any training starts.
 """
 
-from lol_core.learning.tasks.base import TASKS, Task
+from lol_core.learning.tasks.base import TASKS, Task, register
 from lol_core.learning.tasks.binary import Binary
 from lol_core.learning.tasks.classes import class_name
 from lol_core.learning.tasks.making import kind_of, labels_digest, make_task, task_from_dict
@@ -19,5 +19,6 @@ __all__ = [
     "kind_of",
     "labels_digest",
     "make_task",
+    "register",
     "task_from_dict",
 ]
