@@ -67,6 +67,7 @@ with st.container(border=True):
     with a:
         goal = choose_goal(model, reading)
     methods = {words: one for one, words in METHODS.items()}
+    look_at_link("method", "method", methods)
     method = methods[b.selectbox("Method", list(methods), key=key("method"), bind="query-params", help=HELP)]
     text = "How far ΔW moves, as a share of ‖ΔW‖."
     size = c.slider("How much", 0.05, 1.5, 0.5, 0.05, key=key("size"), bind="query-params", help=text)

@@ -19,7 +19,7 @@ from lol_core.insight.order import in_order
 from lol_core.insight.predictions import as_text, opinions
 from lol_core.insight.survey import Survey
 from lol_core.learning.parts import parts_here
-from ui.choice import choose_lora
+from ui.choice import choose_lora, look_at_link
 from ui.figures import figure
 from ui.frame import frame, need, needed, page_link
 from ui.jobs import sentence
@@ -80,6 +80,7 @@ def show_layers() -> None:
     st.subheader("The layers of the base model")
     colourings = anatomy.colourings
     contributing = {f"contribution to {title}": model for title, model in models.items()}
+    look_at_link("coloured_by", "colour", [*colourings, *contributing])
     colouring = st.selectbox("Coloured by", [*colourings, *contributing], key=key("coloured_by"), bind="query-params")
     if colouring in contributing:
         model = contributing[colouring]

@@ -203,7 +203,7 @@ def test_a_lora_is_saved_in_the_numbers_and_the_form_it_came_in_also_after_anoth
     ("page", "name", "told"),
     [
         ("Map", "map_neighbours", "Neighbours (UMAP): 500 is not between 2 and 200."),
-        ("Invariance", "draw", "Draw: 2e+06 is not between 1 and 1e+06."),
+        ("Invariance", "draw", "Draw: 2,000,000 is not between 1 and 1,000,000."),
         ("Images", "steps", "Sampling steps: 500 is not between 1 and 200."),
     ],
 )

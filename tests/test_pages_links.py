@@ -66,6 +66,9 @@ def test_a_chosen_lora_stays_while_other_pages_are_looked_at(link: dict[str, str
         ("Map", {"space": "Latent of gone"}),
         ("Images", {"rank_by": "gone"}),
         ("Train", {"targets": "gone", "models": "gone"}),
+        ("Zoo", {"by": "gone"}),
+        ("LoRA", {"coloured_by": "gone"}),
+        ("Edit", {"wish": "gone", "method": "gone"}),
     ],
 )
 def test_what_a_link_asks_for_and_is_not_here_is_told_once(page: str, link: dict[str, str]) -> None:

@@ -33,7 +33,7 @@ def test_a_number_out_of_its_limits_is_told_and_nothing_is_trained(synthetic_fol
     test.number_input(key="train.epochs").set_value(5000)
     test.number_input(key="train.learning_rate").set_value(0.0).run()
     (error,) = test.error
-    assert "Epochs, at most: 5000 is not between 1 and 2000." in error.value
+    assert "Epochs, at most: 5,000 is not between 1 and 2,000." in error.value
     assert "Learning rate: 0 is not between 1e-06 and 1." in error.value
     assert all(next(b for b in test.button if b.label == name).disabled for name in ("Train", "Cross-validate"))
     test.number_input(key="train.epochs").set_value(50)

@@ -16,6 +16,7 @@ from lol_core.insight.anatomy import Comparison
 from lol_core.insight.editing import Method
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.goal import Goal, unmet
+from ui.choice import look_at_link
 from ui.figures import figure
 from ui.keys import key
 from ui.work import Edited, Wish
@@ -45,6 +46,7 @@ def choose_goal(checkpoint: Checkpoint, lora_reading: Sequence[float]) -> Goal:
     starts one deviation above it.
     """
     task = checkpoint.task
+    look_at_link("wish", "change", task.wishes if task.probabilities else task.targets)
     if not task.probabilities:
         wish = st.selectbox("Change", task.targets, key=key("wish"), bind="query-params")
         place = task.targets.index(wish)

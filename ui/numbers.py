@@ -9,7 +9,10 @@ import streamlit as st
 
 def outside(label: str, value: float | None, low: float, high: float) -> str | None:
     """What is wrong with a number that was typed: that it is not between its limits. None where it is, or is none."""
-    return None if value is None or low <= value <= high else f"{label}: {value:g} is not between {low:g} and {high:g}."
+    if value is None or low <= value <= high:
+        return None
+    told, lowest, highest = (f"{number:,.10g}" for number in (value, low, high))
+    return f"{label}: {told} is not between {lowest} and {highest}."
 
 
 def refuse(*problems: str | None) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from ui.choice import look_at_link
 from ui.keys import key
 from ui.plain import plain
 
@@ -78,6 +79,7 @@ def filters(columns: Mapping[str, Callable[[], pd.Series]], ids: list[str], ever
 
     every: the whole collection, whose values are offered, so that a filter stays as it is when a search leaves fewer.
     """
+    look_at_link("by", "filter", columns)
     by = st.multiselect(
         "Filter by",
         list(columns),
