@@ -58,7 +58,12 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
 
 def _is_yes_or_no(column: pd.Series) -> bool:
     """Whether its texts are yes and no, in any case, and nothing else."""
-    return not pd.api.types.is_numeric_dtype(column) and {str(v).lower() for v in column.dropna()} == {"yes", "no"}
+    if pd.api.types.is_numeric_dtype(column):
+        return False
+    texts = column.dropna().unique()
+    if any(str(text).lower() not in ("yes", "no") for text in texts):  # of names the first tells
+        return False
+    return len({str(text).lower() for text in texts}) == 2
 
 
 def _listed(table: pd.DataFrame) -> str:
@@ -120,6 +125,8 @@ def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
         for name, column in table.items()
         if isinstance(column.dtype, pd.StringDtype) and column.isna().any() and column.notna().any()
     ]
+    whole = whole if re.search(rf'[\n "{re.escape(mark)}]0\d', text) else []
+    texts = texts if "None" in text else []
     if not whole and not texts:
         return table
     written = read(dtype=str, keep_default_na=False, **ends)
