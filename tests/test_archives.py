@@ -165,6 +165,18 @@ def test_names_that_lead_out_or_come_twice_are_refused_and_the_rest_opens(tmp_pa
     assert sum("link" in reason for reason in reasons(source).values()) == 2
 
 
+def test_a_name_in_utf_8_that_no_flag_marks_is_read_as_it_was_written(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as opened:
+        for name in ("aa.safetensors", "bx.safetensors"):
+            opened.writestr(name, lora_bytes())
+        opened.writestr("labels.csv", "file,score\né.safetensors,2\n")
+    content = (tmp_path / "z.zip").read_bytes().replace(b"aa.safetensors", "é.safetensors".encode())
+    (tmp_path / "z.zip").write_bytes(content.replace(b"bx.", b"\x82x."))  # é in code page 437
+    source = open_source(tmp_path / "z.zip")
+    assert source.ids == ["é.safetensors", "éx.safetensors"] and source.labels["score"].tolist()[:1] == [2]
+    assert source.load("é.safetensors").layers
+
+
 def marked_encrypted(path: Path, name: bytes) -> None:
     """Set the flag of encryption in both headers of a member."""
     content = bytearray(path.read_bytes())

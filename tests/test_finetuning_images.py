@@ -14,7 +14,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from typer.testing import CliRunner
 
+from lol_core.cli.commands import app
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import DataMissingError, TaskError
 from lol_core.finetuning.base_model import (
@@ -291,6 +293,28 @@ def test_a_zoo_stops_and_goes_on(
     assert not list(zoo.measure(None, machine)), "nothing is left to measure"
     with pytest.raises(TaskError, match="recipe"):
         list(ImageZoo(out, replace(RECIPE, rank=3), str(base_folder)).build(celeba, None, machine))
+    assert json.loads((out / "recipe.json").read_text())["base"] == base_folder.name
+    with pytest.raises(TaskError, match="the base asked for"):
+        list(ImageZoo(out, RECIPE, "another/base").build(celeba, None, machine))
+
+
+def test_a_zoo_that_came_to_no_lora_takes_another_base(
+    base_folder: Path, celeba: Path, tmp_path: Path, in_threads: None
+) -> None:
+    with pytest.raises(DataMissingError):
+        list(ImageZoo(tmp_path / "zoo", RECIPE, str(celeba)).build(celeba, 1, Machine()))
+    assert list(ImageZoo(tmp_path / "zoo", RECIPE, str(base_folder)).build(celeba, 1, Machine()))
+    assert json.loads((tmp_path / "zoo" / "recipe.json").read_text())["base"] == base_folder.name
+
+
+def test_a_scorer_that_is_not_there_is_named_before_anything_is_trained(
+    base_folder: Path, celeba: Path, tmp_path: Path
+) -> None:
+    command = ["finetune", "zoo", "--recipe", "celeba", "--base", str(base_folder), "--data", str(celeba)]
+    for scorer in (celeba, base_folder / "unet"):
+        result = CliRunner().invoke(app, [*command, "--scorer", str(scorer), "--out", str(tmp_path / "zoo")])
+        assert result.exit_code == 1 and "no CLIP model there" in result.output.replace("\n", " ")
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_a_missing_base_is_named(tmp_path: Path) -> None:

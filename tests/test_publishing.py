@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 from typer.testing import CliRunner
@@ -16,9 +17,12 @@ from typer.testing import CliRunner
 from lol_core.cli.commands import app
 from lol_core.collections.publishing import CHECKSUMS, publish
 from lol_core.collections.zoo import Zoo
+from lol_core.core.batch import Batch
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import CheckpointError, ZooError
+from lol_core.learning.card import model_card
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.models import MODELS, LoLModel
 from lol_core.learning.publishing import packed
 from lol_core.learning.training import plan, train
 from tests.builders import write_zoo
@@ -57,6 +61,33 @@ def test_a_published_zoo_opens_as_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
     assert card.data.license == "cc-by-4.0" and card.data.pretty_name == "My zoo"
     assert "24 LoRAs" in card.text and "| synthetic/base | 24 |" in card.text and "| kind | 24 | " in card.text
     assert str(tmp_path) not in card.text
+
+
+def test_a_card_counts_the_values_of_a_label_with_gaps(zoo: Zoo, tmp_path: Path) -> None:
+    labels = zoo.labels.assign(path=zoo.ids, smiles=[None, 0.0, 1.0] * 8, part=[None, 0.5, 1.0] * 8)
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    out = publish(Zoo.open(tmp_path / "zoo", tmp_path / "labels.csv"), tmp_path / "out", licence="mit")
+    card = (out / "README.md").read_text()
+    assert "| smiles | 16 | 0 (8), 1 (8) |" in card and "| part | 16 | 0.5 to 1 |" in card
+
+
+def test_a_model_of_ones_own_says_that_its_code_is_needed(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NormOfU(LoLModel):
+        title, symmetry, any_rank = "Norm of U", None, True
+
+        def n_features(self) -> int:
+            return len(self.spec.modules)
+
+        def features(self, batch: Batch) -> torch.Tensor:
+            return torch.cat([U.square().sum((-1, -2)) for U in batch.U], 1)
+
+    monkeypatch.setitem(MODELS, "norm_of_u", NormOfU)
+    for name in ("norm_of_u", "dense"):
+        config = TrainingConfig(name, epochs=1)
+        trained = train(zoo, plan(zoo, ["size"], config), config, tmp_path / name)
+        assert ("is no model of lol_core" in model_card(trained)) == (name == "norm_of_u")
 
 
 def test_what_is_there_is_not_written_over_and_a_stop_leaves_nothing(zoo: Zoo, tmp_path: Path) -> None:

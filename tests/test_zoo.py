@@ -218,6 +218,18 @@ def test_texts_of_yes_and_no_are_a_question(suffix: str, tmp_path: Path) -> None
     assert kind_of(labels["glasses"]) is Binary and kind_of(labels["hat"]) is Multiclass
 
 
+def test_numbers_may_have_a_decimal_comma_where_columns_are_separated_by_something_else(tmp_path: Path) -> None:
+    table = write_zoo(tmp_path, 4).assign(
+        loss=["0,5", None, "1", "-2,5e-3"], said=["1,5", "two", "3", "4"], code=["1", "2", "3", "4"], none=[None] * 4
+    )
+    table.to_csv(tmp_path / "labels.csv", index=False, sep=";")
+    labels = Zoo.open(tmp_path).labels
+    assert labels["loss"].dropna().tolist() == [0.5, 1.0, -0.0025] and labels["said"].tolist() == [*table["said"]]
+    assert pd.api.types.is_integer_dtype(labels["code"])
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    assert "-2,5e-3" in set(Zoo.open(tmp_path).labels["loss"]), "in a table that commas separate it is text"
+
+
 def test_decimals_of_parquet_are_numbers_and_lists_are_texts(tmp_path: Path) -> None:
     columns = {"price": [Decimal("0.5"), None, Decimal(2)], "tags": [["a"], None, ["b", "c"]]}
     table = write_zoo(tmp_path, 3).join(pd.DataFrame(columns, dtype=object))

@@ -230,7 +230,7 @@ def finetune_things(
 def finetune_zoo(
     recipe: Annotated[str, typer.Option(help="celeba, imagenette or arc.")],
     *,
-    base: Annotated[str, typer.Option(help="Base model: a folder or hub id. The paper's is the default.")],
+    base: Annotated[str, typer.Option(help="Base model: a folder or hub id.")],
     data: Annotated[
         Path, typer.Option(help="CelebA, Imagenette or ARC as they are distributed, or a folder laid out like them.")
     ],
@@ -259,6 +259,7 @@ def finetune_zoo(
     with reported():
         from lol_core.finetuning.image_zoos import ImageZoo, Machine
         from lol_core.finetuning.recipes import IMAGE_RECIPES
+        from lol_core.finetuning.scorer import check_scorer
 
     gpus = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
     machine = Machine(workers or max(1, len(gpus)), gpus or ("cpu",), threads, stack, mixed_precision)
@@ -276,6 +277,8 @@ def finetune_zoo(
         if recipe not in IMAGE_RECIPES:
             raise LoLError(f"No recipe {recipe!r}. Choose celeba, imagenette or arc.")
         chosen = IMAGE_RECIPES[recipe] if settings is None else IMAGE_RECIPES[recipe].with_settings(settings)
+        if scorer is not None:
+            check_scorer(scorer)  # before the hours of fine-tuning
         zoo = ImageZoo(out_folder, chosen, base)
         for row in zoo.build(data, count, machine, reporter):
             out.print(f"{row['lora']}: final training loss {row['final_train_loss']:.4f}", highlight=False)

@@ -106,7 +106,17 @@ def list_zip(archive: Blob, name: str) -> Listing:
             infos = [info for info in opened.infolist() if not info.is_dir()]
     except (*_DAMAGED, RuntimeError) as error:
         raise ZooError(f"{name}: a zip archive that cannot be opened ({error}): damaged or cut off.") from error
-    return _listing((info.filename, ZipMember(archive, info), _zip_problem(info)) for info in infos)
+    return _listing((_zip_name(info), ZipMember(archive, info), _zip_problem(info)) for info in infos)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name of a member, in UTF-8 also where no flag says so, as macOS and Info-ZIP write it."""
+    if info.flag_bits & 0x800:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
 
 
 def _zip_problem(info: zipfile.ZipInfo) -> str | None:

@@ -25,6 +25,7 @@ _TOLD = re.compile(r'"?sep=([^\r\n])"?\r?\n', re.IGNORECASE)
 LABEL_FILES = ("labels.csv", "labels.parquet")
 MOST_LETTERS = 300
 """Of the names of columns in a message."""
+_NUMBER = r"\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*"
 
 
 def labels_file(folder: Path) -> Path | None:
@@ -51,7 +52,8 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
     if table.empty or table.shape[1] < 2:
         raise ZooError(
             f"{path}: expected at least one row, a column that names LoRAs and a column of labels; found"
-            f" {table.shape[0]} rows and the columns {_listed(table)}. Columns of a CSV file are separated by commas."
+            f" {table.shape[0]} rows and the columns {_listed(table)}. Columns of a CSV file are separated by commas,"
+            " semicolons or tabs."
         )
     return table
 
@@ -100,7 +102,8 @@ def _separator(text: str) -> str:
 
 def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
     """As pandas reads it, but for whole numbers that begin with a zero, which are names such as 0001, for None
-    among texts, which is a class like the others, and for separators that end rows.
+    among texts, which is a class like the others, for separators that end rows, and for decimal commas where columns
+    are not separated by commas.
     """
     text = _text(source)
     told = _TOLD.match(text)
@@ -119,6 +122,8 @@ def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
             table = read(**ends)
         elif table.index.nlevels > 1:
             raise ValueError(f"its header has {table.shape[1]} columns and its rows have more")
+    if mark != ",":
+        table = table.apply(_with_points)
     whole = [str(name) for name, column in table.items() if pd.api.types.is_integer_dtype(column)]
     texts = [
         str(name)
@@ -134,6 +139,16 @@ def _read_csv(source: Path | BinaryIO) -> pd.DataFrame:
         **{name: written[name] for name in whole if written[name].str.match(r"\s*0\d").any()},
         **{name: table[name].mask(written[name] == "None", "None") for name in texts},
     )
+
+
+def _with_points(column: pd.Series) -> pd.Series:
+    """A column of texts that are all numbers, some with a decimal comma, as numbers; another as it is."""
+    if not isinstance(column.dtype, pd.StringDtype):
+        return column
+    known = column.dropna()
+    if not known.str.fullmatch(_NUMBER).all() or not known.str.contains(",").any():
+        return column
+    return column.str.replace(",", ".").astype(float)
 
 
 def with_labels(table: pd.DataFrame, labels: pd.DataFrame, after: str) -> pd.DataFrame:

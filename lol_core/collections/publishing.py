@@ -128,6 +128,8 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
 
 
 def _values(column: pd.Series) -> str:
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")  # whole numbers, of which some are missing
     if pd.api.types.is_float_dtype(column) or column.nunique() > 12:
         if pd.api.types.is_numeric_dtype(column):
             return f"{column.min():.4g} to {column.max():.4g}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,21 @@ class ImageZoo:
     def _settle_recipe(self) -> None:
         """A zoo has one recipe: the one its first LoRA was made with."""
         path = self.folder / "recipe.json"
-        if path.is_file():
-            if self.recipe.with_settings(path) != self.recipe:
+        asked = replace(self.recipe, base=_name_of(self.base))
+        if path.is_file() and self.labels.is_file():
+            if self.recipe.with_settings(path) not in (asked, self.recipe):
                 raise TaskError(
-                    f"{path} differs from the recipe asked for. Choose another folder, or go on with --settings {path}."
+                    f"{path} differs from the recipe or the base asked for. Choose another folder, or go on with"
+                    f" --settings {path}."
                 )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.recipe.write(path)
+        asked.write(path)
+
+
+def _name_of(base: str) -> str:
+    """A hub id, or the name of a folder, whose path is nobody's business."""
+    return Path(base).resolve().name if Path(base).is_dir() else base
 
 
 def stacks(runs: Sequence[Run], size: int) -> list[list[Run]]:
@@ -144,8 +151,9 @@ worker: dict[str, Any] = {}
 def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, *, device: str) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
-    name = Path(base).name if Path(base).is_dir() else base
-    worker.update(recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name, base=Base(base, device))
+    worker.update(
+        recipe=recipe, mixed_precision=machine.mixed_precision, base_name=_name_of(base), base=Base(base, device)
+    )
 
 
 def start_measuring(recipe: ImageRecipe, base: str, scorer: str | None, machine: Machine, *, device: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import AutoConfig, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError
@@ -98,6 +98,22 @@ def train_scorer(
     return model
 
 
+def check_scorer(source: str) -> None:
+    """Read what a CLIP model says of itself, not its weights. Raises DataMissingError when there is no such model."""
+    try:
+        found = AutoConfig.from_pretrained(source).model_type
+    except (OSError, ValueError) as error:
+        raise _missing(source, error) from error
+    if found != CLIPConfig.model_type:
+        raise _missing(source, found)
+
+
+def _missing(source: str | Path, reason: object) -> DataMissingError:
+    return DataMissingError(
+        f"{source}: no CLIP model there ({reason}). Pass a folder or hub id of a transformers CLIPModel."
+    )
+
+
 class Scorer:
     """CLIP scores from a transformers CLIPModel folder (or hub id).
 
@@ -110,9 +126,7 @@ class Scorer:
             self.model = CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(device)
             self.processor = CLIPProcessor.from_pretrained(source)
         except OSError as error:
-            raise DataMissingError(
-                f"{source}: no CLIP model there ({error}). Pass a folder or hub id of a transformers CLIPModel."
-            ) from error
+            raise _missing(source, error) from error
         self.device = device
 
     @torch.no_grad()

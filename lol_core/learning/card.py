@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.models import find_model
+from lol_core.learning.models.registry import VARIABLE
 
 if TYPE_CHECKING:
     from lol_core.learning.checkpoint import Checkpoint
@@ -25,12 +26,15 @@ OPTIONS = {
 
 def model_card(checkpoint: Checkpoint) -> str:
     """The model card, with the fields that the hub reads at its head."""
+    name = checkpoint.config.model
+    needs = f"- `{name}` is no model of lol_core: who uses it needs the file that defines it, named in `{VARIABLE}`."
+    outside = [] if find_model(name).__module__.startswith("lol_core.") else [needs]
     headline, shown = checkpoint.task.headline, list(next(iter(checkpoint.metrics.values()), {}))
     lines = [
         "---",
         "library_name: lol_core",
         "tags:",
-        *(f"- {tag}" for tag in ("lora", "learning-on-loras", checkpoint.config.model)),
+        *(f"- {tag}" for tag in ("lora", "learning-on-loras", name)),
         "---",
         "",
         f"# {checkpoint.title}",
@@ -49,6 +53,7 @@ def model_card(checkpoint: Checkpoint) -> str:
             f" {checkpoint.model.n_parameters:,} parameters."
         ),
         f"- {len(checkpoint.left_out)} LoRAs and {len(checkpoint.left_out_modules)} modules were left out.",
+        *outside,
         "" if checkpoint.finished else "- **Training was stopped before its end.**",
         "",
         "| part | " + " | ".join(METRIC_TITLES.get(name, name) for name in shown) + " |",
