@@ -35,7 +35,8 @@ from lol_core.learning.members import Members
 from lol_core.learning.models import make_model
 from lol_core.learning.models.gl_equivariant import GLEquivariantConfig, GLEquivariantNet
 from lol_core.learning.tasks import Binary, Multiclass, Regression
-from tests.builders import random_batch, random_lora, turned
+from lol_core.learning.training import plan, train
+from tests.builders import random_batch, random_lora, turned, write_zoo
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_loras"
@@ -338,6 +339,19 @@ def test_the_command_writes_an_edit_once_and_says_what_it_lacks(tmp_path: Path) 
     assert report["steps"][-1]["p(Beard)"] > 0.9 and report["steps"][-1]["moved"] == pytest.approx(0.5, rel=2e-3)
     assert [str(one) for one in Direction] == [str(one) for one in Method]
     assert EditorConfig().epochs == EPOCHS
+
+
+def test_the_commands_take_labels_from_elsewhere(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 24)
+    labels = (tmp_path / "zoo" / "labels.csv").rename(tmp_path / "mine.csv")
+    zoo, config = Zoo.open(tmp_path / "zoo", labels), TrainingConfig("gl_net", epochs=1)
+    train(zoo, plan(zoo, ["size"], config), config, tmp_path / "model")
+    of = ["--of", tmp_path / "zoo", "--labels", labels]
+    edits = ["edit", zoo.ids[0], "--checkpoint", tmp_path / "model", "--to", "size=100"]
+    for words in (["editor", tmp_path / "model", "--epochs", "1"], [*edits, "--out", tmp_path / "edited"]):
+        result = CliRunner().invoke(app, list(map(str, words + of)))
+        assert result.exit_code == 0, result.output
+    assert read(tmp_path / "edited").layers
 
 
 def test_the_command_says_which_step_it_wrote(tmp_path: Path) -> None:

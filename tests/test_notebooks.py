@@ -57,6 +57,19 @@ def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 shell.run_cell("".join(cell["source"])).raise_error()
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_what_holds_in_notebook_5_holds_at_the_ranks_that_it_asks_to_try(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER)
+    cells = json.loads(NOTEBOOKS[4].read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    asked = code.replace("n, m, r = 3, 2, 2", f"n, m, r = 3, 2, {rank}")
+    assert asked != code
+    with kept_dtype():
+        exec(asked, {})
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_its_script_with_light_outputs(path: Path) -> None:
     import jupytext

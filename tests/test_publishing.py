@@ -7,6 +7,7 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_a_published_zoo_opens_as_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_a_card_counts_the_values_of_a_label_with_gaps(zoo: Zoo, tmp_path: Path) -> None:
-    labels = zoo.labels.assign(path=zoo.ids, smiles=[None, 0.0, 1.0] * 8, part=[None, 0.5, 1.0] * 8)
+    labels = zoo.labels.assign(path=zoo.ids, smiles=[np.nan, 0.0, 1.0] * 8, part=[np.nan, 0.5, 1.0] * 8)
     labels.to_csv(tmp_path / "labels.csv", index=False)
     out = publish(Zoo.open(tmp_path / "zoo", tmp_path / "labels.csv"), tmp_path / "out", licence="mit")
     card = (out / "README.md").read_text()

@@ -219,9 +219,8 @@ def test_texts_of_yes_and_no_are_a_question(suffix: str, tmp_path: Path) -> None
 
 
 def test_numbers_may_have_a_decimal_comma_where_columns_are_separated_by_something_else(tmp_path: Path) -> None:
-    table = write_zoo(tmp_path, 4).assign(
-        loss=["0,5", None, "1", "-2,5e-3"], said=["1,5", "two", "3", "4"], code=["1", "2", "3", "4"], none=[None] * 4
-    )
+    texts = {"loss": ["0,5", "", "1", "-2,5e-3"], "said": ["1,5", "two", "3", "4"], "code": [*"1234"], "no": [""] * 4}
+    table = write_zoo(tmp_path, 4).assign(**texts)
     table.to_csv(tmp_path / "labels.csv", index=False, sep=";")
     labels = Zoo.open(tmp_path).labels
     assert labels["loss"].dropna().tolist() == [0.5, 1.0, -0.0025] and labels["said"].tolist() == [*table["said"]]

@@ -14,6 +14,7 @@ import typer
 from lol_core.cli.console import (
     LARGEST_SEED,
     AsJson,
+    LabelsFile,
     Readers,
     Seed,
     at_least_zero,
@@ -64,6 +65,7 @@ def edit(
             " it.",
         ),
     ] = None,
+    labels: LabelsFile = None,
     method: Annotated[
         Direction,
         typer.Option(
@@ -97,7 +99,7 @@ def edit(
                 f"The method {chosen} needs {NEEDS[chosen]}: give --of with what the model was trained on"
                 f" ({model.zoo}), or --method gradient."
             )
-        source = None if collection is None else open_collection(collection, reporter=reporter.part(0.0, 0.1))
+        source = None if collection is None else open_collection(collection, labels, reporter=reporter.part(0.0, 0.1))
         given = _lora(lora, source, reporter.part(0.1, 0.2))
         needed = source if chosen in NEEDS else None
         editor = Editor.load(model) if chosen is Method.EQUIVARIANT else None
@@ -139,6 +141,7 @@ def editor(
             "--of", metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="The collection that the model was trained on."
         ),
     ],
+    labels: LabelsFile = None,
     epochs: Annotated[int, typer.Option(min=1, help="Over the model's training part.")] = EPOCHS,
     seed: Annotated[
         int, typer.Option(min=0, max=LARGEST_SEED, help="Of its first weights and of what it is shown.")
@@ -156,7 +159,7 @@ def editor(
         model = Checkpoint.load(checkpoint)
         if (checkpoint / FILE).exists() and not force:
             raise DataMissingError(f"{checkpoint / FILE} is there already. Give --force to train another.")
-        source = open_collection(collection, reporter=reporter.part(0.0, 0.05))
+        source = open_collection(collection, labels, reporter=reporter.part(0.0, 0.05))
         members = Members.of(model, source, reporter.part(0.05, 0.15))
         config = EditorConfig(epochs=epochs, seed=seed)
         train_editor(model, members, config, reporter=reporter.part(0.15, 1.0)).save(checkpoint)
