@@ -9,7 +9,7 @@ from lol_core.insight.embedding import LANDMARKS, Kind
 from lol_core.insight.explanation import explain
 from lol_core.insight.maps import MapSettings, colourings, regions
 from lol_core.insight.picture import Method
-from ui.choice import choose_lora, look_at_link
+from ui.choice import PREFERRED, choose_lora, look_at_link
 from ui.figures import figure, take
 from ui.frame import counted, frame, need
 from ui.keys import key
@@ -72,9 +72,9 @@ shown = picture if len(seen) == len(source) else picture.loc[[id for id in seen 
 colours, others = colourings(source, clusters), computed(source, but="map")
 names = ["nothing", *dict.fromkeys([*colours, *others])]
 look_at_link("colour", "colour", names)
-colour = d.selectbox(
-    "Colour", names, index=2 if source.labels.shape[1] and len(names) > 2 else 1, key=key("colour"), bind="query-params"
-)
+first = 2 if source.labels.shape[1] and len(names) > 2 else 1  # a label, else the cluster
+first = next((names.index(label) for label in PREFERRED if label in source.labels and label in names), first)
+colour = d.selectbox("Colour", names, index=first, key=key("colour"), bind="query-params")
 chosen = selected(source)
 if len(shown) < len(picture):
     st.caption(f"Showing the {len(shown):,} selected of {len(picture):,}.")
@@ -82,7 +82,9 @@ many = flat and len(shown) > MAX_PLOTLY
 with st.container(horizontal=True):
     density = st.toggle("Density", key=key("density"), bind="query-params", disabled=not flat)
     unnamed = not flat or bool((clusters < 0).all())
-    named = st.toggle("Name the clusters", key=key("named"), bind="query-params", disabled=unnamed)
+    found = "No clusters were found." if unnamed else "By the labels of their LoRAs."
+    text = found if flat else "In two dimensions."
+    named = st.toggle("Name the clusters", key=key("named"), bind="query-params", disabled=unnamed, help=text)
     to_save = many and st.toggle(
         "Figure to save", key=key("to_save"), help="Drawn by Plotly, whose toolbar saves it as SVG or PNG."
     )
@@ -134,9 +136,9 @@ with left:
         near = map_.neighbours(source, centre)
         shades = {} if colouring is None else {colour: colouring.reindex(near.index)}
         show(near.assign(**shades), "neighbours", column_config=numbers("%.4g", ["distance"]))
-        st.caption(f"By distance in {space.vectors.shape[1]} dimensions, not on the picture.")
+        st.caption(f"By distance in {space.vectors.shape[1]:,} dimensions, not on the picture.")
         show_previews(source, [centre, *near.index])
-        with st.container(horizontal=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
             select_button(source, [centre, *near.index], "Select these", "select_neighbours")
             link_to_lora(source, centre, f"Look at {source.names[centre]}")
 with right:

@@ -19,7 +19,7 @@ from lol_core.learning.training import Plan
 from lol_core.learning.verdict import judge
 from ui import work
 from ui.access import access
-from ui.choice import look_at_link
+from ui.choice import PREFERRED, look_at_link
 from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import Job, running, sentence
@@ -33,7 +33,6 @@ from ui.tables import show
 from ui.training import choose_training, described, told
 from ui.work import Run, Validation
 
-PREFERRED = ("validation_loss", "accuracy", "clip_score")
 source = frame("Train", loras=True)
 need(
     source.labels.shape[1],

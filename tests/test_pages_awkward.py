@@ -111,6 +111,15 @@ def test_a_page_loaded_again_finds_the_training_that_runs(tmp_path: Path) -> Non
     assert opened("Train", tmp_path).session_state["session"].training is None
 
 
+def test_a_map_is_coloured_by_how_good_loras_are_and_says_that_there_are_no_clusters(tmp_path: Path) -> None:
+    table = write_zoo(tmp_path, 12)
+    table.assign(clip_score=table["size"]).to_csv(tmp_path / "labels.csv", index=False)
+    test = settled(opened("Map", tmp_path))
+    assert test.selectbox(key="map.colour").value == "clip_score"
+    named = test.toggle(key="map.named")
+    assert named.disabled and named.help == "No clusters were found."
+
+
 def test_a_map_says_how_many_it_leaves_out(tmp_path: Path) -> None:
     write_zoo(tmp_path, 4)
     lora = random_lora(MODULES, 0)

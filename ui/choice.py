@@ -15,6 +15,8 @@ from ui.keys import key
 from ui.plain import plain
 from ui.state import session
 
+PREFERRED = ("validation_loss", "accuracy", "clip_score")
+"""Labels of how good a LoRA is, which a page begins with where they are known."""
 MOST = 1000
 """LoRAs that a box offers at once."""
 FEW, LONG = 3, 80
