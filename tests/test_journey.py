@@ -187,6 +187,16 @@ def test_strangers_files(page: Page, address: str, real_loras: Path) -> None:
     expect(page.get_by_role("heading", name="Layers", exact=True)).to_be_visible()
 
 
+def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for name in PAGES[1:4]:
+        page.goto(f"{address}/{name}")
+        expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+        settled(page)
+    assert asked and [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+
+
 def test_deep_links(page: Page, address: str) -> None:
     for name in ("LoRA", "Predictions", "Images", "Edit"):  # other journeys begin with the other pages
         page.goto(f"{address}/{name}")

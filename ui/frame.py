@@ -16,9 +16,10 @@ from ui.jobs import running, sentence
 from ui.keys import FRAME, key
 from ui.progress import follow
 from ui.selection import panel, restore
-from ui.state import MAX_OPEN, remember, session
+from ui.state import MAX_OPEN, ROOT, remember, session
 
 T = TypeVar("T")
+ICON = ROOT / "docs" / "images" / "icon.png"  # a file: browsers would ask Google for one of Streamlit's
 PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -55,7 +56,7 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
     """Draw the frame and return the open collection; None where none was named, or, with the reason on the page, where
     it cannot be opened. title: what stands above the page, its name by default.
     """
-    st.set_page_config(page_title=f"{page} · LoL Explorer", page_icon=":material/hub:", layout="wide")
+    st.set_page_config(page_title=f"{page} · LoL Explorer", page_icon=ICON, layout="wide")
     session().page = page
     adopt_short_links()
     default = access().first
