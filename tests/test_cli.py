@@ -310,3 +310,9 @@ def test_a_file_of_models_that_cannot_be_used_ends_a_command_with_a_sentence(zoo
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith(f"Error: {tmp_path / 'gone.py'}: no such file.")
+
+
+def test_a_port_that_there_is_not_is_refused() -> None:
+    for port in ("0", "65536"):
+        result = CliRunner().invoke(app, ["app", "--port", port])
+        assert result.exit_code == 2 and "--port" in result.output

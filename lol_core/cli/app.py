@@ -41,7 +41,7 @@ def main_script() -> Path:
 def app(
     collection: Annotated[str, typer.Argument(help="What to open first, by default a sample zoo.")] = "",
     *,
-    port: Annotated[int, typer.Option(help="Where the app answers on this computer.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Where the app answers on this computer.")] = 8501,
     headless: Annotated[bool, typer.Option("--headless", help="Open no browser window.")] = False,
     address: Annotated[
         str, typer.Option(help="On which of this computer's addresses; 0.0.0.0 is all of them. For others: see --root.")
