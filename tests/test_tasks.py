@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from lol_core.collections.zoo import Zoo
 from lol_core.errors import CheckpointError, TaskError
 from lol_core.insight.plots import confusion_heatmap
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.crossvalidation import crossvalidate
 from lol_core.learning.evaluation import (
     bootstrap_interval,
     control_scores,
@@ -18,7 +22,18 @@ from lol_core.learning.evaluation import (
     score,
 )
 from lol_core.learning.metrics import Scores, score_classes
-from lol_core.learning.tasks import TASKS, Binary, Multiclass, Regression, Task, kind_of, make_task, task_from_dict
+from lol_core.learning.tasks import (
+    TASKS,
+    Binary,
+    Multiclass,
+    Regression,
+    Task,
+    kind_of,
+    make_task,
+    register,
+    task_from_dict,
+)
+from lol_core.learning.training import plan, train
 from lol_core.learning.verdict import Outcome, judge
 
 
@@ -317,3 +332,22 @@ def test_probability_on_classes_that_no_test_lora_has_is_scored_too() -> None:
     probabilities = np.array([[0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
     scores = score_classes(np.array(["a", "a", "b", "c"]), probabilities, ("a", "b", "c", "d"))
     assert scores["accuracy"] == 0.75 and scores["auc"] == 1
+
+
+def test_a_task_takes_no_other_ones_place() -> None:
+    class Mine(Regression):
+        pass
+
+    with pytest.raises(TaskError, match="a task 'regression' already .* Set another `kind` in Mine"):
+        register(Mine)
+    assert TASKS["regression"] is Regression
+
+
+def test_one_target_and_a_folder_may_be_text(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    config = TrainingConfig("svd", epochs=1)
+    planned = plan(synthetic_zoo, "size", config)
+    assert planned.task.targets == ("size",)
+    assert train(synthetic_zoo, planned, config, str(tmp_path / "run")).folder == tmp_path / "run"
+    assert crossvalidate(synthetic_zoo, "size", config, folds=2).truth.columns.tolist() == ["size"]
+    with pytest.raises(TaskError, match="has no LoRA 'nobody'. Its ids are such as "):
+        plan(synthetic_zoo, ["size"], config, ids=["nobody"])

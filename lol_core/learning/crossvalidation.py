@@ -111,4 +111,4 @@ def crossvalidate(
         fold[held_out] = k
         for name, values in decoded.items():
             predicted.setdefault(name, np.zeros((len(ids), values.shape[1])))[held_out] = values
-    return Folds(whole.task.fitted(labels), labels[list(targets)], predicted, fold)
+    return Folds(whole.task.fitted(labels), labels[list(whole.task.targets)], predicted, fold)

@@ -72,6 +72,8 @@ def plan(
         refused = "".join(f" {entry.path} was refused: {entry.reason}" for entry in zoo.refused[:1])
         raise TaskError(f"There is no LoRA in {zoo.name}.{refused}")
     wanted = zoo.ids if ids is None else list(ids)
+    if unknown := [id for id in wanted if id not in zoo.by_id]:
+        raise TaskError(f"{zoo.name} has no LoRA {unknown[0]!r}. Its ids are such as {zoo.ids[0]!r}.")
     task, usable = make_task(zoo.labels.loc[wanted], targets, kind)
     left_out = dict.fromkeys(set(wanted) - set(usable), "It has no usable label.")
     entries = structures(zoo, usable)

@@ -29,7 +29,7 @@ def train(
     zoo: Source,
     plan: Plan,
     config: TrainingConfig,
-    out: Path,
+    out: Path | str,
     *,
     reporter: Reporter = SILENT,
     resume: bool = False,
@@ -41,7 +41,7 @@ def train(
     processes that `accelerate launch` starts, each computes a share of every batch, and the first one writes. Raises
     TaskError, ModelError or CheckpointError, and Stopped when nothing was trained yet.
     """
-    together = parallel(config.device)
+    out, together = Path(out), parallel(config.device)
     reporter = reporter if together.first else Reporter(stop=reporter.stop)
     state = SavedState(out, config, zoo.fingerprint)
     if together.first or resume:

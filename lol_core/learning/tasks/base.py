@@ -27,7 +27,12 @@ T = TypeVar("T", bound="type[Task]")
 
 
 def register(task: T) -> T:
-    """Make a task known by its `kind`."""
+    """Make a task known by its `kind`. Raises TaskError when another one has it."""
+    known = TASKS.get(task.kind)
+    if known is not None and (known.__module__, known.__qualname__) != (task.__module__, task.__qualname__):
+        raise TaskError(
+            f"There is a task {task.kind!r} already ({known.__name__}). Set another `kind` in {task.__name__}."
+        )
     TASKS[task.kind] = task
     return task
 

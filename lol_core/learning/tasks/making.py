@@ -32,7 +32,7 @@ def make_task(labels: pd.DataFrame, targets: Sequence[str], kind: type[Task] | N
     kind: found from the values when None. Raises TaskError, before anything long starts, when the labels cannot be
     learnt.
     """
-    targets = list(dict.fromkeys(targets))
+    targets = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
     if not targets:
         raise TaskError("No target chosen. Choose at least one label column.")
     if labels.shape[1] == 0:
