@@ -32,6 +32,7 @@ def test_a_checkpoint_comes_back_whole(synthetic_zoo: Zoo, tmp_path: Path) -> No
         back = Checkpoint.load(tmp_path / model)
         loras = [synthetic_zoo.load(id) for id in back.split["test"]]
         assert np.array_equal(back.predict(loras), checkpoint.predict(loras))
+        assert back.predict([]).shape == (0, back.task.outputs)
         assert back.config == replace(checkpoint.config, model_config=checkpoint.config.shape)
         for name in ("task", "split", "metrics", "history", "fingerprint", "interval", "spec", "created"):
             assert getattr(back, name) == getattr(checkpoint, name)

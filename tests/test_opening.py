@@ -26,6 +26,8 @@ def test_a_stopped_reporter_ends_the_opening(synthetic_folder: Path, tmp_path: P
 def test_a_place_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ZooError):
         open_source(tmp_path / "nowhere")
+    with pytest.raises(ZooError, match="No address"):
+        open_source("")  # of a variable of the shell that is not set, not the folder that one is in
 
 
 @pytest.mark.parametrize("pattern", ["lora00[02]", "lora00[02]/adapter_model.safetensors", "**/*0[02]/*.safe*"])

@@ -46,6 +46,8 @@ def open_source(
 
     Raises ZooError when nothing can be opened there, and Stopped when the reporter says so; what was read is kept.
     """
+    if not str(address).strip():
+        raise ZooError("No address: give a folder, a file or a collection's address (a dot is the folder you are in).")
     address = re.sub(r"^\w+://", lambda scheme: scheme[0].lower(), str(address))
     with needing("hub"), stopped_by(reporter):
         if opener := _opener(address):

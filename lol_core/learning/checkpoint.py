@@ -287,7 +287,11 @@ class Checkpoint:
         return torch.cat([call(stack(block, self.spec).to(device)) for block in parts(loras, batch_size)])
 
     def predict(self, loras: Sequence[LoRA]) -> np.ndarray:
-        """Predictions in the user's terms, as `Task.decode` gives them."""
+        """Predictions in the user's terms, as `Task.decode` gives them, a row for each LoRA. Raises ModelError when one
+        does not fit.
+        """
+        if not loras:
+            return np.zeros((0, self.task.outputs))
         return self.task.decode(self.outputs(loras))
 
     def predict_zoo(
