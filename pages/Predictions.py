@@ -165,8 +165,8 @@ if title in at_home and st.toggle("Mark LoRAs unlike those it was trained on", k
         table.insert(2, "outside", outside(source, folder, tuple(values.index)).reindex(table.index))
         strangers = list(table.index[table["outside"]])
         st.caption(
-            f"{len(strangers)} of {len(table):,} lie farther from the training LoRAs than 99 % of these from each"
-            " other, in its latent or in their norms."
+            f"{len(strangers)} of {len(table):,} lie farther from the training LoRAs than 99 % of those that the"
+            " training held out, in its latent or in their norms."
         )
         select_button(source, strangers, "Select those outside", "select_outside")
     except LoLError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from lol_core.learning.parts import parts_here
 
 NEIGHBOURS = 5
 OUTSIDE = 0.99
-"""A LoRA is outside when it is farther from the training LoRAs than this share of them are from each other."""
+"""A LoRA is outside when it is farther from the training LoRAs than this share of those held out from the training."""
 
 
 def _views(checkpoint: Checkpoint, loras: Sequence[LoRA]) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Known:
     """The training LoRAs of a model in two views: its own latent vectors, and the norms of the updates by module, which
-    a latent may hide.
+    a latent may hide. distances: from them, of LoRAs that the training held out. The training LoRAs' own would not do:
+    a model moves apart the latents that it learns from, so that every other LoRA lies far from them.
     """
 
     checkpoint: Checkpoint
@@ -48,34 +50,36 @@ class Known:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, zoo: Source) -> Known:
-        """Reads the training LoRAs of a checkpoint from its zoo. Raises TaskError when fewer than twice the neighbours
-        are there.
+        """Reads the training LoRAs of a checkpoint from its zoo, and those held out; where there are fewer than twice
+        the neighbours of these, distances are of the training LoRAs from each other. Raises TaskError when fewer than
+        that of the training LoRAs are there.
         """
         from sklearn.neighbors import NearestNeighbors  # takes a second to import
         from sklearn.preprocessing import StandardScaler
 
-        loras = []
-        for id in (id for id, part in parts_here(checkpoint, zoo).items() if part == "train"):
-            try:
-                loras.append(zoo.load(id))
-            except LoLError:
-                continue
-        if len(loras) < 2 * NEIGHBOURS:
+        trained, held_out = list[LoRA](), list[LoRA]()
+        for id, part in parts_here(checkpoint, zoo).items():
+            with suppress(LoLError):
+                (trained if part == "train" else held_out).append(zoo.load(id))
+        if len(trained) < 2 * NEIGHBOURS:
             raise TaskError(
-                f"Of the LoRAs the model was trained on {len(loras)} are here; at least {2 * NEIGHBOURS} are needed to"
-                " know what is usual."
+                f"Of the LoRAs the model was trained on {len(trained)} are here; at least {2 * NEIGHBOURS} are needed"
+                " to know what is usual."
             )
+        enough = len(held_out) >= 2 * NEIGHBOURS
+        others = _views(checkpoint, held_out) if enough else (None, None)
         scales, views, distances = [], [], []
-        for values in _views(checkpoint, loras):
+        for values, of_others in zip(_views(checkpoint, trained), others, strict=True):
             scales.append(StandardScaler().fit(values))
             views.append(NearestNeighbors(n_neighbors=NEIGHBOURS).fit(scales[-1].transform(values)))
-            distances.append(np.sort(views[-1].kneighbors()[0].mean(1)))
+            asked = None if of_others is None else scales[-1].transform(of_others)
+            distances.append(np.sort(views[-1].kneighbors(asked)[0].mean(1)))
         return cls(checkpoint, (views[0], views[1]), (scales[0], scales[1]), (distances[0], distances[1]))
 
     def strangeness(self, loras: Sequence[LoRA]) -> pd.DataFrame:
-        """For each LoRA the share of training LoRAs that are nearer to their five neighbours than it is to its own:
-        columns "latent" and "norms", and "outside", whether one of them exceeds 0.99. A training LoRA finds itself
-        among its neighbours, so it looks a little more usual than it is.
+        """For each LoRA the share of those held out that are nearer to their five neighbours among the training LoRAs
+        than it is to its own: columns "latent" and "norms", and "outside", whether one of them exceeds 0.99. A training
+        LoRA finds itself among its neighbours, so it looks more usual than it is.
         """
         shares = {}
         for name, values, scale, view, known in zip(
@@ -96,4 +100,4 @@ class Known:
 def in_words(outside: bool, latent: float, norms: float) -> str:
     """A row of `Known.strangeness` as a sentence's end."""
     like = "unlike the LoRAs it was trained on: take it as a guess" if outside else "like those it knows"
-    return f"{like} (farther than {latent:.0%} of them in its latent, {norms:.0%} in norms)"
+    return f"{like} (farther from them than {latent:.0%} of those held out in its latent, {norms:.0%} in norms)"
