@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -239,9 +241,10 @@ def write_report(folder: Path) -> Path:
         return ("tf".find(name[0]) % 3, name)
 
     names = sorted((place.parent.name for place in (folder / "results").glob("*/table.md")), key=order)
-    body = []
+    body, found = [], []
     for name in names:
         place = folder / "results" / name
+        found.append(Result.read(place))
         picture = f"\n![{name}](results/{name}/figure.png)\n" if (place / "figure.png").is_file() else ""
         body.append((place / "table.md").read_text() + picture)
     head = (
@@ -251,5 +254,25 @@ def write_report(folder: Path) -> Path:
         " `python -m lol_core experiment`; each folder in `results/` has the numbers and the settings.\n\n"
     )
     path = folder / "results.md"
-    path.write_text(head + "\n".join(body))
+    path.write_text(f"{head}{markdown_table(overview(found))}\n\n" + "\n".join(body))
     return path
+
+
+def overview(results: Sequence[Result]) -> pd.DataFrame:
+    """A row for each experiment, a link to its heading: what became of the paper's findings, and of other questions."""
+
+    def counted(findings: list[Finding]) -> str:
+        counts = Counter(finding.holds for finding in findings)
+        return ", ".join(f"{holds}: {counts[holds]}" for holds in Holds if counts[holds]) or "–"
+
+    def anchor(title: str) -> str:
+        return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+    rows = {
+        f"[{result.title}](#{anchor(result.title)})": {
+            "found in the paper": counted([finding for finding in result.findings if finding.in_paper]),
+            "asked here": counted([finding for finding in result.findings if not finding.in_paper]),
+        }
+        for result in results
+    }
+    return pd.DataFrame.from_dict(rows, "index")
