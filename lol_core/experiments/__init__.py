@@ -29,6 +29,7 @@ NAMES = (
     "merges",
     "sampled",
     "harm",
+    "bases",
     "holdout",
 )
 ELSEWHERE = ("table2", "table3", "table5")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ import torch
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch, concatenate, shared_spec, stack
+from lol_core.core.progress import Reporter
 from lol_core.experiments.comparison import INTERVAL, SHUFFLING, cells, settings, title_of, with_half_widths
 from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept, Scores
@@ -40,8 +43,12 @@ FIXED, BY_RANK = f"alpha {KNOWN}", "alpha = rank"
 ALPHAS = {FIXED: float(KNOWN), BY_RANK: None}
 """As the authors fine-tune, alpha the same at every rank; and the ablation, where the scale is 1 at every rank."""
 Zoos = dict[str, dict[int, Zoo]]
+Key = TypeVar("Key")
 ANY_RANK = tuple(name for name, model in FIVE.items() if model.any_rank)
 MACHINE = Machine(workers=2, stack=16)
+
+if TYPE_CHECKING:
+    from lol_core.finetuning.image_zoos import ImageZoo
 
 
 def run(context: Context) -> Result:
@@ -156,21 +163,40 @@ def fine_tunes(context: Context) -> Iterator[tuple[str, int, Zoo]]:
     if context.small:
         recipe = replace(recipe, steps=(2,), batch_sizes=(1,))
     folder = context.work / f"ranks-{count}"
-    if not (folder / "people" / "identity_CelebA.txt").exists():
-        write_people(folder / "people", count, int(machine.workers), context.reporter, first=known + 1)
+    people = Unseen(folder / "people", count, known, machine)
+    people.draw(context.reporter)
     base = str(context.samples / "small-diffusion")
     for (kind, alpha), rank in product(ALPHAS.items(), ranks):
         own = None if rank == KNOWN else alpha  # at the known rank both are the recipe of Faces
         place = folder / (f"rank-{rank}" if own is None else f"rank-{rank}-alpha-{own:g}")
         zoo = ImageZoo(place, replace(recipe, rank=rank, alpha=own), base)
         part = context.reporter.part(0, 1, f"Rank {rank}, {kind}: ")
-        for _ in zoo.build(folder / "people", count, machine, part, after=known):
+        yield kind, rank, people.fine_tuned(zoo, part)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """`count` people beyond the first `known`, whose pictures lie in a folder, and what fine-tunes them."""
+
+    folder: Path
+    count: int
+    known: int
+    machine: Machine
+
+    def draw(self, reporter: Reporter) -> None:
+        """Their pictures, once."""
+        if not (self.folder / "identity_CelebA.txt").exists():
+            write_people(self.folder, self.count, int(self.machine.workers), reporter, first=self.known + 1)
+
+    def fine_tuned(self, zoo: ImageZoo, reporter: Reporter) -> Zoo:
+        """Their LoRAs, made now as far as they are missing."""
+        for _ in zoo.build(self.folder, self.count, self.machine, reporter, after=self.known):
             pass
         table = pd.read_csv(zoo.labels).sort_values("lora")
         table.to_csv(
             zoo.labels, index=False
         )  # the order in which two processes finished is chance, and the fingerprint reads it
-        yield kind, rank, Zoo.open(zoo.folder)
+        return Zoo.open(zoo.folder)
 
 
 def batch_of(zoo: Zoo, fit: Fit) -> Batch:
@@ -178,19 +204,19 @@ def batch_of(zoo: Zoo, fit: Fit) -> Batch:
 
 
 @torch.no_grad()
-def scored(fit: Fit, zoos: dict[int, Zoo]) -> dict[int, Scores]:
-    """Rank → scores of a fitted model."""
+def scored(fit: Fit, zoos: Mapping[Key, Zoo]) -> dict[Key, Scores]:
+    """Zoo → scores of a fitted model."""
     fit.model.eval()
 
     def scores(zoo: Zoo) -> Scores:
         outputs = fit.model(batch_of(zoo, fit).to(fit.device)).float().cpu()
         return dict(fit.task.score(zoo.labels, fit.task.decode(outputs)))
 
-    return {rank: scores(zoo) for rank, zoo in zoos.items()}
+    return {key: scores(zoo) for key, zoo in zoos.items()}
 
 
-def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[int, Scores]]:
-    """Name → rank → scores, of what was fitted to the same LoRAs of Faces: a constant, structure, norms, and the
+def controls(trials: Trials, zoos: Mapping[Key, Zoo], seed: int) -> dict[str, dict[Key, Scores]]:
+    """Name → zoo → scores, of what was fitted to the same LoRAs of Faces: a constant, structure, norms, and the
     product kernel.
     """
     fit = trials.prepared("gl_net", trials.budget.settings(Variant.of("gl_net"))[0], seed)
@@ -198,8 +224,8 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
     own = fit.factors.batch(known)
     y = fit.task.numbers(fit.task.encode(faces.labels.loc[known]))
     train, validation = np.arange(len(fit.split["train"])), np.arange(len(fit.split["train"]), len(known))
-    scores: dict[str, dict[int, Scores]] = {}
-    for rank, zoo in zoos.items():
+    scores: dict[str, dict[Key, Scores]] = {}
+    for key, zoo in zoos.items():
         batch = batch_of(zoo, fit)
         ids = [*known, *(f"held out {id}" for id in zoo.ids)]
         both = pd.concat(
@@ -216,7 +242,7 @@ def controls(trials: Trials, zoos: dict[int, Zoo], seed: int) -> dict[str, dict[
         values, _ = kernel_ridge(products, train, validation, np.arange(len(known), len(ids)), y=y)
         predicted[KERNEL] = fit.task.from_numbers(values)
         for name, p in predicted.items():
-            scores.setdefault(name, {})[rank] = dict(fit.task.score(zoo.labels, p))
+            scores.setdefault(name, {})[key] = dict(fit.task.score(zoo.labels, p))
     return scores
 
 
