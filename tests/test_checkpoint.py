@@ -201,6 +201,19 @@ def test_another_zoo_gets_predictions_where_it_can(synthetic_zoo: Zoo, tmp_path:
     assert checkpoint.compare(synthetic_zoo) == []
 
 
+def test_loras_that_name_another_base_of_the_same_shapes_are_told(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    fit(synthetic_zoo, tmp_path / "run")
+    checkpoint = Checkpoint.load(tmp_path / "run")
+    assert checkpoint.bases == ("synthetic/base",)
+    names = {"same": "synthetic/base", "moved": "/home/me/models/Base.safetensors", "other": "another/thing"}
+    for name, base in names.items():
+        write_peft(tmp_path / "zoo" / name, random_lora(MODULES, 1))
+        path = tmp_path / "zoo" / name / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    _, told = checkpoint.compare(Zoo.open(tmp_path / "zoo"))
+    assert told.startswith("1 of 3 LoRAs fit it and name another base model") and "another/thing" in told
+
+
 def test_states_are_safetensors_only(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     fit(synthetic_zoo, tmp_path / "run")
     for path in (tmp_path / "run").glob("*.safetensors"):

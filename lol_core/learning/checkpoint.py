@@ -145,7 +145,7 @@ class Checkpoint:
     """A LoL model with everything needed to use and to judge it.
 
     digests: LoRA → that of its content, for those of the split; labels: the digest of what it learnt of them; both
-    empty in older checkpoints; metrics: part → metric →
+    empty in older checkpoints, as are bases: the base models that the files of the split name; metrics: part → metric →
     value for "train", "validation", "test"; interval: 95 % bootstrap of the headline metric on
     the test part; controls: name → test metrics; differences: control → metric → by how much the model exceeds it on
     the test part; history: one dict per epoch; left_out: LoRA → why it took no part; folder: where it was
@@ -159,6 +159,7 @@ class Checkpoint:
     zoo: str = ""
     fingerprint: str = ""
     digests: dict[str, str] = field(default_factory=dict)
+    bases: tuple[str, ...] = ()
     metrics: dict[str, Scores] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     controls: dict[str, Scores] = field(default_factory=dict)
@@ -191,6 +192,7 @@ class Checkpoint:
             "zoo": self.zoo,
             "fingerprint": self.fingerprint,
             "digests": self.digests,
+            "bases": self.bases,
             "labels": self.labels,
             "config": self.config.to_dict(),
             "task": self.task.to_dict(),
@@ -255,6 +257,7 @@ class Checkpoint:
             )
             known.folder = folder.resolve()
             known.digests, known.labels = description.get("digests", {}), description.get("labels", "")
+            known.bases = tuple(description.get("bases", ()))
             if interval:
                 low, high = (math.nan if bound is None else bound for bound in interval)
                 known.interval = low, high
@@ -362,6 +365,18 @@ class Checkpoint:
         if misfits:
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
+        known = {_model_name(base) for base in self.bases}
+        others = [
+            entry
+            for entry in zoo.entries
+            if known and entry.base_model and entry.path not in misfits and _model_name(entry.base_model) not in known
+        ]
+        if others:
+            notes.append(
+                f"{len(others)} of {len(zoo)} LoRAs fit it and name another base model than those it was trained on"
+                f" ({', '.join(self.bases)}), e.g. {others[0].path}: {others[0].base_model}. If that is the same base"
+                " trained further, predictions are worth as much; if it only has the same shapes, nothing."
+            )
         return notes
 
     def _labels_now(self, zoo: Source) -> str:
@@ -369,6 +384,11 @@ class Checkpoint:
         if not set(self.task.targets) <= set(zoo.labels.columns):
             return ""
         return labels_digest(zoo.labels.loc[[id for ids in self.split.values() for id in ids]], self.task.targets)
+
+
+def _model_name(base: str) -> str:
+    """What a base model is called, whoever published it and wherever it lay: the last part of its name or path."""
+    return re.sub(r"\.(safetensors|ckpt|pt|bin)$", "", re.split(r"[/\\]", base.rstrip("/\\"))[-1].lower())
 
 
 def at_once(zoo: Source, ids: Sequence[str], most: int = 64) -> int:

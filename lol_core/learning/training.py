@@ -74,6 +74,7 @@ def train(
         zoo.name,
         zoo.fingerprint,
         digests={id: zoo.by_id[id].digest for part in split.values() for id in part},
+        bases=tuple(sorted({base for part in split.values() for id in part if (base := zoo.by_id[id].base_model)})),
         history=fit.history,
         left_out=plan.left_out | factors.left_out,
         left_out_modules=plan.left_out_modules,
