@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lol_core.collections.columns import values
 from lol_core.collections.durable import contiguous, null_is_nan, replace_file
 from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
@@ -366,16 +367,13 @@ class Checkpoint:
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
         known = {_model_name(base) for base in self.bases}
-        others = [
-            entry
-            for entry in zoo.entries
-            if known and entry.base_model and entry.path not in misfits and _model_name(entry.base_model) not in known
-        ]
-        if others:
+        named = values(zoo, "base_model")
+        strange = {base for base in named.unique() if known and base and _model_name(base) not in known}
+        if others := [id for id in named.index[named.isin(strange)] if id not in misfits]:
             notes.append(
                 f"{len(others)} of {len(zoo)} LoRAs fit it and name another base model than those it was trained on"
-                f" ({', '.join(self.bases)}), e.g. {others[0].path}: {others[0].base_model}. If that is the same base"
-                " trained further, predictions are worth as much; if it only has the same shapes, nothing."
+                f" ({', '.join(self.bases)}), e.g. {others[0]}: {named[others[0]]}. If that is the same base trained"
+                " further, predictions are worth as much; if it only has the same shapes, nothing."
             )
         return notes
 
