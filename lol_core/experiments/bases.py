@@ -45,6 +45,7 @@ ZOOS, CONTROLS_LINE = "zoos", "controls"
 LEARNT_THERE = f"{KERNEL}, learnt on that base's LoRAs"
 CHANGED = {
     "moved": "distance of adapted weights, of their norm",
+    "loss": "mean loss at the end of fine-tuning",
     "size": "mean ‖ΔW‖",
     "same person": "cosine of a person's ΔW there and on Faces' base",
     "two people": "cosine of two people's",
@@ -125,8 +126,8 @@ class Zoos:
 
     def described(self) -> dict[str, dict[str, Any]]:
         """Relative → fingerprint of its zoo; how far the adapted weights of the base lie from those of Faces' base, by
-        their norm; ‖ΔW‖; the mean cosine of a person's ΔW there and on Faces' base, and of two people's; the share of
-        LoRAs that `novelty` calls unlike those that Faces' committed GL-net was trained on.
+        their norm; the last training loss; ‖ΔW‖; the mean cosine of a person's ΔW there and on Faces' base, and of two
+        people's; the share of LoRAs that `novelty` calls unlike those that Faces' committed GL-net was trained on.
         """
         checkpoint = Checkpoint.load(self.context.samples / "checkpoints" / "faces-attributes-gl-net")
         known = Known.of(checkpoint, Zoo.open(self.context.samples / "faces"))
@@ -141,6 +142,7 @@ class Zoos:
             found[name] = {
                 "fingerprint": self.made[name].fingerprint,
                 "moved": float((weights[name] - weights[own]).norm() / weights[own].norm()),
+                "loss": float(self.made[name].labels["final_train_loss"].mean()),
                 "size": float(sizes[name].mean()),
                 "same person": same,
                 "two people": float((cosines.sum() - np.trace(cosines)) / (cosines.size - len(cosines))),
@@ -247,8 +249,9 @@ def notes(zoos: Zoos) -> list[str]:
         " same pictures, hyperparameters and starts of A. Two are the base of Faces trained further on"
         f" {len(PICTURES):,} new pictures of the same kinds, at a rate that begins at 1e-3 again; the last was trained"
         f" from nothing, for {OTHER.steps:,} steps. All share one autoencoder and one tokenizer, so a model that reads"
-        " shapes finds nothing amiss. Bases of other widths were not asked: a map of n rows does not read them. They"
-        " are made by this command and not committed.",
+        " shapes finds nothing amiss. One base of each kind was trained, once, and the one from nothing knows less than"
+        " the others, as the loss of its fine-tunes says. Bases of other widths were not asked: a map of n rows does"
+        " not read them. The LoRAs are made by this command and not committed.",
         "How far the adapted weights of a base"
         f" ({', '.join(zoos.recipe.targets)}) lie from those of Faces' base stands beside the mean ‖ΔW‖ and the mean"
         " cosine of a person's ΔW there and on Faces' base, and of two people's. Unlike those that a model knows is"
