@@ -26,3 +26,11 @@ autodoc_preserve_defaults = True
 autodoc_use_type_comments = False  # each signature would be parsed once more for them, and there are none
 autodoc_default_options = {"exclude-members": "kendalltau, mannwhitneyu"}  # SciPy's, whose signatures cannot be shown
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets, which need Python
+
+
+def to_the_copies(app: object, document: str, source: list[str]) -> None:
+    source[0] = source[0].replace("../notebooks/", "notebooks/")
+
+
+def setup(app: object) -> None:
+    app.connect("source-read", to_the_copies)

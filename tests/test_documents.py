@@ -298,5 +298,4 @@ def test_links_lead_somewhere() -> None:
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text()):
             if not re.match(r"https?:", target):
-                path = document.parent / target
-                assert path.exists() or (ROOT / "notebooks" / Path(target).name).exists(), f"{document.name}: {target}"
+                assert (document.parent / target).exists(), f"{document.name}: {target}"

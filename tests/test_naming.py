@@ -20,7 +20,7 @@ from lol_core.core.lora import LoRA
 from lol_core.core.naming import common_name, common_names
 from lol_core.errors import ModelError
 from lol_core.formats import read
-from lol_core.formats.writing import forms_of, write
+from lol_core.formats.writing import forms_of, names_in, write
 from lol_core.insight.embedding import families
 from lol_core.insight.merging import merge
 from lol_core.insight.neighbours import nearest
@@ -235,6 +235,17 @@ def test_a_merge_of_several_programs_is_called_as_the_first_one_calls_it() -> No
         merged = merge([first, second], [1, -1]).lora
         assert [*merged.names] == expected and form in forms_of(merged) and merged.dialect == form
         assert all(float(y.delta().norm()) < 1e-6 for y in merged.layers if y.name in merged.names[: len(first.layers)])
+
+
+def test_a_merge_of_ltx_of_several_programs_has_the_prefix_that_kohyas_programs_know() -> None:
+    names = [f"transformer.transformer_blocks.0.attn{i}.to_{part}" for i in (1, 2) for part in "qkv"]
+    lora = replace(random_lora([(name, 2048, 2048, 1) for name in names]), dialect="diffusers")
+    flat = [f"lora_unet_{name.removeprefix('transformer.').replace('.', '_')}" for name in names]
+    for prefix in ("lora_unet_", "lora_transformer_"):
+        own = [name.replace("lora_unet_", prefix) for name in flat[:4]]
+        layers = tuple(replace(y, name=name) for y, name in zip(lora.layers, own, strict=False))
+        merged = merge([replace(lora, layers=layers, dialect="kohya"), lora], [1, 1]).lora
+        assert [*merged.names] == flat and [*names_in("kohya", merged).values()] == flat
 
 
 def test_another_module_is_none_of_them() -> None:

@@ -81,7 +81,8 @@ def test_everything_fits_into_git() -> None:
 def test_a_zoo_is_whole(zoo: Zoo) -> None:
     assert not zoo.refused and not zoo.unjoined_labels and zoo.labels_problem is None
     assert {e.base_model for e in zoo.entries} == {BASE.name}
-    assert {e.ranks for e in zoo.entries} == {(json.loads((zoo.folder / "recipe.json").read_text())["rank"],)}
+    recipe = json.loads((zoo.folder / "recipe.json").read_text())
+    assert recipe["base"] == BASE.name and {e.ranks for e in zoo.entries} == {(recipe["rank"],)}
     assert len({e.digest for e in zoo.entries}) == len(zoo)
     assert all((zoo.folder / "previews" / f"{Path(id).stem}.webp").is_file() for id in zoo.ids)
     measured = zoo.labels.drop(columns="clip_score_again", errors="ignore")  # of the first 500 LoRAs

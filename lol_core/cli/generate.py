@@ -80,4 +80,5 @@ def generate(
             }
         )
     else:
-        out.print(f"{len(columns) * len(prompt)} images in {out_path}", highlight=False)
+        count = len(columns) * len(prompt)
+        out.print(f"{count} image{'s' * (count != 1)} in {out_path}", highlight=False)

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from math import inf, nextafter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,9 +62,9 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
     if form == "PEFT" and len({layer.magnitude is None for layer in lora.layers}) > 1:
         raise LoRAFormatError("Some modules have a DoRA magnitude and some have none; PEFT's form has one setting.")
     if form == "kohya":
-        names = dict(zip(lora.names, flattened(lora.names), strict=True))
-        if suggest_base_model(lora) in NAMED_AS_DIFFUSERS_DOES:
-            names = {own: own if own == name else _of_unet(name) for own, name in names.items()}
+        names = called_by_kohya(lora)
+        if foreign := [own for own, name in names.items() if not FLATTENED.match(name)]:
+            raise LoRAFormatError(f"{foreign[0]} is no module that kohya's form has a name for. Choose another form.")
     elif all(FLATTENED.match(name) for name in lora.names):
         raise LoRAFormatError(
             f"Module names such as {lora.names[0]} are flattened with underscores, which cannot be undone with"
@@ -89,8 +88,12 @@ def names_in(form: str, lora: LoRA) -> dict[str, str]:
     return names
 
 
-def _of_unet(name: str) -> str:
-    return name.replace("lora_transformer_", "lora_unet_", 1)
+def called_by_kohya(lora: LoRA) -> dict[str, str]:
+    """Module name → what kohya's programs call it; of a module that they have no name for, its own."""
+    names = dict(zip(lora.names, kohya_names(lora.names), strict=True))
+    if list(names) != list(names.values()) and suggest_base_model(lora) in NAMED_AS_DIFFUSERS_DOES:
+        return {own: name.replace("lora_transformer_", "lora_unet_", 1) for own, name in names.items()}
+    return names
 
 
 def _component_of(name: str) -> str:
@@ -117,14 +120,6 @@ def _mlx_names(lora: LoRA) -> dict[str, str]:
         if not _BLOCK.match(layer.name):
             raise LoRAFormatError(f"{layer.name} is in no block of a language model, which is what MLX's form adapts.")
     return {name: name for name in lora.names}
-
-
-def flattened(names: Sequence[str]) -> list[str]:
-    """The names that kohya gives the modules of one LoRA. Raises LoRAFormatError for one that it has no name for."""
-    flat = kohya_names(names)
-    if foreign := [name for name, own in zip(names, flat, strict=True) if not FLATTENED.match(own)]:
-        raise LoRAFormatError(f"{foreign[0]} is no module that kohya's form has a name for. Choose another form.")
-    return flat
 
 
 def forms_of(lora: LoRA) -> list[str]:
