@@ -122,6 +122,11 @@ st.markdown(
     f"**{wish.goal.name}**, {wish.method}: the model reads **{wish.goal.reading} = {now:.3g}** (before: {before:.3g});"
     f" ΔW has moved by **{made.edit.moved[step]:.0%}** of ‖ΔW‖{since}."
 )
+if not made.edit.met:
+    st.caption(
+        f"The wish {plain(wish.goal.name)} is not reached at the end of this edit. Edit further, or undo it and choose"
+        " another method or a larger **How much**."
+    )
 if drawable:
     files = {"Base model": None, "Before": edits[0][1].file(0), f"Step {step} of {last}": made.file(step)}
     show_drawn(source, files, [id])

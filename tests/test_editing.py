@@ -283,13 +283,16 @@ def test_numbers_and_classes_can_be_wished() -> None:
     assert way.reached == 3
     for values, reached in (([2.0, 2.2, 2.3, 2.4], 2), ([2.0, 2.1, 2.1, 2.2], 3), ([2.5, 2.2, 2.0, 1.9], 1)):
         ended = replace(way, goal=goal, predictions=np.array(values)[:, None])
-        assert ended.reached == reached
+        assert ended.reached == reached and ended.met == (reached < 3)
         gaps = [distance(after, before) for after, before in zip(ended.lora.layers, way.loras[0].layers, strict=True)]
         assert sorted(ended.by_module, reverse=True) == pytest.approx(sorted(gaps, reverse=True), rel=1e-6)
     classes = Multiclass(("kind",), ("cat", "dog", "fish"))
     goal = Goal.parse(classes, "kind=dog")
     assert (goal.output, goal.name) == (1, "kind=dog")
     assert goal.margin(torch.tensor([[0.0, 3.0, 0.0]])).item() == pytest.approx(3 - np.log(2))
+    for last, met in (([0.3, 0.4, 0.3], True), ([0.5, 0.4, 0.1], False)):
+        assert replace(way, goal=goal, predictions=np.array([last] * 4)).met == met
+    assert not replace(way, predictions=np.array([[0.49, 0.9]] * 4)).met
     assert goal.numbers(pd.DataFrame({"kind": ["dog", "cat"]})).tolist() == [1, 0]
     assert score.wishes == ["score=NUMBER"]
     assert unmet(BINARY, np.array([0.9, 0.2])) == "hat=0" and unmet(BINARY, np.array([0.1, 0.9])) == "hat=1"
@@ -365,6 +368,9 @@ def test_the_command_says_which_step_it_wrote(tmp_path: Path) -> None:
     assert model.predict([read(out)])[0, 0] == pytest.approx(step["clip_score"], abs=1e-3)
     text = CliRunner().invoke(app, [*map(str, words), "--force"]).stdout
     assert f"the step of moved {step['moved']:.4g}, clip_score {step['clip_score']:.4g}" in " ".join(text.split())
+    assert report["wish met"] and "is not reached" not in text
+    text = CliRunner().invoke(app, [*map(str, words), "--size", "0.001", "--force"]).stdout
+    assert " is not reached: give a larger --size" in " ".join(text.split())
 
 
 def test_the_command_trains_an_editor_beside_a_model_once(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path, monkeypa
     edits = edits_now(test)
     way = edits[0][1].edit
     assert way.moved[-1] == pytest.approx(0.3, rel=2e-3) and len(edits) == 1
+    assert not way.met and "is not reached at the end of this edit" in text_of(test)
     assert "clip_score" in text_of(test) and "Base model" in text_of(test) and "Before" in text_of(test)
     assert not test.exception and not test.error and "Not drawn yet" not in text_of(test)
     walk(test).set_value(0).run()

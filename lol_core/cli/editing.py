@@ -124,12 +124,16 @@ def edit(
     modules = [{"module": name, "moved": float(gap)} for name, gap in made.by_module.items()]
     report = {"lora": lora, "model": model.title, "to": goal.name, "method": str(chosen)}
     if as_json:
-        print_json(report | {"steps": steps, "written step": made.reached, "modules": modules} | row)
+        report |= {"steps": steps, "written step": made.reached, "wish met": made.met, "modules": modules}
+        print_json(report | row)
         return
     print_table(steps)
     print_table(modules[:5])
     step = ", ".join(f"{name} {number:.4g}" for name, number in steps[made.reached].items())
     out.print(f"Written to {row['written']} as {row['form']}: the step of {step}.", highlight=False, soft_wrap=True)
+    if not made.met:
+        text = f"The wish {goal.name} is not reached: give a larger --size, or another --method."
+        out.print(text, highlight=False, soft_wrap=True)
 
 
 def editor(

@@ -75,11 +75,24 @@ class Edit:
     @property
     def reached(self) -> int:
         """The step that the wish ends at: the first whose reading has come to the wished number, else the last."""
+        return len(self.loras) - 1 if self.goal.task.probabilities or self._passed is None else self._passed
+
+    @property
+    def met(self) -> bool:
+        """Whether the model reads the wish from `lora`: the label, the class before the others, or the number."""
+        last = self.predictions[self.reached]
+        if self.goal.task.exclusive:
+            return int(last.argmax()) == self.goal.output
         if self.goal.task.probabilities:
-            return len(self.loras) - 1
+            return abs(self.goal.value - last[self.goal.output]) < 0.5
+        return self._passed is not None
+
+    @property
+    def _passed(self) -> int | None:
+        """The first step whose reading lies on the other side of the wished number."""
         gaps = self.goal.read(self.predictions) - self.goal.value
         passed = np.flatnonzero(np.sign(gaps) != np.sign(gaps[0]))
-        return int(passed[0]) if len(passed) else len(self.loras) - 1
+        return int(passed[0]) if len(passed) else None
 
     @property
     def lora(self) -> LoRA:
