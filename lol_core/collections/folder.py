@@ -14,7 +14,8 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.index import Index, Readers
 from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import join_labels, labels_file, read_labels
-from lol_core.collections.names import printable, user_path
+from lol_core.collections.names import user_path
+from lol_core.collections.walk import name_of, within
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ZooError
@@ -42,7 +43,7 @@ class Zoo(Indexed):
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", printable(self.folder.name))
+        object.__setattr__(self, "name", name_of(self.folder))
 
     @classmethod
     def open(
@@ -54,13 +55,13 @@ class Zoo(Indexed):
         *,
         readers: Readers = None,
     ) -> Zoo:
-        """Open any folder, recursively. `labels`: a CSV or Parquet table; found by itself when labels.csv or
-        labels.parquet lies in the folder; readers: what reads headers.
+        """Open any folder, recursively; of a repository in a hub's cache its snapshot. `labels`: a CSV or Parquet
+        table; found by itself when labels.csv or labels.parquet lies in the folder; readers: what reads headers.
 
         Raises ZooError when the folder is gone, or the table given as `labels` cannot be read or joined (one found by
         itself is left out, and says so), and Stopped when the reporter says so; the headers read so far are kept.
         """
-        folder = user_path(folder)
+        folder = within(user_path(folder))
         described = Index(folder, cache).update(reporter, readers)
         folder = folder.resolve()
         entries, refused = described.parted()

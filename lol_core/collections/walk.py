@@ -70,6 +70,20 @@ def candidates(folder: Path) -> list[Candidate]:
     return sorted(walk.candidates, key=in_order) if walk.linked else walk.candidates
 
 
+def within(folder: Path) -> Path:
+    """Where the files of a folder lie: of one repository in a hub's cache in its snapshot, else in itself."""
+    folder = folder.absolute()
+    snapshot = _snapshot(folder.parent, folder.name) if _HUB_REPOSITORY.fullmatch(folder.name) else None
+    return folder.parent / snapshot if snapshot else folder
+
+
+def name_of(folder: Path) -> str:
+    """What a folder is called: a snapshot in a hub's cache as its repository, without the owner."""
+    repository = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
+    hub = _HUB_REPOSITORY.fullmatch(repository)
+    return printable(hub[1].rpartition("--")[2] if hub else folder.name)
+
+
 def reason_of(name: str) -> str | None:
     """Why a file whose name is LISTED is not worth opening, None when it is."""
     if name.endswith(_MOST):
