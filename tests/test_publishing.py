@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
-from lol_core.collections.publishing import CHECKSUMS, publish
+from lol_core.collections.publishing import CHECKSUMS, card, publish
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch
 from lol_core.core.progress import Reporter, Stopped
@@ -70,6 +71,12 @@ def test_a_card_counts_the_values_of_a_label_with_gaps(zoo: Zoo, tmp_path: Path)
     out = publish(Zoo.open(tmp_path / "zoo", tmp_path / "labels.csv"), tmp_path / "out", licence="mit")
     card = (out / "README.md").read_text()
     assert "| smiles | 16 | 0 (8), 1 (8) |" in card and "| part | 16 | 0.5 to 1 |" in card
+
+
+def test_a_card_is_a_table_whatever_the_labels_are_called(zoo: Zoo) -> None:
+    labels = pd.DataFrame({"a|b\nc": ["x|y\nz"] * len(zoo)}, index=zoo.ids)
+    text = card(replace(zoo, labels=labels), "mit", "My zoo", 0, group=None)
+    assert r"| a\|b c | 24 | x\|y z (24) |" in text.splitlines()
 
 
 def test_a_model_of_ones_own_says_that_its_code_is_needed(

@@ -112,11 +112,14 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
         "",
         "| base model | LoRAs |",
         "|---|---|",
-        *(f"| {base} | {count:,} |" for base, count in bases.items()),
+        *(f"| {_cell(base)} | {count:,} |" for base, count in bases.items()),
         "",
         "| label | known of | values |",
         "|---|---|---|",
-        *(f"| {name} | {column.notna().sum():,} | {_values(column)} |" for name, column in zoo.labels.items()),
+        *(
+            f"| {_cell(name)} | {column.notna().sum():,} | {_cell(_values(column))} |"
+            for name, column in zoo.labels.items()
+        ),
         "",
         "- `labels.csv`: one row a LoRA, by its path.",
         f"- `splits.csv`: training, validation and test, drawn with seed {seed}{grouped}.",
@@ -125,6 +128,11 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
         "Who trained them, on what and for what, and what they must not be used for: to be written by who uploads it.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cell(content: object) -> str:
+    """As a cell of a table, whose rows are lines and whose cells end at a bar."""
+    return " ".join(str(content).split()).replace("|", r"\|")
 
 
 def _values(column: pd.Series) -> str:
