@@ -62,7 +62,7 @@ def choose_settings() -> MapSettings:
     return MapSettings(source.fingerprint, ids, SPACES.get(space, "latent"), model, method, dimensions, seed, near)
 
 
-a, b, c, d = st.columns([4, 2, 2, 4])
+a, b, c, d = st.columns([4, 2.5, 2, 4])
 settings = choose_settings()
 map_, flat = drawn(source, settings), settings.dimensions == 2
 space, picture, clusters = map_.space, map_.picture, map_.clusters
@@ -88,6 +88,7 @@ with st.container(horizontal=True):
     to_save = many and st.toggle(
         "Figure to save", key=key("to_save"), help="Drawn by Plotly, whose toolbar saves it as SVG or PNG."
     )
+file = f"map {settings.method} {settings.kind}"
 alt = f"Map of {len(shown)} LoRAs by {space.title}"
 colouring = others[colour] if colour in others else colours[colour]() if colour in colours else None
 if many and not (density or named or to_save):
@@ -106,7 +107,7 @@ if many and not (density or named or to_save):
         " selection and Alt takes from it. Density, names of clusters and figures to save are drawn by Plotly, which"
         " takes longer."
     )
-    take(lambda: map_.table(source, list(shown.index)), "map")
+    take(lambda: map_.table(source, list(shown.index)), "map", file)
 else:
     over = regions(clusters, cluster_names(settings, source.fingerprint, clusters, source)) if named else {}
     figure(
@@ -114,6 +115,7 @@ else:
         "map",
         alt,
         map_.table(source, list(shown.index)),
+        file=file,
         on_select=lambda: marked(source, "map"),
         selection_mode=("points", "box", "lasso"),
     )
@@ -127,6 +129,8 @@ for remark in map_.remarks:
 if unread := len(settings.ids) - len(space.ids):
     st.caption(f"Left out: {counted(unread, 'LoRA')} that cannot be read; the page Zoo says why under **Unwell**.")
 show_previews(source, chosen[:SHOWN], linked=True)
+if len(chosen) > SHOWN and any_previews(source):
+    st.caption(f"The first {SHOWN} of {len(chosen):,} selected. The gallery of the page Zoo has all.")
 
 left, right = st.columns(2)
 with left:

@@ -128,6 +128,20 @@ def test_a_map_says_how_many_it_leaves_out(tmp_path: Path) -> None:
     assert "Left out: 1 LoRA that cannot be read" in text_of(test) and not test.exception
 
 
+def test_a_map_says_how_many_previews_it_shows_and_names_its_picture_in_its_files(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 14)
+    (tmp_path / "previews").mkdir()
+    for i in range(14):
+        Image.new("RGB", (8, 8)).save(tmp_path / "previews" / f"lora{i:03d}.webp")
+    test = settled(opened("Zoo", tmp_path))
+    button(test, "Select all 14 shown").click().run()
+    test.switch_page("pages/Map.py").run()
+    test = settled(test)
+    assert "The first 12 of 14 selected." in text_of(test) and not test.exception
+    (figure,) = test.get("plotly_chart")
+    assert json.loads(figure.proto.config)["toImageButtonOptions"]["filename"] == "map-PCA-updates"
+
+
 def test_invariance_names_as_much_of_a_module_as_there_is(tmp_path: Path) -> None:
     name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     write_peft(tmp_path / "a", random_lora([(name, 16, 72, 2)]))

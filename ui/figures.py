@@ -17,10 +17,14 @@ from PIL import Image
 from ui.keys import key
 from ui.state import session
 
+CAMERA = " The camera in its toolbar saves the picture."
 
-def figure(shown: go.Figure, name: str, alt: str, data: pd.DataFrame | None = None, **options: Any) -> None:
+
+def figure(
+    shown: go.Figure, name: str, alt: str, data: pd.DataFrame | None = None, *, file: str = "", **options: Any
+) -> None:
     """A chart that can be taken along. alt: what it shows, in words; data: its numbers; of matrices they are read from
-    the figure.
+    the figure. file: what its files are called, by default as it is.
     """
     if shown.data and shown.data[0].type == "image":  # as wide as the page and no higher than it is
         source = shown.data[0].source
@@ -34,14 +38,14 @@ def figure(shown: go.Figure, name: str, alt: str, data: pd.DataFrame | None = No
             type="tertiary",
             key=key(f"{name}_png"),
         )
-        take((lambda: numbers_of(shown)) if data is None else (lambda: data), name)
+        take((lambda: numbers_of(shown)) if data is None else (lambda: data), name, file)
         return
     picture = session().picture
-    camera = {"format": picture, "filename": re.sub(r"\W+", "-", name), "scale": 2 if picture == "png" else 1}
+    camera = {"format": picture, "filename": re.sub(r"\W+", "-", file or name), "scale": 2 if picture == "png" else 1}
     st.plotly_chart(
         shown, key=key(name), alt=alt, config={"displaylogo": False, "toImageButtonOptions": camera}, **options
     )
-    take((lambda: numbers_of(shown)) if data is None else (lambda: data), name)
+    take((lambda: numbers_of(shown)) if data is None else (lambda: data), name, file, CAMERA)
 
 
 def as_png(picture: Image.Image) -> bytes:
@@ -59,18 +63,17 @@ def as_csv(numbers: pd.DataFrame) -> str:
     )
 
 
-def take(table: Callable[[], pd.DataFrame], name: str) -> None:
-    """A quiet button for the numbers of a figure, made when they are asked for."""
-
+def take(table: Callable[[], pd.DataFrame], name: str, file: str = "", more: str = "") -> None:
+    """A quiet button for the numbers of a figure, made when they are asked for. more: what is said of it besides."""
     st.download_button(
         "Data",
         lambda: as_csv(table()),
-        re.sub(r"\W+", "-", name) + ".csv",
+        re.sub(r"\W+", "-", file or name) + ".csv",
         "text/csv",
         icon=":material/download:",
         type="tertiary",
         key=key(f"{name}_csv"),
-        help="The numbers of this figure as CSV. The camera in its toolbar saves the picture.",
+        help=f"The numbers of this figure as CSV.{more}",
     )
 
 
