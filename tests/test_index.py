@@ -349,8 +349,8 @@ def test_a_hubs_cache_has_each_lora_once_under_its_repository(tmp_path: Path) ->
     assert zoo.path(zoo.ids[0]).resolve() == repository / "blobs" / "blob1"
     assert len(zoo.load(zoo.ids[0]).layers) == 3
     (repository / "snapshots" / "new" / "labels.csv").write_text("lora,score\nadapter_model.safetensors,1\n")
-    for folder in (repository, repository / "snapshots" / "new"):
-        alone = Zoo.open(folder)
+    for place in (repository, repository / "snapshots" / "new"):
+        alone = Zoo.open(place)
         assert alone.ids == ["adapter_model.safetensors"] and [*alone.labels["score"]] == [1]
         assert alone.name == "style-lora" and len(alone.load(alone.ids[0]).layers) == 3
     others = Roots.named([f"hub={tmp_path}"]).open("zoo://hub")

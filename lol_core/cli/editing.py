@@ -124,8 +124,8 @@ def edit(
     modules = [{"module": name, "moved": float(gap)} for name, gap in made.by_module.items()]
     report = {"lora": lora, "model": model.title, "to": goal.name, "method": str(chosen)}
     if as_json:
-        report |= {"steps": steps, "written step": made.reached, "wish met": made.met, "modules": modules}
-        print_json(report | row)
+        way = {"steps": steps, "written step": made.reached, "wish met": made.met}
+        print_json(report | way | {"modules": modules} | row)
         return
     print_table(steps)
     print_table(modules[:5])
