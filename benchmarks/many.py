@@ -77,7 +77,8 @@ class Generated:
 
     @cached_property
     def by_id(self) -> dict[str, SimpleNamespace]:
-        return {id: SimpleNamespace(digest=hashlib.sha256(id.encode()).hexdigest()) for id in self.ids}
+        digests = {id: hashlib.sha256(id.encode()).hexdigest() for id in self.ids}
+        return {id: SimpleNamespace(digest=digest, content=digest) for id, digest in digests.items()}
 
     def load(self, id: str) -> LoRA:
         number, way = id.split(" ", 1)

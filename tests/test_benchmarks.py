@@ -13,7 +13,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as runner
-from benchmarks import figure5
+from benchmarks import figure5, many
 from benchmarks.figure5 import LIMIT
 from benchmarks.measure import Claim, alternately, exponent
 from benchmarks.models import factors, gl_net, loop_of, square
@@ -100,3 +100,8 @@ def test_the_largest_size_of_figure_5_takes_less_than_24_gib_but_for_dense(model
     used = memory_needed(model, largest.spec, 1, ModelConfig(), fitted=False)
     fits = max(need.weights + LARGEST_BATCH * need.each, used) <= LIMIT * 2**30
     assert fits == (model != "dense")
+
+
+def test_of_known_copies_all_and_no_others_are_found() -> None:
+    facts = many.report(200)
+    assert facts["precision"] == facts["recall"] == 1
