@@ -28,6 +28,7 @@ from lol_core.errors import CheckpointError, ModelError, TaskError
 from lol_core.formats import read
 from lol_core.formats.writing import write
 from lol_core.insight.editing import Method, edit
+from lol_core.insight.plots import edit_path
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.editor import Editor, EditorConfig, train_editor
 from lol_core.learning.goal import Goal, unmet
@@ -273,6 +274,14 @@ def test_what_cannot_be_edited_is_said() -> None:
     same = replace(some_members(checkpoint), labels=pd.DataFrame({"hat": [1] * 8, "beard": [1, 0] * 4}))
     with pytest.raises(TaskError, match="'hat' has one value"):
         edit(checkpoint, [lora], goal, members=same)
+
+
+def test_of_more_outputs_than_colours_the_wished_one_alone_is_named() -> None:
+    for count, named in ((7, 7), (8, 1)):
+        names = [f"label {i}" for i in range(count)]
+        figure = edit_path([0.0, 0.5], np.zeros((2, count)), names, 2, step=1)
+        shown = [line.name for line in figure.data if line.showlegend]
+        assert len(figure.data) == count and len(shown) == named and "label 2" in shown
 
 
 def test_numbers_and_classes_can_be_wished() -> None:

@@ -24,7 +24,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Parametrisation, Whole
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read
-from lol_core.formats.writing import HELD, forms_of, names_in, write
+from lol_core.formats.writing import HELD, LONGEST_NAME, forms_of, names_in, packed, write
 from tests.builders import random_lora
 
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -378,3 +378,16 @@ def test_ltx_has_the_usual_prefix_in_kohyas_form(tmp_path: Path) -> None:
         write(random_lora([(name, width, width, 1) for name in names]), str(tmp_path / "a.safetensors"), "kohya")
         keys = load_file(tmp_path / "a.safetensors")
         assert all(key.startswith(f"{prefix}transformer_blocks_0_attn") for key in keys)
+
+
+@pytest.mark.parametrize("form", ["PEFT", "diffusers"])
+def test_a_file_to_save_has_a_name_that_every_system_takes(form: str) -> None:
+    lora, ending = random_lora([("unet.down_blocks.0.a", 8, 6, 2)]), ".zip" if form == "PEFT" else ".safetensors"
+    for name, called in (
+        ("0001-kind=a/b-10", "0001-kind=a-b-10"),
+        ("../../x", "-..-x"),
+        ("..", "lora"),
+        ("é" * 300, "é" * (LONGEST_NAME // 2)),
+    ):
+        file, content = packed(lora, name, form)
+        assert file == called + ending and content

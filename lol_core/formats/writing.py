@@ -31,6 +31,9 @@ HELD = 2**-8
 """Of ‖ΔW‖, what may be lost to numbers too small for a dtype: what bfloat16's digits leave out of any number."""
 NAMED_AS_DIFFUSERS_DOES = ("LTX-Video", "LTX-2")
 """Models whose own names are those of diffusers: programs that read kohya's form know them under its usual prefix."""
+LONGEST_NAME = 200
+"""Bytes of a file's name before its ending; file systems take 255 with it."""
+_NO_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 _BLOCK = re.compile(r"(?:^|.*\.)layers\.\d+\.(.+)")
 _UNET = re.compile(r"\b(down_blocks|up_blocks|mid_block)\b")
 
@@ -205,7 +208,10 @@ def _folded(layer: LoRALayer, form: str, scale: float) -> Tensor:
 
 
 def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16) -> tuple[str, bytes]:
-    """File name and content of what `write` writes; a folder as a zip file. Raises as `write` does."""
+    """File name and content of what `write` writes; a folder as a zip file. name: signs that cannot stand in a file's
+    name become dashes, and what is too long for one is cut. Raises as `write` does.
+    """
+    name = _NO_NAME.sub("-", name).encode()[:LONGEST_NAME].decode(errors="ignore").strip(" .") or "lora"
     with TemporaryDirectory() as folder:
         if form not in FOLDERS:
             path = Path(folder) / f"{name}.safetensors"

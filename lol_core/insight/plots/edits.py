@@ -16,13 +16,15 @@ def edit_path(
     moved: Sequence[float], readings: np.ndarray, names: Sequence[str], chosen: int, *, step: int
 ) -> go.Figure:
     """Each output of a model over how far ΔW has moved. readings: (steps + 1, outputs); chosen: the output that was
-    wished to change, drawn thick; step: where the page stands.
+    wished to change, drawn thick; step: where the page stands. Of more than there are colours the others are grey.
     """
-    figure = go.Figure()
+    figure, many = go.Figure(), len(names) > len(COLORS)
     for i, name in enumerate(names):
         wide = i == chosen
-        line = {"color": COLORS[i % len(COLORS)], "width": 4 if wide else 1.5, "dash": "solid" if wide else "dot"}
-        figure.add_scatter(x=list(moved), y=readings[:, i], name=as_is(name), mode="lines", line=line)
+        color = "gray" if many and not wide else COLORS[i % len(COLORS)]
+        line = {"color": color, "width": 4 if wide else 1.5, "dash": "solid" if wide else "dot"}
+        way = {"x": list(moved), "y": readings[:, i], "name": as_is(name), "mode": "lines", "line": line}
+        figure.add_scatter(**way, showlegend=wide or not many)
     figure.add_vline(x=moved[step], line={"dash": "dash", "width": 1, "color": "gray"})
     figure.update_xaxes(title="‖ΔW − ΔW₀‖ / ‖ΔW₀‖").update_yaxes(title="the model's reading")
     return finish(figure, 360, legend={"orientation": "h", "y": -0.3})
