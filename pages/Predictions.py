@@ -22,7 +22,7 @@ from ui.jobs import sentence
 from ui.keys import key
 from ui.plain import plain
 from ui.points import walk_points
-from ui.predicting import outside, predictions_of, remark
+from ui.predicting import known_to, outside, predictions_of, remark
 from ui.scores import show_leaderboard, show_slices, show_verdict
 from ui.selection import marked, offer, select_button, selected, visible
 from ui.state import checkpoints, load_or_stop, loaded_checkpoints
@@ -165,8 +165,8 @@ if title in at_home and st.toggle("Mark LoRAs unlike those it was trained on", k
         table.insert(2, "outside", outside(source, folder, tuple(values.index)).reindex(table.index))
         strangers = list(table.index[table["outside"]])
         st.caption(
-            f"{len(strangers)} of {len(table):,} lie farther from the training LoRAs than 99 % of those that the"
-            " training held out, in its latent or in their norms."
+            f"{len(strangers)} of {len(table):,} lie farther from the training LoRAs than 99 % of"
+            f" {known_to(source, folder).others}, in its latent or in their norms."
         )
         select_button(source, strangers, "Select those outside", "select_outside")
     except LoLError as error:

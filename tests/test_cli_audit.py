@@ -100,7 +100,7 @@ def test_loras_that_vanish_between_two_questions_are_remarked(ill: Path, monkeyp
     )
     monkeypatch.setattr(Zoo, "reader", lambda _, id: partial(load, id))
     monkeypatch.setattr(checkpoint, "AT_ONCE_BYTES", 2 * max(entry.size for entry in source.entries))
-    known = SimpleNamespace(strangeness=strangeness)
+    known = SimpleNamespace(strangeness=strangeness, others="those held out")
     remarks = [*_asked(source, cast("Checkpoint", model), cast("Known", known))]
     assert [remark.path for remark in remarks if remark.rule == "not read"] == [source.ids[0]]
     outside = [remark.path for remark in remarks if remark.rule == "unlike the training"]

@@ -141,6 +141,13 @@ def test_new_loras_like_those_of_the_training_are_seldom_called_unlike_them(tmp_
     assert known.strangeness([new.load(id) for id in new.ids])["outside"].mean() < 0.15
 
 
+def test_it_is_said_whose_distances_measure_what_is_unlike(fitted: tuple[Zoo, Checkpoint]) -> None:
+    zoo, model = fitted
+    assert Known.of(model, zoo).remark(zoo.load(zoo.ids[0])).count("of those held out") == 1
+    alone = Known.of(dataclasses.replace(model, split={"train": model.split["train"]}), zoo)
+    assert "of these from each other" in alone.remark(zoo.load(zoo.ids[0]))
+
+
 def test_a_lora_far_from_the_training_set_is_outside(fitted: tuple[Zoo, Checkpoint]) -> None:
     zoo, model = fitted
     known = Known.of(model, zoo)

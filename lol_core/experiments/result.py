@@ -252,6 +252,10 @@ def write_report(folder: Path) -> Path:
         " the paper's own numbers. The paper's zoos are larger and made of other models, so what can be compared is"
         " what was found, not the figures: [the paper's protocol beside ours](protocol.md). This page is written by"
         " `python -m lol_core experiment`; each folder in `results/` has the numbers and the settings.\n\n"
+        "How many findings hold, of the paper and of other questions. One holds, or does not, where its whole 95 %"
+        " interval says so, or what was measured to the last digit, and is not clear otherwise. The counts are no"
+        " score: findings differ in weight and lean on the same zoos, and intervals are widened for how many there"
+        " are only where an experiment says so, so that a few may hold by chance.\n\n"
     )
     path = folder / "results.md"
     path.write_text(f"{head}{markdown_table(overview(found))}\n\n" + "\n".join(body))

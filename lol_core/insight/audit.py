@@ -100,7 +100,7 @@ def _asked(
             marks = known.strangeness([*loras.values()]).to_dict("records") if loras else []
             for id, mark in zip(loras, marks, strict=True):
                 if mark["outside"]:
-                    words = in_words(True, mark["latent"], mark["norms"])
+                    words = in_words(True, mark["latent"], mark["norms"], known.others)
                     yield Remark(id, "unlike the training", Level.WARNING, f"It is {words} ({model.title}).")
     for id, reason in refused.items():
         if model.spec.misfits(source.by_id[id]):

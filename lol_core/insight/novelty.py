@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 class Known:
     """The training LoRAs of a model in two views: its own latent vectors, and the norms of the updates by module, which
     a latent may hide. distances: from them, of LoRAs that the training held out. The training LoRAs' own would not do:
-    a model moves apart the latents that it learns from, so that every other LoRA lies far from them.
+    a model moves apart the latents that it learns from, so that every other LoRA lies far from them. others: whose
+    distances they are, in words.
     """
 
     checkpoint: Checkpoint
     views: tuple[NearestNeighbors, NearestNeighbors]
     scales: tuple[StandardScaler, StandardScaler]
     distances: tuple[np.ndarray, np.ndarray]
+    others: str
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, zoo: Source) -> Known:
@@ -74,12 +76,14 @@ class Known:
             views.append(NearestNeighbors(n_neighbors=NEIGHBOURS).fit(scales[-1].transform(values)))
             asked = None if of_others is None else scales[-1].transform(of_others)
             distances.append(np.sort(views[-1].kneighbors(asked)[0].mean(1)))
-        return cls(checkpoint, (views[0], views[1]), (scales[0], scales[1]), (distances[0], distances[1]))
+        words = "those held out" if enough else "these from each other"
+        return cls(checkpoint, (views[0], views[1]), (scales[0], scales[1]), (distances[0], distances[1]), words)
 
     def strangeness(self, loras: Sequence[LoRA]) -> pd.DataFrame:
         """For each LoRA the share of those held out that are nearer to their five neighbours among the training LoRAs
         than it is to its own: columns "latent" and "norms", and "outside", whether one of them exceeds 0.99. A training
-        LoRA finds itself among its neighbours, so it looks more usual than it is.
+        LoRA finds itself among its neighbours, so it looks more usual than it is. Of LoRAs like the training's about
+        2 % are outside, where n < 100 are held out up to 2 in n + 1.
         """
         shares = {}
         for name, values, scale, view, known in zip(
@@ -94,10 +98,10 @@ class Known:
     def remark(self, lora: LoRA) -> str:
         """Whether a LoRA is like those of the training, in words."""
         mark = self.strangeness([lora]).iloc[0]
-        return in_words(bool(mark["outside"]), mark["latent"], mark["norms"])
+        return in_words(bool(mark["outside"]), mark["latent"], mark["norms"], self.others)
 
 
-def in_words(outside: bool, latent: float, norms: float) -> str:
-    """A row of `Known.strangeness` as a sentence's end."""
+def in_words(outside: bool, latent: float, norms: float, others: str) -> str:
+    """A row of `Known.strangeness` as a sentence's end; others: see `Known`."""
     like = "unlike the LoRAs it was trained on: take it as a guess" if outside else "like those it knows"
-    return f"{like} (farther from them than {latent:.0%} of those held out in its latent, {norms:.0%} in norms)"
+    return f"{like} (farther from them than {latent:.0%} of {others} in its latent, {norms:.0%} in norms)"

@@ -373,7 +373,7 @@ class Checkpoint:
             notes.append(
                 f"{len(others)} of {len(zoo)} LoRAs fit it and name another base model than those it was trained on"
                 f" ({', '.join(self.bases)}), e.g. {others[0]}: {named[others[0]]}. If that is the same base trained"
-                " further, predictions may well hold; if it only has the same shapes, they mean nothing."
+                " further, predictions may well hold; if it only has the same shapes, expect nothing of them."
             )
         return notes
 
