@@ -24,6 +24,7 @@ import torch
 import typer
 
 from lol_core.cli.commands import app
+from lol_core.experiments import NAMES
 from lol_core.experiments.search import SMALL
 from tests.builders import random_lora, write_peft, write_zoo
 from tests.forked import run_anew, run_forked
@@ -274,6 +275,12 @@ def test_each_command_stands_in_a_document_with_an_example() -> None:
     ours = {name for name in commands("", typer.main.get_command(app)) if not not_run.fullmatch(name)}
     begun = [f"{line} ".removeprefix("python -m lol_core ") for line in shown]
     assert len(ours) > 20 and not {name for name in ours if not any(line.startswith(f"{name} ") for line in begun)}
+
+
+def test_the_readme_names_every_experiment() -> None:
+    (sentence,) = re.findall(r"`experiment` takes (.+?);", (ROOT / "README.md").read_text())
+    numbered = re.compile(r"(table[2-4]|figure4)")
+    assert not [name for name in NAMES if not numbered.match(name) and not re.search(rf"\b{name}\b", sentence)]
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
