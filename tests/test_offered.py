@@ -84,7 +84,8 @@ def test_the_command_lists_and_writes(folder: Path, tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["labels", str(folder), "--take", "name 2", "--out", str(out)])
     assert again.exit_code == 1 and "there already" in again.output
     (tmp_path / "empty").mkdir()
-    assert "offer no labels" in CliRunner().invoke(app, ["labels", str(tmp_path / "empty")]).stdout
+    empty = CliRunner().invoke(app, ["labels", str(tmp_path / "empty")])
+    assert empty.exit_code == 1 and "There is no LoRA" in empty.output
     nothing = CliRunner().invoke(app, ["labels", str(folder), "--out", str(tmp_path / "none.csv")])
     assert nothing.exit_code == 1 and "--take" in nothing.output and not (tmp_path / "none.csv").exists()
 

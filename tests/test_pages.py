@@ -223,9 +223,9 @@ def test_more_loras_than_a_table_holds_are_sorted_searched_and_turned_over(large
         return next(table.value for table in test.dataframe if "name" in table.value)
 
     assert len(shown()) == 500 and "1,500 of 1,500 LoRAs" in text_of(test) and not test.exception
-    test.number_input(key="zoo.page").set_value(2).run()
+    test.number_input(key="zoo.page_3").set_value(2).run()
     assert list(shown()["path"]) == Zoo.open(large).ids[500:1000]
-    test.number_input(key="zoo.page").set_value(1).run()
+    test.number_input(key="zoo.page_3").set_value(1).run()
     test.selectbox(key="zoo.sort").set_value("size").run()
     labels = Zoo.open(large).labels["size"]
     assert list(shown()["size"]) == sorted(labels)[:500]
