@@ -61,7 +61,7 @@ def ordered(ids: list[str], columns: Mapping[str, Column], line: DeltaGenerator)
         return ids
     with line:
         name = st.selectbox(
-            "Sort by", [None, *columns], format_func=lambda n: n or "place", key=key("sort"), persist_state="session"
+            "Sort by", list(columns), index=None, placeholder="place", key=key("sort"), persist_state="session"
         )
         falling = st.toggle("Falling", key=key("falling"), disabled=name is None, persist_state="session")
     if name is None:
