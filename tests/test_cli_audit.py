@@ -21,7 +21,7 @@ from lol_core.errors import LoRAFormatError
 from lol_core.formats.writing import write
 from lol_core.insight.audit import _asked
 from lol_core.insight.novelty import Known
-from lol_core.learning import checkpoint
+from lol_core.learning import stream
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
@@ -99,7 +99,7 @@ def test_loras_that_vanish_between_two_questions_are_remarked(ill: Path, monkeyp
         title="a model", predict_zoo=lambda *_, **__: (predicted, {}), spec=SimpleNamespace(misfits=lambda _: [])
     )
     monkeypatch.setattr(Zoo, "reader", lambda _, id: partial(load, id))
-    monkeypatch.setattr(checkpoint, "AT_ONCE_BYTES", 2 * max(entry.size for entry in source.entries))
+    monkeypatch.setattr(stream, "AT_ONCE_BYTES", 2 * max(entry.size for entry in source.entries))
     known = SimpleNamespace(strangeness=strangeness, others="those held out")
     remarks = [*_asked(source, cast("Checkpoint", model), cast("Known", known))]
     assert [remark.path for remark in remarks if remark.rule == "not read"] == [source.ids[0]]

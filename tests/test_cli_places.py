@@ -19,6 +19,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec
 from lol_core.core.progress import Reporter
 from lol_core.learning import checkpoint as checkpoints
+from lol_core.learning import stream
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.executor import Lost
 from lol_core.learning.models import make_model
@@ -146,7 +147,7 @@ def test_models_are_asked_by_workers_as_they_are_here(
         named.append(workers)
         return Elsewhere()
 
-    monkeypatch.setattr(checkpoints, "AT_ONCE_BYTES", 2 * entries[0].size)
+    monkeypatch.setattr(stream, "AT_ONCE_BYTES", 2 * entries[0].size)
     monkeypatch.setattr(checkpoints, "executor", elsewhere)
     together = output("predict", "--checkpoint", checkpoint, folder, "--workers", 3)
     assert together["finished"] and together["refused"] == {killing: "It killed the worker."}
@@ -165,7 +166,7 @@ def test_models_are_asked_by_workers_as_they_are_here(
 def test_a_prediction_that_is_stopped_says_so(folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = Zoo.open(folder).entries
     predict_zoo = Checkpoint.predict_zoo
-    monkeypatch.setattr(checkpoints, "AT_ONCE_BYTES", 1)
+    monkeypatch.setattr(stream, "AT_ONCE_BYTES", 1)
     monkeypatch.setattr(
         Checkpoint,
         "predict_zoo",

@@ -331,13 +331,19 @@ def test_numbers_of_figures_say_of_what_they_are() -> None:
     assert as_csv(pd.DataFrame({"norm": [1.5]})) == "norm\n1.5\n"
 
 
-def test_the_training_that_runs_is_found_again_after_one_that_waited_was_stopped(tmp_path: Path) -> None:
-    write_zoo(tmp_path, 12)
-    tabs = [opened("Train", tmp_path, targets="size", models="MLP") for _ in range(2)]
+def training_tabs(folder: Path) -> list[AppTest]:
+    """Two tabs, of which the first trains for long and the second waits for it."""
+    write_zoo(folder, 12)
+    tabs = [opened("Train", folder, targets="size", models="MLP") for _ in range(2)]
     for tab in tabs:
         tab.number_input(key="train.epochs").set_value(2000).run()
         tab.number_input(key="train.patience").set_value(0).run()
         button(tab, "Train").click().run()
+    return tabs
+
+
+def test_the_training_that_runs_is_found_again_after_one_that_waited_was_stopped(tmp_path: Path) -> None:
+    tabs = training_tabs(tmp_path)
     button(tabs[1], "Stop").click().run()
     jobs = [tab.session_state["session"].training for tab in tabs]
     until(lambda: not jobs[1].running, "the end of the training that waits")
@@ -349,12 +355,7 @@ def test_the_training_that_runs_is_found_again_after_one_that_waited_was_stopped
 
 
 def test_the_training_of_another_tab_is_told_and_can_be_stopped_from_this_one(tmp_path: Path) -> None:
-    write_zoo(tmp_path, 12)
-    tabs = [opened("Train", tmp_path, targets="size", models="MLP") for _ in range(2)]
-    for tab in tabs:
-        tab.number_input(key="train.epochs").set_value(2000).run()
-        tab.number_input(key="train.patience").set_value(0).run()
-        button(tab, "Train").click().run()
+    tabs = training_tabs(tmp_path)
     first, second = (tab.session_state["session"].training for tab in tabs)
     tabs = [opened("Train", tmp_path) for _ in tabs]  # both are loaded again
     assert all(tab.session_state["session"].training is first for tab in tabs)

@@ -91,7 +91,8 @@ class Zoos:
     @cached_property
     def bases(self) -> dict[str, Path]:
         """Relative → its pipeline's folder, trained now as far as it is missing."""
-        from lol_core.finetuning.base_model import BaseSettings, train_relative  # imports diffusers
+        from lol_core.finetuning.base_model import BaseSettings  # imports diffusers
+        from lol_core.finetuning.relatives import train_relative
 
         own, small = self.context.samples / "small-diffusion", self.context.small
         places = {OWN.name: own}

@@ -389,44 +389,6 @@ def train_base(
     return measured
 
 
-def train_relative(
-    start: Path,
-    out: Path,
-    work: Path,
-    drawings: Path,
-    *,
-    pictures: range,
-    settings: BaseSettings,
-    anew: bool = False,
-    workers: int = 1,
-    reporter: Reporter = SILENT,
-) -> None:
-    """A base of the same shapes as the pipeline folder `start`, with its autoencoder and its tokenizer: the U-Net and
-    the text encoder trained further, or `anew` from nothing, on the pictures of these numbers; in half precision.
-
-    Everything half-done lies in `work`; the same call goes on from there, also after Stopped.
-    """
-    if (out / "model_index.json").is_file():
-        return
-    with threads(1):
-        drawing = reporter.part(0.0, 0.1, "Pictures: ")
-        images, captions = draw_once(
-            work, "familiar", familiar_picture, drawings, seeds=pictures, workers=workers, reporter=drawing
-        )
-        vae = AutoencoderKL.from_pretrained(start, subfolder="vae", torch_dtype=torch.float32)
-        tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
-        unet, text = train_diffusion(
-            encode(vae, images),
-            captions,
-            tokenizer,
-            work / "unet_run",
-            settings=settings,
-            start=None if anew else start,
-            reporter=reporter.part(0.1, 1.0, "Diffusion: "),
-        )
-    assemble(vae, unet, text, tokenizer).to(dtype=torch.float16).save_pretrained(out)
-
-
 def publish(pipeline: StableDiffusionPipeline, work: Path, out: Path) -> None:
     """The pipeline in half precision, with the curves of its training and a sheet of samples."""
     pipeline.to(dtype=torch.float16).save_pretrained(out)

@@ -15,8 +15,8 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.insight.health import Ailment, health
 from lol_core.insight.novelty import Known, in_words
 from lol_core.insight.survey import Survey
-from lol_core.learning.checkpoint import Checkpoint, at_once, readable
-from lol_core.learning.stream import parts
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.stream import at_once, parts, readable
 
 NOTHING_KEPT = "Nothing of the audit is kept."
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"

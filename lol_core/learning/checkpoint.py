@@ -9,7 +9,7 @@ import math
 import platform
 import re
 import secrets
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -41,15 +41,13 @@ from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
 from lol_core.learning.storage import Storage
-from lol_core.learning.stream import ahead, parts
+from lol_core.learning.stream import ahead, at_once, parts, readable
 from lol_core.learning.tasks import Task, labels_digest, task_from_dict
 from lol_core.learning.verdict import Difference
 
 FORMAT = 2
 RENAMED = {"dsire": "nearest_spectra", "spectral": "spectral_sizes", "w2t": "triplets", "mvprobe": "views"}
 """Format 1 called our variants by the names of the published models."""
-AT_ONCE_BYTES = 2**28
-"""Of files whose weights are in memory for one batch of predictions; as many are read ahead."""
 WRITTEN = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 """How a description is written: as valid JSON, with null for NaN."""
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
@@ -387,23 +385,6 @@ class Checkpoint:
 def _model_name(base: str) -> str:
     """What a base model is called, whoever published it and wherever it lay: the last part of its name or path."""
     return re.sub(r"\.(safetensors|ckpt|pt|bin)$", "", re.split(r"[/\\]", base.rstrip("/\\"))[-1].lower())
-
-
-def at_once(zoo: Source, ids: Sequence[str], most: int = 64) -> int:
-    """How many of these LoRAs may be in memory together."""
-    largest = max((zoo.by_id[id].size for id in ids), default=1)
-    return max(1, min(most, AT_ONCE_BYTES // max(1, largest)))
-
-
-def readable(readers: Iterable[tuple[str, Callable[[], LoRA]]]) -> tuple[dict[str, LoRA], dict[str, str]]:
-    """The LoRAs that can be read, with their weights, and why the others cannot."""
-    loras, refused = dict[str, LoRA](), dict[str, str]()
-    for id, reader in readers:
-        try:
-            loras[id] = reader()
-        except LoLError as error:
-            refused[id] = str(error)
-    return loras, refused
 
 
 def _ask(

@@ -1,8 +1,8 @@
-"""Batches one after the other, each read while the last one is computed with."""
+"""LoRAs in batches one after the other, each read while the last one is computed with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
@@ -10,9 +10,14 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lol_core.collections.source import Source
 from lol_core.core.batch import Batch
+from lol_core.core.lora import LoRA
+from lol_core.errors import LoLError
 
 T = TypeVar("T")
+AT_ONCE_BYTES = 2**28
+"""Of files whose weights are in memory for one batch of predictions; as many are read ahead."""
 
 
 class _Fetched(Dataset[Batch]):
@@ -63,3 +68,20 @@ def _next(items: Iterator[T]) -> list[T]:
 def parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """The items in their order, `size` at a time."""
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def at_once(zoo: Source, ids: Sequence[str], most: int = 64) -> int:
+    """How many of these LoRAs may be in memory together."""
+    largest = max((zoo.by_id[id].size for id in ids), default=1)
+    return max(1, min(most, AT_ONCE_BYTES // max(1, largest)))
+
+
+def readable(readers: Iterable[tuple[str, Callable[[], LoRA]]]) -> tuple[dict[str, LoRA], dict[str, str]]:
+    """The LoRAs that can be read, with their weights, and why the others cannot."""
+    loras, refused = dict[str, LoRA](), dict[str, str]()
+    for id, reader in readers:
+        try:
+            loras[id] = reader()
+        except LoLError as error:
+            refused[id] = str(error)
+    return loras, refused
