@@ -36,13 +36,13 @@ def loras_of(
     targets = [user_path(place).resolve() for place in written]
     left_out = False
 
-    def own(path: Path, root: Path) -> bool:
-        """Whether something below a root is of what is written there before."""
-        return any(root in target.parents and path.is_relative_to(target) for target in targets)
+    def written_below(root: Path) -> list[Path]:
+        return [target for target in targets if root in target.parents]
 
     for text in inputs:
         root, _, found = matches(text) if is_pattern(text) else (None, None, [Path(text)])
-        places = [text] if root is None else [str(match) for match in found if not own(match.resolve(), root.resolve())]
+        below = [] if root is None else written_below(root.resolve())
+        places = [text] if root is None else [str(match) for match in found if not _within(match.resolve(), below)]
         left_out |= len(places) < len(found)
         if not found:
             raise DataMissingError(f"{text}: no file has such a name.")
@@ -56,13 +56,18 @@ def loras_of(
             source = open_collection(place, reporter=reporter, readers=readers)
             for entry in source.refused:
                 err.print(f"{entry.path}: {entry.reason}", highlight=False, soft_wrap=True)
+            below = written_below(path)
             for id in source.ids:
-                if own(path / id, path):
+                if below and _within(path / id, below):
                     left_out = True
                 else:
                     yield source.names[id], source.reader(id)
     if left_out:
         err.print(f"Left out, for this command writes there: {written[0]}.", highlight=False, soft_wrap=True)
+
+
+def _within(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def only_of(address: str, command: str, reporter: Reporter = SILENT, readers: int | None = None) -> Callable[[], LoRA]:

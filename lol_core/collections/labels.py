@@ -25,7 +25,6 @@ _TOLD = re.compile(r'"?sep=([^\r\n])"?\r?\n', re.IGNORECASE)
 LABEL_FILES = ("labels.csv", "labels.parquet")
 MOST_LETTERS = 300
 """Of the names of columns in a message."""
-_NUMBER = r"\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*"
 
 
 def labels_file(folder: Path) -> Path | None:
@@ -145,10 +144,12 @@ def _with_points(column: pd.Series) -> pd.Series:
     """A column of texts that are all numbers, some with a decimal comma, as numbers; another as it is."""
     if not isinstance(column.dtype, pd.StringDtype):
         return column
-    known = column.dropna()
-    if not known.str.fullmatch(_NUMBER).all() or not known.str.contains(",").any():
+    if not column.str.contains(",", regex=False).any():
         return column
-    return column.str.replace(",", ".").astype(float)
+    try:
+        return pd.to_numeric(column.str.replace(",", ".", regex=False)).astype(float)
+    except ValueError:
+        return column
 
 
 def with_labels(table: pd.DataFrame, labels: pd.DataFrame, after: str) -> pd.DataFrame:
