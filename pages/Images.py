@@ -22,7 +22,7 @@ from ui.jobs import running, sentence
 from ui.keys import key
 from ui.plain import plain
 from ui.points import walk_points
-from ui.predicting import predictions_of
+from ui.predicting import answers_of
 from ui.previews import link_to_lora, show_towers
 from ui.progress import follow
 from ui.selection import marked, selected, visible
@@ -57,7 +57,7 @@ def choose_ranking() -> Ranking | None:
     if predictor is None:
         ranking = by_label(source, label)
     else:
-        values = predictions_of(source, folders[predictor])[0][label]
+        values = answers_of(source, folders[predictor]).values[label]
         if not len(values):
             st.info(f"{plain(predictor)} can read none of these LoRAs, so there is no ranking by it.", icon=FORWARD)
             return None

@@ -7,10 +7,10 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from lol_core.errors import LoLError
 from lol_core.insight import plots
-from lol_core.insight.predictions import Predictions, apart, opinions, rivals
+from lol_core.insight.predictions import NOT_KNOWN, Predictions, apart, opinions, rivals
 from lol_core.insight.scores import parts_table
+from lol_core.learning.known import OUTSIDE
 from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.parts import parts_here
@@ -18,11 +18,10 @@ from ui.choice import look_at_link
 from ui.dropped import dropped_loras
 from ui.figures import figure
 from ui.frame import counted, frame, need, page_link
-from ui.jobs import sentence
 from ui.keys import key
 from ui.plain import plain
 from ui.points import walk_points
-from ui.predicting import known_to, outside, predictions_of, remark
+from ui.predicting import answers_of
 from ui.scores import show_leaderboard, show_slices, show_verdict
 from ui.selection import marked, offer, select_button, selected, visible
 from ui.state import checkpoints, load_or_stop, loaded_checkpoints
@@ -49,7 +48,8 @@ title = st.selectbox("Model", list(folders), key=key("model"), bind="query-param
 model, folder = load_or_stop(folders[title]), folders[title]
 for note in model.compare(source):
     st.warning(note)
-values, refused = predictions_of(source, folder)
+answers = answers_of(source, folder)
+values = answers.values
 need(len(values), "This model can read none of these LoRAs: they belong to another base model or hold other modules.")
 offer(source, f"predictions of {title}", values.add_prefix("predicted "))
 if title in at_home:
@@ -108,7 +108,7 @@ def show_disagreement() -> None:
         text = f"Train a second model, or a second seed, on {target} to see where they disagree."
         st.info(text, icon=":material/arrow_forward:")
     else:
-        each = {other: predictions_of(source, folders[other])[0][target] for other in titles}
+        each = {other: answers_of(source, folders[other]).values[target] for other in titles}
         table, correlation = apart(each, source, target)
         show(table.head(50), "apart")
         st.caption(f"Correlation of the first two: {correlation:.3f}.")
@@ -160,30 +160,28 @@ among = [id for id in visible(source) if id in values.index]
 if len(among) < len(values):
     st.caption(f"The {len(among):,} selected of {len(values):,}.")
 table = predictions.whole(source, among)
-if title in at_home and st.toggle("Mark LoRAs unlike those it was trained on", key=key("mark_strange")):
-    try:
-        table.insert(2, "outside", outside(source, folder, tuple(values.index)).reindex(table.index))
-        strangers = list(table.index[table["outside"]])
-        st.caption(
-            f"{len(strangers)} of {len(table):,} lie farther from the training LoRAs than 99 % of"
-            f" {known_to(source, folder).others}, in its latent or in their norms."
-        )
+if model.known:
+    table.insert(2, "outside", answers.marks["outside"].reindex(table.index))
+    strangers = list(table.index[table["outside"]])
+    st.caption(
+        f"{len(strangers):,} of {len(table):,} are **outside**: farther from the LoRAs that the model was trained on"
+        f" than {OUTSIDE:.0%} of {model.known.others}, in its latent or in norms. What it says of them is a guess."
+    )
+    if strangers:
         select_button(source, strangers, "Select those outside", "select_outside")
-    except LoLError as error:
-        st.error(sentence(error))
+else:
+    st.caption(NOT_KNOWN)
 show(table, "table", height=420)
 download(table.rename_axis("lora"), f"predictions-{folder.name}", index=True)
-if refused:
-    with st.expander(f"{len(refused)} LoRAs have no prediction", icon=":material/block:", key=key("no_prediction")):
-        show(pd.DataFrame(refused.items(), columns=["path", "reason"]), "reasons")
+if answers.refused:
+    with st.expander(
+        f"{len(answers.refused)} LoRAs have no prediction", icon=":material/block:", key=key("no_prediction")
+    ):
+        show(pd.DataFrame(answers.refused.items(), columns=["path", "reason"]), "reasons")
 
 st.subheader("A file of yours")
 for name, lora in dropped_loras().items():
     ranks = ", ".join(map(str, lora.ranks))
     st.markdown(f"**{plain(name)}**: {lora.dialect}, {len(lora.layers)} modules, rank {ranks}")
-    table = opinions(models, lora)
-    for other in at_home:
-        rows = (table["model"] == other) & (table["remark"] == "")
-        table.loc[rows, "remark"] = remark(source, folders[other], lora) if rows.any() else ""
-    show(table, f"dropped_{name}")
+    show(opinions(models, lora), f"dropped_{name}")
 walk_points(source, list(values.index))

@@ -31,6 +31,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import LoRAFormatError, ZooError
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.executor import Processes
 from lol_core.learning.training import plan, train
@@ -117,7 +118,7 @@ def test_a_model_trained_on_a_folder_predicts_its_archive(tmp_path: Path) -> Non
         config,
         tmp_path / "model",
     )
-    predictions = [Checkpoint.load(tmp_path / "model").predict_zoo(s)[0] for s in (zoo, source)]
+    predictions = [Answers.of(Checkpoint.load(tmp_path / "model"), s).values for s in (zoo, source)]
     pd.testing.assert_frame_equal(predictions[0], predictions[1])
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import CheckpointError
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import FORMAT, Checkpoint
 from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS
@@ -39,6 +40,7 @@ def test_a_checkpoint_comes_back_whole(synthetic_zoo: Zoo, tmp_path: Path) -> No
         assert sorted(p.name for p in (tmp_path / model).iterdir()) == [
             "README.md",
             "checkpoint.json",
+            weights_of(tmp_path / model).name.replace("model-", "known-"),
             weights_of(tmp_path / model).name,
             "state.safetensors",
         ]
@@ -175,6 +177,7 @@ def test_a_kill_at_any_step_leaves_a_whole_checkpoint(synthetic_zoo: Zoo, tmp_pa
         ".md",
         ".safetensors",
         ".safetensors",
+        ".safetensors",
     ]
 
 
@@ -190,7 +193,8 @@ def test_another_zoo_gets_predictions_where_it_can(synthetic_zoo: Zoo, tmp_path:
     write_peft(other / "nan", nan)
     write_peft(other / "more", random_lora([*MODULES, ("extra", 4, 4, 2)], 6))
     zoo = Zoo.open(other)
-    table, refused = checkpoint.predict_zoo(zoo)
+    answers = Answers.of(checkpoint, zoo)
+    table, refused = answers.values, answers.refused
     assert [id.split("/")[0] for id in table.index] == ["fits", "more"]
     reasons = {id.split("/")[0]: reason for id, reason in refused.items()}
     assert "1 of 3 modules are missing, first layer.1.attention.self.key" in reasons["missing"]

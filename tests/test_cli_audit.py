@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
-import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
 from lol_core.collections.zoo import Zoo
-from lol_core.core.lora import LoRA, LoRALayer
-from lol_core.errors import LoRAFormatError
+from lol_core.core.lora import LoRALayer
 from lol_core.formats.writing import write
-from lol_core.insight.audit import _asked
-from lol_core.insight.novelty import Known
-from lol_core.learning import stream
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
@@ -81,30 +73,11 @@ def test_a_sarif_file_holds_every_remark_with_its_rule(ill: Path, tmp_path: Path
     assert any(place.startswith("zero%20one") for place in places)
 
 
-def test_loras_that_vanish_between_two_questions_are_remarked(ill: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, loaded, together = Zoo.open(ill), list[str](), list[int]()
-
-    def load(id: str) -> LoRA:
-        loaded.append(id)
-        if loaded.count(id) == 1 and id == source.ids[0]:
-            raise LoRAFormatError("it is gone")
-        return random_lora()
-
-    def strangeness(loras: list[LoRA]) -> pd.DataFrame:
-        together.append(len(loras))
-        return pd.DataFrame({"latent": 1.0, "norms": 1.0, "outside": True}, index=range(len(loras)))
-
-    predicted = pd.DataFrame({"size": 1.0}, index=source.ids)
-    model = SimpleNamespace(
-        title="a model", predict_zoo=lambda *_, **__: (predicted, {}), spec=SimpleNamespace(misfits=lambda _: [])
-    )
-    monkeypatch.setattr(Zoo, "reader", lambda _, id: partial(load, id))
-    monkeypatch.setattr(stream, "AT_ONCE_BYTES", 2 * max(entry.size for entry in source.entries))
-    known = SimpleNamespace(strangeness=strangeness, others="those held out")
-    remarks = [*_asked(source, cast("Checkpoint", model), cast("Known", known))]
-    assert [remark.path for remark in remarks if remark.rule == "not read"] == [source.ids[0]]
-    outside = [remark.path for remark in remarks if remark.rule == "unlike the training"]
-    assert outside == source.ids[1:] and max(together) <= 2
+def forget(model: Path, out: Path) -> None:
+    """A checkpoint as it was before it kept what it knows of its training LoRAs."""
+    checkpoint = Checkpoint.load(model)
+    checkpoint.known = None
+    checkpoint.save(out)
 
 
 def test_models_are_asked_and_say_where_they_guess(tmp_path: Path) -> None:
@@ -117,8 +90,13 @@ def test_models_are_asked_and_say_where_they_guess(tmp_path: Path) -> None:
     write(huge, tmp_path / "new" / "huge", "PEFT", torch.float32)
     write(lora, tmp_path / "new" / "usual", "PEFT", torch.float32)
     write(random_lora(seed=1, dtype=torch.float32), tmp_path / "new" / "other", "PEFT")
-    options = ["--checkpoint", str(tmp_path / "model"), "--trained-on", str(tmp_path / "zoo"), "--json"]
-    report = json.loads(run(app, ["audit", str(tmp_path / "new"), *options]).stdout)
+    forget(tmp_path / "model", tmp_path / "forgetful")
+    asked = ["audit", str(tmp_path / "new"), "--json", "--checkpoint"]
+    report = json.loads(run(app, [*asked, str(tmp_path / "model")]).stdout)
+    told = json.loads(run(app, [*asked, str(tmp_path / "forgetful"), "--trained-on", str(tmp_path / "zoo")]).stdout)
+    assert told == report
     about = {(Path(row["lora"]).parts[0], row["about"]) for row in report["remarks"]}
     assert {("huge", "predicted"), ("usual", "predicted"), ("huge", "unlike the training")} <= about
     assert ("other", "not for this model") in about and ("usual", "unlike the training") not in about
+    silent = json.loads(run(app, [*asked, str(tmp_path / "forgetful")]).stdout)
+    assert "unlike the training" not in {row["about"] for row in silent["remarks"]}

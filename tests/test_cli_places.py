@@ -18,8 +18,8 @@ from lol_core.cli.console import INTERRUPTED
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec
 from lol_core.core.progress import Reporter
-from lol_core.learning import checkpoint as checkpoints
-from lol_core.learning import stream
+from lol_core.learning import answers, stream
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.executor import Lost
 from lol_core.learning.models import make_model
@@ -148,7 +148,7 @@ def test_models_are_asked_by_workers_as_they_are_here(
         return Elsewhere()
 
     monkeypatch.setattr(stream, "AT_ONCE_BYTES", 2 * entries[0].size)
-    monkeypatch.setattr(checkpoints, "executor", elsewhere)
+    monkeypatch.setattr(answers, "executor", elsewhere)
     together = output("predict", "--checkpoint", checkpoint, folder, "--workers", 3)
     assert together["finished"] and together["refused"] == {killing: "It killed the worker."}
     assert [*together["predictions"]] == [entry.path for entry in entries if entry.path != killing]
@@ -165,12 +165,10 @@ def test_models_are_asked_by_workers_as_they_are_here(
 
 def test_a_prediction_that_is_stopped_says_so(folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = Zoo.open(folder).entries
-    predict_zoo = Checkpoint.predict_zoo
+    answers = Answers.of
     monkeypatch.setattr(stream, "AT_ONCE_BYTES", 1)
     monkeypatch.setattr(
-        Checkpoint,
-        "predict_zoo",
-        lambda model, zoo, **_: predict_zoo(model, zoo, reporter=Reporter(stop=lambda: True)),
+        Answers, "of", lambda model, zoo, **_: answers(model, zoo, reporter=Reporter(stop=lambda: True))
     )
     result = CliRunner().invoke(app, ["predict", "--checkpoint", str(checkpoint), str(folder), "--json"])
     stopped = json.loads(result.stdout)

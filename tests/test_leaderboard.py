@@ -8,15 +8,13 @@ import pandas as pd
 import pytest
 
 from lol_core.collections.zoo import Zoo
-from lol_core.insight.novelty import Known
-from lol_core.learning.checkpoint import Checkpoint, Keep, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.evaluation import calibration, error_slices
 from lol_core.learning.leaderboard import disagreement, leaderboard, verdict, verdicts
 from lol_core.learning.metrics import Scores
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 from lol_core.learning.verdict import Difference, Outcome, judge, over_seeds
-from tests.builders import write_zoo
 
 
 @pytest.fixture(scope="module")
@@ -128,31 +126,3 @@ def test_the_slice_where_a_model_fails_comes_first() -> None:
     assert "name" not in set(slices["column"])
     assert slices["column"].iloc[0] == "rate" and slices["p"].iloc[0] < 1e-3 and slices["ratio"].iloc[0] > 1.5
     assert set(slices["column"]) == {"kind", "rate"} and len(slices[slices["column"] == "rate"]) == 4
-
-
-def test_new_loras_like_those_of_the_training_are_seldom_called_unlike_them(tmp_path: Path) -> None:
-    """Also by a model that has learnt its training LoRAs by heart, in whose latent every other lies far from them."""
-    write_zoo(tmp_path / "zoo", 200)
-    write_zoo(tmp_path / "new", 100, seed=1)
-    zoo, new = Zoo.open(tmp_path / "zoo"), Zoo.open(tmp_path / "new")
-    by_heart = ModelConfig(width=16, dropout=0.0)
-    config = TrainingConfig(model="mlp", model_config=by_heart, epochs=100, patience=100, keep=Keep.LAST)
-    known = Known.of(train(zoo, plan(zoo, ["positive"], config), config, tmp_path / "run"), zoo)
-    assert known.strangeness([new.load(id) for id in new.ids])["outside"].mean() < 0.15
-
-
-def test_it_is_said_whose_distances_measure_what_is_unlike(fitted: tuple[Zoo, Checkpoint]) -> None:
-    zoo, model = fitted
-    assert Known.of(model, zoo).remark(zoo.load(zoo.ids[0])).count("of those held out") == 1
-    alone = Known.of(dataclasses.replace(model, split={"train": model.split["train"]}), zoo)
-    assert "of these from each other" in alone.remark(zoo.load(zoo.ids[0]))
-
-
-def test_a_lora_far_from_the_training_set_is_outside(fitted: tuple[Zoo, Checkpoint]) -> None:
-    zoo, model = fitted
-    known = Known.of(model, zoo)
-    train = [zoo.load(id) for id in model.split["train"]]
-    marks = known.strangeness(train)
-    assert marks["outside"].mean() < 0.05 and marks["latent"].between(0, 1).all()
-    layers = tuple(layer.with_pair(layer.U * 1000, layer.V) for layer in train[0].layers)
-    assert known.strangeness([dataclasses.replace(train[0], layers=layers)])["outside"].all()

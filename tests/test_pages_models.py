@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.parts import parts_here
@@ -175,7 +177,7 @@ def test_the_best_checkpoint_of_a_training_run_is_named(tmp_path: Path) -> None:
     test = opened("Predictions", folder)
     assert not test.exception
     runs = next(frame.value for frame in test.dataframe if "highest predicted" in frame.value.columns)
-    told, _ = Checkpoint.load(next(runs_folder(zoo).iterdir())).predict_zoo(zoo)
+    told = Answers.of(Checkpoint.load(next(runs_folder(zoo).iterdir())), zoo).values
     of_run = {zoo.names[id]: told.loc[id, "size"] for id in told.index if "style" in id}
     assert list(runs.index) == ["style"] and runs.loc["style", "checkpoints"] == 3
     assert runs.loc["style", "highest predicted"] == max(of_run, key=lambda name: of_run[name])
@@ -256,6 +258,28 @@ def test_a_model_of_another_collection_is_offered_and_used_here(tmp_path: Path) 
     assert any("can be chosen on the pages" in message.value for message in test.success)
     test.switch_page("pages/Predictions.py").run()
     assert not test.exception and "MLP + SVD → size (seed 0)" in str(test.selectbox)
+
+
+def test_loras_unlike_those_of_a_training_elsewhere_are_marked(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "first", 60)
+    folder = runs_folder(trained(tmp_path / "first", "svd")) / "svd-size"
+    write_zoo(tmp_path / "second", 8, seed=1)
+    strange = Zoo.open(tmp_path / "second").load("lora003")
+    layers = tuple(layer.with_pair(100 * layer.U, layer.V) for layer in strange.layers)
+    write_peft(tmp_path / "second" / "lora003", replace(strange, layers=layers))
+    test = opened("Home", tmp_path / "second")
+    test.session_state["session"].extra_checkpoints.append(str(folder))
+    test.switch_page(PAGES["Predictions"]).run()
+    assert not test.exception and "of 8 are **outside**" in text_of(test)
+    (table,) = [frame.value for frame in test.dataframe if "outside" in frame.value]
+    assert table.loc[table["name"] == "lora003", "outside"].all() and not table["outside"].all()
+    next(button for button in test.button if button.label == "Select those outside").click().run()
+    assert f"**{table['outside'].sum()} of 8" in text_of(test)
+    checkpoint = Checkpoint.load(folder)
+    checkpoint.known = None
+    checkpoint.save(folder)
+    test.run()
+    assert not test.exception and "keeps nothing of its training LoRAs" in text_of(test)
 
 
 def test_a_collection_is_known_by_its_content_and_not_by_its_folder(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import CheckpointError, ZooError
+from lol_core.learning.answers import Answers
 from lol_core.learning.card import model_card
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import MODELS, LoLModel
@@ -126,7 +127,10 @@ def test_the_commands_publish_a_zoo_and_a_model(zoo: Zoo, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     assert_sound(out)
     assert ModelCard.load(out / "README.md").data["license"] == "mit"
-    pd.testing.assert_frame_equal(Checkpoint.load(out).predict_zoo(zoo)[0], trained.predict_zoo(zoo)[0])
+    there, here = Answers.of(Checkpoint.load(out), zoo), Answers.of(trained, zoo)
+    pd.testing.assert_frame_equal(there.values, here.values)
+    pd.testing.assert_frame_equal(there.marks, here.marks)
+    assert len(here.marks) == len(zoo)
     assert not any(str(tmp_path) in path.read_text() for path in (out / "README.md", out / "checkpoint.json"))
     with zipfile.ZipFile(BytesIO(packed(out))) as archive:
         assert {Path(name).name for name in archive.namelist()} >= {"README.md", "checkpoint.json"}

@@ -14,8 +14,8 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.insight.embedding import space_of
-from lol_core.insight.novelty import Known
 from lol_core.insight.surveys import Surveys
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_zoo
@@ -27,8 +27,8 @@ def test_a_model_is_trained_on_loras_made_in_python(tmp_path: Path) -> None:
     source = MemorySource(loras, pd.DataFrame({"size": size}, index=list(loras)))
     config = TrainingConfig("dense", epochs=2)
     train(source, plan(source, ["size"], config), config, tmp_path / "model")
-    predicted, refused = Checkpoint.load(tmp_path / "model").predict_zoo(source)
-    assert list(predicted.index) == source.ids and not refused
+    answers = Answers.of(Checkpoint.load(tmp_path / "model"), source)
+    assert list(answers.values.index) == list(answers.marks.index) == source.ids and not answers.refused
 
 
 def in_memory(zoo: Zoo) -> MemorySource:
@@ -54,7 +54,7 @@ def test_a_source_of_ones_own_is_four_members(synthetic_zoo: Zoo, tmp_path: Path
     assert len(half) == 30 and half.ids == synthetic_zoo.ids[:30] and half.fingerprint != synthetic_zoo.fingerprint
     config = TrainingConfig("dense", epochs=1)
     model = train(half, plan(half, ["size"], config), config, tmp_path / "model")
-    assert model.compare(half) == [] and len(model.predict_zoo(half)[0]) == 30
+    assert model.compare(half) == [] and len(Answers.of(model, half).values) == 30
     assert len(Surveys(half).complete()) == len(half.table()) == 30
 
 
@@ -64,17 +64,13 @@ def test_memory_and_folder_give_the_same_model_and_the_same_views(tmp_path: Path
     memory = in_memory(zoo)
     config = TrainingConfig("dense", epochs=2)
     models = [train(s, plan(s, ["size"], config), config, tmp_path / type(s).__name__) for s in (zoo, memory)]
-    predicted = [model.predict_zoo(source)[0] for model, source in zip(models, (zoo, memory), strict=True)]
-    pd.testing.assert_frame_equal(predicted[0], predicted[1])
+    answers = [Answers.of(model, source) for model, source in zip(models, (zoo, memory), strict=True)]
+    pd.testing.assert_frame_equal(answers[0].values, answers[1].values)
+    pd.testing.assert_frame_equal(answers[0].marks, answers[1].marks)
     assert models[1].compare(memory) == [] and models[0].split == models[1].split
     spaces = [space_of(source, source.ids, "updates") for source in (zoo, memory)]
     assert spaces[0] is not None and spaces[1] is not None
     np.testing.assert_allclose(spaces[0].vectors, spaces[1].vectors)
-    marks = [
-        Known.of(model, source).strangeness([source.load(source.ids[0])])
-        for model, source in zip(models, (zoo, memory), strict=True)
-    ]
-    pd.testing.assert_frame_equal(marks[0], marks[1])
     surveys = [Surveys(source).complete() for source in (zoo, memory)]
     np.testing.assert_allclose(surveys[0][zoo.ids[0]].norms, surveys[1][zoo.ids[0]].norms)
     assert Surveys(memory).known().keys() == set(memory.ids)

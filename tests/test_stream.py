@@ -18,6 +18,7 @@ from lol_core.collections.memory import MemorySource
 from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ModelError
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import LoLModel, ModelConfig
 from lol_core.learning.stream import ahead, parts, stream
@@ -99,10 +100,12 @@ def test_a_collection_is_predicted_in_batches_with_a_reason_for_each_refusal(
         return forward(model, batch)
 
     monkeypatch.setattr(type(checkpoint.model), "forward", counted)
-    table, refused = checkpoint.predict_zoo(MemorySource(LORAS), batch_size=16)
-    assert sizes == [16, 16, 8] and list(table.index) == list(LORAS) and not refused
-    mixed, refused = checkpoint.predict_zoo(MemorySource(LORAS | others), batch_size=16)
-    pd.testing.assert_frame_equal(mixed, table)
+    alone = Answers.of(checkpoint, MemorySource(LORAS), batch_size=16)
+    assert sizes == [16, 16, 8] and list(alone.values.index) == list(LORAS) and not alone.refused
+    mixed = Answers.of(checkpoint, MemorySource(LORAS | others), batch_size=16)
+    pd.testing.assert_frame_equal(mixed.values, alone.values)
+    pd.testing.assert_frame_equal(mixed.marks, alone.marks)
+    refused = mixed.refused
     assert set(refused) == set(others)
     assert "takes no other" in refused["thin"] and "missing" in refused["missing"] and "finite" in refused["broken"]
     with pytest.raises(ModelError, match="no device"):

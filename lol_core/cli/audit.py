@@ -63,7 +63,7 @@ def audit(
     checkpoint: Annotated[list[Path] | None, typer.Option(help="A trained model to ask; may be given often.")] = None,
     trained_on: Annotated[
         list[str] | None,
-        typer.Option(help="Where each model's training collection is: tells LoRAs that are unlike it."),
+        typer.Option(help="Where each model's training collection is, for models that keep nothing of it."),
     ] = None,
     sarif: Annotated[Path | None, typer.Option(help="Also write a SARIF file, which code hosts show.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a SARIF file that is there.")] = False,
@@ -78,6 +78,7 @@ def audit(
     from lol_core.insight.duplicates import duplicates
     from lol_core.insight.surveys import Surveys
     from lol_core.learning.checkpoint import Checkpoint
+    from lol_core.learning.training import remember
 
     with reported(), stoppable() as reporter:
         if trained_on and len(trained_on) != len(checkpoint or ()):
@@ -85,13 +86,13 @@ def audit(
         if sarif is not None and sarif.exists() and (sarif.is_dir() or not force):
             raise DataMissingError(f"{sarif} is there already. Name another file, or say --force to replace a file.")
         models = [Checkpoint.load(path) for path in checkpoint or ()]
-        zoos: list[Source | None] = [open_collection(address) for address in trained_on or ()] or [None] * len(models)
+        for model, address in zip(models, trained_on or (), strict=False):
+            remember(model, open_collection(address))
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
         surveys = Surveys(source).complete(reporter.part(0.1, 0.6), workers=workers)
         reporter.check(KEPT)
         same = duplicates(source, surveys, reporter=reporter.part(0.6, 0.7))
-        pairs = list(zip(models, zoos, strict=True))
-        remarks = list(remarks_of(source, surveys, same, pairs, reporter=reporter.part(0.7, 1.0), workers=workers))
+        remarks = list(remarks_of(source, surveys, same, models, reporter=reporter.part(0.7, 1.0), workers=workers))
         if sarif is not None:
             sarif.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(as_sarif(remarks, __version__), indent=1) + "\n"

@@ -252,10 +252,14 @@ def predict(
     workers: Workers = "1",
     as_json: AsJson = False,
 ) -> None:
-    """What a trained model says about a LoRA or about every LoRA of a collection."""
+    """What a trained model says about a LoRA or about every LoRA of a collection, and which of them are unlike those
+    that it was trained on.
+    """
     from lol_core.collections.opening import is_collection
     from lol_core.formats import IN_FOLDER, read
+    from lol_core.learning.answers import Answers
     from lol_core.learning.checkpoint import Checkpoint
+    from lol_core.learning.known import UNLIKE
 
     finished = True
     with reported(), stoppable() as reporter:
@@ -267,29 +271,34 @@ def predict(
             if not len(zoo) and not zoo.refused:
                 raise LoLError(f"There is no LoRA in {address}.")
             notes = model.compare(zoo)
-            table, refused = model.predict_zoo(zoo, workers=workers, reporter=reporter.part(0.1, 1.0))
-            finished = len(table) + len(refused) == len(zoo)
+            answers = Answers.of(model, zoo, workers=workers, reporter=reporter.part(0.1, 1.0))
+            finished = len(answers.values) + len(answers.refused) == len(zoo)
         else:
             with reported(path):
                 lora = read(path)
                 lora.check_finite()
             if problems := model.spec.misfits(lora):
                 raise LoLError(f"{path} does not fit this model: {' '.join(problems)}")
-            table, refused = model.task.frame(model.predict([lora]), [str(path)]), {}
+            answers = Answers.of_lora(model, lora, str(path))
+    outside = answers.marks["outside"].astype(bool)
     if as_json:
         print_json(
             {
                 "model": model.title,
-                "predictions": {id: row.to_dict() for id, row in table.iterrows()},
+                "predictions": answers.values.to_dict("index"),
+                "outside": outside.to_dict(),
                 "finished": finished,
-                "refused": refused,
+                "refused": answers.refused,
                 "notes": notes,
             }
         )
     else:
-        print_table([{"lora": id} | row.to_dict() for id, row in table.iterrows()])
-        for id, reason in refused.items():
+        marks = {id: {"outside": "yes" if far else ""} for id, far in outside.items()}
+        print_table([{"lora": id} | row | marks.get(id, {}) for id, row in answers.values.to_dict("index").items()])
+        for id, reason in answers.refused.items():
             err.print(f"{id}: {reason}", highlight=False, soft_wrap=True)
+        if outside.any():
+            notes.append(f"{outside.sum()} of {len(outside)}, marked as outside, are {UNLIKE}.")
         for note in notes:
             err.print(note, highlight=False, soft_wrap=True)
     if not finished:

@@ -30,8 +30,8 @@ from lol_core.experiments.trials import CONTROLS, KERNEL, Trials
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.recipes import CELEBA
 from lol_core.insight.embedding import gram
-from lol_core.insight.novelty import Known
 from lol_core.insight.plots import across
+from lol_core.learning.answers import Answers
 from lol_core.learning.bootstrap import difference
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.tasks import Task
@@ -131,12 +131,10 @@ class Zoos:
     def described(self) -> dict[str, dict[str, Any]]:
         """Relative → fingerprint of its zoo; how far the adapted weights of the base lie from those of Faces' base, by
         their norm; the last training loss; ‖ΔW‖; the mean cosine of a person's ΔW there and on Faces' base, and of two
-        people's; the share of LoRAs that `novelty` calls unlike those that Faces' committed GL-net was trained on; the
-        accuracy of that GL-net, and by how much it is less than on its own base: value, lower and upper end of the 95 %
-        interval over people.
+        people's; the share of LoRAs that Faces' committed GL-net calls unlike those it was trained on; its accuracy,
+        and by how much it is less than on its own base: value, lower and upper end of the 95 % interval over people.
         """
         checkpoint = Checkpoint.load(self.context.samples / "checkpoints" / "faces-attributes-gl-net")
-        known = Known.of(checkpoint, Zoo.open(self.context.samples / "faces"))
         batches = {name: _batch(zoo) for name, zoo in self.made.items()}
         weights = {name: self._adapted(base) for name, base in self.bases.items()}
         sizes = {name: np.sqrt(np.diag(gram(batch))) for name, batch in batches.items()}
@@ -156,7 +154,7 @@ class Zoos:
                 "size": float(sizes[name].mean()),
                 "same person": same,
                 "two people": float((cosines.sum() - np.trace(cosines)) / (cosines.size - len(cosines))),
-                "unlike": float(known.strangeness(_loras(self.made[name]))["outside"].mean()),
+                "unlike": float(Answers.of(checkpoint, self.made[name]).marks["outside"].mean()),
                 "accuracy": float(right[name](np.ones((1, self.count)))[0]),
                 "lost": astuple(difference(right[own], right[name], self.count, seed=0)),
             }

@@ -13,10 +13,9 @@ import pandas as pd
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.insight.health import Ailment, health
-from lol_core.insight.novelty import Known, in_words
 from lol_core.insight.survey import Survey
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint
-from lol_core.learning.stream import at_once, parts, readable
 
 NOTHING_KEPT = "Nothing of the audit is kept."
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -55,13 +54,13 @@ def audit(
     source: Source,
     surveys: Mapping[str, Survey],
     same: pd.DataFrame | None = None,
-    models: Sequence[tuple[Checkpoint, Source | None]] = (),
+    models: Sequence[Checkpoint] = (),
     *,
     reporter: Reporter = SILENT,
     workers: int | str = 1,
 ) -> Iterator[Remark]:
     """What is refused; what is wrong or odd; which files are the same function (`duplicates`' table); what models say
-    of each, and, where a model's training collection is given, whether it can know. workers: processes that ask the
+    of each, and, as far as they know their training LoRAs, whether they can know. workers: processes that ask the
     models, as `executor` takes them.
     """
     for entry in source.refused:
@@ -74,35 +73,22 @@ def audit(
             first, *others = group["lora"]
             for other in others:
                 yield Remark(other, "same function", Level.NOTE, f"It is the same function as {first}.")
-    for number, (model, trained_on) in enumerate(models):
-        known = None if trained_on is None else Known.of(model, trained_on)
-        yield from _asked(source, model, known, reporter.item(number, len(models)), workers=workers)
+    for number, model in enumerate(models):
+        yield from _asked(source, model, reporter.item(number, len(models)), workers=workers)
 
 
 def _asked(
-    source: Source, model: Checkpoint, known: Known | None, reporter: Reporter = SILENT, *, workers: int | str = 1
+    source: Source, model: Checkpoint, reporter: Reporter = SILENT, *, workers: int | str = 1
 ) -> Iterator[Remark]:
     """What a model says of each LoRA, and whether it can know. Raises Stopped when the reporter says so."""
-    asking = reporter if known is None else reporter.part(0.0, 0.5)
-    values, refused = model.predict_zoo(source, workers=workers, reporter=asking)
+    answers = Answers.of(model, source, workers=workers, reporter=reporter)
     reporter.check(NOTHING_KEPT)
-    for id, row in zip(values.index, values.to_dict("records"), strict=True):
+    for id, row in answers.values.to_dict("index").items():
         text = ", ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in row.items())
         yield Remark(str(id), "predicted", Level.NOTE, f"{model.title}: {text}")
-    if known is not None:
-        predicted = [str(id) for id in values.index]
-        size = at_once(source, predicted)
-        for number, some in enumerate(parts(predicted, size)):
-            reporter.part(0.5, 1.0).count("Comparing with the training: LoRA", number * size, len(predicted))
-            reporter.check(NOTHING_KEPT)
-            loras, unread = readable((id, source.reader(id)) for id in some)
-            refused |= unread
-            marks = known.strangeness([*loras.values()]).to_dict("records") if loras else []
-            for id, mark in zip(loras, marks, strict=True):
-                if mark["outside"]:
-                    words = in_words(True, mark["latent"], mark["norms"], known.others)
-                    yield Remark(id, "unlike the training", Level.WARNING, f"It is {words} ({model.title}).")
-    for id, reason in refused.items():
+    for id, words in answers.marks.loc[answers.marks["outside"].astype(bool), "remark"].items():
+        yield Remark(str(id), "unlike the training", Level.WARNING, f"It is {words} ({model.title}).")
+    for id, reason in answers.refused.items():
         if model.spec.misfits(source.by_id[id]):
             yield Remark(id, "not for this model", Level.NOTE, f"{model.title} cannot read it: {reason}")
         else:

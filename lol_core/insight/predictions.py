@@ -12,6 +12,7 @@ from lol_core.collections.runs import training_runs
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.evaluation import calibration
 from lol_core.learning.leaderboard import disagreement, verdict
@@ -19,6 +20,7 @@ from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.parts import parts_here
 from lol_core.learning.tasks import Task, class_name
 
+NOT_KNOWN = "The model keeps nothing of its training LoRAs. Train it again to know whether this is like them."
 PARTS = ("test", "validation", "train", "new")
 """Of a split, and what took no part in it, in the order in which a page offers them."""
 
@@ -131,7 +133,7 @@ def apart(predictions: Mapping[str, pd.Series], source: Source, target: str) -> 
 
 def opinions(models: Mapping[str, Checkpoint], lora: LoRA) -> pd.DataFrame:
     """What models say of one LoRA: a row for each label, or one with a remark why a model cannot read it. Columns
-    model, label, predicted, test score, verdict, remark; all text.
+    model, label, predicted, test score, verdict, remark: whether it is like the training's; all text.
     """
     rows = []
     for title, model in models.items():
@@ -139,16 +141,17 @@ def opinions(models: Mapping[str, Checkpoint], lora: LoRA) -> pd.DataFrame:
             if problems := model.spec.misfits(lora):
                 rows.append({"model": title, "remark": " ".join(problems)})
                 continue
-            values = model.task.frame(model.predict([lora]), ["it"]).loc["it"]
+            answers = Answers.of_lora(model, lora, "it")
         except LoLError as error:
             rows.append({"model": title, "remark": str(error)})
             continue
+        values, remark = answers.values.loc["it"], answers.marks["remark"].get("it", NOT_KNOWN)
         metric = model.task.headline
         value = model.metrics["test"][metric]
         score = f"{METRIC_TITLES[metric]} {'not known' if np.isnan(value) else f'{value:.3f}'}"
         for label in model.task.targets:
             row = {"model": title, "label": label, "predicted": as_text(values[label])}
-            rows.append(row | {"test score": score, "verdict": verdict(model).sentence})
+            rows.append(row | {"test score": score, "verdict": verdict(model).sentence, "remark": remark})
     columns = ["model", "label", "predicted", "test score", "verdict", "remark"]
     return pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
 

@@ -1,5 +1,5 @@
-"""A trained LoL model as a folder: model.safetensors, checkpoint.json, a model card, and while it trains
-state.safetensors to go on from. No pickle.
+"""A trained LoL model as a folder: its weights, what it keeps of its training LoRAs, checkpoint.json, a model card, and
+while it trains state.safetensors to go on from. No pickle.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ import math
 import platform
 import re
 import secrets
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -32,16 +30,15 @@ from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.lora import LoRA
-from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import CheckpointError, LoLError
+from lol_core.errors import CheckpointError
 from lol_core.learning.card import model_card
 from lol_core.learning.devices import find_device
-from lol_core.learning.executor import Executor, Lost, Serial, executor, map_some
+from lol_core.learning.known import Known
 from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import Scores
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
 from lol_core.learning.storage import Storage
-from lol_core.learning.stream import ahead, at_once, parts, readable
+from lol_core.learning.stream import parts
 from lol_core.learning.tasks import Task, labels_digest, task_from_dict
 from lol_core.learning.verdict import Difference
 
@@ -51,7 +48,7 @@ RENAMED = {"dsire": "nearest_spectra", "spectral": "spectral_sizes", "w2t": "tri
 WRITTEN = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 """How a description is written: as valid JSON, with null for NaN."""
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
-_OWN_WEIGHTS = re.compile(r"model-[0-9a-f]{8}\.safetensors")
+_OWN = re.compile(r"(model|known)-[0-9a-f]{8}\.safetensors")
 """Files of a checkpoint's folder. WEIGHTS is what checkpoints written before descriptions named their weights hold."""
 
 
@@ -147,8 +144,9 @@ class Checkpoint:
     empty in older checkpoints, as are bases: the base models that the files of the split name; metrics: part → metric →
     value for "train", "validation", "test"; interval: 95 % bootstrap of the headline metric on
     the test part; controls: name → test metrics; differences: control → metric → by how much the model exceeds it on
-    the test part; history: one dict per epoch; left_out: LoRA → why it took no part; folder: where it was
-    saved to or loaded from.
+    the test part; history: one dict per epoch; left_out: LoRA → why it took no part; known: what it keeps of the LoRAs
+    it was trained on, None in older checkpoints and where they were fewer than ten; folder: where it was saved to or
+    loaded from.
     """
 
     model: LoLModel
@@ -168,6 +166,7 @@ class Checkpoint:
     left_out_modules: tuple[str, ...] = ()
     finished: bool = True
     labels: str = ""
+    known: Known | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     folder: Path | None = None
 
@@ -208,19 +207,25 @@ class Checkpoint:
             "left_out_modules": self.left_out_modules,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-        weights = folder / f"model-{secrets.token_hex(4)}.safetensors"
-        text = orjson.dumps(description | {"weights": weights.name}, option=WRITTEN)
+        drawn = secrets.token_hex(4)
+        new = {folder / f"model-{drawn}.safetensors": contiguous(self.model.state_dict())}
+        description["weights"] = f"model-{drawn}.safetensors"
+        if self.known:
+            new[folder / f"known-{drawn}.safetensors"] = self.known.tensors()
+            description["known"] = {"file": f"known-{drawn}.safetensors", "held_out": self.known.held_out}
+        text = orjson.dumps(description, option=WRITTEN)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             replaced = (folder / DESCRIPTION).is_file()
-            old = [path for path in folder.iterdir() if path != weights and _is_weights(path.name, replaced)]
+            old = [path for path in folder.iterdir() if path not in new and _is_own(path.name, replaced)]
             carded = replaced or not (folder / CARD).exists()  # a README of others stays
-            replace_file(weights, lambda new: save_file(contiguous(self.model.state_dict()), new))
+            for path, tensors in new.items():
+                replace_file(path, partial(save_file, tensors))
             if carded:
                 (folder / CARD).unlink(missing_ok=True)  # no card rather than that of other weights
-            replace_file(folder / DESCRIPTION, lambda new: new.write_bytes(text))
+            replace_file(folder / DESCRIPTION, lambda path: path.write_bytes(text))
             if carded:
-                replace_file(folder / CARD, lambda new: new.write_text(model_card(self), encoding="utf-8"))
+                replace_file(folder / CARD, lambda path: path.write_text(model_card(self), encoding="utf-8"))
             for path in old:
                 path.unlink()
             self.folder = folder.resolve()
@@ -244,7 +249,7 @@ class Checkpoint:
             model = make_model(config.model, spec, task.outputs, config.shape)
             names = ["split", "zoo", "fingerprint", "left_out", "finished", "created"]
             interval = description["interval"]
-            known = cls(
+            loaded = cls(
                 model,
                 task,
                 config,
@@ -254,13 +259,13 @@ class Checkpoint:
                 controls={name: Scores.from_dict(scores) for name, scores in description["controls"].items()},
                 left_out_modules=tuple(description["left_out_modules"]),
             )
-            known.folder = folder.resolve()
-            known.digests, known.labels = description.get("digests", {}), description.get("labels", "")
-            known.bases = tuple(description.get("bases", ()))
+            loaded.folder = folder.resolve()
+            loaded.digests, loaded.labels = description.get("digests", {}), description.get("labels", "")
+            loaded.bases = tuple(description.get("bases", ()))
             if interval:
                 low, high = (math.nan if bound is None else bound for bound in interval)
-                known.interval = low, high
-            known.differences = {
+                loaded.interval = low, high
+            loaded.differences = {
                 name: {metric: Difference(**null_is_nan(gap)) for metric, gap in gaps.items()}
                 for name, gaps in description.get("differences", {}).items()
             }
@@ -277,8 +282,10 @@ class Checkpoint:
             raise CheckpointError(
                 f"{weights}: its weights do not fit the model that {DESCRIPTION} describes. {error}"
             ) from error
+        if kept := description.get("known"):
+            loaded.known = _read_known(folder, kept)
         model.to(place).eval()
-        return known
+        return loaded
 
     @torch.no_grad()
     def outputs(self, loras: Sequence[LoRA], embed: bool = False, batch_size: int = 64) -> Tensor:
@@ -295,57 +302,6 @@ class Checkpoint:
         if not loras:
             return np.zeros((0, self.task.outputs))
         return self.task.decode(self.outputs(loras))
-
-    def predict_zoo(
-        self,
-        zoo: Source,
-        ids: Sequence[str] | None = None,
-        batch_size: int = 64,
-        *,
-        workers: int | str = 1,
-        reporter: Reporter = SILENT,
-    ) -> tuple[pd.DataFrame, dict[str, str]]:
-        """Predictions for a zoo's LoRAs, computed in batches on the model's device, and for those it cannot read the
-        reason: a missing module, another shape, a rank it does not take, a broken file.
-
-        workers: as `executor` takes them; each reads the checkpoint's folder, so that one without a folder is asked
-        here. When the reporter says to stop it ends with what it has.
-        """
-        ids = zoo.ids if ids is None else ids
-        misfits = {id: self.spec.misfits(zoo.by_id[id]) for id in ids}
-        refused = {id: " ".join(problems) for id, problems in misfits.items() if problems}
-        fitting = [id for id in ids if not misfits[id]]
-        answers: dict[str, np.ndarray | str] = {}
-        with closing(self._answers(zoo, fitting, at_once(zoo, fitting, batch_size), executor(workers))) as some:
-            for answered in some:
-                answers |= answered
-                reporter.count("Predicting: LoRA", len(answers), len(fitting))
-                if reporter.stopping:
-                    break
-        refused |= {id: answer for id, answer in answers.items() if isinstance(answer, str)}
-        rows = {id: answers[id] for id in fitting if id in answers and id not in refused}
-        return self.task.frame(np.array([*rows.values()]).reshape(-1, self.task.outputs), [*rows]), refused
-
-    def _answers(
-        self, zoo: Source, ids: Sequence[str], size: int, runner: Executor
-    ) -> Generator[dict[str, np.ndarray | str], None, None]:
-        """id → its row of predictions, or why it has none, for some LoRAs at a time."""
-        readers = [(id, zoo.reader(id)) for id in ids]
-        if isinstance(runner, Serial) or self.folder is None or len(ids) <= size:
-            for loras, refused in ahead(readable(some) for some in parts(readers, size)):
-                yield {**self._rows(loras), **refused}
-            return
-        ask = partial(_ask, self.folder, str(self.model.device), self.created)
-        for some in map_some(runner, ask, readers, size):
-            yield {id: answer.reason if isinstance(answer, Lost) else answer for id, answer in some.items()}
-
-    def _rows(self, loras: Mapping[str, LoRA]) -> dict[str, np.ndarray | str]:
-        try:
-            return dict(zip(loras, self.predict([*loras.values()]), strict=True)) if loras else {}
-        except LoLError as error:
-            if len(loras) == 1:
-                return dict.fromkeys(loras, str(error))
-            return {id: self._rows({id: lora})[id] for id, lora in loras.items()}
 
     def compare(self, zoo: Source) -> list[str]:
         """What differs between a zoo and the one the model was trained on, as sentences; empty when it is the same."""
@@ -387,20 +343,6 @@ def _model_name(base: str) -> str:
     return re.sub(r"\.(safetensors|ckpt|pt|bin)$", "", re.split(r"[/\\]", base.rstrip("/\\"))[-1].lower())
 
 
-def _ask(
-    folder: Path, device: str, created: str, readers: Sequence[tuple[str, Callable[[], LoRA]]]
-) -> dict[str, np.ndarray | str]:
-    """What the checkpoint of a folder predicts, in another process."""
-    loras, refused = readable(readers)
-    return {**_loaded(folder, device, created)._rows(loras), **refused}
-
-
-@lru_cache(maxsize=1)
-def _loaded(folder: Path, device: str, created: str) -> Checkpoint:
-    """created: tells a model from the one that was there before."""
-    return Checkpoint.load(folder, device)
-
-
 def title_of(model: str, targets: Sequence[str], seed: int) -> str:
     """What a checkpoint is called: its model, what it predicts, its seed."""
     return f"{MODELS[model].title} → {', '.join(targets[:2])}{' …' if len(targets) > 2 else ''} (seed {seed})"
@@ -436,9 +378,27 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _is_weights(name: str, replaced: bool) -> bool:
+def tensor_files(description: Mapping[str, Any]) -> list[str]:
+    """The names of the files beside a description that belong to it."""
+    known = description.get("known")
+    names = [description.get("weights", WEIGHTS), *([known["file"]] if known else [])]
+    return [Path(name).name for name in names]
+
+
+def _read_known(folder: Path, kept: Mapping[str, Any]) -> Known:
+    """kept: what the description says of it."""
+    try:
+        return Known.from_tensors(load_file(folder / Path(kept["file"]).name), kept["held_out"])
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: what the model keeps of its training LoRAs cannot be read ({error!r}). The checkpoint is"
+            " incomplete."
+        ) from error
+
+
+def _is_own(name: str, replaced: bool) -> bool:
     """Whether a file beside a description is what `save` wrote, or began to; replaced: whether one is there, which in
     older checkpoints had weights of a plain name.
     """
     name = name.removesuffix(".writing")
-    return _OWN_WEIGHTS.fullmatch(name) is not None or (replaced and name == WEIGHTS)
+    return _OWN.fullmatch(name) is not None or (replaced and name == WEIGHTS)

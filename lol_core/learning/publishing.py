@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lol_core.collections.publishing import written
 from lol_core.errors import CheckpointError
-from lol_core.learning.checkpoint import CARD, DESCRIPTION, Checkpoint, read_description
+from lol_core.learning.checkpoint import CARD, DESCRIPTION, Checkpoint, read_description, tensor_files
 
 
 def publish(checkpoint: Path, out: Path, *, licence: str) -> Path:
@@ -22,7 +22,7 @@ def publish(checkpoint: Path, out: Path, *, licence: str) -> Path:
     model = Checkpoint.load(checkpoint)
     if not model.finished:
         raise CheckpointError(f"{checkpoint}: its training was stopped before its end. Go on with --resume first.")
-    names = [DESCRIPTION, read_description(checkpoint)["weights"]]
+    names = [DESCRIPTION, *tensor_files(read_description(checkpoint))]
 
     def fill(folder: Path) -> None:
         for name in names:
@@ -38,7 +38,7 @@ def packed(checkpoint: Path) -> bytes:
     """A model as a zip, to be unpacked and opened elsewhere. Raises CheckpointError when the folder holds none, or a
     link, which could bring any file along.
     """
-    names = (DESCRIPTION, Path(read_description(checkpoint)["weights"]).name, CARD)
+    names = (DESCRIPTION, *tensor_files(read_description(checkpoint)), CARD)
     if linked := [name for name in names if (checkpoint / name).is_symlink()]:
         raise CheckpointError(f"{checkpoint}: {linked[0]} is a link, which is not followed. Put the file itself there.")
     buffer = BytesIO()

@@ -9,20 +9,23 @@ import numpy as np
 import torch
 
 from lol_core.collections.source import Source
+from lol_core.core.batch import stack
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
-from lol_core.learning.evaluation import bootstrap_interval, control_predictions, paired_differences
+from lol_core.learning.evaluation import bootstrap_interval, control_predictions, norm_features, paired_differences
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
+from lol_core.learning.known import FEWEST, Known, Seen
 from lol_core.learning.models import make_model
 from lol_core.learning.parallel import first_here, parallel
+from lol_core.learning.parts import parts_here
 from lol_core.learning.plan import Plan, plan
 from lol_core.learning.state import SavedState
-from lol_core.learning.stream import parts
+from lol_core.learning.stream import at_once, parts, readable
 from lol_core.learning.tasks import labels_digest
 
-__all__ = ["Plan", "measure", "plan", "train"]
+__all__ = ["Plan", "measure", "plan", "remember", "train"]
 
 
 def train(
@@ -112,22 +115,51 @@ def _check_kept(fit: Fit) -> None:
 
 
 def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.ndarray | None = None) -> None:
-    """Fill in metrics of all parts, the interval of the test score, the controls, and by how much the model exceeds
-    them. shuffled: what the same model fitted to shuffled labels predicts of the test part.
+    """Fill in metrics of all parts, the interval of the test score, the controls, by how much the model exceeds them,
+    and what it keeps of the LoRAs. shuffled: what the same model fitted to shuffled labels predicts of the test part.
     """
     task, split, seed, labels = checkpoint.task, checkpoint.split, checkpoint.config.seed, zoo.labels
-    predicted = {}
+    predicted, latents = {}, {}
     with torch.no_grad():
         for part, ids in split.items():
-            outputs = torch.cat([checkpoint.model(batch) for batch in factors.stream(parts(ids, 64))])
+            read = [checkpoint.model.read(batch) for batch in factors.stream(parts(ids, 64))]
+            outputs, latents[part] = (torch.cat(some) for some in zip(*read, strict=True))
             predicted[part] = task.decode(outputs)
             checkpoint.metrics[part] = task.score(labels.loc[ids], predicted[part])
     truth, ours = labels.loc[split["test"]], predicted["test"]
     known, ids = split["train"] + split["validation"], [id for part in split.values() for id in part]
-    controls = control_predictions(
-        task, labels.loc[ids], known, split["test"], features=control_features(zoo, factors, ids), seed=seed
-    ) | ({} if shuffled is None else {"shuffled labels": shuffled})
+    features = control_features(zoo, factors, ids)
+    norms = {part: torch.from_numpy(features["norms only"].loc[some].to_numpy()) for part, some in split.items()}
+    trained, *held_out = (Seen(latents[part], norms[part]) for part in ("train", "validation", "test"))
+    checkpoint.known = Known.of(trained, Seen.joined(held_out))
+    controls = control_predictions(task, labels.loc[ids], known, split["test"], features=features, seed=seed) | (
+        {} if shuffled is None else {"shuffled labels": shuffled}
+    )
     low, high = bootstrap_interval(task, truth, ours, seed=seed)
     checkpoint.interval = None if math.isnan(low) else (low, high)
     checkpoint.controls = {name: task.score(truth, values) for name, values in controls.items()}
     checkpoint.differences = paired_differences(task, truth, ours, controls, seed=seed)
+
+
+@torch.no_grad()
+def remember(checkpoint: Checkpoint, zoo: Source) -> None:
+    """Have an older checkpoint know the LoRAs that it was trained on and those held out, read from its zoo. Raises
+    TaskError when too few are there.
+    """
+    seen = []
+    parts_of = parts_here(checkpoint, zoo)
+    for wanted in ({"train"}, {"validation", "test"}):
+        ids, some = [id for id, part in parts_of.items() if part in wanted], list[Seen]()
+        for few in parts(ids, at_once(zoo, ids)):
+            loras, _ = readable((id, zoo.reader(id)) for id in few)
+            if loras:
+                batch = stack([*loras.values()], checkpoint.spec)
+                latents = checkpoint.model.embed(batch.to(checkpoint.model.device)).cpu()
+                some.append(Seen(latents, torch.from_numpy(norm_features(batch))))
+        seen.append(Seen.joined(some))
+    checkpoint.known = Known.of(*seen)
+    if checkpoint.known is None:
+        raise TaskError(
+            f"Of the LoRAs the model was trained on {len(seen[0].latent)} are in {zoo.name}; at least {FEWEST} are"
+            " needed to know what is usual."
+        )

@@ -230,6 +230,12 @@ class LoLModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         return self.head.out(self.embed(batch))
 
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` and `embed` give, (B, outputs) and (B, width), for little more than one of them."""
+        latents = self.embed(batch)
+        own = type(self).forward is not LoLModel.forward
+        return self(batch) if own else self.head.out(latents), latents
+
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
         """A checkpoint from before magnitudes were standardised reads them as it did then."""
         for name in {"magnitude_mean", "magnitude_scale"} & dict(self.named_buffers(recurse=False)).keys():
