@@ -141,10 +141,10 @@ wider = layer.with_pair(
 assert wider.rank == layer.rank + 2 and torch.allclose(wider.delta(), layer.delta())
 
 # %% [markdown]
-# 2. The scale $s = \alpha / r$ is a part of the function. Find an $R$ that moves it into $U$ alone, and one that shares it equally.
+# 2. The scale $s = \alpha / r$ is a part of the function, and may be shared equally, $(\sqrt{s}\,U, \sqrt{s}\,V)$. Find the $R$ that moves all of it into $U$, and the one that shares it again.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
-s = 4.0  # U (sI) (V)ᵀ: multiplying U by s is no R ⋆, for V stays; but from (√s U, √s V) the R = √s I leads to (s U, V)
+s = 4.0  # R = √s I leads from (√s U, √s V) to (s U, V), and R⁻¹ = I/√s leads back
 U, V = layer.U.double() * s**0.5, layer.V.double() * s**0.5
 R = torch.eye(layer.rank, dtype=torch.float64) * s**0.5
 assert torch.allclose(U @ R, layer.U.double() * s) and torch.allclose(V @ torch.linalg.inv(R).T, layer.V.double())

@@ -3,6 +3,8 @@
 #
 # The rewritings of notebook 1 form a group: all invertible $R$, written $\mathrm{GL}(r)$, acting by $R \star (U, V) = (UR, V R^{-\top})$.
 # All pairs that can be reached from one pair are its **orbit**. A LoRA is an orbit, not a pair, so a sensible model gives one answer on each.
+#
+# You draw some orbits, see what the subgroups of $\mathrm{GL}(r)$ leave alone, and follow how the score of a model falls, that keeps to a subgroup only, as test LoRAs are written ever more wildly.
 
 # %%
 import copy
@@ -170,8 +172,8 @@ found = torch.linalg.lstsq(U, U2).solution  # U R = U₂ has one solution, for t
 assert torch.allclose(found, R)
 
 # %% [markdown]
-# 3. Show that no continuous function can be invariant under scalings, keep $\|(u, v)\|$ apart, and be more than a function of $uv$. (Hint: the case
-#    $n = m = r = 1$; what happens to $(c\,u, v/c)$ as $v \to 0$?)
+# 3. Show for $n = m = r = 1$ that a continuous function that is invariant is a function of $uv$ and no more, so that all pairs with $uv = 0$ get one answer,
+#    whatever their norms. (Hint: what is the orbit of $(u, 0)$, and what lies next to it?)
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 # (c u, 0) = c ⋆ (u, 0) for every c, so f(u, 0) does not depend on u ≠ 0, and by continuity it is f(0, 0), as is f(0, v).

@@ -2,7 +2,7 @@
 # # 3 · Invariants: products, spectra, and what each forgets
 #
 # A model that must not see $R$ can read functions of $\Delta W$ only. There are many, and each keeps something and forgets something.
-# What an invariant forgets, no network on top of it can learn again.
+# What an invariant forgets, no network on top of it can learn again. You try four of them on what one can do to a LoRA, and then ask real LoRAs a question that one of the four cannot answer.
 
 # %%
 import numpy as np

@@ -71,7 +71,7 @@ o_align.style.format("{:.1e}")
 # What $\mathrm{O}(r)$ does, and permutations are in it, vanishes to rounding. A scaling or a general $R$ survives: more than half of what it moves is still there after alignment.
 #
 # ## Why not minimise over GL(r)?
-# Let $R = cI$: then $U$ can be brought to any size at all while $V$ shrinks, and the sum of the two distances has a minimum along this line. For factors of
+# Let $R = cQ$: then $U$ can be brought to any size at all while $V$ shrinks, and the sum of the two distances has a minimum along this line. For factors of
 # full rank there is one over all of $\mathrm{GL}(r)$ too, as the sum grows without bound where $R$ or $R^{-1}$ does. But the problem is not convex, and no closed form is known to us.
 
 # %%
@@ -106,7 +106,9 @@ whole = pd.DataFrame(rows).set_index("R from")
 whole.style.format("{:.1e}")
 
 # %% [markdown]
-# Now it is invariant under all of $\mathrm{GL}(r)$. The paper does not go this way, and does not say why. What speaks against it: a canonical pair is not *continuous*. Where one singular value
+# Now it is invariant under all of $\mathrm{GL}(r)$. The paper keeps to $\mathrm{O}(r)$, which it calls "significantly simpler than $\mathrm{GL}(r)$ canonicalization"; what balancing adds is one more SVD of an $r \times r$ matrix.
+#
+# What speaks against both, with balancing and without: the canonical pair is not *continuous*. Where one singular value
 # of $U^\top\mathbf{U} + V^\top\mathbf{V}$ vanishes, a small change of the LoRA throws $Q$ somewhere else. Below, the first column of $U$ and of $V$ is led round a half
 # circle to its negative, through a direction that the template does not hold. $U$ and $V$ keep their full rank all the way; half way one singular value is zero, and $Q$ jumps.
 

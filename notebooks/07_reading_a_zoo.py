@@ -69,11 +69,11 @@ zoo.labels.loc[[one, *near.index], [*ATTRIBUTES, "learning_rate", "steps"]].assi
 # %%
 right = list(picture["x"].nlargest(100).index)
 reasons = explain(zoo.labels.loc[ids], right)
-reasons.head(5)
+reasons.head(6)
 
 # %% [markdown]
-# The word in the prompts that a LoRA was trained with, here *thing*, tells this side from the rest far better than how long it was trained, or at which rate. The CLIP score, which is of
-# prompts about people, is lower on this side too.
+# The word in the prompts that a LoRA was trained with, here *thing*, tells this side from the rest far better than how long it was trained, or at which rate. The CLIP score is lower on this side too,
+# by the paper's prompts (`clip_score_original`), and by prompts about people from two seeds of the noise.
 #
 # ## What leaks
 # Now the serious question. The persons are drawn, so nobody is harmed here; with photographs it would be otherwise. Can one tell from the weights whether

@@ -1,5 +1,5 @@
 """`make notebooks`: run the scripts of `notebooks/` as notebooks and keep what they show, each Plotly figure also as a
-picture, for pages that only show.
+picture, for pages that only show; sliders and progress bars, which need a kernel, are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-PLOTLY, PICTURE = "application/vnd.plotly.v1+json", "image/png"
+PLOTLY, PICTURE, WIDGET = "application/vnd.plotly.v1+json", "image/png", "application/vnd.jupyter.widget-view+json"
 HEADER = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "jupytext": {"formats": "ipynb,py:percent"},
@@ -30,7 +30,11 @@ def write(script: Path) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         cell["outputs"] = (
-            [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+            [
+                output
+                for output in cell.get("outputs", [])
+                if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+            ]
             if cell.cell_type == "code"
             else []
         )
