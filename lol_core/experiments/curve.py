@@ -25,17 +25,18 @@ SETTING = (
     "learning rate 1e-3, inputs as they are, a head of 1 × 128, dropout 0.1, batches of 32, at most 60 epochs and 10"
     " without a better one, the one with the best validation"
 )
-"""Of `NARROW`, `WIDE` and `APART`, in words; the score's name ends them."""
+"""Of a GL-net of `one_setting`, in words; the score's name ends them."""
 
 
-def _variant(width: int, name: str = "", **options: Any) -> Variant:
+def one_setting(width: int, name: str = "", **options: Any) -> Variant:
+    """A GL-net of an equivariant width with `SETTING`. name: what its options add, in words."""
     setting = Setting(1e-3, tuple((_WIDE | {"equivariant_width": width}).items()))
     name = f"width {width}{name}"
     return Variant("gl_net", f"gl_net, {name}", f"GL-net, {name}", tuple(options.items()), setting)
 
 
-NARROW, WIDE = _variant(16), _variant(64)
-APART = _variant(64, ", size apart", apart=frozenset(Apart))
+NARROW, WIDE = one_setting(16), one_setting(64)
+APART = one_setting(64, ", size apart", apart=frozenset(Apart))
 
 
 def run(context: Context) -> Result:
