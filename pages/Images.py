@@ -4,6 +4,7 @@ same prompts and seeds.
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 from PIL import Image
 
@@ -30,6 +31,7 @@ from ui.state import checkpoints, known_base, loaded_checkpoints, painter, sessi
 
 STRIP = 9  # previews along the ranking
 MAX_ALSO = 3
+NAMED = 3  # LoRAs that a remark names
 SIDE = 256  # pixels up to which smaller images are enlarged
 FORWARD = ":material/arrow_forward:"
 source = frame("Images", loras=True)
@@ -57,7 +59,8 @@ def choose_ranking() -> Ranking | None:
     if predictor is None:
         ranking = by_label(source, label)
     else:
-        values = answers_of(source, folders[predictor]).values[label]
+        answers = answers_of(source, folders[predictor])
+        values = answers.values[label]
         if not len(values):
             st.info(f"{plain(predictor)} can read none of these LoRAs, so there is no ranking by it.", icon=FORWARD)
             return None
@@ -71,7 +74,23 @@ def choose_ranking() -> Ranking | None:
     if len(ranking.scores) < 2:
         st.info("Fewer than two LoRAs have a score here, so there is no ranking.", icon=FORWARD)
         return None
+    if predictor is not None:
+        say_which_are_guesses(ranking, answers.marks)
     return ranking
+
+
+def say_which_are_guesses(ranking: Ranking, marks: pd.DataFrame) -> None:
+    """Of the LoRAs that a model ranks those unlike its training's, the ends of the ranking first."""
+    strange = marks.index[marks["outside"].astype(bool)]
+    places = {id: place for place, id in enumerate(ranking.scores.index, 1) if id in strange}
+    ends = sorted(places.items(), key=lambda item: min(item[1], len(ranking.scores) - item[1]))
+    if ends:
+        first = ", ".join(f"{plain(source.names[id])} (#{place})" for id, place in ends[:NAMED])
+        more = " and others" if len(ends) > NAMED else ""
+        st.caption(
+            f"{len(ends):,} of {len(ranking.scores):,} are unlike the LoRAs that the model was trained on, so their"
+            f" places are guesses: {first}{more}. *Predictions* marks them all as *outside*."
+        )
 
 
 ranking = choose_ranking()

@@ -25,6 +25,7 @@ from lol_core.finetuning.recipes import CELEBA, Run
 from lol_core.insight.editing import Method
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.editor import EditorConfig, train_editor
+from lol_core.learning.known import FEWEST, Known, Seen
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 from tests.builders import random_lora, write_peft
@@ -142,6 +143,20 @@ def test_a_model_ranks_the_loras_it_was_not_trained_on(few_loras: Path) -> None:
     text = text_of(test)
     assert not test.exception and "predicted" in text and "measured" in text
     assert test.slider(key="images.place").max == len(checkpoint.split["test"])
+    assert "are unlike the LoRAs" not in text
+
+
+def test_places_of_loras_unlike_the_training_are_called_guesses(few_loras: Path) -> None:
+    zoo = Zoo.open(few_loras)
+    config = TrainingConfig(model="gl_net", model_config=ModelConfig(width=8), epochs=2)
+    checkpoint = train(zoo, plan(zoo, ["clip_score"], config), config, runs_folder(zoo) / "one")
+    few = Seen(torch.zeros(FEWEST, 8), torch.zeros(FEWEST, len(checkpoint.spec.modules)))
+    checkpoint.known = Known.of(few, few)
+    checkpoint.save(runs_folder(zoo) / "one")
+    test, count = opened("Images", few_loras), len(checkpoint.split["test"])
+    assert (
+        not test.exception and f"{count} of {count} are unlike the LoRAs" in text_of(test) and "(#1)" in text_of(test)
+    )
 
 
 def test_stop_leaves_what_is_drawn_and_draw_goes_on(few_loras: Path) -> None:
