@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +20,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter
 from lol_core.errors import LoLError
 from lol_core.insight.surveys import Surveys
+from lol_core.learning.cluster import Ray
 from lol_core.learning.executor import Lost, executor
 from tests.builders import write_zoo
 from tests.waiting import until
@@ -34,13 +38,15 @@ R = TypeVar("R")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes with one processor each; this process belongs to the first."""
+    """Two nodes with one processor each, which do not know this program; this process belongs to the first."""
     import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
-    for node in ({"num_cpus": 1, "include_dashboard": False}, {"num_cpus": 1}):
-        until(partial(started, cluster, node), "a node starts")
+    with pytest.MonkeyPatch.context() as patches:
+        patches.delenv("PYTHONPATH", raising=False)
+        for node in ({"num_cpus": 1, "include_dashboard": False}, {"num_cpus": 1}):
+            until(partial(started, cluster, node), "a node starts")
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster
     ray.shutdown()
@@ -101,6 +107,30 @@ def fails(item: int) -> int:
 def test_what_a_function_raises_on_a_node_is_raised_here(cluster: Any) -> None:
     with pytest.raises(LoLError, match="No 7"):
         list(executor("ray").map(fails, [7]))
+
+
+def test_this_program_and_its_settings_are_sent_along(cluster: Any, tmp_path: Path) -> None:
+    ask = """import os
+from lol_core.learning.executor import executor
+print(list(executor("ray").map(os.getenv, ["LOL_MODELS"])))"""
+    here = {"PYTHONPATH": str(Path(__file__).parent.parent), "RAY_ADDRESS": cluster.address, "LOL_MODELS": "rows.py"}
+    told = subprocess.run(
+        [sys.executable, "-c", ask], cwd=tmp_path, env=os.environ | here, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == "[('LOL_MODELS', 'rows.py')]", told.stderr
+
+
+def test_a_machine_with_another_version_says_so(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lol_core.learning.cluster._release", lambda: "another")
+    with pytest.raises(LoLError, match="Another version of this program lies in"):
+        list(executor("ray").map(fails, [7]))
+
+
+def test_what_no_machine_has_room_for_is_said(cluster: Any) -> None:
+    with pytest.raises(LoLError, match="No machine of the cluster has 9 processors, which"):
+        list(Ray(threads=9).map(fails, [7]))
+    with pytest.raises(LoLError, match="has 1 processor and a GPU, which"):
+        list(Ray(gpus=1).map(fails, [7]))
 
 
 def test_an_index_made_on_the_cluster_is_that_made_here(

@@ -164,6 +164,16 @@ def test_what_was_read_is_kept_and_reading_can_be_stopped(folder: Path) -> None:
     assert not seen, "nothing is read twice"
 
 
+def test_a_file_that_was_out_of_reach_is_read_when_it_is_back(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 2)
+    zoo = Zoo.open(tmp_path / "zoo")
+    (tmp_path / "zoo").rename(tmp_path / "away")
+    gone = Surveys(zoo).complete()
+    assert all("No such file" in (survey.problem or "") for survey in gone.values())
+    (tmp_path / "away").rename(tmp_path / "zoo")
+    assert all(survey.problem is None for survey in Surveys(zoo).complete().values())
+
+
 def test_surveys_of_an_earlier_kind_leave(folder: Path) -> None:
     surveys = Surveys(Zoo.open(folder))
     surveys.complete()

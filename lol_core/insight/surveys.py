@@ -91,7 +91,7 @@ class Surveys:
             readers = [(id, self.zoo.reader(id)) for id in missing]
             for chunk in map_some(runner, _survey_all, readers, 1 if isinstance(runner, Serial) else CHUNK):
                 for id, result in chunk.items():
-                    if isinstance(result, Lost):  # not kept: a larger machine may read it
+                    if isinstance(result, Lost):  # not kept: a larger machine may read it, or the file be back
                         surveys[id] = _unread(result.reason)
                         continue
                     surveys[id] = result
@@ -116,15 +116,22 @@ def _keep(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     rows.clear()
 
 
-def _survey_all(readers: Sequence[tuple[str, Callable[[], LoRA]]]) -> dict[str, Survey]:
-    """id → survey; what cannot be read gets its reason in place of numbers."""
-    surveys = {}
+def _survey_all(readers: Sequence[tuple[str, Callable[[], LoRA]]]) -> dict[str, Survey | Lost]:
+    """id → survey; what cannot be read gets its reason in place of numbers, as lost where that says nothing of the
+    file's content.
+    """
+    surveys: dict[str, Survey | Lost] = {}
     for id, reader in readers:
         try:
             surveys[id] = survey(reader())
         except LoRAFormatError as error:
-            surveys[id] = _unread(str(error))
+            surveys[id] = Lost(str(error)) if _out_of_reach(error) else _unread(str(error))
     return surveys
+
+
+def _out_of_reach(error: BaseException | None) -> bool:
+    """Whether the file system refused, not the file: it is gone, or on a drive or machine that is not there."""
+    return error is not None and (isinstance(error, OSError) or _out_of_reach(error.__cause__))
 
 
 def _unread(reason: str) -> Survey:

@@ -33,7 +33,9 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class Lost:
-    """In the place of a result: every worker that took the item died over it. reason: a sentence."""
+    """In the place of a result: every worker that took the item died over it, or a later run may have more luck with
+    it. reason: a sentence.
+    """
 
     reason: str
 
