@@ -153,7 +153,7 @@ def test_places_of_loras_unlike_the_training_are_called_guesses(few_loras: Path)
     few = Seen(torch.zeros(FEWEST, 8), torch.zeros(FEWEST, len(checkpoint.spec.modules)))
     checkpoint.known = Known.of(few, few)
     checkpoint.save(runs_folder(zoo) / "one")
-    test, count = opened("Images", few_loras), len(checkpoint.split["test"])
+    test, count = drawn(opened("Images", few_loras)), len(checkpoint.split["test"])
     assert (
         not test.exception and f"{count} of {count} are unlike the LoRAs" in text_of(test) and "(#1)" in text_of(test)
     )
