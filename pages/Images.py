@@ -88,8 +88,8 @@ def say_which_are_guesses(ranking: Ranking, marks: pd.DataFrame) -> None:
         first = ", ".join(f"{plain(source.names[id])} (#{place})" for id, place in ends[:NAMED])
         more = " and others" if len(ends) > NAMED else ""
         st.caption(
-            f"{len(ends):,} of {len(ranking.scores):,} are unlike the LoRAs that the model was trained on, so their"
-            f" places are guesses: {first}{more}. *Predictions* marks them all as *outside*."
+            f"Unlike the LoRAs that the model was trained on, so that the place is a guess: {len(ends):,} of"
+            f" {len(ranking.scores):,}, {first}{more}. *Predictions* marks them as *outside*."
         )
 
 

@@ -143,7 +143,7 @@ def test_a_model_ranks_the_loras_it_was_not_trained_on(few_loras: Path) -> None:
     text = text_of(test)
     assert not test.exception and "predicted" in text and "measured" in text
     assert test.slider(key="images.place").max == len(checkpoint.split["test"])
-    assert "are unlike the LoRAs" not in text
+    assert "the place is a guess" not in text
 
 
 def test_places_of_loras_unlike_the_training_are_called_guesses(few_loras: Path) -> None:
@@ -155,7 +155,7 @@ def test_places_of_loras_unlike_the_training_are_called_guesses(few_loras: Path)
     checkpoint.save(runs_folder(zoo) / "one")
     test, count = drawn(opened("Images", few_loras)), len(checkpoint.split["test"])
     assert (
-        not test.exception and f"{count} of {count} are unlike the LoRAs" in text_of(test) and "(#1)" in text_of(test)
+        not test.exception and f"the place is a guess: {count} of {count}" in text_of(test) and "(#1)" in text_of(test)
     )
 
 
