@@ -11,7 +11,7 @@ IMAGES := --base sample_loras/small-diffusion --scorer sample_loras/small-clip -
 
 comma := ,
 
-.PHONY: app test pythons bench test-gpu check format notebooks lab wheel image space docs screenshots zoo base faces emojinette models clean
+.PHONY: app test pythons bench test-gpu check format notebooks lab wheel image space docs screenshots zoo base judge faces emojinette models clean
 
 app: .venv/app
 	$(BIN)/streamlit run app.py --server.port=$(PORT)

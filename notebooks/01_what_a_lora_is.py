@@ -5,7 +5,7 @@
 # $\Delta W = U V^\top$ with $U \in \mathbb{R}^{n \times r}$ and $V \in \mathbb{R}^{m \times r}$, and stores the two thin factors.
 #
 # In this notebook you open a LoRA that was really trained, see that endlessly many pairs $(U, V)$ are the same LoRA, and see what that
-# does to a network that reads the factors as they stand. It takes half a minute.
+# does to a network that reads the factors as they stand. All cells run in half a minute.
 
 # %%
 import tempfile
