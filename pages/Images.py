@@ -55,11 +55,13 @@ def choose_ranking() -> Ranking | None:
         page_link("pages/Train.py", f"Train GL-net to predict {label}", ":material/model_training:", targets=label)
     look_at_link("rank_by", "ranking by", offered)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
+    answers = None
     label, predictor = offered[left.selectbox("Rank by", list(offered), key=key("rank_by"), bind="query-params")]
     if predictor is None:
         ranking = by_label(source, label)
     else:
-        answers = answers_of(source, folders[predictor])
+        if (answers := answers_of(source, folders[predictor])) is None:
+            st.stop()
         values = answers.values[label]
         if not len(values):
             st.info(f"{plain(predictor)} can read none of these LoRAs, so there is no ranking by it.", icon=FORWARD)
@@ -74,7 +76,7 @@ def choose_ranking() -> Ranking | None:
     if len(ranking.scores) < 2:
         st.info("Fewer than two LoRAs have a score here, so there is no ranking.", icon=FORWARD)
         return None
-    if predictor is not None:
+    if answers is not None:
         say_which_are_guesses(ranking, answers.marks)
     return ranking
 

@@ -48,7 +48,8 @@ title = st.selectbox("Model", list(folders), key=key("model"), bind="query-param
 model, folder = load_or_stop(folders[title]), folders[title]
 for note in model.compare(source):
     st.warning(note)
-answers = answers_of(source, folder)
+if (answers := answers_of(source, folder)) is None:
+    st.stop()
 values = answers.values
 need(len(values), "This model can read none of these LoRAs: they belong to another base model or hold other modules.")
 offer(source, f"predictions of {title}", values.add_prefix("predicted "))
@@ -108,7 +109,11 @@ def show_disagreement() -> None:
         text = f"Train a second model, or a second seed, on {target} to see where they disagree."
         st.info(text, icon=":material/arrow_forward:")
     else:
-        each = {other: answers_of(source, folders[other]).values[target] for other in titles}
+        each = {}
+        for other in titles:
+            if (said := answers_of(source, folders[other])) is None:
+                return
+            each[other] = said.values[target]
         table, correlation = apart(each, source, target)
         show(table.head(50), "apart")
         st.caption(f"Correlation of the first two: {correlation:.3f}.")

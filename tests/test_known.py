@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
+from lol_core.collections.store import Store
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
+from lol_core.core.progress import Reporter
 from lol_core.errors import CheckpointError, TaskError
 from lol_core.formats.writing import write
 from lol_core.learning import known as known_of
@@ -96,6 +99,31 @@ def test_an_older_checkpoint_knows_nothing_until_it_reads_its_training_loras(
     old.split = {part: ids[:4] for part, ids in old.split.items()}
     with pytest.raises(TaskError, match="4 are in .*; at least 10"):
         remember(old, zoo)
+
+
+def test_a_store_keeps_what_was_said_and_a_stop_loses_nothing(
+    fitted: tuple[Zoo, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, model = fitted
+    store, asked, read = Store(tmp_path / "store"), list[str](), Zoo.reader
+
+    def reader(source: Zoo, id: str) -> Callable[[], LoRA]:
+        asked.append(id)
+        return read(source, id)
+
+    monkeypatch.setattr(Zoo, "reader", reader)
+    whole = Answers.of(model, zoo)
+    stopped = Answers.of(model, zoo, batch_size=16, reporter=Reporter(stop=lambda: True), store=store)
+    assert len(stopped.values) == 16
+    asked.clear()
+    for left in (zoo.ids[16:], []):
+        answers = Answers.of(model, zoo, store=store)
+        pd.testing.assert_frame_equal(answers.values, whole.values)
+        pd.testing.assert_frame_equal(answers.marks, whole.marks)
+        assert asked == left
+        asked.clear()
+    other = dataclasses.replace(model, known=None)
+    assert Answers.of(other, zoo, store=store).marks.empty and asked == zoo.ids, "its answers are others"
 
 
 def test_predict_marks_what_is_unlike_the_training_wherever_it_lies(

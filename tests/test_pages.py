@@ -29,6 +29,7 @@ from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
 from tests.waiting import PATIENCE
 from ui import home as home_page
+from ui import predicting
 from ui.frame import PAGES as LINKS
 from ui.state import runs_folder
 
@@ -44,6 +45,7 @@ def opened(page: str, folder: Path | str | None, **params: str) -> AppTest:
         test.query_params["collection"] = str(folder)
     for name, value in params.items():
         test.query_params[name if name == "selected" else f"{page.lower()}.{name}"] = value
+    predicting.SOON = PATIENCE  # for what a model says a page waits to the end, on machines of any speed
     test.run()
     while (job := test.session_state["session"].opening) is not None:
         job.wait(PATIENCE)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
+from lol_core.core.progress import Reporter
 from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import ModelConfig
@@ -21,6 +24,7 @@ from lol_core.learning.training import plan, train
 from tests.builders import write_peft, write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of, trained
 from tests.waiting import until
+from ui import predicting
 from ui.state import runs_folder
 
 
@@ -258,6 +262,33 @@ def test_a_model_of_another_collection_is_offered_and_used_here(tmp_path: Path) 
     assert any("can be chosen on the pages" in message.value for message in test.success)
     test.switch_page("pages/Predictions.py").run()
     assert not test.exception and "MLP + SVD → size (seed 0)" in str(test.selectbox)
+
+
+def test_a_model_that_takes_long_is_asked_beside_the_page(
+    synthetic_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(synthetic_folder, "svd")
+    test, go_on, real = opened("Home", synthetic_folder), threading.Event(), Answers.of
+
+    def slow(*arguments: Any, reporter: Reporter, **options: Any) -> Answers:
+        reporter.count("Predicting: LoRA", 6, 60)
+        until(lambda: go_on.is_set() or reporter.stopping, "the test")
+        return real(*arguments, reporter=reporter, **options)
+
+    monkeypatch.setattr(Answers, "of", slow)
+    monkeypatch.setattr(predicting, "SOON", 0.0)
+    test.switch_page(PAGES["Predictions"]).run()
+    assert not test.exception and "Every LoRA" not in text_of(test)
+    next(button for button in test.button if button.label == "Stop").click().run()
+    (job,) = test.session_state["session"].answers.values()
+    until(lambda: not job.running, "the stop")
+    test.run()
+    assert "Stopped." in text_of(test)
+    go_on.set()
+    next(button for button in test.button if button.label == "Predict").click().run()
+    (job,) = test.session_state["session"].answers.values()
+    until(lambda: not job.running, "the answers")
+    assert "Every LoRA" in text_of(test.run()) and not test.exception
 
 
 def test_loras_unlike_those_of_a_training_elsewhere_are_marked(tmp_path: Path) -> None:

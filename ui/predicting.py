@@ -1,4 +1,4 @@
-"""What the models offered for a collection say of it, computed once."""
+"""What the models offered for a collection say of it: asked beside the page once, and kept."""
 
 from __future__ import annotations
 
@@ -8,14 +8,35 @@ import streamlit as st
 
 from lol_core.collections.source import Source
 from lol_core.learning.answers import Answers
-from ui.state import load_checkpoint
+from ui import work
+from ui.keys import key
+from ui.progress import follow
+from ui.state import load_checkpoint, session
+
+KEPT = 16
+"""Models whose answers a session keeps."""
+SOON = 2.0
+"""Seconds for which a page waits before it shows how far a model is."""
 
 
-@st.cache_data(max_entries=16, show_spinner="Predicting every LoRA …")
-def _answers(folder: Path, created: str, fingerprint: str, _source: Source) -> Answers:
-    return Answers.of(load_checkpoint(folder), _source)
-
-
-def answers_of(source: Source, folder: Path) -> Answers:
-    """What a checkpoint says of every LoRA."""
-    return _answers(folder, load_checkpoint(folder).created, source.fingerprint, source)
+def answers_of(source: Source, folder: Path) -> Answers | None:
+    """What a checkpoint says of every LoRA; None, with the progress in its place, as long as that is not known. One
+    model is asked at a time, the one that was wanted last.
+    """
+    model, asked = load_checkpoint(folder), session().answers
+    place = str(folder), model.created, source.fingerprint
+    if place not in asked:
+        for other in [other for other, job in asked.items() if job.running]:
+            asked.pop(other).stop()
+        for oldest in [*asked][: 1 - KEPT]:
+            del asked[oldest]
+        asked[place] = work.predict(source, folder, model)
+        with st.spinner("Predicting every LoRA …"):
+            asked[place].wait(SOON)
+    job = asked[place]
+    if job.result is None:
+        follow(job, f"stop_predicting_{folder.name}")
+        if not job.running and st.button("Predict", icon=":material/play_arrow:", key=key(f"predict_{folder.name}")):
+            del asked[place]
+            st.rerun()
+    return job.result

@@ -25,6 +25,7 @@ from lol_core.insight.maps import Map, MapSettings
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint, read_description, title_of
 from lol_core.learning.editor import Editor
 from lol_core.learning.members import Members
@@ -47,11 +48,12 @@ class Session:
     """What one visitor has open. folder: of what the visitor makes, where the app is served; opened: by (address,
     labels file); extra_checkpoints: folders opened by path; same: LoRAs that are the same function, by fingerprint;
     examined: how many weights had been read, and what the look at every header gave, by fingerprint; maps: pictures
-    drawn so far; selections, isolated, computed: see ui/selection.py, by collection; linked: what `ui.choice` last
-    wrote into the URL, by key; edits: by fingerprint and id of the LoRA, see `edits_of`, each of what the one before it
-    gave; members: what directions are made of, by fingerprint and model; editors: networks that edit, by when their
-    model was made; picture: the format in which figures are saved; page: the present one; url: what stands in the URL
-    on every page, empty for what opens first, the labels file in the folder, and no guided visit.
+    drawn so far; answers: what models say, see ui/predicting.py; selections, isolated, computed: see ui/selection.py,
+    by collection; linked: what `ui.choice` last wrote into the URL, by key; edits: by fingerprint and id of the LoRA,
+    see `edits_of`, each of what the one before it gave; members: what directions are made of, by fingerprint and model;
+    editors: networks that edit, by when their model was made; picture: the format in which figures are saved; page: the
+    present one; url: what stands in the URL on every page, empty for what opens first, the labels file in the folder,
+    and no guided visit.
     """
 
     folder: Path | None = field(default_factory=lambda: access().visitor_folder())
@@ -75,6 +77,7 @@ class Session:
     drawing_edit: Job[None, None] | None = None
     opening: Job[tuple[str, str], Source] | None = None
     maps: dict[MapSettings, Map] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str], Job[Path, Answers | None]] = field(default_factory=dict)
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: bool = False
     computed: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)

@@ -17,6 +17,7 @@ import torch
 from lol_core.collections.offered import offered
 from lol_core.collections.samples import get
 from lol_core.collections.source import Source
+from lol_core.collections.store import Store
 from lol_core.collections.waiting import stopped_by
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import Progress, Reporter
@@ -35,6 +36,7 @@ from lol_core.insight.merging import Method as MergeMethod
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
+from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
 from lol_core.learning.editor import Editor, train_editor
@@ -206,6 +208,16 @@ def read_weights(source: Source, n_read: int) -> Job[str, pd.DataFrame | None]:
 
     _READING[place] = job = Job(work, source.fingerprint, takes_turns=False).start()
     return job
+
+
+def predict(source: Source, folder: Path, checkpoint: Checkpoint) -> Job[Path, Answers | None]:
+    """Asks a model about every LoRA of a collection. Stopped, it keeps the answers so far and goes on from them."""
+
+    def work(reporter: Reporter) -> Answers | None:
+        answers = Answers.of(checkpoint, source, reporter=reporter, store=Store())
+        return None if reporter.stopping else answers
+
+    return Job(work, folder, takes_turns=False).start()
 
 
 def examine(source: Source, surveys: Mapping[str, Survey]) -> Job[tuple[str, int], Examination | None]:

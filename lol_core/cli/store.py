@@ -19,6 +19,7 @@ class Kind(StrEnum):
 
     FACTORS = "factors"
     LATENTS = "latents"
+    ANSWERS = "answers"
     MAPS = "maps"
 
 

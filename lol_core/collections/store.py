@@ -1,4 +1,4 @@
-"""What is computed from LoRAs and kept for the next time: packed factors, latent vectors, maps.
+"""What is computed from LoRAs and kept for the next time: packed factors, latent vectors, predictions, maps.
 
 A folder of files with an index in SQLite. An item is either arrays, written whole, or records of one size that are
 added as they come (see `records`). Any number of processes may use a store at once. When it outgrows its limit, what
@@ -44,6 +44,7 @@ class Kept(StrEnum):
 
     FACTORS = "factors"
     LATENTS = "latents"
+    ANSWERS = "answers"
     MAPS = "maps"
 
 

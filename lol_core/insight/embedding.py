@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lol_core.collections.entry import Entry
+from lol_core.collections.kept_rows import KeptRows
 from lol_core.collections.source import Source
-from lol_core.collections.store import Store
+from lol_core.collections.store import Kept, Store
 from lol_core.core.batch import Batch, WeightSpec, shared_spec, stack
 from lol_core.core.geometry import spectrum
 from lol_core.core.header import ByIdentity, ModuleHeader
@@ -24,7 +25,6 @@ from lol_core.core.lora import LoRA
 from lol_core.core.naming import common_names
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, TaskError
-from lol_core.insight.latents import Latents
 from lol_core.insight.survey import SKETCH
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint
@@ -248,11 +248,12 @@ def space_of(
         sketches = [surveys[id].sketch for id in kept]
         space = Space(SKETCHED, tuple(kept), np.stack(sketches) / np.sqrt(float(SKETCH))) if kept else None
     elif checkpoint is not None and kind == "latent":
-        latents = Latents(zoo, checkpoint, store)
+        latents = KeptRows(zoo, store, Kept.LATENTS, checkpoint.identity() if store else "", dtype=torch.float32)
         missing = latents.find(ids)
-        latents.add(missing, _blocks(zoo, missing, reporter))
-        kept = [id for id in ids if id in latents.vectors]
-        vectors = [latents.vectors[id] for id in kept]
+        for names, loras in _blocks(zoo, missing, reporter):
+            latents.add(names, checkpoint.outputs(loras, embed=True).cpu(), ids=missing)
+        kept = [id for id in ids if id in latents.rows]
+        vectors = [latents.rows[id] for id in kept]
         space = Space(f"latent of {checkpoint.title}", tuple(kept), np.stack(vectors)) if kept else None
     else:
         kept = []

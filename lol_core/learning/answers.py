@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lol_core.collections.kept_rows import KeptRows
 from lol_core.collections.source import Source
+from lol_core.collections.store import Kept, Store
 from lol_core.core.batch import stack
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
@@ -49,26 +52,30 @@ class Answers:
         *,
         workers: int | str = 1,
         reporter: Reporter = SILENT,
+        store: Store | None = None,
     ) -> Self:
         """Computed in batches on the model's device. workers: as `executor` takes them; each reads the checkpoint's
         folder, so that one without a folder is asked here. When the reporter says to stop it ends with what it has.
+        store: where answers are taken from, by content, and kept as they come.
         """
         ids = zoo.ids if ids is None else ids
         misfits = {id: checkpoint.spec.misfits(zoo.by_id[id]) for id in ids}
         refused = {id: " ".join(problems) for id, problems in misfits.items() if problems}
         fitting = [id for id in ids if not misfits[id]]
-        answers: dict[str, np.ndarray | str] = {}
-        size, readers = at_once(zoo, fitting, batch_size), [(id, zoo.reader(id)) for id in fitting]
+        kept = KeptRows(zoo, store, Kept.ANSWERS, _key(checkpoint) if store else "", dtype=torch.float64)
+        missing = kept.find(fitting)
+        size, readers, done = at_once(zoo, missing, batch_size), [(id, zoo.reader(id)) for id in missing], 0
         with closing(_blocks(checkpoint, readers, size, executor(workers))) as some:
             for answered in some:
-                answers |= answered
-                reporter.count("Predicting: LoRA", len(answers), len(fitting))
+                rows = {id: answer for id, answer in answered.items() if isinstance(answer, np.ndarray)}
+                if rows:
+                    kept.add([*rows], torch.from_numpy(np.stack([*rows.values()])), ids=missing)
+                refused |= {id: answer for id, answer in answered.items() if isinstance(answer, str)}
+                done += len(answered)
+                reporter.count("Predicting: LoRA", done, len(missing))
                 if reporter.stopping:
                     break
-        refused |= {id: answer for id, answer in answers.items() if isinstance(answer, str)}
-        return cls._of_rows(
-            checkpoint, {id: answers[id] for id in fitting if id in answers and id not in refused}, refused
-        )
+        return cls._of_rows(checkpoint, {id: kept.rows[id] for id in fitting if id in kept.rows}, refused)
 
     @classmethod
     def of_lora(cls, checkpoint: Checkpoint, lora: LoRA, name: str) -> Self:
@@ -76,7 +83,7 @@ class Answers:
         return cls._of_rows(checkpoint, {name: _read(checkpoint, [lora])[0]}, {})
 
     @classmethod
-    def _of_rows(cls, checkpoint: Checkpoint, rows: Mapping[str, np.ndarray | str], refused: dict[str, str]) -> Self:
+    def _of_rows(cls, checkpoint: Checkpoint, rows: Mapping[str, np.ndarray], refused: dict[str, str]) -> Self:
         known, outputs = checkpoint.known, checkpoint.task.outputs
         table = np.array([*rows.values()]).reshape(len(rows), outputs + 2 * (known is not None))
         marks = known.marks(table[:, outputs:], [*rows]) if known else pd.DataFrame({"outside": [], "remark": []})
@@ -94,6 +101,14 @@ def _read(checkpoint: Checkpoint, loras: Sequence[LoRA]) -> np.ndarray:
         return rows
     seen = Seen(latents.cpu(), torch.from_numpy(norm_features(batch)))
     return np.concatenate([rows, checkpoint.known.shares(seen)], 1)
+
+
+def _key(checkpoint: Checkpoint) -> str:
+    """What answers depend on, but for the LoRA."""
+    digest = hashlib.sha256(f"{checkpoint.identity()} {checkpoint.task.to_dict()}".encode())
+    for tensor in checkpoint.known.tensors().values() if checkpoint.known else ():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _blocks(

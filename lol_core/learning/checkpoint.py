@@ -4,6 +4,8 @@ while it trains state.safetensors to go on from. No pickle.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import math
 import platform
@@ -177,6 +179,16 @@ class Checkpoint:
     @property
     def title(self) -> str:
         return title_of(self.config.model, self.task.targets, self.config.seed)
+
+    def identity(self) -> str:
+        """Of the model as a function: its code, its configuration, every weight and buffer."""
+        kind = type(self.model)
+        digest = hashlib.sha256(repr((kind.__name__, self.model.config, self.spec)).encode())
+        digest.update(Path(inspect.getfile(kind)).read_bytes())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the folder, whole or not at all: weights under a name of their own come first, and a checkpoint.json
