@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import plotly.io as pio
@@ -37,11 +39,18 @@ def kept_dtype() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
+def words(outputs: list[dict[str, Any]]) -> set[str]:
+    """What a cell prints and its tables say, without numbers, which no two machines round alike."""
+    texts = ["".join(output.get("text") or output.get("data", {}).get("text/html", "")) for output in outputs]
+    shown = re.sub(r"<style.*?</style>|<[^>]+>", " ", "\n".join(texts), flags=re.DOTALL)
+    return set(re.findall(r"[^\W\d_]{3,}", shown))
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a shell of IPython in this process, which has long imported what a kernel of its own would import anew; what
-    each cell shows is made in every form that a page of Jupyter could ask for.
+    each cell shows is made in every form that a page of Jupyter could ask for, and still says what was committed.
     """
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
@@ -54,7 +63,12 @@ def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with patch.dict(os.environ), kept_dtype():
         for cell in json.loads(path.read_text())["cells"]:
             if cell["cell_type"] == "code":
-                shell.run_cell("".join(cell["source"])).raise_error()
+                with redirect_stdout(io.StringIO()) as said:
+                    ended = shell.run_cell("".join(cell["source"]))
+                    ended.raise_error()
+                    shown, _ = shell.display_formatter.format(ended.result)
+                missing = words(cell["outputs"]) - words([{"text": said.getvalue()}, {"data": shown}])
+                assert not missing, f"{path.name} no longer shows what was committed: `make notebooks`"
 
 
 @pytest.mark.parametrize("rank", [1, 3])
