@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import streamlit as st
 
+from lol_core.collections.names import counted
 from lol_core.collections.samples import samples_folder
 from lol_core.experiments import NAMES, OF_PAPER
 from lol_core.experiments.result import PAPER, command
 from ui import work
-from ui.frame import counted, frame_or_nothing, need
+from ui.frame import frame_or_nothing, need
 from ui.jobs import running
 from ui.keys import key
 from ui.progress import follow

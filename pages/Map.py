@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from lol_core.collections.names import counted
 from lol_core.insight import plots
 from lol_core.insight.embedding import LANDMARKS, Kind
 from lol_core.insight.explanation import explain
@@ -11,7 +12,7 @@ from lol_core.insight.maps import MapSettings, colourings, regions
 from lol_core.insight.picture import Method
 from ui.choice import PREFERRED, choose_lora, look_at_link
 from ui.figures import figure, take
-from ui.frame import counted, frame, need
+from ui.frame import frame, need
 from ui.keys import key
 from ui.maps import choose_family, cluster_names, drawn
 from ui.numbers import outside, refuse
@@ -66,7 +67,7 @@ a, b, c, d = st.columns([4, 2.5, 2, 4])
 settings = choose_settings()
 map_, flat = drawn(source, settings), settings.dimensions == 2
 space, picture, clusters = map_.space, map_.picture, map_.clusters
-offer(source, "map", picture.add_prefix("map "))
+offer(source, "map", picture.set_axis(settings.axes, axis=1).add_prefix("map "))
 seen = visible(source)
 shown = picture if len(seen) == len(source) else picture.loc[[id for id in seen if id in picture.index]]
 colours, others = colourings(source, clusters), computed(source, but="map")
@@ -107,14 +108,14 @@ if many and not (density or named or to_save):
         " selection and Alt takes from it. Density, names of clusters and figures to save are drawn by Plotly, which"
         " takes longer."
     )
-    take(lambda: map_.table(source, list(shown.index)), "map", file)
+    take(lambda: map_.table(source, list(shown.index), settings.axes), "map", file)
 else:
     over = regions(clusters, cluster_names(settings, source.fingerprint, clusters, source)) if named else {}
     figure(
         plots.collection_map(shown, source.names, colouring, chosen, density=density, regions=over),
         "map",
         alt,
-        map_.table(source, list(shown.index)),
+        map_.table(source, list(shown.index), settings.axes),
         file=file,
         on_select=lambda: marked(source, "map"),
         selection_mode=("points", "box", "lasso"),

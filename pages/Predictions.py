@@ -7,6 +7,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from lol_core.collections.names import counted
 from lol_core.insight import plots
 from lol_core.insight.predictions import NOT_KNOWN, Predictions, apart, opinions, rivals
 from lol_core.insight.scores import parts_table
@@ -17,7 +18,7 @@ from lol_core.learning.parts import parts_here
 from ui.choice import look_at_link
 from ui.dropped import dropped_loras
 from ui.figures import figure
-from ui.frame import counted, frame, need, page_link
+from ui.frame import frame, need, page_link
 from ui.keys import key
 from ui.plain import plain
 from ui.points import walk_points

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from lol_core.collections.names import counted
 from lol_core.insight.duplicates import SAME
 from lol_core.insight.overview import overview
 from ui.columns import columns_of
-from ui.frame import counted, frame, need
+from ui.frame import frame, need
 from ui.keys import key
 from ui.listing import PAGE, ordered, passing, table_of
 from ui.offered import offer
@@ -122,7 +123,8 @@ def listing() -> None:
     left, right = st.columns([1, 3])
     with left:
         runs = None if examination is None else examination.runs
-        download(lambda: overview(source, surveys, shown, runs), source.name)
+        text = f"Download all {len(shown):,} as CSV"  # its toolbar has those of this page
+        download(lambda: overview(source, surveys, shown, runs), source.name, label=text)
     with right, st.container(horizontal=True):
         if st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", key=key("select_shown")):
             chosen = shown

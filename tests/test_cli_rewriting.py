@@ -383,6 +383,8 @@ def test_a_folder_of_one_lora_is_said_to_have_no_neighbours(tmp_path: Path) -> N
     write(random_lora(), tmp_path / "one", "PEFT")
     result = CliRunner().invoke(app, ["nearest", str(tmp_path / "one"), "one"])
     assert result.exit_code == 1 and "Name the collection that it lies in" in result.stderr
+    result = CliRunner().invoke(app, ["nearest", str(tmp_path / "one"), "another"])
+    assert result.exit_code == 1 and "another: no such LoRA" in result.stderr
 
 
 def test_a_folder_that_holds_more_than_a_lora_is_never_replaced(tmp_path: Path) -> None:

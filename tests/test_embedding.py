@@ -175,7 +175,7 @@ def test_a_map_by_sketches_reads_nothing_again_and_estimates_distances(
     zoo = Zoo.open(tmp_path)
     exact = space_of(zoo, zoo.ids, "updates")
     Surveys(zoo).complete()
-    monkeypatch.setattr("lol_core.collections.folder.read", lambda path: pytest.fail("it reads weights"))
+    monkeypatch.setattr("lol_core.collections.folder.read_file", lambda path: pytest.fail("it reads weights"))
     made = draw_map(zoo, MapSettings(zoo.fingerprint, tuple(zoo.ids), "sketches"), store=Store(tmp_path / "store"))
     assert exact is not None and made is not None and made.space.ids == exact.ids and len(exact.ids) == 23
     [remark] = made.remarks
@@ -338,10 +338,9 @@ def test_a_map_is_kept_on_disk_and_read_again_by_another_session(tmp_path: Path)
     rotated = draw_map(zoo, replace(settings, seed=1), start=first.picture)
     assert rotated is not None and rotated.moved == pytest.approx(0, abs=1e-6), "PCA of the same space"
     assert not first.remarks and ["Laid over the map before it" in remark for remark in rotated.remarks] == [True]
-    table = first.table(zoo, zoo.ids[3:5])
-    assert list(table["name"]) == ["lora003", "lora004"] and (table[["x", "y"]] == first.picture.iloc[3:5]).all(
-        axis=None
-    )
+    table = first.table(zoo, zoo.ids[3:5], settings.axes)
+    assert list(table["name"]) == ["lora003", "lora004"]
+    np.testing.assert_array_equal(table[["PCA 1", "PCA 2"]], first.picture.iloc[3:5])
     near = first.neighbours(zoo, zoo.ids[0], 3)
     assert near["distance"].is_monotonic_increasing and len(near) == 3 and "lora000" not in list(near["name"])
     with pytest.raises(TaskError, match="can be read"):

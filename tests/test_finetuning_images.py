@@ -148,6 +148,27 @@ def test_missing_data_is_named(recipe: ImageRecipe, words: str, tmp_path: Path) 
             plan_runs(recipe, folder)
 
 
+def test_settings_of_another_base_are_told(tmp_path: Path) -> None:
+    replace(CELEBA, base="small").write(tmp_path / "recipe.json")
+    command = ["finetune", "zoo", "--recipe", "celeba", "--settings", str(tmp_path / "recipe.json")]
+    command += ["--base", "someone/larger", "--data", str(tmp_path), "--out", str(tmp_path / "zoo")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "is of the base small, and --base is someone/larger" in flat(result.output)
+    assert not (tmp_path / "zoo").exists()
+
+
+@pytest.mark.parametrize("option", [("--scorer", "a/clip"), ("--stack", "16")])
+def test_options_for_images_are_refused_for_questions(option: tuple[str, str], tmp_path: Path) -> None:
+    here = str(tmp_path)
+    command = ["finetune", "zoo", "--recipe", "arc", "--base", "a/base", "--data", here, "--out", here]
+    result = CliRunner().invoke(app, [*command, *option])
+    assert result.exit_code == 1 and "are for recipes of images" in flat(result.output)
+
+
+def flat(output: str) -> str:
+    return " ".join(output.split())
+
+
 def test_settings_replace_the_papers_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"rank": 8, "steps": [5, 6]}))
     assert CELEBA.with_settings(tmp_path / "a.json") == replace(CELEBA, rank=8, steps=(5, 6))

@@ -119,8 +119,10 @@ def test_a_folder_without_an_adapter_says_what_it_looked_for(tmp_path: Path) -> 
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(LoRAFormatError, match="cannot be read: No such file"):
+    with pytest.raises(LoRAFormatError, match=r"gone\.safetensors: The file cannot be read: No such file"):
         read(tmp_path / "gone.safetensors")
+    with pytest.raises(LoRAFormatError, match=r"gone\.safetensors: The file cannot be read"):
+        probe(tmp_path / "gone.safetensors")
 
 
 @pytest.mark.parametrize(

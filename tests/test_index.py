@@ -302,7 +302,7 @@ def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: py
 
 
 def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, probe = adapter(tmp_path / "a.safetensors"), describe_module.probe
+    path, probe = adapter(tmp_path / "a.safetensors"), describe_module.probe_file
     asked: list[Path] = []
 
     def changing(file: Path) -> object:
@@ -313,7 +313,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monk
         return probe(file)
 
     (candidate,) = candidates(tmp_path)
-    monkeypatch.setattr(describe_module, "probe", changing)
+    monkeypatch.setattr(describe_module, "probe_file", changing)
     entry = describe(tmp_path, candidate)
     assert len(asked) == 2 and entry.reason is None and entry.mtime == 1e9
 
@@ -323,9 +323,9 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monk
         return probe(file)
 
     (tmp_path / "other.pt").unlink()
-    monkeypatch.setattr(describe_module, "probe", restless)
+    monkeypatch.setattr(describe_module, "probe_file", restless)
     assert "changes while it is read" in (Zoo.open(tmp_path).refused[0].reason or "")
-    monkeypatch.setattr(describe_module, "probe", probe)
+    monkeypatch.setattr(describe_module, "probe_file", probe)
     assert Zoo.open(tmp_path).ids == ["a.safetensors"]
 
 

@@ -157,7 +157,7 @@ def test_model_j(tmp_path: Path, hub: Hub) -> None:
     hub.add("models/ProbeX/SD_200", tmp_path / "SD_200")
     hub.fail = lambda method, path: Answer(404) if "4300/README" in path else None
     partly, before = open_source("hf://ProbeX/SD_200"), len(hub.asked)
-    assert "1 files with labels could not be read" in partly.remarks[-1]
+    assert "Could not be read: 1 file with labels" in partly.remarks[-1]
     hub.fail = lambda method, path: None
     pd.testing.assert_frame_equal(open_source("hf://ProbeX/SD_200").labels, source.labels)
     cards = [asked.path for asked in hub.asked[before:] if "README" in asked.path]
@@ -262,7 +262,7 @@ def test_a_zip_of_faces_on_the_hub_opens_again_without_a_network(
     open_source(address, cache=tmp_path / "counted")
     served = iter([None] * (sum("/cdn/" in asked.path for asked in hub.asked) - 1))
     hub.fail = lambda method, path: next(served, Answer(404)) if "/cdn/" in path else None
-    assert "1 files with labels could not be read" in open_source(address).remarks[-1], "the last score"
+    assert "Could not be read: 1 file with labels" in open_source(address).remarks[-1], "the last score"
     hub.fail = lambda method, path: None
     online = open_source(address)
     assert online.labels["clip_score"].tolist() == [20, 21, 22] and "could not" not in online.remarks[-1]

@@ -27,6 +27,7 @@ from lol_core.learning.card import model_card
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import MODELS, LoLModel
 from lol_core.learning.publishing import packed
+from lol_core.learning.publishing import publish as publish_model
 from lol_core.learning.training import plan, train
 from tests.builders import write_zoo
 
@@ -62,6 +63,8 @@ def test_a_published_zoo_opens_as_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
     assert (sides == 1).all(), "an author is on one side"
     card = DatasetCard.load(out / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.pretty_name == "My zoo"
+    tables = {config["data_files"] for config in card.data.configs}
+    assert tables == {path.name for path in out.glob("*.csv")}, "the hub takes tables that are not told apart for one"
     assert "24 LoRAs" in card.text and "| synthetic/base | 24 |" in card.text and "| kind | 24 | " in card.text
     assert str(tmp_path) not in card.text
 
@@ -78,6 +81,27 @@ def test_a_card_is_a_table_whatever_the_labels_are_called(zoo: Zoo) -> None:
     labels = pd.DataFrame({"a|b\nc": ["x|y\nz"] * len(zoo)}, index=zoo.ids)
     text = card(replace(zoo, labels=labels), "mit", "My zoo", 0, group=None)
     assert r"| a\|b c | 24 | x\|y z (24) |" in text.splitlines()
+
+
+def test_a_card_counts_numbers_that_are_finite(zoo: Zoo) -> None:
+    labels = pd.DataFrame({"all": np.inf, "some": [-np.inf, *np.linspace(0, 1, 23)]}, index=zoo.ids)
+    text = card(replace(zoo, labels=labels), "mit", "My zoo", 0, group=None)
+    assert "| all | 0 |  |" in text and "| some | 23 | 0 to 1 |" in text
+
+
+def test_a_label_may_be_called_path(zoo: Zoo, tmp_path: Path) -> None:
+    labels = zoo.labels.assign(path=[f"/data/{number}" for number in range(len(zoo))])
+    again = Zoo.open(publish(replace(zoo, labels=labels), tmp_path / "out", licence="mit"))
+    pd.testing.assert_frame_equal(again.labels, labels)
+    assert again.join_column == "lora_path"
+
+
+@pytest.mark.parametrize("licence", ["CC BY 4.0", "", "MIT"])
+def test_a_licence_is_one_by_the_hubs_names(licence: str, zoo: Zoo, tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match="no licence by the hub's names"):
+        publish(zoo, tmp_path / "out", licence=licence)
+    with pytest.raises(ZooError, match="no licence by the hub's names"):
+        publish_model(tmp_path, tmp_path / "out", licence=licence)
 
 
 def test_a_model_of_ones_own_says_that_its_code_is_needed(
@@ -116,7 +140,8 @@ def test_what_is_there_is_not_written_over_and_a_stop_leaves_nothing(zoo: Zoo, t
 def test_the_commands_publish_a_zoo_and_a_model(zoo: Zoo, tmp_path: Path) -> None:
     out = tmp_path / "data"
     command = ["zoo", "publish", str(zoo.folder), "--out", str(out), "--licence", "mit", "--group", "author"]
-    assert CliRunner().invoke(app, command).exit_code == 0
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "Left behind, as they are no LoRAs: broken.safetensors, private" in result.output
     assert len(Zoo.open(out)) == 24
     assert CliRunner().invoke(app, command).exit_code == 1
     config = TrainingConfig("dense", epochs=1)

@@ -106,7 +106,7 @@ def test_what_is_exported_has_labels_predictions_and_places(synthetic_folder: Pa
     assert len(test.get("download_button")) >= 2
     session = test.session_state["session"]
     columns = {name for table in next(iter(session.computed.values())).values() for name in table.columns}
-    assert columns == {"predicted size", "error", "map x", "map y"}
+    assert columns == {"predicted size", "error", "map PCA 1", "map PCA 2"}
     assert 1 <= len(next(iter(session.selections.values()))) <= 20
 
 

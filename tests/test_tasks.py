@@ -86,6 +86,31 @@ def test_a_task_of_ones_own_is_asked_first_and_missed_where_it_is_not_registered
         task_from_dict(task.to_dict())
 
 
+def test_an_error_in_a_task_of_ones_own_is_told_with_its_place(
+    labels: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lol_core.learning.tasks.base.TASKS", dict(TASKS))
+
+    @register
+    @dataclass(frozen=True)
+    class Faulty(Regression):
+        kind = "faulty"
+
+        @classmethod
+        def suits(cls, values: pd.Series) -> bool:
+            return bool(values.nothing)
+
+        def loss(self, outputs: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
+            raise ZeroDivisionError("no LoRAs")
+
+    with pytest.raises(TaskError, match=r"The task 'faulty': `suits` ended in an error at .*test_tasks\.py, line \d+"):
+        Faulty.suits(labels["loss"])
+    task = Faulty.of(labels[["loss"]])
+    with pytest.raises(TaskError, match=r"`loss` ended in an error at .* \(ZeroDivisionError: no LoRAs\)"):
+        task.loss(torch.zeros(1), torch.zeros(1))
+    assert task.numbers(task.fitted(labels).encode(labels)).shape == (len(labels), 1), "what is inherited works"
+
+
 def test_yes_and_no_with_gaps_are_yes_and_no(labels: pd.DataFrame) -> None:
     """As a table of True and False is joined to LoRAs of which some have no row."""
     labels = labels.assign(glasses=(labels["smile"] == 1).astype(object).where(labels.index != "l0"))

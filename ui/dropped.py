@@ -7,9 +7,9 @@ from pathlib import Path
 
 import streamlit as st
 
+from lol_core.collections.folder import load_file
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
-from lol_core.formats import read
 from ui.access import access
 from ui.keys import key
 
@@ -33,9 +33,8 @@ def dropped_loras() -> dict[str, LoRA]:
         weights = [path for path in sorted(Path(folder).iterdir()) if path.suffix != ".json"]
         for path in weights:
             try:
-                lora = read(Path(folder) if path.name.startswith("adapter_model") else path)
-                lora.check_finite()
-                loras[path.name] = lora
+                place = Path(folder) if path.name.startswith("adapter_model") else path
+                loras[path.name] = load_file(place, path.name)
             except LoLError as error:
                 reason = access().text(str(error).replace(f"{folder}/", ""))
                 st.error(reason, icon=":material/broken_image:")

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import streamlit as st
 
+from lol_core.collections.names import counted
 from lol_core.collections.source import Source
 from lol_core.errors import LoLError, ZooError
 from ui import visit, work
@@ -229,10 +230,6 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
     if job.result.address not in access().zoos.values():
         remember(job.result.address, labels)
     return job.result
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def need(condition: object, message: str) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from lol_core.collections.durable import replace_file
+from lol_core.collections.labels import as_table
 from lol_core.collections.offered import described, take
 from lol_core.collections.source import Source
 from ui import work
@@ -62,7 +63,7 @@ def _use(source: Source, taken: list[str], table: pd.DataFrame) -> None:
     name = re.sub(r"[^\w.-]", "-", source.name)
     path = kept() / "labels" / f"{name}-{digest}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    labels = take(source, taken, table).rename_axis("path").reset_index()
+    labels = as_table(take(source, taken, table))
     replace_file(path, lambda new: labels.to_csv(new, index=False))
     session().opened.pop((source.address, str(path)), None)
     open_collection(source.address, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,7 +91,8 @@ def nearest(
 
     with reported(), stoppable() as reporter:
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
-        if len(source) == 1 and not source.refused:
+        own = {*source.ids, *source.names.values(), Path(folder).name}
+        if len(source) == 1 and not source.refused and lora in own:
             raise DataMissingError(
                 f"{folder} holds one LoRA, which has no neighbours there. Name the collection that it lies in, and then"
                 " the LoRA."

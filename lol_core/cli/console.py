@@ -68,11 +68,9 @@ _WAYS_OUT = {
 
 
 @contextmanager
-def reported(about: object = None) -> Iterator[None]:
+def reported() -> Iterator[None]:
     """Errors made on purpose end the command with their sentence and exit code 1, as do a package that is missing and a
     disk that does not take what is written; what was stopped ends with INTERRUPTED.
-
-    about: the file that an error is about, where the error does not name it.
     """
     try:
         with needing("images"):
@@ -80,7 +78,7 @@ def reported(about: object = None) -> Iterator[None]:
     except Stopped as stopped:
         raise interrupted(f"{stopped}") from stopped
     except LoLError as error:
-        raise _ended(f"{error}" if about is None else f"{about}: {error}") from error
+        raise _ended(f"{error}") from error
     except Exception as error:
         if (sentence := _of_the_disk(error)) is None:
             raise

@@ -22,6 +22,7 @@ from lol_core.cli.console import (
     reported,
     stoppable,
 )
+from lol_core.collections.names import counted
 
 
 def probe(path: Path, as_json: AsJson = False) -> None:
@@ -29,7 +30,7 @@ def probe(path: Path, as_json: AsJson = False) -> None:
     from lol_core.formats import probe as probe_file
     from lol_core.formats import suggest_base_model
 
-    with reported(path):
+    with reported():
         lora = probe_file(path)
     modules = [
         {
@@ -118,12 +119,13 @@ def scan(
         return
     print_table(loaded)
     if refused:
-        out.print(f"{len(refused)} files were refused:")
+        out.print(f"Refused: {counted(len(refused), 'file')}.", highlight=False)
         print_table(refused)
     for sentence in (zoo.labels_problem, *zoo.remarks):
         if sentence:
             err.print(sentence, highlight=False, soft_wrap=True)
-    out.print(f"{len(loaded)} LoRAs, {len(refused)} refused, {zoo.labels.shape[1]} label columns.", highlight=False)
+    held, columns = counted(len(loaded), "LoRA"), counted(zoo.labels.shape[1], "label column")
+    out.print(f"{held}, {len(refused):,} refused, {columns}.", highlight=False)
     if zoo.join_column is not None:
         nobody = len(zoo.unjoined_labels)
         rest = f"; {nobody} of its rows name no LoRA here, such as {zoo.unjoined_labels[0]!r}" if nobody else ""

@@ -257,7 +257,7 @@ def finetune_zoo(
     import torch
 
     with reported():
-        from lol_core.finetuning.image_zoos import ImageZoo, Machine
+        from lol_core.finetuning.image_zoos import ImageZoo, Machine, name_of
         from lol_core.finetuning.recipes import IMAGE_RECIPES
         from lol_core.finetuning.scorer import check_scorer
 
@@ -267,6 +267,8 @@ def finetune_zoo(
         if recipe == "arc":
             from lol_core.finetuning.arc import ARC, build_arc
 
+            if scorer is not None or stack != 1:
+                raise LoLError("--scorer and --stack are for recipes of images; arc is measured by its questions.")
             chosen_arc = ARC if settings is None else ARC.with_settings(settings)
             for row in build_arc(chosen_arc, base, data, out_folder, count=count, machine=machine, reporter=reporter):
                 out.print(
@@ -277,6 +279,11 @@ def finetune_zoo(
         if recipe not in IMAGE_RECIPES:
             raise LoLError(f"No recipe {recipe!r}. Choose celeba, imagenette or arc.")
         chosen = IMAGE_RECIPES[recipe] if settings is None else IMAGE_RECIPES[recipe].with_settings(settings)
+        if chosen.base not in (IMAGE_RECIPES[recipe].base, name_of(base)):
+            raise LoLError(
+                f"{settings} is of the base {chosen.base}, and --base is {name_of(base)}. Name that base, or take"
+                " `base` out of the settings: rates and steps that suit one base may not suit another."
+            )
         if scorer is not None:
             check_scorer(scorer)  # before the hours of fine-tuning
         zoo = ImageZoo(out_folder, chosen, base)

@@ -30,10 +30,10 @@ def invariance(
     """
     import torch
 
+    from lol_core.collections.folder import load_file
     from lol_core.core.batch import stack
     from lol_core.core.groups import GL, named
     from lol_core.core.symmetry import TOLERANCES, act, promises, relative_change, sample_for, sample_own
-    from lol_core.formats import read
     from lol_core.learning.checkpoint import Checkpoint
 
     precisions = {"float32": torch.float32, "float64": torch.float64}
@@ -45,9 +45,7 @@ def invariance(
         raise typer.BadParameter(str(error)) from error
     with reported(), torch.no_grad():
         known = Checkpoint.load(checkpoint)
-        with reported(lora):
-            one = read(lora)
-            one.check_finite()
+        one = load_file(lora, str(lora))
         model = known.model.to(precisions[dtype])
         batch = stack([one], known.spec, torch.float64).to(dtype=precisions[dtype])
         before = torch.from_numpy(known.task.decode(model(batch)))

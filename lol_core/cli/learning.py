@@ -255,8 +255,9 @@ def predict(
     """What a trained model says about a LoRA or about every LoRA of a collection, and which of them are unlike those
     that it was trained on.
     """
+    from lol_core.collections.folder import load_file
     from lol_core.collections.opening import is_collection
-    from lol_core.formats import IN_FOLDER, read
+    from lol_core.formats import IN_FOLDER
     from lol_core.learning.answers import Answers
     from lol_core.learning.checkpoint import Checkpoint
     from lol_core.learning.known import UNLIKE
@@ -274,9 +275,7 @@ def predict(
             answers = Answers.of(model, zoo, workers=workers, reporter=reporter.part(0.1, 1.0))
             finished = len(answers.values) + len(answers.refused) == len(zoo)
         else:
-            with reported(path):
-                lora = read(path)
-                lora.check_finite()
+            lora = load_file(path, str(path))
             if problems := model.spec.misfits(lora):
                 raise LoLError(f"{path} does not fit this model: {' '.join(problems)}")
             answers = Answers.of_lora(model, lora, str(path))

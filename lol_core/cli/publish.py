@@ -34,6 +34,7 @@ def labels(
     as_json: AsJson = False,
 ) -> None:
     """Columns that cards, headers, training states and names offer as labels. None is used unless it is taken."""
+    from lol_core.collections.labels import as_table
     from lol_core.collections.offered import described, offered
     from lol_core.collections.offered import take as taken
     from lol_core.collections.opening import open_source
@@ -49,7 +50,7 @@ def labels(
                 raise ZooError(f"Name the columns to write by --take: {', '.join(table.columns) or 'none is offered'}.")
             if out_file.exists():
                 raise ZooError(f"{out_file} is there already. Name another file.")
-            taken(source, take, table).rename_axis("path").reset_index().to_csv(out_file, index=False)
+            as_table(taken(source, take, table)).to_csv(out_file, index=False)
             out.print(f"Written to {out_file}; use it as --labels.", highlight=False, soft_wrap=True)
             return
     rows = described(table)
@@ -116,6 +117,10 @@ def publish_zoo(
         opened = Zoo.open(folder, labels, reporter=reporter)
         publish(opened, out_folder, licence=licence, title=title, seed=seed, group=group, reporter=reporter)
     out.print(f"{len(opened)} LoRAs in {out_folder}. Read its README.md before you upload it.", highlight=False)
+    others = sorted(path.name for path in folder.iterdir() if path.is_file() and not (out_folder / path.name).exists())
+    if others:
+        text = f"Left behind, as they are no LoRAs: {', '.join(others[:6])}{' …' if len(others) > 6 else ''}."
+        out.print(f"{text} A licence among them may have to go along.", highlight=False, soft_wrap=True)
 
 
 @model.command("publish")

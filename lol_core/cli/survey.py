@@ -22,6 +22,7 @@ from lol_core.cli.console import (
     reported,
     stoppable,
 )
+from lol_core.collections.names import counted
 
 if TYPE_CHECKING:
     from lol_core.collections.entry import Entry
@@ -94,7 +95,8 @@ def _refused(zoo: Source) -> list[dict[str, str | None]]:
 
 def _show_refused(zoo: Source) -> None:
     if len(zoo) and len(zoo.refused):
-        text = f"{len(zoo.refused):,} files were refused, such as {zoo.refused[0].path}: {zoo.refused[0].reason}"
+        some = counted(len(zoo.refused), "file")
+        text = f"Refused: {some}, such as {zoo.refused[0].path}: {zoo.refused[0].reason}"
         err.print(f"{text} `lol scan` names them all.", highlight=False, soft_wrap=True)
 
 

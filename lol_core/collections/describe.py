@@ -12,7 +12,7 @@ from lol_core.collections.entry import SAMPLED_BYTES, Entry, KnownDetails
 from lol_core.collections.sidecar import read_sidecar
 from lol_core.collections.walk import Candidate
 from lol_core.errors import LoRAFormatError
-from lol_core.formats import SUFFIXES, probe
+from lol_core.formats import SUFFIXES, probe_file
 
 ATTEMPTS = 3
 UNSETTLED = -1.0
@@ -58,7 +58,7 @@ def describe(folder: Path, candidate: Candidate) -> Entry:
     for _ in range(ATTEMPTS):
         try:
             digest = _digest(path, size, candidate.beside)
-            lora = probe(path)
+            lora = probe_file(path)
             entry = Entry.of(
                 lora, path=candidate.id, size=size, mtime=mtime, digest=digest, place=place, sidecar=details.sidecar
             )

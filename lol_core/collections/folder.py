@@ -18,8 +18,8 @@ from lol_core.collections.names import user_path
 from lol_core.collections.walk import name_of, within
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import LoRAFormatError, ZooError
-from lol_core.formats import read
+from lol_core.errors import ZooError
+from lol_core.formats import naming, read_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +112,7 @@ class Zoo(Indexed):
 
 def load_file(path: Path, id: str) -> LoRA:
     """Read one file with its weights. Raises LoRAFormatError naming it by its id, also when it is not finite."""
-    try:
-        lora = read(path)
+    with naming(id):
+        lora = read_file(path)
         lora.check_finite()
-    except LoRAFormatError as error:
-        raise type(error)(f"{id}: {error}") from error
     return lora

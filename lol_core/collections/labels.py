@@ -57,6 +57,14 @@ def read_labels(path: Path, content: BinaryIO | None = None) -> pd.DataFrame:
     return table
 
 
+def as_table(labels: pd.DataFrame) -> pd.DataFrame:
+    """Labels, indexed by LoRA, as a table to write; the first column is "path" where no label is so called."""
+    name = "path"
+    while name in labels.columns:
+        name = f"lora_{name}"
+    return labels.rename_axis(name).reset_index()
+
+
 def _is_yes_or_no(column: pd.Series) -> bool:
     """Whether its texts are yes and no, in any case, and nothing else."""
     if pd.api.types.is_numeric_dtype(column):

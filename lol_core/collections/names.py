@@ -1,4 +1,4 @@
-"""What people call a LoRA."""
+"""What people call a LoRA, and how many there are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 MODEL_FILE_NAMES = ("adapter_model", "pytorch_lora_weights", "adapters")
 """File names that say nothing: such a file goes by its folder's name."""
 _SHARD = re.compile(r"(?<=.)-\d+-of-\d+$")
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 file", "1,200 files"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def stem_of(name: str) -> str:

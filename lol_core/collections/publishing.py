@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lol_core.collections import columns
 from lol_core.collections.folder import Zoo
+from lol_core.collections.labels import as_table
 from lol_core.collections.splits import split_ids
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
@@ -19,6 +22,11 @@ from lol_core.formats import configs_of
 from lol_core.formats.container.shards import shards_of
 
 CHECKSUMS = "SHA256SUMS"
+CONFIGS = [
+    {"config_name": "labels", "data_files": "labels.csv", "default": True},
+    {"config_name": "splits", "data_files": "splits.csv"},
+]
+"""Tables of other columns, which the hub and `datasets` would take for one."""
 
 
 def publish(
@@ -34,9 +42,10 @@ def publish(
     """Write the data set folder `out`, whole or not at all. licence: as the hub names it, such as "cc-by-4.0"; seed and
     group: of the parts in splits.csv, as training draws them.
 
-    Raises ZooError when there is nothing to publish, `out` is there already, or the parts cannot be drawn; Stopped when
-    the reporter says so.
+    Raises ZooError when there is nothing to publish, the licence is no name, `out` is there already, or the parts
+    cannot be drawn; Stopped when the reporter says so.
     """
+    check_licence(licence)
     if not len(zoo):
         raise ZooError(f"{zoo.address}: no LoRA to publish.")
     if group is not None and group not in zoo.labels.columns:
@@ -47,7 +56,7 @@ def publish(
             reporter.count("Copying LoRA", done + 1, len(zoo))
             reporter.check("Nothing was written.")
             _copy(zoo, id, folder)
-        zoo.labels.rename_axis("path").reset_index().to_csv(folder / "labels.csv", index=False)
+        as_table(zoo.labels).to_csv(folder / "labels.csv", index=False)
         groups = None if group is None else zoo.labels[group].tolist()
         parts = split_ids(zoo.ids, seed=seed, groups=groups) if len(zoo) > 2 else {"train": zoo.ids}
         rows = [(id, part) for part, ids in parts.items() for id in ids]
@@ -55,6 +64,14 @@ def publish(
         (folder / "README.md").write_text(card(zoo, licence, title or zoo.name, seed, group=group), encoding="utf-8")
 
     return written(out, fill)
+
+
+def check_licence(licence: str) -> None:
+    """Raises ZooError for what is no name of a licence on the hub, which refuses the card then."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise ZooError(
+            f"{licence!r} is no licence by the hub's names, which are such as cc-by-4.0, apache-2.0, mit, or other."
+        )
 
 
 def written(out: Path, fill: Callable[[Path], None]) -> Path:
@@ -94,11 +111,12 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
     """The data set card, with the fields that the hub reads at its head."""
     from huggingface_hub import DatasetCardData
 
-    about = DatasetCardData(license=licence, pretty_name=title, tags=["lora", "learning-on-loras"])
+    about = DatasetCardData(license=licence, pretty_name=title, tags=["lora", "learning-on-loras"], configs=CONFIGS)
     claimed, suggested = columns.values(zoo, "base_model"), columns.values(zoo, "suggested_base")
     bases = claimed.fillna(suggested).fillna("unknown").value_counts()
     dialects = columns.values(zoo, "dialect").fillna("unknown").unique()
     ranks = sorted({int(rank) for text in columns.values(zoo, "ranks").unique() for rank in text.split(", ") if rank})
+    labels = zoo.labels.replace([np.inf, -np.inf], np.nan)
     grouped = f", LoRAs of one {group} on one side" if group else ""
     lines = [
         "---",
@@ -118,7 +136,7 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
         "|---|---|---|",
         *(
             f"| {_cell(name)} | {column.notna().sum():,} | {_cell(_values(column))} |"
-            for name, column in zoo.labels.items()
+            for name, column in labels.items()
         ),
         "",
         "- `labels.csv`: one row a LoRA, by its path.",

@@ -112,7 +112,7 @@ class ImageZoo:
     def _settle_recipe(self) -> None:
         """A zoo has one recipe: the one its first LoRA was made with."""
         path = self.folder / "recipe.json"
-        asked = replace(self.recipe, base=_name_of(self.base))
+        asked = replace(self.recipe, base=name_of(self.base))
         if path.is_file() and self.labels.is_file():
             if self.recipe.with_settings(path) not in (asked, self.recipe):
                 raise TaskError(
@@ -124,7 +124,7 @@ class ImageZoo:
         asked.write(path)
 
 
-def _name_of(base: str) -> str:
+def name_of(base: str) -> str:
     """A hub id, or the name of a folder, whose path is nobody's business."""
     return Path(base).resolve().name if Path(base).is_dir() else base
 
@@ -152,7 +152,7 @@ def _start_finetuning(recipe: ImageRecipe, base: str, machine: Machine, *, devic
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(machine.threads)
     worker.update(
-        recipe=recipe, mixed_precision=machine.mixed_precision, base_name=_name_of(base), base=Base(base, device)
+        recipe=recipe, mixed_precision=machine.mixed_precision, base_name=name_of(base), base=Base(base, device)
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -81,17 +82,38 @@ IN_FOLDER = (
 
 
 def read(path: Path | str) -> LoRA:
-    """Read a LoRA file, all shards of one, or a PEFT folder. Raises LoRAFormatError with the reason and what to do when
-    it is not one.
+    """Read a LoRA file, all shards of one, or a PEFT folder. Raises LoRAFormatError with the path, the reason and what
+    to do when it is not one.
     """
+    with naming(path):
+        return read_file(path)
+
+
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """Let errors of a file begin with its name."""
+    try:
+        yield
+    except LoRAFormatError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def read_file(path: Path | str) -> LoRA:
+    """`read`, whose errors do not name the file."""
     return _open(Path(path), weights=True)
+
+
+def probe_file(path: Path | str) -> LoRA:
+    """`probe`, whose errors do not name the file."""
+    return _open(Path(path), weights=False)
 
 
 def probe(path: Path | str) -> LoRA:
     """The same LoRA with tensors on the meta device: names, shapes, ranks, scales, dtypes and metadata, but no weights
     read. Raises LoRAFormatError where `read` would.
     """
-    return _open(Path(path), weights=False)
+    with naming(path):
+        return probe_file(path)
 
 
 def read_stream(file: BinaryIO, name: str, size: int, config: tuple[str, bytes] | None = None) -> LoRA:

@@ -41,6 +41,11 @@ class MapSettings:
     def space_key(self) -> tuple[object, ...]:
         return self.fingerprint, self.ids, self.kind, self.model
 
+    @property
+    def axes(self) -> list[str]:
+        """What the coordinates of the picture are called: "PCA 1"."""
+        return [f"{self.method} {axis}" for axis in range(1, self.dimensions + 1)]
+
     def continues(self, other: MapSettings) -> bool:
         """Whether the picture of the other can be the start of this one, so that points stay about where they were."""
         same = ("kind", "model", "method", "dimensions")
@@ -58,11 +63,14 @@ class Map:
     picture: pd.DataFrame
     moved: float | None = None
 
-    def table(self, source: Source, ids: Sequence[str]) -> pd.DataFrame:
-        """Where some LoRAs lie, what they are called and their clusters. Index: lora, their ids."""
+    def table(self, source: Source, ids: Sequence[str], axes: Sequence[str]) -> pd.DataFrame:
+        """Where some LoRAs lie, what they are called and their clusters. Index: lora, their ids; axes: what columns of
+        coordinates are called.
+        """
         names = [source.names[id] for id in ids]
         clusters = cluster_titles(self.clusters.reindex(list(ids)))
-        return self.picture.loc[list(ids)].assign(name=names, cluster=clusters).rename_axis("lora")
+        places = self.picture.loc[list(ids)].set_axis(list(axes), axis=1)
+        return places.assign(name=names, cluster=clusters).rename_axis("lora")
 
     def neighbours(self, source: Source, id: str, count: int = 8) -> pd.DataFrame:
         """The LoRAs nearest to one in the space, not on the picture: index ids, columns name and distance."""

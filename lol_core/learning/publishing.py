@@ -7,7 +7,7 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
-from lol_core.collections.publishing import written
+from lol_core.collections.publishing import check_licence, written
 from lol_core.errors import CheckpointError
 from lol_core.learning.checkpoint import CARD, DESCRIPTION, Checkpoint, read_description, tensor_files
 
@@ -15,10 +15,12 @@ from lol_core.learning.checkpoint import CARD, DESCRIPTION, Checkpoint, read_des
 def publish(checkpoint: Path, out: Path, *, licence: str) -> Path:
     """Write the folder `out`, whole or not at all. licence: as the hub names it, such as "mit".
 
-    Raises CheckpointError when the folder is no finished model, ZooError when `out` is there already.
+    Raises CheckpointError when the folder is no finished model, ZooError when `out` is there already or the licence is
+    no name.
     """
     from huggingface_hub import ModelCard
 
+    check_licence(licence)
     model = Checkpoint.load(checkpoint)
     if not model.finished:
         raise CheckpointError(f"{checkpoint}: its training was stopped before its end. Go on with --resume first.")

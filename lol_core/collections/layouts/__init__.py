@@ -24,7 +24,7 @@ from lol_core.collections.layouts import learning_on_loras, lots_of_loras, model
 from lol_core.collections.layouts.beside import Beside
 from lol_core.collections.layouts.lora_wise import open_lora_wise
 from lol_core.collections.layouts.weights2weights import open_weights2weights
-from lol_core.collections.names import user_path
+from lol_core.collections.names import counted, user_path
 from lol_core.collections.remote_files import in_words
 from lol_core.collections.row_source import RowSource
 from lol_core.collections.source import Source
@@ -95,9 +95,9 @@ def with_own_labels(source: Source, reporter: Reporter = SILENT) -> Source:
                     _keep(source, layout, labels)
             remarks = [f"Laid out as the collection {layout.name}: its own labels are joined."]
             if beside.failed:
+                failed = counted(len(beside.failed), "file")
                 remarks.append(
-                    f"{len(beside.failed):,} files with labels could not be read, first {beside.failed[0]}. Open it"
-                    " again to try again."
+                    f"Could not be read: {failed} with labels, first {beside.failed[0]}. Open it again to try again."
                 )
             return replace(source, labels=labels, remarks=(*source.remarks, *remarks))
     return source

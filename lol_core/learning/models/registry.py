@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 from collections.abc import Callable
-from functools import wraps
 from importlib.metadata import entry_points
-from traceback import extract_tb
-from typing import Any, TypeVar
-
-import torch
+from typing import TypeVar
 
 from lol_core.collections.names import user_path
 from lol_core.core.batch import WeightSpec
 from lol_core.core.groups import Group
 from lol_core.core.making import MAKING
-from lol_core.errors import LoLError, ModelError
+from lol_core.errors import ModelError
 from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.own import tell_errors
 
 PACKAGED = (
     *("mlp", "o_align", "svd", "dense", "gl_net", "dsire", "spectral", "w2t", "mvprobe", "tucker"),
@@ -52,36 +48,11 @@ def register(name: str) -> Callable[[Model], Model]:
         known = MODELS.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (model.__module__, model.__qualname__):
             raise ModelError(f"There is a model {name!r} already ({known.title}). Register yours by another name.")
-        for method in _ASKED:
-            _tell_errors(model, method)
+        tell_errors(model, _ASKED, model.title, ModelError)
         MODELS[name] = model
         return model
 
     return add
-
-
-def _tell_errors(model: type[LoLModel], name: str) -> None:
-    """Let errors of a method that is not of this package be told with the model, the method and the line."""
-    owner = next(kind for kind in model.__mro__ if name in vars(kind))
-    method = vars(owner)[name]
-    if owner.__module__.startswith(("lol_core.", "torch.")) or not inspect.isfunction(method):
-        return
-
-    @wraps(method)
-    def told(*arguments: Any, **options: Any) -> Any:
-        try:
-            return method(*arguments, **options)
-        except (LoLError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            file = method.__code__.co_filename
-            within = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
-            line = within[-1] if within else method.__code__.co_firstlineno
-            raise ModelError(
-                f"{model.title}: `{name}` ended in an error at {file}, line {line} ({type(error).__name__}: {error})."
-            ) from error
-
-    setattr(model, name, told)
 
 
 def _missing(model: type) -> list[str]:

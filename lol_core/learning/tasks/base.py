@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from torch import Generator, Tensor
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled
 from lol_core.learning.metrics import Metric, Scores
+from lol_core.learning.own import tell_errors
 
 TREES = 100
 """Trees of the random forests that the controls fit."""
@@ -33,6 +35,8 @@ def register(task: T) -> T:
         raise TaskError(
             f"There is a task {task.kind!r} already ({known.__name__}). Set another `kind` in {task.__name__}."
         )
+    methods = [name for name, of in vars(Task).items() if inspect.isfunction(of) or isinstance(of, classmethod)]
+    tell_errors(task, methods, f"The task {task.kind!r}", TaskError)
     TASKS[task.kind] = task
     return task
 
