@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -191,6 +192,7 @@ def crossvalidate(
     """Predict every LoRA by a model that has not seen it, and say how much better that ranks them than the controls
     do.
     """
+    from lol_core.insight.scores import over_folds
     from lol_core.learning.checkpoint import TrainingConfig
     from lol_core.learning.crossvalidation import crossvalidate as cross_validate
     from lol_core.learning.metrics import METRIC_TITLES
@@ -213,7 +215,8 @@ def crossvalidate(
         validated = cross_validate(opened, target, config, folds, reporter=reporter)
     scores, controls = validated.scores(), [name for name in validated.predicted if name != "model"]
     metric = validated.task.ranked
-    differences = {name: validated.difference(name) for name in controls}
+    ranking = [name for name in controls if math.isfinite(scores[name][metric][0])]  # a constant ranks nothing
+    differences = {name: validated.difference(name) for name in ranking}
     if as_json:
         print_json(
             {
@@ -232,10 +235,13 @@ def crossvalidate(
     names = list(scores["model"])
     print_table(
         [
-            {"": part} | {METRIC_TITLES[name]: f"{values[name][0]:.3f} ± {values[name][1]:.3f}" for name in names}
+            {"": part} | {METRIC_TITLES[name]: over_folds(*values[name]) for name in names}
             for part, values in scores.items()
         ]
     )
+    if idle := [name for name in controls if name not in ranking]:
+        text = f"Not compared in {METRIC_TITLES[metric]}, as it is the same for all LoRAs of a fold"
+        out.print(f"{text}: {', '.join(idle)}.", highlight=False, soft_wrap=True)
     for name, gap in differences.items():
         line = (
             f"{METRIC_TITLES[metric]} over all {len(validated.truth)} LoRAs, {model} less {name}: {gap.value:+.3f}"

@@ -31,6 +31,14 @@ def results_table(models: Sequence[Checkpoint]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def over_folds(mean: float, std: float) -> str:
+    """A mean and a standard deviation over folds, in digits that tell small ones from zero; "not known" where none."""
+    if not np.isfinite(mean):
+        return "not known"
+    small = max(abs(mean), std) < 0.01
+    return f"{mean:.3g} ± {std:.2g}" if small else f"{mean:.3f} ± {std:.3f}"
+
+
 def validation_table(title: str, scores: Mapping[str, Mapping[str, tuple[float, float]]]) -> pd.DataFrame:
     """A row for the model and for each of its controls, mean ± standard deviation over the folds of each metric.
     scores: see `Folds.scores`.
@@ -38,8 +46,7 @@ def validation_table(title: str, scores: Mapping[str, Mapping[str, tuple[float, 
     return pd.DataFrame(
         {
             title if name == "model" else f"control: {name}": {
-                METRIC_TITLES[metric]: f"{mean:.3f} ± {std:.3f}" if np.isfinite(mean) else "not known"
-                for metric, (mean, std) in values.items()
+                METRIC_TITLES[metric]: over_folds(mean, std) for metric, (mean, std) in values.items()
             }
             for name, values in scores.items()
         }
