@@ -162,7 +162,7 @@ def test_a_survey_on_the_cluster_has_the_digits_of_one_here(cluster: Any, tmp_pa
 
 
 def test_a_node_killed_in_the_middle_costs_an_index_and_a_survey_nothing(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for size in ("lol_core.collections.index.BLOCK", "lol_core.insight.surveys.CHUNK"):
         monkeypatch.setattr(size, 1)
@@ -179,3 +179,4 @@ def test_a_node_killed_in_the_middle_costs_an_index_and_a_survey_nothing(
     assert together.keys() == alone.keys() and Surveys(zoo, tmp_path / "there").count() == len(zoo)
     for id, own in alone.items():
         assert all(np.array_equal(getattr(own, a), getattr(together[id], a)) for a in ("norms", "sketch"))
+    assert not capsys.readouterr().out, "what Ray remarks would stand within JSON"

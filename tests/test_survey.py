@@ -7,9 +7,11 @@ import math
 import os
 import re
 import sqlite3
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -36,8 +38,12 @@ from lol_core.insight.overview import overview, rank_used
 from lol_core.insight.survey import SKETCH, sketch, survey
 from lol_core.insight.surveys import Surveys
 from lol_core.insight.tags import tag_counts
+from lol_core.learning.executor import Lost, Serial
 from lol_core.learning.models.modulewise import THIN
 from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def padded(lora: LoRA) -> LoRA:
@@ -162,6 +168,19 @@ def test_what_was_read_is_kept_and_reading_can_be_stopped(folder: Path) -> None:
     seen.clear()
     surveys.complete(Reporter(seen.append))
     assert not seen, "nothing is read twice"
+
+
+class Backwards:
+    """An executor whose last item is done first."""
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Lost], None, None]:
+        yield from Serial().map(function, reversed([*items]))
+
+
+def test_surveys_stand_in_the_order_of_the_collection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo = Zoo.open(folder)
+    monkeypatch.setattr("lol_core.insight.surveys.executor", lambda workers: Backwards())
+    assert list(Surveys(zoo).complete(workers=2)) == list(zoo.ids)
 
 
 def test_a_file_that_was_out_of_reach_is_read_when_it_is_back(tmp_path: Path) -> None:
@@ -355,7 +374,7 @@ def test_processes_read_what_one_reads(folder: Path) -> None:
     with sqlite3.connect(Surveys(zoo).path) as connection:
         connection.execute("DELETE FROM surveys_7")
     together = Surveys(zoo).complete(workers=2)
-    assert together.keys() == alone.keys()
+    assert list(together) == list(alone)
     for id, own in alone.items():
         assert np.array_equal(own.norms, together[id].norms) and np.array_equal(own.sketch, together[id].sketch)
 

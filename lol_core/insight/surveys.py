@@ -106,7 +106,7 @@ class Surveys:
             _keep(connection, rows)
         finally:
             connection.close()
-        return surveys
+        return {id: surveys[id] for id in content_of if id in surveys}  # in their order, whichever came first
 
 
 def _keep(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:

@@ -98,7 +98,12 @@ def connected(address: str | None) -> Any:
                 f"The Ray cluster at {address or 'this machine'} cannot be reached ({error}). Is it running (ray"
                 " status), and are Python and Ray of the same versions as here?"
             ) from error
+    ray._private.worker.print_to_stdstream = _unheard
     return ray
+
+
+def _unheard(*_: Any, **__: Any) -> None:
+    """In the place of what prints Ray's remarks on lost workers, which no setting keeps out of what `--json` prints."""
 
 
 def _program() -> dict[str, Any]:
