@@ -81,7 +81,9 @@ parts = predictions.parts
 chosen = parts
 if len(parts) > 1:
     chosen = st.segmented_control("Show", parts, selection_mode="multi", default=parts[:1], key=key("parts")) or parts
-shown = predictions.table[predictions.table["part"].isin(chosen) & predictions.table.index.isin(visible(source))]
+seen = visible(source)
+table = predictions.table if len(seen) == len(source) else predictions.table[predictions.table.index.isin(seen)]
+shown = table if len(chosen) == len(parts) else table[table["part"].isin(chosen)]
 compared = shown.dropna(subset=["true"])
 if not len(compared):
     st.caption(f"These LoRAs have no label {target!r} to compare with; the table below holds the predictions.")
@@ -162,7 +164,7 @@ if not predictions.classes and len((steps_and_best := predictions.runs(source))[
     figure(plots.along_run(of_run, f"predicted {target}"), "along_run", text, of_run)
 
 st.subheader("Every LoRA")
-among = [id for id in visible(source) if id in values.index]
+among = list(values.index) if len(seen) == len(source) else [id for id in seen if id in values.index]
 if len(among) < len(values):
     st.caption(f"The {len(among):,} selected of {len(values):,}.")
 table = predictions.whole(source, among)

@@ -59,9 +59,9 @@ class Answers:
         store: where answers are taken from, by content, and kept as they come.
         """
         ids = zoo.ids if ids is None else ids
-        misfits = {id: checkpoint.spec.misfits(zoo.by_id[id]) for id in ids}
-        refused = {id: " ".join(problems) for id, problems in misfits.items() if problems}
-        fitting = [id for id in ids if not misfits[id]]
+        misfits = checkpoint.misfits(zoo)
+        refused = {id: " ".join(misfits[id]) for id in ids if id in misfits}
+        fitting = [id for id in ids if id not in misfits]
         kept = KeptRows(zoo, store, Kept.ANSWERS, _key(checkpoint) if store else "", dtype=torch.float64)
         missing = kept.find(fitting)
         size, readers, done = at_once(zoo, missing, batch_size), [(id, zoo.reader(id)) for id in missing], 0

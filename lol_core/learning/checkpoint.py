@@ -18,6 +18,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import orjson
@@ -31,6 +32,7 @@ from lol_core.collections.durable import contiguous, null_is_nan, replace_file
 from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
 from lol_core.core.batch import WeightSpec, stack
+from lol_core.core.header import ByIdentity
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
 from lol_core.learning.card import model_card
@@ -52,6 +54,9 @@ WRITTEN = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
 _OWN = re.compile(r"(model|known)-[0-9a-f]{8}\.safetensors")
 """Files of a checkpoint's folder. WEIGHTS is what checkpoints written before descriptions named their weights hold."""
+
+_LOOKED_AT: WeakKeyDictionary[Source, dict[ByIdentity[WeightSpec], dict[str, list[str]]]] = WeakKeyDictionary()
+"""What does not fit, by zoo and specification: among 100,000 LoRAs it takes most of a second to find."""
 
 
 class Keep(StrEnum):
@@ -328,8 +333,7 @@ class Checkpoint:
             notes.append(f"{change}: its scores were measured on what it was trained on, not here.")
         elif self.labels and self.labels != self._labels_now(zoo):
             notes.append("The labels have changed since: its scores are those of the labels that it was trained on.")
-        misfits = {entry.path: problems for entry in zoo.entries if (problems := self.spec.misfits(entry))}
-        if misfits:
+        if misfits := self.misfits(zoo):
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
         known = {_model_name(base) for base in self.bases}
@@ -342,6 +346,15 @@ class Checkpoint:
                 " further, predictions may well hold; if it only has the same shapes, expect nothing of them."
             )
         return notes
+
+    def misfits(self, zoo: Source) -> Mapping[str, list[str]]:
+        """Why LoRAs of a zoo cannot be read, without those that can; of one zoo looked at once."""
+        known = _LOOKED_AT.setdefault(zoo, {})
+        spec = ByIdentity(self.spec)
+        if spec not in known:
+            told = zip(zoo.ids, map(self.spec.misfits, zoo.entries), strict=True)
+            known[spec] = {id: problems for id, problems in told if problems}
+        return known[spec]
 
     def _labels_now(self, zoo: Source) -> str:
         """The digest of what the collection it was trained on has to be learnt today; empty where labels are gone."""
