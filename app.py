@@ -69,7 +69,7 @@ with teach.container(border=True, height="stretch"):
     st.caption("The same LoRA with other factors: the needle of GL-net stays, that of MLP + O-Align moves.")
     page_link("pages/Invariance.py", "Turn R", ":material/rotate_right:")
     page_link("pages/Experiments.py", "The paper's tables", ":material/science:")
-    if (ROOT / "notebooks").is_dir():
+    if (ROOT / "notebooks").is_dir() and not access().served:
         st.caption("Nine notebooks: `make lab`.")
 
 if access().sample(visit.ZOO) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def model_card(checkpoint: Checkpoint) -> str:
         (f"test, control: {name}", values) for name, values in checkpoint.controls.items()
     ]
     lines += [
-        f"| {part} | " + " | ".join(f"{values.get(name, float('nan')):.4g}" for name in shown) + " |"
+        f"| {part} | " + " | ".join(_number(values.get(name, math.nan)) for name in shown) + " |"
         for part, values in rows
     ]
     if checkpoint.interval:
@@ -84,6 +85,11 @@ def model_card(checkpoint: Checkpoint) -> str:
             "```",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """Four digits; a dash where it is not known, as the rank correlation of a constant."""
+    return "–" if math.isnan(value) else f"{value:.4g}"
 
 
 def command(checkpoint: Checkpoint) -> str | None:
