@@ -71,15 +71,20 @@ def test_it_stops_and_refuses(synthetic_folder: Path) -> None:
         crossvalidate(zoo, ["size"], CONFIG, 2, reporter=Reporter(stop=lambda: True))
 
 
-def test_the_command_tells_small_scores_from_zero_and_compares_what_ranks(
-    synthetic_folder: Path, tmp_path: Path, found: Folds
-) -> None:
+def test_ranks_are_compared_within_folds(found: Folds) -> None:
+    """Two models may differ by a constant, which ranks nothing."""
+    shifted = found.predicted["norms only"] + 10 * found.fold[:, None]
+    ours = Folds(found.task, found.truth, found.predicted | {"model": shifted}, found.fold)
+    assert ours.difference("norms only", draws=20) == Difference(0.0, 0.0, 0.0)
+    assert ours.difference("constant", draws=20).value == pytest.approx(ours.scores()["model"]["kendall_tau"][0])
+
+
+def test_the_command_tells_small_scores_from_zero(synthetic_folder: Path, tmp_path: Path, found: Folds) -> None:
     labels = Zoo.open(synthetic_folder).labels
     labels.assign(size=labels["size"] / 1000).rename_axis("path").to_csv(tmp_path / "labels.csv")
     command = ["crossvalidate", "--zoo", str(synthetic_folder), "--labels", str(tmp_path / "labels.csv"), "--target"]
     command += ["size", "--model", "svd", "--folds", "3", "--epochs", "2"]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert result.exit_code == 0 and "0.000 ± 0.000" not in result.output and "nan" not in result.output
-    assert "LoRAs of a fold: constant" in result.output and "svd less norms only" in result.output
-    assert "svd less constant" not in result.output
+    assert "Kendall τ within folds, svd less norms only" in result.output and "svd less constant" in result.output
     assert over_folds(0.5, 0.25) == "0.500 ± 0.250" and over_folds(9.57e-5, 3.6e-5) == "9.57e-05 ± 3.6e-05"

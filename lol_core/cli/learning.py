@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -215,8 +214,7 @@ def crossvalidate(
         validated = cross_validate(opened, target, config, folds, reporter=reporter)
     scores, controls = validated.scores(), [name for name in validated.predicted if name != "model"]
     metric = validated.task.ranked
-    ranking = [name for name in controls if math.isfinite(scores[name][metric][0])]  # a constant ranks nothing
-    differences = {name: validated.difference(name) for name in ranking}
+    differences = {name: validated.difference(name) for name in controls}
     if as_json:
         print_json(
             {
@@ -239,12 +237,9 @@ def crossvalidate(
             for part, values in scores.items()
         ]
     )
-    if idle := [name for name in controls if name not in ranking]:
-        text = f"Not compared in {METRIC_TITLES[metric]}, as it is the same for all LoRAs of a fold"
-        out.print(f"{text}: {', '.join(idle)}.", highlight=False, soft_wrap=True)
     for name, gap in differences.items():
         line = (
-            f"{METRIC_TITLES[metric]} over all {len(validated.truth)} LoRAs, {model} less {name}: {gap.value:+.3f}"
+            f"{METRIC_TITLES[metric]} within folds, {model} less {name}: {gap.value:+.3f}"
             f" (95 % {gap.low:+.3f} to {gap.high:+.3f})"
         )
         out.print(line, highlight=False, soft_wrap=True)

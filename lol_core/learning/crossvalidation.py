@@ -13,7 +13,7 @@ import pandas as pd
 from lol_core.collections.source import Source
 from lol_core.core.progress import SILENT, Reporter, Stopped
 from lol_core.errors import TaskError
-from lol_core.learning.bootstrap import difference
+from lol_core.learning.bootstrap import Resampled, difference, mean_over
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.evaluation import control_predictions
 from lol_core.learning.factors import Factors, control_features
@@ -52,13 +52,16 @@ class Folds:
         return {name: self.task.score(self.truth, values) for name, values in self.predicted.items()}
 
     def difference(self, other: str, draws: int = 1000, seed: int = 0) -> Difference:
-        """How much better the model ranks (Kendall τ; accuracy for the other tasks) than a control: over all LoRAs, by
-        a paired bootstrap over them.
+        """How much better the model ranks (Kendall τ; accuracy for the other tasks) than a control: within each fold,
+        since those of two folds come from two models; the mean over the folds, by a paired bootstrap over the LoRAs.
         """
-        ours, theirs = (
-            self.task.resampled(self.task.ranked, self.truth, self.predicted[name]) for name in ("model", other)
-        )
+        ours, theirs = (mean_over([self._within(name, k) for k in np.unique(self.fold)]) for name in ("model", other))
         return difference(ours, theirs, len(self.truth), seed=seed, draws=draws)
+
+    def _within(self, name: str, fold: int) -> Resampled:
+        inside = self.fold == fold
+        score = self.task.resampled(self.task.ranked, self.truth[inside], self.predicted[name][inside])
+        return lambda counts: score(counts[:, inside])
 
 
 def crossvalidate(
