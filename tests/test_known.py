@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -124,6 +125,24 @@ def test_a_store_keeps_what_was_said_and_a_stop_loses_nothing(
         asked.clear()
     other = dataclasses.replace(model, known=None)
     assert Answers.of(other, zoo, store=store).marks.empty and asked == zoo.ids, "its answers are others"
+
+
+def test_a_model_is_another_once_its_code_is(fitted: tuple[Zoo, Checkpoint]) -> None:
+    """Also one that was typed into a notebook, whose code is in no file."""
+    model, kinds = fitted[1], []
+    before = type(model.model)
+    for factor in (1, 2, 2):
+        space: dict[str, Any] = {"Base": before, "__name__": "a notebook"}
+        exec(f"class Own(Base):\n    def embed(self, batch):\n        return {factor} * super().embed(batch)", space)
+        kinds.append(space["Own"])
+    try:
+        found = []
+        for kind in kinds:
+            model.model.__class__ = kind
+            found.append(model.identity())
+        assert found[0] != found[1] == found[2]
+    finally:
+        model.model.__class__ = before
 
 
 def test_predict_marks_what_is_unlike_the_training_wherever_it_lies(

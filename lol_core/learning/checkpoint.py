@@ -189,7 +189,7 @@ class Checkpoint:
         """Of the model as a function: its code, its configuration, every weight and buffer."""
         kind = type(self.model)
         digest = hashlib.sha256(repr((kind.__name__, self.model.config, self.spec)).encode())
-        digest.update(Path(inspect.getfile(kind)).read_bytes())
+        digest.update(_code(kind))
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -361,6 +361,15 @@ class Checkpoint:
         if not set(self.task.targets) <= set(zoo.labels.columns):
             return ""
         return labels_digest(zoo.labels.loc[[id for ids in self.split.values() for id in ids]], self.task.targets)
+
+
+def _code(kind: type) -> bytes:
+    """The file in which a class is defined; of one that was typed into a notebook what its functions do."""
+    try:
+        return Path(inspect.getfile(kind)).read_bytes()
+    except (TypeError, OSError):
+        codes = (f.__code__ for f in vars(kind).values() if inspect.isfunction(f))
+        return b"".join(repr((code.co_code, code.co_consts, code.co_names)).encode() for code in codes)
 
 
 def _model_name(base: str) -> str:
