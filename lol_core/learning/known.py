@@ -5,7 +5,7 @@ prediction is a guess.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -42,10 +42,15 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """The training LoRAs as points (N, d), and how far others lie from them: distances (K,), ascending, each the mean
-    of those to the five nearest, with every column in units of its deviation.
+    """The training LoRAs as points, and how far others lie from them.
+
+    mean, unit: what is subtracted and divided by, (d,): the deviation of each column; points: (N, d) in these units,
+    in float16, whose rounding is far below distances; distances: (K,), ascending, each the mean of those to the five
+    nearest points.
     """
 
+    mean: Tensor
+    unit: Tensor
     points: Tensor
     distances: Tensor
 
@@ -53,16 +58,16 @@ class View:
     def of(cls, trained: Tensor, held_out: Tensor) -> Self:
         """held_out: with too few rows, distances are those of the training LoRAs from each other."""
         most = max(FEWEST, min(MOST, MOST_NUMBERS // max(1, trained.shape[1])))
-        view, others = cls(_some(trained, most), torch.zeros(0)), _some(held_out, most)
-        far = view._distance(others) if len(others) >= FEWEST else view._distance(view.points, leave_out=1)
-        return cls(view.points, far.sort().values)
+        some, others = _some(trained, most), _some(held_out, most)
+        std, mean = torch.std_mean(some.double(), 0, correction=0)
+        unit = torch.where(std > SAME * mean.abs(), std, torch.ones_like(std))
+        view = cls(mean.float(), unit.float(), ((some - mean) / unit).half(), torch.zeros(0))
+        far = view._distance(others) if len(others) >= FEWEST else view._distance(some, leave_out=1)
+        return replace(view, distances=far.sort().values)
 
     def _distance(self, values: Tensor, leave_out: int = 0) -> Tensor:
         """Of each row: (B,). leave_out: of the nearest points, such as the row itself."""
-        points = self.points.double()
-        std, mean = torch.std_mean(points, 0, correction=0)
-        unit = torch.where(std > SAME * mean.abs(), std, torch.ones_like(std))
-        far = torch.cdist((values.double() - mean) / unit, (points - mean) / unit)
+        far = torch.cdist((values.double() - self.mean) / self.unit, self.points.double())
         return far.topk(NEIGHBOURS + leave_out, largest=False).values[:, leave_out:].mean(1).float()
 
     def share(self, values: Tensor) -> np.ndarray:
@@ -123,7 +128,9 @@ class Known:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], held_out: bool) -> Self:
         """Raises KeyError for one that is missing."""
-        latent, norms = (View(tensors[f"{name}.points"], tensors[f"{name}.distances"]) for name in ("latent", "norms"))
+        latent, norms = (
+            View(**{part.name: tensors[f"{name}.{part.name}"] for part in fields(View)}) for name in ("latent", "norms")
+        )
         return cls(latent, norms, held_out)
 
 
