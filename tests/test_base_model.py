@@ -172,7 +172,7 @@ def test_from_drawings_to_a_pipeline_and_a_scorer(
     assert [progress.fraction for progress in seen] == pytest.approx([0.05, 0.25, 0.3, 0.6, 1.0])
     assert 0 <= measured["image_to_text"] <= 1
     pipeline = StableDiffusionPipeline.from_pretrained(out)
-    assert {p.dtype for p in pipeline.unet.parameters()} == {torch.float32} and (out / "samples.png").is_file()
+    assert {p.dtype for p in pipeline.unet.parameters()} == {torch.float32} and (out / "samples.jpg").is_file()
     names = [name for name, _ in pipeline.unet.named_modules()]
     assert all(any(name.endswith(end) for name in names) for end in ("to_q", "to_k", "to_v", "to_out.0"))
     assert Scorer(clip).embed_texts(["a dog"]).norm() == pytest.approx(1, abs=1e-5)

@@ -403,7 +403,7 @@ def publish(pipeline: StableDiffusionPipeline, work: Path, out: Path) -> None:
     columns = [painter.draw(None, SAMPLE_PROMPTS, Sampling(seed=seed, steps=10, guidance=3.0)) for seed in range(4)]
     rows = list(zip(*columns, strict=True))
     contact_sheet(rows, [f"seed {seed}" for seed in range(4)], SAMPLE_PROMPTS, cell=128).save(
-        out / "samples.png", optimize=True
+        out / "samples.jpg", quality=92, subsampling=0, optimize=True
     )
 
 
