@@ -89,8 +89,8 @@ GLOSSES = (
     " Qwen2-1.5B on twenty sources of ARC). One source is never left out, in either, so that nineteen are asked about."
 )
 ORDER = (
-    " By their means the models stand in another order than the paper's, where MLP + SVD is first for the loss and"
-    " GL-net for the accuracy; why has not been tested (another size of zoo, another base model and other targets)."
+    " By their means the models stand in another order than the paper's in each of the three; why has not been tested"
+    " (another size of zoo, another base model and other targets)."
 )
 
 
