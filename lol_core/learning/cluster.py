@@ -45,7 +45,7 @@ class Ray:
             ray.exceptions.ObjectLostError,
         )
         remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(_on_worker)
-        shared = ray.put(ray.cloudpickle.dumps(function))  # sent once, whatever it holds
+        shared = ray.put(function)  # sent once, whatever it holds
         release = _release()
         waiting = iter(items)
         running: dict[Any, T] = {}
@@ -53,7 +53,7 @@ class Ray:
             while True:
                 width = max(1, int(ray.cluster_resources().get("CPU", 1) / self.threads)) * AHEAD
                 for item in islice(waiting, max(0, width - len(running))):
-                    running[remote.remote(release, shared, ray.cloudpickle.dumps(item), self.threads)] = item
+                    running[remote.remote(release, [shared, ray.put(item)], self.threads)] = item
                 if not running:
                     return
                 done, _ = ray.wait(list(running))
@@ -119,7 +119,10 @@ def _release() -> str:
     return hashlib.sha256(b"".join(str(p.relative_to(PACKAGE)).encode() + p.read_bytes() for p in sources)).hexdigest()
 
 
-def _on_worker(release: str, function: bytes, item: bytes, threads: int) -> Any:
+def _on_worker(release: str, call: list[Any], threads: int) -> Any:
+    """What a function gives of an item. call: references to both, which Ray opens no sooner than they are asked for, as
+    they stand in a list: in another version of this program it could not.
+    """
     import ray
     import torch
 
@@ -130,4 +133,5 @@ def _on_worker(release: str, function: bytes, item: bytes, threads: int) -> Any:
         )
     torch.set_num_threads(threads)
     set_device("cuda" if ray.get_gpu_ids() else "cpu")
-    return ray.cloudpickle.loads(function)(ray.cloudpickle.loads(item))
+    function, item = ray.get(call)
+    return function(item)
