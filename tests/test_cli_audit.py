@@ -59,6 +59,14 @@ def test_a_collection_that_is_well_passes(tmp_path: Path) -> None:
     assert run(app, ["audit", str(tmp_path / "well"), "--fail-on", "warning"]).exit_code == 0
 
 
+def test_what_a_training_leaves_beside_loras_fails_no_audit(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "well", 4)
+    (tmp_path / "well" / "lora000" / "training_args.bin").write_bytes(b"settings")
+    result = run(app, ["audit", str(tmp_path / "well"), "--fail-on", "warning", "--json"])
+    (remark,) = json.loads(result.stdout)["remarks"]
+    assert result.exit_code == 0 and (remark["level"], remark["about"]) == ("note", "no LoRA")
+
+
 def test_a_sarif_file_holds_every_remark_with_its_rule(ill: Path, tmp_path: Path) -> None:
     shown = json.loads(run(app, ["audit", str(ill), "--sarif", str(tmp_path / "a.sarif"), "--json"]).stdout)["remarks"]
     log = json.loads((tmp_path / "a.sarif").read_text())

@@ -360,14 +360,22 @@ def test_a_hubs_cache_has_each_lora_once_under_its_repository(tmp_path: Path) ->
     assert Zoo.open(tmp_path).path(zoo.ids[0]).resolve() == repository / "blobs" / "blob0"
 
 
-def test_what_training_leaves_beside_loras_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [
+        ("optimizer.pt", "An optimizer's state"),
+        ("rng_state.pth", "The random numbers' state"),
+        ("rng_state_3.pth", "The random numbers' state"),
+    ],
+)
+def test_what_training_leaves_beside_loras_is_not_opened(
+    left: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_zoo(tmp_path, 1)
-    (tmp_path / "lora000" / "optimizer.pt").write_bytes(b"never looked into")
-    monkeypatch.setattr(
-        describe_module, "content_digest", lambda path, size: "x" if "optimizer" not in path.name else 1 / 0
-    )
+    (tmp_path / "lora000" / left).write_bytes(b"never looked into")
+    monkeypatch.setattr(describe_module, "content_digest", lambda path, size: "x" if path.name != left else 1 / 0)
     (refused,) = Zoo.open(tmp_path).refused
-    assert refused.path == "lora000/optimizer.pt" and "An optimizer's state" in (refused.reason or "")
+    assert refused.path == f"lora000/{left}" and reason in (refused.reason or "")
 
 
 def test_pages_are_searched_filtered_and_sorted(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lol_core.collections.memory import MemorySource
+from lol_core.collections.publishing import publish
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Kronecker, Whole
@@ -19,6 +20,7 @@ from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, DivergedError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.experiments.paper import VARIANTS
 from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingConfig
+from lol_core.learning.crossvalidation import crossvalidate
 from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
@@ -182,6 +184,27 @@ def test_groups_stay_on_one_side(synthetic_zoo: Zoo, tmp_path: Path) -> None:
         plan(synthetic_zoo, ["size"], replace(QUICK, group_column="nobody"))
 
 
+def test_copies_of_one_file_are_in_one_part_and_in_one_fold(tmp_path: Path) -> None:
+    """A model that has seen a LoRA of its test part is judged by its memory."""
+    labels = write_zoo(tmp_path / "zoo", 20)
+    for name in labels["name"]:
+        shutil.copytree(tmp_path / "zoo" / name, tmp_path / "zoo" / f"copy of {name}")
+    copies = labels.assign(name="copy of " + labels["name"])
+    pd.concat([labels, copies]).to_csv(tmp_path / "zoo" / "labels.csv", index=False)
+    zoo = Zoo.open(tmp_path / "zoo")
+    checkpoint = fit(zoo, tmp_path / "run", replace(QUICK, epochs=1))
+    parts = {id.split("/")[0]: part for part, ids in checkpoint.split.items() for id in ids}
+    assert all(parts[name] == parts[f"copy of {name}"] for name in labels["name"])
+    assert checkpoint.copies == 20 and "20 of these LoRAs are copies" in (tmp_path / "run" / "README.md").read_text()
+    found = crossvalidate(zoo, ["size"], replace(QUICK, epochs=1), 3)
+    folds = {id.split("/")[0]: fold for id, fold in zip(found.truth.index, found.fold, strict=True)}
+    assert all(folds[name] == folds[f"copy of {name}"] for name in labels["name"])
+    publish(zoo, tmp_path / "published", licence="mit")
+    splits = pd.read_csv(tmp_path / "published" / "splits.csv")
+    sides = dict(zip(splits["path"].str.split("/").str[0], splits["split"], strict=True))
+    assert all(sides[name] == sides[f"copy of {name}"] for name in labels["name"])
+
+
 @pytest.mark.parametrize("dtype", ["float64", "Int64", "category", "object"])
 def test_loras_without_a_group_are_one(dtype: str) -> None:
     column = pd.Series([1, None, 2, None, 1], dtype=dtype)
@@ -202,6 +225,13 @@ def test_modules_that_not_all_have_are_reported(tmp_path: Path) -> None:
     labels.to_csv(tmp_path / "labels.csv", index=False)
     planned = plan(Zoo.open(tmp_path), ["size"], QUICK)
     assert len(planned.spec.modules) == 2 and planned.left_out_modules == ("extra", "layer.1.attention.self.key")
+
+
+def test_what_is_left_out_stands_in_the_order_of_the_collection() -> None:
+    ids = [f"l{i}" for i in range(40)]
+    labels = pd.DataFrame({"size": [float(i) if i % 3 else None for i in range(40)]}, index=ids)
+    source = MemorySource({id: random_lora(MODULES, i) for i, id in enumerate(ids)}, labels)
+    assert list(plan(source, ["size"], QUICK).left_out) == ids[::3]
 
 
 def test_a_mixed_folder_says_what_it_holds(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from lol_core.collections.describe import describe
 from lol_core.collections.index import Index
 from lol_core.collections.labels import read_labels
+from lol_core.collections.splits import with_copies
 from lol_core.collections.walk import Candidate
 from lol_core.collections.zoo import Zoo, short_name, split_ids, training_runs
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
@@ -280,6 +282,24 @@ def test_a_split_is_a_partition_that_keeps_groups_together(count: int, groups: i
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
 
 
+@given(pairs=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40))
+def test_groups_with_copies_are_joined_and_others_are_not(pairs: list[tuple[int, int]]) -> None:
+    """pairs: the group and the content of each LoRA. Two are in one unit if a chain of either leads from one to the
+    other.
+    """
+    ids = [f"l{i}" for i in range(len(pairs))]
+    units = with_copies(ids, [f"d{content}" for _, content in pairs], [group for group, _ in pairs])
+    links = np.array([[a[0] == b[0] or a[1] == b[1] for b in pairs] for a in pairs])
+    reached = np.linalg.matrix_power(links.astype(float), len(pairs)) > 0
+    assert units is not None
+    assert [[a == b for b in units] for a in units] == reached.tolist()
+
+
+def test_loras_without_copies_and_groups_stand_for_themselves() -> None:
+    assert with_copies(["a", "b"], ["1", "2"]) is None
+    assert with_copies(["a", "b", "c"], ["1", "2", "1"]) == ["a", "b", "a"]
+
+
 def test_splits_have_their_sizes_and_their_seed() -> None:
     ids = [f"l{i}" for i in range(200)]
     parts = split_ids(ids, seed=3)
@@ -313,6 +333,15 @@ def test_names_are_short_where_they_can_be(tmp_path: Path) -> None:
         "a/adapter_model.safetensors": "a/adapter_model.safetensors",
         "b/adapter_model.safetensors": "b",
     }
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_numbers_of_rows_that_pandas_and_r_write_are_no_label(first: int, tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path, 6)
+    labels.set_axis(range(first, first + 6)).to_csv(tmp_path / "labels.csv")
+    assert list(Zoo.open(tmp_path).labels.columns) == [name for name in labels.columns if name != "name"]
+    labels.set_axis([3, 1, 2, 9, 8, 7]).to_csv(tmp_path / "labels.csv")
+    assert "Unnamed: 0" in Zoo.open(tmp_path).labels.columns
 
 
 def test_none_among_texts_is_a_class_and_among_numbers_a_label_that_is_missing(tmp_path: Path) -> None:

@@ -126,13 +126,15 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
     for name in rows[0] if rows else []:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(
-            *(
-                "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-                for value in row.values()
-            )
-        )
+        table.add_row(*map(_cell, row.values()))
     out.print(table)
+
+
+def _cell(value: object) -> str:
+    """Six digits of a number; a NaN, as the rank correlation of a constant, is not known."""
+    if isinstance(value, float):
+        return "not known" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else str(value)
 
 
 @contextmanager

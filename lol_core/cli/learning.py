@@ -148,6 +148,10 @@ def train(
         print_table(
             [{"": part} | {METRIC_TITLES[name]: values[name] for name in names} for part, values in scores.items()]
         )
+        if checkpoint.interval:
+            low, high = checkpoint.interval
+            headline = METRIC_TITLES[checkpoint.task.headline]
+            out.print(f"95 % bootstrap interval of the test {headline}: {low:.3f} to {high:.3f}.", highlight=False)
         _print_parts(checkpoint)
         for given in verdicts(checkpoint):
             out.print(f"It is {given.sentence}. {given.evidence}", highlight=False, soft_wrap=True)
@@ -160,6 +164,8 @@ def _print_parts(checkpoint: Checkpoint) -> None:
     """How many LoRAs were learnt from and judged by, and what took no part."""
     sizes = {part: len(ids) for part, ids in checkpoint.split.items()}
     lines = [f"{sum(sizes.values())} LoRAs: {', '.join(f'{count} {part}' for part, count in sizes.items())}."]
+    if checkpoint.copies:
+        lines.append(f"{checkpoint.copies} are copies of others, and in the same part as those.")
     if checkpoint.left_out:
         lora, why = next(iter(checkpoint.left_out.items()))
         lines.append(f"{len(checkpoint.left_out)} left out, such as {lora}: {why}")

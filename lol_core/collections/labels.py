@@ -20,6 +20,8 @@ FILES = ("file", "filename", "file_name", "path", "filepath", "file_path")
 NAMES = (*FILES, "lora", "adapter", "name", "id")
 """What a column that names LoRAs is called, in any case."""
 _WHOLE = re.compile(r"\s*-?\d+\s*")
+_UNNAMED = re.compile(r"Unnamed: \d+")
+"""What pandas calls a column without a name."""
 _TOLD = re.compile(r'"?sep=([^\r\n])"?\r?\n', re.IGNORECASE)
 """The line that tells Excel what separates columns."""
 LABEL_FILES = ("labels.csv", "labels.parquet")
@@ -201,6 +203,14 @@ def _is_number(values: pd.Series) -> bool:
     return pd.api.types.is_integer_dtype(values) or all(map(_WHOLE.fullmatch, map(str, values)))
 
 
+def _counts_rows(table: pd.DataFrame, column: str) -> bool:
+    """Whether it is the index that pandas and R write beside a table: without a name, 0, 1, 2 … or 1, 2, 3 …"""
+    values = table[column]
+    if not _UNNAMED.fullmatch(column) or not pd.api.types.is_integer_dtype(values):
+        return False
+    return values.tolist() in (list(range(len(values))), list(range(1, len(values) + 1)))
+
+
 def _joining(table: pd.DataFrame, matches: Mapping[str, pd.Series]) -> str | None:
     """The column that names most files. One that is called so counts twice, and so does one of text: where LoRAs are
     called 1, 2, 3, the numbers of rows that pandas writes name files too.
@@ -266,6 +276,7 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
     guessed = ids and _is_number(table[column]) and not _is_called_so(column)
     if guessed and (why := _chance(table, column, matches, ids[0])):
         raise ZooError(f"{path}: {why}")
+    counting = [name for name in map(str, table.columns) if name != column and _counts_rows(table, name)]
     joined = matches[column]
     twice = joined[joined.notna() & joined.duplicated()]
     if len(twice):
@@ -276,7 +287,7 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
     labels = (
         table[joined.notna()]
         .set_index(joined[joined.notna()].astype(str).rename(None))
-        .drop(columns=column)
+        .drop(columns=[column, *counting])
         .reindex(list(ids))
     )
     return labels, str(column), tuple(table.loc[joined.isna(), column].astype(str))

@@ -15,7 +15,7 @@ import pandas as pd
 from lol_core.collections import columns
 from lol_core.collections.folder import Zoo
 from lol_core.collections.labels import as_table
-from lol_core.collections.splits import split_ids
+from lol_core.collections.splits import split_ids, with_copies
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 from lol_core.formats import configs_of
@@ -57,7 +57,8 @@ def publish(
             reporter.check("Nothing was written.")
             _copy(zoo, id, folder)
         as_table(zoo.labels).to_csv(folder / "labels.csv", index=False)
-        groups = None if group is None else zoo.labels[group].tolist()
+        named = None if group is None else zoo.labels[group].tolist()
+        groups = with_copies(zoo.ids, columns.values(zoo, "digest").tolist(), named)
         parts = split_ids(zoo.ids, seed=seed, groups=groups) if len(zoo) > 2 else {"train": zoo.ids}
         rows = [(id, part) for part, ids in parts.items() for id in ids]
         pd.DataFrame(rows, columns=["path", "split"]).to_csv(folder / "splits.csv", index=False)

@@ -9,6 +9,28 @@ import numpy as np
 from lol_core.errors import TaskError
 
 
+def with_copies(ids: Sequence[str], digests: Sequence[str], groups: Sequence[object] | None = None) -> list[str] | None:
+    """What each LoRA is kept together with: those of its group, and those of the same content with their groups. None
+    where each stands for itself. digests: of the contents.
+    """
+    if groups is None and len(set(digests)) == len(ids):
+        return None
+    units = list(map(str, ids if groups is None else groups))
+    first: dict[str, str] = {}
+    joined: dict[str, str] = {}
+
+    def joint(unit: str) -> str:
+        while unit in joined:
+            unit = joined[unit]
+        return unit
+
+    for unit, digest in zip(units, digests, strict=True):
+        one, other = joint(first.setdefault(digest, unit)), joint(unit)
+        if one != other:
+            joined[other] = one
+    return list(map(joint, units))
+
+
 def split_ids(
     ids: Sequence[str],
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),

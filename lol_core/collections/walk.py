@@ -24,8 +24,11 @@ OTHER_FILES = {
     "scheduler.bin": "A learning-rate schedule's state, not a LoRA.",
     "scaler.pt": "A gradient scaler's state, not a LoRA.",
     "training_args.bin": "The settings of a training run, not a LoRA.",
+    "rng_state.pth": "The random numbers' state of a training run, not a LoRA.",
 }
 """Files that training runs leave beside LoRAs, known by their names: opening them would take long and tell no more."""
+_NUMBER = re.compile(r"_\d+(?=\.pth$)")
+"""Of the process that left a file."""
 ARCHIVES = (".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar", ".tgz")
 ARCHIVE = "An archive, not a LoRA: open it by its own address, or, where it lies in another archive, unpack it first."
 LISTED = (*SUFFIXES, *ARCHIVES)
@@ -88,7 +91,9 @@ def reason_of(name: str) -> str | None:
     """Why a file whose name is LISTED is not worth opening, None when it is."""
     if name.endswith(_MOST):
         return None
-    return ARCHIVE if name.lower().endswith(ARCHIVES) else OTHER_FILES.get(name)
+    if name.lower().endswith(ARCHIVES):
+        return ARCHIVE
+    return OTHER_FILES.get(_NUMBER.sub("", name))
 
 
 def in_order(candidate: Candidate) -> tuple[tuple[int, str], ...]:

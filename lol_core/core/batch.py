@@ -108,7 +108,7 @@ def shared_spec(members: Iterable[HasHeaders]) -> WeightSpec:
     if not shared:
         raise ModelError(
             "These LoRAs share no module of the same name and shape, so no model can read them all. Choose LoRAs of one"
-            " base model."
+            " base model and of one kind."
         )
     modules = tuple(replace(module, rank=max(ranks[key])) for key, module in shared.items())
     return WeightSpec(modules, any(len(ranks[key]) > 1 for key in shared))

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from lol_core.collections.source import Source
+from lol_core.collections.walk import OTHER_FILES
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.insight.health import Ailment, health
 from lol_core.insight.survey import Survey
@@ -64,7 +65,11 @@ def audit(
     models, as `executor` takes them.
     """
     for entry in source.refused:
-        yield Remark(entry.path, "not read", Level.ERROR, entry.reason or "It cannot be read.")
+        reason = entry.reason or "It cannot be read."
+        if reason in OTHER_FILES.values():
+            yield Remark(entry.path, "no LoRA", Level.NOTE, reason)
+        else:
+            yield Remark(entry.path, "not read", Level.ERROR, reason)
     for entry in source.entries:
         for mark in health(entry, surveys.get(entry.path)):
             yield Remark(entry.path, mark.ailment, LEVELS[mark.ailment], mark.reason)

@@ -30,6 +30,8 @@ def model_card(checkpoint: Checkpoint) -> str:
     name = checkpoint.config.model
     needs = f"- `{name}` is no model of lol_core: who uses it needs the file that defines it, named in `{VARIABLE}`."
     outside = [] if find_model(name).__module__.startswith("lol_core.") else [needs]
+    copied = f"- {checkpoint.copies} of these LoRAs are copies of others, and in the same part as those."
+    copies = [copied] if checkpoint.copies else []
     headline, shown = checkpoint.task.headline, list(next(iter(checkpoint.metrics.values()), {}))
     lines = [
         "---",
@@ -54,6 +56,7 @@ def model_card(checkpoint: Checkpoint) -> str:
             f" {checkpoint.model.n_parameters:,} parameters."
         ),
         f"- {len(checkpoint.left_out)} LoRAs and {len(checkpoint.left_out_modules)} modules were left out.",
+        *copies,
         *outside,
         "" if checkpoint.finished else "- **Training was stopped before its end.**",
         "",

@@ -182,6 +182,11 @@ class Checkpoint:
         return self.model.spec
 
     @property
+    def copies(self) -> int:
+        """How many LoRAs of the split have the content of another one; copies are in one part."""
+        return len(self.digests) - len(set(self.digests.values()))
+
+    @property
     def title(self) -> str:
         return title_of(self.config.model, self.task.targets, self.config.seed)
 

@@ -19,7 +19,7 @@ from lol_core.learning.evaluation import control_predictions
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
 from lol_core.learning.metrics import Scores
-from lol_core.learning.plan import groups_of, plan
+from lol_core.learning.plan import kept_together, plan
 from lol_core.learning.tasks import Task
 from lol_core.learning.verdict import Difference
 
@@ -74,7 +74,7 @@ def crossvalidate(
 ) -> Folds:
     """Fit the model of `config` once for each fold, and the controls beside it. Of the LoRAs not held out, a part of
     the size that `config.fractions` gives validation beside training chooses the epoch; the controls are fitted to all
-    of them. LoRAs of one group (`config.group_column`) are in one fold.
+    of them. LoRAs of one group (`config.group_column`) and copies of one are in one fold.
 
     Raises TaskError or ModelError as `plan` does, TaskError for fewer than two folds, and Stopped.
     """
@@ -86,7 +86,7 @@ def crossvalidate(
     from sklearn.model_selection import GroupKFold, KFold  # takes a second to import
 
     ids = [id for id in whole.ids if id in factors.place]
-    groups = None if config.group_column is None else groups_of(zoo.labels.loc[ids, config.group_column])
+    groups = kept_together(zoo, ids, config.group_column)
     kinds = KFold if groups is None else GroupKFold
     labels, features = zoo.labels.loc[ids], control_features(zoo, factors, ids)
     fold = np.zeros(len(ids), int)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lol_core.collections.columns import structures
+from lol_core.collections.columns import structures, values
 from lol_core.collections.source import Source
-from lol_core.collections.splits import split_ids
+from lol_core.collections.splits import split_ids, with_copies
 from lol_core.core.batch import WeightSpec, shared_spec
 from lol_core.core.header import ModuleHeader, distinct_headers
 from lol_core.core.naming import common_names
@@ -54,6 +54,14 @@ def groups_of(column: pd.Series) -> list[str]:
     return list(column.astype(str).where(column.notna(), "(none)"))
 
 
+def kept_together(zoo: Source, ids: Sequence[str], column: str | None) -> list[str] | None:
+    """What each of these LoRAs is kept together with, by a column of labels if one is named, and its copies; see
+    `with_copies`.
+    """
+    groups = groups_of(zoo.labels.loc[list(ids), column]) if column else None
+    return with_copies(ids, values(zoo, "digest").loc[list(ids)].tolist(), groups)
+
+
 def plan(
     zoo: Source,
     targets: Sequence[str],
@@ -75,7 +83,8 @@ def plan(
     if unknown := [id for id in wanted if id not in zoo.by_id]:
         raise TaskError(f"{zoo.name} has no LoRA {unknown[0]!r}. Its ids are such as {zoo.ids[0]!r}.")
     task, usable = make_task(zoo.labels.loc[wanted], targets, kind)
-    left_out = dict.fromkeys(set(wanted) - set(usable), "It has no usable label.")
+    labelled = set(usable)
+    left_out = {id: "It has no usable label." for id in wanted if id not in labelled}
     entries = structures(zoo, usable)
     try:
         spec = shared_spec(entries)
@@ -86,21 +95,19 @@ def plan(
         kinds = Counter(_kind(entry.headers[0]) for entry in everyone if entry.headers)
         if len(bases) == 1 and len(kinds) > 1:
             held += f", but their modules are of other kinds ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
-        raise ModelError(f"{error} Here are {held}.") from error
+        raise ModelError(f"{error} Here are {held}. Those without a label take no part.") from error
     seen: dict[str, str] = {}
     for headers in distinct_headers(entries):
         names = [module.name for module in headers]
         seen = dict(zip(common_names(names), names, strict=True)) | seen
     read = set(common_names(module.name for module in spec.modules))
     left_out_modules = tuple(sorted(name for common, name in seen.items() if common not in read))
-    groups = None
-    if config.group_column:
-        if config.group_column not in zoo.labels.columns:
-            raise TaskError(
-                f"No label column {config.group_column!r} to group by. There are"
-                f" {', '.join(map(repr, zoo.labels.columns))}."
-            )
-        groups = groups_of(zoo.labels.loc[usable, config.group_column])
+    if config.group_column and config.group_column not in zoo.labels.columns:
+        raise TaskError(
+            f"No label column {config.group_column!r} to group by. There are"
+            f" {', '.join(map(repr, zoo.labels.columns))}."
+        )
+    groups = kept_together(zoo, usable, config.group_column)
     split = split_ids(usable, config.fractions, config.seed, groups)
     task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
     check_memory(config.model, spec, task.outputs, config.shape, device=find_device(config.device))
