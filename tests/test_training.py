@@ -196,6 +196,7 @@ def test_copies_of_one_file_are_in_one_part_and_in_one_fold(tmp_path: Path) -> N
     parts = {id.split("/")[0]: part for part, ids in checkpoint.split.items() for id in ids}
     assert all(parts[name] == parts[f"copy of {name}"] for name in labels["name"])
     assert checkpoint.copies == 20 and "20 of these LoRAs are copies" in (tmp_path / "run" / "README.md").read_text()
+    assert checkpoint.recalled == 0
     found = crossvalidate(zoo, ["size"], replace(QUICK, epochs=1), 3)
     folds = {id.split("/")[0]: fold for id, fold in zip(found.truth.index, found.fold, strict=True)}
     assert all(folds[name] == folds[f"copy of {name}"] for name in labels["name"])
@@ -203,6 +204,36 @@ def test_copies_of_one_file_are_in_one_part_and_in_one_fold(tmp_path: Path) -> N
     splits = pd.read_csv(tmp_path / "published" / "splits.csv")
     sides = dict(zip(splits["path"].str.split("/").str[0], splits["split"], strict=True))
     assert all(sides[name] == sides[f"copy of {name}"] for name in labels["name"])
+
+
+def test_parts_come_from_a_column(tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path / "zoo", 24)
+    shutil.rmtree(tmp_path / "zoo" / "lora020")  # now a copy of one that is learnt from
+    shutil.copytree(tmp_path / "zoo" / "lora000", tmp_path / "zoo" / "lora020")
+    labels["part"] = [*["train"] * 14, *["Val"] * 4, *["test "] * 4, None, None]
+    labels["odd"] = [*["train"] * 20, *["held out"] * 4]
+    labels["two"] = [*["train"] * 20, *["test"] * 4]
+    labels.to_csv(tmp_path / "zoo" / "labels.csv", index=False)
+    zoo, config = Zoo.open(tmp_path / "zoo"), replace(QUICK, split_column="part", epochs=1)
+    planned = plan(zoo, ["size"], config)
+    assert list(planned.split.values()) == [zoo.ids[:14], zoo.ids[14:18], zoo.ids[18:22]]
+    assert list(planned.left_out) == zoo.ids[22:] and "'part' names no part" in planned.left_out[zoo.ids[22]]
+    fit(zoo, tmp_path / "run", config)
+    again = Checkpoint.load(tmp_path / "run")
+    assert again.config.split_column == "part" and again.split == planned.split and again.recalled == 1
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "in the parts of part" in card and "--split part" in card and "1 LoRAs of the test part are copies" in card
+    assert len(crossvalidate(zoo, ["size"], config, 3).truth) == 24, "folds are drawn"
+    for column, reason in (
+        ("none", "No label column 'none' to take the parts from"),
+        ("odd", "'odd' is 'held out' for lora020"),
+        ("two", "'two' puts none of the 24 labelled LoRAs into validation"),
+    ):
+        with pytest.raises(TaskError, match=reason):
+            plan(zoo, ["size"], replace(config, split_column=column))
+    with pytest.raises(TaskError, match="name one of the two"):
+        plan(zoo, ["size"], replace(config, group_column="author"))
+    assert "split_column" not in QUICK.to_dict(), "so that earlier descriptions are those of today"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "Int64", "category", "object"])

@@ -67,6 +67,9 @@ def train(
     ] = False,
     class_weights: Annotated[bool, typer.Option("--class-weights")] = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Label column that says train, validation or test; by default parts are drawn.")
+    ] = None,
     shuffled_control: Annotated[
         bool, typer.Option("--shuffled-control", help="Also fit the model to permuted labels.")
     ] = False,
@@ -110,6 +113,7 @@ def train(
         storage=storage,
         device=device,
         group_column=group,
+        split_column=split,
         shuffled_control=shuffled_control,
     )
     with reported(), stoppable() as reporter:
@@ -162,10 +166,11 @@ def train(
 
 def _print_parts(checkpoint: Checkpoint) -> None:
     """How many LoRAs were learnt from and judged by, and what took no part."""
+    from lol_core.learning.card import copies_told
+
     sizes = {part: len(ids) for part, ids in checkpoint.split.items()}
     lines = [f"{sum(sizes.values())} LoRAs: {', '.join(f'{count} {part}' for part, count in sizes.items())}."]
-    if checkpoint.copies:
-        lines.append(f"{checkpoint.copies} are copies of others, and in the same part as those.")
+    lines += copies_told(checkpoint)
     if checkpoint.left_out:
         lora, why = next(iter(checkpoint.left_out.items()))
         lines.append(f"{len(checkpoint.left_out)} left out, such as {lora}: {why}")

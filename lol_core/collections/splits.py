@@ -5,8 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from lol_core.errors import TaskError
+
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+"""What a column of labels may call a part, in any case."""
+
+
+def named_parts(column: pd.Series) -> dict[str, list[str]]:
+    """The parts that a column of labels, indexed by LoRA, gives them; those of which it says nothing are in none.
+
+    Raises TaskError for another name, and when a part would be empty.
+    """
+    part_of = {name: part for part, called in PARTS.items() for name in called}
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for id, name in column.dropna().items():
+        part = part_of.get(str(name).strip().lower())
+        if part is None:
+            raise TaskError(f"{column.name!r} is {name!r} for {id}; a part is called {', '.join(map(repr, part_of))}.")
+        parts[part].append(str(id))
+    if empty := [part for part, members in parts.items() if not members]:
+        raise TaskError(
+            f"{column.name!r} puts none of the {len(column)} labelled LoRAs into {' and '.join(empty)}. Each part"
+            " needs some: the validation part chooses the epoch."
+        )
+    return parts
 
 
 def with_copies(ids: Sequence[str], digests: Sequence[str], groups: Sequence[object] | None = None) -> list[str] | None:

@@ -21,7 +21,7 @@ OPTIONS = {
         "epochs batch_size learning_rate weight_decay patience class_weights shuffled_control"
         " width dropout normalize equivariant_width equivariant_layers mean_products"
     ).split()
-} | {"group_column": "--group"}
+} | {"group_column": "--group", "split_column": "--split"}
 """Setting → option of `lol train`."""
 
 
@@ -30,8 +30,7 @@ def model_card(checkpoint: Checkpoint) -> str:
     name = checkpoint.config.model
     needs = f"- `{name}` is no model of lol_core: who uses it needs the file that defines it, named in `{VARIABLE}`."
     outside = [] if find_model(name).__module__.startswith("lol_core.") else [needs]
-    copied = f"- {checkpoint.copies} of these LoRAs are copies of others, and in the same part as those."
-    copies = [copied] if checkpoint.copies else []
+    copies = [f"- {sentence}" for sentence in copies_told(checkpoint)]
     headline, shown = checkpoint.task.headline, list(next(iter(checkpoint.metrics.values()), {}))
     lines = [
         "---",
@@ -50,7 +49,8 @@ def model_card(checkpoint: Checkpoint) -> str:
         f"- Trained on `{checkpoint.zoo}` (fingerprint {checkpoint.fingerprint}): "
         + ", ".join(f"{len(ids)} {part}" for part, ids in checkpoint.split.items())
         + f" LoRAs, seed {checkpoint.config.seed}"
-        + (f", grouped by {checkpoint.config.group_column}." if checkpoint.config.group_column else "."),
+        + (f", grouped by {checkpoint.config.group_column}" if checkpoint.config.group_column else "")
+        + (f", in the parts of {checkpoint.config.split_column}." if checkpoint.config.split_column else "."),
         (
             f"- Input: {len(checkpoint.spec.modules)} modules, rank {checkpoint.spec.rank};"
             f" {checkpoint.model.n_parameters:,} parameters."
@@ -88,6 +88,15 @@ def model_card(checkpoint: Checkpoint) -> str:
             "```",
         ]
     return "\n".join(lines) + "\n"
+
+
+def copies_told(checkpoint: Checkpoint) -> list[str]:
+    """A sentence on how many LoRAs are copies of others, or of the test part those that the model knows, if any are."""
+    if recalled := checkpoint.recalled:
+        return [f"{recalled} LoRAs of the test part are copies of others that it knows: there the score says nothing."]
+    if copies := checkpoint.copies:
+        return [f"{copies} of these LoRAs are copies of others, and in the same part as those."]
+    return []
 
 
 def _number(value: float) -> str:

@@ -85,7 +85,8 @@ class TrainingConfig:
     gradient's norm is cut to this, 0 for never.
 
     model_config: the model's own configuration, the usual one when None. patience: epochs without a better validation
-    loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split.
+    loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split;
+    split_column: one that says which part each LoRA is in, so that none is drawn.
     mixed_precision: training's whole forward pass under bfloat16 autocast on CUDA, that of equivariant layers and
     probes too; kept features and weights are in float32. storage: of the factors to be trained on.
     shuffled_control: also fit the same model to permuted training labels.
@@ -109,6 +110,7 @@ class TrainingConfig:
     storage: Storage = Storage.FLOAT32
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     group_column: str | None = None
+    split_column: str | None = None
     shuffled_control: bool = False
 
     @property
@@ -117,10 +119,12 @@ class TrainingConfig:
         return find_model(self.model).configured(self.model_config)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the usual storage: earlier descriptions name none."""
+        """For JSON, without the usual storage and without no column of parts: earlier descriptions name neither."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.storage is Storage.FLOAT32:
             del named["storage"]
+        if self.split_column is None:
+            del named["split_column"]
         return named | {"model_config": self.shape.to_dict()}
 
     @classmethod
@@ -183,8 +187,16 @@ class Checkpoint:
 
     @property
     def copies(self) -> int:
-        """How many LoRAs of the split have the content of another one; copies are in one part."""
+        """How many LoRAs of the split have the content of another one."""
         return len(self.digests) - len(set(self.digests.values()))
+
+    @property
+    def recalled(self) -> int:
+        """How many LoRAs of the test part have the content of one that was learnt from or chose the epoch: none where
+        the parts were drawn.
+        """
+        known = {self.digests.get(id) for part in ("train", "validation") for id in self.split[part]}
+        return sum(self.digests.get(id, "") in known for id in self.split["test"])
 
     @property
     def title(self) -> str:

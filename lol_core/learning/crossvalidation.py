@@ -78,7 +78,7 @@ def crossvalidate(
 
     Raises TaskError or ModelError as `plan` does, TaskError for fewer than two folds, and Stopped.
     """
-    whole = plan(zoo, targets, config)
+    whole = plan(zoo, targets, replace(config, split_column=None))  # folds are drawn
     if folds < 2:
         raise TaskError(f"Cross-validation needs at least two folds; found {folds}.")
     reading, dtype = reporter.part(0.0, 0.1), config.storage.dtype

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lol_core.collections.columns import structures, values
 from lol_core.collections.source import Source
-from lol_core.collections.splits import split_ids, with_copies
+from lol_core.collections.splits import named_parts, split_ids, with_copies
 from lol_core.core.batch import WeightSpec, shared_spec
 from lol_core.core.header import ModuleHeader, distinct_headers
 from lol_core.core.naming import common_names
@@ -102,13 +102,20 @@ def plan(
         seen = dict(zip(common_names(names), names, strict=True)) | seen
     read = set(common_names(module.name for module in spec.modules))
     left_out_modules = tuple(sorted(name for common, name in seen.items() if common not in read))
-    if config.group_column and config.group_column not in zoo.labels.columns:
-        raise TaskError(
-            f"No label column {config.group_column!r} to group by. There are"
-            f" {', '.join(map(repr, zoo.labels.columns))}."
-        )
-    groups = kept_together(zoo, usable, config.group_column)
-    split = split_ids(usable, config.fractions, config.seed, groups)
+    for column, use in ((config.group_column, "group by"), (config.split_column, "take the parts from")):
+        if column and column not in zoo.labels.columns:
+            raise TaskError(
+                f"No label column {column!r} to {use}. There are {', '.join(map(repr, zoo.labels.columns))}."
+            )
+    if config.split_column:
+        if config.group_column:
+            raise TaskError("The parts are drawn by groups or taken from a column: name one of the two.")
+        split = named_parts(zoo.labels.loc[usable, config.split_column])
+        placed = {id for part in split.values() for id in part}
+        left_out |= {id: f"{config.split_column!r} names no part for it." for id in usable if id not in placed}
+    else:
+        groups = kept_together(zoo, usable, config.group_column)
+        split = split_ids(usable, config.fractions, config.seed, groups)
     task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
     check_memory(config.model, spec, task.outputs, config.shape, device=find_device(config.device))
     return Plan(task, spec, split, left_out, left_out_modules)
