@@ -133,4 +133,4 @@ if drawable:
 show_way(wish, made, step)
 st.subheader("Save")
 name = f"{Path(source.names[id]).name}-{'-'.join(one.goal.name for one, _ in edits)}-{step}"
-show_download(made.edit.loras[step], f"{made.key}-{step}", name, holding(original))
+show_download(made.edit.loras[step], f"{made.key}-{step}", name, given=holding(original), extras=original.extras)

@@ -29,7 +29,7 @@ from lol_core.formats import read
 from lol_core.formats.writing import write
 from lol_core.insight.merging import merge
 from lol_core.insight.rewriting import ranks_of_energy
-from tests.builders import random_lora
+from tests.builders import random_lora, write_peft
 from tests.test_formats_libraries import randomised
 from tests.test_formats_writing import diffusion_lora
 
@@ -414,3 +414,13 @@ def test_no_energy_is_no_share(tmp_path: Path) -> None:
 def test_loras_of_one_dialect_that_share_no_module_are_put_side_by_side() -> None:
     first, second = random_lora([("model.layers.0.q", 6, 5, 2)], 0), random_lora([("model.layers.0.v", 6, 5, 2)], 1)
     assert merge([first, second], [1, 1]).lora.names == (*first.names, *second.names)
+
+
+def test_loras_of_other_bases_are_merged_with_a_word(tmp_path: Path) -> None:
+    for name, module, base in (("a", "h.0.q", "gpt2"), ("b", "layer.0.q", "org/bert"), ("c", "h.0.q", "openai/GPT2")):
+        write_peft(tmp_path / name, random_lora([(module, 8, 6, 2)]), base_model_name_or_path=base)
+    a, b, c = (tmp_path / name for name in "abc")
+    result = CliRunner().invoke(app, ["merge", str(a), str(b), "--out", str(tmp_path / "ab")])
+    assert "different base models: gpt2, org/bert." in result.stderr and "No module is adapted by two" in result.stderr
+    assert len(output("merge", a, b, "--out", tmp_path / "abj")["remarks"]) == 2
+    assert "remarks" not in output("merge", a, c, "--out", tmp_path / "ac"), "one model under two names"

@@ -14,9 +14,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PeftModelForCausalLM
 from safetensors.torch import load_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lol_core.core.geometry import same_function
 from lol_core.core.header import Kind
@@ -25,7 +26,8 @@ from lol_core.core.parametrisation import Kronecker, LowRank, Magnitude, Paramet
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import read
 from lol_core.formats.writing import HELD, LONGEST_NAME, forms_of, names_in, packed, write
-from tests.builders import random_lora
+from lol_core.insight.merging import merge
+from tests.builders import random_lora, write_peft
 
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 
@@ -282,6 +284,21 @@ def test_peft_adds_what_was_written(tmp_path: Path) -> None:
             PeftModel.from_pretrained(model, str(tmp_path / "adapter"))(x), expected, rtol=1e-4, atol=1e-4
         )
     assert LoraConfig.from_pretrained(str(tmp_path / "adapter")).rank_pattern
+
+
+def test_pefts_class_for_a_task_opens_what_was_written(tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "vocab_size": 16}
+    LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **small)).save_pretrained(tmp_path / "base")
+    lora = random_lora([("model.layers.0.self_attn.q_proj", 8, 8, 2)], 3, torch.float32)
+    for name, task in {"a": "CAUSAL_LM", "b": "CAUSAL_LM", "c": "SEQ_CLS", "d": ["CAUSAL_LM"]}.items():
+        write_peft(tmp_path / name, lora, base_model_name_or_path=str(tmp_path / "base"), task_type=task)
+    a, b, c, d = (read(tmp_path / name) for name in "abcd")
+    write(merge([a, b], [1, 1]).lora, tmp_path / "merged", "PEFT")
+    made = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert isinstance(made, PeftModelForCausalLM)
+    for lora in (c, d, merge([a, c], [1, 1]).lora, merge([d, d], [1, 1]).lora):
+        write(lora, tmp_path / "other", "PEFT")
+        assert LoraConfig.from_pretrained(tmp_path / "other").task_type is None, "its head is not written"
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
@@ -202,6 +203,25 @@ def test_a_lora_is_saved_in_the_form_it_came_in_unless_another_is_chosen(tmp_pat
     write(lora, tmp_path / ("a" if form == "PEFT" else "a.safetensors"), form)
     box = next(box for box in opened("LoRA", tmp_path).selectbox if box.label == "Form")
     assert box.value == form and {"PEFT", "diffusers", "kohya"} <= set(box.options)
+
+
+def test_what_a_saved_file_lacks_and_what_does_not_belong_together_is_said(tmp_path: Path) -> None:
+    for name, module, base in (("a", "h.0.q", "gpt2"), ("b", "layer.0.q", "org/bert")):
+        write_peft(tmp_path / name, random_lora([(module, 8, 6, 2)]), base_model_name_or_path=base)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file(load_file(path) | {"base_model.model.score.weight": torch.ones(2, 8)}, path)
+    lacks = plain("Not written, as no part of a low-rank product: base_model.model.score.weight.")
+
+    def captions(test: AppTest) -> list[str]:
+        return [caption.value for caption in test.caption]
+
+    assert lacks in captions(opened("LoRA", tmp_path))
+    test = opened("Edit", tmp_path, mode="Merge several")
+    button(test, "Merge").click().run()
+    merged = settled(test)
+    assert lacks in captions(merged)
+    assert "different base models: gpt2, org/bert." in merged.warning[0].value
+    assert not any("Furthest from the sum" in text for text in captions(merged)), "it is the sum"
 
 
 def test_a_lora_is_saved_in_the_numbers_and_the_form_it_came_in_also_after_another(tmp_path: Path) -> None:

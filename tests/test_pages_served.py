@@ -10,12 +10,16 @@ import tempfile
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import streamlit as st
+import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 from streamlit import config
@@ -29,7 +33,7 @@ from lol_core.collections.opening import open_source
 from lol_core.collections.served import Roots
 from lol_core.core.progress import Reporter
 from lol_core.errors import ZooError
-from tests.builders import write_zoo
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT, SAMPLE_ZOO
 from tests.hub import Hub, hub
 from tests.test_pages import PAGES, opened, settled, text_of
@@ -332,6 +336,52 @@ def test_files_that_are_too_large_are_not_read(served: Path, monkeypatch: pytest
     many = [(f"{i}.safetensors", weights + bytes(2**19), "application/octet-stream") for i in range(3)]
     test.file_uploader[0].set_value(many)
     assert "0 LoRAs" in text_of(test.run()) and "more than 1 MB together" in test.error[0].value
+
+
+def test_what_is_dropped_together_is_told_apart(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def page() -> None:
+        import streamlit as st
+
+        from ui.dropped import dropped_loras
+
+        st.write(f"found {', '.join(f'{name} ({lora.layers[0].scale:g})' for name, lora in dropped_loras().items())}.")
+
+    def dropped(*files: tuple[str, bytes]) -> AppTest:
+        test.file_uploader[0].set_value([(name, content, "application/octet-stream") for name, content in files])
+        return test.run()
+
+    def zipped(*files: tuple[str, bytes]) -> bytes:
+        with zipfile.ZipFile(content := BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.writestr(*file)
+        return content.getvalue()
+
+    monkeypatch.setenv("LOL_UPLOAD_MB", "1")
+    test = AppTest.from_function(page).run()
+    write_peft(served / "four", random_lora(MODULES, dtype=torch.float32), alpha=8)
+    write_peft(served / "one", random_lora(MODULES, 1, dtype=torch.float32), alpha=2)
+    large = random_lora([("q", 2**10, 2**9, 2**8)])
+    zeros = large.layers[0].with_pair(torch.zeros(2**10, 2**8), torch.zeros(2**9, 2**8))
+    write_peft(served / "large", replace(large, layers=(zeros,)))
+    four, one = (
+        [(name, (served / lora / name).read_bytes()) for name in ("adapter_model.safetensors", "adapter_config.json")]
+        for lora in ("four", "one")
+    )
+    assert "found adapter_model.safetensors (4)." in text_of(dropped(*four, four[0]))
+    mixed = dropped(*four, *one)
+    assert "found ." in text_of(mixed) and "Two files are called adapter_model.safetensors" in mixed.error[0].value
+    files = [(f"{lora}/{name}", content) for lora, of in (("four", four), ("one", one)) for name, content in of]
+    both = dropped(("both.zip", zipped(*files, ("cut.safetensors", four[0][1][:99]))))
+    assert "found both.zip/four (4), both.zip/one (1)." in text_of(both)
+    assert "both.zip/cut.safetensors: Not a safetensors file, or cut off" in both.error[0].value
+    for name, content, reason in (
+        ("damaged.zip", b"PK", "damaged or cut off"),
+        ("none.zip", zipped(("readme.txt", b"hello")), "There is no LoRA in none.zip"),
+        ("bomb.zip", zipped(*((name, (served / "large" / name).read_bytes()) for name, _ in four)), "more than 1 MB"),
+        ("many.zip", zipped(*((f"{i}/{name}", content) for i in range(21) for name, content in four)), "at most 20"),
+    ):
+        refused = dropped((name, content))
+        assert reason in refused.error[0].value and "found ." in text_of(refused) and "/tmp" not in text_of(refused)
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,11 @@ def test_what_is_there_is_not_written_over_and_a_stop_leaves_nothing(zoo: Zoo, t
 
 def test_the_commands_publish_a_zoo_and_a_model(zoo: Zoo, tmp_path: Path) -> None:
     out = tmp_path / "data"
+    (zoo.folder / "README.md").write_text("# Mine")
     command = ["zoo", "publish", str(zoo.folder), "--out", str(out), "--licence", "mit", "--group", "author"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0 and "Left behind, as they are no LoRAs: broken.safetensors, private" in result.output
+    assert "README.md there is a new one: what yours says of the LoRAs has to be taken over" in result.output
     assert len(Zoo.open(out)) == 24
     assert CliRunner().invoke(app, command).exit_code == 1
     config = TrainingConfig("dense", epochs=1)

@@ -31,6 +31,8 @@ from ui.state import known_base, load_lora, session
 from ui.work import Merged, Merging
 
 MOST = 6
+ROUNDING = 1e-4
+"""Share of a norm below which what was written is the sum."""
 METHODS = {
     Method.SUM: "sum of ΔW",
     Method.KNOTS: "KnOTS: TIES in a basis that all share",
@@ -74,6 +76,8 @@ def merge_several(source: Source) -> None:
     names = [source.names[id] for id in done.ids]
     if done != asked:
         st.caption("What is shown is the last merge, not yet what is chosen above. Press **Merge** for that.")
+    for remark in made.remarks:
+        st.warning(plain(remark), icon=":material/warning:")
     _show_numbers(done, made, names)
     if made.file is not None:
         titles = [name if name not in (BASE, MERGED) else f"LoRA {name}" for name in names]
@@ -82,7 +86,7 @@ def merge_several(source: Source) -> None:
     _show_modules(made, names)
     st.subheader("Save")
     name = "-".join(["merge", *(Path(name).name for name in names)])
-    show_download(made.report.merged.lora, made.key, name, made.given)
+    show_download(made.report.merged.lora, made.key, name, given=made.given, extras=made.extras)
 
 
 def _ask(source: Source) -> tuple[Merging, list[LoRA]]:
@@ -150,5 +154,5 @@ def _show_modules(made: Merged, names: list[str]) -> None:
         "How far each module's merge is from the sum, and its cosine with each LoRA",
         table.rename(columns=titles).rename_axis("module"),
     )
-    if (away := pd.Series(table["from the sum"]).nlargest(1)).any():
+    if (away := pd.Series(table["from the sum"]).nlargest(1)).gt(ROUNDING).any():
         st.caption(f"Furthest from the sum: `{away.index[0]}` ({away.iloc[0]:.0%}).")

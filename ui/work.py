@@ -33,6 +33,7 @@ from lol_core.insight.generation import Painter, Sampling, weights_file, write_d
 from lol_core.insight.maps import Map, MapSettings, draw_map
 from lol_core.insight.merge_report import MergeReport
 from lol_core.insight.merging import Method as MergeMethod
+from lol_core.insight.merging import remarks
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
@@ -354,11 +355,14 @@ class Merging:
 @dataclass
 class Merged:
     """A merge, and files that diffusers loads, none where it has no form for them: of the merge, which goes with this
-    object, and of each LoRA. given: the numbers of the LoRAs; key: tells it from every other of this server.
+    object, and of each LoRA. given: the numbers of the LoRAs; extras: tensors of their files that a merge leaves out;
+    remarks: what should make one doubt it; key: tells it from every other of this server.
     """
 
     report: MergeReport
     given: torch.dtype
+    extras: tuple[str, ...]
+    remarks: tuple[str, ...]
     file: Path | None = None
     parts: tuple[Path, ...] = ()
     key: str = field(default_factory=lambda: uuid4().hex)
@@ -371,11 +375,13 @@ def merge_loras(source: Source, loras: Sequence[LoRA], asked: Merging, *, drawab
         report = MergeReport.of(
             loras, asked.weights, asked.rank, asked.method, density=asked.density, reporter=reporter.part(0.0, 0.9)
         )
+        extras = tuple(dict.fromkeys(tensor for lora in loras for tensor in lora.extras))
+        made = Merged(report, holding(*loras), extras, tuple(remarks(loras)))
         if not drawable:
-            return Merged(report, holding(*loras))
+            return made
         with stopped_by(reporter):
-            parts = tuple(weights_file(source, id) for id in asked.ids)
-        made = Merged(report, holding(*loras), (folder := Path(mkdtemp())) / "merge.safetensors", parts)
+            made.parts = tuple(weights_file(source, id) for id in asked.ids)
+        made.file = (folder := Path(mkdtemp())) / "merge.safetensors"
         finalize(made, rmtree, folder, ignore_errors=True)
         write_drawable(report.merged.lora, folder / "merge.safetensors", "The merge")
         return made

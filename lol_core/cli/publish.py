@@ -117,8 +117,10 @@ def publish_zoo(
         opened = Zoo.open(folder, labels, reporter=reporter)
         publish(opened, out_folder, licence=licence, title=title, seed=seed, group=group, reporter=reporter)
     out.print(f"{len(opened)} LoRAs in {out_folder}. Read its README.md before you upload it.", highlight=False)
-    others = sorted(path.name for path in folder.iterdir() if path.is_file() and not (out_folder / path.name).exists())
-    if others:
+    card, files = "README.md", {path.name for path in folder.iterdir() if path.is_file()}
+    if card in files:
+        out.print(f"{card} there is a new one: what yours says of the LoRAs has to be taken over.", highlight=False)
+    if others := sorted(name for name in files if not (out_folder / name).exists()):
         text = f"Left behind, as they are no LoRAs: {', '.join(others[:6])}{' …' if len(others) > 6 else ''}."
         out.print(f"{text} A licence among them may have to go along.", highlight=False, soft_wrap=True)
 

@@ -161,8 +161,9 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge LoRAs of one base model, with what was lost to the rank and how far it is from their sum printed."""
+    from lol_core.formats.writing import not_written
     from lol_core.insight.anatomy import Comparison
-    from lol_core.insight.merging import Method
+    from lol_core.insight.merging import Method, remarks
     from lol_core.insight.merging import merge as merge_loras
 
     with reported(), stoppable() as reporter:
@@ -185,13 +186,17 @@ def merge(
         row = {"method": str(method)} | write_resized(merged, out_path, Job(out_path.parent, to, dtype, force), loras)
         row["from the sum"] = away
         extras = list(dict.fromkeys(tensor for lora in loras for tensor in lora.extras))
+        doubts = remarks(loras)
     if as_json:
-        left_out = {"left out": extras} if extras else {}
-        print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row, **left_out})
+        told = {"left out": extras, "remarks": doubts}
+        told = {name: some for name, some in told.items() if some}
+        print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row, **told})
         return
     print_table([row])
     if extras:
-        err.print(_not_written(extras), highlight=False, soft_wrap=True)
+        err.print(not_written(extras), highlight=False, soft_wrap=True)
+    for remark in doubts:
+        err.print(remark, highlight=False, soft_wrap=True)
     if not Method(method).invariant:
         err.print(
             f"{method} reads the factors: the same LoRAs written in another gauge merge to something else. sum, knots,"
@@ -234,6 +239,7 @@ class Job:
 
 
 def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> None:
+    from lol_core.formats.writing import not_written
     from lol_core.learning.executor import Lost, executor
 
     rows = []
@@ -256,7 +262,7 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         left_out = {row["lora"]: row.pop("left out") for row in written if "left out" in row}
         print_table(sorted(written, key=lambda row: row["lora"]))
         for name, tensors in list(left_out.items())[:SHOWN]:
-            err.print(f"{name}: {_not_written(tensors)}", highlight=False, soft_wrap=True)
+            err.print(f"{name}: {not_written(tensors)}", highlight=False, soft_wrap=True)
         if len(left_out) > SHOWN:
             err.print(f"… and {len(left_out) - SHOWN:,} more; --json lists them all.", highlight=False)
         for row in refused[:SHOWN]:
@@ -268,11 +274,6 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         raise interrupted("Stopped before the end. The same command writes the rest.")
     if len(written) < len(items):
         raise typer.Exit(1)
-
-
-def _not_written(tensors: Sequence[str]) -> str:
-    more = f" and {len(tensors) - 1:,} more" if len(tensors) > 1 else ""
-    return f"Not written, as no part of a low-rank product: {tensors[0]}{more}."
 
 
 def write_resized(made: Resized, path: Path, job: Job, given: Sequence[LoRA]) -> dict[str, Any]:

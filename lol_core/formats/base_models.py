@@ -56,6 +56,11 @@ class Evidence:
 Rule = Callable[[Evidence], str | None]
 
 
+def base_name(base: str) -> str:
+    """What a base model is called, whoever published it and wherever it lay: the last part of its name or path."""
+    return re.sub(r"\.(safetensors|ckpt|pt|bin)$", "", re.split(r"[/\\]", base.rstrip("/\\"))[-1].lower())
+
+
 def suggest_base_model(lora: HasHeaders) -> str | None:
     """A family such as "Stable Diffusion 1.x" or "BERT-like encoder, hidden size 384"; None when they do not
     decide.

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from math import inf, nextafter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,8 @@ from lol_core.formats.diffusers import COMPONENTS
 FORMS = ("PEFT", "diffusers", "kohya", "MLX")
 FOLDERS = {"PEFT": "adapter_model.safetensors", "MLX": "adapters.safetensors"}
 """Forms that are a folder with adapter_config.json, and how they name the weights in it; the others are one file."""
+TASKS = {"CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"}
+"""PEFT's tasks whose models have no head beside the base model's, which an adapter would have to bring along."""
 HELD = 2**-8
 """Of ‖ΔW‖, what may be lost to numbers too small for a dtype: what bfloat16's digits leave out of any number."""
 NAMED_AS_DIFFUSERS_DOES = ("LTX-Video", "LTX-2")
@@ -207,6 +210,12 @@ def _folded(layer: LoRALayer, form: str, scale: float) -> Tensor:
     return layer.U if own == 1.0 else layer.U.float() * own
 
 
+def not_written(extras: Sequence[str]) -> str:
+    """A sentence on the tensors of a file that no form of a LoRA has a place for."""
+    more = f" and {len(extras) - 1:,} more" if len(extras) > 1 else ""
+    return f"Not written, as no part of a low-rank product: {extras[0]}{more}."
+
+
 def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16) -> tuple[str, bytes]:
     """File name and content of what `write` writes; a folder as a zip file. name: signs that cannot stand in a file's
     name become dashes, and what is too long for one is cut. Raises as `write` does.
@@ -295,6 +304,7 @@ def _peft_config(lora: LoRA, names: dict[str, str]) -> dict[str, Any]:
         "rank_pattern": {f"^{re.escape(name)}": value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {f"^{re.escape(name)}": value for name, value in alphas.items() if value != alpha},
         "target_modules": sorted(names.values()),
+        "task_type": task if isinstance(task := lora.metadata.get("task_type"), str) and task in TASKS else None,
         "use_dora": any(layer.magnitude is not None for layer in lora.layers),
         "inference_mode": True,
     }

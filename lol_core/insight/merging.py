@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -20,6 +21,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import LowRank
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import LoRAFormatError, ModelError
+from lol_core.formats.base_models import base_name
 from lol_core.insight.learned import learned
 from lol_core.insight.naming import commonly_named
 from lol_core.insight.rewriting import Resized, size
@@ -168,7 +170,24 @@ def merge(
         cut[name] = layer, error, partial(size, whole)
     layers, errors, sizes_of = zip(*(cut[name] for name in terms), strict=True)
     sizes = [of() if any(errors) else 0.0 for of in sizes_of]
-    return Resized.after(LoRA(layers, named[0].dialect, loras[0].base_model), errors, sizes)
+    task = loras[0].metadata.get("task_type")
+    metadata = {"task_type": task} if all(lora.metadata.get("task_type") == task for lora in loras) else {}
+    return Resized.after(LoRA(layers, named[0].dialect, loras[0].base_model, metadata), errors, sizes)
+
+
+def remarks(loras: Sequence[LoRA]) -> list[str]:
+    """What should make one doubt that LoRAs can be merged: other base models, by name, and no module in common."""
+    found = []
+    named = {base_name(lora.base_model): lora.base_model for lora in loras if lora.base_model}
+    if len(named) > 1:
+        found.append(
+            f"They name different base models: {', '.join(named.values())}. Unless these are one, or one is trained"
+            " further from the other, expect nothing of the merge."
+        )
+    counts = Counter(name for lora in loras for name in lora.by_common_name)
+    if len(loras) > 1 and max(counts.values()) == 1:
+        found.append("No module is adapted by two of them: their updates stand side by side.")
+    return found
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.header import ByIdentity
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
+from lol_core.formats.base_models import base_name
 from lol_core.learning.card import model_card
 from lol_core.learning.devices import find_device
 from lol_core.learning.known import Known
@@ -353,9 +354,9 @@ class Checkpoint:
         if misfits := self.misfits(zoo):
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
-        known = {_model_name(base) for base in self.bases}
+        known = {base_name(base) for base in self.bases}
         named = values(zoo, "base_model")
-        strange = {base for base in named.unique() if known and base and _model_name(base) not in known}
+        strange = {base for base in named.unique() if known and base and base_name(base) not in known}
         if others := [id for id in named.index[named.isin(strange)] if id not in misfits]:
             notes.append(
                 f"{len(others)} of {len(zoo)} LoRAs fit it and name another base model than those it was trained on"
@@ -387,11 +388,6 @@ def _code(kind: type) -> bytes:
     except (TypeError, OSError):
         codes = (f.__code__ for f in vars(kind).values() if inspect.isfunction(f))
         return b"".join(repr((code.co_code, code.co_consts, code.co_names)).encode() for code in codes)
-
-
-def _model_name(base: str) -> str:
-    """What a base model is called, whoever published it and wherever it lay: the last part of its name or path."""
-    return re.sub(r"\.(safetensors|ckpt|pt|bin)$", "", re.split(r"[/\\]", base.rstrip("/\\"))[-1].lower())
 
 
 def title_of(model: str, targets: Sequence[str], seed: int) -> str:

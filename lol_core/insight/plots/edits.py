@@ -44,7 +44,8 @@ def merged_modules(table: pd.DataFrame, names: Sequence[str]) -> go.Figure:
         color = COLORS[(i + 2) % len(COLORS)]
         figure.add_trace(go.Bar(x=x, y=table[name], name=f"cosine with {as_is(name)}", marker={"color": color}), 2, 1)
     figure.update_traces(customdata=[as_is(name) for name in table.index], hovertemplate="%{customdata}<br>%{y:.3g}")
-    figure.update_yaxes(title="error", tickformat=".0%", rangemode="tozero", row=1, col=1)
+    seen = {"rangemode": "tozero", "autorangeoptions": {"include": 0.01}}  # rounding is no error to look into
+    figure.update_yaxes(title="error", tickformat=".0%", **seen, row=1, col=1)
     figure.update_yaxes(title="cosine", row=2, col=1)
     figure.update_xaxes(title="module, in the order of the blocks", row=2, col=1)
     return finish(figure, 420, legend={"orientation": "h", "y": -0.2})
