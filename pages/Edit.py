@@ -12,6 +12,7 @@ from lol_core.errors import LoLError
 from lol_core.formats.writing import holding
 from lol_core.insight.generation import drawable_form
 from lol_core.insight.ranking import held_out
+from lol_core.learning.known import UNLIKE
 from ui import work
 from ui.choice import choose_lora, look_at_link
 from ui.editing import HELP, METHODS, choose_goal, editable, moved_in_all, show_way
@@ -122,6 +123,8 @@ st.markdown(
     f"**{wish.goal.name}**, {wish.method}: the model reads **{wish.goal.reading} = {now:.3g}** (before: {before:.3g});"
     f" ΔW has moved by **{made.edit.moved[step]:.0%}** of ‖ΔW‖{since}."
 )
+if made.outside[step]:
+    st.caption(f"To the model what this step gives is {UNLIKE}.")
 if not made.edit.met:
     st.caption(
         f"The wish {plain(wish.goal.name)} is not reached at the end of this edit. Edit further, or undo it and choose"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
@@ -380,6 +380,20 @@ def test_the_command_says_which_step_it_wrote(tmp_path: Path) -> None:
     assert report["wish met"] and "is not reached" not in text
     text = CliRunner().invoke(app, [*map(str, words), "--size", "0.001", "--force"]).stdout
     assert " is not reached: give a larger --size" in " ".join(text.split())
+
+
+def test_the_command_says_what_is_a_guess_and_what_it_does_not_write(tmp_path: Path) -> None:
+    faces, folder = SAMPLES / "faces" / "loras", SAMPLES / "checkpoints/faces-attributes-gl-net"
+    lora, key = tmp_path / "given.safetensors", "unet.conv_in.bias"
+    save_file(load_file(faces / "0005.safetensors") | {key: torch.ones(3)}, lora)
+    words = ["edit", lora, "--checkpoint", folder, "--to", "Beard=1", "--method", "gradient", "--force"]
+    for size, outside in {"1.5": True, "0.001": False}.items():
+        told = list(map(str, [*words, "--size", size, "--out", tmp_path / "edited.safetensors"]))
+        result = CliRunner().invoke(app, told)
+        assert f"Not written, as no part of a low-rank product: {key}." in result.stderr
+        assert ("unlike the LoRAs it was trained on" in " ".join(result.stdout.split())) == outside
+        report = json.loads(CliRunner().invoke(app, [*told, "--json"]).stdout)
+        assert report["outside"] == outside and report["left out"] == [key]
 
 
 def test_the_command_trains_an_editor_beside_a_model_once(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lol_core.finetuning.recipes import CELEBA, Run
 from lol_core.insight.editing import Method
 from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.editor import EditorConfig, train_editor
-from lol_core.learning.known import FEWEST, Known, Seen
+from lol_core.learning.known import FEWEST, UNLIKE, Known, Seen
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 from tests.builders import random_lora, write_peft
@@ -212,8 +212,10 @@ def test_an_edit_is_drawn_walked_back_undone_and_saved(few_loras: Path, monkeypa
     assert not way.met and "is not reached at the end of this edit" in text_of(test)
     assert "clip_score" in text_of(test) and "Base model" in text_of(test) and "Before" in text_of(test)
     assert not test.exception and not test.error and "Not drawn yet" not in text_of(test)
+    edits[0][1].outside = [False, *[True] * (len(way.loras) - 1)]
+    assert UNLIKE in text_of(test.run())
     walk(test).set_value(0).run()
-    assert "ΔW has moved by **0%**" in text_of(test)
+    assert "ΔW has moved by **0%**" in text_of(test) and UNLIKE not in text_of(test)
     short = EditorConfig(epochs=2, batch_size=8, atoms=4)
     monkeypatch.setattr(work, "train_editor", partial(train_editor, config=short))
     test.selectbox(key="edit.method").set_value(METHODS[Method.EQUIVARIANT]).run()

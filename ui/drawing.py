@@ -58,7 +58,7 @@ def choose_drawing(source: Source, first: Sequence[str] = ()) -> Drawing | None:
         outside("Guidance", guidance, 1, 30),
     )
     where = (
-        "which of this server's"
+        "above: one of this server's"
         if access().served
         else "above: a folder in diffusers form on this computer, or a hub id such as `CompVis/stable-diffusion-v1-4`"
     )

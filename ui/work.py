@@ -37,7 +37,7 @@ from lol_core.insight.merging import remarks
 from lol_core.insight.overview import Examination
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
-from lol_core.learning.answers import Answers
+from lol_core.learning.answers import Answers, is_outside
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
 from lol_core.learning.editor import Editor, train_editor
@@ -275,11 +275,12 @@ class Wish:
 @dataclass
 class Edited:
     """An edit, and its steps as files that diffusers loads, none where it has no form for them; they go with this
-    object. members, editor: what its direction came from, for the next one; key: tells it from every other of this
-    server.
+    object. outside: of each step, whether it is unlike the LoRAs that the model was trained on; members, editor: what
+    its direction came from, for the next one; key: tells it from every other of this server.
     """
 
     edit: Edit
+    outside: Sequence[bool]
     members: Members | None
     editor: Editor | None
     folder: Path | None
@@ -327,9 +328,10 @@ def edit_lora(
             editor=learnt,
             reporter=reporter.part(learnt_by, 1.0),
         )[0]
+        outside = [is_outside(checkpoint, one) for one in made.loras]
         if not drawable:
-            return Edited(made, own, learnt, None)
-        edited = Edited(made, own, learnt, folder := Path(mkdtemp()))
+            return Edited(made, outside, own, learnt, None)
+        edited = Edited(made, outside, own, learnt, folder := Path(mkdtemp()))
         finalize(edited, rmtree, folder, ignore_errors=True)
         for step, one in enumerate(made.loras):
             write_drawable(one, folder / f"{step}.safetensors", wish.lora[1])

@@ -18,6 +18,7 @@ from lol_core.cli.console import (
     Readers,
     Seed,
     at_least_zero,
+    err,
     open_collection,
     out,
     print_json,
@@ -85,11 +86,14 @@ def edit(
 ) -> None:
     """Change a LoRA so that a model says something else of it: same modules, same rank, ready for diffusers."""
     with reported(), stoppable() as reporter:
+        from lol_core.formats.writing import not_written
         from lol_core.insight.editing import NEEDS, Method
         from lol_core.insight.editing import edit as edit_loras
+        from lol_core.learning.answers import is_outside
         from lol_core.learning.checkpoint import Checkpoint
         from lol_core.learning.editor import Editor
         from lol_core.learning.goal import Goal
+        from lol_core.learning.known import UNLIKE
         from lol_core.learning.members import Members
 
         model = Checkpoint.load(checkpoint)
@@ -123,14 +127,20 @@ def edit(
     ]
     modules = [{"module": name, "moved": float(gap)} for name, gap in made.by_module.items()]
     report = {"lora": lora, "model": model.title, "to": goal.name, "method": str(chosen)}
+    outside = is_outside(model, made.lora)
     if as_json:
-        way = {"steps": steps, "written step": made.reached, "wish met": made.met}
-        print_json(report | way | {"modules": modules} | row)
+        way = {"steps": steps, "written step": made.reached, "wish met": made.met, "outside": outside}
+        left_out = {"left out": list(given.extras)} if given.extras else {}
+        print_json(report | way | {"modules": modules} | row | left_out)
         return
     print_table(steps)
     print_table(modules[:5])
     step = ", ".join(f"{name} {number:.4g}" for name, number in steps[made.reached].items())
     out.print(f"Written to {row['written']} as {row['form']}: the step of {step}.", highlight=False, soft_wrap=True)
+    if given.extras:
+        err.print(not_written(given.extras), highlight=False, soft_wrap=True)
+    if outside:
+        out.print(f"To the model it is {UNLIKE}.", highlight=False, soft_wrap=True)
     if not made.met:
         text = f"The wish {goal.name} is not reached: give a larger --size, or another --method."
         out.print(text, highlight=False, soft_wrap=True)

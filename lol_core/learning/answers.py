@@ -90,6 +90,13 @@ class Answers:
         return cls(checkpoint.task.frame(table[:, :outputs], [*rows]), refused, marks)
 
 
+def is_outside(checkpoint: Checkpoint, lora: LoRA) -> bool:
+    """Whether a LoRA is unlike those that the model was trained on; False where it does not know. Raises ModelError
+    when it does not fit.
+    """
+    return bool(Answers.of_lora(checkpoint, lora, "it").marks["outside"].any())
+
+
 @torch.no_grad()
 def _read(checkpoint: Checkpoint, loras: Sequence[LoRA]) -> np.ndarray:
     """A row for each LoRA: its predictions, and where the model knows what is usual the two shares of `Known`."""
