@@ -202,6 +202,7 @@ def test_another_zoo_gets_predictions_where_it_can(synthetic_zoo: Zoo, tmp_path:
     assert "rank 2 and takes no other" in reasons["rank"] and "NaN" in reasons["nan"]
     notes = checkpoint.compare(zoo)
     assert "not the collection it was trained on (synthetic)" in notes[0] and "2 of 6 LoRAs do not fit it" in notes[1]
+    assert notes[2].startswith("1 of 6 LoRAs adapt more than the 3 modules that it reads, e.g. more/")
     assert checkpoint.compare(synthetic_zoo) == []
 
 

@@ -274,6 +274,26 @@ def test_a_model_has_its_own_width_unless_another_is_given(
     assert "width 32." in run(app, [*options, "--width", "32"]).output
 
 
+def test_cross_validation_takes_the_settings_of_training() -> None:
+    """What was trained can be judged by folds."""
+    named = {c.callback.__name__: c.callback for c in app.registered_commands if c.callback}
+    options = {name: set(inspect.signature(named[name]).parameters) for name in ("train", "crossvalidate")}
+    assert options["train"] - options["crossvalidate"] == {"out_folder", "resume", "shuffled_control", "split"}
+
+
+def test_what_took_no_part_is_said(tmp_path: Path) -> None:
+    labels = write_zoo(tmp_path / "zoo", 20)
+    write_peft(tmp_path / "zoo" / "lora003", random_lora(MODULES[:2]))
+    labels.loc[5, "size"] = None
+    labels.drop(index=7).to_csv(tmp_path / "zoo" / "labels.csv", index=False)
+    said = run(app, ["scan", str(tmp_path / "zoo")]).output
+    assert "joined by the column 'name'; 1 LoRA without a label, such as lora007/" in said
+    command = ["crossvalidate", "--zoo", str(tmp_path / "zoo"), "--target", "size", "--model", "svd"]
+    said = run(app, [*command, "--epochs", "1", "--folds", "2"]).output
+    assert "18 LoRAs in 2 folds." in said and "2 left out, such as lora005/" in said
+    assert "that were not read: 1, such as" in said
+
+
 def test_what_help_says_of_defaults_and_names_is_so() -> None:
     """They are written out, so that help needs no torch."""
     shapes: dict[str, list[Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from dataclasses import replace
 from io import BytesIO
@@ -67,6 +68,19 @@ def test_a_published_zoo_opens_as_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
     assert tables == {path.name for path in out.glob("*.csv")}, "the hub takes tables that are not told apart for one"
     assert "24 LoRAs" in card.text and "| synthetic/base | 24 |" in card.text and "| kind | 24 | " in card.text
     assert str(tmp_path) not in card.text
+
+
+@pytest.mark.parametrize(
+    ("base", "told"), [("/home/me/llama", True), (r"C:\models\sd.safetensors", True), ("me/llama", False)]
+)
+def test_a_base_model_that_is_a_path_is_to_be_named(base: str, told: bool, tmp_path: Path) -> None:
+    write_zoo(tmp_path / "zoo", 4)
+    for path in (tmp_path / "zoo").glob("*/adapter_config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    out = publish(Zoo.open(tmp_path / "zoo"), tmp_path / "out", licence="mit")
+    assert set(pd.read_csv(out / "splits.csv")["split"]) == {"train"}, "four are too few for three parts"
+    card = (out / "README.md").read_text()
+    assert ("A path is where the base model lay" in card) == told
 
 
 def test_a_card_counts_the_values_of_a_label_with_gaps(zoo: Zoo, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ WHAT = (
 )
 NORMALIZE = f"Divide each module's U and V by its training standard deviation. [The paper]({PAPER}) does not."
 MEAN = f"GL-net as the paper has it for CLIP scores ([appendix D.1.1]({PAPER}))."
+SPLIT = "A label that says train, validation or test of each LoRA, such as the split of a paper."
 SIGMA = f"[Equation (6)]({PAPER}); used between equivariant layers."
 
 
@@ -148,6 +149,9 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
         groups, last = [None, *labels.columns], columns[3]
         how["group_column"] = last.selectbox(
             "Keep together in the split", groups, format_func=lambda g: g or "(nothing)", key=key("group"), **KEPT
+        )
+        how["split_column"] = last.selectbox(
+            "Parts from a label", groups, format_func=lambda g: g or "(drawn)", key=key("split"), help=SPLIT, **KEPT
         )
         what["normalize"] = last.toggle("Normalise inputs", key=key("normalize"), help=NORMALIZE, **KEPT)
         what["mean_products"] = last.toggle("Mean of products", key=key("mean_products"), help=MEAN, **KEPT)

@@ -129,5 +129,8 @@ def scan(
     if zoo.join_column is not None:
         nobody = len(zoo.unjoined_labels)
         rest = f"; {nobody} of its rows name no LoRA here, such as {zoo.unjoined_labels[0]!r}" if nobody else ""
+        without = zoo.labels.index[zoo.labels.isna().all(axis=1)]
+        if len(without):
+            rest += f"; {counted(len(without), 'LoRA')} without a label, such as {without[0]}"
         out.print(f"Labels are joined by the column {zoo.join_column!r}{rest}.", highlight=False, soft_wrap=True)
     end_without_loras(zoo)

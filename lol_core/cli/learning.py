@@ -33,11 +33,27 @@ from lol_core.learning.storage import Storage
 
 if TYPE_CHECKING:
     from lol_core.learning.checkpoint import Checkpoint
+    from lol_core.learning.crossvalidation import Folds
 
 MODEL_NAMES = (
     "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, probex, tucker,"
     " nearest_spectra, spectral_sizes, triplets, views"
 )
+
+
+Patience = Annotated[
+    int, typer.Option(min=0, help="Epochs without a better validation loss before stopping; 0: never.")
+]
+Width = Annotated[int | None, typer.Option(min=1, help="Width of the head; by default the model's own.")]
+OfGLNet = Annotated[int, typer.Option(min=1, help="GL-net only.")]
+MeanProducts = Annotated[
+    bool, typer.Option("--mean-products", help="GL-net only: the mean of each product (appendix D.1.1).")
+]
+Normalize = Annotated[
+    bool, typer.Option("--normalize", help="Divide each module's factors by their training standard deviation.")
+]
+ClassWeights = Annotated[bool, typer.Option("--class-weights")]
+Stored = Annotated[Storage, typer.Option(help="How factors are kept; those of 16 bits take half the place.")]
 
 
 def train(
@@ -52,20 +68,14 @@ def train(
     batch_size: Count = 32,
     learning_rate: Amount = 1e-3,
     weight_decay: Amount = 0.0,
-    patience: Annotated[
-        int, typer.Option(min=0, help="Epochs without a better validation loss before stopping; 0: never.")
-    ] = 15,
-    width: Annotated[int | None, typer.Option(min=1, help="Width of the head; by default the model's own.")] = None,
+    patience: Patience = 15,
+    width: Width = None,
     dropout: Share = 0.0,
-    equivariant_width: Annotated[int, typer.Option(min=1, help="GL-net only.")] = 16,
-    equivariant_layers: Annotated[int, typer.Option(min=1, help="GL-net only.")] = 1,
-    mean_products: Annotated[
-        bool, typer.Option("--mean-products", help="GL-net only: the mean of each product (appendix D.1.1).")
-    ] = False,
-    normalize: Annotated[
-        bool, typer.Option("--normalize", help="Divide each module's factors by their training standard deviation.")
-    ] = False,
-    class_weights: Annotated[bool, typer.Option("--class-weights")] = False,
+    equivariant_width: OfGLNet = 16,
+    equivariant_layers: OfGLNet = 1,
+    mean_products: MeanProducts = False,
+    normalize: Normalize = False,
+    class_weights: ClassWeights = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
     split: Annotated[
         str | None, typer.Option(help="Label column that says train, validation or test; by default parts are drawn.")
@@ -73,9 +83,7 @@ def train(
     shuffled_control: Annotated[
         bool, typer.Option("--shuffled-control", help="Also fit the model to permuted labels.")
     ] = False,
-    storage: Annotated[
-        Storage, typer.Option(help="How factors are kept; those of 16 bits take half the place.")
-    ] = Storage.FLOAT32,
+    storage: Stored = Storage.FLOAT32,
     device: str = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a training that was stopped (Ctrl-C) in the same folder.")
@@ -169,17 +177,22 @@ def _print_parts(checkpoint: Checkpoint) -> None:
     from lol_core.learning.card import copies_told
 
     sizes = {part: len(ids) for part, ids in checkpoint.split.items()}
-    lines = [f"{sum(sizes.values())} LoRAs: {', '.join(f'{count} {part}' for part, count in sizes.items())}."]
-    lines += copies_told(checkpoint)
-    if checkpoint.left_out:
-        lora, why = next(iter(checkpoint.left_out.items()))
-        lines.append(f"{len(checkpoint.left_out)} left out, such as {lora}: {why}")
-    if modules := checkpoint.left_out_modules:
+    parts = f"{sum(sizes.values())} LoRAs: {', '.join(f'{count} {part}' for part, count in sizes.items())}."
+    for line in (parts, *copies_told(checkpoint), *_left_out(checkpoint)):
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def _left_out(result: Checkpoint | Folds) -> list[str]:
+    """What took no part, in sentences."""
+    lines = []
+    if result.left_out:
+        lora, why = next(iter(result.left_out.items()))
+        lines.append(f"{len(result.left_out)} left out, such as {lora}: {why}")
+    if modules := result.left_out_modules:
         lines.append(
             f"Modules that not all of them have, and that were not read: {len(modules)}, such as {modules[0]}."
         )
-    for line in lines:
-        out.print(line, highlight=False, soft_wrap=True)
+    return lines
 
 
 def crossvalidate(
@@ -191,11 +204,19 @@ def crossvalidate(
     seed: Seed = 0,
     labels: LabelsFile = None,
     epochs: Passes = 60,
+    batch_size: Count = 32,
     learning_rate: Amount = 1e-3,
-    width: Annotated[int | None, typer.Option(min=1, help="Width of the head; by default the model's own.")] = None,
+    weight_decay: Amount = 0.0,
+    patience: Patience = 15,
+    width: Width = None,
     dropout: Share = 0.0,
-    equivariant_width: Annotated[int, typer.Option(min=1, help="GL-net only.")] = 16,
+    equivariant_width: OfGLNet = 16,
+    equivariant_layers: OfGLNet = 1,
+    mean_products: MeanProducts = False,
+    normalize: Normalize = False,
+    class_weights: ClassWeights = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
+    storage: Stored = Storage.FLOAT32,
     device: str = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -210,13 +231,25 @@ def crossvalidate(
 
     with reported():
         kind = find_model(model)
-    shape = kind.configure(width=width, dropout=dropout, equivariant_width=equivariant_width)
+    shape = kind.configure(
+        width=width,
+        dropout=dropout,
+        equivariant_width=equivariant_width,
+        equivariant_layers=equivariant_layers,
+        mean_products=mean_products,
+        normalize=normalize,
+    )
     config = TrainingConfig(
         model=model,
         model_config=shape,
         epochs=epochs,
+        batch_size=batch_size,
         learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        patience=patience,
+        class_weights=class_weights,
         seed=seed,
+        storage=storage,
         device=device,
         group_column=group,
     )
@@ -238,6 +271,8 @@ def crossvalidate(
                 "pooled": {name: dict(pooled) for name, pooled in validated.pooled().items()},
                 "compared by": metric,
                 "model less control": {name: asdict(gap) for name, gap in differences.items()},
+                "left_out": validated.left_out,
+                "left_out_modules": list(validated.left_out_modules),
             }
         )
         return
@@ -248,6 +283,8 @@ def crossvalidate(
             for part, values in scores.items()
         ]
     )
+    for line in (f"{len(validated.truth)} LoRAs in {folds} folds.", *_left_out(validated)):
+        out.print(line, highlight=False, soft_wrap=True)
     for name, gap in differences.items():
         line = (
             f"{METRIC_TITLES[metric]} within folds, {model} less {name}: {gap.value:+.3f}"

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,8 @@ CONFIGS = [
     {"config_name": "splits", "data_files": "splits.csv"},
 ]
 """Tables of other columns, which the hub and `datasets` would take for one."""
+FEWEST = 5
+"""LoRAs of which each part gets one; fewer are for training."""
 
 
 def publish(
@@ -59,7 +61,8 @@ def publish(
         as_table(zoo.labels).to_csv(folder / "labels.csv", index=False)
         named = None if group is None else zoo.labels[group].tolist()
         groups = with_copies(zoo.ids, columns.values(zoo, "digest").tolist(), named)
-        parts = split_ids(zoo.ids, seed=seed, groups=groups) if len(zoo) > 2 else {"train": zoo.ids}
+        few = group is None and len(set(groups or zoo.ids)) < FEWEST
+        parts = {"train": zoo.ids} if few else split_ids(zoo.ids, seed=seed, groups=groups)
         rows = [(id, part) for part, ids in parts.items() for id in ids]
         pd.DataFrame(rows, columns=["path", "split"]).to_csv(folder / "splits.csv", index=False)
         (folder / "README.md").write_text(card(zoo, licence, title or zoo.name, seed, group=group), encoding="utf-8")
@@ -119,6 +122,8 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
     ranks = sorted({int(rank) for text in columns.values(zoo, "ranks").unique() for rank in text.split(", ") if rank})
     labels = zoo.labels.replace([np.inf, -np.inf], np.nan)
     grouped = f", LoRAs of one {group} on one side" if group else ""
+    place = "A path is where the base model lay when they were trained: name it, here and in the files of the LoRAs."
+    placed = [place, ""] if any(map(_is_path, bases.index)) else []
     lines = [
         "---",
         about.to_yaml(),
@@ -133,6 +138,7 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
         "|---|---|",
         *(f"| {_cell(base)} | {count:,} |" for base, count in bases.items()),
         "",
+        *placed,
         "| label | known of | values |",
         "|---|---|---|",
         *(
@@ -147,6 +153,11 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
         "Who trained them, on what and for what, and what they must not be used for: to be written by who uploads it.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _is_path(base: str) -> bool:
+    """Whether a base model is named by its place on a computer, which says nothing elsewhere."""
+    return PurePosixPath(base).is_absolute() or PureWindowsPath(base).is_absolute()
 
 
 def _cell(content: object) -> str:

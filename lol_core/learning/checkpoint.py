@@ -354,6 +354,12 @@ class Checkpoint:
         if misfits := self.misfits(zoo):
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
+        read, held = len(self.spec.modules), values(zoo, "modules")
+        if len(more := held.index[(held > read) & ~held.index.isin(list(misfits))]):
+            notes.append(
+                f"{len(more)} of {len(zoo)} LoRAs adapt more than the {read} modules that it reads, e.g. {more[0]}:"
+                " what the others do takes no part in its predictions."
+            )
         known = {base_name(base) for base in self.bases}
         named = values(zoo, "base_model")
         strange = {base for base in named.unique() if known and base and base_name(base) not in known}

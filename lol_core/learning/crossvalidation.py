@@ -5,7 +5,7 @@ are compared LoRA by LoRA.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -27,13 +27,16 @@ from lol_core.learning.verdict import Difference
 @dataclass(frozen=True)
 class Folds:
     """Out-of-fold predictions. truth: labels by LoRA; predicted: name ("model", "constant", …) → as `Task.decode` gives
-    them, in the order of truth; fold: (N,) the number of the fold in which each LoRA was held out.
+    them, in the order of truth; fold: (N,) the number of the fold in which each LoRA was held out; left_out: LoRA → why
+    it took no part; left_out_modules: that not all of them have.
     """
 
     task: Task
     truth: pd.DataFrame
     predicted: dict[str, np.ndarray]
     fold: np.ndarray
+    left_out: dict[str, str] = field(default_factory=dict)
+    left_out_modules: tuple[str, ...] = ()
 
     def scores(self) -> dict[str, dict[str, tuple[float, float]]]:
         """name → metric → mean and standard deviation over the folds."""
@@ -114,4 +117,11 @@ def crossvalidate(
         fold[held_out] = k
         for name, values in decoded.items():
             predicted.setdefault(name, np.zeros((len(ids), values.shape[1])))[held_out] = values
-    return Folds(whole.task.fitted(labels), labels[list(whole.task.targets)], predicted, fold)
+    return Folds(
+        whole.task.fitted(labels),
+        labels[list(whole.task.targets)],
+        predicted,
+        fold,
+        whole.left_out | factors.left_out,
+        whole.left_out_modules,
+    )
