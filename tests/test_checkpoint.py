@@ -206,6 +206,15 @@ def test_another_zoo_gets_predictions_where_it_can(synthetic_zoo: Zoo, tmp_path:
     assert checkpoint.compare(synthetic_zoo) == []
 
 
+def test_a_checkpoint_without_parts_has_no_copies(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    """One that was made in Python, of a model that was trained elsewhere."""
+    checkpoint = replace(fit(synthetic_zoo, tmp_path / "run"), split={}, digests={})
+    checkpoint.save(tmp_path / "made")
+    assert (
+        checkpoint.copies == checkpoint.recalled == 0 and "copies" not in (tmp_path / "made" / "README.md").read_text()
+    )
+
+
 def test_loras_that_name_another_base_of_the_same_shapes_are_told(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     fit(synthetic_zoo, tmp_path / "run")
     checkpoint = Checkpoint.load(tmp_path / "run")

@@ -196,8 +196,8 @@ class Checkpoint:
         """How many LoRAs of the test part have the content of one that was learnt from or chose the epoch: none where
         the parts were drawn.
         """
-        known = {self.digests.get(id) for part in ("train", "validation") for id in self.split[part]}
-        return sum(self.digests.get(id, "") in known for id in self.split["test"])
+        known = {self.digests.get(id) for part in ("train", "validation") for id in self.split.get(part, ())}
+        return sum(self.digests.get(id, "") in known for id in self.split.get("test", ()))
 
     @property
     def title(self) -> str:
