@@ -19,6 +19,7 @@ from lol_core.core.parametrisation import Kronecker, Whole
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, DivergedError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.experiments.paper import VARIANTS
+from lol_core.learning.card import runs_told
 from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingConfig
 from lol_core.learning.crossvalidation import crossvalidate
 from lol_core.learning.factors import Factors
@@ -204,6 +205,18 @@ def test_copies_of_one_file_are_in_one_part_and_in_one_fold(tmp_path: Path) -> N
     splits = pd.read_csv(tmp_path / "published" / "splits.csv")
     sides = dict(zip(splits["path"].str.split("/").str[0], splits["split"], strict=True))
     assert all(sides[name] == sides[f"copy of {name}"] for name in labels["name"])
+
+
+def test_checkpoints_of_one_run_in_several_parts_are_told(tmp_path: Path) -> None:
+    names = [f"run{i}/checkpoint-{step}" for i in range(6) for step in (10, 20, 30, 40)]
+    labels = pd.DataFrame({"size": np.arange(24.0), "run": [name.split("/")[0] for name in names]}, index=names)
+    source = MemorySource({name: random_lora(MODULES, i) for i, name in enumerate(names)}, labels)
+    config = replace(QUICK, epochs=1)
+    drawn = train(source, plan(source, ["size"], config), config, tmp_path / "drawn")
+    (told,) = runs_told(drawn)
+    assert "training runs" in told and "such as run" in told and told in (tmp_path / "drawn" / "README.md").read_text()
+    config = replace(config, group_column="run")
+    assert not runs_told(train(source, plan(source, ["size"], config), config, tmp_path / "kept"))
 
 
 def test_parts_come_from_a_column(tmp_path: Path) -> None:

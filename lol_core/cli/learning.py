@@ -174,11 +174,11 @@ def train(
 
 def _print_parts(checkpoint: Checkpoint) -> None:
     """How many LoRAs were learnt from and judged by, and what took no part."""
-    from lol_core.learning.card import copies_told
+    from lol_core.learning.card import copies_told, runs_told
 
     sizes = {part: len(ids) for part, ids in checkpoint.split.items()}
     parts = f"{sum(sizes.values())} LoRAs: {', '.join(f'{count} {part}' for part, count in sizes.items())}."
-    for line in (parts, *copies_told(checkpoint), *_left_out(checkpoint)):
+    for line in (parts, *copies_told(checkpoint), *runs_told(checkpoint), *_left_out(checkpoint)):
         out.print(line, highlight=False, soft_wrap=True)
 
 

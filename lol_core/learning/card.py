@@ -6,6 +6,8 @@ import math
 import shlex
 from typing import TYPE_CHECKING
 
+from lol_core.collections.names import short_name
+from lol_core.collections.runs import training_runs
 from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.models import find_model
 from lol_core.learning.models.registry import VARIABLE
@@ -30,7 +32,7 @@ def model_card(checkpoint: Checkpoint) -> str:
     name = checkpoint.config.model
     needs = f"- `{name}` is no model of lol_core: who uses it needs the file that defines it, named in `{VARIABLE}`."
     outside = [] if find_model(name).__module__.startswith("lol_core.") else [needs]
-    copies = [f"- {sentence}" for sentence in copies_told(checkpoint)]
+    copies = [f"- {sentence}" for sentence in (*copies_told(checkpoint), *runs_told(checkpoint))]
     headline, shown = checkpoint.task.headline, list(next(iter(checkpoint.metrics.values()), {}))
     lines = [
         "---",
@@ -97,6 +99,22 @@ def copies_told(checkpoint: Checkpoint) -> list[str]:
     if copies := checkpoint.copies:
         return [f"{copies} of these LoRAs are copies of others, and in the same part as those."]
     return []
+
+
+def runs_told(checkpoint: Checkpoint) -> list[str]:
+    """How many training runs have checkpoints in several parts, by their names, in a sentence if two or more do: one
+    may as well be a series of numbered LoRAs.
+    """
+    part_of = {id: part for part, ids in checkpoint.split.items() for id in ids}
+    runs = training_runs({id: short_name(id) for id in part_of})
+    parts = runs.index.to_series().map(part_of).groupby(runs["run"]).nunique()
+    astride = parts.index[parts > 1]
+    if len(astride) < 2:
+        return []
+    return [
+        f"{len(astride)} training runs, by the names of their checkpoints, lie in several parts, such as {astride[0]}:"
+        " keep each together by --group and a label that names it, as `lol labels` offers folders and names."
+    ]
 
 
 def _number(value: float) -> str:
