@@ -97,6 +97,15 @@ def test_a_card_is_a_table_whatever_the_labels_are_called(zoo: Zoo) -> None:
     assert r"| a\|b c | 24 | x\|y z (24) |" in text.splitlines()
 
 
+def test_a_zoo_without_labels_is_published_without_a_table_of_them(zoo: Zoo, tmp_path: Path) -> None:
+    bare = replace(zoo, labels=pd.DataFrame(index=zoo.ids))
+    again = Zoo.open(publish(bare, tmp_path / "out", licence="mit"))
+    assert again.ids == zoo.ids and not again.labels_problem and not again.remarks
+    card = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert card.data.configs == [{"config_name": "splits", "data_files": "splits.csv", "default": True}]
+    assert "label" not in card.text and not (tmp_path / "out" / "labels.csv").exists()
+
+
 def test_a_card_counts_numbers_that_are_finite(zoo: Zoo) -> None:
     labels = pd.DataFrame({"all": np.inf, "some": [-np.inf, *np.linspace(0, 1, 23)]}, index=zoo.ids)
     text = card(replace(zoo, labels=labels), "mit", "My zoo", 0, group=None)

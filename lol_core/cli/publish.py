@@ -111,12 +111,15 @@ def publish_zoo(
 ) -> None:
     """Write a folder ready to upload as a data set: LoRAs, labels, parts, card, licence, checksums."""
     from lol_core.collections.folder import Zoo
+    from lol_core.collections.names import counted
     from lol_core.collections.publishing import publish
 
     with reported(), stoppable() as reporter:
         opened = Zoo.open(folder, labels, reporter=reporter)
         publish(opened, out_folder, licence=licence, title=title, seed=seed, group=group, reporter=reporter)
-    out.print(f"{len(opened)} LoRAs in {out_folder}. Read its README.md before you upload it.", highlight=False)
+    out.print(
+        f"{counted(len(opened), 'LoRA')} in {out_folder}. Read its README.md before you upload it.", highlight=False
+    )
     card, files = "README.md", {path.name for path in folder.iterdir() if path.is_file()}
     if card in files:
         out.print(f"{card} there is a new one: what yours says of the LoRAs has to be taken over.", highlight=False)

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pandas as pd
 from lol_core.collections import columns
 from lol_core.collections.folder import Zoo
 from lol_core.collections.labels import as_table
+from lol_core.collections.names import counted
 from lol_core.collections.splits import split_ids, with_copies
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
@@ -22,10 +24,7 @@ from lol_core.formats import configs_of
 from lol_core.formats.container.shards import shards_of
 
 CHECKSUMS = "SHA256SUMS"
-CONFIGS = [
-    {"config_name": "labels", "data_files": "labels.csv", "default": True},
-    {"config_name": "splits", "data_files": "splits.csv"},
-]
+TABLES = ("labels", "splits")
 """Tables of other columns, which the hub and `datasets` would take for one."""
 FEWEST = 5
 """LoRAs of which each part gets one; fewer are for training."""
@@ -58,7 +57,8 @@ def publish(
             reporter.count("Copying LoRA", done + 1, len(zoo))
             reporter.check("Nothing was written.")
             _copy(zoo, id, folder)
-        as_table(zoo.labels).to_csv(folder / "labels.csv", index=False)
+        if len(zoo.labels.columns):
+            as_table(zoo.labels).to_csv(folder / "labels.csv", index=False)
         named = None if group is None else zoo.labels[group].tolist()
         groups = with_copies(zoo.ids, columns.values(zoo, "digest").tolist(), named)
         few = group is None and len(set(groups or zoo.ids)) < FEWEST
@@ -115,7 +115,10 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
     """The data set card, with the fields that the hub reads at its head."""
     from huggingface_hub import DatasetCardData
 
-    about = DatasetCardData(license=licence, pretty_name=title, tags=["lora", "learning-on-loras"], configs=CONFIGS)
+    tables = TABLES if len(zoo.labels.columns) else TABLES[1:]
+    configs: list[dict[str, Any]] = [{"config_name": name, "data_files": f"{name}.csv"} for name in tables]
+    configs[0]["default"] = True
+    about = DatasetCardData(license=licence, pretty_name=title, tags=["lora", "learning-on-loras"], configs=configs)
     claimed, suggested = columns.values(zoo, "base_model"), columns.values(zoo, "suggested_base")
     bases = claimed.fillna(suggested).fillna("unknown").value_counts()
     dialects = columns.values(zoo, "dialect").fillna("unknown").unique()
@@ -131,14 +134,25 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
         "",
         f"# {title}",
         "",
-        f"{len(zoo):,} LoRAs, {columns.size(zoo) / 1e6:,.1f} MB, of rank {', '.join(map(str, ranks))}, in the form of"
-        f" {', '.join(dialects)}.",
+        f"{counted(len(zoo), 'LoRA')}, {columns.size(zoo) / 1e6:,.1f} MB, of rank {', '.join(map(str, ranks))},"
+        f" in the form of {', '.join(dialects)}.",
         "",
         "| base model | LoRAs |",
         "|---|---|",
         *(f"| {_cell(base)} | {count:,} |" for base, count in bases.items()),
         "",
         *placed,
+        *(_labelled(labels) if len(labels.columns) else ()),
+        f"- `splits.csv`: training, validation and test, drawn with seed {seed}{grouped}.",
+        f"- `{CHECKSUMS}`: check the files by `sha256sum -c {CHECKSUMS}`.",
+        "",
+        "Who trained them, on what and for what, and what they must not be used for: to be written by who uploads it.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _labelled(labels: pd.DataFrame) -> list[str]:
+    return [
         "| label | known of | values |",
         "|---|---|---|",
         *(
@@ -147,12 +161,7 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None) ->
         ),
         "",
         "- `labels.csv`: one row a LoRA, by its path.",
-        f"- `splits.csv`: training, validation and test, drawn with seed {seed}{grouped}.",
-        f"- `{CHECKSUMS}`: check the files by `sha256sum -c {CHECKSUMS}`.",
-        "",
-        "Who trained them, on what and for what, and what they must not be used for: to be written by who uploads it.",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _is_path(base: str) -> bool:
