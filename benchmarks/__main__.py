@@ -143,6 +143,7 @@ def of_browse(quick: bool) -> Part:
         "first index (s)": "first index: done after",
         "index, weights and duplicates (s)": "weights read after",
         "first map (s)": "first map drawn after",
+        "first predictions of a model (s)": "a model's first predictions after",
         "most memory of the app (GB)": "most memory of the app (GB)",
         "a switch between empty pages of Streamlit (s)": "switch between empty pages of Streamlit, median",
     }

@@ -17,8 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from shutil import rmtree
+from shutil import copy, rmtree
 from typing import Annotated
 
 import numpy as np
@@ -27,6 +28,10 @@ import psutil
 import typer
 from playwright.sync_api import Browser, Page, expect
 
+from lol_core.collections.zoo import Zoo
+from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.plan import plan
+from lol_core.learning.training import train
 from tests.browser import chromium, server, settled
 from tests.builders import write_zoo
 
@@ -35,6 +40,8 @@ SEEN = 1000
 """LoRAs from which a first index takes so long that its progress can be watched."""
 PATIENCE = 1_200_000
 """Milliseconds that a first index, the weights or a map are waited for."""
+KNOWN = 200
+"""LoRAs that a model is trained on, to be asked about all of them."""
 EMPTY = "import streamlit as st\nst.title('{name}')\n"
 CHANGED = """before => [...document.querySelectorAll('[data-testid=stMetric]')].some(
     metric => metric.innerText.includes('κ(R)') && !metric.innerText.includes(before))"""
@@ -82,7 +89,19 @@ def switch(page: Page, name: str) -> float:
     return seconds(lambda: page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click(), done)
 
 
-def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, object]:
+def write_model(folder: Path, work: Path) -> Path:
+    """Of the labels of some of these LoRAs. Returns its checkpoint."""
+    few = work / "few"
+    few.mkdir()
+    for place in islice((each for each in folder.iterdir() if each.is_dir()), KNOWN):
+        (few / place.name).symlink_to(place)
+    copy(folder / "labels.csv", few)
+    zoo, config = Zoo.open(few), TrainingConfig(model="svd", epochs=3)
+    train(zoo, plan(zoo, ["size"], config), config, work / "model")
+    return work / "model"
+
+
+def measure(folder: Path, cache: Path, count: int, repeats: int, *, model: Path) -> dict[str, object]:
     measured: dict[str, object] = {
         "LoRAs": count,
         "cores": os.cpu_count(),
@@ -121,7 +140,8 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
                 took = switch(page, name)
                 if round:  # the first visit of each page is not warm
                     times[name].append(took)
-        measured["warm page switch, median"] = {name: statistics.median(values) for name, values in times.items()}
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        measured["warm page switch, median"] = medians
         switch(page, "Zoo")
         search = page.get_by_placeholder(re.compile("trigger word"))
         keys = []
@@ -130,6 +150,27 @@ def measure(folder: Path, cache: Path, count: int, repeats: int) -> dict[str, ob
             caption = page.get_by_text(f"{expected:,} of {count:,} LoRAs")
             keys.append(seconds(partial(search.fill, text), partial(expect(caption).to_be_visible, timeout=60_000)))
         measured["filter keystroke to redraw, median"] = statistics.median(keys)
+        page.goto(f"{address}/?collection={folder}")
+        expect(page.get_by_text(f"{count:,} LoRAs open")).to_be_visible(timeout=PATIENCE)
+        settled(page)
+        page.get_by_text("Open a trained model").click()
+        field = page.get_by_role("textbox", name=re.compile("checkpoint folder"))
+        field.fill(str(model))
+        field.press("Enter")
+        expect(page.get_by_text(re.compile("It can be chosen on the pages"))).to_be_visible(timeout=60_000)
+        settled(page)
+        answered = page.get_by_text("Every LoRA", exact=True)
+        started = time.perf_counter()
+        page.get_by_test_id("stSidebar").get_by_role("link", name="Predictions", exact=True).click()
+        expect(answered).to_be_visible(timeout=PATIENCE)
+        measured["a model's first predictions after"] = time.perf_counter() - started
+        settled(page)
+        returns = []
+        for _ in range(repeats):
+            switch(page, "Zoo")
+            returns.append(switch(page, "Predictions"))
+            expect(answered).to_be_visible(timeout=60_000)
+        medians["Predictions with a model"] = statistics.median(returns)
         page.goto(f"{address}/Invariance")
         settled(page)
         metric = page.get_by_test_id("stMetric").filter(has_text="κ(R)").get_by_test_id("stMetricValue")
@@ -185,7 +226,8 @@ def main(
         folder = keep or Path(place) / "synthetic"
         if not folder.is_dir():
             write_many(folder, count, modules)
-        report = {"modules": modules} | measure(folder, Path(place) / "cache", count, repeats)
+        model = write_model(folder, Path(place))
+        report = {"modules": modules} | measure(folder, Path(place) / "cache", count, repeats, model=model)
     print(json.dumps(report, indent=1))
     if out:
         out.write_text(json.dumps(report, indent=1) + "\n")

@@ -9,7 +9,7 @@ import streamlit as st
 
 from lol_core.collections.names import counted
 from lol_core.insight import plots
-from lol_core.insight.predictions import NOT_KNOWN, Predictions, apart, opinions, rivals
+from lol_core.insight.predictions import NOT_KNOWN, apart, opinions, rivals
 from lol_core.insight.scores import parts_table
 from lol_core.learning.known import OUTSIDE
 from lol_core.learning.leaderboard import verdicts
@@ -22,7 +22,7 @@ from ui.frame import frame, need, page_link
 from ui.keys import key
 from ui.plain import plain
 from ui.points import walk_points
-from ui.predicting import answers_of
+from ui.predicting import answers_of, predictions_of
 from ui.scores import show_leaderboard, show_slices, show_verdict
 from ui.selection import marked, offer, select_button, selected, visible
 from ui.state import checkpoints, load_or_stop, loaded_checkpoints
@@ -72,7 +72,7 @@ if title in at_home:
 
 targets = model.task.targets
 target = st.selectbox("Label", targets, key=key("label")) if len(targets) > 1 else targets[0]
-predictions = Predictions.of(model, source, values, target)
+predictions = predictions_of(source, model, answers, target)
 labelled, regression = predictions.labelled, not model.task.probabilities
 if len(labelled):
     offer(source, f"errors of {title}", predictions.errors(labelled).to_frame())
@@ -154,8 +154,8 @@ def show_errors() -> None:
 
 if len(compared):
     show_errors()
-if not predictions.classes and len((steps_and_best := predictions.runs(source))[0]):
-    steps, best = steps_and_best
+if not predictions.classes and len(predictions.runs[0]):
+    steps, best = predictions.runs
     st.subheader("Checkpoints of one training run")
     show(best, "runs", index=True)
     run = st.selectbox("Run", list(best.index), key=key("run"), bind="query-params")
@@ -164,13 +164,12 @@ if not predictions.classes and len((steps_and_best := predictions.runs(source))[
     figure(plots.along_run(of_run, f"predicted {target}"), "along_run", text, of_run)
 
 st.subheader("Every LoRA")
-among = list(values.index) if len(seen) == len(source) else [id for id in seen if id in values.index]
-if len(among) < len(values):
-    st.caption(f"The {len(among):,} selected of {len(values):,}.")
-table = predictions.whole(source, among)
+table = predictions.whole
+if len(seen) < len(source):
+    table = table.loc[table.index.intersection(seen, sort=False)]
+    st.caption(f"The {len(table):,} selected of {len(values):,}.")
 if model.known:
-    table.insert(2, "outside", answers.marks["outside"].reindex(table.index))
-    strangers = list(table.index[table["outside"]])
+    strangers = table.index[table["outside"]].tolist()
     st.caption(
         f"{len(strangers):,} of {len(table):,} are **outside**: farther from the LoRAs that the model was trained on"
         f" than {OUTSIDE:.0%} of {model.known.others}, in its latent or in norms. What it says of them is a guess."
@@ -192,4 +191,4 @@ for name, lora in dropped_loras().items():
     ranks = ", ".join(map(str, lora.ranks))
     st.markdown(f"**{plain(name)}**: {lora.dialect}, {len(lora.layers)} modules, rank {ranks}")
     show(opinions(models, lora), f"dropped_{name}")
-walk_points(source, list(values.index))
+walk_points(source, values.index.tolist())

@@ -291,8 +291,8 @@ def test_predictions_of_a_label_that_is_called_part(tmp_path: Path) -> None:
     zoo = Zoo.open(tmp_path)
     task, ids = make_task(zoo.labels, ["part"])
     values = task.frame(zoo.labels[["part"]].to_numpy() + 1, ids)
-    one = Predictions(task, "part", values, values.assign(name="a", part="test", true=0.0, predicted=1.0))
-    table = one.whole(zoo, ids)
+    table = values.assign(name="a", part="test", true=0.0, predicted=1.0)
+    table = Predictions(task, "part", values, table, zoo.labels[["part"]], pd.DataFrame()).whole
     assert list(table) == ["name", "part", "part (true)", "part (predicted)", "error"]
     assert set(table["part"]) == {"test"}
 

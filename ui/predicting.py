@@ -7,7 +7,9 @@ from pathlib import Path
 import streamlit as st
 
 from lol_core.collections.source import Source
+from lol_core.insight.predictions import Predictions
 from lol_core.learning.answers import Answers
+from lol_core.learning.checkpoint import Checkpoint
 from ui import work
 from ui.keys import key
 from ui.progress import follow
@@ -15,6 +17,8 @@ from ui.state import load_checkpoint, session
 
 KEPT = 16
 """Models whose answers a session keeps."""
+KEPT_TABLES = 4
+"""Targets of a model whose predictions are kept beside the truth, across sessions."""
 SOON = 2.0
 """Seconds for which a page waits before it shows how far a model is."""
 
@@ -40,3 +44,16 @@ def answers_of(source: Source, folder: Path) -> Answers | None:
             del asked[place]
             st.rerun()
     return job.result
+
+
+@st.cache_resource(max_entries=KEPT_TABLES, show_spinner=False)
+def _predictions(
+    model: str, fingerprint: str, labels: str, target: str, _model: Checkpoint, _source: Source, _answers: Answers
+) -> Predictions:
+    return Predictions.of(_model, _source, _answers, target)
+
+
+def predictions_of(source: Source, model: Checkpoint, answers: Answers, target: str) -> Predictions:
+    """One target's, made once."""
+    place = f"{model.folder} {model.created}"
+    return _predictions(place, source.fingerprint, source.labels_digest, target, model, source, answers)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -28,34 +29,39 @@ PARTS = ("test", "validation", "train", "new")
 @dataclass(frozen=True)
 class Predictions:
     """One target's predictions. values: of the whole task, as `Task.frame` gives them; table: a row for each LoRA with
-    its name, part, true label (NaN where there is none) and prediction.
+    its name, part, true label (NaN where there is none) and prediction; truth: the labels there are of the task's
+    targets; marks: see `Answers`.
     """
 
     task: Task
     target: str
     values: pd.DataFrame
     table: pd.DataFrame
+    truth: pd.DataFrame
+    marks: pd.DataFrame
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, source: Source, values: pd.DataFrame, target: str) -> Predictions:
-        ids, parts = list(values.index), parts_here(checkpoint, source)
-        truth = source.labels[target].reindex(ids) if target in source.labels else np.nan
-        if not checkpoint.task.exclusive:
-            truth = pd.to_numeric(truth, errors="coerce")  # text under that name, elsewhere, is another label
+    def of(cls, checkpoint: Checkpoint, source: Source, answers: Answers, target: str) -> Predictions:
+        task, values, parts = checkpoint.task, answers.values, parts_here(checkpoint, source)
+        truth = source.labels[[name for name in task.targets if name in source.labels]].reindex(values.index)
+        true = truth.get(target, np.nan)
+        if not task.exclusive:
+            true = pd.to_numeric(true, errors="coerce")  # text under that name, elsewhere, is another label
+        ids = values.index.tolist()
         columns = {"name": [source.names[id] for id in ids], "part": [parts.get(id, "new") for id in ids]}
-        table = pd.DataFrame(columns, index=values.index.rename("lora")).assign(true=truth, predicted=values[target])
-        return cls(checkpoint.task, target, values, table)
+        table = pd.DataFrame(columns, index=values.index.rename("lora")).assign(true=true, predicted=values[target])
+        return cls(task, target, values, table, truth, answers.marks)
 
     @property
     def classes(self) -> bool:
         """Whether predictions are classes, not numbers."""
         return self.task.exclusive
 
-    @property
+    @cached_property
     def parts(self) -> list[str]:
         return [part for part in PARTS if (self.table["part"] == part).any()]
 
-    @property
+    @cached_property
     def labelled(self) -> pd.DataFrame:
         """The rows whose true label is known."""
         return self.table.dropna(subset=["true"])
@@ -88,27 +94,32 @@ class Predictions:
     def extremes(self, rows: pd.DataFrame, count: int) -> dict[str, list[str]]:
         """ "highest" and "lowest" → the LoRAs with these predictions, of those the model was not trained on."""
         ordered = rows[rows["part"] != "train"].sort_values("predicted", ascending=False)
-        return {"highest": list(ordered.index[:count]), "lowest": list(ordered.index[-count:])}
+        return {"highest": ordered.index[:count].tolist(), "lowest": ordered.index[-count:].tolist()}
 
-    def whole(self, source: Source, ids: Sequence[str]) -> pd.DataFrame:
-        """Every prediction of some LoRAs, each beside its truth where there are labels: "NAME (predicted)", "NAME
-        (true)", and what else the task says of it.
+    @cached_property
+    def whole(self) -> pd.DataFrame:
+        """Every prediction, each beside its truth where there are labels: "NAME (predicted)", "NAME (true)", and what
+        else the task says of it; whether the LoRA is outside what the model knows, where it knows that.
         """
         called = {target: f"{target} (predicted)" for target in self.task.targets}
-        table = self.table.loc[list(ids), ["name", "part"]].join(self.values.rename(columns=called))
-        for name in [target for target in self.task.targets if target in source.labels]:
-            true = source.labels[name].reindex(table.index)
+        table = self.table[["name", "part"]].join(self.values.rename(columns=called))
+        for name, true in self.truth.items():
             true = true.map(class_name, na_action="ignore") if self.classes else true
-            table.insert(list(table.columns).index(called[name]), f"{name} (true)", true)
+            table.insert(list(table.columns).index(called[str(name)]), f"{name} (true)", true)
         if not self.probabilities and len(self.labelled):
-            table["error"] = self.errors(self.table.loc[table.index])
+            table["error"] = self.errors(self.table)
+        if len(self.marks):
+            table.insert(2, "outside", self.marks["outside"].reindex(table.index))
         return table
 
-    def runs(self, source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
+    @cached_property
+    def runs(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Checkpoints of training runs with their predictions, and for each run how many there are and which is
         predicted highest; both empty where there are no runs.
         """
-        steps = training_runs(source.names).join(self.table[["name", "predicted", "true"]], how="inner")
+        steps = training_runs(dict(zip(self.values.index, self.table["name"], strict=True))).join(
+            self.table[["name", "predicted", "true"]], how="inner"
+        )
         best = steps.loc[steps.groupby("run", sort=False)["predicted"].idxmax()].set_index("run")
         best.insert(0, "checkpoints", steps.groupby("run").size())
         return steps, best.drop(columns="true").rename(columns={"name": "highest predicted"})

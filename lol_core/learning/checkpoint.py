@@ -363,7 +363,8 @@ class Checkpoint:
         known = {base_name(base) for base in self.bases}
         named = values(zoo, "base_model")
         strange = {base for base in named.unique() if known and base and base_name(base) not in known}
-        if others := [id for id in named.index[named.isin(strange)] if id not in misfits]:
+        others = [id for id in named.index[named.isin(strange)] if id not in misfits] if strange else []
+        if others:
             notes.append(
                 f"{len(others)} of {len(zoo)} LoRAs fit it and name another base model than those it was trained on"
                 f" ({', '.join(self.bases)}), e.g. {others[0]}: {named[others[0]]}. If that is the same base trained"
