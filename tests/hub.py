@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
@@ -217,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif is_lfs(path):
             oid = next(self.hub.etags[path]) if path in self.hub.etags else oid_of(repository.files[path])
             headers = {
-                "Location": f"{self.hub.cdn or self.hub.endpoint}/cdn/{key}/{path}",
+                "Location": f"{self.hub.cdn or self.hub.endpoint}/cdn/{key}/{quote(path)}",
                 "X-Repo-Commit": repository.commit,
                 "X-Linked-Etag": f'"{oid}"',
                 "X-Linked-Size": str(len(repository.files[path])),

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
+from lol_core.collections.opening import open_source
 from lol_core.collections.publishing import CHECKSUMS, card, publish
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch
@@ -30,7 +31,10 @@ from lol_core.learning.models import MODELS, LoLModel
 from lol_core.learning.publishing import packed
 from lol_core.learning.publishing import publish as publish_model
 from lol_core.learning.training import plan, train
-from tests.builders import write_zoo
+from tests.builders import MODULES, random_lora, write_peft, write_zoo
+from tests.hub import Hub, hub
+
+__all__ = ["hub"]
 
 
 @pytest.fixture
@@ -95,6 +99,20 @@ def test_a_card_is_a_table_whatever_the_labels_are_called(zoo: Zoo) -> None:
     labels = pd.DataFrame({"a|b\nc": ["x|y\nz"] * len(zoo)}, index=zoo.ids)
     text = card(replace(zoo, labels=labels), "mit", "My zoo", 0, group=None)
     assert r"| a\|b c | 24 | x\|y z (24) |" in text.splitlines()
+
+
+def test_names_of_every_sort_come_back_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    names = ["a b#1", "100%", "ünï—☃", "sub dir/x?y", 'a,b"c', "-dash"]
+    for number, name in enumerate(names):
+        write_peft(tmp_path / "mine" / name, random_lora(MODULES, number))
+    zoo = Zoo.open(tmp_path / "mine")
+    zoo = replace(zoo, labels=pd.DataFrame({"a,b": range(len(zoo))}, index=zoo.ids))
+    hub.add("datasets/me/odd", publish(zoo, tmp_path / "out", licence="mit"))
+    again = open_source("hf://datasets/me/odd", cache=tmp_path / "cache")
+    assert set(again.ids) == set(zoo.ids) == {f"{name}/adapter_model.safetensors" for name in names}
+    pd.testing.assert_frame_equal(again.labels.loc[zoo.ids], zoo.labels)
+    for id in zoo.ids:
+        assert torch.equal(again.load(id).layers[0].U, zoo.load(id).layers[0].U)
 
 
 def test_a_zoo_without_labels_is_published_without_a_table_of_them(zoo: Zoo, tmp_path: Path) -> None:
