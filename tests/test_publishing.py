@@ -23,7 +23,7 @@ from lol_core.collections.publishing import CHECKSUMS, card, publish
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import Batch
 from lol_core.core.progress import Reporter, Stopped
-from lol_core.errors import CheckpointError, ZooError
+from lol_core.errors import CheckpointError, TaskError, ZooError
 from lol_core.learning.answers import Answers
 from lol_core.learning.card import model_card
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
@@ -85,6 +85,25 @@ def test_a_base_model_that_is_a_path_is_to_be_named(base: str, told: bool, tmp_p
     assert set(pd.read_csv(out / "splits.csv")["split"]) == {"train"}, "four are too few for three parts"
     card = (out / "README.md").read_text()
     assert ("A path is where the base model lay" in card) == told
+
+
+def test_parts_of_a_label_are_published_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
+    parts: list[str | None] = [*["train"] * 10, *["val"] * 6, *["test"] * 6, None, None]
+    marked = replace(zoo, labels=zoo.labels.assign(part=pd.Series(parts, zoo.ids)))
+    out = publish(marked, tmp_path / "out", licence="mit", split="part")
+    splits = pd.read_csv(out / "splits.csv")
+    assert splits["path"].tolist() == zoo.ids[:22]
+    assert splits["split"].tolist() == [*["train"] * 10, *["validation"] * 6, *["test"] * 6]
+    assert "as the label part has them" in (out / "README.md").read_text()
+    copied: list[str] = []
+    reporter = Reporter(lambda progress: copied.append(progress.message))
+    with pytest.raises(TaskError, match="a part is called"):
+        publish(marked, tmp_path / "other", licence="mit", split="author", reporter=reporter)
+    with pytest.raises(ZooError, match="name one of the two"):
+        publish(marked, tmp_path / "other", licence="mit", split="part", group="author")
+    with pytest.raises(ZooError, match="no column 'none' to take the parts from"):
+        publish(marked, tmp_path / "other", licence="mit", split="none")
+    assert not copied and not (tmp_path / "other").exists()
 
 
 def test_a_card_counts_the_values_of_a_label_with_gaps(zoo: Zoo, tmp_path: Path) -> None:

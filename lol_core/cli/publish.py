@@ -108,6 +108,9 @@ def publish_zoo(
     title: str | None = None,
     seed: int = 0,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one part.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Label column that says train, validation or test; by default parts are drawn.")
+    ] = None,
 ) -> None:
     """Write a folder ready to upload as a data set: LoRAs, labels, parts, card, licence, checksums."""
     from lol_core.collections.folder import Zoo
@@ -116,7 +119,16 @@ def publish_zoo(
 
     with reported(), stoppable() as reporter:
         opened = Zoo.open(folder, labels, reporter=reporter)
-        publish(opened, out_folder, licence=licence, title=title, seed=seed, group=group, reporter=reporter)
+        publish(
+            opened,
+            out_folder,
+            licence=licence,
+            title=title,
+            seed=seed,
+            group=group,
+            split=split,
+            reporter=reporter,
+        )
     out.print(
         f"{counted(len(opened), 'LoRA')} in {out_folder}. Read its README.md before you upload it.", highlight=False
     )
