@@ -43,6 +43,7 @@ from ui import access as policy
 from ui import visitors
 from ui.access import Limits, Served, access
 from ui.jobs import Job, sentence
+from ui.plain import plain
 from ui.turns import Turns
 
 __all__ = ["hub"]
@@ -367,7 +368,10 @@ def test_what_is_dropped_together_is_told_apart(served: Path, monkeypatch: pytes
         [(name, (served / lora / name).read_bytes()) for name in ("adapter_model.safetensors", "adapter_config.json")]
         for lora in ("four", "one")
     )
-    assert "found adapter_model.safetensors (4)." in text_of(dropped(*four, four[0]))
+    alone = dropped(four[0])
+    assert plain("adapter_model.safetensors: No alpha in the file") in alone.info[0].value
+    whole = dropped(*four, four[0])
+    assert "found adapter_model.safetensors (4)." in text_of(whole) and not whole.info
     mixed = dropped(*four, *one)
     assert "found ." in text_of(mixed) and "Two files are called adapter_model.safetensors" in mixed.error[0].value
     files = [(f"{lora}/{name}", content) for lora, of in (("four", four), ("one", one)) for name, content in of]

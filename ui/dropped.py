@@ -13,13 +13,14 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError, ZooError
 from ui.access import access
 from ui.keys import key
+from ui.plain import plain
 
 MOST = 20
 """LoRAs of one zip file."""
 
 
 def dropped_loras() -> dict[str, LoRA]:
-    """File name → LoRA of what was dropped; for what cannot be read the reason is shown."""
+    """File name → LoRA of what was dropped. Shows why others cannot be read, and what is uncertain of those."""
     limit = access().limits.upload_mb
     files = st.file_uploader(
         "Drop a LoRA file, with its adapter_config.json for PEFT, or a zip file of LoRAs",
@@ -47,6 +48,9 @@ def dropped_loras() -> dict[str, LoRA]:
                 loras |= _of_zip(path, limit) if path.suffix.lower() == ".zip" else {path.name: _of_file(path)}
             except LoLError as error:
                 _refuse(str(error).replace(f"{folder}/", ""))
+    for name, lora in loras.items():
+        for note in lora.notes:
+            st.info(f"{plain(name)}: {plain(note)}", icon=":material/info:")
     if files and not weights:
         st.warning("There is no weights file among these. Drop the .safetensors file as well.")
     return loras
