@@ -199,6 +199,28 @@ def test_labels_as_spreadsheets_and_other_systems_write_them(tmp_path: Path) -> 
             assert zoo.labels["score"].tolist() == [1, 2, 3] and zoo.labels["kind"].tolist() == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("root", ["/data/me/zoo", "C:\\Users\\me\\zoo", "~/zoo/loras"])
+def test_labels_join_by_absolute_paths_of_another_place(root: str, tmp_path: Path) -> None:
+    write_zoo(tmp_path / "loras", 3)
+    (tmp_path / "loras" / "labels.csv").unlink()
+    mark = "\\" if "\\" in root else "/"
+    rows = {"where": [f"{root}{mark}LORA{i:03d}" for i in range(3)], "score": [3, 1, 2]}
+    pd.DataFrame(rows).to_csv(tmp_path / "labels.csv", index=False)
+    for folder in (tmp_path, tmp_path / "loras"):
+        zoo = Zoo.open(folder, tmp_path / "labels.csv")
+        assert zoo.join_column == "where" and not zoo.unjoined_labels and zoo.labels["score"].tolist() == [3, 1, 2]
+
+
+def test_paths_of_another_folder_with_the_same_names_join_nothing(tmp_path: Path) -> None:
+    """One by one they would: of each name there is one file here."""
+    write_zoo(tmp_path, 2)
+    rows = pd.DataFrame({"file": ["/data/one/lora000", "/data/two/lora001", "relative/lora001"], "score": [1, 2, 3]})
+    rows[:2].to_csv(tmp_path / "labels.csv", index=False)
+    assert "names a file of the folder" in str(Zoo.open(tmp_path).labels_problem)
+    rows[2:].to_csv(tmp_path / "labels.csv", index=False)
+    assert "names a file of the folder" in str(Zoo.open(tmp_path).labels_problem)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [("file,score\n\xe4,1\n".encode("cp1252"), "line 2 is not in UTF-8"), (b"file,score\na,1,2,3\n", "rows have more")],

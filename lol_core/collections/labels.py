@@ -7,6 +7,7 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from posixpath import commonpath
 from textwrap import shorten
 from typing import Any, BinaryIO
 from unicodedata import normalize
@@ -22,6 +23,7 @@ NAMES = (*FILES, "lora", "adapter", "name", "id")
 _WHOLE = re.compile(r"\s*-?\d+\s*")
 _UNNAMED = re.compile(r"Unnamed: \d+")
 """What pandas calls a column without a name."""
+_ABSOLUTE = re.compile("/|~|[a-z]:/")
 _TOLD = re.compile(r'"?sep=([^\r\n])"?\r?\n', re.IGNORECASE)
 """The line that tells Excel what separates columns."""
 LABEL_FILES = ("labels.csv", "labels.parquet")
@@ -189,9 +191,25 @@ def _aliases(path: str) -> list[str]:
 
 
 def _plain(name: object) -> str:
-    """One spelling of what other systems write: with backslashes, in quotes, with accents as letters of their own."""
+    """One spelling of what other systems write: with backslashes, in quotes, in capitals, with accents as letters of
+    their own.
+    """
     name = str(name).strip().strip("\"'").replace("\\", "/").removeprefix("./").rstrip("/")
-    return name if name.isascii() else normalize("NFC", name)
+    return (name if name.isascii() else normalize("NFC", name)).casefold()
+
+
+def _moved(told: Sequence[str], known: Mapping[str, str | None]) -> list[str | None]:
+    """The files that absolute paths name, all in one folder, wherever that lay when they were written; none otherwise.
+    told, known: in one spelling.
+    """
+    if not all(map(_ABSOLUTE.match, told)):
+        return []
+    root = commonpath(told)
+    for cut in [0, *(i + 1 for i, letter in enumerate(root) if letter == "/"), len(root)]:
+        found = [known.get(name[cut:].lstrip("/")) for name in told]
+        if any(found):
+            return found
+    return []
 
 
 def _is_called_so(column: object) -> bool:
@@ -267,6 +285,9 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
             name = _plain(alias)
             plain[name] = known if plain.get(name, known) == known else None
         matches = matched(lambda told: owners[told] if told in owners else plain.get(_plain(told)))
+        for name, found in matches.items():
+            if found.isna().all() and any(moved := _moved([*map(_plain, table[name])], plain)):
+                matches[name] = pd.Series(moved, table.index, dtype=object)
         column = _joining(table, matches)
     if column is None or (ids and matches[column].notna().sum() == 0):
         raise ZooError(
