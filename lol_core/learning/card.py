@@ -6,7 +6,7 @@ import math
 import shlex
 from typing import TYPE_CHECKING
 
-from lol_core.collections.names import short_name
+from lol_core.collections.names import counted, short_name
 from lol_core.collections.runs import training_runs
 from lol_core.learning.metrics import METRIC_TITLES
 from lol_core.learning.models import find_model
@@ -95,9 +95,10 @@ def model_card(checkpoint: Checkpoint) -> str:
 def copies_told(checkpoint: Checkpoint) -> list[str]:
     """A sentence on how many LoRAs are copies of others, or of the test part those that the model knows, if any are."""
     if recalled := checkpoint.recalled:
-        return [f"{recalled} LoRAs of the test part are copies of others that it knows: there the score says nothing."]
+        told = f"Of the test part {counted(recalled, 'LoRA')} the model knows by a copy"
+        return [f"{told}: there the score says nothing."]
     if copies := checkpoint.copies:
-        return [f"{copies} of these LoRAs are copies of others, and in the same part as those."]
+        return [f"Copies of others among these: {counted(copies, 'LoRA')}, in the same part as those."]
     return []
 
 
