@@ -196,7 +196,7 @@ def test_copies_of_one_file_are_in_one_part_and_in_one_fold(tmp_path: Path) -> N
     checkpoint = fit(zoo, tmp_path / "run", replace(QUICK, epochs=1))
     parts = {id.split("/")[0]: part for part, ids in checkpoint.split.items() for id in ids}
     assert all(parts[name] == parts[f"copy of {name}"] for name in labels["name"])
-    assert checkpoint.copies == 20 and "20 of these LoRAs are copies" in (tmp_path / "run" / "README.md").read_text()
+    assert checkpoint.copies == 20 and "among these: 20 LoRAs" in (tmp_path / "run" / "README.md").read_text()
     assert checkpoint.recalled == 0
     found = crossvalidate(zoo, ["size"], replace(QUICK, epochs=1), 3)
     folds = {id.split("/")[0]: fold for id, fold in zip(found.truth.index, found.fold, strict=True)}
@@ -235,7 +235,7 @@ def test_parts_come_from_a_column(tmp_path: Path) -> None:
     again = Checkpoint.load(tmp_path / "run")
     assert again.config.split_column == "part" and again.split == planned.split and again.recalled == 1
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "in the parts of part" in card and "--split part" in card and "1 LoRAs of the test part are copies" in card
+    assert "in the parts of part" in card and "--split part" in card and "Of the test part 1 LoRA the model knows" in card
     assert len(crossvalidate(zoo, ["size"], config, 3).truth) == 24, "folds are drawn"
     for column, reason in (
         ("none", "No label column 'none' to take the parts from"),
