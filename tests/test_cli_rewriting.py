@@ -221,10 +221,20 @@ def test_what_is_no_part_of_a_product_is_not_lost_in_silence(tmp_path: Path) -> 
     for arguments in (["resize", tmp_path, "--rank", 1], ["merge", *[tmp_path / "norms.safetensors"] * 2]):
         out = tmp_path.with_name(f"{arguments[0]}.safetensors")
         result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(out)])
-        assert "Not written, as no part of a low-rank product: lora_unet_norm.w_norm." in result.output
+        assert "no part of a low-rank product and left out: w_norm (1), such as lora_unet_norm.w_norm" in result.output
         made = output(*arguments, "--out", out, "--force")
         row = made if "merged" in made else made["written"][0]
         assert row["left out"] == ["lora_unet_norm.w_norm"]
+
+
+def test_a_scale_that_is_not_known_is_told_wherever_it_is_used(tmp_path: Path) -> None:
+    write(random_lora(dtype=torch.float32), tmp_path / "one", "PEFT")
+    (tmp_path / "one" / "adapter_config.json").unlink()
+    weights = tmp_path / "one" / "adapter_model.safetensors"
+    for command in ("convert", "merge"):
+        arguments = [command, str(weights), "--out", str(tmp_path / command)]
+        result = CliRunner().invoke(app, [*arguments, *(["--to", "PEFT"] if command == "convert" else [])])
+        assert result.exit_code == 0 and "the scale is unknown and taken as 1" in result.stderr, command
 
 
 @pytest.mark.parametrize("kind", ["pattern", "archive"])

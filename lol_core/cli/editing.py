@@ -86,7 +86,6 @@ def edit(
 ) -> None:
     """Change a LoRA so that a model says something else of it: same modules, same rank, ready for diffusers."""
     with reported(), stoppable() as reporter:
-        from lol_core.formats.writing import not_written
         from lol_core.insight.editing import NEEDS, Method
         from lol_core.insight.editing import edit as edit_loras
         from lol_core.learning.answers import is_outside
@@ -130,15 +129,16 @@ def edit(
     outside = is_outside(model, made.lora)
     if as_json:
         way = {"steps": steps, "written step": made.reached, "wish met": made.met, "outside": outside}
-        left_out = {"left out": list(given.extras)} if given.extras else {}
-        print_json(report | way | {"modules": modules} | row | left_out)
+        told = {"left out": list(given.extras), "notes": list(given.notes)}
+        told = {name: some for name, some in told.items() if some}
+        print_json(report | way | {"modules": modules} | row | told)
         return
     print_table(steps)
     print_table(modules[:5])
     step = ", ".join(f"{name} {number:.4g}" for name, number in steps[made.reached].items())
     out.print(f"Written to {row['written']} as {row['form']}: the step of {step}.", highlight=False, soft_wrap=True)
-    if given.extras:
-        err.print(not_written(given.extras), highlight=False, soft_wrap=True)
+    for note in given.notes:
+        err.print(note, highlight=False, soft_wrap=True)
     if outside:
         out.print(f"To the model it is {UNLIKE}.", highlight=False, soft_wrap=True)
     if not made.met:

@@ -327,7 +327,7 @@ def predict(
             lora = load_file(path, str(path))
             if problems := model.spec.misfits(lora):
                 raise LoLError(f"{path} does not fit this model: {' '.join(problems)}")
-            answers = Answers.of_lora(model, lora, str(path))
+            answers, notes = Answers.of_lora(model, lora, str(path)), list(lora.notes)
     outside = answers.marks["outside"].astype(bool)
     if as_json:
         print_json(

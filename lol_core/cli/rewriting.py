@@ -161,7 +161,6 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge LoRAs of one base model, with what was lost to the rank and how far it is from their sum printed."""
-    from lol_core.formats.writing import not_written
     from lol_core.insight.anatomy import Comparison
     from lol_core.insight.merging import Method, remarks
     from lol_core.insight.merging import merge as merge_loras
@@ -186,16 +185,15 @@ def merge(
         row = {"method": str(method)} | write_resized(merged, out_path, Job(out_path.parent, to, dtype, force), loras)
         row["from the sum"] = away
         extras = list(dict.fromkeys(tensor for lora in loras for tensor in lora.extras))
+        noted = {name: list(lora.notes) for (name, _), lora in zip(chosen, loras, strict=True) if lora.notes}
         doubts = remarks(loras)
     if as_json:
-        told = {"left out": extras, "remarks": doubts}
-        told = {name: some for name, some in told.items() if some}
-        print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row, **told})
+        told = {"left out": extras, "remarks": doubts, "notes": noted}
+        said = {name: some for name, some in told.items() if some}
+        print_json({"merged": [name for name, _ in chosen], "invariant": Method(method).invariant, **row, **said})
         return
     print_table([row])
-    if extras:
-        err.print(not_written(extras), highlight=False, soft_wrap=True)
-    for remark in doubts:
+    for remark in [*(f"{name}: {' '.join(notes)}" for name, notes in noted.items()), *doubts]:
         err.print(remark, highlight=False, soft_wrap=True)
     if not Method(method).invariant:
         err.print(
@@ -233,13 +231,13 @@ class Job:
             path = self.out / name.removesuffix(".safetensors")  # which a folder may be called too
             rank = self.rank or max(lora.ranks) if self.energy is None else ranks_of_energy(lora, self.energy)
             row = {"lora": name} | write_resized(Resized.of(lora, rank), path, self, [given])
-            return row | ({"left out": list(lora.extras)} if lora.extras else {})
+            told = {"left out": list(given.extras), "notes": list(given.notes)}
+            return row | {name: some for name, some in told.items() if some}
         except LoLError as error:
             return {"lora": name, "refused": str(error).removeprefix(f"{name}: ")}
 
 
 def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> None:
-    from lol_core.formats.writing import not_written
     from lol_core.learning.executor import Lost, executor
 
     rows = []
@@ -259,12 +257,13 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
     if as_json:
         print_json({"finished": len(rows) == len(items), "written": written, "refused": refused})
     else:
-        left_out = {row["lora"]: row.pop("left out") for row in written if "left out" in row}
-        print_table(sorted(written, key=lambda row: row["lora"]))
-        for name, tensors in list(left_out.items())[:SHOWN]:
-            err.print(f"{name}: {not_written(tensors)}", highlight=False, soft_wrap=True)
-        if len(left_out) > SHOWN:
-            err.print(f"… and {len(left_out) - SHOWN:,} more; --json lists them all.", highlight=False)
+        noted = {row["lora"]: row.pop("notes") for row in written if "notes" in row}
+        shown = [{name: value for name, value in row.items() if name != "left out"} for row in written]
+        print_table(sorted(shown, key=lambda row: row["lora"]))
+        for name, notes in list(noted.items())[:SHOWN]:
+            err.print(f"{name}: {' '.join(notes)}", highlight=False, soft_wrap=True)
+        if len(noted) > SHOWN:
+            err.print(f"… and {len(noted) - SHOWN:,} more; --json lists them all.", highlight=False)
         for row in refused[:SHOWN]:
             err.print(f"{row['lora']}: {row['refused']}", highlight=False, soft_wrap=True)
         if len(refused) > SHOWN:

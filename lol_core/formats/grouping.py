@@ -180,7 +180,7 @@ def notes_on(grouping: Grouping) -> list[str]:
             " …" if len(kinds) > 6 else ""
         )
         tensors = "1 tensor is" if kinds.total() == 1 else f"{kinds.total()} tensors are"
-        notes.append(f"{tensors} no part of a low-rank product and left out: {listed}.")
+        notes.append(f"{tensors} no part of a low-rank product and left out: {listed}, such as {grouping.extras[0]}.")
     return notes
 
 
