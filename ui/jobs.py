@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
@@ -21,6 +22,8 @@ from ui.turns import Turns
 TURNS = Turns()
 SHARE = 3
 """One visitor has at most this part of the jobs that a server takes on."""
+BETWEEN = 0.2
+"""Seconds between moments at which a job notes how far it was."""
 _COUNTING = threading.Lock()
 _ALIVE: WeakSet[Job[Any, Any]] = WeakSet()
 Subject = TypeVar("Subject")
@@ -38,6 +41,8 @@ class Job(Generic[Subject, Result]):
         self.result: Result | None = None
         self.error: str | None = None
         self.started = time.monotonic()
+        self._passed: deque[tuple[float, float]] = deque()
+        """When how much was done: the first is the last of the first half of the time so far."""
         self.limits = access().limits
         context = get_script_run_ctx()
         self.visitor = "" if context is None else context.session_id
@@ -76,12 +81,19 @@ class Job(Generic[Subject, Result]):
 
     @property
     def seconds_left(self) -> float | None:
-        """From the pace so far; None until there is one."""
-        share = self.progress.fraction
-        return (time.monotonic() - self.started) * (1 / share - 1) if share > 0.05 else None
+        """From the pace of the later half of the time so far, since work begins with what is quicker, such as reading;
+        None until there is one.
+        """
+        share, now = self.progress.fraction, time.monotonic()
+        since, done = self._passed[0] if self._passed else (self.started, 0.0)
+        return (now - since) * (1 - share) / (share - done) if share > max(0.05, done) else None
 
     def _update(self, progress: Progress) -> None:
-        self.progress = progress
+        self.progress, now = progress, time.monotonic()
+        if not self._passed or now > self._passed[-1][0] + BETWEEN:
+            self._passed.append((now, progress.fraction))
+        while len(self._passed) > 1 and self._passed[1][0] <= (self.started + now) / 2:
+            self._passed.popleft()
 
     def _must_stop(self) -> bool:
         if not self.stopping and time.monotonic() - self.started > 60 * self.limits.job_minutes:
