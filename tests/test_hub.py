@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -286,6 +287,17 @@ def test_what_fsspec_reaches(folder: Path, tmp_path: Path) -> None:
         open_source((tmp_path / "nowhere").as_uri())
     with pytest.raises(ZooError, match="live in the program"):
         open_source("memory://mine")
+
+
+def test_without_a_network_the_folder_of_what_was_downloaded_is_named(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("models/someone/zoo", folder)
+    kept = snapshot_download("someone/zoo")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ZooError, match=f"HF_HUB_OFFLINE.*lies in {re.escape(kept)}: open that folder"):
+        open_source("hf://someone/zoo")
+    assert len(open_source(kept)) == len(open_source(str(folder)))
 
 
 def test_a_command_says_how_much_it_will_download(hub: Hub, folder: Path) -> None:

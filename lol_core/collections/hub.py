@@ -70,6 +70,8 @@ def open_hub(address: str, options: OpenOptions) -> Source:
         _write(kept, catalogue.to_json())
     except PassingError as error:
         if not kept.is_file():
+            if (snapshot := _snapshot(spot)) is not None:
+                raise ZooError(f"{error} What was downloaded of it lies in {snapshot}: open that folder.") from error
             raise
         catalogue = Catalogue.from_json(kept.read_bytes())
         remarks = (
@@ -86,6 +88,21 @@ def open_hub(address: str, options: OpenOptions) -> Source:
     source = FileSource.open(str(spot), name, listing, replace(options, readers=options.readers or READERS))
     budget.used = sum(_bytes_here(listing.files[id]) for id in source.ids)
     return replace(source, remarks=(*source.remarks, *_sizes(source, budget, catalogue)))
+
+
+def _snapshot(spot: HubAddress) -> Path | None:
+    """Where the hub's own library keeps what was downloaded of a repository, if anything was."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if spot.several:
+        return None
+    try:
+        kept = snapshot_download(spot.repository, repo_type=spot.kind, revision=spot.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    folder = Path(kept) / spot.path
+    return folder if folder.exists() else None
 
 
 def _members(spot: HubAddress, catalogue: Catalogue, kept: Path, folder: Path, *, budget: Budget) -> Listing:
