@@ -219,6 +219,8 @@ def test_paths_of_another_folder_with_the_same_names_join_nothing(tmp_path: Path
     assert "names a file of the folder" in str(Zoo.open(tmp_path).labels_problem)
     rows[2:].to_csv(tmp_path / "labels.csv", index=False)
     assert "names a file of the folder" in str(Zoo.open(tmp_path).labels_problem)
+    rows[:2].assign(file=["/data/lora000", "C:\\data\\lora001"]).to_csv(tmp_path / "labels.csv", index=False)
+    assert "names a file of the folder" in str(Zoo.open(tmp_path).labels_problem)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from posixpath import commonpath
 from textwrap import shorten
 from typing import Any, BinaryIO
 from unicodedata import normalize
@@ -204,9 +203,11 @@ def _moved(told: Sequence[str], known: Mapping[str, str | None]) -> list[str | N
     """
     if not all(map(_ABSOLUTE.match, told)):
         return []
-    root = commonpath(told)
-    for cut in [0, *(i + 1 for i, letter in enumerate(root) if letter == "/"), len(root)]:
-        found = [known.get(name[cut:].lstrip("/")) for name in told]
+    for slash in re.finditer("/", told[0]):
+        folder = told[0][: slash.end()]
+        if not all(name.startswith(folder) for name in told):
+            break
+        found = [known.get(name.removeprefix(folder)) for name in told]
         if any(found):
             return found
     return []
