@@ -84,6 +84,7 @@ def test_a_base_model_that_is_a_path_is_to_be_named(base: str, told: bool, tmp_p
     out = publish(Zoo.open(tmp_path / "zoo"), tmp_path / "out", licence="mit")
     assert set(pd.read_csv(out / "splits.csv")["split"]) == {"train"}, "four are too few for three parts"
     card = (out / "README.md").read_text()
+    assert "all for training" in card and "drawn" not in card
     assert ("A path is where the base model lay" in card) == told
 
 
@@ -99,11 +100,19 @@ def test_parts_of_a_label_are_published_as_they_are(zoo: Zoo, tmp_path: Path) ->
     reporter = Reporter(lambda progress: copied.append(progress.message))
     with pytest.raises(TaskError, match="a part is called"):
         publish(marked, tmp_path / "other", licence="mit", split="author", reporter=reporter)
-    with pytest.raises(ZooError, match="name one of the two"):
+    with pytest.raises(TaskError, match="name one of the two"):
         publish(marked, tmp_path / "other", licence="mit", split="part", group="author")
-    with pytest.raises(ZooError, match="no column 'none' to take the parts from"):
+    with pytest.raises(TaskError, match="No label column 'none' to take the parts from"):
         publish(marked, tmp_path / "other", licence="mit", split="none")
     assert not copied and not (tmp_path / "other").exists()
+
+
+def test_parts_are_drawn_as_training_draws_them_where_a_group_has_gaps(zoo: Zoo, tmp_path: Path) -> None:
+    groups = pd.Series([*range(6), None, None] * 3, zoo.ids, dtype=float)
+    marked = replace(zoo, labels=zoo.labels.assign(run=groups))
+    splits = pd.read_csv(publish(marked, tmp_path / "out", licence="mit", group="run") / "splits.csv")
+    drawn = plan(marked, ["size"], TrainingConfig("dense", group_column="run")).split
+    assert {part: list(rows) for part, rows in splits.groupby("split")["path"]} == drawn
 
 
 def test_a_card_counts_the_values_of_a_label_with_gaps(zoo: Zoo, tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ def test_a_card_counts_the_values_of_a_label_with_gaps(zoo: Zoo, tmp_path: Path)
 
 def test_a_card_is_a_table_whatever_the_labels_are_called(zoo: Zoo) -> None:
     labels = pd.DataFrame({"a|b\nc": ["x|y\nz"] * len(zoo)}, index=zoo.ids)
-    text = card(replace(zoo, labels=labels), "mit", "My zoo", 0, group=None)
+    text = card(replace(zoo, labels=labels), "mit", "My zoo", "drawn")
     assert r"| a\|b c | 24 | x\|y z (24) |" in text.splitlines()
 
 
@@ -145,7 +154,7 @@ def test_a_zoo_without_labels_is_published_without_a_table_of_them(zoo: Zoo, tmp
 
 def test_a_card_counts_numbers_that_are_finite(zoo: Zoo) -> None:
     labels = pd.DataFrame({"all": np.inf, "some": [-np.inf, *np.linspace(0, 1, 23)]}, index=zoo.ids)
-    text = card(replace(zoo, labels=labels), "mit", "My zoo", 0, group=None)
+    text = card(replace(zoo, labels=labels), "mit", "My zoo", "drawn")
     assert "| all | 0 |  |" in text and "| some | 23 | 0 to 1 |" in text
 
 
@@ -190,7 +199,7 @@ def test_what_is_there_is_not_written_over_and_a_stop_leaves_nothing(zoo: Zoo, t
     (tmp_path / "out").mkdir()
     with pytest.raises(ZooError, match="there already"):
         publish(zoo, tmp_path / "out", licence="mit")
-    with pytest.raises(ZooError, match="no column 'nobody'"):
+    with pytest.raises(TaskError, match="No label column 'nobody'"):
         publish(zoo, tmp_path / "other", licence="mit", group="nobody")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZooError, match="no LoRA to publish"):

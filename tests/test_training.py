@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from lol_core.collections.memory import MemorySource
 from lol_core.collections.publishing import publish
+from lol_core.collections.splits import groups_of
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Kronecker, Whole
@@ -25,7 +26,6 @@ from lol_core.learning.crossvalidation import crossvalidate
 from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
-from lol_core.learning.plan import groups_of
 from lol_core.learning.state import SavedState
 from lol_core.learning.tasks import Binary
 from lol_core.learning.training import Plan, plan, train

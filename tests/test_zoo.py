@@ -312,7 +312,7 @@ def test_groups_with_copies_are_joined_and_others_are_not(pairs: list[tuple[int,
     other.
     """
     ids = [f"l{i}" for i in range(len(pairs))]
-    units = with_copies(ids, [f"d{content}" for _, content in pairs], [group for group, _ in pairs])
+    units = with_copies(ids, [f"d{content}" for _, content in pairs], [str(group) for group, _ in pairs])
     links = np.array([[a[0] == b[0] or a[1] == b[1] for b in pairs] for a in pairs])
     reached = np.linalg.matrix_power(links.astype(float), len(pairs)) > 0
     assert units is not None

@@ -17,7 +17,7 @@ from lol_core.collections import columns
 from lol_core.collections.folder import Zoo
 from lol_core.collections.labels import as_table
 from lol_core.collections.names import counted
-from lol_core.collections.splits import named_parts, split_ids, with_copies
+from lol_core.collections.splits import parts_of
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 from lol_core.formats import configs_of
@@ -27,7 +27,7 @@ CHECKSUMS = "SHA256SUMS"
 TABLES = ("labels", "splits")
 """Tables of other columns, which the hub and `datasets` would take for one."""
 FEWEST = 5
-"""LoRAs of which each part gets one; fewer are for training."""
+"""LoRAs, each counted once, of which every part gets one; fewer are all for training."""
 
 
 def publish(
@@ -44,18 +44,13 @@ def publish(
     """Write the data set folder `out`, whole or not at all. licence: as the hub names it, such as "cc-by-4.0"; seed and
     group: of the parts in splits.csv, as training draws them; split: the label that they are taken from instead.
 
-    Raises ZooError when there is nothing to publish, the licence is no name or `out` is there already, TaskError when
-    the parts cannot be drawn; Stopped when the reporter says so.
+    Raises ZooError when there is nothing to publish, the licence is no name or `out` is there already, TaskError as
+    `parts_of` does; Stopped when the reporter says so.
     """
     check_licence(licence)
     if not len(zoo):
         raise ZooError(f"{zoo.address}: no LoRA to publish.")
-    if group is not None and split is not None:
-        raise ZooError("The parts are drawn by groups or taken from a column: name one of the two.")
-    for column, use in ((group, "group by"), (split, "take the parts from")):
-        if column is not None and column not in zoo.labels.columns:
-            raise ZooError(f"{zoo.address}: no column {column!r} to {use}.")
-    parts = _drawn(zoo, seed, group) if split is None else named_parts(zoo.labels[split])
+    parts, told = _parts(zoo, seed, group, split)
 
     def fill(folder: Path) -> None:
         for done, id in enumerate(zoo.ids):
@@ -66,18 +61,18 @@ def publish(
             as_table(zoo.labels).to_csv(folder / "labels.csv", index=False)
         rows = [(id, part) for part, ids in parts.items() for id in ids]
         pd.DataFrame(rows, columns=["path", "split"]).to_csv(folder / "splits.csv", index=False)
-        text = card(zoo, licence, title or zoo.name, seed, group=group, split=split)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(card(zoo, licence, title or zoo.name, told), encoding="utf-8")
 
     return written(out, fill)
 
 
-def _drawn(zoo: Zoo, seed: int, group: str | None) -> dict[str, list[str]]:
-    """Parts as training draws them. Raises TaskError when one would be empty."""
-    named = None if group is None else zoo.labels[group].tolist()
-    groups = with_copies(zoo.ids, columns.values(zoo, "digest").tolist(), named)
-    few = group is None and len(set(groups or zoo.ids)) < FEWEST
-    return {"train": zoo.ids} if few else split_ids(zoo.ids, seed=seed, groups=groups)
+def _parts(zoo: Zoo, seed: int, group: str | None, split: str | None) -> tuple[dict[str, list[str]], str]:
+    """The parts, and a card's words for them. Raises TaskError as `parts_of` does."""
+    if group is None and split is None and columns.values(zoo, "digest").nunique() < FEWEST:
+        return {"train": zoo.ids}, "all for training, as they are few"
+    grouped = f", LoRAs of one {group} on one side" if group else ""
+    came = f"drawn with seed {seed}{grouped}" if split is None else f"as the label {split} has them"
+    return parts_of(zoo, zoo.ids, seed=seed, group=group, split=split), f"training, validation and test, {came}"
 
 
 def check_licence(licence: str) -> None:
@@ -121,8 +116,8 @@ def _copy(zoo: Zoo, id: str, folder: Path) -> None:
         shutil.copyfile(preview, place)
 
 
-def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None = None, split: str | None = None) -> str:
-    """The data set card, with the fields that the hub reads at its head."""
+def card(zoo: Zoo, licence: str, title: str, parts: str) -> str:
+    """The data set card, with the fields that the hub reads at its head. parts: what splits.csv holds, in words."""
     from huggingface_hub import DatasetCardData
 
     tables = TABLES if len(zoo.labels.columns) else TABLES[1:]
@@ -134,8 +129,6 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None = N
     dialects = columns.values(zoo, "dialect").fillna("unknown").unique()
     ranks = sorted({int(rank) for text in columns.values(zoo, "ranks").unique() for rank in text.split(", ") if rank})
     labels = zoo.labels.replace([np.inf, -np.inf], np.nan)
-    grouped = f", LoRAs of one {group} on one side" if group else ""
-    parts = f"drawn with seed {seed}{grouped}" if split is None else f"as the label {split} has them"
     place = "A path is where the base model lay when they were trained: name it, here and in the files of the LoRAs."
     placed = [place, ""] if any(map(_is_path, bases.index)) else []
     lines = [
@@ -154,7 +147,7 @@ def card(zoo: Zoo, licence: str, title: str, seed: int, *, group: str | None = N
         "",
         *placed,
         *(_labelled(labels) if len(labels.columns) else ()),
-        f"- `splits.csv`: training, validation and test, {parts}.",
+        f"- `splits.csv`: {parts}.",
         f"- `{CHECKSUMS}`: check the files by `sha256sum -c {CHECKSUMS}`.",
         "",
         "Who trained them, on what and for what, and what they must not be used for: to be written by who uploads it.",

@@ -31,6 +31,7 @@ from lol_core.collections.columns import values
 from lol_core.collections.durable import contiguous, null_is_nan, replace_file
 from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
+from lol_core.collections.splits import FRACTIONS
 from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.header import ByIdentity
 from lol_core.core.lora import LoRA
@@ -109,7 +110,7 @@ class TrainingConfig:
     device: str = "auto"
     mixed_precision: bool = True
     storage: Storage = Storage.FLOAT32
-    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    fractions: tuple[float, float, float] = FRACTIONS
     group_column: str | None = None
     split_column: str | None = None
     shuffled_control: bool = False

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lol_core.collections.source import Source
+from lol_core.collections.splits import kept_together
 from lol_core.core.progress import SILENT, Reporter, Stopped
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled, difference, mean_over
@@ -19,7 +20,7 @@ from lol_core.learning.evaluation import control_predictions
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
 from lol_core.learning.metrics import Scores
-from lol_core.learning.plan import kept_together, plan
+from lol_core.learning.plan import plan
 from lol_core.learning.tasks import Task
 from lol_core.learning.verdict import Difference
 

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from lol_core.collections.columns import structures, values
+from lol_core.collections.columns import structures
 from lol_core.collections.source import Source
-from lol_core.collections.splits import named_parts, split_ids, with_copies
+from lol_core.collections.splits import parts_of
 from lol_core.core.batch import WeightSpec, shared_spec
 from lol_core.core.header import ModuleHeader, distinct_headers
 from lol_core.core.naming import common_names
@@ -47,19 +45,6 @@ class Plan:
 
 def _kind(module: ModuleHeader) -> str:
     return f"{module.kind}{' with DoRA' if module.magnitude else ''}"
-
-
-def groups_of(column: pd.Series) -> list[str]:
-    """What each LoRA is kept together with, by a column of labels; those without are a group."""
-    return list(column.astype(str).where(column.notna(), "(none)"))
-
-
-def kept_together(zoo: Source, ids: Sequence[str], column: str | None) -> list[str] | None:
-    """What each of these LoRAs is kept together with, by a column of labels if one is named, and its copies; see
-    `with_copies`.
-    """
-    groups = groups_of(zoo.labels.loc[list(ids), column]) if column else None
-    return with_copies(ids, values(zoo, "digest").loc[list(ids)].tolist(), groups)
 
 
 def plan(
@@ -102,20 +87,16 @@ def plan(
         seen = dict(zip(common_names(names), names, strict=True)) | seen
     read = set(common_names(module.name for module in spec.modules))
     left_out_modules = tuple(sorted(name for common, name in seen.items() if common not in read))
-    for column, use in ((config.group_column, "group by"), (config.split_column, "take the parts from")):
-        if column and column not in zoo.labels.columns:
-            raise TaskError(
-                f"No label column {column!r} to {use}. There are {', '.join(map(repr, zoo.labels.columns))}."
-            )
-    if config.split_column:
-        if config.group_column:
-            raise TaskError("The parts are drawn by groups or taken from a column: name one of the two.")
-        split = named_parts(zoo.labels.loc[usable, config.split_column])
-        placed = {id for part in split.values() for id in part}
-        left_out |= {id: f"{config.split_column!r} names no part for it." for id in usable if id not in placed}
-    else:
-        groups = kept_together(zoo, usable, config.group_column)
-        split = split_ids(usable, config.fractions, config.seed, groups)
+    split = parts_of(
+        zoo,
+        usable,
+        fractions=config.fractions,
+        seed=config.seed,
+        group=config.group_column,
+        split=config.split_column,
+    )
+    placed = {id for part in split.values() for id in part}
+    left_out |= {id: f"{config.split_column!r} names no part for it." for id in usable if id not in placed}
     task.fitted(zoo.labels.loc[split["train"]], config.class_weights)
     check_memory(config.model, spec, task.outputs, config.shape, device=find_device(config.device))
     return Plan(task, spec, split, left_out, left_out_modules)
