@@ -11,6 +11,7 @@ import streamlit as st
 from lol_core.errors import LoLError
 from lol_core.insight import plots
 from lol_core.insight.scores import results_table, validation_table
+from lol_core.learning.card import copies_told, runs_told
 from lol_core.learning.leaderboard import verdicts
 from lol_core.learning.models import MODELS
 from lol_core.learning.parts import parts_here
@@ -154,6 +155,8 @@ def watch() -> None:
         for verdict in verdicts(model):
             text = f"on its {len(model.split['test'])} test LoRAs. {verdict.evidence}."
             show_verdict(verdict, f"{plain(model.title)} is **{verdict.sentence}** {text}")
+        for said in (*copies_told(model), *runs_told(model)):
+            st.caption(plain(f"{model.model.title}: {said}"))
         for id, reason in list(model.left_out.items())[:3]:
             st.caption(plain(f"{model.model.title}: left out {id}: {reason}"))
 

@@ -15,9 +15,12 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from lol_core.cli.commands import app
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import CheckpointError
+from lol_core.insight.predictions import opinions
 from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import FORMAT, Checkpoint
 from lol_core.learning.metrics import Scores
@@ -204,15 +207,16 @@ def test_another_zoo_gets_predictions_where_it_can(synthetic_zoo: Zoo, tmp_path:
     assert "not the collection it was trained on (synthetic)" in notes[0] and "2 of 6 LoRAs do not fit it" in notes[1]
     assert notes[2].startswith("1 of 6 LoRAs adapt more than the 3 modules that it reads, e.g. more/")
     assert checkpoint.compare(synthetic_zoo) == []
+    doubts = {id: checkpoint.doubts(zoo.load(id)) for id in table.index}
+    assert doubts[table.index[0]] == [] and "Of its 4 modules the model reads 3" in doubts[table.index[1]][0]
 
 
 def test_a_checkpoint_without_parts_has_no_copies(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     """One that was made in Python, of a model that was trained elsewhere."""
     checkpoint = replace(fit(synthetic_zoo, tmp_path / "run"), split={}, digests={})
     checkpoint.save(tmp_path / "made")
-    assert (
-        checkpoint.copies == checkpoint.recalled == 0 and "copies" not in (tmp_path / "made" / "README.md").read_text()
-    )
+    assert checkpoint.copies == checkpoint.recalled == 0
+    assert "Copies of others" not in (tmp_path / "made" / "README.md").read_text()
 
 
 def test_loras_that_name_another_base_of_the_same_shapes_are_told(synthetic_zoo: Zoo, tmp_path: Path) -> None:
@@ -224,8 +228,16 @@ def test_loras_that_name_another_base_of_the_same_shapes_are_told(synthetic_zoo:
         write_peft(tmp_path / "zoo" / name, random_lora(MODULES, 1))
         path = tmp_path / "zoo" / name / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
-    _, told = checkpoint.compare(Zoo.open(tmp_path / "zoo"))
+    zoo = Zoo.open(tmp_path / "zoo")
+    _, told = checkpoint.compare(zoo)
     assert told.startswith("1 of 3 LoRAs fit it and name another base model") and "another/thing" in told
+    moved, other, same = (checkpoint.doubts(zoo.load(id)) for id in sorted(zoo.ids))
+    assert moved == same == [] and "(synthetic/base): another/thing." in other[0]
+    result = CliRunner().invoke(
+        app, ["predict", "--checkpoint", str(tmp_path / "run"), str(tmp_path / "zoo" / "other")]
+    )
+    assert result.exit_code == 0 and other[0] in result.stderr
+    assert other[0] in opinions({"it": checkpoint}, zoo.load("other/adapter_model.safetensors"))["remark"][0]
 
 
 def test_states_are_safetensors_only(synthetic_zoo: Zoo, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lol_core.core.parametrisation import Kronecker, Whole
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, DivergedError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.experiments.paper import VARIANTS
+from lol_core.insight.scores import describe
 from lol_core.learning.card import runs_told
 from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingConfig
 from lol_core.learning.crossvalidation import crossvalidate
@@ -231,6 +232,7 @@ def test_parts_come_from_a_column(tmp_path: Path) -> None:
     planned = plan(zoo, ["size"], config)
     assert list(planned.split.values()) == [zoo.ids[:14], zoo.ids[14:18], zoo.ids[18:22]]
     assert list(planned.left_out) == zoo.ids[22:] and "'part' names no part" in planned.left_out[zoo.ids[22]]
+    assert "2 LoRAs left out, such as lora022/adapter_model.safetensors: 'part' names no part" in describe(planned)[-1]
     fit(zoo, tmp_path / "run", config)
     again = Checkpoint.load(tmp_path / "run")
     assert again.config.split_column == "part" and again.split == planned.split and again.recalled == 1

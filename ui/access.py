@@ -104,6 +104,10 @@ class Access:
         """The collection at an address. Raises ZooError, and Stopped when the reporter says so."""
         return open_source(address, labels or None, reporter=reporter)
 
+    def dropped(self, path: Path) -> Source:
+        """The LoRAs in a zip file that was dropped here; what is kept of it lies beside it. Raises ZooError."""
+        return open_source(path, cache=path.parent / ".index")
+
     def text(self, text: str) -> str:
         """A text as a page, an export or a log may show it."""
         return text

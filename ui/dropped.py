@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 from lol_core.collections.folder import load_file
-from lol_core.collections.opening import open_source, without_loras
+from lol_core.collections.opening import without_loras
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError, ZooError
 from ui.access import access
@@ -64,7 +64,7 @@ def _of_zip(path: Path, limit: int | None) -> dict[str, LoRA]:
     """Name → LoRA of a zip file, such as this program saves one in PEFT's form. limit: MB that they take unpacked.
     Raises ZooError for what holds none, or too much to be looked at here.
     """
-    source = open_source(path, cache=path.parent / ".index")
+    source = access().dropped(path)
     if not len(source):
         raise ZooError(without_loras(source))
     if len(source) > MOST:

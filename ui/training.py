@@ -67,7 +67,10 @@ WHAT = (
 )
 NORMALIZE = f"Divide each module's U and V by its training standard deviation. [The paper]({PAPER}) does not."
 MEAN = f"GL-net as the paper has it for CLIP scores ([appendix D.1.1]({PAPER}))."
-SPLIT = "A label that says train, validation or test of each LoRA, such as the split of a paper."
+SPLIT = (
+    "A label that says train, validation or test of each LoRA, such as the split of a paper. Cross-validation draws its"
+    " folds all the same."
+)
 SIGMA = f"[Equation (6)]({PAPER}); used between equivariant layers."
 
 
@@ -155,7 +158,8 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
         )
         what["normalize"] = last.toggle("Normalise inputs", key=key("normalize"), help=NORMALIZE, **KEPT)
         what["mean_products"] = last.toggle("Mean of products", key=key("mean_products"), help=MEAN, **KEPT)
-        how["class_weights"] = last.toggle("Class weights", key=key("class_weights"), **KEPT)
+        text = "Weigh rare classes more."
+        how["class_weights"] = last.toggle("Class weights", key=key("class_weights"), help=text, **KEPT)
         text = "Also fit each model to permuted labels. Doubles the time."
         how["shuffled_control"] = last.toggle("Shuffled control", key=key("shuffled"), help=text, **KEPT)
     values = how | what

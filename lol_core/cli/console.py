@@ -60,6 +60,9 @@ Amount = Annotated[float, typer.Option(callback=at_least_zero)]
 LabelsFile = Annotated[
     Path | None, typer.Option("--labels", help="A CSV or Parquet table of labels, if not labels.csv in the folder.")
 ]
+PartsLabel = Annotated[
+    str | None, typer.Option(help="Label column that says train, validation or test; by default parts are drawn.")
+]
 
 _WAYS_OUT = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some disk space, or choose another place."),

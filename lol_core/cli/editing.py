@@ -27,7 +27,7 @@ from lol_core.cli.console import (
     stoppable,
 )
 from lol_core.cli.inputs import id_of, loras_of, only_of, read_all
-from lol_core.cli.rewriting import AsForm, AsWidth, Force, Form, Inputs, Job, Out, write_resized, write_whole
+from lol_core.cli.rewriting import AsForm, AsWidth, Force, Form, Inputs, Job, Out, told_of, write_resized, write_whole
 from lol_core.collections.names import user_path
 from lol_core.errors import DataMissingError
 
@@ -129,9 +129,7 @@ def edit(
     outside = is_outside(model, made.lora)
     if as_json:
         way = {"steps": steps, "written step": made.reached, "wish met": made.met, "outside": outside}
-        told = {"left out": list(given.extras), "notes": list(given.notes)}
-        told = {name: some for name, some in told.items() if some}
-        print_json(report | way | {"modules": modules} | row | told)
+        print_json(report | way | {"modules": modules} | row | told_of(given))
         return
     print_table(steps)
     print_table(modules[:5])

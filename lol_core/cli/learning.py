@@ -14,6 +14,7 @@ from lol_core.cli.console import (
     AsJson,
     Count,
     LabelsFile,
+    PartsLabel,
     Passes,
     Seed,
     Share,
@@ -52,7 +53,7 @@ MeanProducts = Annotated[
 Normalize = Annotated[
     bool, typer.Option("--normalize", help="Divide each module's factors by their training standard deviation.")
 ]
-ClassWeights = Annotated[bool, typer.Option("--class-weights")]
+ClassWeights = Annotated[bool, typer.Option("--class-weights", help="Weigh rare classes more.")]
 Stored = Annotated[Storage, typer.Option(help="How factors are kept; those of 16 bits take half the place.")]
 
 
@@ -77,9 +78,7 @@ def train(
     normalize: Normalize = False,
     class_weights: ClassWeights = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Label column that says train, validation or test; by default parts are drawn.")
-    ] = None,
+    split: PartsLabel = None,
     shuffled_control: Annotated[
         bool, typer.Option("--shuffled-control", help="Also fit the model to permuted labels.")
     ] = False,
@@ -327,7 +326,7 @@ def predict(
             lora = load_file(path, str(path))
             if problems := model.spec.misfits(lora):
                 raise LoLError(f"{path} does not fit this model: {' '.join(problems)}")
-            answers, notes = Answers.of_lora(model, lora, str(path)), list(lora.notes)
+            answers, notes = Answers.of_lora(model, lora, str(path)), [*lora.notes, *model.doubts(lora)]
     outside = answers.marks["outside"].astype(bool)
     if as_json:
         print_json(

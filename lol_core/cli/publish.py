@@ -11,6 +11,8 @@ from lol_core.cli.console import (
     Address,
     AsJson,
     LabelsFile,
+    PartsLabel,
+    Seed,
     end_without_loras,
     err,
     out,
@@ -106,11 +108,9 @@ def publish_zoo(
     licence: Licence,
     labels: LabelsFile = None,
     title: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one part.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Label column that says train, validation or test; by default parts are drawn.")
-    ] = None,
+    split: PartsLabel = None,
 ) -> None:
     """Write a folder ready to upload as a data set: LoRAs, labels, parts, card, licence, checksums."""
     from lol_core.collections.folder import Zoo

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from lol_core.core.lora import LoRA
     from lol_core.insight.rewriting import Resized
 
+TOLD = ("left out", "notes")
+"""What `told_of` may say of a file."""
 SHOWN = 20
 """Refused LoRAs that are named on the terminal: a second run over thousands of files finds them all there already."""
 
@@ -231,8 +233,7 @@ class Job:
             path = self.out / name.removesuffix(".safetensors")  # which a folder may be called too
             rank = self.rank or max(lora.ranks) if self.energy is None else ranks_of_energy(lora, self.energy)
             row = {"lora": name} | write_resized(Resized.of(lora, rank), path, self, [given])
-            told = {"left out": list(given.extras), "notes": list(given.notes)}
-            return row | {name: some for name, some in told.items() if some}
+            return row | told_of(given)
         except LoLError as error:
             return {"lora": name, "refused": str(error).removeprefix(f"{name}: ")}
 
@@ -257,8 +258,8 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
     if as_json:
         print_json({"finished": len(rows) == len(items), "written": written, "refused": refused})
     else:
-        noted = {row["lora"]: row.pop("notes") for row in written if "notes" in row}
-        shown = [{name: value for name, value in row.items() if name != "left out"} for row in written]
+        noted = {row["lora"]: row["notes"] for row in written if "notes" in row}
+        shown = [{name: value for name, value in row.items() if name not in TOLD} for row in written]
         print_table(sorted(shown, key=lambda row: row["lora"]))
         for name, notes in list(noted.items())[:SHOWN]:
             err.print(f"{name}: {' '.join(notes)}", highlight=False, soft_wrap=True)
@@ -273,6 +274,12 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
         raise interrupted("Stopped before the end. The same command writes the rest.")
     if len(written) < len(items):
         raise typer.Exit(1)
+
+
+def told_of(given: LoRA) -> dict[str, list[str]]:
+    """What JSON says of a file beside numbers, as far as there is any: tensors that are not written, and notes."""
+    told = dict(zip(TOLD, (list(given.extras), list(given.notes)), strict=True))
+    return {name: some for name, some in told.items() if some}
 
 
 def write_resized(made: Resized, path: Path, job: Job, given: Sequence[LoRA]) -> dict[str, Any]:

@@ -157,6 +157,7 @@ def opinions(models: Mapping[str, Checkpoint], lora: LoRA) -> pd.DataFrame:
             rows.append({"model": title, "remark": str(error)})
             continue
         values, remark = answers.values.loc["it"], answers.marks["remark"].get("it", NOT_KNOWN)
+        remark = " ".join(filter(None, (remark, *model.doubts(lora))))
         metric = model.task.headline
         value = model.metrics["test"][metric]
         score = f"{METRIC_TITLES[metric]} {'not known' if np.isnan(value) else f'{value:.3f}'}"

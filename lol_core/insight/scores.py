@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lol_core.collections.names import counted
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.leaderboard import verdict
 from lol_core.learning.metrics import METRIC_TITLES
@@ -69,5 +70,6 @@ def describe(planned: Plan) -> list[str]:
         few = ", ".join(planned.left_out_modules[:3])
         lines.append(f"{count} modules are left out because not every LoRA has them: {few} …")
     if planned.left_out:
-        lines.append(f"{len(planned.left_out)} LoRAs have no usable label and are left out.")
+        id, reason = next(iter(planned.left_out.items()))
+        lines.append(f"{counted(len(planned.left_out), 'LoRA')} left out, such as {id}: {reason}")
     return lines

@@ -98,7 +98,8 @@ def copies_told(checkpoint: Checkpoint) -> list[str]:
         told = f"Of the test part {counted(recalled, 'LoRA')} the model knows by a copy"
         return [f"{told}: there the score says nothing."]
     if copies := checkpoint.copies:
-        return [f"Copies of others among these: {counted(copies, 'LoRA')}, in the same part as those."]
+        kept = "" if checkpoint.config.split_column else ", in the same part as those"
+        return [f"Copies of others among these: {counted(copies, 'LoRA')}{kept}."]
     return []
 
 
@@ -114,7 +115,7 @@ def runs_told(checkpoint: Checkpoint) -> list[str]:
         return []
     return [
         f"{len(astride)} training runs, by the names of their checkpoints, lie in several parts, such as {astride[0]}:"
-        " keep each together by --group and a label that names it, as `lol labels` offers folders and names."
+        " keep each together by a label that names it, with --group or on the page Train; `lol labels` offers folders."
     ]
 
 

@@ -48,6 +48,10 @@ from lol_core.learning.stream import parts
 from lol_core.learning.tasks import Task, labels_digest, task_from_dict
 from lol_core.learning.verdict import Difference
 
+IF_SAME = (
+    "If that is the same base trained further, predictions may well hold; if it only has the same shapes, expect"
+    " nothing of them."
+)
 FORMAT = 2
 RENAMED = {"dsire": "nearest_spectra", "spectral": "spectral_sizes", "w2t": "triplets", "mvprobe": "views"}
 """Format 1 called our variants by the names of the published models."""
@@ -368,10 +372,23 @@ class Checkpoint:
         if others:
             notes.append(
                 f"{len(others)} of {len(zoo)} LoRAs fit it and name another base model than those it was trained on"
-                f" ({', '.join(self.bases)}), e.g. {others[0]}: {named[others[0]]}. If that is the same base trained"
-                " further, predictions may well hold; if it only has the same shapes, expect nothing of them."
+                f" ({', '.join(self.bases)}), e.g. {others[0]}: {named[others[0]]}. {IF_SAME}"
             )
         return notes
+
+    def doubts(self, lora: LoRA) -> list[str]:
+        """Why to doubt what it says of one LoRA that fits, in sentences: modules that it does not read, another base
+        model.
+        """
+        found, read, base = [], len(self.spec.modules), lora.base_model
+        if len(lora.layers) > read:
+            found.append(f"Of its {len(lora.layers)} modules the model reads {read}: the others take no part.")
+        if base and self.bases and base_name(base) not in map(base_name, self.bases):
+            found.append(
+                f"It names another base model than those that the model was trained on ({', '.join(self.bases)}):"
+                f" {base}. {IF_SAME}"
+            )
+        return found
 
     def misfits(self, zoo: Source) -> Mapping[str, list[str]]:
         """Why LoRAs of a zoo cannot be read, without those that can; of one zoo looked at once."""
