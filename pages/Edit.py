@@ -21,6 +21,7 @@ from ui.jobs import running, sentence
 from ui.judged import show_drawn
 from ui.keys import key
 from ui.merging import merge_several
+from ui.metadata import show_notes
 from ui.plain import plain
 from ui.progress import follow
 from ui.saving import show_download
@@ -125,6 +126,7 @@ st.markdown(
 )
 if made.outside[step]:
     st.caption(f"To the model what this step gives is {UNLIKE}.")
+show_notes(original.notes)
 if not made.edit.met:
     st.caption(
         f"The wish {plain(wish.goal.name)} is not reached at the end of this edit. Edit further, or undo it and choose"
@@ -136,4 +138,4 @@ if drawable:
 show_way(wish, made, step)
 st.subheader("Save")
 name = f"{Path(source.names[id]).name}-{'-'.join(one.goal.name for one, _ in edits)}-{step}"
-show_download(made.edit.loras[step], f"{made.key}-{step}", name, given=holding(original), extras=original.extras)
+show_download(made.edit.loras[step], f"{made.key}-{step}", name, given=holding(original))

@@ -24,7 +24,7 @@ from ui.figures import figure
 from ui.frame import frame, need, needed, page_link
 from ui.jobs import sentence
 from ui.keys import key
-from ui.metadata import show_metadata, show_pairs, show_sidecar
+from ui.metadata import show_metadata, show_notes, show_pairs, show_sidecar
 from ui.plain import plain
 from ui.points import walk_points
 from ui.previews import show_previews
@@ -70,8 +70,7 @@ shapes = f"as the shapes suggest: {entry.suggested_base or '*nothing known*'}"
 st.markdown(f"**Base model** as the file claims: {plain(entry.base_model or '') or '*nothing*'} · {shapes}")
 if known_base(source):
     page_link("pages/Images.py", "What it draws", ":material/image:", also=chosen)
-for note in lora.notes:
-    st.caption(f":material/info: {note}")
+show_notes(lora.notes)
 show_sidecar(source, chosen)
 
 

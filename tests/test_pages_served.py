@@ -369,9 +369,9 @@ def test_what_is_dropped_together_is_told_apart(served: Path, monkeypatch: pytes
         for lora in ("four", "one")
     )
     alone = dropped(four[0])
-    assert plain("adapter_model.safetensors: No alpha in the file") in alone.info[0].value
+    assert plain("adapter_model.safetensors: No alpha in the file") in alone.caption[0].value
     whole = dropped(*four, four[0])
-    assert "found adapter_model.safetensors (4)." in text_of(whole) and not whole.info
+    assert "found adapter_model.safetensors (4)." in text_of(whole) and not whole.caption
     mixed = dropped(*four, *one)
     assert "found ." in text_of(mixed) and "Two files are called adapter_model.safetensors" in mixed.error[0].value
     files = [(f"{lora}/{name}", content) for lora, of in (("four", four), ("one", one)) for name, content in of]

@@ -13,7 +13,7 @@ from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError, ZooError
 from ui.access import access
 from ui.keys import key
-from ui.plain import plain
+from ui.metadata import show_notes
 
 MOST = 20
 """LoRAs of one zip file."""
@@ -49,8 +49,7 @@ def dropped_loras() -> dict[str, LoRA]:
             except LoLError as error:
                 _refuse(str(error).replace(f"{folder}/", ""))
     for name, lora in loras.items():
-        for note in lora.notes:
-            st.info(f"{plain(name)}: {plain(note)}", icon=":material/info:")
+        show_notes(lora.notes, name)
     if files and not weights:
         st.warning("There is no weights file among these. Drop the .safetensors file as well.")
     return loras

@@ -22,6 +22,7 @@ from ui.frame import need
 from ui.jobs import running, sentence
 from ui.judged import show_drawn
 from ui.keys import key
+from ui.metadata import show_notes
 from ui.numbers import outside, refuse
 from ui.plain import plain
 from ui.progress import follow
@@ -78,6 +79,8 @@ def merge_several(source: Source) -> None:
         st.caption("What is shown is the last merge, not yet what is chosen above. Press **Merge** for that.")
     for remark in made.remarks:
         st.warning(plain(remark), icon=":material/warning:")
+    for name, notes in zip(names, made.notes, strict=True):
+        show_notes(notes, name)
     _show_numbers(done, made, names)
     if made.file is not None:
         titles = [name if name not in (BASE, MERGED) else f"LoRA {name}" for name in names]
@@ -86,7 +89,7 @@ def merge_several(source: Source) -> None:
     _show_modules(made, names)
     st.subheader("Save")
     name = "-".join(["merge", *(Path(name).name for name in names)])
-    show_download(made.report.merged.lora, made.key, name, given=made.given, extras=made.extras)
+    show_download(made.report.merged.lora, made.key, name, given=made.given)
 
 
 def _ask(source: Source) -> tuple[Merging, list[LoRA]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -54,6 +54,12 @@ def show_sidecar(source: Source, id: str) -> None:
         column.markdown("  \n".join(f"**{name}** · {value}" for name, value in claims.items() if value))
         if sidecar.notes:
             column.text(sidecar.notes)
+
+
+def show_notes(notes: Sequence[str], of: str = "") -> None:
+    """What is uncertain of a file, and what is left out of it. of: which LoRA, where there are several."""
+    for note in notes:
+        st.caption(f":material/info: {plain(f'{of}: {note}' if of else note)}")
 
 
 def show_metadata(lora: LoRA) -> None:

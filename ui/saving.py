@@ -10,12 +10,11 @@ from streamlit.delta_generator import DeltaGenerator
 
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoLError
-from lol_core.formats.writing import forms_of, holding, not_written, packed
+from lol_core.formats.writing import forms_of, holding, packed
 from lol_core.insight.anatomy import Anatomy
 from lol_core.insight.rewriting import Resized
 from ui.jobs import sentence
 from ui.keys import key
-from ui.plain import plain
 
 
 @st.cache_data(max_entries=2, show_spinner="Writing …")
@@ -45,16 +44,15 @@ def show_saving(anatomy: Anatomy, digest: str, name: str) -> None:
         parameters = f"{cut.lora.parameters:,} of {lora.parameters:,} parameters"
         st.markdown(f"‖ΔW − ΔW′‖ / ‖ΔW‖ = **{cut.lost:.3g}** over all modules{most}. {parameters}.")
         _offer(st.container(), cut.lora, f"{digest}-{rank}", f"{name}-rank{rank}", form=form, width=width)
-        _tell_left_out(lora.extras)
     else:
         st.caption(
             "Its update is no product of two factors in every module (LoKr), so it cannot be written in another form."
         )
 
 
-def show_download(lora: LoRA, digest: str, name: str, *, given: torch.dtype, extras: Sequence[str]) -> None:
+def show_download(lora: LoRA, digest: str, name: str, *, given: torch.dtype) -> None:
     """A LoRA as a file, in a form that it has. digest: tells its content from every other, of all visitors; name: the
-    file's name; given: the numbers of what it was made of; extras: tensors there that it does not have.
+    file's name; given: the numbers of what it was made of.
     """
     forms = forms_of(lora)
     if not forms:
@@ -63,12 +61,6 @@ def show_download(lora: LoRA, digest: str, name: str, *, given: torch.dtype, ext
     a, b, c = st.columns([2, 2, 3], vertical_alignment="bottom")
     form, width = _choose_form(a, b, forms, lora.dialect, given=given)
     _offer(c, lora, digest, name, form=form, width=width)
-    _tell_left_out(extras)
-
-
-def _tell_left_out(extras: Sequence[str]) -> None:
-    if extras:
-        st.caption(plain(not_written(extras)))
 
 
 def _choose_form(

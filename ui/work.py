@@ -357,13 +357,13 @@ class Merging:
 @dataclass
 class Merged:
     """A merge, and files that diffusers loads, none where it has no form for them: of the merge, which goes with this
-    object, and of each LoRA. given: the numbers of the LoRAs; extras: tensors of their files that a merge leaves out;
+    object, and of each LoRA. given: the numbers of the LoRAs; notes: on the file of each;
     remarks: what should make one doubt it; key: tells it from every other of this server.
     """
 
     report: MergeReport
     given: torch.dtype
-    extras: tuple[str, ...]
+    notes: tuple[tuple[str, ...], ...]
     remarks: tuple[str, ...]
     file: Path | None = None
     parts: tuple[Path, ...] = ()
@@ -377,8 +377,7 @@ def merge_loras(source: Source, loras: Sequence[LoRA], asked: Merging, *, drawab
         report = MergeReport.of(
             loras, asked.weights, asked.rank, asked.method, density=asked.density, reporter=reporter.part(0.0, 0.9)
         )
-        extras = tuple(dict.fromkeys(tensor for lora in loras for tensor in lora.extras))
-        made = Merged(report, holding(*loras), extras, tuple(remarks(loras)))
+        made = Merged(report, holding(*loras), tuple(lora.notes for lora in loras), tuple(remarks(loras)))
         if not drawable:
             return made
         with stopped_by(reporter):

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from math import inf, nextafter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -208,12 +207,6 @@ def _folded(layer: LoRALayer, form: str, scale: float) -> Tensor:
     """U with what the form has no place for: the scale (diffusers), what it differs from `scale` (MLX)."""
     own = layer.scale if form == "diffusers" else layer.scale / scale if form == "MLX" and layer.scale != scale else 1.0
     return layer.U if own == 1.0 else layer.U.float() * own
-
-
-def not_written(extras: Sequence[str]) -> str:
-    """A sentence on the tensors of a file that no form of a LoRA has a place for."""
-    more = f" and {len(extras) - 1:,} more" if len(extras) > 1 else ""
-    return f"Not written, as no part of a low-rank product: {extras[0]}{more}."
 
 
 def packed(lora: LoRA, name: str, form: str, dtype: torch.dtype = torch.float16) -> tuple[str, bytes]:
