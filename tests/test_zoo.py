@@ -161,6 +161,13 @@ def test_an_index_of_names_in_parquet_joins(tmp_path: Path) -> None:
     assert Zoo.open(tmp_path).join_column == "name"
 
 
+def test_columns_of_parquet_may_be_called_by_numbers(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 3)
+    pd.DataFrame([[f"lora00{i}", i] for i in range(3)]).to_parquet(tmp_path / "all.parquet")
+    zoo = Zoo.open(tmp_path, tmp_path / "all.parquet")
+    assert zoo.join_column == "0" and zoo.labels["1"].tolist() == [0, 1, 2]
+
+
 def test_labels_may_be_parquet_or_elsewhere(tmp_path: Path) -> None:
     table = write_zoo(tmp_path / "zoo", 3)
     (tmp_path / "zoo" / "labels.csv").unlink()

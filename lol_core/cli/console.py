@@ -41,6 +41,7 @@ Address = Annotated[
     str, typer.Argument(metavar="FOLDER|ARCHIVE|PATTERN|ADDRESS", help="Also a pattern in quotes, or hf://owner/name.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto for the best there is.")]
 Count = Annotated[int, typer.Option(min=1)]
 Passes = Annotated[int, typer.Option(min=0)]
 LARGEST_SEED = 2**32 - 1

@@ -25,7 +25,7 @@ from lol_core.cli.console import (
 from lol_core.collections.names import counted
 
 
-def probe(path: Path, as_json: AsJson = False) -> None:
+def probe(path: Annotated[Path, typer.Argument(help="A LoRA file or PEFT folder.")], as_json: AsJson = False) -> None:
     """What a file's header says: dialect, modules, ranks, scales, base model. The weights are not read."""
     from lol_core.formats import probe as probe_file
     from lol_core.formats import suggest_base_model

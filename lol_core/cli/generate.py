@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, Seed, out, print_json, progress_bar, reported
+from lol_core.cli.console import AsJson, Device, Seed, out, print_json, progress_bar, reported
 from lol_core.errors import LoLError
 
 
@@ -38,7 +38,7 @@ def generate(
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 1 is none, Stable Diffusion likes about 7.5.")
     ] = 1.0,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Draw images with LoRAs and without, from the same prompts and seed."""

@@ -13,6 +13,7 @@ from lol_core.cli.console import (
     Amount,
     AsJson,
     Count,
+    Device,
     LabelsFile,
     PartsLabel,
     Passes,
@@ -83,7 +84,7 @@ def train(
         bool, typer.Option("--shuffled-control", help="Also fit the model to permuted labels.")
     ] = False,
     storage: Stored = Storage.FLOAT32,
-    device: str = "auto",
+    device: Device = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a training that was stopped (Ctrl-C) in the same folder.")
     ] = False,
@@ -216,7 +217,7 @@ def crossvalidate(
     class_weights: ClassWeights = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
     storage: Stored = Storage.FLOAT32,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Predict every LoRA by a model that has not seen it, and say how much better that ranks them than the controls
@@ -296,7 +297,7 @@ def predict(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     *,
     address: Annotated[str, typer.Argument(help="A LoRA file or PEFT folder; or a collection of many.")],
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto for the best there is.")] = "auto",
+    device: Device = "auto",
     workers: Workers = "1",
     as_json: AsJson = False,
 ) -> None:

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from lol_core.cli.console import (
+    LARGEST_SEED,
     Address,
     AsJson,
     LabelsFile,
     PartsLabel,
-    Seed,
     end_without_loras,
     err,
     out,
@@ -107,8 +107,8 @@ def publish_zoo(
     out_folder: Out,
     licence: Licence,
     labels: LabelsFile = None,
-    title: str | None = None,
-    seed: Seed = 0,
+    title: Annotated[str | None, typer.Option(help="Of the card; by default the folder's name.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the parts that are drawn.")] = 0,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one part.")] = None,
     split: PartsLabel = None,
 ) -> None:

@@ -84,12 +84,14 @@ def _listed(table: pd.DataFrame) -> str:
 
 
 def _read_parquet(source: Path | BinaryIO) -> pd.DataFrame:
-    """As pandas reads it, but for decimals, which are numbers, and for lists and the like, which are shown as text."""
-    table = pd.read_parquet(source)
+    """As pandas reads it, but for names of columns, which are text, for decimals, which are numbers, and for lists and
+    the like, which are shown as text.
+    """
+    table = pd.read_parquet(source).rename(columns=str)
     kinds = {name: pd.api.types.infer_dtype(column) for name, column in table.items()}
     return table.assign(
-        **{str(name): table[name].astype(float) for name, kind in kinds.items() if kind == "decimal"},
-        **{str(name): table[name].map(str, na_action="ignore") for name, kind in kinds.items() if kind == "mixed"},
+        **{name: table[name].astype(float) for name, kind in kinds.items() if kind == "decimal"},
+        **{name: table[name].map(str, na_action="ignore") for name, kind in kinds.items() if kind == "mixed"},
     )
 
 
@@ -298,7 +300,7 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
     guessed = ids and _is_number(table[column]) and not _is_called_so(column)
     if guessed and (why := _chance(table, column, matches, ids[0])):
         raise ZooError(f"{path}: {why}")
-    counting = [name for name in map(str, table.columns) if name != column and _counts_rows(table, name)]
+    counting = [name for name in table.columns if name != column and _counts_rows(table, name)]
     joined = matches[column]
     twice = joined[joined.notna() & joined.duplicated()]
     if len(twice):
