@@ -34,6 +34,8 @@ from ui.tables import show
 from ui.training import choose_training, described, told
 from ui.work import Run, Validation
 
+LEFT_OUT = 3
+"""LoRAs that are named as left out."""
 source = frame("Train", loras=True)
 need(
     source.labels.shape[1],
@@ -95,6 +97,14 @@ if cross.button(
     st.rerun()
 
 
+def show_left_out(title: str, left_out: Mapping[str, str]) -> None:
+    """LoRAs that took no part, and why."""
+    for id, reason in list(left_out.items())[:LEFT_OUT]:
+        st.caption(plain(f"{title}: left out {id}: {reason}"))
+    if len(left_out) > LEFT_OUT:
+        st.caption(f"… and {len(left_out) - LEFT_OUT:,} more.")
+
+
 def show_validation(job: Job[Validation, None]) -> None:
     """The scores of held-out predictions beside those of the controls, and how sure their difference is."""
     follow(job, "stop_folds")
@@ -109,6 +119,7 @@ def show_validation(job: Job[Validation, None]) -> None:
         show_verdict(verdict, f"On {len(folds.truth)} held-out LoRAs it is **{verdict.sentence}**.")
         for control, gap in validated.differences.items():
             st.caption(judge(folds.task.ranked, {control: gap}).evidence)
+        show_left_out(title, folds.left_out)
 
 
 def show_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], name: str, alt: str) -> None:
@@ -157,8 +168,7 @@ def watch() -> None:
             show_verdict(verdict, f"{plain(model.title)} is **{verdict.sentence}** {text}")
         for said in (*copies_told(model), *runs_told(model)):
             st.caption(plain(f"{model.model.title}: {said}"))
-        for id, reason in list(model.left_out.items())[:3]:
-            st.caption(plain(f"{model.model.title}: left out {id}: {reason}"))
+        show_left_out(model.model.title, model.left_out)
 
 
 if state.validation is not None and state.validation.subject.fingerprint == source.fingerprint:
