@@ -88,7 +88,7 @@ def _read_parquet(source: Path | BinaryIO) -> pd.DataFrame:
     the like, which are shown as text.
     """
     table = pd.read_parquet(source).rename(columns=str)
-    kinds = {name: pd.api.types.infer_dtype(column) for name, column in table.items()}
+    kinds = {str(name): pd.api.types.infer_dtype(column) for name, column in table.items()}
     return table.assign(
         **{name: table[name].astype(float) for name, kind in kinds.items() if kind == "decimal"},
         **{name: table[name].map(str, na_action="ignore") for name, kind in kinds.items() if kind == "mixed"},
