@@ -215,6 +215,7 @@ def test_the_commands_publish_a_zoo_and_a_model(zoo: Zoo, tmp_path: Path) -> Non
     assert "README.md there is a new one: what yours says of the LoRAs has to be taken over" in result.output
     assert len(Zoo.open(out)) == 24
     assert CliRunner().invoke(app, command).exit_code == 1
+    assert CliRunner().invoke(app, [*command, "--seed", "-1"]).exit_code == 2
     config = TrainingConfig("dense", epochs=1)
     trained = train(zoo, plan(zoo, ["size"], config), config, tmp_path / "model")
     out = tmp_path / "published"

@@ -166,7 +166,7 @@ def train(
             out.print(f"95 % bootstrap interval of the test {headline}: {low:.3f} to {high:.3f}.", highlight=False)
         _print_parts(checkpoint)
         for given in verdicts(checkpoint):
-            out.print(f"It is {given.sentence}. {given.evidence}", highlight=False, soft_wrap=True)
+            out.print(f"It is {given.sentence}. {given.evidence}.", highlight=False, soft_wrap=True)
         out.print(f"{checkpoint.title}: saved in {out_folder}", highlight=False)
     if not checkpoint.finished:
         raise interrupted("Stopped before the end. Go on with the same command and --resume.")
