@@ -18,7 +18,7 @@ from lol_core.errors import LoLError
 from lol_core.experiments.paper import FIVE
 from lol_core.insight import plots
 from lol_core.insight.health import never_trained
-from lol_core.insight.invariance import CORNER, Study, first_matrix
+from lol_core.insight.invariance import CORNER, Study, matrix_of
 from lol_core.insight.order import natural
 from ui.choice import choose_lora
 from ui.figures import figure, numbers_of, take
@@ -33,7 +33,6 @@ from ui.turning import TITLES, Precision, choose_precision, choose_R
 
 TRIED = 20  # LoRAs among which the page looks for one that is not zero, to open with
 FEWEST = 50
-LONGEST = 32  # letters of a module's name that fit above its R
 UNASKED = 1_000_000_000  # numbers read in all, up to which many draws are made without asking
 source = frame("Invariance", loras=True)
 
@@ -98,34 +97,35 @@ def turn() -> None:
     """R, what it does to the factors, and what the models make of it."""
     left, right = st.columns([3, 2])
     with left:
-        R, group, precision, shared = choose_R(study)
+        R, group, precision = choose_R(study)
     turned = study.turn(R, group, getattr(torch, precision))
     for problem in turned.problems:
         st.warning(problem)
     text = f"Relative, over {len(modules)} modules; zero up to rounding in {precision}."
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         st.metric("κ(R)", f"{turned.condition:.4g}")
         st.metric("U moved by", f"{turned.moved['U']:.1%}")
         st.metric("V moved by", f"{turned.moved['V']:.1%}")
         st.metric("ΔW moved by", f"{turned.moved['ΔW']:.1e}", help=text)
     count, still = len(turned.dials), turned.still
-    need(count, "No model could read this LoRA. Choose another.")
+    with right:  # beside what one presses, so that they are seen to move
+        need(count, "No model could read this LoRA. Choose another.")
+        needles(turned.dials)
     stayed = f" The other {len(still)} did not." if 0 < len(still) < count else ""
     st.markdown(f"**{count - len(still)} of {count} models** took (UR, VR⁻ᵀ) for another LoRA than (U, V).{stayed}")
-    needles(turned.dials)
-    with right:  # pictures come after the numbers, which should not wait for them
-        name, matrix = first_matrix(R, turned.before)
-        whose = f"every module of rank {len(matrix)}" if shared else name
-        end = whose if len(whose) <= LONGEST else f"… {whose[2 - LONGEST :]}"
-        data = numbers_of(plots.matrix(matrix, f"R of {whose}"))
-        figure(plots.matrix(matrix, f"R of {end}"), "R", f"The matrix R of {whose}", data)
     formats = numbers("%.6g", ("before R", "after R")) | numbers("scientific", ["relative change"])
     show(turned.table, "moves", column_config=formats)
     take(lambda: turned.table, "needles")
-    label = "The factors of"
+    label = "R and the factors of"
     module = st.selectbox(label, modules, format_func=lambda m: f"{m.name}  ({m.n} × {m.m})", key=key("module"))
-    chart = plots.factor_heatmaps(study.corner(turned.before, module), study.corner(turned.after, module))
-    figure(chart, "heatmaps", "U, V and their product before and after R")
+    left, right = st.columns([1, 2])
+    with left:
+        matrix = matrix_of(R, turned.before, module)
+        data = numbers_of(plots.matrix(matrix, f"R of {module.name}"))
+        figure(plots.matrix(matrix, "R"), "R", f"The matrix R of {module.name}", data)
+    with right:
+        chart = plots.factor_heatmaps(study.corner(turned.before, module), study.corner(turned.after, module))
+        figure(chart, "heatmaps", "U, V and their product before and after R")
     if max(module.n, module.m) > CORNER:
         st.caption(
             f"The first {min(CORNER, module.n)} of {module.n} rows of U and {min(CORNER, module.m)} of {module.m} of V,"

@@ -11,7 +11,7 @@ from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Hadamard, Kronecker, LowRank, Whole
 from lol_core.core.symmetry import act, sample_for, sample_own
 from lol_core.insight import invariance
-from lol_core.insight.invariance import Dial, Examined, Study
+from lol_core.insight.invariance import Dial, Examined, Study, matrix_of
 from lol_core.learning.models import MODELS, make_model
 from tests.builders import random_lora
 
@@ -44,6 +44,15 @@ def test_every_model_sees_the_lora_before_and_after_each_r(dtype: torch.dtype) -
             with torch.no_grad():
                 expected = [float(study.model(examined, dtype)(b)) for b in (batch, act(own, batch))]
             assert [*table.loc[examined.title, ["before R", "after R"]]] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_the_r_of_a_module_is_that_which_turns_its_factors() -> None:
+    study = Study.of(LORA, {}, KINDS)
+    R = sample_for(study.start(torch.float64), GL, generator=torch.Generator().manual_seed(0))
+    turned = study.turn(R, GL, torch.float64)
+    for module in study.spec.modules:
+        before, after = (study.corner(batch, module)["U"] for batch in (turned.before, turned.after))
+        assert before @ matrix_of(R, turned.before, module) == pytest.approx(after)
 
 
 def test_a_prediction_that_is_not_finite_is_a_problem_and_no_dial() -> None:

@@ -47,8 +47,8 @@ def edited(r: int) -> torch.Tensor | None:
     return None
 
 
-def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, bool]:
-    """R for every module, its group, the precision, and whether all modules share it, as chosen on the page."""
+def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision]:
+    """R for every module, its group, and the precision, as chosen on the page."""
     choice = st.segmented_control(
         "R is drawn from",
         list(TITLES),
@@ -88,10 +88,10 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision, 
     generator, condition = torch.Generator().manual_seed(draw), 10.0**exponent if sized else 1.0
     if own:
         R = sample_own([study.lora], batch, condition=condition, generator=generator)
-        return R, group, precision, False
+        return R, group, precision
     if not by_hand:
         R = sample_for(batch, group, condition=condition, generator=generator, shared=shared == "shared")
-        return R, group, precision, shared == "shared"
+        return R, group, precision
     text = f"R is {r} × {r} here: too large to type. Draw it from a group, or choose a LoRA of rank {EDITABLE} or less."
     need(r <= EDITABLE, text)
-    return given(batch, {r: needed(edited(r), "Type a matrix that has an inverse.")}), group, precision, True
+    return given(batch, {r: needed(edited(r), "Type a matrix that has an inverse.")}), group, precision

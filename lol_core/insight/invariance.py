@@ -324,10 +324,7 @@ class Study:
         """The first rows of a module's U and V, and the corner of their product they make: of ΔW, unless that is a
         Kronecker product or has a DoRA magnitude.
         """
-        position = batch.spec.modules.index(module)
-        g, place = next(
-            (g, indices.index(position)) for g, (_, indices) in enumerate(batch.spec.groups) if position in indices
-        )
+        g, place = _place(batch, module)
         product = "U Vᵀ" if module.factor_shapes or module.magnitude else "ΔW = U Vᵀ"
         u, v = batch.U[g][0, place, :CORNER].double(), batch.V[g][0, place, :CORNER].double()
         return {"U": u.numpy(), "V": v.numpy(), product: (u @ v.mT).numpy()}
@@ -364,8 +361,14 @@ def fresh_models(lora: LoRA, kinds: Mapping[str, type[LoLModel]]) -> tuple[list[
     return models, left_out
 
 
-def first_matrix(R: Sequence[Tensor], batch: Batch) -> tuple[str, np.ndarray]:
-    """The name of the first module and its own R, (k, k) for its rank k."""
-    first = batch.spec.groups[0][1][0]
-    rank = int(batch.ranks[0, first])
-    return batch.spec.modules[first].name, R[0][0, 0, :rank, :rank].numpy()
+def matrix_of(R: Sequence[Tensor], batch: Batch, module: ModuleHeader) -> np.ndarray:
+    """The R of a module, (k, k) for its rank k."""
+    g, place = _place(batch, module)
+    rank = int(batch.ranks[0, batch.spec.modules.index(module)])
+    return R[g][0, place, :rank, :rank].numpy()
+
+
+def _place(batch: Batch, module: ModuleHeader) -> tuple[int, int]:
+    """The group that a module is in, and its place there."""
+    position = batch.spec.modules.index(module)
+    return next((g, indices.index(position)) for g, (_, indices) in enumerate(batch.spec.groups) if position in indices)
