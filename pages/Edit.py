@@ -133,7 +133,7 @@ if not made.edit.met:
         " another method or a larger **How much**."
     )
 if drawable:
-    files = {"Base model": None, "Before": edits[0][1].file(0), f"Step {step} of {last}": made.file(step)}
+    files = {"Before": edits[0][1].file(0), f"Step {step} of {last}": made.file(step), "Base model": None}
     show_drawn(source, files, [id])
 show_way(wish, made, step)
 st.subheader("Save")

@@ -29,7 +29,7 @@ from ui.progress import follow
 from ui.selection import marked, selected, visible
 from ui.state import checkpoints, known_base, loaded_checkpoints, painter, session
 
-STRIP = 9  # previews along the ranking
+STRIP = 8  # previews along the ranking, four in a row on a phone
 MAX_ALSO = 3
 NAMED = 3  # LoRAs that a remark names
 SIDE = 256  # pixels up to which smaller images are enlarged
@@ -160,12 +160,13 @@ if job is not None:
 
 rows: list[list[Image.Image]] = [[] for _ in prompts]
 shown: list[str] = []
-for column, (title, id) in zip(st.columns(len(columns)), columns.items(), strict=True):
+beside = st.container(horizontal=True)  # two in a row on a phone, where columns would stand one below another
+for title, id in columns.items():
     lines = [
         "without any LoRA" if id is None else source.names[id],
         *(ranking.lines(id) if ranking is not None else ()),
     ]
-    with column:
+    with beside.container():
         st.markdown(f"**{plain(title)}**")
         st.caption("  \n".join(map(plain, lines)))
         if id in missing:

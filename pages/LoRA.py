@@ -27,7 +27,7 @@ from ui.keys import key
 from ui.metadata import show_metadata, show_notes, show_pairs, show_sidecar
 from ui.plain import plain
 from ui.points import walk_points
-from ui.previews import show_previews
+from ui.previews import preview, show_previews
 from ui.saving import show_saving
 from ui.selection import select_button
 from ui.state import known_base, load_lora, loaded_checkpoints, surveys_of
@@ -35,6 +35,7 @@ from ui.tables import download, numbers, show
 
 MOST = 12  # modules whose singular values are drawn
 HEIGHT, ROW = 420, 35  # pixels of a table at most, and of its row
+PICTURE = 128  # pixels that its preview is high
 source = frame("LoRA", loras=True)
 chosen = needed(choose_lora(source, source.ids, "lora", "LoRA"), "Choose a LoRA.")
 entry = source.by_id[chosen]
@@ -63,7 +64,10 @@ def nearest_to(fingerprint: str, n_read: int, id: str, _source: Source, _surveys
 anatomy, models = anatomy_of(entry.content, lora), loaded_checkpoints(source)
 models = {title: model for title, model in models.items() if not model.spec.misfits(entry)}
 facts = {"Dialect": entry.dialect, "Modules": len(lora.layers), "Rank": ", ".join(map(str, lora.ranks))}
-with st.container(horizontal=True, gap="large"):
+if picture := preview(source, chosen):
+    width = round(picture.width * PICTURE / picture.height)
+    st.image(picture, width=width, alt=f"Preview of {source.names[chosen]}")
+with st.container(horizontal=True, gap="medium"):
     for label, fact in (facts | {"Parameters": f"{lora.parameters:,}", "Stored as": ", ".join(lora.dtypes)}).items():
         st.metric(label, fact)
 shapes = f"as the shapes suggest: {entry.suggested_base or '*nothing known*'}"

@@ -116,7 +116,7 @@ def test_it_draws_the_best_the_worst_and_the_base_by_itself(few_loras: Path) -> 
     )
     labels = pd.read_csv(few_loras / "labels.csv").set_index("lora")["clip_score"]
     assert f"measured {labels.max():.4g}" in text and f"measured {labels.min():.4g}" in text
-    assert images_of(test) == 9 + 4 * 3, "nine previews along the ranking and three prompts for each of four"
+    assert images_of(test) == 8 + 4 * 3, "eight previews along the ranking and three prompts for each of four"
     test.slider(key="images.place").set_value(30).run()
     assert "**Rank 30**" in text_of(test)
     assert test.session_state["session"].drawing.running is False, "the lowest is drawn already"

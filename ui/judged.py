@@ -62,8 +62,9 @@ def show_drawn(source: Source, files: Mapping[str, Path | None], ids: Sequence[s
 
 
 def _show_pictures(columns: Mapping[str, Sequence[Image.Image] | None], prompts: Sequence[str]) -> None:
-    for place, (title, images) in zip(st.columns(len(columns)), columns.items(), strict=True):
-        with place:
+    row = st.container(horizontal=True)  # two in a row on a phone, where columns would stand one below another
+    for title, images in columns.items():
+        with row.container():
             st.markdown(f"**{plain(title)}**")
             if images is None:
                 st.caption("Not drawn yet.")

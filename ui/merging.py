@@ -85,7 +85,7 @@ def merge_several(source: Source) -> None:
     if made.file is not None:
         titles = [name if name not in (BASE, MERGED) else f"LoRA {name}" for name in names]
         columns = dict(zip(titles, made.parts, strict=True))
-        show_drawn(source, {BASE: None, **columns, MERGED: made.file}, done.ids)
+        show_drawn(source, {**columns, MERGED: made.file, BASE: None}, done.ids)
     _show_modules(made, names)
     st.subheader("Save")
     name = "-".join(["merge", *(Path(name).name for name in names)])

@@ -16,7 +16,8 @@ from ui.plain import plain
 from ui.tables import paged
 
 GALLERY_PAGE = 48
-WIDTH = 180
+WIDTH = 160
+"""Pixels of a strip: two fit beside each other on a phone."""
 PROBED = 20
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What a stranger's picture may be: readers of others start programs (EPS) or are little tried."""
