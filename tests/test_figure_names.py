@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from lol_core.insight import plots
+from lol_core.insight.plots.experiments import errors_of_models
 from ui.figures import numbers_of
 
 NAMES = ["<b>bold</b>.up", "a<br>b & c.down"]
@@ -53,6 +54,12 @@ FIGURES = {
     "stages": plots.passage(NAMES, [0.1, 0.1], [0.1, None]),
     "changes": plots.spread_of_changes(pd.DataFrame({"model": NAMES, "group": "GL", "change": [0.1, 0.1]}), 1e-3, 1e-9),
 }
+
+
+def test_what_rounding_explains_is_written_beside_its_line() -> None:
+    """Lines are placed on a logarithmic axis by their value, texts by its logarithm."""
+    figure = errors_of_models(pd.DataFrame({"GL(r)": [0.1, 1e-7]}, NAMES), 1e-3)
+    assert figure.layout.shapes[0].x0 == 1e-3 and figure.layout.annotations[0].x == -3
 
 
 @pytest.mark.parametrize("name", FIGURES)

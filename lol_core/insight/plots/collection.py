@@ -98,9 +98,8 @@ def collection_map(
             )
     if "z" in picture:
         figure.update_scenes(**{f"{axis}axis": {"title": "", "showticklabels": False} for axis in "xyz"})
-    figure.update_xaxes(title="", showticklabels=False, zeroline=False).update_yaxes(
-        title="", showticklabels=False, zeroline=False
-    )
+    bare = {"title": "", "showticklabels": False, "zeroline": False, "showgrid": False}
+    figure.update_xaxes(**bare).update_yaxes(**bare)
     return finish(
         figure,
         560,

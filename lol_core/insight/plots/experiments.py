@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -122,16 +123,20 @@ def errors_of_models(table: pd.DataFrame, tolerance: float) -> go.Figure:
         figure.add_scatter(
             x=table[column].clip(lower=1e-17), y=table.index, mode="markers", name=str(column), marker=marker
         )
-    figure.add_vline(
-        x=tolerance,
-        line={"dash": "dash", "color": "gray"},
-        annotation_text="rounding in float32 ends here",
-        annotation_position="top left",
+    figure.add_vline(x=tolerance, line={"dash": "dash", "color": "gray"})
+    figure.add_annotation(
+        text="rounding in float32 ends here",
+        x=math.log10(tolerance),  # of a logarithmic axis annotations are placed so, lines are not
+        yref="y domain",
+        y=1,
+        xanchor="right",
+        yanchor="bottom",
+        showarrow=False,
     )
     figure.update_xaxes(title="relative change of the latent vector", type="log", exponentformat="power").update_yaxes(
         autorange="reversed", automargin=True
     )
-    return finish(figure, 360, legend={"orientation": "h", "y": -0.25})
+    return finish(figure, 360, legend={"orientation": "h", "y": -0.32, "yanchor": "top"})
 
 
 def sheet(image: Image.Image) -> go.Figure:

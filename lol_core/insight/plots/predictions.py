@@ -11,6 +11,9 @@ from plotly.subplots import make_subplots
 
 from lol_core.insight.plots.style import COLORS, as_is, finish, scatter
 
+FEW_EPOCHS = 8
+"""So many have a tick each: Plotly would mark halves of an epoch."""
+
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
     """Each run against its epochs: training (dotted) and validation (solid) loss above, the validation score (R² or
@@ -46,7 +49,9 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> g
     figure.update_yaxes(title="loss (solid: validation)", type="log", exponentformat="power", row=1, col=1)
     if scored:
         figure.update_yaxes(title="validation score", row=2, col=1)
-    figure.update_xaxes(rangemode="tozero").update_xaxes(title="epoch", row=2 if scored else 1, col=1)
+    last = max((row["epoch"] for history in histories.values() for row in history), default=0)
+    figure.update_xaxes(rangemode="tozero", dtick=1 if last < FEW_EPOCHS else None)
+    figure.update_xaxes(title="epoch", row=2 if scored else 1, col=1)
     return finish(figure, 460 if scored else 360, legend={"orientation": "h", "y": 1.12})
 
 
