@@ -25,6 +25,7 @@ from ui.figures import figure
 from ui.frame import frame, need, page_link
 from ui.jobs import Job, running, sentence
 from ui.keys import key
+from ui.offered import offers
 from ui.plain import plain
 from ui.points import walk_points
 from ui.progress import follow, show_progress
@@ -37,11 +38,15 @@ from ui.work import Run, Validation
 LEFT_OUT = 3
 """LoRAs that are named as left out."""
 source = frame("Train", loras=True)
-need(
-    source.labels.shape[1],
-    "This collection has no labels, so there is nothing to predict. Put a `labels.csv` beside the files, or name one"
-    " under *Labels file* in the sidebar: one column with file names, and a column for each label.",
-)
+if not source.labels.shape[1]:
+    st.info(
+        "This collection has no labels, so there is nothing to predict. Put a `labels.csv` beside the files, or name"
+        " one under *Labels file* in the sidebar: one column with file names, and a column for each label.",
+        icon=":material/arrow_forward:",
+    )
+    if offers(source):
+        page_link("pages/Zoo.py", "See which labels the files offer", ":material/new_label:")
+    st.stop()
 state, columns = session(), list(source.labels.columns)
 left, right = st.columns([3, 2])
 first: list[str] | None = [column for column in PREFERRED if column in columns][:1] or columns[:1]

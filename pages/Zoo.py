@@ -103,29 +103,29 @@ def listing() -> None:
     help_text = "LoRAs with something wrong or odd about them."
     if ailing and line.toggle(f"Only unwell ({len(ailing):,})", key=key("unwell"), bind="query-params", help=help_text):
         shown = [id for id in shown if id in ailing]
-    line.caption(f"{len(shown):,} of {len(source):,} LoRAs. Tick rows to look at one or to select several.")
+    what = "Tick rows to look at one or to select several." if view == "Table" else "Click a name to look at one."
+    line.caption(f"{len(shown):,} of {len(source):,} LoRAs. {what}")
     need(len(shown), "No LoRA matches. Clear the search or a filter.")
     shown = ordered(shown, columns, line)
+    ticked, chosen = list[str](), list[str]()
     if view == "Gallery":
         gallery(source, shown)
-        return
-    page = shown[paged(len(shown), PAGE, "page")]
-    event = st.dataframe(
-        table_of(source, page, surveys, examination),
-        hide_index=True,
-        height=560,
-        on_select="rerun",
-        selection_mode="multi-row",
-        key=key("zoo_table"),
-        column_config=FORMATS,
-    )
-    ticked, chosen = [page[row] for row in event.selection.rows if row < len(page)], list[str]()
-    left, right = st.columns([1, 3])
-    with left:
+    else:
+        page = shown[paged(len(shown), PAGE, "page")]
+        event = st.dataframe(
+            table_of(source, page, surveys, examination),
+            hide_index=True,
+            height=560,
+            on_select="rerun",
+            selection_mode="multi-row",
+            key=key("zoo_table"),
+            column_config=FORMATS,
+        )
+        ticked = [page[row] for row in event.selection.rows if row < len(page)]
+    with st.container(horizontal=True):
         runs = None if examination is None else examination.runs
-        text = f"Download all {len(shown):,} as CSV"  # its toolbar has those of this page
+        text = f"Download all {len(shown):,} as CSV"  # the table's toolbar has those of this page
         download(lambda: overview(source, surveys, shown, runs), source.name, label=text)
-    with right, st.container(horizontal=True):
         if st.button(f"Select all {len(shown):,} shown", icon=":material/select_all:", key=key("select_shown")):
             chosen = shown
         if ticked:

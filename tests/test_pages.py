@@ -191,9 +191,24 @@ def test_the_zoo_page_filters(synthetic_folder: Path) -> None:
     test.text_input(key="zoo.q").set_value("nothing like it").run()
     assert "No LoRA matches" in text_of(test) and not test.exception
     test.text_input(key="zoo.q").set_value("").run()
-    for key, value in (("rank", 2), ("dialect", "PEFT")):
-        test.multiselect(key=f"zoo.{key}").set_value([value]).run()
-        assert "60 of 60 LoRAs" in text_of(test) and not test.exception
+    assert "60 of 60 LoRAs" in text_of(test) and not test.exception
+
+
+def test_train_without_labels_leads_to_those_that_the_files_offer(tmp_path: Path) -> None:
+    for i in range(2):
+        write_peft(tmp_path / f"lora{i}", random_lora(MODULES, i))
+    test = opened("Train", tmp_path)
+    (link,) = [link for link in test.main.get("page_link") if "labels" in link.proto.label]
+    assert "no labels" in text_of(test) and link.proto.page == "Zoo" and not test.exception
+
+
+def test_the_zoo_page_offers_the_filters_that_tell_loras_apart(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 4)
+    write_peft(tmp_path / "odd", random_lora([(name, n, m, 1) for name, n, m, _ in MODULES]))
+    test = settled(opened("Zoo", tmp_path, dialect="PEFT"))
+    assert {"zoo.rank"} == {box.key for box in test.multiselect} & {"zoo.rank", "zoo.dialect", "zoo.base"}
+    test.multiselect(key="zoo.rank").set_value([1]).run()
+    assert "1 of 5 LoRAs" in text_of(test) and not test.exception
 
 
 def test_layers_are_listed_in_the_order_of_their_blocks(tmp_path: Path) -> None:

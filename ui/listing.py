@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -27,7 +28,10 @@ PAGE = 500
 
 def passing(source: Source, columns: Mapping[str, Column]) -> list[str]:
     """The LoRAs that pass the search and the filters, in the collection's order."""
-    search, dialect, base, rank = st.columns([3, 2, 3, 2])
+    titles: dict[Counted, str] = {"dialect": "Dialect", "base": "Base model", "rank": "Rank"}
+    kinds = {what: sorted(counts_of(source, what)) for what in titles}
+    apart = [what for what, values in kinds.items() if len(values) > 1]  # one value of all lets every LoRA through
+    search, *places = st.columns([3, *(3 if what == "base" else 2 for what in apart)])
     text = search.text_input(
         "Search",
         key=key("q"),
@@ -35,15 +39,9 @@ def passing(source: Source, columns: Mapping[str, Column]) -> list[str]:
         placeholder="name, path, trigger word, metadata; or /regex/",
         live="100ms",
     )
-    places: dict[Counted, tuple[str, DeltaGenerator]] = {
-        "dialect": ("Dialect", dialect),
-        "base": ("Base model", base),
-        "rank": ("Rank", rank),
-    }
-    chosen = {
-        what: tuple(place.multiselect(label, sorted(counts_of(source, what)), key=key(what), bind="query-params"))
-        for what, (label, place) in places.items()
-    }
+    chosen: dict[Counted, tuple[Any, ...]] = dict.fromkeys(titles, ())
+    for what, place in zip(apart, places, strict=True):
+        chosen[what] = tuple(place.multiselect(titles[what], kinds[what], key=key(what), bind="query-params"))
     ids = visible(source)
     try:
         if text.strip() or any(chosen.values()):

@@ -21,11 +21,16 @@ from ui.state import kept, session
 from ui.tables import show
 
 
-def offer(source: Source) -> None:
-    """What cards, headers, training states and names say of the LoRAs, to take as labels. Not to visitors of a server,
-    who name no files there, nor of the sample zoos, which have a table of all.
+def offers(source: Source) -> bool:
+    """Whether labels of its files may be taken. Not by visitors of a server, who name no files there, nor of the sample
+    zoos, which have a table of all.
     """
-    if access().served or len(source) < 2 or source.address in access().zoos.values():
+    return not access().served and len(source) > 1 and source.address not in access().zoos.values()
+
+
+def offer(source: Source) -> None:
+    """What cards, headers, training states and names say of the LoRAs, to take as labels."""
+    if not offers(source):
         return
     with st.expander("Labels that the files offer", icon=":material/new_label:", key=key("offered")):
         st.caption(

@@ -13,13 +13,21 @@ from lol_core.learning.leaderboard import leaderboard
 from lol_core.learning.verdict import Verdict
 from ui.tables import numbers, show
 
+PREDICTS = 130
+"""Pixels of what a model predicts, so that its score and the verdict are seen beside it."""
+
 
 def show_leaderboard(models: Sequence[Checkpoint]) -> None:
     """Models with their seeds together, beside their controls; the best first."""
     table = leaderboard(models).dropna(axis=1, how="all")  # one seed each has no spread
     told = {"setting": table["setting"].fillna("")} if "setting" in table else {}  # most have nothing to be told
     formats = numbers("%.3f", ("test", "± std", "control score", "margin"))
-    wide = {"setting": st.column_config.TextColumn(width="medium")}
+    wide = {
+        "predicts": st.column_config.TextColumn(width=PREDICTS),
+        "setting": st.column_config.TextColumn(width="medium"),
+    }
+    if (table["seeds"] == 1).all():
+        table = table.drop(columns="seeds")
     show(table.assign(**told), "leaderboard", column_config=formats | wide)
 
 

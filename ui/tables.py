@@ -17,6 +17,8 @@ from ui.plain import plain
 
 NOT_KNOWN = "not known"
 MAX_WRAPPED = 100
+PAGES = 160
+"""Pixels of where a page is chosen."""
 ENCODED_AT_ONCE = 5000
 """Rows of a table that are written as CSV in some hundredths of a second."""
 STEPS = 500
@@ -67,7 +69,8 @@ def paged(count: int, size: int, name: str) -> slice:
     number that is no page those of the nearest, which is said.
     """
     pages = -(-count // size)
-    asked = st.number_input(f"Page, of {pages:,}", value=1, key=key(f"{name}_{pages}")) if pages > 1 else 1
+    label = f"Page, of {pages:,}"
+    asked = st.number_input(label, value=1, key=key(f"{name}_{pages}"), width=PAGES) if pages > 1 else 1
     page = min(max(asked, 1), max(pages, 1))
     if page != asked:
         st.caption(f"There is no page {asked:,}: this is page {page:,}.")
