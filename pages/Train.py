@@ -32,7 +32,7 @@ from ui.progress import follow, show_progress
 from ui.scores import show_leaderboard, show_verdict
 from ui.state import checkpoints, loaded_checkpoints, runs_folder, session
 from ui.tables import show
-from ui.training import choose_training, described, told
+from ui.training import choose_some, choose_training, described, told
 from ui.work import Run, Validation
 
 LEFT_OUT = 3
@@ -71,7 +71,7 @@ names = right.multiselect(
     bind="query-params",
 )
 left.caption(plain("; ".join(f"{target}: {told(source.labels[target])}" for target in targets)))
-choice, ready = choose_training(source.labels, targets, names), False
+choice, ready = choose_training(source.labels, targets, names, choose_some(source)), False
 if not (targets and names):
     st.info("Choose at least one target and one model.", icon=":material/arrow_forward:")
 elif choice.problems:

@@ -306,7 +306,7 @@ def test_what_help_says_of_defaults_and_names_is_so() -> None:
         command = next(c.callback for c in app.registered_commands if c.callback and c.callback.__name__ == name)
         for option, parameter in inspect.signature(command).parameters.items():
             known = [getattr(config, option) for config in configs if hasattr(config, option)]
-            own = option == "width" and parameter.default is None  # each model's
+            own = option in ("width", "only") and parameter.default is None  # each model's; none
             assert not known or own or parameter.default == known[0], f"{name} --{option}"
     ours = [name for name, kind in MODELS.items() if kind.__module__.startswith("lol_core.")]
     assert sorted(MODEL_NAMES.split(", ")) == sorted(ours)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,7 +22,7 @@ from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.parts import parts_here
 from lol_core.learning.training import plan, train
-from tests.builders import write_peft, write_zoo
+from tests.builders import MODULES, write_peft, write_zoo
 from tests.test_pages import PAGES, opened, settled, text_of, trained
 from tests.waiting import until
 from ui import predicting
@@ -340,3 +341,20 @@ def test_a_collection_is_known_by_its_content_and_not_by_its_folder(tmp_path: Pa
     kept = parts_here(checkpoint, changed)
     assert len(changed) == 39 and set(kept) == set(zoo.ids) - {zoo.ids[0], zoo.ids[1]}, "one gone, one overwritten"
     assert all(kept[id] == part for part, ids in checkpoint.split.items() for id in ids if id in kept)
+
+
+def test_of_a_mixed_collection_some_are_chosen(tmp_path: Path) -> None:
+    """Where all are of one kind nothing is asked."""
+    tables = []
+    for rank in (2, 4):
+        table = write_zoo(tmp_path / f"r{rank}", 12, [(*module[:3], rank) for module in MODULES], seed=rank)
+        tables.append(table.assign(name=f"r{rank}/" + table["name"]))
+        (tmp_path / f"r{rank}" / "labels.csv").unlink()
+    pd.concat(tables).to_csv(tmp_path / "labels.csv", index=False)
+    test = opened("Train", tmp_path, targets="size", models="MLP")
+    assert not test.exception and "takes LoRAs of one rank" in text_of(test)
+    choice = test.multiselect(key="train.only")
+    assert choice.options == ["rank 2 (12)", "rank 4 (12)"]
+    choice.set_value(["rank=4"]).run()
+    assert not test.exception and "takes LoRAs of one rank" not in text_of(test)
+    assert next(button for button in test.button if button.label == "Train").disabled is False

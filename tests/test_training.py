@@ -21,12 +21,13 @@ from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import CheckpointError, DivergedError, LoRAFormatError, ModelError, TaskError, ZooError
 from lol_core.experiments.paper import VARIANTS
 from lol_core.insight.scores import describe
-from lol_core.learning.card import runs_told
+from lol_core.learning.card import command, model_card, runs_told
 from lol_core.learning.checkpoint import Checkpoint, Keep, Schedule, TrainingConfig
 from lol_core.learning.crossvalidation import crossvalidate
 from lol_core.learning.factors import Factors
 from lol_core.learning.memory import memory_needed
 from lol_core.learning.models import MODELS, ModelConfig, make_model
+from lol_core.learning.only import chosen, conditions
 from lol_core.learning.state import SavedState
 from lol_core.learning.tasks import Binary
 from lol_core.learning.training import Plan, plan, train
@@ -218,6 +219,35 @@ def test_checkpoints_of_one_run_in_several_parts_are_told(tmp_path: Path) -> Non
     assert "training runs" in told and "such as run" in told and told in (tmp_path / "drawn" / "README.md").read_text()
     config = replace(config, group_column="run")
     assert not runs_told(train(source, plan(source, ["size"], config), config, tmp_path / "kept"))
+
+
+def test_of_a_mixed_collection_those_are_taken_that_meet_conditions(tmp_path: Path) -> None:
+    loras = {
+        f"r{rank}/{i:02d}": random_lora([(*module[:3], rank) for module in MODULES], 100 * rank + i)
+        for rank in (4, 8)
+        for i in range(20)
+    }
+    labels = pd.DataFrame({"size": np.arange(40.0), "style": ["a", "b"] * 20, "seed": [1.0, 2.0] * 20}, index=[*loras])
+    zoo, config = MemorySource(loras, labels), replace(QUICK, model="mlp", model_config=None, epochs=1)
+    with pytest.raises(ModelError, match="--only rank=4"):
+        plan(zoo, ["size"], config)
+    only = replace(config, only=("rank=4",))
+    checkpoint = train(zoo, plan(zoo, ["size"], only), only, tmp_path / "some")
+    assert {id for ids in checkpoint.split.values() for id in ids} == {id for id in loras if id.startswith("r4")}
+    assert "--only rank=4" in str(command(checkpoint)) and "with rank=4" in model_card(checkpoint)
+    assert Checkpoint.load(tmp_path / "some").config.only == ("rank=4",) and "only" not in config.to_dict()
+    assert conditions(zoo) == {"rank=4": 20, "rank=8": 20}
+    assert chosen(zoo, ()) == chosen(zoo, ("rank=8", "rank=4")) == zoo.ids
+    even = [f"r8/{i:02d}" for i in range(0, 20, 2)]
+    assert chosen(zoo, ("style=a", "rank=8")) == chosen(zoo, ("seed=1", "rank=8")) == even
+    for wrong, reason in (
+        (["rank"], "is no condition"),
+        (["colour=red"], "by base, rank, kind, size, style, seed they can"),
+        (["rank=16"], r"There are 4 \(20\), 8 \(20\)"),
+        (["style=a", "seed=2"], "meets all of style=a, seed=2"),
+    ):
+        with pytest.raises(TaskError, match=reason):
+            chosen(zoo, wrong)
 
 
 def test_parts_come_from_a_column(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lol_core.learning.checkpoint import TrainingConfig
 from lol_core.learning.devices import devices
 from lol_core.learning.models import MODELS
 from lol_core.learning.models.layers import NONLINEARITIES
+from lol_core.learning.only import conditions
 from lol_core.learning.tasks import Multiclass, kind_of
 from lol_core.learning.training import plan
 from ui.keys import key
@@ -122,6 +123,29 @@ def described(source: Source, choice: Choice) -> list[str]:
     return _described(source.fingerprint, source.labels_digest, choice.targets, config, choice, source)
 
 
+@st.cache_data(max_entries=8, show_spinner=False)
+def _conditions(fingerprint: str, _source: Source) -> dict[str, int]:
+    return conditions(_source)
+
+
+def choose_some(source: Source) -> tuple[str, ...]:
+    """Conditions on the LoRAs that take part, where they differ by anything."""
+    counts = _conditions(source.fingerprint, source)
+    if not counts:
+        return ()
+    return tuple(
+        st.multiselect(
+            "Only LoRAs with",
+            list(counts),
+            format_func=lambda condition: f"{condition.replace('=', ' ')} ({counts[condition]:,})",
+            placeholder="all LoRAs",
+            key=key("only"),
+            bind="query-params",
+            help="A model reads the modules that all of them have. Of one name any of those chosen.",
+        )
+    )
+
+
 def told(labels: pd.Series) -> str:
     """What a column of labels would be learnt as; of numbers and dates that are read as classes also why."""
     values, kind = labels.dropna(), kind_of(labels).kind
@@ -139,8 +163,10 @@ def told(labels: pd.Series) -> str:
     return f"{text}, {len(words):,} classes{why}"
 
 
-def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequence[str]) -> Choice:
-    """The settings of a training, in an expander."""
+def choose_training(
+    labels: pd.DataFrame, targets: Sequence[str], models: Sequence[str], only: tuple[str, ...]
+) -> Choice:
+    """The settings of a training, in an expander. only: which LoRAs take part."""
     with st.expander("Settings", icon=":material/tune:", key=key("settings")):
         columns = st.columns(4)
         how = {field.name: _number(field, columns[field.column]) for field in HOW}
@@ -162,6 +188,7 @@ def choose_training(labels: pd.DataFrame, targets: Sequence[str], models: Sequen
         how["class_weights"] = last.toggle("Class weights", key=key("class_weights"), help=text, **KEPT)
         text = "Also fit each model to permuted labels. Doubles the time."
         how["shuffled_control"] = last.toggle("Shuffled control", key=key("shuffled"), help=text, **KEPT)
+    how["only"] = only
     values = how | what
     problems = [problem for field in (*HOW, *WHAT) if (problem := field.problem(values[field.name]))]
     first, seeds, folds = how.pop("first_seed"), how.pop("seeds"), how.pop("folds")

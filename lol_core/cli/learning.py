@@ -55,6 +55,13 @@ Normalize = Annotated[
     bool, typer.Option("--normalize", help="Divide each module's factors by their training standard deviation.")
 ]
 ClassWeights = Annotated[bool, typer.Option("--class-weights", help="Weigh rare classes more.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Take LoRAs with NAME=VALUE alone: base, rank, kind (such as LoRA or LoRA with DoRA) or a label; several"
+        " of one name mean any of them."
+    ),
+]
 Stored = Annotated[Storage, typer.Option(help="How factors are kept; those of 16 bits take half the place.")]
 
 
@@ -80,6 +87,7 @@ def train(
     class_weights: ClassWeights = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
     split: PartsLabel = None,
+    only: Only = None,
     shuffled_control: Annotated[
         bool, typer.Option("--shuffled-control", help="Also fit the model to permuted labels.")
     ] = False,
@@ -122,6 +130,7 @@ def train(
         device=device,
         group_column=group,
         split_column=split,
+        only=tuple(only or ()),
         shuffled_control=shuffled_control,
     )
     with reported(), stoppable() as reporter:
@@ -216,6 +225,7 @@ def crossvalidate(
     normalize: Normalize = False,
     class_weights: ClassWeights = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
+    only: Only = None,
     storage: Stored = Storage.FLOAT32,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -252,6 +262,7 @@ def crossvalidate(
         storage=storage,
         device=device,
         group_column=group,
+        only=tuple(only or ()),
     )
     with reported(), stoppable() as reporter:
         opened = open_collection(zoo, labels)

@@ -23,7 +23,7 @@ OPTIONS = {
         "epochs batch_size learning_rate weight_decay patience class_weights shuffled_control"
         " width dropout normalize equivariant_width equivariant_layers mean_products"
     ).split()
-} | {"group_column": "--group", "split_column": "--split"}
+} | {"group_column": "--group", "split_column": "--split", "only": "--only"}
 """Setting → option of `lol train`."""
 
 
@@ -50,7 +50,9 @@ def model_card(checkpoint: Checkpoint) -> str:
         "",
         f"- Trained on `{checkpoint.zoo}` (fingerprint {checkpoint.fingerprint}): "
         + ", ".join(f"{len(ids)} {part}" for part, ids in checkpoint.split.items())
-        + f" LoRAs, seed {checkpoint.config.seed}"
+        + " LoRAs"
+        + (f" with {', '.join(checkpoint.config.only)}" if checkpoint.config.only else "")
+        + f", seed {checkpoint.config.seed}"
         + (f", grouped by {checkpoint.config.group_column}" if checkpoint.config.group_column else "")
         + (f", in the parts of {checkpoint.config.split_column}." if checkpoint.config.split_column else "."),
         (
@@ -139,5 +141,9 @@ def command(checkpoint: Checkpoint) -> str | None:
         words += ["--target", target]
     words += ["--model", config.model, "--seed", str(config.seed)]
     for name, value in changed.items():
-        words += [OPTIONS[name]] * value if isinstance(value, bool) else [OPTIONS[name], str(value)]
+        if isinstance(value, bool):
+            words += [OPTIONS[name]] * value
+        else:
+            for each in value if isinstance(value, tuple) else [value]:
+                words += [OPTIONS[name], str(each)]
     return shlex.join([*words, "--out", "FOLDER"])

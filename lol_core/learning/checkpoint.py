@@ -92,7 +92,8 @@ class TrainingConfig:
 
     model_config: the model's own configuration, the usual one when None. patience: epochs without a better validation
     loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split;
-    split_column: one that says which part each LoRA is in, so that none is drawn.
+    split_column: one that says which part each LoRA is in, so that none is drawn. only: conditions on the LoRAs that
+    take part, see `only.chosen`.
     mixed_precision: training's whole forward pass under bfloat16 autocast on CUDA, that of equivariant layers and
     probes too; kept features and weights are in float32. storage: of the factors to be trained on.
     shuffled_control: also fit the same model to permuted training labels.
@@ -117,6 +118,7 @@ class TrainingConfig:
     fractions: tuple[float, float, float] = FRACTIONS
     group_column: str | None = None
     split_column: str | None = None
+    only: tuple[str, ...] = ()
     shuffled_control: bool = False
 
     @property
@@ -125,12 +127,16 @@ class TrainingConfig:
         return find_model(self.model).configured(self.model_config)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the usual storage and without no column of parts: earlier descriptions name neither."""
+        """For JSON, without what earlier descriptions do not name where it is as usual: storage, column of parts,
+        conditions.
+        """
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.storage is Storage.FLOAT32:
             del named["storage"]
         if self.split_column is None:
             del named["split_column"]
+        if not self.only:
+            del named["only"]
         return named | {"model_config": self.shape.to_dict()}
 
     @classmethod
@@ -141,6 +147,7 @@ class TrainingConfig:
         schedule = Schedule(data.get("schedule", Schedule.CONSTANT))
         storage = Storage(data.get("storage", Storage.FLOAT32))
         own = {"keep": keep, "schedule": schedule, "storage": storage, "fractions": tuple(data["fractions"])}
+        own["only"] = tuple(data.get("only", ()))
         return cls(**{**data, **own, "model_config": shape})
 
     def rate(self, epoch: int) -> float:

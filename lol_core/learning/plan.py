@@ -10,13 +10,16 @@ from lol_core.collections.columns import structures
 from lol_core.collections.source import Source
 from lol_core.collections.splits import parts_of
 from lol_core.core.batch import WeightSpec, shared_spec
-from lol_core.core.header import ModuleHeader, distinct_headers
+from lol_core.core.header import distinct_headers
 from lol_core.core.naming import common_names
 from lol_core.errors import ModelError, TaskError
 from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.memory import check_memory
+from lol_core.learning.only import chosen, kind_of_module
 from lol_core.learning.tasks import Task, make_task
+
+ONLY = " To take some, name them, such as --only rank=4, or by *Only LoRAs with* on the page Train."
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,6 @@ class Plan:
         return cls(checkpoint.task, checkpoint.spec, checkpoint.split, checkpoint.left_out, checkpoint.left_out_modules)
 
 
-def _kind(module: ModuleHeader) -> str:
-    return f"{module.kind}{' with DoRA' if module.magnitude else ''}"
-
-
 def plan(
     zoo: Source,
     targets: Sequence[str],
@@ -55,7 +54,8 @@ def plan(
     *,
     ids: Sequence[str] | None = None,
 ) -> Plan:
-    """Check labels, modules, split, memory and device. `ids`: the LoRAs to take, all by default.
+    """Check labels, modules, split, memory and device. `ids`: the LoRAs to take, by default all that meet
+    `config.only`.
 
     Raises TaskError or ModelError with what is wrong and what to do.
     """
@@ -64,7 +64,7 @@ def plan(
     if not len(zoo):
         refused = "".join(f" {entry.path} was refused: {entry.reason}" for entry in zoo.refused[:1])
         raise TaskError(f"There is no LoRA in {zoo.name}.{refused}")
-    wanted = zoo.ids if ids is None else list(ids)
+    wanted = chosen(zoo, config.only) if ids is None else list(ids)
     if unknown := [id for id in wanted if id not in zoo.by_id]:
         raise TaskError(f"{zoo.name} has no LoRA {unknown[0]!r}. Its ids are such as {zoo.ids[0]!r}.")
     task, usable = make_task(zoo.labels.loc[wanted], targets, kind)
@@ -77,10 +77,10 @@ def plan(
         everyone = [zoo.by_id[id] for id in usable]
         bases = Counter(entry.suggested_base or entry.base_model or "unknown base" for entry in everyone)
         held = ", ".join(f"{count} of {base}" for base, count in bases.most_common(4))
-        kinds = Counter(_kind(entry.headers[0]) for entry in everyone if entry.headers)
+        kinds = Counter(kind_of_module(entry.headers[0]) for entry in everyone if entry.headers)
         if len(bases) == 1 and len(kinds) > 1:
             held += f", but their modules are of other kinds ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
-        raise ModelError(f"{error} Here are {held}. Those without a label take no part.") from error
+        raise ModelError(f"{error} Here are {held}. Those without a label take no part.{ONLY}") from error
     seen: dict[str, str] = {}
     for headers in distinct_headers(entries):
         names = [module.name for module in headers]

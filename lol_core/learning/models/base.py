@@ -105,8 +105,8 @@ class LoLModel(nn.Module):
         super().__init__()
         if not self.any_rank and spec.mixed_ranks:
             raise ModelError(
-                f"{self.title} takes LoRAs of one rank, and these have several. Choose SVD, Dense or GL-net, or filter"
-                " by rank."
+                f"{self.title} takes LoRAs of one rank, and these have several. Choose SVD, Dense or GL-net, or"
+                " those of one rank (--only rank=4, or by *Only LoRAs with* on the page Train)."
             )
         self.spec, self.config = spec, config
         features = self.n_features() + spec.magnitudes
