@@ -168,8 +168,8 @@ HALVING = (
 )
 
 
-def described(budget: Budget) -> str:
-    """How models were searched, and what ± is."""
+def described(budget: Budget, *, authors: bool = True) -> str:
+    """How models were searched, and what ± is. authors: whether rows have their settings."""
     if budget.search is None:
         return f"{GRID} {INTERVAL} {SHUFFLING}"
     rungs = "; ".join(f"{rung.epochs} epochs, the best {rung.kept} go on" for rung in budget.search.rungs)
@@ -182,7 +182,7 @@ def described(budget: Budget) -> str:
         dropouts=", ".join(f"{p:g}" for p in DROPOUTS),
         rungs=rungs,
     )
-    return f"{about} {AUTHORS} {INTERVAL} {SHUFFLING}"
+    return " ".join([about, *[AUTHORS] * authors, INTERVAL, SHUFFLING])
 
 
 AUTHORS = (

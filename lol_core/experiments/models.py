@@ -43,6 +43,15 @@ SEEDS = 5
 SEEN, UNSEEN = 3, 5
 """Seeds 0, 1, 2 were looked at while TuckerNet was made; the next five, other splits of the same LoRAs, were not."""
 
+UNSEEN_NOTE = (
+    f"TuckerNet was made with the test scores of seeds 0 to {SEEN - 1} in sight: its parts on seeds 0 and 1, its second"
+    " weight of directions after a first table of all three. Its scores in the table are flattered by that, so the"
+    f" findings are judged on seeds {SEEN} to {SEEN + UNSEEN - 1}, for which it was changed no more. These are new"
+    " splits of the same LoRAs and not new LoRAs: of each test part about two in five had been test LoRAs of the seeds"
+    f" before, whose scores were seen. Intervals of the differences are widened for {len(ASKED)} questions"
+    " (Bonferroni)."
+)
+
 
 def run(context: Context) -> Result:
     parts, findings, trials = [], [], []
@@ -85,15 +94,7 @@ def run(context: Context) -> Result:
             " synthetic factors, batches of 16, in one run beside other work. Preprocessing is done once for a"
             " LoRA, the forward pass every time."
         ),
-        (
-            f"TuckerNet was made with the test scores of seeds 0 to {SEEN - 1} in sight: its parts on seeds 0 and 1,"
-            " its second weight of directions after a first table of all three. Its scores in the table are flattered"
-            f" by that, so the findings are judged on seeds {SEEN} to {SEEN + UNSEEN - 1}, for which it was changed no"
-            " more. These are new splits of the same LoRAs and not new LoRAs: of each test part about two in five had"
-            " been test LoRAs of the seeds before, whose scores were seen."
-            f" Intervals of the differences are widened for {len(ASKED)} questions (Bonferroni)."
-            + (" Of the folds none is unseen: their LoRAs are those of the seeds." if context.searched else "")
-        ),
+        UNSEEN_NOTE + (" Of the folds none is unseen: their LoRAs are those of the seeds." if context.searched else ""),
     ]
     table = pd.concat(parts, ignore_index=True)
     return Result(

@@ -57,5 +57,6 @@ DIALECT = Dialect(
     ),
     matches=matches,
     prepare=prepare,
+    loader="diffusers",
     notes=notes,
 )

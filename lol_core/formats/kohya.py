@@ -45,5 +45,6 @@ DIALECT = Dialect(
             "LongCat-Video",
         ),
     ),
+    loader="kohya's trainer",
     matches=matches,
 )

@@ -65,8 +65,9 @@ class Dialect:
 
     spellings: what the page of dialects lists. matches: whether a file of these keys is of the dialect. parse: names,
     where the common table does not do. prepare: name, plain tensors (role → tensor) and configuration → tensors, for
-    what a configuration changes in the factors. unit_scale: there is no alpha and s = 1. alpha_is_scale: the
-    configuration's alpha is s itself. notes: what a configuration says of the update.
+    what a configuration changes in the factors. unit_scale: there is no alpha and s = 1. loader: who reads
+    such files without an alpha at s = 1; where "", it is not known. alpha_is_scale: the configuration's alpha is s
+    itself. notes: what a configuration says of the update.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Dialect:
     parse: Parse = role_of
     prepare: Callable[[str, Tensors, Config], Tensors] = _unchanged
     unit_scale: bool = False
+    loader: str = ""
     alpha_is_scale: bool = False
     notes: Callable[[Config], list[str]] = _no_notes
 
@@ -114,7 +116,7 @@ class Dialect:
             count = len(grouping.refused)
             raise LoRAFormatError(f"{name}: {why}." + (f" None of {count} modules can be read." if count > 1 else ""))
         _check_ranks(layers)
-        notes = [*self.notes(config), *scales.notes(len(layers)), *notes_on(grouping)] if layers else []
+        notes = [*self.notes(config), *scales.notes(len(layers), self.loader), *notes_on(grouping)] if layers else []
         return Content(tuple(layers), tuple(grouping.extras), tuple(notes))
 
     def _layer(

@@ -150,17 +150,15 @@ class Scales:
             return scale
         return Scale(value=(scale.alpha if scale.alpha > 0 else first) / (first + 1e-5))
 
-    def notes(self, modules: int) -> list[str]:
-        """What is uncertain about the scales of a LoRA of so many modules."""
+    def notes(self, modules: int, loader: str = "") -> list[str]:
+        """What is uncertain about the scales of a LoRA of so many modules. loader: see `Dialect`."""
         notes = list(self.complaints)
         if self.unit:
             notes.append("This dialect has no alpha: the scale is 1.")
         if self.unknown:
             which = "" if len(self.unknown) == modules else f" of {len(self.unknown)} of {modules} modules"
-            notes.append(
-                f"No alpha{which} in the file, its header or a configuration beside it: the scale is unknown and taken"
-                " as 1."
-            )
+            taken = f"taken as 1, as {loader} does" if loader else "unknown and taken as 1"
+            notes.append(f"No alpha{which} in the file, its header or a configuration beside it: the scale is {taken}.")
         if self.zero:
             notes.append(
                 f"alpha is 0 in {len(self.zero)} modules: kohya's trainer means the rank by that, and the scale is 1;"
