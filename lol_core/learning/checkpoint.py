@@ -367,7 +367,7 @@ class Checkpoint:
             path, problems = next(iter(misfits.items()))
             notes.append(f"{len(misfits)} of {len(zoo)} LoRAs do not fit it, e.g. {path}: {' '.join(problems)}")
         read, held = len(self.spec.modules), values(zoo, "modules")
-        if len(more := held.index[(held > read) & ~held.index.isin(list(misfits))]):
+        if more := [id for id in held.index[held > read] if id not in misfits]:
             notes.append(
                 f"{len(more)} of {len(zoo)} LoRAs adapt more than the {read} modules that it reads, e.g. {more[0]}:"
                 " what the others do takes no part in its predictions."
