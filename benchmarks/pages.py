@@ -29,7 +29,7 @@ import typer
 from playwright.sync_api import Browser, Page, expect
 
 from lol_core.collections.zoo import Zoo
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.plan import plan
 from lol_core.learning.training import train
 from tests.browser import chromium, server, settled

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from lol_core.core.errors import LoLError
     from lol_core.core.lora import LoRA, LoRALayer
     from lol_core.formats import probe, read
-    from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+    from lol_core.learning.checkpoint import Checkpoint
+    from lol_core.learning.config import TrainingConfig
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -20,7 +21,7 @@ _HOMES = {
     "LoLError": "lol_core.core.errors",
     "LoRA": "lol_core.core.lora",
     "LoRALayer": "lol_core.core.lora",
-    "TrainingConfig": "lol_core.learning.checkpoint",
+    "TrainingConfig": "lol_core.learning.config",
     "Zoo": "lol_core.collections.zoo",
     "probe": "lol_core.formats",
     "read": "lol_core.formats",

@@ -32,7 +32,8 @@ from lol_core.core.lora import LoRA
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.learning.answers import Answers
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.executor import Processes
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo

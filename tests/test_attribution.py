@@ -10,7 +10,7 @@ import pytest
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRA
 from lol_core.insight.attribution import contributions
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import MODELS, ModelConfig
 from lol_core.learning.training import plan, train
 

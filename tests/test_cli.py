@@ -23,7 +23,7 @@ from lol_core.core.groups import GROUPS
 from lol_core.errors import ModelError
 from lol_core.experiments.search import Budget
 from lol_core.insight.generation import Sampling
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import MODELS
 from lol_core.learning.models.gl_net import GLNetConfig
 from tests.builders import MODULES, random_lora, write_peft, write_zoo

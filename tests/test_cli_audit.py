@@ -14,7 +14,8 @@ from lol_core.cli.commands import app
 from lol_core.collections.zoo import Zoo
 from lol_core.core.lora import LoRALayer
 from lol_core.formats.writing import write
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo

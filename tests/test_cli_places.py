@@ -20,7 +20,8 @@ from lol_core.core.batch import shared_spec
 from lol_core.core.progress import Reporter
 from lol_core.learning import answers, stream
 from lol_core.learning.answers import Answers
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.executor import Lost
 from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Regression

@@ -11,7 +11,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import TaskError
 from lol_core.insight.scores import over_folds
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.crossvalidation import Folds, crossvalidate
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.verdict import Difference

@@ -29,7 +29,8 @@ from lol_core.formats import read
 from lol_core.formats.writing import write
 from lol_core.insight.editing import Method, edit
 from lol_core.insight.plots import edit_path
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.editor import Editor, EditorConfig, train_editor
 from lol_core.learning.goal import Goal, unmet
 from lol_core.learning.members import Members

@@ -42,7 +42,8 @@ from lol_core.insight.explanation import explain, name_clusters
 from lol_core.insight.maps import MapSettings, colourings, draw_map, family_title
 from lol_core.insight.picture import Method, align, displacement, project
 from lol_core.insight.surveys import Surveys
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Regression
 from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo

@@ -23,7 +23,7 @@ from lol_core.finetuning.dreambooth import Base, finetune_stack, write_lora
 from lol_core.finetuning.image_zoos import write_strip
 from lol_core.finetuning.recipes import CELEBA, Run
 from lol_core.insight.editing import Method
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.editor import EditorConfig, train_editor
 from lol_core.learning.known import FEWEST, UNLIKE, Known, Seen
 from lol_core.learning.models import ModelConfig

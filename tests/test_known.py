@@ -22,7 +22,8 @@ from lol_core.errors import CheckpointError, TaskError
 from lol_core.formats.writing import write
 from lol_core.learning import known as known_of
 from lol_core.learning.answers import Answers
-from lol_core.learning.checkpoint import Checkpoint, Keep, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import Keep, TrainingConfig
 from lol_core.learning.known import Known, Seen
 from lol_core.learning.models import MODELS, ModelConfig, make_model
 from lol_core.learning.publishing import packed

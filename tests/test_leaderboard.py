@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from lol_core.collections.zoo import Zoo
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.evaluation import calibration, error_slices
 from lol_core.learning.leaderboard import disagreement, leaderboard, verdict, verdicts
 from lol_core.learning.metrics import Scores

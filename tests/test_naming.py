@@ -25,7 +25,7 @@ from lol_core.insight.embedding import families
 from lol_core.insight.merging import merge
 from lol_core.insight.neighbours import nearest
 from lol_core.insight.survey import survey
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.evaluation import structure_features
 from lol_core.learning.training import plan, train
 from tests.builders import random_lora, turned

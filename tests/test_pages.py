@@ -22,7 +22,7 @@ from lol_core.collections.zoo import Zoo
 from lol_core.experiments.paper import PUBLISHED
 from lol_core.insight.survey import Survey
 from lol_core.insight.surveys import Surveys
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_peft, write_zoo

@@ -18,7 +18,8 @@ from streamlit.testing.v1 import AppTest
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Reporter
 from lol_core.learning.answers import Answers
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.parts import parts_here
 from lol_core.learning.training import plan, train

@@ -26,7 +26,8 @@ from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import CheckpointError, TaskError, ZooError
 from lol_core.learning.answers import Answers
 from lol_core.learning.card import model_card
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import MODELS, LoLModel
 from lol_core.learning.publishing import packed
 from lol_core.learning.publishing import publish as publish_model

@@ -10,7 +10,7 @@ import pytest
 
 from lol_core.collections.memory import MemorySource
 from lol_core.insight.ranking import Ranking, by_label, measured_numbers, ways
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora

@@ -17,7 +17,8 @@ from lol_core.core.groups import GL
 from lol_core.core.symmetry import invariance_error
 from lol_core.errors import ModelError
 from lol_core.experiments.search import SMALL, Variant
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.leaderboard import verdict
 from lol_core.learning.models import MODELS, LoLModel, find_model, make_model, registry
 from lol_core.learning.models.gl_net import GLNetConfig

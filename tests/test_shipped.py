@@ -13,7 +13,8 @@ from lol_core.cli.commands import app
 from lol_core.collections.zoo import Zoo
 from lol_core.experiments.shipped import OTHER
 from lol_core.learning.card import command
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models.gl_net import GLNetConfig
 from lol_core.learning.training import plan, train
 from tests.conftest import ROOT

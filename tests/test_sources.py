@@ -16,7 +16,8 @@ from lol_core.errors import LoRAFormatError, ZooError
 from lol_core.insight.embedding import space_of
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.answers import Answers
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, random_lora, write_zoo
 

@@ -26,7 +26,7 @@ from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Magnitude
 from lol_core.errors import ZooError
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.factors import Factors
 from lol_core.learning.packed import Packing
 from lol_core.learning.storage import Storage

@@ -19,7 +19,8 @@ from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError, ModelError
 from lol_core.learning.answers import Answers
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import LoLModel, ModelConfig
 from lol_core.learning.stream import ahead, parts, stream
 from lol_core.learning.training import plan, train
@@ -122,7 +123,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.learning import factors
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import ModelConfig
 from lol_core.learning.training import plan, train
 

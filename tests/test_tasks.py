@@ -13,7 +13,7 @@ import torch
 from lol_core.collections.zoo import Zoo
 from lol_core.errors import CheckpointError, TaskError
 from lol_core.insight.plots import confusion_heatmap
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.crossvalidation import crossvalidate
 from lol_core.learning.evaluation import (
     bootstrap_interval,

@@ -27,7 +27,7 @@ from lol_core.experiments.question import fold_of
 from lol_core.experiments.search import SMALL, Halving, Rung, Setting, Variant, full_grid
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.experiments.trials import Trials
-from lol_core.learning.checkpoint import Keep
+from lol_core.learning.config import Keep
 from lol_core.learning.models.gl_net import GLNetConfig
 from lol_core.learning.models.tucker import Part, TuckerConfig
 from tests.test_experiments import SAMPLES

@@ -20,7 +20,7 @@ from lol_core.collections.splits import with_copies
 from lol_core.collections.walk import Candidate
 from lol_core.collections.zoo import Zoo, short_name, split_ids, training_runs
 from lol_core.errors import LoRAFormatError, TaskError, ZooError
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.tasks import Binary, Multiclass, kind_of
 from lol_core.learning.training import plan
 from tests.builders import MODULES, random_lora, write_peft, write_zoo

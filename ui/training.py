@@ -12,7 +12,7 @@ import streamlit as st
 
 from lol_core.collections.source import Source
 from lol_core.insight.scores import describe
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.devices import devices
 from lol_core.learning.models import MODELS
 from lol_core.learning.models.layers import NONLINEARITIES

@@ -99,7 +99,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a LoL model and report its test scores beside its controls. Ctrl-C stops it with everything saved."""
-    from lol_core.learning.checkpoint import TrainingConfig
+    from lol_core.learning.config import TrainingConfig
     from lol_core.learning.leaderboard import verdicts
     from lol_core.learning.metrics import METRIC_TITLES
     from lol_core.learning.models import find_model
@@ -234,7 +234,7 @@ def crossvalidate(
     do.
     """
     from lol_core.insight.scores import over_folds
-    from lol_core.learning.checkpoint import TrainingConfig
+    from lol_core.learning.config import TrainingConfig
     from lol_core.learning.crossvalidation import crossvalidate as cross_validate
     from lol_core.learning.metrics import METRIC_TITLES
     from lol_core.learning.models import find_model

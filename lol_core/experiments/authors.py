@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from lol_core.experiments.search import Setting, Variant
-from lol_core.learning.checkpoint import Keep
+from lol_core.learning.config import Keep
 from lol_core.learning.models import MODELS
 from lol_core.learning.models.layers import Start
 

@@ -13,7 +13,7 @@ from lol_core.experiments.search import Setting, Variant
 from lol_core.experiments.table3 import CLASSES_QUESTION
 from lol_core.experiments.trials import KERNEL, Trials
 from lol_core.insight.plots import across
-from lol_core.learning.checkpoint import Keep
+from lol_core.learning.config import Keep
 from lol_core.learning.models.apart import Apart
 from lol_core.learning.verdict import over_seeds
 

@@ -18,7 +18,7 @@ from lol_core.collections.source import Source
 from lol_core.core.batch import shared_spec
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.learning.bootstrap import Resampled, mean_over, separation
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.evaluation import norm_features
 from lol_core.learning.factors import Factors
 from lol_core.learning.fit import Fit

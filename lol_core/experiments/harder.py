@@ -14,7 +14,7 @@ from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
 from lol_core.experiments.trials import KERNEL, Trials
 from lol_core.finetuning.picture_data import person_of
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.tasks import Multiclass
 
 TITLE = "Harder attributes on Faces: which skin, glasses, beard and colour of hat"

@@ -33,7 +33,7 @@ from lol_core.experiments.detection import (
 from lol_core.experiments.kept import Kept
 from lol_core.experiments.result import Finding, Result, environment, verdict, with_interval
 from lol_core.learning.bootstrap import Resampled, difference, interval
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import find_model
 from lol_core.learning.verdict import Difference
 

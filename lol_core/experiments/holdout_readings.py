@@ -27,7 +27,7 @@ from lol_core.experiments.question import Question
 from lol_core.experiments.search import Setting, Variant
 from lol_core.experiments.trials import KERNEL, Trials
 from lol_core.learning.bootstrap import Resampled, concordance, explained, interval, mean_of, mean_over, over_trainings
-from lol_core.learning.checkpoint import Keep, Schedule
+from lol_core.learning.config import Keep, Schedule
 from lol_core.learning.evaluation import control_predictions, norm_features
 from lol_core.learning.factors import Factors
 from lol_core.learning.fit import Fit

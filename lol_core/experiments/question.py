@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lol_core.experiments.kept import Scores
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.tasks import Task
 
 FOLDS = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lol_core.learning.checkpoint import Keep, TrainingConfig
+from lol_core.learning.config import Keep, TrainingConfig
 from lol_core.learning.models import MODELS
 
 SHUFFLED = "shuffled labels"

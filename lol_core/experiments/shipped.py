@@ -11,7 +11,7 @@ from typing import Any
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.experiments import table2, table3, table5
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import find_model
 from lol_core.learning.training import plan, train
 

@@ -24,7 +24,7 @@ from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.question import FOLDS, Question, fold_of
 from lol_core.experiments.search import SHUFFLED, Budget, Setting, Variant
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.evaluation import bootstrap_interval, control_predictions
 from lol_core.learning.executor import Executor, Lost, executor
 from lol_core.learning.factors import Factors, control_features

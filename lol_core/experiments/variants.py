@@ -24,7 +24,7 @@ from lol_core.experiments.kept import Kept
 from lol_core.experiments.result import Finding, Holds, Result, environment, verdict, weakest, with_interval
 from lol_core.finetuning.people import ATTRIBUTES
 from lol_core.finetuning.variants import COPIES, SOURCES, STEPS, UPCYCLED, VARIANTS, Learns, Variant
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.crossvalidation import crossvalidate
 from lol_core.learning.models import find_model, make_model
 from lol_core.learning.verdict import Difference

@@ -12,9 +12,8 @@ import platform
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,19 +30,18 @@ from lol_core.collections.columns import values
 from lol_core.collections.durable import contiguous, null_is_nan, replace_file
 from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
-from lol_core.collections.splits import FRACTIONS
 from lol_core.core.batch import WeightSpec, stack
 from lol_core.core.header import ByIdentity
 from lol_core.core.lora import LoRA
 from lol_core.errors import CheckpointError
 from lol_core.formats.base_models import base_name
 from lol_core.learning.card import model_card
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.known import Known
 from lol_core.learning.memory import check_memory
 from lol_core.learning.metrics import Scores
-from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, make_model
-from lol_core.learning.storage import Storage
+from lol_core.learning.models import MODELS, LoLModel, make_model
 from lol_core.learning.stream import parts
 from lol_core.learning.tasks import Task, labels_digest, task_from_dict
 from lol_core.learning.verdict import Difference
@@ -63,101 +61,6 @@ _OWN = re.compile(r"(model|known)-[0-9a-f]{8}\.safetensors")
 
 _LOOKED_AT: WeakKeyDictionary[Source, dict[ByIdentity[WeightSpec], dict[str, list[str]]]] = WeakKeyDictionary()
 """What does not fit, by zoo and specification: among 100,000 LoRAs it takes most of a second to find."""
-
-
-class Keep(StrEnum):
-    """Of which epoch the weights are kept."""
-
-    LOWEST_LOSS = "lowest validation loss"
-    BEST_SCORE = "best validation score"
-    """By the task's headline metric, of equals the first."""
-    LAST = "last"
-
-
-class Schedule(StrEnum):
-    """How the learning rate goes from epoch to epoch."""
-
-    CONSTANT = "constant"
-    COSINE = "cosine"
-    """Half a cosine, from the learning rate after the warm-up to a hundredth of it in the last epoch."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is fitted. AdamW, lr 1e-3 and weight decay 0 are the authors' for images (their MLP has 1e-2, but for
-    the CLIP score); batch size, number of epochs and early stopping are our own.
-
-    keep: of which epoch the weights are kept. warmup: epochs in which the learning rate rises from a tenth. clip: the
-    gradient's norm is cut to this, 0 for never.
-
-    model_config: the model's own configuration, the usual one when None. patience: epochs without a better validation
-    loss before stopping, 0 for never. group_column: a label whose groups stay on one side of the split;
-    split_column: one that says which part each LoRA is in, so that none is drawn. only: conditions on the LoRAs that
-    take part, see `only.chosen`.
-    mixed_precision: training's whole forward pass under bfloat16 autocast on CUDA, that of equivariant layers and
-    probes too; kept features and weights are in float32. storage: of the factors to be trained on.
-    shuffled_control: also fit the same model to permuted training labels.
-    """
-
-    model: str = "gl_net"
-    model_config: ModelConfig | None = None
-    epochs: int = 60
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    patience: int = 15
-    keep: Keep = Keep.LOWEST_LOSS
-    schedule: Schedule = Schedule.CONSTANT
-    warmup: int = 0
-    clip: float = 0.0
-    class_weights: bool = False
-    seed: int = 0
-    device: str = "auto"
-    mixed_precision: bool = True
-    storage: Storage = Storage.FLOAT32
-    fractions: tuple[float, float, float] = FRACTIONS
-    group_column: str | None = None
-    split_column: str | None = None
-    only: tuple[str, ...] = ()
-    shuffled_control: bool = False
-
-    @property
-    def shape(self) -> ModelConfig:
-        """The configuration of the model. Raises ModelError for an unknown model, or the configuration of another."""
-        return find_model(self.model).configured(self.model_config)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without what earlier descriptions do not name where it is as usual: storage, column of parts,
-        conditions.
-        """
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.storage is Storage.FLOAT32:
-            del named["storage"]
-        if self.split_column is None:
-            del named["split_column"]
-        if not self.only:
-            del named["only"]
-        return named | {"model_config": self.shape.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
-        """What `to_dict` gave. Raises ModelError for an unknown model."""
-        shape = find_model(data["model"]).Config.from_dict(data["model_config"])
-        keep = Keep(data.get("keep", Keep.LOWEST_LOSS))
-        schedule = Schedule(data.get("schedule", Schedule.CONSTANT))
-        storage = Storage(data.get("storage", Storage.FLOAT32))
-        own = {"keep": keep, "schedule": schedule, "storage": storage, "fractions": tuple(data["fractions"])}
-        own["only"] = tuple(data.get("only", ()))
-        return cls(**{**data, **own, "model_config": shape})
-
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        if epoch < self.warmup:
-            return self.learning_rate * (0.1 + 0.9 * epoch / self.warmup)
-        if self.schedule is Schedule.CONSTANT:
-            return self.learning_rate
-        done = (epoch - self.warmup) / max(1, self.epochs - self.warmup - 1)
-        return self.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from lol_core.collections.splits import kept_together
 from lol_core.core.progress import SILENT, Reporter, Stopped
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled, difference, mean_over
-from lol_core.learning.checkpoint import TrainingConfig
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.evaluation import control_predictions
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit

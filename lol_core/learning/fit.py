@@ -14,7 +14,7 @@ from torch import Tensor
 from lol_core.core.batch import Batch
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DivergedError, ModelError
-from lol_core.learning.checkpoint import Keep, TrainingConfig
+from lol_core.learning.config import Keep, TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.factors import Factors, fits
 from lol_core.learning.models import LoLModel, make_model

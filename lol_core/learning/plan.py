@@ -13,7 +13,8 @@ from lol_core.core.batch import WeightSpec, shared_spec
 from lol_core.core.header import distinct_headers
 from lol_core.core.naming import common_names
 from lol_core.errors import ModelError, TaskError
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.devices import find_device
 from lol_core.learning.memory import check_memory
 from lol_core.learning.only import chosen, kind_of_module

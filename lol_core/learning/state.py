@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lol_core.collections.durable import contiguous, plain_number, replace_file
 from lol_core.errors import CheckpointError
-from lol_core.learning.checkpoint import FORMAT, RENAMED, TrainingConfig
+from lol_core.learning.checkpoint import FORMAT, RENAMED
+from lol_core.learning.config import TrainingConfig
 
 if TYPE_CHECKING:
     from lol_core.learning.fit import Fit

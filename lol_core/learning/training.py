@@ -12,7 +12,8 @@ from lol_core.collections.source import Source
 from lol_core.core.batch import stack
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ModelError, TaskError
-from lol_core.learning.checkpoint import Checkpoint, TrainingConfig
+from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.config import TrainingConfig
 from lol_core.learning.evaluation import bootstrap_interval, control_predictions, norm_features, paired_differences
 from lol_core.learning.factors import Factors, control_features
 from lol_core.learning.fit import Fit
