@@ -275,9 +275,10 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
         for alias in _aliases(id):
             owners[alias] = id if owners.get(alias, id) == id else None
 
+    textual = [column for column in table.columns if not pd.api.types.is_float_dtype(table[column])]
+    texts = {column: table[column].astype(str).str.removeprefix("./").tolist() for column in textual}
+
     def matched(find: Callable[[str], str | None]) -> dict[str, pd.Series]:
-        textual = [column for column in table.columns if not pd.api.types.is_float_dtype(table[column])]
-        texts = {column: table[column].astype(str).str.removeprefix("./") for column in textual}
         return {column: pd.Series(map(find, told), table.index, dtype=object) for column, told in texts.items()}
 
     matches = matched(owners.get)
@@ -289,7 +290,7 @@ def join_labels(table: pd.DataFrame, ids: Sequence[str], path: Path) -> tuple[pd
             plain[name] = known if plain.get(name, known) == known else None
         matches = matched(lambda told: owners[told] if told in owners else plain.get(_plain(told)))
         for name, found in matches.items():
-            if found.isna().all() and any(moved := _moved([*map(_plain, table[name])], plain)):
+            if found.isna().all() and any(moved := _moved([*map(_plain, texts[name])], plain)):
                 matches[name] = pd.Series(moved, table.index, dtype=object)
         column = _joining(table, matches)
     if column is None or (ids and matches[column].notna().sum() == 0):
