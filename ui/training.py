@@ -124,13 +124,13 @@ def described(source: Source, choice: Choice) -> list[str]:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _conditions(fingerprint: str, _source: Source) -> dict[str, int]:
+def _conditions(fingerprint: str, labels: str, _source: Source) -> dict[str, int]:
     return conditions(_source)
 
 
 def choose_some(source: Source) -> tuple[str, ...]:
     """Conditions on the LoRAs that take part, where they differ by anything."""
-    counts = _conditions(source.fingerprint, source)
+    counts = _conditions(source.fingerprint, source.labels_digest, source)
     if not counts:
         return ()
     return tuple(
