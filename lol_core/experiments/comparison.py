@@ -172,9 +172,16 @@ def described(budget: Budget, *, authors: bool = True) -> str:
     """How models were searched, and what ± is. authors: whether rows have their settings."""
     if budget.search is None:
         return f"{GRID} {INTERVAL} {SHUFFLING}"
-    rungs = "; ".join(f"{rung.epochs} epochs, the best {rung.kept} go on" for rung in budget.search.rungs)
-    about = HALVING.format(
-        settings=budget.search.settings,
+    return " ".join([halved(budget), *[AUTHORS] * authors, INTERVAL, SHUFFLING])
+
+
+def halved(budget: Budget) -> str:
+    """How models were searched by halving."""
+    search = budget.search
+    assert search is not None
+    rungs = "; ".join(f"{rung.epochs} epochs, the best {rung.kept} go on" for rung in search.rungs)
+    return HALVING.format(
+        settings=search.settings,
         rates=", ".join(f"{rate:g}" for rate in RATES),
         heads=", ".join(f"{depth} × {width}" for width, depth in HEADS),
         batches=" or ".join(map(str, BATCHES)),
@@ -182,7 +189,6 @@ def described(budget: Budget, *, authors: bool = True) -> str:
         dropouts=", ".join(f"{p:g}" for p in DROPOUTS),
         rungs=rungs,
     )
-    return " ".join([about, *[AUTHORS] * authors, INTERVAL, SHUFFLING])
 
 
 AUTHORS = (

@@ -15,7 +15,7 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.question import FOLDS, REPEATS, Question
-from lol_core.experiments.search import Budget, Variant
+from lol_core.experiments.search import SMALL_SEARCH, Budget, Halving, Variant
 from lol_core.experiments.trials import Trials
 
 
@@ -39,6 +39,13 @@ class Context:
     def searched(self) -> bool:
         """Whether models are searched by successive halving, each in its own grid."""
         return self.budget.search is not None
+
+    def by_halving(self) -> Context:
+        """This one, or where it asks for the grid a like one that searches by halving; with fits of its own."""
+        if self.searched:
+            return self
+        search = SMALL_SEARCH if self.small else Halving()
+        return replace(self, budget=replace(self.budget, search=search), answered={})
 
     @property
     def small(self) -> bool:

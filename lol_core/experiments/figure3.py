@@ -4,29 +4,25 @@ measured.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 
 from lol_core.core.progress import Reporter, Stopped
-from lol_core.experiments.comparison import INTERVAL, cells, settings, with_half_widths
+from lol_core.experiments.comparison import INTERVAL, cells, halved, settings, with_half_widths
 from lol_core.experiments.context import Context
-from lol_core.experiments.kept import Kept
-from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.paper import FIVE
+from lol_core.experiments.question import fold_of
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
-from lol_core.experiments.table2 import QUESTION
+from lol_core.experiments.table2 import FOLDED_QUESTION
 from lol_core.experiments.trials import KERNEL, Trials
 from lol_core.finetuning.recipes import CELEBA
 from lol_core.insight.generation import Painter, Sampling, contact_sheet
 from lol_core.insight.plots import sheet
-from lol_core.learning.evaluation import control_predictions
-from lol_core.learning.factors import control_features
 from lol_core.learning.verdict import over_seeds
 
 TITLE = "Figure 3: the LoRAs predicted best and worst"
 GL_NET, NORMS, CHANCE = FIVE["gl_net"].title, "control: norms only", "control: all test LoRAs"
+ROWS = {"gl_net": GL_NET, "norms only": NORMS, KERNEL: KERNEL}
 ENDS = 10
 """LoRAs at each end of a ranking whose measured scores are averaged."""
 SHOWN = 3
@@ -35,23 +31,16 @@ DRAWING_STEPS = 10
 
 
 def run(context: Context) -> Result:
-    ours = context.trials(QUESTION)
-    kept = Kept(context.folder / "figure3.jsonl", ours.kept.about)
-    for seed in range(context.budget.seeds):
-        if any(line["seed"] == seed for line in kept.lines()):
-            continue
-        context.reporter.check("What was measured is kept; the same command goes on.")
-        context.reporter.show(f"Ranking the test LoRAs of seed {seed}", 0.5 * seed / context.budget.seeds)
-        kept.add(seed=seed, rankings=rankings(ours, seed))
-    scores = ours.zoo.labels["clip_score"]
-    lines = [line for line in kept.lines() if line["seed"] < context.budget.seeds]
-    table = pd.concat([ends(line["rankings"], scores).assign(seed=line["seed"]) for line in lines])
+    context = context.by_halving()
+    ours = context.trials(FOLDED_QUESTION, ("gl_net",))
+    scores, ranked = ours.zoo.labels["clip_score"], rankings(ours)
+    table = pd.concat([ends(each, scores).assign(seed=fold) for fold, each in enumerate(ranked)])
     parts = []
     for column in ("highest", "lowest", "difference"):
         by_row = table.groupby("row", sort=False)[column]
         means = with_half_widths({str(row): each.tolist() for row, each in by_row}, ours.test_share)
         parts.append(cells(NAMES[column], means))
-    best = lines[0]["rankings"][GL_NET]
+    best = ranked[0][GL_NET]
     names = list(best)
     columns = [*names[:SHOWN], None, *names[-SHOWN:]]
     picture = draw(context, ours, columns, best)
@@ -78,14 +67,15 @@ def run(context: Context) -> Result:
     ]
     notes = [
         (
-            "The sheet: LoRAs of the test part of seed 0, three of the highest and three of the lowest predictions,"
-            f" the base model between them; prompts {', '.join(repr(prompt) for prompt in PROMPTS)}, one seed for all,"
-            f" {DRAWING_STEPS} steps. Nothing was drawn for the ranking itself."
+            "The sheet: LoRAs of the test part of the first fold, three of the highest and three of the lowest"
+            f" predictions, the base model between them; prompts {', '.join(repr(prompt) for prompt in PROMPTS)}, one"
+            f" seed for all, {DRAWING_STEPS} steps. Nothing was drawn for the ranking itself."
         ),
         (
-            f"The table: mean measured CLIP score of the {ENDS} test LoRAs at each end of a ranking. {INTERVAL} The"
-            " paper shows images and no such numbers."
+            f"The table: mean measured CLIP score of the {ENDS} test LoRAs at each end of a ranking, over the"
+            f" folds of table 2, whose GL-net this is. {INTERVAL} The paper shows images and no such numbers."
         ),
+        halved(context.budget),
     ]
     return Result(
         "figure3",
@@ -105,25 +95,15 @@ NAMES = {
 }
 
 
-def rankings(trials: Trials, seed: int) -> dict[str, dict[str, float]]:
-    """Row title → test LoRA → prediction, the highest first: by GL-net, by norms alone, by the product kernel."""
-    fit = trials.refit("gl_net", seed)
-    split, labels = fit.split, trials.zoo.labels
-    known, test = split["train"] + split["validation"], split["test"]
-    predicted = {GL_NET: fit.task.decode(fit.outputs(test))}
-    norms = {"norms only": control_features(trials.zoo, fit.factors, known + test)["norms only"]}
-    predicted[NORMS] = control_predictions(fit.task, labels.loc[known + test], known, test, features=norms, seed=seed)[
-        "norms only"
-    ]
-    places = np.arange(len(known) + len(test))
-    train, validation, test_places = np.split(places, [len(split["train"]), len(known)])
-    y = fit.task.encode(labels.loc[known + test]).double().numpy()
-    values, _ = kernel_ridge(kernels(fit.factors.batch(known + test)), train, validation, test_places, y=y)
-    predicted[KERNEL] = fit.task.decode(torch.from_numpy(values))
-    return {
-        name: dict(sorted(zip(test, values[:, 0].tolist(), strict=True), key=lambda pair: pair[1], reverse=True))
-        for name, values in predicted.items()
-    }
+def rankings(trials: Trials) -> list[dict[str, dict[str, float]]]:
+    """For each fold: row title → test LoRA → prediction, the highest first."""
+    by_fold: list[dict[str, dict[str, float]]] = [{} for _ in range(trials.budget.seeds)]
+    for line in trials.chosen():
+        if line["model"] in ROWS:
+            test = fold_of(trials.labelled, line["seed"])["test"]
+            pairs = sorted(zip(test, line["predicted"], strict=True), key=lambda pair: pair[1], reverse=True)
+            by_fold[line["seed"]][ROWS[line["model"]]] = dict(pairs)
+    return by_fold
 
 
 def ends(ranked: dict[str, dict[str, float]], scores: pd.Series) -> pd.DataFrame:
@@ -153,7 +133,7 @@ def draw(context: Context, trials: Trials, columns: list[str | None], predicted:
         try:
             drawn.append(painter.draw(path, prompts, sampling, Reporter(stop=context.reporter.stop), keep=False))
         except Stopped as error:
-            raise Stopped("Stopped. The rankings are kept; the same command goes on.") from error
+            raise Stopped("Stopped. What was fitted is kept; the same command goes on.") from error
         measured = None if id is None else trials.zoo.labels["clip_score"][id]
         titles.append("base model\n" if id is None else f"predicted {predicted[id]:.2f}\nmeasured {measured:.2f}")
     return sheet(contact_sheet(list(zip(*drawn, strict=True)), titles, prompts, cell=160))

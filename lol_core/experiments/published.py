@@ -12,7 +12,6 @@ from lol_core.experiments.models import ASKED as EVERYTHING
 from lol_core.experiments.models import ORDER, SEEDS, UNSEEN_NOTE, beats, constants, unseen
 from lol_core.experiments.paper import PUBLISHED
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
-from lol_core.experiments.search import SMALL_SEARCH, Halving
 from lol_core.experiments.trials import Trials
 
 TITLE = "Models of others as published, searched by halving"
@@ -23,9 +22,8 @@ ASKED = {
 
 
 def run(context: Context) -> Result:
-    search = context.budget.search or (SMALL_SEARCH if context.small else Halving())
+    context = context.by_halving()
     seeds = 1 if context.small else max(SEEDS, context.budget.seeds)
-    context = replace(context, budget=replace(context.budget, search=search, seeds=seeds), answered={})
     parts, findings, trials = [], [], []
     for column, (question, score) in list(ASKED.items())[: 2 if context.small else None]:
         asked = context.trials(question, (*PUBLISHED, *ORDER), seeds)
@@ -45,7 +43,8 @@ def run(context: Context) -> Result:
     ]
     table = pd.concat(parts, ignore_index=True)
     first = next(iter(ASKED))
-    return Result("published", TITLE, table, findings, notes, chart(table, first), settings(trials, context.budget))
+    asked_with = settings(trials, replace(context.budget, seeds=seeds))
+    return Result("published", TITLE, table, findings, notes, chart(table, first), asked_with)
 
 
 def _best_of_others(trials: Trials, column: str, score: str) -> Finding:
