@@ -1,6 +1,7 @@
 """One family of errors, under the name that users import it by."""
 
 from lol_core.core.errors import (
+    ChangedError,
     CheckpointError,
     DataMissingError,
     DivergedError,
@@ -15,6 +16,7 @@ from lol_core.core.errors import (
 )
 
 __all__ = [
+    "ChangedError",
     "CheckpointError",
     "DataMissingError",
     "DivergedError",

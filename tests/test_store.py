@@ -148,6 +148,7 @@ def test_a_lora_is_packed_once_and_again_when_it_changes(tmp_path: Path) -> None
     second = Factors(Zoo.open(tmp_path / "zoo"), spec, zoo.ids, store=store)
     assert store.show()[0].places == 6 and path.read_bytes() == content
     assert_same(first.batch(zoo.ids), second.batch(zoo.ids))
+    zoo = Zoo.open(tmp_path / "zoo")
     assert_same(first.batch(zoo.ids), stack([zoo.load(id) for id in zoo.ids], spec))
     settings = json.loads((config := path.with_name("adapter_config.json")).read_text())
     config.write_text(json.dumps(settings | {"lora_alpha": 3 * settings["lora_alpha"]}))

@@ -29,6 +29,7 @@ from lol_core.core.groups import GL
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Hadamard, Kronecker, LowRank, Whole
 from lol_core.core.progress import Progress, Reporter
+from lol_core.errors import ZooError
 from lol_core.insight.anatomy import layer_map
 from lol_core.insight.blas import one_blas_thread
 from lol_core.insight.duplicates import duplicates
@@ -191,6 +192,34 @@ def test_a_file_that_was_out_of_reach_is_read_when_it_is_back(tmp_path: Path) ->
     assert all("No such file" in (survey.problem or "") for survey in gone.values())
     (tmp_path / "away").rename(tmp_path / "zoo")
     assert all(survey.problem is None for survey in Surveys(zoo).complete().values())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_of_a_file_that_changed_since_it_was_indexed_nothing_is_kept(tmp_path: Path, workers: int) -> None:
+    """As while a folder is copied anew: under what a file held would stand what another one says, for good."""
+    write_zoo(tmp_path, 10)
+    zoo = Zoo.open(tmp_path)
+    cut, other = (zoo.path(id) for id in zoo.ids[:2])
+    were = {path: path.read_bytes() for path in (cut, other)}
+    cut.write_bytes(were[cut][:-8])
+    other.write_bytes(zoo.path(zoo.ids[2]).read_bytes())
+    found = Surveys(zoo).complete(workers=workers)
+    assert [id for id in zoo.ids if found[id].problem] == zoo.ids[:2]
+    assert all("has changed since the collection was opened" in str(found[id].problem) for id in zoo.ids[:2])
+    for path, content in were.items():
+        path.write_bytes(content)
+    zoo = Zoo.open(tmp_path)
+    surveys = Surveys(zoo).complete()
+    assert all(surveys[id].problem is None and surveys[id].norm == survey(zoo.load(id)).norm for id in zoo.ids)
+
+
+def test_surveys_that_cannot_be_kept_say_so(folder: Path) -> None:
+    """As on a full disk, or where the file was damaged."""
+    surveys = Surveys(Zoo.open(folder))
+    surveys.path.write_bytes(b"no database" * 1000)
+    for look in (surveys.count, surveys.known, surveys.complete):
+        with pytest.raises(ZooError, match="cannot be used"):
+            look()
 
 
 def test_surveys_of_an_earlier_kind_leave(folder: Path) -> None:

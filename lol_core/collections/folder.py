@@ -18,7 +18,7 @@ from lol_core.collections.names import user_path
 from lol_core.collections.walk import name_of, within
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import ZooError
+from lol_core.errors import ChangedError, ZooError
 from lol_core.formats import naming, read_file
 
 
@@ -103,11 +103,33 @@ class Zoo(Indexed):
         return Index(self.folder, cache).path
 
     def load(self, id: str) -> LoRA:
-        """Read one LoRA with its weights. Raises LoRAFormatError naming the file, also when it has vanished since."""
-        return load_file(self.path(id), id)
+        """Read one LoRA with its weights. Raises LoRAFormatError naming the file, also when it has vanished since, and
+        ChangedError when it is another one since.
+        """
+        return self.reader(id)()
 
     def reader(self, id: str) -> Callable[[], LoRA]:
-        return partial(load_file, self.path(id), id)
+        entry = self.by_id.get(id)
+        if entry is None:
+            return partial(load_file, self.path(id), id)
+        return partial(load_indexed, self.path(id), id, entry.size, entry.mtime)
+
+
+def load_indexed(path: Path, id: str, size: int, mtime: float) -> LoRA:
+    """`load_file`, of a file that is as it was indexed: what is computed from it is kept under that content."""
+    try:
+        return load_file(path, id)
+    finally:
+        if _changed(path, size, mtime):
+            raise ChangedError(f"{id}: The file has changed since the collection was opened. Open it again.")
+
+
+def _changed(path: Path, size: int, mtime: float) -> bool:
+    try:
+        status = path.stat()
+    except OSError:
+        return False  # gone, as reading it has told
+    return (status.st_size, status.st_mtime) != (size, mtime)
 
 
 def load_file(path: Path, id: str) -> LoRA:

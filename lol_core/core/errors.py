@@ -16,6 +16,10 @@ class LoRAFormatError(LoLError):
     """A file that cannot be read as a LoRA: broken, truncated, half a LoRA, or another kind of adapter."""
 
 
+class ChangedError(LoRAFormatError):
+    """A file that is no longer the one that a collection knows."""
+
+
 class NotLowRankError(LoRAFormatError):
     """A sound adapter file that holds no low-rank product (OFT, IA3, prompt tuning, …)."""
 

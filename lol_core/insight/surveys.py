@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lol_core.collections.columns import contents
+from lol_core.collections.index import Database
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import LoRAFormatError
+from lol_core.errors import ChangedError, LoRAFormatError
 from lol_core.insight.survey import Survey, survey
 from lol_core.learning.executor import Lost, Serial, executor, map_some
 
@@ -26,43 +28,38 @@ FORMER = ("surveys_4", "surveys_5", "surveys_6")
 
 class Surveys:
     """The surveys of a collection, by content, in the SQLite file of its index: what was read once is not read
-    again.
+    again. What reads or keeps them raises ZooError where that file cannot be used.
     """
 
     def __init__(self, zoo: Source, cache: Path | None = None):
         self.zoo = zoo
         self.path = zoo.store(cache)
 
-    def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=30)
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS surveys_7 (content PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
-        )
-        for former in FORMER:
-            connection.execute(f"DROP TABLE IF EXISTS {former}")
-        return connection
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with Database(self.path).connection() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS surveys_7"
+                " (content PRIMARY KEY, norms, effective_ranks, sketch, range, problem)"
+            )
+            for former in FORMER:
+                connection.execute(f"DROP TABLE IF EXISTS {former}")
+            yield connection
 
     def count(self) -> int:
         """How many surveys are kept, of present and of former files: a cheap sign of whether there are new ones."""
-        connection = self._connect()
-        try:
+        with self._connection() as connection:
             return int(connection.execute("SELECT COUNT(*) FROM surveys_7").fetchone()[0])
-        finally:
-            connection.close()
 
     def known(self) -> dict[str, Survey]:
         """id → survey of the LoRAs read so far."""
-        connection = self._connect()
-        try:
+        with self._connection() as connection:
             rows = {
                 row[0]: row[1:]
                 for row in connection.execute(
                     "SELECT content, norms, effective_ranks, sketch, range, problem FROM surveys_7"
                 )
             }
-        finally:
-            connection.close()
         return {
             id: _from_row(rows[content])
             for id, content in zip(self.zoo.ids, contents(self.zoo), strict=True)
@@ -84,10 +81,9 @@ class Surveys:
         runner = executor(workers)
         if len(missing) <= CHUNK:
             runner = Serial()
-        connection = self._connect()
         rows: list[tuple[Any, ...]] = []
         done, saved = 0, time.monotonic()
-        try:
+        with self._connection() as connection:
             readers = [(id, self.zoo.reader(id)) for id in missing]
             for chunk in map_some(runner, _survey_all, readers, 1 if isinstance(runner, Serial) else CHUNK):
                 for id, result in chunk.items():
@@ -104,8 +100,6 @@ class Surveys:
                 if reporter.stopping:
                     break
             _keep(connection, rows)
-        finally:
-            connection.close()
         return {id: surveys[id] for id in content_of if id in surveys}  # in their order, whichever came first
 
 
@@ -130,8 +124,10 @@ def _survey_all(readers: Sequence[tuple[str, Callable[[], LoRA]]]) -> dict[str, 
 
 
 def _out_of_reach(error: BaseException | None) -> bool:
-    """Whether the file system refused, not the file: it is gone, or on a drive or machine that is not there."""
-    return error is not None and (isinstance(error, OSError) or _out_of_reach(error.__cause__))
+    """Whether the file system refused, not the file: it is gone, or on a drive or machine that is not there, or is
+    another one by now.
+    """
+    return error is not None and (isinstance(error, OSError | ChangedError) or _out_of_reach(error.__cause__))
 
 
 def _unread(reason: str) -> Survey:
