@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
-from lol_core.cli.console import INTERRUPTED
+from lol_core.cli.console import INTERRUPTED, print_table
 from lol_core.cli.generate import sheet_titles
 from lol_core.cli.invariance import GROUP_NAMES
 from lol_core.cli.learning import MODEL_NAMES
@@ -319,6 +319,12 @@ def test_brackets_in_a_files_name_are_shown(tmp_path: Path) -> None:
     shown = run(app, ["scan", str(tmp_path)]).output
     assert "[bold]" in shown and "[red]" in shown
     assert "[/bold]" in run(app, ["probe", str(tmp_path / "[/bold]")]).output
+
+
+def test_a_table_shows_a_name_and_sends_no_command_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of files, and what files say, come from strangers."""
+    print_table([{"path": ":x:\x1b[31m\n\u202e.pt"}])
+    assert r":x:\x1b[31m\n\u202e.pt" in capsys.readouterr().out
 
 
 def test_predictions_of_an_empty_folder_say_that_it_is_empty(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
 from lol_core.cli.console import INTERRUPTED
+from lol_core.collections.store import Store
 from lol_core.collections.zoo import Zoo
 from lol_core.core.batch import shared_spec
 from lol_core.core.progress import Reporter
@@ -150,6 +151,7 @@ def test_models_are_asked_by_workers_as_they_are_here(
 
     monkeypatch.setattr(stream, "AT_ONCE_BYTES", 2 * entries[0].size)
     monkeypatch.setattr(answers, "executor", elsewhere)
+    Store().clear()
     together = output("predict", "--checkpoint", checkpoint, folder, "--workers", 3)
     assert together["finished"] and together["refused"] == {killing: "It killed the worker."}
     assert [*together["predictions"]] == [entry.path for entry in entries if entry.path != killing]
@@ -164,18 +166,23 @@ def test_models_are_asked_by_workers_as_they_are_here(
     assert named == ["3", "3"]
 
 
-def test_a_prediction_that_is_stopped_says_so(folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prediction_that_is_stopped_keeps_what_it_has(
+    folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entries = Zoo.open(folder).entries
     answers = Answers.of
     monkeypatch.setattr(stream, "AT_ONCE_BYTES", 1)
     monkeypatch.setattr(
-        Answers, "of", lambda model, zoo, **_: answers(model, zoo, reporter=Reporter(stop=lambda: True))
+        Answers,
+        "of",
+        lambda model, zoo, store=None, **_: answers(model, zoo, reporter=Reporter(stop=lambda: True), store=store),
     )
     result = CliRunner().invoke(app, ["predict", "--checkpoint", str(checkpoint), str(folder), "--json"])
     stopped = json.loads(result.stdout)
     assert (
         result.exit_code == INTERRUPTED
-        and "begins anew" in result.stderr
+        and "the same command goes on" in result.stderr
         and not stopped["finished"]
         and [*stopped["predictions"]] == [entries[0].path]
     )
+    assert [(item.kind, item.places) for item in Store().show()] == [("answers", 1)]

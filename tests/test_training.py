@@ -251,6 +251,18 @@ def test_the_digits_are_the_same_from_the_store_from_memory_and_from_files(
     assert packed.history == again.history == in_memory.history == from_files.history
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
+def test_training_without_a_store_warns_of_nothing(
+    synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOL_STORE_GB", "0")
+    torch.set_warn_always(True)
+    try:
+        train(synthetic_zoo, plan(synthetic_zoo, ["size"], QUICK), QUICK, tmp_path / "run")
+    finally:
+        torch.set_warn_always(False)
+
+
 def test_a_model_that_would_not_fit_into_memory_is_refused_before_the_work(
     synthetic_zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

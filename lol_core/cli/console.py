@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from lol_core.collections.source import Source
     from lol_core.learning.executor import Executor
 
-out, err = Console(markup=False), Console(stderr=True, markup=False)  # brackets in names are names
+out, err = (Console(stderr=stderr, markup=False, emoji=False) for stderr in (False, True))
+"""Brackets and colons in names are names."""
 INTERRUPTED = 130
 """The exit code of what Ctrl-C ended, as shells have it: 128 and the number of the signal."""
 KEPT = "What was read is kept; the same command goes on."
@@ -65,6 +66,8 @@ PartsLabel = Annotated[
     str | None, typer.Option(help="Label column that says train, validation or test; by default parts are drawn.")
 ]
 
+_COMMANDS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that move, colour or turn what a terminal shows."""
 _WAYS_OUT = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some disk space, or choose another place."),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Choose a place that you may write to."),
@@ -135,10 +138,12 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
 
 
 def _cell(value: object) -> str:
-    """Six digits of a number; a NaN, as the rank correlation of a constant, is not known."""
+    """Six digits of a number; a NaN, as the rank correlation of a constant, is not known. What a name or a file would
+    tell the terminal to do is shown.
+    """
     if isinstance(value, float):
         return "not known" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else str(value)
+    return "" if value is None else _COMMANDS.sub(lambda command: repr(command[0])[1:-1], str(value))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lol_core.cli.console import (
+    KEPT,
     Amount,
     AsJson,
     Count,
@@ -317,6 +318,7 @@ def predict(
     """
     from lol_core.collections.folder import load_file
     from lol_core.collections.opening import is_collection
+    from lol_core.collections.store import Store
     from lol_core.formats import IN_FOLDER
     from lol_core.learning.answers import Answers
     from lol_core.learning.checkpoint import Checkpoint
@@ -332,7 +334,7 @@ def predict(
             if not len(zoo) and not zoo.refused:
                 raise LoLError(f"There is no LoRA in {address}.")
             notes = model.compare(zoo)
-            answers = Answers.of(model, zoo, workers=workers, reporter=reporter.part(0.1, 1.0))
+            answers = Answers.of(model, zoo, workers=workers, reporter=reporter.part(0.1, 1.0), store=Store())
             finished = len(answers.values) + len(answers.refused) == len(zoo)
         else:
             lora = load_file(path, str(path))
@@ -361,4 +363,4 @@ def predict(
         for note in notes:
             err.print(note, highlight=False, soft_wrap=True)
     if not finished:
-        raise interrupted("Stopped before the end: these are the predictions so far. The same command begins anew.")
+        raise interrupted(f"Stopped before the end: these are the predictions so far. {KEPT}")

@@ -130,7 +130,9 @@ def measure(checkpoint: Checkpoint, zoo: Source, factors: Factors, shuffled: np.
     truth, ours = labels.loc[split["test"]], predicted["test"]
     known, ids = split["train"] + split["validation"], [id for part in split.values() for id in part]
     features = control_features(zoo, factors, ids)
-    norms = {part: torch.from_numpy(features["norms only"].loc[some].to_numpy()) for part, some in split.items()}
+    norms = {
+        part: torch.from_numpy(features["norms only"].loc[some].to_numpy(copy=True)) for part, some in split.items()
+    }
     trained, *held_out = (Seen(latents[part], norms[part]) for part in ("train", "validation", "test"))
     checkpoint.known = Known.of(trained, Seen.joined(held_out))
     controls = control_predictions(task, labels.loc[ids], known, split["test"], features=features, seed=seed) | (
