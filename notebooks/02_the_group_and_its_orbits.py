@@ -129,8 +129,8 @@ figure
 
 # %% [markdown]
 # At $\kappa = 1$, which is $\mathrm{O}(r)$, both are what they were. From there O-Align falls, and GL-net is a flat line: it was trained on the files as they
-# were and has never seen a rewritten LoRA. O-Align falls slowly here, likely since a good part of its answer is the size of the update, which a wild $R$ hides only in part.
-# Whether it falls far is luck of the question; that it may is what the symmetry says.
+# were and has never seen a rewritten LoRA. O-Align falls slowly here; why, was not asked.
+# How far it falls may differ from question to question; that it may fall is what the symmetry says.
 #
 # With `ipywidgets` you can turn $\kappa$ yourself (on a page that does not run Python, the curve above has to do).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,12 +130,13 @@ def run(context: Context) -> Result:
             done += len(block)
     given, learnt = ({line["lora"]: line for line in kept.lines()} for kept in parts.values())
     table = measured(given[id] | {"after": given[id]["after"] + learnt[id]["after"]} for id in people)
+    unedited = as_fine_tuned([given[id] for id in people], zoo.labels)
     return Result(
         "edits",
         TITLE,
         cells(table),
         findings(table),
-        notes(table, people),
+        [*notes(table, people), unedited],
         drawn(table),
         {
             "zoos": {"faces": {"fingerprint": zoo.fingerprint, "LoRAs": len(zoo)}},
@@ -230,6 +231,26 @@ def measured(lines: Iterator[Line]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def as_fine_tuned(lines: Sequence[Line], labels: pd.DataFrame) -> str:
+    """How often the pictures of people as they were, and the predictor, say what the label says."""
+    from lol_core.finetuning.people import ATTRIBUTES
+
+    truth = labels.loc[[line["lora"] for line in lines], list(ATTRIBUTES)].to_numpy() > 0
+    shown = np.array([line["before"]["shown"] for line in lines]) > 0.5
+    by_judge = dict(zip(ATTRIBUTES, (shown == truth).mean(0), strict=True))
+    told: dict[str, list[bool]] = {}
+    for line, row in zip(lines, truth, strict=True):
+        read = {one["target"]: one["predicted"][0] > 0.5 for one in line["after"]}
+        for target, says in read.items():
+            told.setdefault(target, []).append(says == row[_place(target)])
+    return (
+        "Before any edit the judge reads in those pictures what the label says of"
+        f" {', '.join(f'{share:.0%} ({name})' for name, share in by_judge.items())} of the people; the predictor, from"
+        f" the weights, of {', '.join(f'{np.mean(right):.0%} ({name})' for name, right in told.items())}. So two such"
+        " pictures are no ceiling for what weights tell; of the smile they say as little."
+    )
 
 
 def _place(target: str) -> int:

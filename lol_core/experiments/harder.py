@@ -57,7 +57,7 @@ def run(context: Context) -> Result:
         f"{INTERVAL} {SHUFFLING} Intervals of differences are widened for {2 * len(trials)} (Bonferroni).",
         _chance(trials, told),
         "Asked after the kernel had been seen to tell them. Of table 3's five attributes four are nearly saturated, and"
-        " the smile is hardly told.",
+        " the smile is hardly told, from weights as from pictures that the LoRAs draw (experiment edits).",
     ]
     first = next(iter(trials)).replace("_", " ")
     return Result(

@@ -158,9 +158,9 @@ def notes(context: Context, readings: Readings) -> list[str]:
             + "; ".join(
                 f"{each.variant.title} {OFTEN[each.trainings]}" for each in JUDGED if each.variant.name in asked
             )
-            + ". W2T and MVProbe have their authors' schedules, MVProbe for 60 epochs of the 500 in their text and one"
-            " module; they take long, and were to be asked only where TuckerNet's lead had been clear, MVProbe on the"
-            " sources alone."
+            + ". W2T and MVProbe have their authors' schedules, W2T with a warm-up of the whole model, MVProbe for 60"
+            " epochs of the 500 in their text and with one module. They take long, and were to be asked only where"
+            " TuckerNet's lead had been clear, MVProbe on the sources alone."
             + (
                 f" The time ended after fewer splits for {'; '.join(f'{name}: {n}' for name, n in fewer.items())}."
                 if fewer

@@ -86,8 +86,8 @@ def run(context: Context) -> Result:
             " sizes and the Triplet Transformer only the learning rate was searched, for TuckerNet the weight of its"
             " directions (1 or 0.1) instead; Nearest spectra fits nothing. Nearest spectra, Spectral sizes, Triplet"
             " Transformer and Probe views are our own small variants of DSiRe, of spectral statistics, of W2T and of"
-            " MVProbe, and say nothing of those; the published ones are asked with --halving. Table 4 has other fits"
-            " for the data-set size, searched by halving."
+            " MVProbe, and say nothing of those; the published ones are asked in `experiment published`. Table 4 has"
+            " other fits for the data-set size, searched by halving."
         ),
         (
             f"Times: medians for one LoRA of {TIMED.layers} modules of {TIMED.n} × {TIMED.m} at rank {TIMED.r},"

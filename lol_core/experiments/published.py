@@ -37,7 +37,9 @@ def run(context: Context) -> Result:
         described(context.budget, authors=False),
         "They are ported from their authors' code where there is some (docs/methods.md), and trained as the others here"
         " are, not by their authors' schedules. DSiRe fits nothing; spectral statistics are read linearly. MVProbe and"
-        " ProbeX read one module, a quarter, a half or three quarters along the LoRA, which is searched.",
+        " ProbeX read one module, a quarter, a half or three quarters along the LoRA, which is searched in place of"
+        " dropout. Normalised inputs are searched for the five alone: the others have them as they are, and TuckerNet"
+        " the weight of its directions (1 or 0.1) instead.",
         UNSEEN_NOTE,
         "The CLIP score, attributes and the data-set size were not asked.",
     ]

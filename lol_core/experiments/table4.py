@@ -138,7 +138,12 @@ def run(context: Context) -> Result:
         ),
     ]
     notes = [
-        described(context.budget),
+        described(context.budget)
+        + (
+            " There is no script of the authors for the size: their rows are of models of the classes."
+            if context.searched
+            else ""
+        ),
         PICKED,
         (
             "The size is one of ten classes here (softmax, cross-entropy). Every nonempty subset of the ten classes"
