@@ -100,7 +100,7 @@ def listing() -> None:
             bind="query-params",
             label_visibility="collapsed",
         )
-    help_text = "LoRAs with something wrong or odd about them."
+    help_text = "LoRAs with something wrong with them."
     if ailing and line.toggle(f"Only unwell ({len(ailing):,})", key=key("unwell"), bind="query-params", help=help_text):
         shown = [id for id in shown if id in ailing]
     what = "Tick rows to look at one or to select several." if view == "Table" else "Click a name to look at one."

@@ -35,7 +35,7 @@ from lol_core.insight.blas import one_blas_thread
 from lol_core.insight.duplicates import duplicates
 from lol_core.insight.health import health
 from lol_core.insight.neighbours import nearest
-from lol_core.insight.overview import overview, rank_used
+from lol_core.insight.overview import Examination, overview, rank_used
 from lol_core.insight.survey import SKETCH, sketch, survey
 from lol_core.insight.surveys import Surveys
 from lol_core.insight.tags import tag_counts
@@ -272,6 +272,10 @@ def test_health(tmp_path: Path) -> None:
     assert "never trained" in marks["zero"] and "1 of 3 modules" in marks["half"] and "NaN" in marks["broken"]
     assert re.search("1[23]%", marks["narrow"]) and "claims rank 64" in marks["liar"]
     assert marks["huge"].startswith("too large: ΔW is too large for float32 in 1 of 3 modules")
+    examined = Examination.of(zoo, surveys)
+    assert examined is not None and {Path(id).parts[0] for id in examined.diagnoses["path"]} == {
+        *("zero", "half", "broken", "liar", "huge")
+    }, "a rank that is not used is no illness"
     charts = overview(zoo, surveys, zoo.ids).set_index("name")["‖ΔW‖ by module"]
     assert charts["huge"] is None and len(charts["well"]) == 3, "an infinite number is no bar of a chart"
 

@@ -30,6 +30,10 @@ class Ailment(StrEnum):
     CONTRADICTION = "claims another rank"
 
 
+HARMLESS = frozenset({Ailment.RANK_DEFICIENT})
+"""Odd, and nothing is wrong with a LoRA for it: in many collections nearly all are so."""
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """One thing that is wrong or odd about a LoRA. reason: a sentence."""

@@ -16,7 +16,7 @@ from lol_core.collections.runs import training_runs
 from lol_core.collections.source import Source
 from lol_core.core.header import ModuleHeader
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.insight.health import health
+from lol_core.insight.health import HARMLESS, health
 from lol_core.insight.order import places
 from lol_core.insight.survey import Survey
 
@@ -81,9 +81,9 @@ def claims(entries: Iterable[Entry]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Examination:
-    """What takes a look at every header. diagnoses: what is wrong or odd about each LoRA, with columns path, what and
-    reason; claims: see `claims`; runs: the training run of those that belong to one, by id; rank_used: of those whose
-    weights have been read, by id.
+    """What takes a look at every header. diagnoses: what is wrong with each LoRA, with columns path, what and reason;
+    claims: see `claims`; runs: the training run of those that belong to one, by id; rank_used: of those whose weights
+    have been read, by id.
     """
 
     diagnoses: pd.DataFrame
@@ -101,7 +101,8 @@ class Examination:
                 if reporter.stopping:
                     return None
             survey = surveys.get(entry.path)
-            rows += [(entry.path, str(mark.ailment), mark.reason) for mark in health(entry, survey)]
+            found = [mark for mark in health(entry, survey) if mark.ailment not in HARMLESS]
+            rows += [(entry.path, str(mark.ailment), mark.reason) for mark in found]
             if entry.sidecar:
                 claimed.append(entry)
             if survey is not None and survey.problem is None:

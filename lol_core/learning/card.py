@@ -85,7 +85,8 @@ def model_card(checkpoint: Checkpoint) -> str:
     if again := command(checkpoint):
         lines += [
             "",
-            f"The same again, where `{checkpoint.zoo}` stands for the collection's path or address:",
+            f"The same again, where `{checkpoint.zoo}` stands for the collection's path or address (with `--labels"
+            " TABLE` where they are not in the collection):",
             "",
             "```",
             again,

@@ -40,7 +40,7 @@ def open_pickled(
     if members is not None:
         names = [info.filename for info in members]
         if not any(name.endswith("data.pkl") for name in names):
-            inside = f"{len(names)} files (first {names[0]!r})" if names else "nothing"
+            inside = f"{len(names)} file{'s' * (len(names) != 1)} (first {names[0]!r})" if names else "nothing"
             raise NotLowRankError(f"A zip archive of {inside}, no weights as PyTorch or NumPy write them. Unpack it.")
         if any(name.endswith("constants.pkl") for name in names):
             raise NotLowRankError("A TorchScript program: code and weights in one, no adapter. It was not executed.")
