@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
 from lol_core.cli.store import Kind
+from lol_core.collections.cache import cache_folder
 from lol_core.collections.memory import MemorySource
 from lol_core.collections.records import Records
 from lol_core.collections.store import Kept, Store
@@ -26,6 +27,7 @@ from lol_core.core.batch import Batch, shared_spec, stack
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.core.parametrisation import Magnitude
 from lol_core.errors import ZooError
+from lol_core.insight.surveys import Surveys
 from lol_core.learning.config import TrainingConfig
 from lol_core.learning.factors import Factors
 from lol_core.learning.packed import Packing
@@ -239,7 +241,9 @@ def test_a_kill_keeps_what_was_packed_and_two_processes_pack_it_once(tmp_path: P
 
 
 def test_the_commands_show_and_clear(tmp_path: Path) -> None:
-    assert {kind.value for kind in Kind} == {kind.value for kind in Kept}
+    assert {*Kind} - {Kind.INDEXES} == {kind.value for kind in Kept}
+    write_zoo(tmp_path / "zoo", 2)
+    Surveys(Zoo.open(tmp_path / "zoo")).complete()
     store = Store()
     store.write(Kept.MAPS, "a", ARRAYS, {})
     source = MemorySource({"l": random_lora()})
@@ -249,14 +253,16 @@ def test_the_commands_show_and_clear(tmp_path: Path) -> None:
     os.utime(stray, (1, 1))
     run = CliRunner().invoke
     shown = json.loads(run(app, ["store", "show", "--json"]).stdout)
-    assert [(item["kind"], item["records"]) for item in shown["items"]] == [("factors", 1), ("maps", None)]
-    assert (
-        shown["bytes"] == sum(item["bytes"] for item in shown["items"])
-        and "factors" in run(app, ["store", "show"]).stdout
-    )
+    *items, index = shown["items"]
+    assert [(item["kind"], item["records"]) for item in items] == [("factors", 1), ("maps", None)]
+    assert shown["bytes"] == sum(item["bytes"] for item in items) and "factors" in run(app, ["store", "show"]).stdout
+    assert index["kind"] == "indexes" and "zoo-" in index["file"] and index["bytes"] == shown["bytes of indexes"] > 0
     assert run(app, ["store", "clear", "--kind", "maps"]).exit_code == 0
     assert [item.kind for item in store.show()] == ["factors"] and not stray.exists()
     assert run(app, ["store", "clear"]).exit_code == 0 and not list(store.folder.glob("*/*"))
+    assert Surveys(Zoo.open(tmp_path / "zoo")).count() == 2
+    assert run(app, ["store", "clear", "--kind", "indexes"]).exit_code == 0
+    assert not list(cache_folder().glob("index/*")) and Surveys(Zoo.open(tmp_path / "zoo")).count() == 0
     store.folder.joinpath("index.sqlite").unlink()
     store.folder.joinpath("index.sqlite").mkdir()
     assert run(app, ["store", "show"]).exit_code == 1

@@ -3,59 +3,82 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lol_core.cli.console import AsJson, out, print_json, print_table, reported
+from lol_core.collections.cache import cache_folder
 
 store = typer.Typer(help="Show or clear what was computed from LoRAs and kept.", no_args_is_help=True)
 
 
 class Kind(StrEnum):
-    """As `collections.store.Kept`, which takes PyTorch's time to import."""
+    """As `collections.store.Kept`, which takes PyTorch's time to import; and indexes, which hold what headers and
+    surveys say.
+    """
 
     FACTORS = "factors"
     LATENTS = "latents"
     ANSWERS = "answers"
     MAPS = "maps"
+    INDEXES = "indexes"
 
 
 @store.command()
 def show(as_json: AsJson = False) -> None:
-    """What is kept, the last used first."""
-    from lol_core.collections.store import Store
+    """What is kept, the last used first; and the index of each collection, which no limit counts."""
+    from lol_core.collections.store import Item, Store
 
     with reported():
         kept = Store()
-        items = kept.show()
-    total = sum(item.bytes for item in items)
+        items = [(item, kept.path(item)) for item in kept.show()]
+        stated = [(file, file.stat()) for file in _indexes()]
+    indexes = [(Item(0, Kind.INDEXES, "", None, of.st_size, of.st_mtime), file) for file, of in stated]
+    total, others = (sum(item.bytes for item, _ in some) for some in (items, indexes))
     rows = [
         {
             "kind": item.kind,
             "records": item.places,
             "bytes": item.bytes,
             "used": datetime.fromtimestamp(item.used).astimezone().isoformat(timespec="seconds"),
-            "file": os.path.relpath(kept.path(item), kept.folder),
+            "file": os.path.relpath(file, kept.folder),
         }
-        for item in items
+        for item, file in (*items, *indexes)
     ]
     if as_json:
-        print_json({"folder": str(kept.folder), "bytes": total, "limit": kept.limit, "items": rows})
+        limits = {"bytes": total, "limit": kept.limit, "bytes of indexes": others}
+        print_json({"folder": str(kept.folder)} | limits | {"items": rows})
         return
     print_table(rows)
     out.print(
-        f"{total / 1e9:.3g} GB of at most {kept.limit / 1e9:.3g} GB (LOL_STORE_GB) in {kept.folder}.", highlight=False
+        f"{total / 1e9:.3g} GB of at most {kept.limit / 1e9:.3g} GB (LOL_STORE_GB) in {kept.folder}, and"
+        f" {others / 1e9:.3g} GB of indexes.",
+        highlight=False,
     )
 
 
 @store.command()
-def clear(kind: Annotated[Kind | None, typer.Option(help="Only this kind.")] = None) -> None:
-    """Delete what is kept. It is computed anew when it is needed."""
+def clear(kind: Annotated[Kind | None, typer.Option(help="Only this kind; indexes go only so.")] = None) -> None:
+    """Delete what is kept. It is computed anew when it is needed. Indexes stay unless they are named: they hold the
+    surveys, for which all weights were read.
+    """
     from lol_core.collections.store import Store
 
     with reported():
-        size = Store().clear(kind)
+        if kind == Kind.INDEXES:
+            size = sum(file.stat().st_size for file in _indexes())
+            for file in _indexes():
+                file.unlink(missing_ok=True)
+        else:
+            size = Store().clear(kind)
     out.print(f"{size / 1e9:.3g} GB deleted.", highlight=False)
+
+
+def _indexes() -> Sequence[Path]:
+    """Their files, what SQLite keeps beside each before it."""
+    return sorted((cache_folder() / "index").glob("*.sqlite*"), reverse=True)
