@@ -37,6 +37,7 @@ from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
 from lol_core.experiments.search import Setting, Variant
 from lol_core.experiments.trials import Trials
+from lol_core.learning.models.apart import Apart
 from lol_core.learning.tasks import Multiclass, Regression
 from lol_core.learning.verdict import Difference, over_seeds
 
@@ -44,6 +45,10 @@ TITLE = "Hyperparameters: told from ΔW, or from what GL(r) takes away?"
 SETTING = Setting(1e-3, (("normalize", True),))
 """Of every model."""
 MODELS = ("mlp", "o_align", "svd", "gl_net")
+WITH_SIZES = Variant(
+    "gl_net", "gl_net, log sizes", "GL-net, log sizes", (("apart", frozenset({Apart.LOG_SIZES})),), SETTING
+)
+"""Told what the norms tell, in logarithms too."""
 LOGARITHMS = {"log learning rate": "learning_rate", "log steps": "steps"}
 ASKED = {
     "learning rate, R²": ("log learning rate",),
@@ -205,7 +210,7 @@ def run(context: Context) -> Result:
 
 
 def variants() -> tuple[Variant, ...]:
-    return tuple(replace(Variant.of(name), fixed=SETTING) for name in MODELS)
+    return (*(replace(Variant.of(name), fixed=SETTING) for name in MODELS), WITH_SIZES)
 
 
 def question_of(zoo: str, targets: tuple[str, ...]) -> Question:
@@ -289,6 +294,12 @@ JUDGED = (
         ("gl_net", Reading.DELTA),
         "by {}; from the reading of ΔW's own factors it is {}.",
     ),
+    (
+        "GL-net tells more with a branch for log ‖ΔW‖",
+        (WITH_SIZES.name, "gl_net"),
+        (WITH_SIZES.name, "norms only"),
+        "by {}; from the norms of the updates it is {}.",
+    ),
 )
 """Statement, what is compared for it, what beside it, and how both differences are told."""
 
@@ -317,7 +328,9 @@ def notes() -> list[str]:
             " inputs normalised, dropout 0.1, batches of 32, a head of 2 × 64, GL-net's width 16, at most 60"
             " epochs, 10 without a lower validation loss, the epoch with the lowest), and one training on each of"
             " five splits (70 / 15 / 15 %). Their order is that of this setting. None of their inputs is a"
-            " logarithm, as all of the readings' and of the control of norms are."
+            " logarithm, as all of the readings' and of the control of norms are, but for GL-net, log sizes: an MLP of"
+            " log ‖ΔW‖ of every module is added to what that GL-net says. It was asked when all else here had been"
+            " seen: whether that is what GL-net lacks beside the norms."
         ),
         (
             "Readings: ridge regression on logarithms of the singular values of U and of V, the norms of their"
