@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from lol_core.finetuning.dreambooth import Base, adapted, finetune_one, finetune
 from lol_core.finetuning.image_zoos import ImageZoo, stacks
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, ImageRecipe, Run, draw_run, plan_runs
-from lol_core.finetuning.rows import append_row
+from lol_core.finetuning.rows import append_row, write_table
 from lol_core.finetuning.scoring import score_again
 from lol_core.formats import read
 from tests.conftest import ROOT
@@ -386,3 +388,24 @@ def test_rows_keep_to_the_columns_of_their_table(tmp_path: Path) -> None:
     assert table["seed"].tolist() == [1, 2] and table["clip_score"].isna().tolist() == [False, True]
     with pytest.raises(ValueError, match="size"):
         append_row(path, {"lora": "c", "size": 3})
+
+
+def test_a_full_disk_leaves_a_table_as_it_was(tmp_path: Path) -> None:
+    path, unlimited = tmp_path / "labels.csv", resource.getrlimit(resource.RLIMIT_FSIZE)
+    append_row(path, {"lora": "a", "clip_score": 2.0})
+    before = path.read_bytes()
+    changes = (
+        partial(append_row, path, {"lora": "b" * 100, "clip_score": 1.0}),
+        partial(append_row, tmp_path / "new.csv", {"lora": "b" * 100, "clip_score": 1.0}),
+        partial(write_table, path, pd.DataFrame({"lora": ["b" * 100]})),
+    )
+    for change in changes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, unlimited[1]))
+        try:
+            with pytest.raises(OSError):
+                change()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        assert path.read_bytes() == before
+    append_row(tmp_path / "new.csv", {"lora": "b"})
+    assert (tmp_path / "new.csv").read_text().split() == ["lora", "b"]

@@ -19,6 +19,7 @@ from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people, write_things
 from lol_core.finetuning.pictures import Drawings
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE
+from lol_core.finetuning.rows import write_table
 
 AFTER = 20_000
 """LoRAs, and people, are numbered from here: a number is a seed, and no other zoo has one as high."""
@@ -83,4 +84,4 @@ class HoldoutZoos:
 
 def in_order(labels: Path) -> None:
     """The order in which processes finished is chance, and a zoo's fingerprint reads it."""
-    pd.read_csv(labels).sort_values("lora").to_csv(labels, index=False)
+    write_table(labels, pd.read_csv(labels).sort_values("lora"))

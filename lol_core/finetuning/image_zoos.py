@@ -21,7 +21,7 @@ from lol_core.errors import DataMissingError, TaskError
 from lol_core.finetuning.dreambooth import Base, Outcome, finetune_one, finetune_stack, write_lora
 from lol_core.finetuning.machine import GOES_ON, Machine, spread
 from lol_core.finetuning.recipes import ImageRecipe, Run, plan_runs
-from lol_core.finetuning.rows import append_row
+from lol_core.finetuning.rows import append_row, write_table
 from lol_core.finetuning.scorer import Scorer
 from lol_core.insight.generation import Painter, Sampling
 
@@ -103,8 +103,9 @@ class ImageZoo:
             reporter.check(GOES_ON)
         if self.clip_scores.is_file():
             scores = pd.read_csv(self.clip_scores).set_index("lora")["clip_score"]
+            labels = pd.read_csv(self.labels)  # which may have grown
             labels["clip_score"] = labels["lora"].map(scores)
-            labels.sort_values("lora").to_csv(self.labels, index=False)
+            write_table(self.labels, labels.sort_values("lora"))
 
     def preview(self, lora: str) -> Path:
         return self.folder / "previews" / f"{Path(lora).stem}.webp"

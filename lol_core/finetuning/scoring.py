@@ -13,7 +13,7 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import DataMissingError, TaskError
 from lol_core.finetuning.image_zoos import ImageZoo, start_measuring, worker
 from lol_core.finetuning.machine import GOES_ON, Machine, spread
-from lol_core.finetuning.rows import append_row
+from lol_core.finetuning.rows import append_row, write_table
 from lol_core.insight.generation import Sampling
 
 
@@ -52,8 +52,9 @@ def score_again(
         finished += 1
         reporter.count("Scoring: LoRA", finished, len(wanted))
         reporter.check(GOES_ON)
+    labels = pd.read_csv(zoo.labels)  # which may have grown
     labels[column] = labels["lora"].map(pd.read_csv(place).set_index("lora")[column])
-    labels.to_csv(zoo.labels, index=False)
+    write_table(zoo.labels, labels)
 
 
 def _score(folder: Path, lora: str, *, column: str, prompts: tuple[str, ...], sampling: Sampling) -> dict[str, Any]:
