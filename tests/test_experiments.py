@@ -234,6 +234,19 @@ def test_tables_are_asked_about_the_authors_zoos_as_far_as_the_labels_go(
         run(other, context)
     with pytest.raises(LoLError, match="run table2, table3, table5"):
         run("table4", context)
+    with pytest.raises(LoLError, match="have their labels"):
+        run(table, replace(context, zoo=None, labels=Path("labels.csv")))
+
+
+def test_a_table_is_asked_about_a_zoo_whose_labels_lie_elsewhere(tmp_path: Path) -> None:
+    for number in range(16):
+        lora = random_lora((("mid_block.attentions.0.attn1.to_q", 12, 12, 2),), number)
+        write_peft(tmp_path / "zoo" / f"{number:02}", lora, alpha=2)
+    labels = pd.DataFrame({"name": [f"{number:02}" for number in range(16)], "clip_score": np.arange(16.0)})
+    labels.to_csv(tmp_path / "mine.csv", index=False)
+    budget = replace(SMALL, loras=16, epochs=1)
+    context = Context(SAMPLES, tmp_path / "fits", budget, zoo=str(tmp_path / "zoo"), labels=tmp_path / "mine.csv")
+    assert "Kendall τ" in set(run("table2", context).cells["column"])
 
 
 def test_what_is_not_there_says_which_command_makes_it(tmp_path: Path) -> None:

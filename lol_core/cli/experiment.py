@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, Count, Workers, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import AsJson, Count, LabelsFile, Workers, out, print_json, print_table, reported, stoppable
 from lol_core.collections.names import user_path
 from lol_core.experiments import NAMES
 
@@ -31,6 +31,7 @@ def experiment(
         str,
         typer.Option("--zoo", help="The folder of the sample zoos, or, for tables 2, 3 and 5, another zoo's address."),
     ] = str(SAMPLES),
+    labels: LabelsFile = None,
     seeds: Count = 5,
     halving: Annotated[
         bool,
@@ -66,7 +67,7 @@ def experiment(
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds, search=search)
         samples = user_path(zoo)
         other = None if any((samples / name).is_dir() for name in SAMPLE_ZOOS) or zoo == str(SAMPLES) else zoo
-        context = Context(samples, fits or out_folder / "fits", budget, reporter, work, workers, other)
+        context = Context(samples, fits or out_folder / "fits", budget, reporter, work, workers, other, labels)
         result = run_experiment(name, context)
         place = result.write(out_folder / "results")
         report = write_report(out_folder)

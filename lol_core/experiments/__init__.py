@@ -48,6 +48,8 @@ def run(name: str, context: Context) -> Result:
         raise LoLError(f"No experiment {name!r}. There are {', '.join(NAMES)}.")
     if context.zoo is not None and name not in ELSEWHERE:
         raise LoLError(f"{name} is about the sample zoos; on another zoo run {', '.join(ELSEWHERE)}.")
+    if context.labels is not None and context.zoo is None:
+        raise LoLError("The sample zoos have their labels: --labels is for another zoo, named with --zoo.")
     if context.searched and name not in SEARCHED:
         raise LoLError(f"{name} has no search by halving; {', '.join(SEARCHED)} have.")
     with needing("images"):

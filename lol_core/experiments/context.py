@@ -23,7 +23,7 @@ from lol_core.experiments.trials import Trials
 class Context:
     """What an experiment is run with. samples: the folder of the sample zoos; folder: where fits are kept; work:
     where LoRAs made for an experiment go; workers: as `executor` takes them; zoo: the address of another zoo to ask the
-    same questions about.
+    same questions about, labels: the table of its labels where they are not in it.
     """
 
     samples: Path
@@ -33,6 +33,7 @@ class Context:
     work: Path = Path("build")
     workers: int | str = 1
     zoo: str | None = None
+    labels: Path | None = None
     answered: dict[tuple[Any, ...], Trials] = field(default_factory=dict)
 
     @property
@@ -99,4 +100,4 @@ class Context:
 
     @cached_property
     def _other(self) -> Source:
-        return open_source(str(self.zoo), reporter=self.reporter)
+        return open_source(str(self.zoo), self.labels, reporter=self.reporter)
