@@ -85,6 +85,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"gl_norm": True},
     {"gl_norm": True, "reading": Reading.PER_MODULE, "equivariant_layers": 2, "equivariant_dropout": 0.5},
     {"start": Start.NORMAL, "equivariant_layers": 2},
+    {"start": Start.LEADING, "equivariant_layers": 2},
 )
 
 

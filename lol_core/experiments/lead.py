@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 
 from lol_core.core.batch import Batch, WeightSpec
-from lol_core.core.geometry import triangular
 from lol_core.core.progress import Reporter
 from lol_core.experiments.comparison import (
     INTERVAL,
@@ -30,7 +29,7 @@ from lol_core.experiments.comparison import (
 from lol_core.experiments.context import Context
 from lol_core.experiments.curve import SETTING, WIDE, one_setting
 from lol_core.experiments.kept import Kept
-from lol_core.experiments.kernel import directions, kernel_ridge, kernels
+from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
 from lol_core.experiments.search import Setting, Variant
 from lol_core.experiments.table3 import CLASSES_QUESTION
@@ -38,7 +37,7 @@ from lol_core.experiments.trials import KERNEL, Trials
 from lol_core.learning.fit import Fit
 from lol_core.learning.models import LoLModel
 from lol_core.learning.models.gl_net import GLNet, GLNetConfig, Reading
-from lol_core.learning.models.tucker import leading_directions
+from lol_core.learning.models.layers import Start
 from lol_core.learning.verdict import over_seeds
 
 TITLE = "The kernel's lead on classes: GL-net's layers, its head, or size?"
@@ -89,16 +88,12 @@ def untrained(spec: WeightSpec, width: int, draw: int) -> GLNet:
         return GLNet(spec, 1, GLNetConfig(equivariant_width=width))
 
 
-@torch.no_grad()
 def leading(sample: Batch, width: int) -> GLNet:
     """A GL-net whose Φ and Ψ are the leading left and right singular directions of LoRAs whose every ΔW has norm 1, as
     in TuckerNet.
     """
-    net, unit = untrained(sample.spec, width, 0), directions(sample)
-    for layer, U, V in zip(net.first, unit.U, unit.V, strict=True):
-        for name, factor, other in (("Phi", U, V), ("Psi", V, U)):
-            columns = (factor @ triangular(other).mT).permute(1, 2, 0, 3).flatten(2).double()
-            layer.get_parameter(name).copy_(leading_directions(columns, width).mT)
+    net = GLNet(sample.spec, 1, GLNetConfig(equivariant_width=width, start=Start.LEADING))
+    net.prepare(sample, torch.Generator())
     return net
 
 

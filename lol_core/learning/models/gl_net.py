@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL
 from lol_core.core.symmetry import Stage
-from lol_core.learning.models.apart import ApartConfig, ApartModel
+from lol_core.learning.models.apart import ApartConfig, ApartModel, of_unit_norm
+from lol_core.learning.models.directions import leading_basis
 from lol_core.learning.models.heads import PerModuleHead, TransformerHead
 from lol_core.learning.models.layers import (
     EquivariantDropout,
@@ -45,11 +46,10 @@ class Reading(StrEnum):
 class GLNetConfig(ApartConfig):
     """equivariant_width: w, to which the first equivariant layer brings n and m; equivariant_layers: how many; sigma:
     the nonlinearity between them (equation 6); mean_products: the mean of each product in place of its w² entries
-    (appendix D.1.1).
+    (appendix D.1.1); start: from what Φ and Ψ of the first layer start, further ones from U(−1, 1) if it is leading.
 
-    Of the authors' code and not in the paper: start, the law that Φ and Ψ start from (theirs is normal); reading, the
-    head; gl_norm, before the products; equivariant_dropout, of the rows between equivariant layers, so that with one
-    layer it does nothing.
+    Of the authors' code and not in the paper: start normal; reading, the head; gl_norm, before the products;
+    equivariant_dropout, of the rows between equivariant layers, so that with one layer it does nothing.
     """
 
     equivariant_width: int = 16
@@ -96,6 +96,16 @@ class GLNet(ApartModel):
         self.dropout = EquivariantDropout(config.equivariant_dropout)
         self.norm = GLNorm(total, width) if config.gl_norm else None
         self.products = InvariantProducts(config.mean_products)
+
+    @torch.no_grad()
+    def prepare(self, sample: Batch, generator: torch.Generator) -> None:
+        super().prepare(sample, generator)
+        if self.config.start is Start.LEADING:
+            unit = of_unit_norm(sample)
+            for layer, U, V in zip(self.first, unit.U, unit.V, strict=True):
+                left, right = leading_basis(U, V, self.config.equivariant_width)
+                layer.get_parameter("Phi").copy_(left.mT)
+                layer.get_parameter("Psi").copy_(right.mT)
 
     @property
     def _of_a_module(self) -> int:

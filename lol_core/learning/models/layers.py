@@ -39,6 +39,8 @@ class Start(StrEnum):
     """U(−1, 1), a third of the variance."""
     NORMAL = "normal"
     """N(0, 1), as in the authors' code."""
+    LEADING = "leading"
+    """The leading directions of the training LoRAs' ΔW over their norms, of length 1, as TuckerNet has them. Ours."""
 
 
 class EquivariantLinear(nn.Module):

@@ -21,6 +21,7 @@ from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.geometry import triangular
 from lol_core.core.groups import GL
 from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.directions import leading_directions
 from lol_core.learning.models.layers import Head
 from lol_core.learning.models.modulewise import left_product
 from lol_core.learning.models.registry import register
@@ -66,23 +67,6 @@ class TuckerConfig(ModelConfig):
         without = {Part(data["without"])} if data.get("without") else set()
         parts = frozenset(map(Part, data.get("parts", Part))) - without
         return cls(**cls.known(data) | {"parts": parts})
-
-
-def leading_directions(columns: Tensor, count: int) -> Tensor:
-    """The `count` leading left singular vectors of each matrix, by the smaller of its two Gram matrices: (L, n, N) →
-    (L, n, count).
-
-    Directions beyond the rank are zero.
-    """
-    n, N = columns.shape[-2:]
-    wide = n <= N
-    values, vectors = torch.linalg.eigh(columns @ columns.mT if wide else columns.mT @ columns)
-    values, vectors = values[..., -count:].flip(-1), vectors[..., -count:].flip(-1)
-    present = values > 1e-12 * values[..., :1]
-    if not wide:
-        vectors = columns @ vectors / values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()[..., None, :]
-    vectors = torch.where(present[..., None, :], vectors, torch.zeros_like(vectors))
-    return torch.nn.functional.pad(vectors, (0, count - vectors.shape[-1]))
 
 
 class SeparateHead(nn.Module):
