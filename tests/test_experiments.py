@@ -25,8 +25,9 @@ from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import LoLError, ZooError
 from lol_core.experiments import NAMES, run
 from lol_core.experiments.context import Context
-from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.kernel import Side, kernel_ridge, kernels, squares
 from lol_core.experiments.lead import leading, products, untrained
+from lol_core.experiments.orders import share_of_start
 from lol_core.experiments.paper import FIVE
 from lol_core.experiments.result import (
     Holds,
@@ -104,6 +105,28 @@ def test_product_kernels_are_inner_products_of_updates_and_do_not_see_the_gauge(
     np.testing.assert_allclose(found["updates"], gram / np.diag(gram[:5]).mean(), rtol=1e-9)
     for name, matrix in kernels(act(sample_for(batch, GL, condition=50.0), batch)).items():
         np.testing.assert_allclose(matrix, found[name][:5], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("side", Side)
+def test_kernels_of_second_order_are_inner_products_of_products_and_see_no_sign_and_no_gauge(side: Side) -> None:
+    batch = random_batch(count=5)
+    squared = []
+    for i in range(len(batch)):
+        updates = (U[i] @ V[i].mT for U, V in zip(batch.U, batch.V, strict=True))
+        squared.append(torch.cat([(D @ D.mT if side is Side.COLUMNS else D.mT @ D).flatten() for D in updates]))
+    gram = (torch.stack(squared) @ torch.stack(squared).T).numpy()
+    found = kernels(squares(batch, side))
+    np.testing.assert_allclose(found["updates"], gram / np.diag(gram).mean(), rtol=1e-6)
+    for other in (act(sample_for(batch, GL, condition=50.0), batch), replace(batch, U=tuple(-U for U in batch.U))):
+        for name, matrix in kernels(squares(other, side)).items():
+            np.testing.assert_allclose(matrix, found[name], rtol=1e-6, atol=1e-9)
+
+
+def test_what_lies_in_the_span_of_a_start() -> None:
+    start, other = torch.randn(9, 3), torch.randn(9, 3)
+    assert share_of_start(start @ torch.randn(3, 3), start) == pytest.approx(1)
+    apart = other - torch.linalg.qr(start).Q @ (torch.linalg.qr(start).Q.mT @ other)
+    assert share_of_start(apart, start) == pytest.approx(0, abs=1e-9)
 
 
 def test_products_with_every_direction_have_the_kernels_of_the_updates_and_with_fewer_have_not() -> None:

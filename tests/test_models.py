@@ -20,7 +20,7 @@ from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_er
 from lol_core.errors import ModelError
 from lol_core.learning.memory import check_memory, memory_needed
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, layers, make_model, modulewise
-from lol_core.learning.models.gl_net import GLNet, GLNetConfig, Reading
+from lol_core.learning.models.gl_net import GLNet, GLNetConfig, Order, Reading
 from lol_core.learning.models.layers import (
     NONLINEARITIES,
     EquivariantDropout,
@@ -86,6 +86,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"gl_norm": True, "reading": Reading.PER_MODULE, "equivariant_layers": 2, "equivariant_dropout": 0.5},
     {"start": Start.NORMAL, "equivariant_layers": 2},
     {"start": Start.LEADING, "equivariant_layers": 2},
+    {"order": Order.COLUMNS},
 )
 
 

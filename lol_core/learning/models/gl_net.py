@@ -5,10 +5,8 @@ kernels of Φ and Ψ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +40,21 @@ class Reading(StrEnum):
     TRANSFORMER = "transformer"
 
 
+class Order(StrEnum):
+    """What is made of P = Φ ΔW Ψᵀ."""
+
+    FIRST = "first"
+    """P itself, as in the paper."""
+    COLUMNS = "columns"
+    """P Pᵀ, of second order in ΔW: of its rows it keeps lengths and angles alone. Ours."""
+
+
 @dataclass(frozen=True)
 class GLNetConfig(ApartConfig):
     """equivariant_width: w, to which the first equivariant layer brings n and m; equivariant_layers: how many; sigma:
     the nonlinearity between them (equation 6); mean_products: the mean of each product in place of its w² entries
-    (appendix D.1.1); start: from what Φ and Ψ of the first layer start, further ones from U(−1, 1) if it is leading.
+    (appendix D.1.1); start: from what Φ and Ψ of the first layer start, further ones from U(−1, 1) if it is leading;
+    order: what the head reads of the products.
 
     Of the authors' code and not in the paper: start normal; reading, the head; gl_norm, before the products;
     equivariant_dropout, of the rows between equivariant layers, so that with one layer it does nothing.
@@ -57,14 +65,10 @@ class GLNetConfig(ApartConfig):
     sigma: str = "relu_sign"
     mean_products: bool = False
     start: Start = Start.UNIFORM
+    order: Order = Order.FIRST
     reading: Reading = Reading.ALL
     gl_norm: bool = False
     equivariant_dropout: float = 0.0
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        kinds = {"start": Start(data.get("start", Start.UNIFORM)), "reading": Reading(data.get("reading", Reading.ALL))}
-        return super().from_dict({**data, **kinds})
 
 
 @register("gl_net")
@@ -151,12 +155,14 @@ class GLNet(ApartModel):
         return latent
 
     def parts(self, batch: Batch) -> list[Tensor | Products]:
-        """The products of `pieces` modules each: (B, modules w²), or their means (B, modules)."""
+        """What is read of the products of `pieces` modules each: (B, modules w²), or their means (B, modules)."""
         if self._one_stack:
             last = self.stages(batch)[-1]
             pairs = [(last.U, last.V)]
         else:
             pairs = [layer(U, V) for layer, U, V in zip(self.first, batch.U, batch.V, strict=True)]
+        if self.config.order is Order.COLUMNS:
+            pairs = [(U @ (V.mT @ V), U) for U, V in pairs]
         cut = [
             pair
             for (U, V), pieces in zip(pairs, self.pieces, strict=True)
