@@ -38,8 +38,8 @@ def experiment(
         typer.Option(
             "--halving",
             help="Tables 2 to 5 and models: search each model by successive halving over widths, heads, batches and"
-            " rates on one split, with the authors' own settings beside it; table 2 by five times five folds. Figure 3"
-            " and published always do.",
+            " rates on one split, with the authors' own settings beside it; table 2 by five times five folds. Figures 3"
+            " and 4, orders and published always do.",
         ),
     ] = False,
     small: Annotated[

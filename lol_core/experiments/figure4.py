@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 
 
 def run(context: Context) -> Result:
-    ours = context.trials(ATTRIBUTES_QUESTION)
+    context = context.by_halving()
+    ours = context.trials(ATTRIBUTES_QUESTION, ANY_RANK)
     zoos: Zoos = {}
     for alpha, rank, zoo in fine_tunes(context):
         zoos.setdefault(alpha, {})[rank] = zoo
@@ -132,11 +133,11 @@ def notes(context: Context, zoos: Zoos) -> list[str]:
         f" {sizes(zoos[BY_RANK])}."
         + (f" Not finite, and left out: {', '.join(f'{n} at {at}' for at, n in lost.items())}." if lost else ""),
         (
-            "Each model is trained on the attributes of Faces (rank 4), with the settings that table 2's grid chose for"
-            f" them at each seed. The LoRAs asked about are fine-tunes of {2 if context.small else PEOPLE} people who"
-            " are not in Faces, each at all six ranks from the same pictures and hyperparameters, by the recipe of"
-            f" Faces with another rank: once with alpha {KNOWN} at every rank, as the authors keep it, and once with"
-            " alpha equal to the rank. They are made by this command and not committed. MLP + SVD keeps the four"
+            "Each model is trained on the attributes of Faces (rank 4), with the settings that table 3's search chose"
+            f" for them. The LoRAs asked about are fine-tunes of {2 if context.small else PEOPLE} people who are not in"
+            " Faces, each at all six ranks from the same pictures and hyperparameters, by the recipe of Faces with"
+            f" another rank: once with alpha {KNOWN} at every rank, as the authors keep it, and once with alpha equal"
+            " to the rank. They are made by this command and not committed. MLP + SVD keeps the four"
             " largest singular values."
         ),
         (
