@@ -199,7 +199,7 @@ def measured(context: Context) -> Readings:
     of: dict[str, dict[str, list[Reading]]] = {}
     changed: set[str] = set()
     for column, (question, score) in asked:
-        fresh = _fresh(context, question)
+        fresh = held_out(context, question)
         if fresh is not None:
             _read(context, kept, frozen, column, fresh=fresh)
         lines = [line for line in kept.lines() if line["column"] == column]
@@ -221,16 +221,22 @@ def measured(context: Context) -> Readings:
 COMMAND = "`python -m lol_core finetune holdout`"
 
 
-def _fresh(context: Context, question: Question) -> Source | None:
+def held_out(context: Context, question: Question) -> Source | None:
+    """The held-out zoo that a question is asked about; None where it is not there."""
     place = context.samples if context.small else context.work / "holdout"
     folder = place / question.zoo
     return Zoo.open(folder) if (folder / "labels.csv").is_file() else None
 
 
+def asked_of(context: Context, fresh: Source) -> list[str]:
+    """The LoRAs of a held-out zoo; in a small run the stand-ins."""
+    return fresh.ids[context.budget.loras :][:STAND_INS] if context.budget.loras else list(fresh.ids)
+
+
 def _read(context: Context, kept: Kept, frozen: Frozen | None, column: str, *, fresh: Source) -> None:
     """Train what is missing of a column, and keep what it predicts: a line for each split."""
     question, score = ASKED[column]
-    ids = fresh.ids[context.budget.loras :][:STAND_INS] if context.small and context.budget.loras else fresh.ids
+    ids = asked_of(context, fresh)
     about = {"fingerprint": fresh.fingerprint, "LoRAs": len(ids)}
     known = {line["seed"] for line in kept.lines() if line["column"] == column and line["zoo"] == about}
     judged = [each for each in JUDGED if not each.columns or column in each.columns]
