@@ -4,6 +4,7 @@ with when it runs, so that help and errors of usage come at once.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import typer
@@ -32,6 +33,7 @@ class Reported(TyperGroup):
     """
 
     def invoke(self, ctx: Any) -> Any:
+        gc.set_threshold(100_000)  # what PyTorch and pandas make on import stays; looking through it took a tenth
         with reported():
             return super().invoke(ctx)
 
