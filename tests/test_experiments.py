@@ -25,6 +25,7 @@ from lol_core.core.symmetry import act, sample_for
 from lol_core.errors import LoLError, ZooError
 from lol_core.experiments import NAMES, run
 from lol_core.experiments.context import Context
+from lol_core.experiments.kept import Kept
 from lol_core.experiments.kernel import Side, kernel_ridge, kernels, squares
 from lol_core.experiments.lead import leading, products, untrained
 from lol_core.experiments.orders import share_of_start
@@ -38,6 +39,7 @@ from lol_core.experiments.search import SMALL, Budget, Halving
 from lol_core.experiments.table2 import attainable
 from lol_core.experiments.table4 import size_accuracy
 from lol_core.experiments.timing import Shape, needs
+from lol_core.experiments.variants import CONFIG
 from lol_core.learning.bootstrap import concordance
 from lol_core.learning.models import make_model
 from lol_core.learning.tasks import Multiclass
@@ -270,6 +272,11 @@ def test_a_table_is_asked_about_a_zoo_whose_labels_lie_elsewhere(tmp_path: Path)
     budget = replace(SMALL, loras=16, epochs=1)
     context = Context(SAMPLES, tmp_path / "fits", budget, zoo=str(tmp_path / "zoo"), labels=tmp_path / "mine.csv")
     assert "Kendall τ" in set(run("table2", context).cells["column"])
+
+
+def test_an_option_that_a_model_gains_sets_no_committed_fit_aside() -> None:
+    place = ROOT / "benchmarks" / "fits" / "variants.jsonl"
+    assert len(Kept(place, {"config": CONFIG.to_dict()}).lines()) == len(place.read_text().splitlines())
 
 
 def test_what_is_not_there_says_which_command_makes_it(tmp_path: Path) -> None:

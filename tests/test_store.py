@@ -266,3 +266,16 @@ def test_the_commands_show_and_clear(tmp_path: Path) -> None:
     store.folder.joinpath("index.sqlite").unlink()
     store.folder.joinpath("index.sqlite").mkdir()
     assert run(app, ["store", "show"]).exit_code == 1
+
+
+def test_indexes_are_shown_and_cleared_while_another_command_ends(tmp_path: Path) -> None:
+    """SQLite then takes away what it kept beside one, between the list and the look."""
+    write_zoo(tmp_path / "zoo", 2)
+    zoo = Zoo.open(tmp_path / "zoo")
+    gone = cache_folder() / "index" / "zoo.sqlite-wal"
+    gone.symlink_to(tmp_path / "gone")
+    run = CliRunner().invoke
+    shown = json.loads(run(app, ["store", "show", "--json"]).stdout)
+    assert [item["bytes"] for item in shown["items"]] == [zoo.store().stat().st_size]
+    assert run(app, ["store", "clear", "--kind", "indexes"]).exit_code == 0
+    assert list(cache_folder().glob("index/*")) == [gone]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -37,8 +37,7 @@ def show(as_json: AsJson = False) -> None:
     with reported():
         kept = Store()
         items = [(item, kept.path(item)) for item in kept.show()]
-        stated = [(file, file.stat()) for file in _indexes()]
-    indexes = [(Item(0, Kind.INDEXES, "", None, of.st_size, of.st_mtime), file) for file, of in stated]
+        indexes = [(Item(0, Kind.INDEXES, "", None, of.st_size, of.st_mtime), file) for file, of in _indexes()]
     total, others = (sum(item.bytes for item, _ in some) for some in (items, indexes))
     rows = [
         {
@@ -71,14 +70,19 @@ def clear(kind: Annotated[Kind | None, typer.Option(help="Only this kind; indexe
 
     with reported():
         if kind == Kind.INDEXES:
-            size = sum(file.stat().st_size for file in _indexes())
-            for file in _indexes():
+            indexes = _indexes()
+            size = sum(of.st_size for _, of in indexes)
+            for file, _ in indexes:
                 file.unlink(missing_ok=True)
         else:
             size = Store().clear(kind)
     out.print(f"{size / 1e9:.3g} GB deleted.", highlight=False)
 
 
-def _indexes() -> Sequence[Path]:
-    """Their files, what SQLite keeps beside each before it."""
-    return sorted((cache_folder() / "index").glob("*.sqlite*"), reverse=True)
+def _indexes() -> list[tuple[Path, os.stat_result]]:
+    """Their files, what SQLite keeps beside each before it, and goes when the last command that reads it ends."""
+    found = []
+    for file in sorted((cache_folder() / "index").glob("*.sqlite*"), reverse=True):
+        with suppress(FileNotFoundError):
+            found.append((file, file.stat()))
+    return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,11 @@ class GLNetConfig(ApartConfig):
     reading: Reading = Reading.ALL
     gl_norm: bool = False
     equivariant_dropout: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without `order` where it is the paper's: earlier descriptions name none."""
+        rest = super().to_dict()
+        return {name: choice for name, choice in rest.items() if (name, choice) != ("order", Order.FIRST)}
 
 
 @register("gl_net")
