@@ -309,7 +309,8 @@ def notes(context: Context, started: dict[str, dict[str, float]]) -> list[str]:
         " by fine-tunes from one start.",
         "Asked after TuckerNet, which reads ΔWΔWᵀ and ΔWᵀΔW beside ΔW, was seen to be ahead on the sources, and after"
         " these readings had been seen on the same splits: of the two products the one of columns is judged because it"
-        f" was better there. {INTERVAL} Intervals of differences are widened for {len(ASKED)} questions (Bonferroni).",
+        f" was better there. {INTERVAL} Intervals of differences are widened for {len(ASKED)} questions (Bonferroni),"
+        f" those on held-out LoRAs for {len(FAMILIES['language'])}.",
         f"GL-nets of width 64 have one setting ({SETTING} accuracy), which was not searched; size apart adds"
         " TuckerNet's unit norm, log-size branch and linear skip. Theirs are widened for two.",
         halved(context.budget),
