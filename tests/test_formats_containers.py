@@ -166,7 +166,7 @@ def test_what_was_saved_in_place_of_weights_is_named(name: str, suffix: str, tmp
 def test_a_zip_of_other_files_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
         archive.writestr("lora.safetensors", b"x")
-    with pytest.raises(NotLowRankError, match=r"zip archive of 1 files \(first 'lora.safetensors'\).*Unpack"):
+    with pytest.raises(NotLowRankError, match=r"zip archive of 1 file \(first 'lora.safetensors'\).*Unpack"):
         read(tmp_path / "x.bin")
 
 
