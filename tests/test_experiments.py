@@ -295,7 +295,22 @@ def test_the_committed_results_are_full_runs_on_the_committed_zoos(name: str) ->
         assert question["fingerprint"] == zoo.fingerprint and question["LoRAs"] == len(zoo)
 
 
-@pytest.mark.parametrize("name", ["table5", "table3", "harm", "hyperparameters", "lead", "edits", "bases"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "table5",
+        "table3",
+        "table4",
+        "harm",
+        "hyperparameters",
+        "lead",
+        "orders",
+        "published",
+        "holdout",
+        "edits",
+        "bases",
+    ],
+)
 def test_the_committed_table_is_made_of_the_committed_fits(name: str, tmp_path: Path) -> None:
     """To the last digit, and without fitting anything anew."""
     shutil.copytree(ROOT / "benchmarks" / "fits", tmp_path / "fits")

@@ -99,7 +99,7 @@ def rankings(trials: Trials) -> list[dict[str, dict[str, float]]]:
     """For each fold: row title → test LoRA → prediction, the highest first."""
     by_fold: list[dict[str, dict[str, float]]] = [{} for _ in range(trials.budget.seeds)]
     for line in trials.chosen():
-        if line["model"] in ROWS:
+        if line["model"] in ROWS and "predicted" in line:  # not what diverged
             test = fold_of(trials.labelled, line["seed"])["test"]
             pairs = sorted(zip(test, line["predicted"], strict=True), key=lambda pair: pair[1], reverse=True)
             by_fold[line["seed"]][ROWS[line["model"]]] = dict(pairs)

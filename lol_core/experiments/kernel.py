@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from lol_core.core.batch import Batch, WeightSpec
-from lol_core.core.geometry import triangular
 from lol_core.learning.evaluation import norm_features
 
 ALPHAS = tuple(10.0**k for k in range(-4, 3))
@@ -56,19 +55,23 @@ class Side(StrEnum):
 
 
 def squares(batch: Batch, side: Side) -> Batch:
-    """ΔWΔWᵀ of every module, or ΔWᵀΔW, as LoRAs of n × n or m × m modules whose U and V are the same."""
-    own, others = (batch.U, batch.V) if side is Side.COLUMNS else (batch.V, batch.U)
-    products = [factor @ triangular(other).mT for factor, other in zip(own, others, strict=True)]
+    """ΔWΔWᵀ = (U VᵀV) Uᵀ of every module, or ΔWᵀΔW, as LoRAs of n × n or m × m modules."""
+    sides = (batch.U, batch.V) if side is Side.COLUMNS else (batch.V, batch.U)
     of_module = {
-        index: product[:, place]
-        for (_, indices), product in zip(batch.spec.groups, products, strict=True)
+        index: (own[:, place] @ (other[:, place].mT @ other[:, place]), own[:, place])
+        for (_, indices), own, other in zip(batch.spec.groups, *sides, strict=True)
         for place, index in enumerate(indices)
     }
     sizes = [module.n if side is Side.COLUMNS else module.m for module in batch.spec.modules]
-    modules = tuple(replace(module, n=k, m=k) for module, k in zip(batch.spec.modules, sizes, strict=True))
+    modules = tuple(
+        replace(module, n=k, m=k, magnitude=False) for module, k in zip(batch.spec.modules, sizes, strict=True)
+    )
     spec = WeightSpec(modules, batch.spec.mixed_ranks)
-    factors = tuple(torch.stack([of_module[index] for index in indices], 1) for _, indices in spec.groups)
-    return Batch(spec, factors, factors, batch.ranks)
+    U, V = (
+        tuple(torch.stack([of_module[index][which] for index in indices], 1) for _, indices in spec.groups)
+        for which in (0, 1)
+    )
+    return Batch(spec, U, V, batch.ranks)
 
 
 def kernel_ridge(

@@ -55,6 +55,7 @@ from lol_core.learning.verdict import over_seeds
 TITLE = "Second order: what ΔWΔWᵀ tells, which keeps least of where A started"
 READ = {Side.COLUMNS: "ridge: ΔWΔWᵀ", Side.ROWS: "ridge: ΔWᵀΔW"}
 BOTH = "ridge: ΔW or ΔWΔWᵀ"
+KEEPS = "What was measured is kept; the same command goes on."
 SQUARED = {
     WIDE: one_setting(64, ", reading P Pᵀ", order=Order.COLUMNS.value),
     APART: one_setting(64, ", size apart, reading P Pᵀ", apart=frozenset(Apart), order=Order.COLUMNS.value),
@@ -103,13 +104,13 @@ def readings(trials: Trials, score: str, kept: Kept, context: Context) -> dict[s
         return [line for line in kept.lines() if line["read"] == about and line["seed"] < trials.budget.seeds]
 
     if missing := sorted({*range(trials.budget.seeds)} - {line["seed"] for line in lines()}):
-        context.reporter.check("What was measured is kept; the same command goes on.")
         context.reporter.show(f"{trials.question.name}: products of LoRAs", 0.0)
         fit = trials.prepared("gl_net", Setting(1e-3), 0)
         batch = fit.factors.batch(trials.labelled)
         matrices = {READ[side]: kernels(squares(batch, side)) for side in Side}
         matrices[BOTH] = kernels(batch) | {f"{name} ΔWΔWᵀ": of for name, of in matrices[READ[Side.COLUMNS]].items()}
         for seed in missing:
+            context.reporter.check(KEEPS)
             read = {name: _read(trials, seed, of, score) for name, of in matrices.items()}
             kept.add(
                 read=about,
@@ -219,6 +220,7 @@ def _read_afterwards(context: Context, kept: Kept, column: str, fresh: Source) -
     about = {"held-out": column, "fingerprint": fresh.fingerprint, "LoRAs": len(ids)}
     done = {line["seed"] for line in kept.lines() if line["read"] == about}
     for seed in (seed for seed in range(context.budget.seeds) if seed not in done):
+        context.reporter.check(KEEPS)
         asked = Trainings(context, None, question, score, fresh, ids, seed)
         fit = asked.plain
         known = fit.split["train"] + fit.split["validation"]
@@ -244,7 +246,7 @@ def starts(context: Context, kept: Kept) -> dict[str, dict[str, float]]:
         zoo = Zoo.open(context.samples / name)
         about = {"start": name, "zoo": zoo.fingerprint, "LoRAs": count}
         if not (lines := [line for line in kept.lines() if line.get("read") == about]):
-            context.reporter.check("What was measured is kept; the same command goes on.")
+            context.reporter.check(KEEPS)
             context.reporter.show(f"{name}: where A started", 0.0)
             ids = zoo.ids[:count]
             shares = [
