@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -391,6 +390,7 @@ def test_rows_keep_to_the_columns_of_their_table(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_a_table_as_it_was(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits of a file's size are POSIX's")
     path, unlimited = tmp_path / "labels.csv", resource.getrlimit(resource.RLIMIT_FSIZE)
     append_row(path, {"lora": "a", "clip_score": 2.0})
     before = path.read_bytes()
