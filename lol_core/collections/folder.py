@@ -18,7 +18,7 @@ from lol_core.collections.names import user_path
 from lol_core.collections.walk import name_of, within
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
-from lol_core.errors import ChangedError, ZooError
+from lol_core.errors import ChangedError, LoRAFormatError, ZooError
 from lol_core.formats import naming, read_file
 
 
@@ -115,13 +115,20 @@ class Zoo(Indexed):
         return partial(load_indexed, self.path(id), id, entry.size, entry.mtime)
 
 
+CHANGED = "The file has changed since the collection was opened. Open it again."
+
+
 def load_indexed(path: Path, id: str, size: int, mtime: float) -> LoRA:
     """`load_file`, of a file that is as it was indexed: what is computed from it is kept under that content."""
     try:
-        return load_file(path, id)
-    finally:
+        lora = load_file(path, id)
+    except LoRAFormatError as error:
         if _changed(path, size, mtime):
-            raise ChangedError(f"{id}: The file has changed since the collection was opened. Open it again.")
+            raise ChangedError(f"{id}: {CHANGED}") from error
+        raise
+    if _changed(path, size, mtime):
+        raise ChangedError(f"{id}: {CHANGED}")
+    return lora
 
 
 def _changed(path: Path, size: int, mtime: float) -> bool:

@@ -248,8 +248,7 @@ def as_fine_tuned(lines: Sequence[Line], labels: pd.DataFrame) -> str:
     return (
         "Before any edit the judge reads in those pictures what the label says of"
         f" {', '.join(f'{share:.0%} ({name})' for name, share in by_judge.items())} of the people; the predictor, from"
-        f" the weights, of {', '.join(f'{np.mean(right):.0%} ({name})' for name, right in told.items())}. So two such"
-        " pictures are no ceiling for what weights tell; of the smile they say little."
+        f" the weights, of {', '.join(f'{np.mean(right):.0%} ({name})' for name, right in told.items())}."
     )
 
 

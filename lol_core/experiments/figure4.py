@@ -28,6 +28,7 @@ from lol_core.experiments.trials import CONTROLS, KERNEL, Trials
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people
 from lol_core.finetuning.recipes import CELEBA
+from lol_core.finetuning.rows import sort_by_lora
 from lol_core.insight.plots import across
 from lol_core.learning.evaluation import control_predictions, norm_features, structure_features
 from lol_core.learning.fit import Fit
@@ -193,10 +194,7 @@ class Unseen:
         """Their LoRAs, made now as far as they are missing."""
         for _ in zoo.build(self.folder, self.count, self.machine, reporter, after=self.known):
             pass
-        table = pd.read_csv(zoo.labels).sort_values("lora")
-        table.to_csv(
-            zoo.labels, index=False
-        )  # the order in which two processes finished is chance, and the fingerprint reads it
+        sort_by_lora(zoo.labels)
         return Zoo.open(zoo.folder)
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.learning.evaluation import norm_features
@@ -43,7 +44,11 @@ def directions(batch: Batch) -> Batch:
         norms[:, [place[i] for i in indices], None, None].to(U)
         for (_, indices), U in zip(batch.spec.groups, batch.U, strict=True)
     ]
-    return replace(batch, U=tuple(U / scale for U, scale in zip(batch.U, scales, strict=True)))
+    pairs = [
+        (U / scale, V) if V is not U else (U / scale.sqrt(),) * 2
+        for U, V, scale in zip(batch.U, batch.V, scales, strict=True)
+    ]
+    return replace(batch, U=tuple(U for U, _ in pairs), V=tuple(V for _, V in pairs))
 
 
 class Side(StrEnum):
@@ -55,11 +60,12 @@ class Side(StrEnum):
 
 
 def squares(batch: Batch, side: Side) -> Batch:
-    """ΔWΔWᵀ = (U VᵀV) Uᵀ of every module, or ΔWᵀΔW, as LoRAs of n × n or m × m modules."""
-    sides = (batch.U, batch.V) if side is Side.COLUMNS else (batch.V, batch.U)
+    """ΔWΔWᵀ = U VᵀV Uᵀ of every module, or ΔWᵀΔW, as LoRAs of n × n or m × m modules whose U and V are one tensor."""
+    own, others = (batch.U, batch.V) if side is Side.COLUMNS else (batch.V, batch.U)
+    roots = [factor @ _root(other.mT @ other) for factor, other in zip(own, others, strict=True)]
     of_module = {
-        index: (own[:, place] @ (other[:, place].mT @ other[:, place]), own[:, place])
-        for (_, indices), own, other in zip(batch.spec.groups, *sides, strict=True)
+        index: root[:, place]
+        for (_, indices), root in zip(batch.spec.groups, roots, strict=True)
         for place, index in enumerate(indices)
     }
     sizes = [module.n if side is Side.COLUMNS else module.m for module in batch.spec.modules]
@@ -67,11 +73,14 @@ def squares(batch: Batch, side: Side) -> Batch:
         replace(module, n=k, m=k, magnitude=False) for module, k in zip(batch.spec.modules, sizes, strict=True)
     )
     spec = WeightSpec(modules, batch.spec.mixed_ranks)
-    U, V = (
-        tuple(torch.stack([of_module[index][which] for index in indices], 1) for _, indices in spec.groups)
-        for which in (0, 1)
-    )
-    return Batch(spec, U, V, batch.ranks)
+    factors = tuple(torch.stack([of_module[index] for index in indices], 1) for _, indices in spec.groups)
+    return Batch(spec, factors, factors, batch.ranks)
+
+
+def _root(gram: Tensor) -> Tensor:
+    """X with X Xᵀ = a Gram matrix: (…, r, r)."""
+    values, vectors = torch.linalg.eigh(gram.double())
+    return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)).to(gram)
 
 
 def kernel_ridge(

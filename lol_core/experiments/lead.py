@@ -29,7 +29,7 @@ from lol_core.experiments.comparison import (
 from lol_core.experiments.context import Context
 from lol_core.experiments.curve import SETTING, WIDE, one_setting
 from lol_core.experiments.kept import Kept
-from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.kernel import kernels
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
 from lol_core.experiments.search import Setting, Variant
 from lol_core.experiments.table3 import CLASSES_QUESTION
@@ -132,14 +132,8 @@ def readings(trials: Trials, seed: int) -> dict[str, Any]:
 
 def _read(trials: Trials, fit: Fit, matrices: dict[str, np.ndarray]) -> tuple[float, dict[str, float | str]]:
     """Accuracy of ridge regression, chosen and fitted as for the product kernel."""
-    ids = trials.labelled
-    place = {id: i for i, id in enumerate(ids)}
-    known, validation, test = (
-        np.array([place[id] for id in fit.split[part]]) for part in ("train", "validation", "test")
-    )
-    y = fit.task.numbers(fit.task.encode(trials.zoo.labels.loc[ids]))
-    values, picked = kernel_ridge(matrices, known, validation, test, y=y)
-    return _accuracy(fit, fit.task.from_numbers(values)), picked
+    predicted, picked = trials.ridge(fit, matrices)
+    return _accuracy(fit, predicted), picked
 
 
 def _accuracy(fit: Fit, probabilities: np.ndarray) -> float:

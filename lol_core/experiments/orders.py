@@ -127,14 +127,8 @@ def _read(
 ) -> tuple[float, dict[str, float | str]]:
     """The score of ridge regression at a split, chosen and fitted as for the product kernel."""
     fit = trials.prepared("gl_net", Setting(1e-3), seed)
-    place = {id: i for i, id in enumerate(trials.labelled)}
-    known, validation, test = (
-        np.array([place[id] for id in fit.split[part]]) for part in ("train", "validation", "test")
-    )
-    y = fit.task.numbers(fit.task.encode(trials.zoo.labels.loc[trials.labelled]))
-    values, picked = kernel_ridge(matrices, known, validation, test, y=y)
-    scores = fit.task.score(trials.zoo.labels.loc[fit.split["test"]], fit.task.from_numbers(values))
-    return scores[score], picked
+    predicted, picked = trials.ridge(fit, matrices)
+    return fit.task.score(trials.zoo.labels.loc[fit.split["test"]], predicted)[score], picked
 
 
 def judged(column: str, scores: pd.DataFrame, test_share: float, among: int) -> list[Finding]:

@@ -325,6 +325,18 @@ class Trials:
         more = {"picked": {**picked}} | self._predicted(predicted)
         return [*lines, line_of(KERNEL, seed, self._tested(fit.task, split["test"], predicted), **more)]
 
+    def ridge(self, fit: Fit, matrices: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, float | str]]:
+        """What ridge regression on kernels of all `labelled` LoRAs, chosen and fitted as for the product kernel,
+        predicts of a fit's test LoRAs, as `Task.decode` gives it; and what was chosen.
+        """
+        place = {id: row for row, id in enumerate(self.labelled)}
+        known, validation, test = (
+            np.array([place[id] for id in fit.split[part]]) for part in ("train", "validation", "test")
+        )
+        y = fit.task.numbers(fit.task.encode(self.zoo.labels.loc[self.labelled]))
+        values, picked = kernel_ridge(matrices, known, validation, test, y=y)
+        return fit.task.from_numbers(values), picked
+
     def _fit_shuffled(self, model: str, setting: Setting) -> list[Line]:
         fit = self._fitted(model, setting, 0, shuffled=True)
         predicted = fit.task.decode(fit.outputs(fit.split["test"]))

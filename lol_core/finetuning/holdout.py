@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
 from lol_core.finetuning.image_zoos import ImageZoo
@@ -19,7 +17,7 @@ from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people, write_things
 from lol_core.finetuning.pictures import Drawings
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE
-from lol_core.finetuning.rows import write_table
+from lol_core.finetuning.rows import sort_by_lora
 
 AFTER = 20_000
 """LoRAs, and people, are numbered from here: a number is a seed, and no other zoo has one as high."""
@@ -50,7 +48,7 @@ class HoldoutZoos:
         for name in names:
             for row in makers[name](counts[name], reporter):
                 yield name, row
-            in_order(self.out / name / "labels.csv")
+            sort_by_lora(self.out / name / "labels.csv")
 
     def _glosses(self, count: int, reporter: Reporter) -> Iterator[dict[str, Any]]:
         from lol_core.finetuning.glosses import build  # imports peft
@@ -80,8 +78,3 @@ class HoldoutZoos:
         zoo = ImageZoo(self.out / "faces", recipe, str(self.samples / "small-diffusion"))
         yield from zoo.build(data, count, self.machine, reporter, after=AFTER)
         yield from zoo.measure(str(self.samples / "small-clip"), self.machine, reporter)
-
-
-def in_order(labels: Path) -> None:
-    """The order in which processes finished is chance, and a zoo's fingerprint reads it."""
-    write_table(labels, pd.read_csv(labels).sort_values("lora"))

@@ -40,3 +40,8 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A CSV table in the place of the one that is there. Raises OSError when it cannot be written; that one stays."""
     replace_file(path, lambda new: table.to_csv(new, index=False))
+
+
+def sort_by_lora(labels: Path) -> None:
+    """The order in which processes finished is chance, and a zoo's fingerprint reads it."""
+    write_table(labels, pd.read_csv(labels).sort_values("lora"))

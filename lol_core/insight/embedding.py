@@ -122,9 +122,12 @@ def gram(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT)
 
 
 def _layers(batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """The pair of each module: (B, n, r) and (B, m, r)."""
-    pairs = zip(batch.U, batch.V, strict=True)
-    return [(U[:, layer], V[:, layer]) for U, V in pairs for layer in range(U.shape[1])]
+    """The pair of each module: (B, n, r) and (B, m, r); twice the same where U and V are one tensor."""
+    layers: list[tuple[Tensor, Tensor]] = []
+    for U, V in zip(batch.U, batch.V, strict=True):
+        left = U.unbind(1)
+        layers += zip(left, left if V is U else V.unbind(1), strict=True)
+    return layers
 
 
 def _add_by_updates(total: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
@@ -143,7 +146,8 @@ def _add_by_factors(total: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tens
     step = max(1, BLOCK // (len(U_b) * U.shape[2] * U_b.shape[2]))
     for rows in (slice(start, start + step) for start in range(0, len(U), step)):
         left = torch.einsum("anr,bns->abrs", U[rows].double(), U_b.double())
-        right = torch.einsum("amr,bms->abrs", V[rows].double(), V_b.double())
+        one = V is U and V_b is U_b
+        right = left if one else torch.einsum("amr,bms->abrs", V[rows].double(), V_b.double())
         total[rows] += (left * right).sum((2, 3))
 
 
