@@ -409,3 +409,14 @@ def test_everything_published_or_reported_is_read_or_explained(tmp_path: Path, r
     assert all(entry.reason and "unexpected" not in entry.reason for entry in zoo.refused)
     for id in zoo.ids:
         zoo.load(id)
+
+
+def test_looking_for_files_says_how_far_it_is_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lol_core.collections.walk.BETWEEN", 10)
+    for i in range(25):
+        (tmp_path / f"{i:02d}").mkdir()
+    seen = list[str]()
+    reporter = Reporter(lambda progress: seen.append(progress.message), lambda: len(seen) == 2)
+    with pytest.raises(Stopped):
+        candidates(tmp_path, reporter)
+    assert seen == ["Looking for files: 10 folders", "Looking for files: 20 folders"]

@@ -18,6 +18,10 @@ import torch
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from lol_core.collections import index
+from lol_core.collections.describe import describe
+from lol_core.collections.entry import Entry
+from lol_core.collections.walk import Candidate
 from lol_core.collections.zoo import Zoo
 from lol_core.experiments.paper import PUBLISHED
 from lol_core.insight.survey import Survey
@@ -402,3 +406,33 @@ def test_what_is_being_read_of_the_weights_is_not_taken_up_at_every_rerun(
         test.run()
     go_on.set()
     assert next(counts) >= 8 and 1 <= len(taken) <= 3 and not test.exception
+
+
+def test_a_collection_that_is_still_being_read_shows_what_is_known_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zoo(tmp_path, 7)
+    reached, goes_on = Event(), Event()
+
+    def slow(folder: Path, candidate: Candidate) -> Entry:
+        if candidate.id.startswith("lora005"):
+            reached.set()
+            assert goes_on.wait(PATIENCE)
+        return describe(folder, candidate)
+
+    monkeypatch.setattr(index, "describe", slow)
+    monkeypatch.setattr(index, "BLOCK", 2)
+    monkeypatch.setattr("ui.frame.PATIENCE", 0.0)
+    test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE).switch_page(PAGES["Zoo"])
+    test.query_params["collection"] = str(tmp_path)
+    try:
+        test.run()
+        assert reached.wait(PATIENCE)
+        test.run()
+        assert list(test.dataframe[0].value["name"]) == [f"lora{i:03d}/adapter_model.safetensors" for i in range(4)]
+        assert any("4 LoRAs known so far" in caption.value for caption in test.caption) and not test.exception
+    finally:
+        goes_on.set()
+    test.session_state["session"].opening.wait(PATIENCE)
+    test.run()
+    assert len(test.dataframe[0].value) == 7 and not any("so far" in caption.value for caption in test.caption)

@@ -30,7 +30,8 @@ from streamlit import config
 
 from lol_core.cli.app import COLLECTION, ROOT, ROOTS, SERVED
 from lol_core.collections.cache import cache_folder
-from lol_core.collections.opening import open_source
+from lol_core.collections.opening import open_source, so_far
+from lol_core.collections.page import Page
 from lol_core.collections.samples import sample_zoos, samples_folder
 from lol_core.collections.served import SCHEME, Roots, is_within
 from lol_core.collections.source import Source
@@ -104,6 +105,10 @@ class Access:
         """The collection at an address. Raises ZooError, and Stopped when the reporter says so."""
         return open_source(address, labels or None, reporter=reporter)
 
+    def so_far(self, address: str, limit: int) -> Page | None:
+        """What is known of a collection that is being opened; None where that is not told."""
+        return so_far(address, limit)
+
     def dropped(self, path: Path) -> Source:
         """The LoRAs in a zip file that was dropped here; what is kept of it lies beside it. Raises ZooError."""
         return open_source(path, cache=path.parent / ".index")
@@ -158,6 +163,9 @@ class Served(Access):
             indexes=cache / "index",
         )
         return self.roots.open(address, labels or None, cache, reporter)
+
+    def so_far(self, address: str, limit: int) -> Page | None:
+        return None
 
     def text(self, text: str) -> str:
         return _PATH.sub(r"…/\1", self._known_places.sub("…", self.roots.text(text)))

@@ -9,7 +9,7 @@ from typing import TypeVar
 import streamlit as st
 
 from lol_core.collections.names import counted
-from lol_core.collections.source import Source
+from lol_core.collections.source import Source, facts_of
 from lol_core.errors import LoLError, ZooError
 from ui import visit, work
 from ui.access import access
@@ -18,9 +18,11 @@ from ui.keys import FRAME, key
 from ui.progress import follow
 from ui.selection import panel, restore
 from ui.state import MAX_OPEN, ROOT, remember, session
+from ui.tables import show
 
 T = TypeVar("T")
 ICON = ROOT / "docs" / "images" / "icon.png"  # a file: browsers would ask Google for one of Streamlit's
+FIRST = 100  # LoRAs that are shown of a collection whose headers are being read
 PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -216,6 +218,8 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
             " read is not read again."
         )
         follow(job, "stop_index")
+        if state.page == "Zoo":
+            st.fragment(list_so_far, run_every=2.0)(address)
         st.stop()
     state.opening = None
     if job.error is not None:
@@ -223,6 +227,8 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
     if job.result is None:
         st.info("Stopped before all headers were read.", icon=":material/arrow_forward:")
         st.button("Go on reading", type="primary", icon=":material/play_arrow:")
+        if state.page == "Zoo":
+            list_so_far(address)
         st.stop()
     while len(state.opened) >= MAX_OPEN:
         state.opened.pop(next(iter(state.opened)))
@@ -230,6 +236,20 @@ def opened(address: str, labels: str, rescan: bool = False) -> Source:
     if job.result.address not in access().zoos.values():
         remember(job.result.address, labels)
     return job.result
+
+
+def list_so_far(address: str) -> None:
+    """The first LoRAs of a collection of which not all headers have been read."""
+    known = access().so_far(address, FIRST)
+    if known is None or not known.entries:
+        return
+    paths = {entry.path: entry.path for entry in known.entries}
+    some = f"the first {FIRST:,} by path" if known.total > FIRST else "all"
+    st.caption(
+        f"{counted(known.total, 'LoRA')} known so far; here are {some}. Labels, search and everything else come when"
+        " all headers have been read."
+    )
+    show(facts_of(known.entries, paths).drop(columns="path"), "so_far")
 
 
 def need(condition: object, message: str) -> None:

@@ -178,7 +178,9 @@ class Index(Database):
         """
         if not self.folder.is_dir():
             raise ZooError(f"{self.folder}: not a folder, or it has gone. Check the path, or plug the drive in again.")
-        return self.refresh(partial(candidates, self.folder), partial(describe, self.folder), reporter, readers)
+        return self.refresh(
+            partial(candidates, self.folder, reporter), partial(describe, self.folder), reporter, readers
+        )
 
 
 def _here(

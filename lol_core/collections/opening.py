@@ -10,13 +10,14 @@ from pathlib import Path
 from lol_core.collections import archive, hub, hub_address, remote
 from lol_core.collections.files import OpenOptions
 from lol_core.collections.folder import Zoo
-from lol_core.collections.index import Readers
+from lol_core.collections.index import Index, Readers
 from lol_core.collections.layouts import as_rows, with_own_labels
 from lol_core.collections.names import user_path
+from lol_core.collections.page import Page
 from lol_core.collections.pattern import is_pattern, open_pattern
 from lol_core.collections.source import Source
 from lol_core.collections.waiting import stopped_by
-from lol_core.collections.walk import ARCHIVES
+from lol_core.collections.walk import ARCHIVES, within
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ZooError, needing
 from lol_core.formats import SUFFIXES
@@ -58,6 +59,15 @@ def open_source(
         else:
             source = Zoo.open(Path(address), labels, cache, reporter, readers=readers)
         return with_own_labels(as_rows(source, labels), reporter)
+
+
+def so_far(address: str, limit: int) -> Page | None:
+    """The first LoRAs of a folder, by path, that its index knows while headers are being read, and how many it knows;
+    None of another kind of place.
+    """
+    if not os.path.isdir(user_path(address)):
+        return None
+    return Index(within(user_path(address))).page(limit=limit)
 
 
 def without_loras(source: Source) -> str:

@@ -113,29 +113,34 @@ class Source(Protocol):
         return hashlib.sha256("\0".join(map(str, self.labels.columns)).encode() + values).hexdigest()[:16]
 
     def facts(self, entries: Sequence[Entry] | None = None) -> pd.DataFrame:
-        """One row per LoRA, or for each of these: its name and what its header says, in the columns `FACTS`."""
-        rows = [
-            (
-                self.names[e.path],
-                e.dialect,
-                ", ".join(map(str, e.ranks)),
-                e.modules,
-                e.base_model,
-                e.suggested_base,
-                e.parameters,
-                ", ".join(e.dtypes),
-                e.size / 1000,
-                e.path,
-            )
-            for e in (self.entries if entries is None else entries)
-        ]
-        return pd.DataFrame(rows, index=[row[-1] for row in rows], columns=FACTS)
+        """One row per LoRA, or for each of these; see `facts_of`."""
+        return facts_of(self.entries if entries is None else entries, self.names)
 
     def table(self, entries: Sequence[Entry] | None = None) -> pd.DataFrame:
         """One row per LoRA, or for each of these: its name, dialect and ranks, its labels, and what else its header
         says. See `with_labels` for labels of the same names.
         """
         return with_labels(self.facts(entries), self.labels, after="modules")
+
+
+def facts_of(entries: Iterable[Entry], names: Mapping[str, str]) -> pd.DataFrame:
+    """One row for each: what it is called and what its header says, in the columns `FACTS`."""
+    rows = [
+        (
+            names[e.path],
+            e.dialect,
+            ", ".join(map(str, e.ranks)),
+            e.modules,
+            e.base_model,
+            e.suggested_base,
+            e.parameters,
+            ", ".join(e.dtypes),
+            e.size / 1000,
+            e.path,
+        )
+        for e in entries
+    ]
+    return pd.DataFrame(rows, index=[row[-1] for row in rows], columns=FACTS)
 
 
 def fingerprint_of(identities: Iterable[tuple[str, str]]) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from lol_core.collections.names import printable
 from lol_core.collections.sidecar import beside, may_be_beside
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.formats import SUFFIXES, configs_of
 
 OTHER_FILES = {
@@ -33,6 +34,8 @@ ARCHIVES = (".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar", ".tgz")
 ARCHIVE = "An archive, not a LoRA: open it by its own address, or, where it lies in another archive, unpack it first."
 LISTED = (*SUFFIXES, *ARCHIVES)
 
+BETWEEN = 500
+"""Folders between two looks at whether to stop."""
 UNKNOWN = -2
 """The size of a file that is not known before it is opened."""
 _SPECIAL = {stat.S_IFIFO: "A named pipe", stat.S_IFSOCK: "A socket"}
@@ -59,14 +62,15 @@ class Candidate(NamedTuple):
     reason: str | None = None
 
 
-def candidates(folder: Path) -> list[Candidate]:
-    """The files that may be LoRAs: those of each folder by name, then its subfolders by name.
+def candidates(folder: Path, reporter: Reporter = SILENT) -> list[Candidate]:
+    """The files that may be LoRAs: those of each folder by name, then its subfolders by name. Raises Stopped when the
+    reporter says so.
 
     Links are followed, and what is reached twice is listed once, where it lies rather than where a link leads to it.
     In a hub's cache each repository has the files of one snapshot, under the repository's name. What cannot be
     listed, such as a folder without permission, is there with its reason.
     """
-    walk = _Walk(folder)
+    walk = _Walk(folder, reporter)
     walk.below("", "")
     while walk.links:  # after what is no link, so that a file has the id of its own place
         walk.follow(*walk.links.pop(0))
@@ -105,10 +109,12 @@ def in_order(candidate: Candidate) -> tuple[tuple[int, str], ...]:
 @dataclass
 class _Walk:
     root: Path
+    reporter: Reporter
     candidates: list[Candidate] = field(default_factory=list)
     links: list[tuple[str, str]] = field(default_factory=list)
     seen: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     linked: bool = False
+    folders: int = 0
 
     def __post_init__(self) -> None:
         self.top = os.fspath(self.root)
@@ -120,6 +126,10 @@ class _Walk:
         waiting = [(place, id)]
         while waiting:
             place, id = waiting.pop()
+            self.folders += 1
+            if self.folders % BETWEEN == 0:
+                self.reporter.show(f"Looking for files: {self.folders:,} folders", 0.0)
+                self.reporter.check("Nothing had been read yet.")
             waiting += reversed(self.folder(place, id))
 
     def folder(self, place: str, id: str) -> list[tuple[str, str]]:
