@@ -272,6 +272,9 @@ def test_a_model_has_its_own_width_unless_another_is_given(
     options += ["--zoo", str(zoo), "--target", "size", "--model", "mvprobe"]
     assert "width 512." in run(app, options).output
     assert "width 32." in run(app, [*options, "--width", "32"]).output
+    assert "width 48." in run(app, [*options, "--option", "width=48"]).output
+    failed = run(app, [*options, "--option", "heads=8"])
+    assert failed.exit_code == 1 and "no choice 'heads'. It has width" in " ".join(failed.output.split())
 
 
 def test_cross_validation_takes_the_settings_of_training() -> None:

@@ -20,6 +20,7 @@ from lol_core.core.symmetry import TOLERANCES, equivariance_error, invariance_er
 from lol_core.errors import ModelError
 from lol_core.learning.memory import check_memory, memory_needed
 from lol_core.learning.models import MODELS, LoLModel, ModelConfig, find_model, layers, make_model, modulewise
+from lol_core.learning.models.apart import Apart
 from lol_core.learning.models.gl_net import GLNet, GLNetConfig, Order, Reading
 from lol_core.learning.models.layers import (
     NONLINEARITIES,
@@ -406,3 +407,27 @@ def test_scale_is_part_of_the_function(scale: float) -> None:
         model = made(name, batch)
         torch.testing.assert_close(model(batch), model(stack([moved], spec, torch.float64)))
         assert not torch.allclose(model(batch), model(stack([random_lora()], spec, torch.float64)))
+
+
+def test_choices_are_written_as_words() -> None:
+    asked = GLNetConfig().having("order=columns", "depth=1", "dropout=0", "gl_norm=true", "apart=unit norm,log sizes")
+    apart = frozenset({Apart.UNIT_NORM, Apart.LOG_SIZES})
+    assert asked == GLNetConfig(order=Order.COLUMNS, depth=1, dropout=0, gl_norm=True, apart=apart)
+    for model in MODELS.values():
+        config = model.configure()
+        as_words = [
+            f"{name}={','.join(value) if isinstance(value, list) else json.dumps(value).strip(chr(34))}"
+            for name, value in config.to_dict().items()
+        ]
+        assert config.having(*as_words) == config
+    for wrong, why in (
+        ("ordre=columns", "no choice 'ordre'. It has width"),
+        ("order=rows", "'rows' is not a valid Order"),
+        ("depth=one", "usually 2"),
+        ("depth=true", "usually 2"),
+        ("gl_norm=1", "usually False"),
+        ("depth", "usually 2"),
+        ("apart=size", "'size' is not a valid Apart"),
+    ):
+        with pytest.raises(ModelError, match=why):
+            GLNetConfig().having(wrong)

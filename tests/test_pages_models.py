@@ -21,6 +21,8 @@ from lol_core.learning.answers import Answers
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import ModelConfig
+from lol_core.learning.models.apart import Apart
+from lol_core.learning.models.gl_net import GLNetConfig, Order
 from lol_core.learning.parts import parts_here
 from lol_core.learning.training import plan, train
 from tests.builders import MODULES, write_peft, write_zoo
@@ -47,6 +49,20 @@ def test_a_number_out_of_its_limits_is_told_and_nothing_is_trained(synthetic_fol
     test.number_input(key="train.epochs").set_value(50)
     test.number_input(key="train.learning_rate").set_value(0.01).run()
     assert not test.error and not next(b for b in test.button if b.label == "Train").disabled
+
+
+def test_models_of_ours_are_trained_from_the_page(synthetic_folder: Path) -> None:
+    test = opened("Train", synthetic_folder)
+    test.multiselect(key="train.targets").set_value(["size"])
+    test.selectbox(key="train.order").set_value(Order.COLUMNS)
+    test.toggle(key="train.apart").set_value(True)
+    test.number_input(key="train.epochs").set_value(1).run()
+    next(button for button in test.button if button.label == "Train").click().run()
+    run_to_the_end(test)
+    (run,) = test.session_state["session"].training.subject
+    assert run.error is None and not test.exception
+    shape = Checkpoint.load(run.out).config.shape
+    assert isinstance(shape, GLNetConfig) and (shape.order, shape.apart) == (Order.COLUMNS, frozenset(Apart))
 
 
 def test_train_then_stop_then_resume(synthetic_folder: Path) -> None:

@@ -15,6 +15,8 @@ from lol_core.insight.scores import describe
 from lol_core.learning.config import TrainingConfig
 from lol_core.learning.devices import devices
 from lol_core.learning.models import MODELS
+from lol_core.learning.models.apart import Apart
+from lol_core.learning.models.gl_net import Order
 from lol_core.learning.models.layers import NONLINEARITIES
 from lol_core.learning.only import conditions
 from lol_core.learning.tasks import Multiclass, kind_of
@@ -71,6 +73,15 @@ MEAN = f"GL-net as the paper has it for CLIP scores ([appendix D.1.1]({PAPER})).
 SPLIT = (
     "A label that says train, validation or test of each LoRA, such as the split of a paper. Cross-validation draws its"
     " folds all the same."
+)
+READS = {Order.FIRST: "P = Φ ΔW Ψᵀ", Order.COLUMNS: "P Pᵀ"}
+ORDER = (
+    "P is the paper's. P Pᵀ keeps less of where A started: it may tell more of LoRAs that each began at their own draw"
+    " (page Experiments, *Second order*)."
+)
+APART = (
+    "GL-net, W2T and MVProbe: every ΔW over its norm, log ‖ΔW‖ beside it, and all of it linearly too. Ours, and in none"
+    " of the papers (page Experiments, *Size apart*)."
 )
 SIGMA = f"[Equation (6)]({PAPER}); used between equivariant layers."
 
@@ -175,6 +186,14 @@ def choose_training(
         what = {field.name: _number(field, columns[field.column]) for field in WHAT}
         label = "GL-net: σ of the nonlinearity"
         what["sigma"] = columns[2].selectbox(label, list(NONLINEARITIES), key=key("sigma"), help=SIGMA, **KEPT)
+        what["order"] = columns[1].selectbox(
+            "GL-net: the head reads",
+            list(Order),
+            format_func=lambda order: READS[order],
+            key=key("order"),
+            help=ORDER,
+            **KEPT,
+        )
         groups, last = [None, *labels.columns], columns[3]
         how["group_column"] = last.selectbox(
             "Keep together in the split", groups, format_func=lambda g: g or "(nothing)", key=key("group"), **KEPT
@@ -184,6 +203,8 @@ def choose_training(
         )
         what["normalize"] = last.toggle("Normalise inputs", key=key("normalize"), help=NORMALIZE, **KEPT)
         what["mean_products"] = last.toggle("Mean of products", key=key("mean_products"), help=MEAN, **KEPT)
+        apart = last.toggle("Size apart", key=key("apart"), help=APART, **KEPT)
+        what["apart"] = frozenset(Apart) if apart else frozenset()
         text = "Weigh rare classes more."
         how["class_weights"] = last.toggle("Class weights", key=key("class_weights"), help=text, **KEPT)
         text = "Also fit each model to permuted labels. Doubles the time."

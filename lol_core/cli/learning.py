@@ -63,6 +63,14 @@ Only = Annotated[
         " of one name mean any of them."
     ),
 ]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Any other choice that the model has, as depth=1, GL-net's order=columns or apart='unit norm,log sizes'; a"
+        " name that it does not have is answered by those that it has.",
+    ),
+]
 Stored = Annotated[Storage, typer.Option(help="How factors are kept; those of 16 bits take half the place.")]
 
 
@@ -85,6 +93,7 @@ def train(
     equivariant_layers: OfGLNet = 1,
     mean_products: MeanProducts = False,
     normalize: Normalize = False,
+    option: Option = None,
     class_weights: ClassWeights = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay on one side of the split.")] = None,
     split: PartsLabel = None,
@@ -117,6 +126,8 @@ def train(
         mean_products=mean_products,
         normalize=normalize,
     )
+    with reported():
+        shape = shape.having(*option or ())
     config = TrainingConfig(
         model=model,
         model_config=shape,
@@ -224,6 +235,7 @@ def crossvalidate(
     equivariant_layers: OfGLNet = 1,
     mean_products: MeanProducts = False,
     normalize: Normalize = False,
+    option: Option = None,
     class_weights: ClassWeights = False,
     group: Annotated[str | None, typer.Option(help="Label column whose groups stay in one fold.")] = None,
     only: Only = None,
@@ -250,6 +262,8 @@ def crossvalidate(
         mean_products=mean_products,
         normalize=normalize,
     )
+    with reported():
+        shape = shape.having(*option or ())
     config = TrainingConfig(
         model=model,
         model_config=shape,

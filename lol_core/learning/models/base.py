@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
@@ -49,6 +50,20 @@ class ModelConfig:
         names = {field.name for field in fields(cls)}
         return {name: value for name, value in options.items() if name in names}
 
+    def having(self, *choices: str) -> Self:
+        """With choices written as NAME=VALUE, those of several parts as NAME=A,B. Raises ModelError for a name that the
+        model has no choice of, and for a value of another type.
+        """
+        written = dict(choice.partition("=")[::2] for choice in choices)
+        usual = vars(self)
+        if unknown := sorted(written.keys() - usual.keys()):
+            raise ModelError(f"This model has no choice {unknown[0]!r}. It has {', '.join(usual)}.")
+        options = {name: _read(name, text, usual[name]) for name, text in written.items()}
+        try:
+            return self.from_dict(self.to_dict() | options)
+        except ValueError as error:
+            raise ModelError(f"{' '.join(choices)}: {error}.") from error
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: of an enum its value."""
         return {name: choice.value if isinstance(choice, Enum) else choice for name, choice in asdict(self).items()}
@@ -60,6 +75,21 @@ class ModelConfig:
         """
         usual = {field.name: field.default for field in fields(cls)}
         return cls(**{name: _as_usual(choice, usual[name]) for name, choice in cls.known(data).items()})
+
+
+def _read(name: str, text: str, usual: Any) -> Any:
+    """A choice as it was written, of the type that the usual one has."""
+    if isinstance(usual, frozenset):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        choice = json.loads(text)
+    except ValueError:
+        choice = text
+    numbers = int | float if isinstance(usual, float) else type(usual)
+    expected = str if isinstance(usual, Enum) else list if isinstance(usual, tuple) else numbers
+    if not isinstance(choice, expected) or isinstance(choice, bool) != isinstance(usual, bool):
+        raise ModelError(f"{name}={text}: {name} is usually {usual!r}; give something of that kind.")
+    return choice
 
 
 def _as_usual(choice: Any, usual: Any) -> Any:
