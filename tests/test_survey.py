@@ -194,6 +194,20 @@ def test_a_file_that_was_out_of_reach_is_read_when_it_is_back(tmp_path: Path) ->
     assert all(survey.problem is None for survey in Surveys(zoo).complete().values())
 
 
+def test_of_a_configuration_that_changed_since_it_was_indexed_nothing_is_kept(tmp_path: Path) -> None:
+    write_zoo(tmp_path, 3)
+    zoo = Zoo.open(tmp_path)
+    configuration = zoo.path(zoo.ids[1]).parent / "adapter_config.json"
+    was = configuration.read_text()
+    configuration.write_text(json.dumps(json.loads(was) | {"lora_alpha": 160}))
+    found = Surveys(zoo).complete()
+    assert [id for id in zoo.ids if found[id].problem] == [zoo.ids[1]]
+    assert "file beside it" in str(found[zoo.ids[1]].problem)
+    assert Surveys(Zoo.open(tmp_path)).complete()[zoo.ids[1]].problem is None, "opened again it is another"
+    configuration.write_text(was)
+    assert Surveys(Zoo.open(tmp_path)).complete()[zoo.ids[1]].norm == survey(zoo.load(zoo.ids[1])).norm
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_of_a_file_that_changed_since_it_was_indexed_nothing_is_kept(tmp_path: Path, workers: int) -> None:
     """As while a folder is copied anew: under what a file held would stand what another one says, for good."""

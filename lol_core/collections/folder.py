@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from lol_core.collections.entries import Entries
-from lol_core.collections.entry import Entry
+from lol_core.collections.entry import Entry, compact
 from lol_core.collections.index import Index, Readers
 from lol_core.collections.indexed import Indexed
 from lol_core.collections.labels import join_labels, labels_file, read_labels
@@ -112,14 +112,18 @@ class Zoo(Indexed):
         entry = self.by_id.get(id)
         if entry is None:
             return partial(load_file, self.path(id), id)
-        return partial(load_indexed, self.path(id), id, entry.size, entry.mtime)
+        scales = compact(entry.scales)
+        return partial(load_indexed, self.path(id), id, size=entry.size, mtime=entry.mtime, scales=scales)
 
 
 CHANGED = "The file has changed since the collection was opened. Open it again."
+CHANGED_BESIDE = "The file beside it that tells its scale has changed since the collection was opened. Open it again."
 
 
-def load_indexed(path: Path, id: str, size: int, mtime: float) -> LoRA:
-    """`load_file`, of a file that is as it was indexed: what is computed from it is kept under that content."""
+def load_indexed(path: Path, id: str, *, size: int, mtime: float, scales: str | None) -> LoRA:
+    """`load_file`, of a file that is as it was indexed: what is computed from it is kept under that content. scales: of
+    its modules, by `compact`.
+    """
     try:
         lora = load_file(path, id)
     except LoRAFormatError as error:
@@ -128,6 +132,8 @@ def load_indexed(path: Path, id: str, size: int, mtime: float) -> LoRA:
         raise
     if _changed(path, size, mtime):
         raise ChangedError(f"{id}: {CHANGED}")
+    if compact(tuple(layer.scale for layer in lora.layers)) != scales:
+        raise ChangedError(f"{id}: {CHANGED_BESIDE}")
     return lora
 
 
