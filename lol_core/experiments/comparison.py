@@ -192,6 +192,7 @@ def halved(budget: Budget) -> str:
 
 
 AUTHORS = (
-    "Rows named so have the settings of the authors' scripts, unsearched: epochs, widths, batches and rates as there,"
-    " where a zoo of fewer LoRAs gives fewer steps; they drop the last incomplete batch, which is kept here."
+    "Rows called *authors' setting* have the settings of the authors' scripts, unsearched: epochs, widths, batches and"
+    " rates as there, where a zoo of fewer LoRAs gives fewer steps; those scripts drop the last incomplete batch, which"
+    " is kept here."
 )

@@ -98,7 +98,7 @@ def run(context: Context) -> Result:
     labels = every_trial[0].zoo.labels
     notes = [
         described(context.budget),
-        f"{PICKED} For {len(findings)} findings beside each other none is widened.",
+        f"{PICKED} None is widened for standing beside others, {len(findings)} findings in all.",
         *([FOLDED] if context.searched else []),
         ceiling(labels),
         (
