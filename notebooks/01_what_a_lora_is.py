@@ -157,3 +157,6 @@ n, m, r = layer.n, layer.m, layer.rank
 freedom = (n + m) * r - r * r  # the stored numbers less the dimension of GL(r): the dimension of the matrices of rank r
 print(f"{(n + m) * r:,} stored, {freedom:,} of them free")
 assert freedom == n * m - (n - r) * (m - r)
+
+# %% [markdown]
+# **Next**: notebook 2, the group of all these rewritings and how far it breaks a model.

@@ -4,7 +4,7 @@
 # The rewritings of notebook 1 form a group: all invertible $R$, written $\mathrm{GL}(r)$, acting by $R \star (U, V) = (UR, V R^{-\top})$.
 # All pairs that can be reached from one pair are its **orbit**. A LoRA is an orbit, not a pair, so a sensible model gives one answer on each.
 #
-# You draw some orbits, see what the subgroups of $\mathrm{GL}(r)$ leave alone, and follow how the score of a model falls, that keeps to a subgroup only, as test LoRAs are written ever more wildly.
+# You draw some orbits, see what the subgroups of $\mathrm{GL}(r)$ leave alone, and watch a model that is invariant only under a subgroup lose its score as the test LoRAs are rewritten ever more wildly.
 
 # %%
 import copy
@@ -60,7 +60,7 @@ orbits
 # An MLP draws its level lines wherever training puts them; nothing makes them follow the hyperbolas. And mind the dotted circle: a rule like "take the pair
 # of norm 1.4" picks two pairs from one of these curves and none from the others.
 #
-# Orbits run off to infinity, since $c$ may be as large as one likes. So $\mathrm{GL}(r)$ is not compact, averaging a model over it is no way out, and a
+# Orbits run off to infinity, since $c$ may be as large as one likes. So $\mathrm{GL}(r)$ is not compact: no even spread over all of it exists by which a model could be averaged, and a
 # training set cannot cover it by examples. How far $R$ stretches is told by its condition number $\kappa(R)$, the ratio of its largest to its smallest singular value.
 #
 # ## The subgroups
@@ -128,8 +128,8 @@ figure.update_layout(title="The same LoRAs, rewritten ever more wildly", height=
 figure
 
 # %% [markdown]
-# At $\kappa = 1$, which is $\mathrm{O}(r)$, both are what they were. From there O-Align falls, and GL-net is a flat line: it was trained on the files as they
-# were and has never seen a rewritten LoRA. O-Align falls slowly here; why, was not asked.
+# At $\kappa = 1$, which is $\mathrm{O}(r)$, both are what they were. From there O-Align falls. GL-net is a flat line, although it was trained on the files as they
+# were and has never seen a rewritten LoRA: its invariance is built in, not learnt. O-Align falls slowly here; why, was not asked.
 # How far it falls may differ from question to question; that it may fall is what the symmetry says.
 #
 # With `ipywidgets` you can turn $\kappa$ yourself (on a page that does not run Python, the curve above has to do).
@@ -155,7 +155,7 @@ assert np.ptp(curves["GL-net"]) < 1e-6
 
 # %% [markdown]
 # ## Exercises
-# 1. Check that it is an action: turning by $R$ and then by $S$ is turning by $RS$.
+# 1. Check that it is an action, from the right: turning by $R$ and then by $S$ is turning by $RS$.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true}
 g = torch.Generator().manual_seed(5)
@@ -180,3 +180,6 @@ assert torch.allclose(found, R)
 # Off the axes the orbit is uv = const, and f is a function of uv. So pairs with V = 0 or U = 0 cannot be told apart, whatever their norms.
 f = lambda u, v: u * v
 assert f(5.0, 0.0) == f(0.1, 0.0) == f(0.0, 3.0)
+
+# %% [markdown]
+# **Next**: notebook 3, functions of $(U, V)$ that do not see $R$, and what each of them forgets.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3 · Invariants: products, spectra, and what each forgets
 #
-# A model that must not see $R$ can read functions of $\Delta W$ only. There are many, and each keeps something and forgets something.
+# A model that must not see $R$ can read functions of $\Delta W$ only (of factors of full rank: notebook 2, exercise 2). There are many, and each keeps something and forgets something.
 # What an invariant forgets, no network on top of it can learn again. You try four of them on what one can do to a LoRA, and then ask real LoRAs a question that one of the four cannot answer.
 
 # %%
@@ -157,3 +157,6 @@ for name, still in (("gl_net", True), ("mlp", False)):
     with torch.no_grad():
         assert (relative_change(model(turned), model(few)) < 1e-9) == still
 assert np.isfinite(table.to_numpy()).all()
+
+# %% [markdown]
+# **Next**: notebook 4, the other way: agree on one pair in each orbit.

@@ -165,3 +165,6 @@ first, second = balanced(U, V), balanced(*act_on(R, U, V))
 between = torch.linalg.lstsq(first[0], second[0]).solution
 assert torch.allclose(between @ between.T, torch.eye(r, dtype=torch.float64), atol=1e-6)
 figure = plots.matrix(between.numpy(), "the R between two balanced pairs")
+
+# %% [markdown]
+# **Next**: notebook 5, layers that let $R$ pass instead of removing it.

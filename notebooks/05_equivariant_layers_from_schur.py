@@ -166,3 +166,6 @@ equations = torch.cat([torch.kron(matrix, matrix).T - torch.eye(len(matrix) ** 2
 dimension = int((torch.linalg.svdvals(equations) < 1e-9).sum())
 # U_i · V_j and V_j · U_i for every row i of U and j of V: the entries of U Vᵀ, twice. All that an invariant of second order can read is ΔW.
 assert dimension == 2 * n * m
+
+# %% [markdown]
+# **Next**: notebook 6, GL-net built of these layers and trained, beside its controls.

@@ -208,3 +208,6 @@ draws = np.random.default_rng(0).integers(0, len(y), (2000, len(y)))
 better = np.mean([np.square(predicted[d, 0] - y[d]).mean() < np.square(norms[d] - y[d]).mean() for d in draws])
 print(f"In {better:.0%} of 2,000 resamplings of the test LoRAs GL-net has the smaller error.")
 assert better > 0.5
+
+# %% [markdown]
+# **Next**: notebook 7, a thousand LoRAs at once and what their weights give away.

@@ -135,3 +135,6 @@ print(
     f"half of the LoRAs: accuracy {half.metrics['test']['accuracy']:.3f} on {len(half.split['test'])} test LoRAs, {accuracy:.3f} with all"
 )
 assert half.metrics["test"]["accuracy"] < accuracy + 0.05
+
+# %% [markdown]
+# **Next**: notebook 8, a prediction held against the pictures that LoRAs draw.

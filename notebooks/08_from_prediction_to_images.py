@@ -115,3 +115,6 @@ import pandas as pd
 ranked = pd.Series(predicted, index=test).sort_values(ascending=False)
 ranking = plots.ranking(ranked, zoo.labels.loc[ranked.index, "clip_score"], "predicted CLIP score")
 assert len(ranking.data) >= 1
+
+# %% [markdown]
+# **Next**: notebook 9, models whose answer is a LoRA.

@@ -237,3 +237,6 @@ def crossing(b, dual):
 
 assert equivariance_error(lambda b: crossing(b, lambda V: V @ torch.linalg.inv(V.mT @ V)), batch, GL) < 1e-9
 assert equivariance_error(lambda b: crossing(b, lambda V: V), batch, GL) > 0.1
+
+# %% [markdown]
+# **Next**: a model of your own in twenty lines (`docs/howto/own_model.md`), your own LoRAs and labels (`docs/howto/own_zoo.md`), or edits without code on the page Edit (`docs/howto/edit.md`).
