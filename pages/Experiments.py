@@ -22,7 +22,8 @@ frame_or_nothing("Experiments")
 state, results = session(), kept_results(NAMES)
 st.markdown(
     f"The tables and figures of [*Learning on LoRAs*]({PAPER}), measured on the sample zoos. Those zoos are smaller"
-    " than the paper's and made of other models, so what can be compared is what holds, not the figures."
+    " than the paper's and made of other models, so what can be compared is what holds, not the figures. Below the"
+    " paper's stand questions of our own."
 )
 show_counts(results, OF_PAPER)
 linked = st.query_params.get(key("experiment"), title_of(NAMES[0]))
@@ -31,7 +32,7 @@ if linked not in map(title_of, NAMES):
         st.query_params[key("experiment")] = title_of(name)
         st.rerun()  # a widget takes its value from the URL as it was when the run began
     st.warning(f"There is no experiment called {linked}. All that there are can be chosen below.")
-chosen = st.selectbox("Table or figure", NAMES, format_func=title_of, key=key("experiment"), bind="query-params")
+chosen = st.selectbox("Experiment", NAMES, format_func=title_of, key=key("experiment"), bind="query-params")
 again = results[chosen].command if chosen in results else command(chosen)
 left, right = st.columns([3, 1], vertical_alignment="center")
 left.code(again, language="bash")

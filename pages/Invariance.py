@@ -29,7 +29,7 @@ from ui.needles import needles
 from ui.points import walk_points
 from ui.state import checkpoints, load_lora, loaded_checkpoints
 from ui.tables import numbers, show
-from ui.turning import TITLES, Precision, choose_precision, choose_R
+from ui.turning import TITLES, Precision, choose_precision, choose_R, what_is_still
 
 TRIED = 20  # LoRAs among which the page looks for one that is not zero, to open with
 FEWEST = 50
@@ -113,6 +113,7 @@ def turn() -> None:
         needles(turned.dials)
     stayed = f" The other {len(still)} did not." if 0 < len(still) < count else ""
     st.markdown(f"**{count - len(still)} of {count} models** took (UR, VR⁻ᵀ) for another LoRA than (U, V).{stayed}")
+    st.caption(what_is_still(precision))
     formats = numbers("%.6g", ("before R", "after R")) | numbers("scientific", ["relative change"])
     show(turned.table, "moves", column_config=formats)
     take(lambda: turned.table, "needles")
@@ -160,6 +161,7 @@ def many_draws() -> None:
     marks, kept = study.kept_promises(changes, TOLERANCES[dtype])
     show(marks, "groups", index=True)
     st.markdown(f"Largest change of {count} draws from each group. {kept}")
+    st.caption(what_is_still(precision))
 
 
 @st.fragment

@@ -57,7 +57,7 @@ with unwell:
     elif examination is None and len(source):
         st.info("Known when every header has been looked at.", icon=":material/arrow_back:")
     elif len(source) and not surveys:
-        st.info("The headers say of nothing wrong. Weights are looked at when they have been read.")
+        st.info("The headers show nothing wrong. The weights have not been read yet: the tab LoRAs does that.")
     elif len(source):
         st.success(f"Nothing is wrong with the {counted(len(surveys), 'LoRA')} whose weights have been read.")
 with refused:

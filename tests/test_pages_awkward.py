@@ -190,7 +190,7 @@ def test_pictures_have_a_text_and_unread_weights_are_not_called_well(
         patched.setattr(survey, "READ_UNASKED", 0)
         test = opened("Zoo", tmp_path)
     assert not any("Nothing is wrong" in box.value for box in test.success)
-    assert any("say of nothing wrong" in box.value for box in test.info) and not test.exception
+    assert any("show nothing wrong" in box.value for box in test.info) and not test.exception
     settled(opened("Zoo", tmp_path))
     pictures = [picture for shown in opened("LoRA", tmp_path).get("image") for picture in shown.proto.imgs]
     assert len(pictures) == 1 + 4 and all(picture.alt for picture in pictures)

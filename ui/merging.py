@@ -49,8 +49,9 @@ METHODS = {
     Method.MAGNITUDE_PRUNE: "largest entries of factors",
 }
 HELP = (
-    "By ΔW a LoRA merges to the same in every gauge; by factors it does not. TIES keeps the largest entries and"
-    " averages those of the elected sign; DARE drops entries at random; KnOTS does so in coordinates that all share."
+    "By ΔW a merge does not depend on which factors a LoRA is written with, (U, V) or (UR, VR⁻ᵀ); by factors it does."
+    " TIES keeps the largest entries and averages those of the elected sign; DARE drops entries at random; KnOTS is"
+    " TIES in coordinates that all LoRAs share."
 )
 EACH, MEAN, OWN = "1 each", "mean", "own"
 BASE, MERGED = "Base model", "Merged"

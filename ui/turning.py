@@ -10,7 +10,7 @@ import streamlit as st
 import torch
 
 from lol_core.core.groups import GL, GROUPS, Group, named
-from lol_core.core.symmetry import given, sample_for, sample_own
+from lol_core.core.symmetry import TOLERANCES, given, sample_for, sample_own
 from lol_core.insight.invariance import Study
 from ui.frame import need, needed
 from ui.keys import key
@@ -21,12 +21,22 @@ HAND, OWN = "hand", "own"
 TITLES = {group.key: group.title for group in GROUPS} | {OWN: "its own", HAND: "by hand"}
 EDITABLE = 16
 """The largest rank whose R is edited by hand."""
+CONDITION = "How far R stretches: its largest singular value over its smallest. At 1 it rotates and reflects alone."
 
 
 def choose_precision(name: str, default: Precision) -> Precision:
     options: list[Precision] = ["float32", "float64"]
     return st.segmented_control(
         "Computed in", options, default=default, key=key(name), required=True, bind="query-params"
+    )
+
+
+def what_is_still(precision: Precision) -> str:
+    """From which change on a model counts as moved."""
+    return (
+        f"A relative change up to {TOLERANCES[getattr(torch, precision)]:g} counts as none: that is rounding in"
+        f" {precision} where κ(R) is at most 100. With a larger κ(R) rounding may exceed it; what moves in float64 too"
+        " is no rounding."
     )
 
 
@@ -62,7 +72,7 @@ def choose_R(study: Study) -> tuple[tuple[torch.Tensor, ...], Group, Precision]:
     group = GL if by_hand or own else named(choice)
     if own:
         st.caption(study.own_groups)
-    sized, text = group.conditioned and not by_hand, "The condition number of R."
+    sized, text = group.conditioned and not by_hand, CONDITION
     label, bound = "κ(R) = 10^x", cast(Literal["query-params"], "query-params")
     exponent = st.slider(label, 0.0, 4.0, 1.0, 0.25, key=key("kappa"), bind=bound, disabled=not sized, help=text)
     a, b = st.columns(2)
