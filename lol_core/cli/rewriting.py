@@ -143,9 +143,9 @@ def merge(
     method: Annotated[
         Way,
         typer.Option(
-            help="sum: Σ w ΔW. The _svd ones (on ΔW, as peft has them) and knots (TIES in a shared core) give the same"
-            " for every gauge, and so does learned (a network trained for one base model; there is one for each sample"
-            " zoo); the last five work on the factors, and do not."
+            help="sum: Σ w ΔW. The _svd ones (on ΔW, as peft has them), knots (TIES in a shared core) and learned (a"
+            " network trained for one base model; there is one for each sample zoo) read ΔW, and give the same whatever"
+            " factors a LoRA is written with; the last five read the factors, and do not."
         ),
     ] = Way.SUM,
     weight: Annotated[list[float] | None, typer.Option(help="One for each LoRA, by default 1.")] = None,
@@ -199,8 +199,8 @@ def merge(
         err.print(remark, highlight=False, soft_wrap=True)
     if not Method(method).invariant:
         err.print(
-            f"{method} reads the factors: the same LoRAs written in another gauge merge to something else. sum, knots,"
-            " learned and the _svd methods do not see the gauge.",
+            f"{method} reads the factors: the same LoRAs written with others, (UR, VR⁻ᵀ), merge to something else. sum,"
+            " knots, learned and the _svd methods read ΔW alone.",
             highlight=False,
         )
 
