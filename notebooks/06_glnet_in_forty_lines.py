@@ -31,7 +31,8 @@ print(
 
 # %% [markdown]
 # ## The model
-# Modules of equal shape are stacked, so that one matrix product does them all.
+# Modules of equal shape are stacked, so that one matrix product does them all. The invariance error that is printed is rounding: about $10^{-6}$ in float32
+# for $\kappa(R) = 100$, where that of an MLP on the raw factors is about 1.
 
 
 # %%

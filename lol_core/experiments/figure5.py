@@ -182,7 +182,7 @@ def findings(
             "Preprocessing stays below a second for each input.",
             held[slowest < 1],
             (
-                "the slowest on this machine does, of all models and sizes that fit."
+                "the slowest of all models and sizes that fit does, on this machine."
                 if slowest < 1
                 else f"the slowest takes {slowest:.1f} times that."
             ),
