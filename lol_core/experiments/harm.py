@@ -282,11 +282,11 @@ def _between(scored: Scored, one: tuple[str, Design], other: tuple[str, Design])
 
 
 PUBLISHED = (
-    "Published, on other bases, zoos and attacks, so beside ours and not comparable in figures: five spectral"
+    "Published, on other bases, zoos and attacks, so that figures cannot be compared with ours: Five spectral"
     " statistics and logistic regression reach 100 % accuracy on held-out adapters of the banks they were trained on"
-    " (arXiv 2602.15195); within one training method spectral features reach an AUC of 1.00, and a detector trained on"
-    " DPO puts every adapter made by activation steering below every DPO one, an AUC of 0.00 across methods (arXiv"
-    " 2604.08844, 38 adapters); one statistic of norms has an AUC of 1.000 on 30 poisoned and 4 clean adapters, with"
+    " (arXiv 2602.15195). Within one training method spectral features reach an AUC of 1.00; across methods it is 0.00,"
+    " since a detector trained on DPO puts every adapter made by activation steering below every DPO one (arXiv"
+    " 2604.08844, 38 adapters). One statistic of norms has an AUC of 1.000 on 30 poisoned and 4 clean adapters, with"
     " thresholds that hold for one base only (arXiv 2605.30189)."
 )
 

@@ -341,11 +341,11 @@ def notes() -> list[str]:
             " statistics, not of all that ΔW holds, which may say by other statistics what these factors do."
         ),
         (
-            f"Turned: each module of each LoRA once by an R of its own, of condition number {CONDITION:.0f} times"
-            f" 10^U(−{DECADES:.0f}, {DECADES:.0f}). ΔW stays, and with it what the two factors say together, such"
-            " as det(UᵀU) det(VᵀV), the product of the squares of the singular values of ΔW. Less their start: A"
-            " less the A that it was trained from, made again from the seed in the labels, of Faces alone; who"
-            " finds a file does not have it."
+            f"Turned: each module of each LoRA once by an R of its own: one of condition number {CONDITION:.0f},"
+            f" multiplied as a whole by 10^U(−{DECADES:.0f}, {DECADES:.0f}). ΔW stays, and with it what the two factors"
+            " say together, such as det(UᵀU) det(VᵀV), the product of the squares of the singular values of ΔW. Less"
+            " their start: A less the A that it was trained from, made again from the seed in the labels, of Faces"
+            " alone; who finds a file does not have it."
         ),
         (
             f"{INTERVAL} {SHUFFLING} Those in findings are widened as for six of a kind, the number of questions"

@@ -235,14 +235,14 @@ def _notes(readings: Sequence[Reading], table: pd.DataFrame) -> list[str]:
         ),
         (
             "The learned merge is a network for each zoo that weighs parts of the two ΔW by what no gauge changes,"
-            " trained on pairs of LoRAs that stand in no pair here: on Faces so that the shipped GL-net, which was"
-            " fitted to labels of LoRAs of the whole zoo (45 of these 60 among them), reads the attributes of both"
-            " and the merge stays near the sum; on Emojinette by the fine-tuning loss on drawn pictures of either's"
-            " classes (LoRAs of one class or three, none of the same classes as one here); on Glosses by the loss on"
-            " validation questions of either's own sources. On Faces the fine-tuning loss on pictures of people with"
-            " both attributes was tried first: it made a merge that drew less of both than the sum, on pairs that"
-            " were held back for that, and was given up; the learning rate of what took its place was chosen there"
-            " by its own goal."
+            " trained on pairs of LoRAs that stand in no pair here. On Faces it is trained so that the shipped GL-net"
+            " reads the attributes of both and the merge stays near the sum; that GL-net was fitted to labels of LoRAs"
+            " of the whole zoo, 45 of these 60 among them. On Emojinette it is trained by the fine-tuning loss on drawn"
+            " pictures of either's classes (LoRAs of one class or three, none of the same classes as one here), on"
+            " Glosses by the loss on validation questions of either's own sources. On Faces the fine-tuning loss on"
+            " pictures of people with both attributes was tried first: it made a merge that drew less of both than the"
+            " sum, on pairs that were held back for that, and was given up; the learning rate of what took its place"
+            " was chosen there by its own goal."
         ),
         (
             "Faces: two people of whom each has an attribute that the other lacks, fine-tuned as the same word for a"
