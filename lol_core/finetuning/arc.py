@@ -139,6 +139,7 @@ def finetune(
         task_type="CAUSAL_LM",
     )
     model: PeftModel = get_peft_model(reader.model, config)
+    recipe.start.settle(model)
     try:
         parameters = [p for p in model.parameters() if p.requires_grad]
         steps = drawn.epochs * -(-len(kept) // drawn.batch_size)

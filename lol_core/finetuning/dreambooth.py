@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lol_core.errors import DataMissingError, TaskError
 from lol_core.finetuning.base_model import diffusion_loss
 from lol_core.finetuning.recipes import ImageRecipe, Run
+from lol_core.finetuning.start import Start
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Adapted module → (A, B), as PEFT names them: A (r, in), B (out, r), ΔW = B A."""
@@ -84,11 +85,11 @@ class Base:
             self._texts[prompt] = self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state
         return self._texts[prompt]
 
-    def fresh_factors(self, recipe: ImageRecipe, seed: int) -> Factors:
-        """The factors PEFT initialises from this seed: A Kaiming-uniform, B zero."""
+    def fresh_factors(self, recipe: ImageRecipe, number: int) -> Factors:
+        """The factors PEFT initialises for the LoRA of this number: A Kaiming-uniform, B zero."""
         factors: Factors = {}
         generator_state = torch.get_rng_state()
-        torch.manual_seed(seed)
+        torch.manual_seed(recipe.start.seed(number))
         for name, linear in adapted(self.unet, recipe.targets).items():
             A = torch.empty(recipe.rank, linear.in_features)
             nn.init.kaiming_uniform_(A, a=5**0.5)  # as peft.tuners.lora.LoraLayer.reset_lora_parameters does
@@ -167,7 +168,10 @@ def finetune_one(base: Base, recipe: ImageRecipe, run: Run, mixed_precision: str
             for name, (A, B) in fresh.items():
                 weights[name][0].copy_(A)
                 weights[name][1].copy_(B)
-        parameters = [weight for pair in weights.values() for weight in pair]
+        if recipe.start is Start.FROZEN:
+            for A, _ in weights.values():
+                A.requires_grad_(False)
+        parameters = [weight for pair in weights.values() for weight in pair if weight.requires_grad]
         optimizer = accelerator.prepare(
             torch.optim.AdamW(parameters, lr=run.learning_rate, weight_decay=recipe.weight_decay)
         )
@@ -230,9 +234,12 @@ def finetune_stack(base: Base, recipe: ImageRecipe, runs: Sequence[Run]) -> list
         name: StackedLinear(linear, [s[name][0] for s in starts], [s[name][1] for s in starts], recipe.scale)
         for name, linear in linears.items()
     }
+    if recipe.start is Start.FROZEN:
+        for layer in stacked.values():
+            layer.A.requires_grad_(False)
     groups = [
         {
-            "params": [p for layer in stacked.values() for p in (layer.A[k], layer.B[k])],
+            "params": [p for layer in stacked.values() for p in (layer.A[k], layer.B[k]) if p.requires_grad],
             "lr": run.learning_rate,
             "weight_decay": recipe.weight_decay,
         }

@@ -29,6 +29,7 @@ from lol_core.finetuning.machine import GOES_ON, Machine, spread
 from lol_core.finetuning.questions import make_questions, read_glosses
 from lol_core.finetuning.recipes import Hyperparameters, LanguageRecipe
 from lol_core.finetuning.rows import append_row
+from lol_core.finetuning.start import Start
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 RANK, ALPHA = 4, 8
@@ -101,9 +102,9 @@ class Encoder:
             parts.append(run_layers(self.model.encoder.layer[: self.first], hidden, mask))
         return Texts(torch.cat(parts), tokens["attention_mask"])
 
-    def new_lora(self, dropout: float, seed: int) -> Any:
+    def new_lora(self, dropout: float, seed: int, start: Start = Start.OWN) -> Any:
         """The encoder with fresh adapters on its projections (key and value by default) from the first layer on, as
-        PEFT makes them.
+        PEFT makes them from this seed.
         """
         torch.manual_seed(seed)
         config = LoraConfig(
@@ -115,6 +116,7 @@ class Encoder:
             base_model_name_or_path=HUB_ID,
         )
         model = get_peft_model(self.model, config)
+        start.settle(model)
         model.peft_config["default"].base_model_name_or_path = HUB_ID
         return model
 
@@ -194,20 +196,23 @@ def fit(
     return n_steps, total / len(kept)
 
 
-def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparameters, folder: Path) -> dict[str, Any]:
+def finetune(
+    encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparameters, folder: Path, *, start: Start = Start.OWN
+) -> dict[str, Any]:
     """Fine-tune one LoRA, store it in half precision as a PEFT folder, measure the stored weights and return its row of
     labels.
     """
     train = splits["train"]
     kept = torch.from_numpy(np.flatnonzero(~np.isin(train.source, drawn.dropped)))
-    lora = encoder.new_lora(drawn.lora_dropout, drawn.seed)
+    lora = encoder.new_lora(drawn.lora_dropout, drawn.seed, start)
     try:
         parameters = [p for p in lora.parameters() if p.requires_grad]
         begin_training(lora)
         n_steps, final_loss = fit(encoder, train, kept, parameters, drawn=drawn)
         lora.eval()
-        for parameter in parameters:
-            parameter.data = parameter.data.half().float()
+        for name, parameter in lora.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.half().float()
         validation_loss, _ = splits["validation"].measure(encoder)
         test_loss, correct = splits["test"].measure(encoder)
         write_peft(lora, folder, HUB_ID)
@@ -228,17 +233,19 @@ def finetune(encoder: Encoder, splits: dict[str, Questions], drawn: Hyperparamet
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, *, device: str) -> None:
+def _start_worker(
+    base: str, questions: pd.DataFrame, out: Path, threads: int, start: Start, *, device: str
+) -> None:
     torch.set_num_threads(threads)
     encoder = Encoder(base)
-    _worker.update(
-        encoder=encoder, out=out, splits={name: Questions(part, encoder) for name, part in questions.groupby("split")}
-    )
+    splits = {name: Questions(part, encoder) for name, part in questions.groupby("split")}
+    _worker.update(encoder=encoder, out=out, splits=splits, start=start)
 
 
 def _build_one(drawn: Hyperparameters) -> dict[str, Any]:
     name = f"loras/{drawn.seed:04d}"
-    measured = finetune(_worker["encoder"], _worker["splits"], drawn, _worker["out"] / name)
+    folder, start = _worker["out"] / name, _worker["start"]
+    measured = finetune(_worker["encoder"], _worker["splits"], drawn, folder, start=start)
     row: dict[str, Any] = {"lora": name, **measured, **asdict(drawn)}
     dropped = set(row.pop("dropped"))
     sources = sorted(set(_worker["splits"]["train"].source))
@@ -254,6 +261,7 @@ def build(
     threads: int = 1,
     reporter: Reporter = SILENT,
     after: int = 0,
+    start: Start = Start.OWN,
 ) -> Iterator[dict[str, Any]]:
     """Fine-tune LoRAs after + 1 … after + count into `out`, those already in its labels.csv left alone; yields each
     new row of labels as it is written.
@@ -273,7 +281,7 @@ def build(
     todo = [(Hyperparameters.draw(RECIPE, seed, droppable),) for seed in seeds if seed not in done]
     finished = count - len(todo)
     for row in spread(
-        Machine(workers, threads=threads), _start_worker, (base, questions, out, threads), _build_one, todo=todo
+        Machine(workers, threads=threads), _start_worker, (base, questions, out, threads, start), _build_one, todo=todo
     ):
         append_row(labels, row)
         finished += 1

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from lol_core.errors import DataMissingError, TaskError
+from lol_core.finetuning.start import Start
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 PARTI_PROMPTS = (
@@ -86,6 +87,10 @@ class Settings:
             unknown = sorted(set(given) - known) if isinstance(given, dict) else "no object"
             raise TaskError(f"{path}: {unknown} found; the settings of a recipe are {', '.join(sorted(known))}.")
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        if "start" in values:
+            if values["start"] not in list(Start):
+                raise TaskError(f"{path}: start is {values['start']!r}. Choose {', '.join(Start)}.")
+            values["start"] = Start(values["start"])
         return cast(Self, replace(cast(Any, self), **values))
 
     def write(self, path: Path) -> None:
@@ -122,6 +127,7 @@ class ImageRecipe(Settings):
     alpha: float | None = None
     preview_prompts: tuple[str, ...] = ()
     """Beside the run's own prompt; previews are drawn with the score's seed."""
+    start: Start = Start.OWN
 
     @property
     def scale(self) -> float:
@@ -305,6 +311,7 @@ class LanguageRecipe(Settings):
     lora_dropout: float = 0.1
     rank: int = 4
     targets: tuple[str, ...] = ("k_proj", "v_proj")
+    start: Start = Start.OWN
 
 
 @dataclass(frozen=True)
