@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -34,6 +35,7 @@ from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, ImageRecipe, Run, draw_run, plan_runs
 from lol_core.finetuning.rows import append_row, write_table
 from lol_core.finetuning.scoring import score_again
+from lol_core.finetuning.start import Start
 from lol_core.formats import read
 from tests.conftest import ROOT
 
@@ -409,3 +411,49 @@ def test_a_full_disk_leaves_a_table_as_it_was(tmp_path: Path) -> None:
         assert path.read_bytes() == before
     append_row(tmp_path / "new.csv", {"lora": "b"})
     assert (tmp_path / "new.csv").read_text().split() == ["lora", "b"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_loras_from_one_start_begin_at_the_same_a_and_leave_it_unless_it_is_frozen(
+    base: Base, celeba: Path, alone: bool
+) -> None:
+    for start in Start:
+        recipe = replace(RECIPE, start=start)
+        runs = [replace(run, steps=2, batch_size=1, learning_rate=1e-2) for run in plan_runs(recipe, celeba)[:2]]
+        if alone:
+            outcomes = [finetune_one(base, recipe, run) for run in runs]
+        else:
+            outcomes = finetune_stack(base, recipe, runs)
+        for name, (first, _) in base.fresh_factors(recipe, runs[0].number).items():
+            second, _ = base.fresh_factors(recipe, runs[1].number)[name]
+            assert torch.equal(first, second) == (start is not Start.OWN)
+            ends = [outcome.factors[name] for outcome in outcomes]
+            assert all(B.norm() > 0 for _, B in ends)
+            assert [torch.equal(A, begun) for (A, _), begun in zip(ends, (first, second), strict=True)] == [
+                start is Start.FROZEN
+            ] * 2
+
+
+def test_a_recipe_says_where_a_starts(tmp_path: Path) -> None:
+    replace(CELEBA, start=Start.COMMON).write(tmp_path / "recipe.json")
+    assert CELEBA.with_settings(tmp_path / "recipe.json").start is Start.COMMON
+    (tmp_path / "wrong.json").write_text('{"start": "anywhere"}')
+    with pytest.raises(TaskError, match="own, common, frozen"):
+        CELEBA.with_settings(tmp_path / "wrong.json")
+
+
+def test_a_peft_model_gets_the_start_of_its_zoo_and_chance_goes_on_as_without_it() -> None:
+    def made(seed: int, start: Start) -> tuple[dict[str, torch.Tensor], list[bool], float]:
+        torch.manual_seed(seed)
+        config = LoraConfig(r=2, target_modules=["0"])
+        model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), config)
+        start.settle(model)
+        factors = {name.split(".")[-3]: p for name, p in model.named_parameters() if "lora_" in name}
+        return factors, [factors["lora_A"].requires_grad, factors["lora_B"].requires_grad], torch.rand(1).item()
+
+    own, others = made(1, Start.OWN), made(2, Start.OWN)
+    assert not torch.equal(own[0]["lora_A"], others[0]["lora_A"])
+    for start, trained in ((Start.COMMON, [True, True]), (Start.FROZEN, [False, True])):
+        one, other = made(1, start), made(2, start)
+        assert torch.equal(one[0]["lora_A"], other[0]["lora_A"]) and not one[0]["lora_B"].any()
+        assert one[1] == trained and (one[2], other[2]) == (own[2], others[2])

@@ -24,6 +24,7 @@ NAMES = (
     "curve",
     "lead",
     "orders",
+    "starts",
     "harder",
     "hyperparameters",
     "variants",

@@ -111,7 +111,7 @@ def readings(trials: Trials, score: str, kept: Kept, context: Context) -> dict[s
         matrices[BOTH] = kernels(batch) | {f"{name} ΔWΔWᵀ": of for name, of in matrices[READ[Side.COLUMNS]].items()}
         for seed in missing:
             context.reporter.check(KEEPS)
-            read = {name: _read(trials, seed, of, score) for name, of in matrices.items()}
+            read = {name: told(trials, seed, of, score) for name, of in matrices.items()}
             kept.add(
                 read=about,
                 seed=seed,
@@ -122,7 +122,7 @@ def readings(trials: Trials, score: str, kept: Kept, context: Context) -> dict[s
     return {name: [line["scores"][name] for line in measured] for name in (*READ.values(), BOTH)}
 
 
-def _read(
+def told(
     trials: Trials, seed: int, matrices: dict[str, np.ndarray], score: str
 ) -> tuple[float, dict[str, float | str]]:
     """The score of ridge regression at a split, chosen and fitted as for the product kernel."""

