@@ -45,7 +45,7 @@ def experiment(
     small: Annotated[
         bool, typer.Option(help="A few LoRAs, one seed, two epochs: shows how it runs; the scores mean nothing.")
     ] = False,
-    work: Annotated[Path, typer.Option(help="Where figure4 puts the LoRAs it makes.")] = Path("build"),
+    work: Annotated[Path, typer.Option(help="Where figure4 and starts put the LoRAs they make.")] = Path("build"),
     threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch; the last digits depend on it.")] = 1,
     workers: Workers = "1",
     as_json: AsJson = False,
