@@ -40,7 +40,7 @@ from lol_core.finetuning.start import Start
 from lol_core.learning.verdict import over_seeds
 
 TITLE = "From one start: LoRAs whose A began at the same draw"
-COUNTS = {"emojinette": 600, "glosses": 318}
+COUNTS = {"emojinette": 600, "glosses": 200}
 """Sample zoo → LoRAs, the first of it. One takes about 2 seconds of one core, in Glosses 20."""
 ASKED = {
     "classes": (CLASSES_QUESTION, (Start.COMMON, Start.FROZEN), (200, None)),
