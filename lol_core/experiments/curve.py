@@ -63,7 +63,8 @@ def run(context: Context) -> Result:
         " the validation LoRAs. The models that are no GL-nets were asked when these had been seen;"
         " TuckerNet was shaped on seeds 0 to 2 of these.",
         f"{INTERVAL} {SHUFFLING} The intervals hold each for itself, not all together.",
-        "Emojinette ends here: what more LoRAs, or LoRAs from one common start of A, would do was not asked.",
+        "Emojinette ends here: what more LoRAs would do was not asked. LoRAs from one start of A are asked about in"
+        " *From one start* (experiment starts).",
     ]
     figure = across(lines, "training LoRAs")
     return Result(

@@ -301,8 +301,8 @@ def notes(context: Context, started: dict[str, dict[str, float]]) -> list[str]:
         "Where A started: fine-tunes draw A at random, each its own, and begin with B = 0 (ΔW = B A; U and V are B and"
         " Aᵀ up to scale). Of A, this share still lies in the span of that start, by squares, the mean of modules and"
         f" LoRAs: {shares}. Where it has hardly left it, rows of ΔW tell of chance, and ⟨ΔW, ΔW′⟩ = ⟨UᵀU′, VᵀV′⟩ weighs"
-        " what columns have in common by what those starts have, which ΔWΔWᵀ does not. That this is why was not tested"
-        " by fine-tunes from one start.",
+        " what columns have in common by what those starts have, which ΔWΔWᵀ does not. Fine-tunes from one start are"
+        " asked about in *From one start* (experiment starts).",
         "Asked after TuckerNet, which reads ΔWΔWᵀ and ΔWᵀΔW beside ΔW, was seen to be ahead on the sources, and after"
         " these readings had been seen on the same splits: of the two products the one of columns is judged because it"
         f" was better there. {INTERVAL} Intervals of differences are widened for {len(ASKED)} questions (Bonferroni),"
