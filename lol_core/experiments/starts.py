@@ -70,6 +70,7 @@ Asked = dict[tuple[Start, int | None], tuple[Trials, pd.DataFrame]]
 
 def run(context: Context) -> Result:
     parts, findings, trials = [], [], []
+    made: dict[str, dict[str, Any]] = {}
     models = (OTHERS[0], WIDE) if context.small else MODELS
     for what, (question, starts, sizes) in ASKED.items():
         asked: Asked = {}
@@ -89,11 +90,14 @@ def run(context: Context) -> Result:
                 asked[start, known] = each, by_split(each, question.score, *names).assign(**read)
                 rows = pd.concat([intervals(each, question.score), with_half_widths(read, each.test_share)])
                 parts.append(cells(f"{what}, {TITLES[start]}, {counted(each)} LoRAs", rows))
-                trials.append(each)
+                if start is not Start.OWN:
+                    made[zoo.name] = {"fingerprint": zoo.fingerprint, "LoRAs": len(zoo)}
+                elif known is None:
+                    trials.append(each)
         findings += judged(what, asked)
     table = pd.concat(parts, ignore_index=True)
     shown = str(table["column"].iloc[-1])
-    about = settings([each for each in trials if each.budget.known is None], context.budget)
+    about = settings(trials, context.budget) | {"zoos": made}
     return Result("starts", TITLE, table, findings, NOTES, chart(table, shown), about)
 
 
