@@ -170,12 +170,12 @@ def judged(what: str, asked: Asked) -> list[Finding]:
                 trials, one = asked[start, known]
                 values = difference(one, asked[Start.OWN, known][1])
                 gaps[f"{counted(trials)} LoRAs"] = over_seeds(values.tolist(), trials.test_share, len(STATEMENTS))
-            words = "; ".join(f"with {count} {with_interval(gap)}" for count, gap in gaps.items())
+            words = "; ".join(f"{with_interval(gap)} with {count}" for count, gap in gaps.items())
             findings.append(
                 Finding(
                     f"From {TITLES[start]}, {statement}: {what}.",
                     verdict(list(gaps.values())[-1]),
-                    f"by {words} in accuracy.",
+                    f"accuracy {words}.",
                     in_paper=False,
                 )
             )
