@@ -32,7 +32,6 @@ from lol_core.insight.embedding import (
     Space,
     families,
     from_gram,
-    gram,
     nystroem,
     padded_spectra,
     self_products,
@@ -45,6 +44,7 @@ from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint
 from lol_core.learning.config import TrainingConfig
 from lol_core.learning.models import make_model
+from lol_core.learning.models.gram import gram
 from lol_core.learning.tasks import Regression
 from tests.builders import MODULES, random_lora, turned, write_peft, write_zoo
 

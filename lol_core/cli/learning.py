@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lol_core.learning.crossvalidation import Folds
 
 MODEL_NAMES = (
-    "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, probex, tucker,"
+    "mlp, o_align, svd, dense, gl_net, dsire, spectral, w2t, mvprobe, probex, tucker, two_orders,"
     " nearest_spectra, spectral_sizes, triplets, views"
 )
 

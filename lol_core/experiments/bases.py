@@ -29,11 +29,11 @@ from lol_core.experiments.table3 import ATTRIBUTES_QUESTION
 from lol_core.experiments.trials import CONTROLS, KERNEL, Trials
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.recipes import CELEBA
-from lol_core.insight.embedding import gram
 from lol_core.insight.plots import across
 from lol_core.learning.answers import Answers
 from lol_core.learning.bootstrap import difference
 from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.models.gram import gram
 from lol_core.learning.tasks import Task
 from lol_core.learning.verdict import Difference, over_seeds
 

@@ -17,9 +17,9 @@ from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept
 from lol_core.experiments.merge_readings import Faces
 from lol_core.experiments.result import Finding, Result, environment, verdict, with_interval
-from lol_core.insight.embedding import gram
 from lol_core.insight.plots import merged_and_turned
 from lol_core.insight.principal import principal_weights, sample_new
+from lol_core.learning.models.gram import gram
 from lol_core.learning.verdict import over_seeds
 
 TITLE = "New people sampled from the zoo: what they draw"

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from lol_core.collections.entry import Entry
 from lol_core.collections.kept_rows import KeptRows
@@ -28,13 +27,10 @@ from lol_core.errors import LoRAFormatError, TaskError
 from lol_core.insight.survey import SKETCH
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.checkpoint import Checkpoint
+from lol_core.learning.models.gram import gram
 
 Kind = Literal["updates", "directions", "spectra", "latent", "sketches"]
 SKETCHED = "sketches of updates"
-BLOCK = 20_000_000
-"""Numbers formed at a time when products of many LoRAs are computed."""
-PASSES = 50
-"""A product of factors is also written, multiplied and summed: as measured, that costs what so many more rows would."""
 LANDMARKS, FEWEST_LANDMARKS = 1500, 50
 """Up to so many LoRAs of a collection all products with all are computed; with more, the products of all with so many
 of them.
@@ -98,57 +94,6 @@ class Space:
             nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(sample)
             found = found[nearest.kneighbors(vectors, return_distance=False)[:, 0]]
         return pd.Series(found, index=list(self.ids))
-
-
-def gram(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT) -> np.ndarray:
-    """⟨ΔW_a, ΔW_b⟩ summed over modules for all pairs of a batch, or of a batch (B, rows) and `others` (C, columns) of
-    the same modules: (B, C) float64.
-
-    From the factors, ⟨U_aᵀ U_b, V_aᵀ V_b⟩ (entrywise), or from ΔW itself, some of its rows at a time, whichever takes
-    fewer multiplications; the two batches may have different ranks.
-    """
-    columns = batch if others is None else others
-    total = torch.zeros(len(batch), len(columns), dtype=torch.float64)
-    layers = _layers(batch)
-    for done, (own, other) in enumerate(zip(layers, layers if others is None else _layers(others), strict=True), 1):
-        (a, n, r), (b, m, s) = own[0].shape, other[1].shape
-        by_updates = n * m * (a * b + a * r + (0 if other is own else b * s))
-        if by_updates < a * b * r * s * (n + m + PASSES):
-            _add_by_updates(total, own, other)
-        else:
-            _add_by_factors(total, own, other)
-        reporter.count("Products of LoRAs, in modules:", done, len(layers))
-    return total.numpy()
-
-
-def _layers(batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """The pair of each module: (B, n, r) and (B, m, r); twice the same where U and V are one tensor."""
-    layers: list[tuple[Tensor, Tensor]] = []
-    for U, V in zip(batch.U, batch.V, strict=True):
-        left = U.unbind(1)
-        layers += zip(left, left if V is U else V.unbind(1), strict=True)
-    return layers
-
-
-def _add_by_updates(total: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
-    """⟨ΔW_a, ΔW_b⟩ of one module, added to the total (a, b)."""
-    (U, V), (U_b, V_b) = own, other
-    step = max(1, BLOCK // ((len(U) + len(U_b)) * V.shape[1]))
-    for rows in (slice(start, start + step) for start in range(0, U.shape[1], step)):
-        here = (U[:, rows].double() @ V.double().mT).flatten(1)
-        there = here if other is own else (U_b[:, rows].double() @ V_b.double().mT).flatten(1)
-        total.addmm_(here, there.mT)
-
-
-def _add_by_factors(total: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
-    """The same."""
-    (U, V), (U_b, V_b) = own, other
-    step = max(1, BLOCK // (len(U_b) * U.shape[2] * U_b.shape[2]))
-    for rows in (slice(start, start + step) for start in range(0, len(U), step)):
-        left = torch.einsum("anr,bns->abrs", U[rows].double(), U_b.double())
-        one = V is U and V_b is U_b
-        right = left if one else torch.einsum("amr,bms->abrs", V[rows].double(), V_b.double())
-        total[rows] += (left * right).sum((2, 3))
 
 
 def from_gram(title: str, ids: Sequence[str], products: np.ndarray, directions: bool = False) -> Space:

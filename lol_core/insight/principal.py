@@ -18,9 +18,9 @@ from lol_core.core.batch import shared_spec, stack
 from lol_core.core.lora import LoRA
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ModelError
-from lol_core.insight.embedding import gram
 from lol_core.insight.merging import merge
 from lol_core.insight.rewriting import Resized
+from lol_core.learning.models.gram import gram
 
 NEGLIGIBLE = 1e-9
 """Share of the largest variance below which a component is rounding."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 
 from lol_core.collections.entry import Entry
 from lol_core.core.batch import Batch
@@ -14,7 +13,7 @@ from lol_core.core.header import ByIdentity, ModuleHeader, distinct_headers
 from lol_core.core.naming import common_names
 from lol_core.learning.bootstrap import difference, interval
 from lol_core.learning.metrics import METRIC_TITLES, Scores
-from lol_core.learning.models.modulewise import grams
+from lol_core.learning.models.gram import log_norms
 from lol_core.learning.tasks import Task
 from lol_core.learning.verdict import Difference
 
@@ -130,13 +129,8 @@ def structure_features(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def norm_features(batch: Batch) -> np.ndarray:
-    """log ‖ΔW‖ of every module: (B, L), by ‖U Vᵀ‖² = ⟨UᵀU, VᵀV⟩ in float64. Zero updates count as the smallest positive
-    float.
-    """
-    squares, half = grams(*batch.U, *batch.V), len(batch.U)
-    pairs = zip(squares[:half], squares[half:], strict=True)
-    norms = torch.cat([(G_U * G_V).sum((-2, -1)).clamp(min=0).sqrt() for G_U, G_V in pairs], 1)
-    return norms.clamp(min=torch.finfo(torch.float32).tiny).log().cpu().numpy()
+    """`log_norms`."""
+    return log_norms(batch).cpu().numpy()
 
 
 def control_predictions(

@@ -26,6 +26,7 @@ from lol_core.learning.tasks import Task
 FUSED_FROM = 5_000_000  # parameters from which the optimizer's step takes longer than the rest, and its fused form pays
 SAVE_EVERY_SECONDS = 30.0
 PREPARE_SAMPLE = 256
+COMPARED_AT_ONCE = 256  # LoRAs that are compared with all training LoRAs, which are read again each time
 
 
 class Fit:
@@ -96,6 +97,8 @@ class Fit:
             self.model.memorize(
                 self.factors.batch(self.split["train"]).to(self.device),
                 self.task.answers(self.encoded["train"]).to(self.device),
+                link=self.task.link,
+                reporter=reporter,
             )
         if state is not None:
             state.restore(self)
@@ -136,7 +139,9 @@ class Fit:
         self.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(1_000_003 * config.seed + epoch + 1_000_000_007 * self.together.rank)
-            order = torch.randperm(len(ids), generator=generator).split(config.batch_size)
+            order = torch.randperm(len(ids), generator=generator).split(
+                COMPARED_AT_ONCE if self.model.memorizes else config.batch_size
+            )
             inputs = self._inputs([[ids[i] for i in index] for index in order])
             for index, given in zip(order, inputs, strict=True):
                 if self.together.any(reporter.stopping):
@@ -188,7 +193,7 @@ class Fit:
     @torch.no_grad()
     def outputs(self, ids: Sequence[str], batch_size: int = 64) -> Tensor:
         self.model.eval()
-        batches = parts(ids, batch_size)
+        batches = parts(ids, COMPARED_AT_ONCE if self.model.memorizes else batch_size)
         outputs = [
             self.together.join(self._forward(given).float(), len(batch)).cpu()
             for batch, given in zip(batches, self._inputs(batches), strict=True)

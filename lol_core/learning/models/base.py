@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import Group
+from lol_core.core.progress import SILENT, Reporter
 from lol_core.core.symmetry import Stage
 from lol_core.errors import ModelError
+from lol_core.learning.link import Link
 from lol_core.learning.models.layers import Head
 from lol_core.learning.models.modulewise import NUMPY
 
@@ -211,8 +213,12 @@ class LoLModel(nn.Module):
                     torch.where(std > 0, 1 / std, torch.ones_like(std))[:, None, None]
                 )
 
-    def memorize(self, batch: Batch, answers: Tensor) -> None:
-        """Keep the training LoRAs. answers: (B, outputs) outputs that decode to their labels (`Task.answers`)."""
+    def memorize(
+        self, batch: Batch, answers: Tensor, *, link: Link = Link.IDENTITY, reporter: Reporter = SILENT
+    ) -> None:
+        """Keep the training LoRAs. answers: (B, outputs) outputs that decode to their labels (`Task.answers`); link: of
+        their task. Raises Stopped when the reporter says so.
+        """
         raise NotImplementedError
 
     def normalized(self, batch: Batch) -> Batch:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lol_core.core.batch import Batch, WeightSpec
 from lol_core.core.groups import GL, Group
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.learning.link import Link
 from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.models.registry import register
 from lol_core.learning.models.svd import spectra
@@ -45,7 +47,9 @@ class NearestSpectra(LoLModel):
         return self.voters * len(self.spec.modules) * self.spec.rank
 
     @torch.no_grad()
-    def memorize(self, batch: Batch, answers: Tensor) -> None:
+    def memorize(
+        self, batch: Batch, answers: Tensor, *, link: Link = Link.IDENTITY, reporter: Reporter = SILENT
+    ) -> None:
         self.known = self.spectra(self.normalized(batch))
         self.answers = answers.to(self.answers)
 

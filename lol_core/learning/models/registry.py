@@ -19,7 +19,7 @@ from lol_core.learning.models.base import LoLModel, ModelConfig
 from lol_core.learning.own import tell_errors
 
 PACKAGED = (
-    *("mlp", "o_align", "svd", "dense", "gl_net", "dsire", "spectral", "w2t", "mvprobe", "tucker"),
+    *("mlp", "o_align", "svd", "dense", "gl_net", "dsire", "spectral", "w2t", "mvprobe", "tucker", "two_orders"),
     *("nearest_spectra", "spectral_sizes", "triplets", "views"),
 )
 """Modules of this package that hold a model, in the order in which models are shown."""

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled
+from lol_core.learning.link import Link
 from lol_core.learning.metrics import Metric, Scores
 from lol_core.learning.own import tell_errors
 
@@ -57,6 +58,8 @@ class Task(ABC):
     further: ClassVar[tuple[Metric, ...]]
     probabilities: ClassVar[bool]
     exclusive: ClassVar[bool] = False
+    link: ClassVar[Link] = Link.IDENTITY
+    """What makes outputs of numbers to which least squares was fitted."""
 
     targets: tuple[str, ...]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled, mean_of
+from lol_core.learning.link import Link
 from lol_core.learning.metrics import Metric, Scores, score_attribute
 from lol_core.learning.tasks.base import Task, as_number, check_varied, each_target, finite, names_of, register
 from lol_core.learning.tasks.classes import SURE, as_share, class_probabilities
@@ -26,6 +27,7 @@ class Binary(Task):
     """
 
     kind = "binary"
+    link = Link.LOGIT
     headline = Metric.ACCURACY
     ranked = Metric.ACCURACY
     judged = (Metric.ACCURACY,)

@@ -7,12 +7,11 @@ import warnings
 import numpy as np
 import pandas as pd
 
+from lol_core.learning.link import EDGE
 from lol_core.learning.tasks.base import TREES
 
 SURE = 0.98
 """What a known label counts as when it is written as a probability."""
-EDGE = 0.02
-"""Numbers of least squares are cut to [EDGE, 1 − EDGE] before they count as probabilities."""
 
 
 def class_name(value: object) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lol_core.errors import TaskError
 from lol_core.learning.bootstrap import Resampled, mean_of
+from lol_core.learning.link import Link
 from lol_core.learning.metrics import Metric, Scores, score_classes
 from lol_core.learning.tasks.base import Task, check_varied, names_of, register
 from lol_core.learning.tasks.classes import SURE, as_share, class_name, class_probabilities
@@ -27,6 +28,7 @@ class Multiclass(Task):
     """One target. Predictions are probabilities, (B, classes). class_weights: of each class; empty without weights."""
 
     kind = "multiclass"
+    link = Link.LOG
     headline = Metric.ACCURACY
     ranked = Metric.ACCURACY
     judged = (Metric.ACCURACY,)

@@ -1,0 +1,205 @@
+"""Two-order kernel: ridge regression on exact inner products of ΔW, of ΔWΔWᵀ, and of sizes apart from both. Ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.groups import GL
+from lol_core.core.progress import SILENT, Reporter
+from lol_core.errors import ModelError
+from lol_core.learning.link import Link
+from lol_core.learning.models.base import LoLModel, ModelConfig
+from lol_core.learning.models.gram import Side, directions, log_norms, products, squared, squares
+from lol_core.learning.models.registry import register
+
+ORDERS = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
+"""Shares of ⟨ΔW, ΔW′⟩ and of ⟨ΔWΔWᵀ, ΔW′ΔW′ᵀ⟩."""
+WIDTHS = (0.03, 0.3, 3.0)
+"""γ of sizes: how soon they differ."""
+WEIGHTS = (0.1, 1.0, 10.0)
+"""β: how much sizes count."""
+RIDGES = tuple(10.0**k for k in range(-4, 3))
+CHOSEN_ON = 1500
+"""LoRAs on which the kernel is chosen at most: 27 of them are decomposed."""
+MOST = 20_000
+"""LoRAs whose products with each other fit into a common memory."""
+
+
+class Choice(NamedTuple):
+    first: float
+    second: float
+    width: float
+    weight: float
+
+
+CHOICES = tuple(Choice(*order, width, weight) for order, width, weight in product(ORDERS, WIDTHS, WEIGHTS))
+
+
+@register("two_orders")
+class TwoOrders(LoLModel):
+    """k(ΔW, ΔW′) = d + β s + β d s. d = a₁ d₁ + a₂ d₂: means over modules of ⟨ΔW, ΔW′⟩ and ⟨ΔWΔWᵀ, ΔW′ΔW′ᵀ⟩, each over
+    its norms; s = exp(−γ |x − x′|² / dim x), x: log ‖ΔW‖ of every module, standardised, and DoRA magnitudes.
+
+    a, β, γ and the ridge have the lowest squared leave-one-out error of the training LoRAs, in closed form: nothing is
+    drawn, and no epoch, rate or width is to be chosen. It keeps its training LoRAs and compares with each of them, so
+    that asking it about many takes long where they are many and large.
+    """
+
+    title = "Two-order kernel"
+    symmetry = GL
+    any_rank = True
+    memorizes = True
+    searched = ({"normalize": False},)
+
+    def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
+        super().__init__(spec, outputs, config)
+        self.squared = squared(spec, Side.COLUMNS)
+        sizes = len(spec.modules) + spec.magnitudes
+        shapes: dict[str, tuple[int, ...]] = {"sizes": (0, sizes), "duals": (0, outputs), "basis": (0, config.width)}
+        fixed = {"size_mean": torch.zeros(sizes), "size_std": torch.ones(sizes), "mean": torch.zeros(outputs)}
+        fixed |= {"choice": torch.zeros(len(Choice._fields)), "link": torch.zeros((), dtype=torch.long)}
+        for g, (module, indices) in enumerate(spec.groups):
+            for side, rows in zip("UV", module[:2], strict=True):
+                shapes[f"first_{side}_{g}"] = (0, len(indices), rows, spec.rank)
+        for g, (module, indices) in enumerate(self.squared.groups):
+            shapes[f"second_{g}"] = (0, len(indices), module[0], spec.rank)
+        self.remembered = tuple(shapes)
+        """Buffers with a row for each training LoRA."""
+        for name, tensor in ({name: torch.zeros(shape) for name, shape in shapes.items()} | fixed).items():
+            self.register_buffer(name, tensor, persistent=True)
+
+    def make_head(self, features: int, outputs: int) -> nn.Module:
+        return nn.Identity()
+
+    def n_features(self) -> int:
+        return self.config.width
+
+    @torch.no_grad()
+    def memorize(
+        self, batch: Batch, answers: Tensor, *, link: Link = Link.IDENTITY, reporter: Reporter = SILENT
+    ) -> None:
+        """Raises ModelError for more LoRAs than `MOST`."""
+        if len(batch) > MOST:
+            raise ModelError(f"{self.title} keeps its training LoRAs, at most {MOST:,}; found {len(batch):,}.")
+        batch = self.normalized(batch)
+        first, second = directions(batch), directions(squares(batch, Side.COLUMNS))
+        for g, (U, V) in enumerate(zip(first.U, first.V, strict=True)):
+            self._set(f"first_U_{g}", U)
+            self._set(f"first_V_{g}", V)
+        for g, factor in enumerate(second.U):
+            self._set(f"second_{g}", factor)
+        x = self._sizes(batch)
+        self._set("size_mean", x.mean(0))
+        self._set("size_std", torch.where((std := x.std(0, correction=0)) > 0, std, torch.ones_like(std)))
+        self._set("sizes", self._standardised(x))
+        parts = self._parts(first, second, self._standardised(x), reporter)
+        y = link.numbers(answers).double()
+        mean = y.mean(0)
+        some = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))[:CHOSEN_ON].sort().values
+        some = some.to(answers.device)
+        best = (float("inf"), CHOICES[0], RIDGES[0])
+        for done, choice in enumerate(CHOICES, 1):
+            reporter.count("Two-order kernel: choosing among kernels,", done, len(CHOICES))
+            reporter.check("Nothing was kept.")
+            kernel = _kernel(choice, *(part[some][:, some] for part in parts))
+            best = min(best, *((error, choice, ridge) for error, ridge in _left_out(kernel, y[some] - mean)))
+        _, choice, ridge = best
+        kernel = _kernel(choice, *parts)
+        self._set("choice", torch.tensor(choice))
+        self._set("mean", mean)
+        self._set("link", torch.tensor(int(link)))
+        eye = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+        self._set("duals", torch.linalg.solve(kernel + ridge * eye, y - mean))
+        values, vectors = torch.linalg.eigh(kernel)
+        leading = slice(-min(self.config.width, len(kernel)), None)
+        basis = vectors[:, leading].flip(1) / values[leading].flip(0).clamp(min=1e-9).sqrt()
+        self._set("basis", nn.functional.pad(basis, (0, self.config.width - basis.shape[1])))
+
+    def _set(self, name: str, tensor: Tensor) -> None:
+        known = self.get_buffer(name)
+        setattr(self, name, tensor.to(known).contiguous())
+
+    def _sizes(self, batch: Batch) -> Tensor:
+        """(B, L), and magnitudes where there are any, in float64."""
+        sizes = log_norms(batch)
+        return sizes if batch.magnitudes is None else torch.cat([sizes, batch.magnitudes.to(sizes)], 1)
+
+    def _standardised(self, sizes: Tensor) -> Tensor:
+        return (sizes - self.get_buffer("size_mean")) / self.get_buffer("size_std")
+
+    def _known(self) -> tuple[Batch, Batch, Tensor]:
+        """The training LoRAs: directions of both orders, and sizes."""
+
+        def group(name: str, spec: WeightSpec) -> tuple[Tensor, ...]:
+            return tuple(self.get_buffer(f"{name}_{g}") for g in range(len(spec.groups)))
+
+        sizes, second = self.get_buffer("sizes"), group("second", self.squared)
+        ranks = torch.full((len(sizes), len(self.spec.modules)), self.spec.rank, device=self.device)
+        first = Batch(self.spec, group("first_U", self.spec), group("first_V", self.spec), ranks)
+        return first, Batch(self.squared, second, second, ranks), sizes
+
+    def _parts(self, first: Batch, second: Batch, sizes: Tensor, reporter: Reporter = SILENT) -> tuple[Tensor, ...]:
+        """d₁, d₂ and |x − x′|² / dim x of some LoRAs and the training ones: (B, training) each."""
+        known_first, known_second, known_sizes = self._known()
+        one = products(first, known_first, reporter.part(0.0, 0.5))
+        two = products(second, known_second, reporter.part(0.5, 1.0))
+        modules = len(self.spec.modules)
+        apart = torch.cdist(sizes.double(), known_sizes.double()).square() / max(1, sizes.shape[1])
+        return one / modules, two / modules, apart
+
+    def _compared(self, batch: Batch) -> Tensor:
+        """k of each LoRA with each training LoRA: (B, training), float64."""
+        self.check_input(batch)
+        batch = self.normalized(batch)
+        sizes = self._standardised(self._sizes(batch))
+        parts = self._parts(directions(batch), directions(squares(batch, Side.COLUMNS)), sizes)
+        return _kernel(Choice(*self.get_buffer("choice").tolist()), *parts)
+
+    def features(self, batch: Batch) -> Tensor:
+        return self._compared(batch) @ self.get_buffer("basis").double()
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Coordinates on the leading principal components of the kernel, of unit variance over the training LoRAs
+        times their number: (B, width).
+        """
+        return self.features(batch).to(self.dtype)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.read(batch)[0]
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        compared = self._compared(batch)
+        numbers = compared @ self.get_buffer("duals").double() + self.get_buffer("mean").double()
+        outputs = Link(int(self.get_buffer("link"))).outputs(numbers)
+        return outputs.to(self.dtype), (compared @ self.get_buffer("basis").double()).to(self.dtype)
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
+        """How many LoRAs are known is not part of the specification, so the buffers take the size of what is loaded."""
+        for name in self.remembered:
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _kernel(choice: Choice, first: Tensor, second: Tensor, apart: Tensor) -> Tensor:
+    direction = choice.first * first + choice.second * second
+    size = choice.weight * (-choice.width * apart).exp()
+    return direction + size + direction * size
+
+
+def _left_out(kernel: Tensor, y: Tensor) -> Iterator[tuple[float, float]]:
+    """The mean squared leave-one-out error of ridge regression, and the ridge, for each. With A = K + αI and c = A⁻¹y
+    the residual of LoRA i is cᵢ / (A⁻¹)ᵢᵢ.
+    """
+    values, vectors = torch.linalg.eigh(kernel)
+    turned, squared = vectors.T @ y, vectors.square()
+    for ridge in RIDGES:
+        inverse = 1 / (values.clamp(min=0) + ridge)
+        residuals = vectors @ (turned * inverse[:, None]) / (squared @ inverse)[:, None]
+        yield float(residuals.square().mean()), ridge
