@@ -126,6 +126,11 @@ class Reading:
     predicted: np.ndarray
     truth: np.ndarray
 
+    @classmethod
+    def of(cls, score: str, predicted: Sequence[float], truth: Sequence[float]) -> Reading:
+        """As they stand in a line."""
+        return cls(score, np.asarray(predicted, np.float64), np.asarray(truth, np.float64))
+
     @property
     def resampled(self) -> Resampled:
         if self.score == "kendall_tau":
@@ -208,11 +213,9 @@ def measured(context: Context) -> Readings:
             continue
         zoos[question.zoo] = lines[-1]["zoo"]
         for line in sorted(lines, key=lambda line: line["seed"]):
-            truth = np.asarray(line["truth"], np.float64)
             changed |= set(line["changed"] or ())
             for name, values in line["predicted"].items():
-                reading = Reading(score, np.asarray(values, np.float64), truth)
-                of.setdefault(column, {}).setdefault(name, []).append(reading)
+                of.setdefault(column, {}).setdefault(name, []).append(Reading.of(score, values, line["truth"]))
     if not of:
         raise DataMissingError(f"{context.work / 'holdout'}: no zoo there. Make it with {COMMAND}.")
     return Readings(zoos, of, None if frozen is None else frozenset(changed), 200 if context.small else DRAWS)

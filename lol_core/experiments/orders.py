@@ -190,7 +190,7 @@ def afterwards(context: Context, kept: Kept) -> list[Finding]:
         if not lines:
             continue
         of = {
-            name: [Reading(score, np.array(line["predicted"][name]), np.array(line["truth"])) for line in lines]
+            name: [Reading.of(score, line["predicted"][name], line["truth"]) for line in lines]
             for name in (KERNEL, READ[Side.COLUMNS])
         }
         readings = Readings({}, {column: of}, None, 200 if context.small else DRAWS)

@@ -14,5 +14,5 @@ VARIANTS: dict[str, type[LoLModel]] = {
     name: MODELS[name] for name in ("nearest_spectra", "spectral_sizes", "triplets", "views")
 }
 """Our own variants of them: small ones of all modules."""
-TUCKER: dict[str, type[LoLModel]] = {"tucker": MODELS["tucker"]}
-COMPARED = FIVE | PUBLISHED | VARIANTS | TUCKER
+OURS: dict[str, type[LoLModel]] = {name: MODELS[name] for name in ("tucker", "two_orders")}
+COMPARED = FIVE | PUBLISHED | VARIANTS | OURS
