@@ -107,6 +107,16 @@ def test_it_stops_when_asked_and_says_how_many_loras_are_too_many(monkeypatch: p
         model.memorize(batch, torch.randn(6, 1))
 
 
+def test_a_zoo_that_does_not_fit_into_the_memory_is_said_before_it_is_read(
+    synthetic_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainingConfig(model="two_orders")
+    planned = plan(synthetic_zoo, ["size"], config)
+    monkeypatch.setattr("lol_core.learning.fit.fits", lambda size: False)
+    with pytest.raises(ModelError, match="GB of memory while"):
+        train(synthetic_zoo, planned, config, tmp_path / "run")
+
+
 def test_a_kernel_of_nothing_is_none() -> None:
     nothing = torch.zeros(2, 3)
     assert all(bool((_kernel(choice, nothing, nothing, nothing) == choice.weight).all()) for choice in CHOICES)

@@ -94,6 +94,7 @@ class Fit:
         end was reached. state: where training is kept to go on from, and goes on from what is there.
         """
         if self.model.memorizes:
+            self._check_memory()
             self.model.memorize(
                 self.factors.batch(self.split["train"]).to(self.device),
                 self.task.answers(self.encoded["train"]).to(self.device),
@@ -118,6 +119,17 @@ class Fit:
             state.save(self)
         self.model.load_state_dict(self.best)
         return self.ended
+
+    def _check_memory(self) -> None:
+        """Raises ModelError where a model that keeps its training LoRAs would not fit into the memory."""
+        count = len(self.split["train"])
+        needed = 4 * self.spec.parameters * count * self.model.copies
+        if not fits(needed):
+            raise ModelError(
+                f"{self.model.title} keeps its {count:,} training LoRAs, which takes {needed / 1e9:.1f} GB of memory"
+                " while it learns, more than its share of what is free. Take GL-net or TuckerNet, which do not, or"
+                " fewer LoRAs (--only, or *Only LoRAs with* on the page Train)."
+            )
 
     @property
     def ended(self) -> bool:

@@ -132,6 +132,8 @@ class LoLModel(nn.Module):
     """Whether it has equivariant layers, whose factors `stages` shows."""
     memorizes: ClassVar[bool] = False
     """Whether it keeps its training LoRAs (`memorize`) instead of being fitted."""
+    copies: ClassVar[int] = 1
+    """How often it has the factors of all training LoRAs in memory while it memorizes them."""
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
         super().__init__()

@@ -55,6 +55,7 @@ class TwoOrders(LoLModel):
     symmetry = GL
     any_rank = True
     memorizes = True
+    copies = 6  # as they come, their directions, the roots of both orders; and what a fit keeps to go back to
     searched = ({"normalize": False},)
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
