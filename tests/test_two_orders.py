@@ -91,10 +91,8 @@ def test_it_does_not_move_with_the_gauge_and_takes_other_ranks() -> None:
     assert invariance_error(model, others, GL, condition=100.0, trials=3) < 1e-9
     again = known(act(sample_for(batch, GL, condition=50.0), batch), torch.zeros(8, 2).double())
     torch.testing.assert_close(again._parts(*again._known()), model._parts(*model._known()), rtol=1e-5, atol=1e-7)
-    wide = replace(
-        others, **{s: tuple(torch.cat([f, torch.zeros_like(f)], -1) for f in getattr(others, s)) for s in "UV"}
-    )
-    torch.testing.assert_close(model(wide), model(others))
+    U, V = (tuple(torch.cat([f, torch.zeros_like(f)], -1) for f in side) for side in (others.U, others.V))
+    torch.testing.assert_close(model(replace(others, U=U, V=V)), model(others))
 
 
 def test_it_stops_when_asked_and_says_how_many_loras_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

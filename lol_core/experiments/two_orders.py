@@ -86,7 +86,7 @@ def judged(column: str, scores: pd.DataFrame, test_share: float, among: int) -> 
 def afterwards(context: Context) -> Readings | None:
     """What experiment holdout read of its LoRAs, and what this model says of them; None where none were ever made."""
     try:
-        readings = measured(context)
+        readings = measured(context, missing=context.small)
     except DataMissingError:
         return None
     kept = Kept(context.folder / f"{NAME}.jsonl", {"of": NAME})
@@ -96,8 +96,8 @@ def afterwards(context: Context) -> Readings | None:
         zoo = dict(readings.zoos[question.zoo])
         about = {"column": column, **zoo}
         fresh = held_out(context, question)
-        if fresh is not None and fresh.fingerprint == zoo["fingerprint"]:
-            ids = asked_of(context, fresh)
+        ids = [] if fresh is None else asked_of(context, fresh)
+        if fresh is not None and len(ids) == zoo["LoRAs"]:
             done = {line["seed"] for line in kept.lines() if line["read"] == about}
             for seed in (seed for seed in range(1 if context.small else TRAININGS) if seed not in done):
                 context.reporter.check("What was measured is kept; the same command goes on.")
@@ -105,7 +105,7 @@ def afterwards(context: Context) -> Readings | None:
                 trainings = Trainings(context, None, question, score, fresh, ids, seed)
                 trainings.trials.variants[NAME] = MODEL
                 predicted = trainings.shortened(trainings.of(MODEL))
-                kept.add(read=about, seed=seed, truth=trainings.truth, predicted=predicted)
+                kept.add(read=about, made=fresh.fingerprint, seed=seed, truth=trainings.truth, predicted=predicted)
         lines = sorted((line for line in kept.lines() if line["read"] == about), key=lambda line: line["seed"])
         if lines:
             of[column][NAME] = [Reading.of(score, line["predicted"], line["truth"]) for line in lines]
@@ -151,7 +151,10 @@ def notes(context: Context) -> list[str]:
         "Its form was found on these splits of these zoos, after TuckerNet and ridge regression on ΔWΔWᵀ had been seen"
         " to be ahead ([second order](results.md)), so that what it scores here is of a model shaped on its test LoRAs."
         " The held-out LoRAs (experiment holdout) are older than it: nothing of it was chosen on them, but they had"
-        " been asked about by other models, and by ridge regression on ΔWΔWᵀ. LoRAs made after it were not asked.",
+        " been asked about by other models, and by ridge regression on ΔWΔWᵀ. Those of Emojinette were gone and were"
+        " made again by the same command (fingerprint 4d787118c75353e1), with the same draws, so that they differ from"
+        " those that the others were asked about by the rounding of another machine. LoRAs made after it were not"
+        " asked.",
         f"{INTERVAL} Intervals of differences are widened for {len(ASKED)} questions (Bonferroni); on held-out LoRAs,"
         f" where they are of a bootstrap over LoRAs and trainings, for {len(ASKED) * len(RIVALS)} (TuckerNet"
         f" {len(ASKED)}).",
