@@ -56,7 +56,7 @@ compiling = pytest.mark.xdist_group("umap")
 @given(seed=st.integers(0, 1000), scale=st.floats(0.2, 2))
 @settings(max_examples=15)
 def test_the_kernel_is_exact_and_does_not_see_the_factors(passes: int, seed: int, scale: float) -> None:
-    with patch.multiple("lol_core.insight.embedding", PASSES=passes, BLOCK=70):  # several blocks of each
+    with patch.multiple("lol_core.learning.models.gram", PASSES=passes, BLOCK=70):  # several blocks of each
         check_kernel(seed, scale)
 
 
