@@ -145,9 +145,10 @@ def goal(readings: Readings) -> Finding:
 def notes(context: Context) -> list[str]:
     return [
         "k = d + β s + β d s, where d is the mean over modules of ⟨ΔW, ΔW′⟩, of ⟨ΔWΔWᵀ, ΔW′ΔW′ᵀ⟩ or of both, each over"
-        " its norms, and s = exp(−γ |x − x′|² / dim x) of x = log ‖ΔW‖ of every module, standardised (docs/methods.md)."
-        " Which of the three, β (0.1, 1, 10), γ (0.03, 0.3, 3) and the ridge (1e-4 to 100) have the lowest squared"
-        " leave-one-out error of the training LoRAs alone, in closed form; validation LoRAs are not read.",
+        " its norms, and s = exp(−γ |x − x′|² / dim x) of x = log ‖ΔW‖ of every module, standardised"
+        " (docs/two_orders.md). Which of the three, β (0.1, 1, 10), γ (0.03, 0.3, 3) and the ridge (1e-4 to 100) have"
+        " the lowest squared leave-one-out error of the training LoRAs alone, in closed form; validation LoRAs are not"
+        " read.",
         "Its form was found on these splits of these zoos, after TuckerNet and ridge regression on ΔWΔWᵀ had been seen"
         " to be ahead ([second order](results.md)), so that what it scores here is of a model shaped on its test LoRAs."
         " The held-out LoRAs (experiment holdout) are older than it: nothing of it was chosen on them, but they had"
