@@ -44,7 +44,7 @@ CHOICES = tuple(Choice(*order, width, weight) for order, width, weight in produc
 @register("two_orders")
 class TwoOrders(LoLModel):
     """k(ΔW, ΔW′) = d + β s + β d s. d = a₁ d₁ + a₂ d₂: means over modules of ⟨ΔW, ΔW′⟩ and ⟨ΔWΔWᵀ, ΔW′ΔW′ᵀ⟩, each over
-    its norms; s = exp(−γ |x − x′|² / dim x), x: log ‖ΔW‖ of every module, standardised, and DoRA magnitudes.
+    its norms; s = exp(−γ ‖x − x′‖² / dim x), x: log ‖ΔW‖ of every module, standardised, and DoRA magnitudes.
 
     a, β, γ and the ridge have the lowest squared leave-one-out error of the training LoRAs, in closed form: nothing is
     drawn, and no epoch, rate or width is to be chosen. It keeps its training LoRAs and compares with each of them, so
