@@ -11,9 +11,20 @@ import pytest
 
 from lol_core.errors import DataMissingError, TaskError
 from lol_core.experiments.context import Context
-from lol_core.experiments.frozen import FROZEN, Frozen, digests
-from lol_core.experiments.holdout_readings import FAMILIES, OURS, RIVALS, Reading, Readings, measured
-from lol_core.finetuning.holdout import COUNTS, HoldoutZoos
+from lol_core.experiments.frozen import Frozen, digests
+from lol_core.experiments.holdout_readings import (
+    FAMILIES,
+    FIRST,
+    OURS,
+    RIVALS,
+    ROUNDS,
+    Reading,
+    Readings,
+    Round,
+    measured,
+)
+from lol_core.finetuning.holdout import ROUNDS as MADE
+from lol_core.finetuning.holdout import HoldoutZoos
 from lol_core.finetuning.machine import Machine
 from lol_core.learning.bootstrap import interval, mean_of, over_trainings
 from tests.conftest import ROOT
@@ -65,22 +76,24 @@ def test_differences_are_of_the_same_loras_and_widen_with_their_number() -> None
 def test_what_changed_since_the_freeze_is_named(tmp_path: Path) -> None:
     now = digests()
     assert "learning/models/tucker.py" in now and "experiments/holdout_readings.py" in now
-    Frozen({**now, "learning/models/tucker.py": "other", "core/gone.py": "0"}, {}).write(tmp_path)
-    assert Frozen.read(tmp_path).changed() == {"learning/models/tucker.py", "core/gone.py"}
+    Frozen({**now, "learning/models/tucker.py": "other", "core/gone.py": "0"}, {}).write(tmp_path / "frozen.json")
+    assert Frozen.read(tmp_path / "frozen.json").changed() == {"learning/models/tucker.py", "core/gone.py"}
     with pytest.raises(DataMissingError, match="committed in benchmarks/fits"):
         measured(Context(tmp_path, tmp_path / "elsewhere", work=tmp_path))
 
 
-def test_the_committed_freeze_holds_its_own_digest_and_is_the_one_that_fits_were_made_by() -> None:
-    frozen = Frozen.read(FITS)
-    assert json.loads((FITS / FROZEN).read_text())["digest"] == frozen.digest
-    lines = [json.loads(line) for line in (FITS / "holdout.jsonl").read_text().splitlines()]
-    assert lines and {line["about"]["frozen"] for line in lines} == {frozen.digest}
+@pytest.mark.parametrize("asked", ROUNDS.values(), ids=list(ROUNDS))
+def test_the_committed_freeze_holds_its_own_digest_and_is_the_one_that_fits_were_made_by(asked: Round) -> None:
+    frozen = Frozen.read(FITS / asked.frozen)
+    assert json.loads((FITS / asked.frozen).read_text())["digest"] == frozen.digest
+    kept = FITS / f"{asked.name}.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    assert {line["about"]["frozen"] for line in lines} <= {frozen.digest}
 
 
 def test_zoos_that_are_not_there_are_named(tmp_path: Path) -> None:
-    (tmp_path / FROZEN).write_text((FITS / FROZEN).read_text())
+    (tmp_path / FIRST.frozen).write_text((FITS / FIRST.frozen).read_text())
     with pytest.raises(DataMissingError, match="finetune holdout"):
         measured(Context(tmp_path, tmp_path, work=tmp_path))
     with pytest.raises(TaskError, match="There are"):
-        list(HoldoutZoos(tmp_path, tmp_path, "", Machine()).build(["cats"], COUNTS))
+        list(HoldoutZoos(MADE["holdout"], tmp_path, tmp_path, "", Machine()).build(["cats"]))

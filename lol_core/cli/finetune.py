@@ -100,10 +100,16 @@ def finetune_harm(
 
 @finetune.command("holdout")
 def finetune_holdout(
-    out_folder: Annotated[Path, typer.Option("--out", help="A folder of zoos; what is finished there is kept.")] = Path(
-        "build/holdout"
-    ),
+    out_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="A folder of zoos; what is finished there is kept. By default the round's in build."
+        ),
+    ] = None,
     *,
+    round: Annotated[
+        str, typer.Option(help="holdout, or holdout-2: other LoRAs, made later, for models that are younger.")
+    ] = "holdout",
     samples: Annotated[Path, typer.Option(help="The folder of the sample zoos.")] = Path("sample_loras"),
     only: Annotated[str, typer.Option(help="Zoos, as emojinette,faces,glosses; all by default.")] = "",
     base: Annotated[
@@ -113,17 +119,20 @@ def finetune_holdout(
     threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
     stack: Annotated[int, typer.Option(help="Image LoRAs trained together over one frozen base.")] = 16,
 ) -> None:
-    """Fine-tune the LoRAs that `experiment holdout` asks its frozen models about. Stop it at any time; the same command
-    goes on.
+    """Fine-tune the LoRAs that experiments holdout and two_orders ask frozen models about. Stop it at any time; the
+    same command goes on.
     """
     with reported():
-        from lol_core.finetuning.holdout import COUNTS, HoldoutZoos
+        from lol_core.finetuning.holdout import ROUNDS, HoldoutZoos
         from lol_core.finetuning.machine import Machine
 
-    names = [name.strip() for name in only.split(",") if name.strip()] or list(COUNTS)
-    zoos = HoldoutZoos(samples, out_folder, base, Machine(workers, threads=threads, stack=stack))
+    if round not in ROUNDS:
+        raise typer.BadParameter(f"There are {', '.join(ROUNDS)}.", param_hint="--round")
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(ROUNDS[round].counts)
+    machine = Machine(workers, threads=threads, stack=stack)
+    zoos = HoldoutZoos(ROUNDS[round], samples, out_folder or Path("build") / round, base, machine)
     with reported(), progress_bar() as reporter:
-        for name, row in zoos.build(names, COUNTS, reporter):
+        for name, row in zoos.build(names, reporter):
             out.print(f"{name}/{row['lora']}", highlight=False)
 
 

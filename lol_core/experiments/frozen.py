@@ -1,5 +1,6 @@
 """Code and settings as they stood before the LoRAs that they are judged on were made: a digest of every file, and the
-settings that were chosen on the committed zoos. Written by `python -m lol_core.experiments.frozen benchmarks/fits`.
+settings that were chosen on the committed zoos. Written by `python -m lol_core.experiments.frozen benchmarks/fits
+holdout-2`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 from lol_core.errors import DataMissingError
 
 ROOT = Path(__file__).parents[1]
-FROZEN = "holdout-frozen.json"
 ROOMS = ("core", "learning", "finetuning")
 FILES = (
     *("curve", "frozen", "holdout_readings", "kernel", "models", "question", "search", "trials"),
@@ -42,9 +42,8 @@ class Frozen:
         return {name for name in {*now, *self.files} if now.get(name) != self.files.get(name)}
 
     @classmethod
-    def read(cls, folder: Path) -> Frozen:
+    def read(cls, path: Path) -> Frozen:
         """Raises DataMissingError when nothing was frozen there."""
-        path = folder / FROZEN
         try:
             kept = json.loads(path.read_text())
             return cls(kept["files"], kept["settings"])
@@ -54,9 +53,9 @@ class Frozen:
                 " --fits."
             ) from error
 
-    def write(self, folder: Path) -> None:
+    def write(self, path: Path) -> None:
         kept = {"digest": self.digest, "files": dict(self.files), "settings": self.settings}
-        (folder / FROZEN).write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
 def digests() -> dict[str, str]:
@@ -70,13 +69,14 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def freeze(samples: Path, folder: Path) -> Frozen:
+def freeze(samples: Path, folder: Path, round: str) -> Frozen:
     """The code as it is, and what the fits in `folder` chose."""
     from lol_core.experiments.context import Context
-    from lol_core.experiments.holdout_readings import JUDGED, TRAININGS
+    from lol_core.experiments.holdout_readings import ROUNDS, TRAININGS
     from lol_core.experiments.models import ASKED
 
-    searched = [judged.variant.name for judged in JUDGED if judged.variant.fixed is None]
+    asked = ROUNDS[round]
+    searched = [judged.variant.name for judged in asked.judged if judged.variant.fixed is None]
     context, settings = Context(samples, folder), {}
     for question, _ in ASKED.values():
         chosen = context.trials(question, searched, TRAININGS).chosen()
@@ -85,9 +85,9 @@ def freeze(samples: Path, folder: Path) -> Frozen:
             for name in searched
         }
     frozen = Frozen(digests(), settings)
-    frozen.write(folder)
+    frozen.write(folder / asked.frozen)
     return frozen
 
 
 if __name__ == "__main__":
-    print(freeze(Path("sample_loras"), Path(sys.argv[1])).digest)
+    print(freeze(Path("sample_loras"), Path(sys.argv[1]), sys.argv[2]).digest)

@@ -7,14 +7,14 @@ import pandas as pd
 
 from lol_core.experiments.comparison import chart
 from lol_core.experiments.context import Context
-from lol_core.experiments.frozen import FROZEN, Frozen
+from lol_core.experiments.frozen import Frozen
 from lol_core.experiments.holdout_readings import (
     CANDIDATES,
-    COMMAND,
     CONSTANT,
     FAMILIES,
     FAMILIES_APART,
     FAMILIES_ASKED,
+    FIRST,
     JUDGED,
     NORMS,
     OURS,
@@ -124,28 +124,29 @@ def goal(readings: Readings, name: str, scores: dict[str, dict[str, Difference]]
 def notes(context: Context, readings: Readings) -> list[str]:
     if context.small:
         return [f"The LoRAs asked about are {STAND_INS} of a sample zoo, and not new."]
-    from lol_core.finetuning.holdout import COUNTS  # imports diffusers
+    from lol_core.finetuning.holdout import ROUNDS  # imports diffusers
 
-    frozen = Frozen.read(context.folder)
+    counts, frozen = ROUNDS[FIRST.name].counts, Frozen.read(context.folder / FIRST.frozen)
     changed = sorted(readings.changed or ())
     fewer = {column: len(of[OURS]) for column, of in readings.of.items() if len(of[OURS]) < TRAININGS}
     missing = [column for columns in FAMILIES.values() for column in columns if column not in readings.of]
     asked = {name for of in readings.of.values() for name in of}
     never = [each.variant.title for each in JUDGED if each.variant.name not in asked]
     short = [
-        f"{zoo['LoRAs']} of the {COUNTS[name]} planned for {name}"
+        f"{zoo['LoRAs']} of the {counts[name]} planned for {name}"
         for name, zoo in readings.zoos.items()
-        if zoo["LoRAs"] < COUNTS[name]
+        if zoo["LoRAs"] < counts[name]
     ]
     return [
         (
-            f"The held-out zoos are made by {COMMAND} and not committed. {MADE_OF}"
+            f"The held-out zoos are made by {FIRST.command} and not committed. {MADE_OF}"
             " Recipes and base models are those of the sample zoos."
             + (f" {'; '.join(short)}: the time for them ended." if short else "")
         ),
         (
             f"Before any of them was made, code and chosen settings were committed with their digests"
-            f" (benchmarks/fits/{FROZEN}, {frozen.digest}): which models, how they are trained, this rule of the goal."
+            f" (benchmarks/fits/{FIRST.frozen}, {frozen.digest}): which models, how they are trained, this rule of the"
+            " goal."
             + (
                 f" Files that differed from it when models were trained: {', '.join(changed)}."
                 if changed

@@ -111,7 +111,39 @@ JUDGED = (
         for apart in (False, True)
     ),
 )
-TITLES = CANDIDATES | RIVALS | {judged.variant.name: judged.variant.title for judged in JUDGED} | CONTROLS
+TWO_ORDERS = Variant("two_orders", "two_orders", "Two-order kernel", fixed=Setting(1e-3))
+"""Nothing of it is searched: the rate is not read."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Held-out zoos and the models asked about them. name: of the folder of those zoos, and of what is kept."""
+
+    name: str
+    judged: tuple[Judged, ...]
+
+    @property
+    def frozen(self) -> str:
+        """The file of the frozen design."""
+        return f"{self.name}-frozen.json"
+
+    @property
+    def command(self) -> str:
+        return f"`python -m lol_core finetune holdout --round {self.name}`"
+
+
+FIRST = Round("holdout", JUDGED)
+SECOND = Round(
+    "holdout-2",
+    tuple(Judged(each, TRAININGS) for each in (TWO_ORDERS, Variant.of("gl_net"), WIDE, Variant.of(OURS))),
+)
+ROUNDS = {asked.name: asked for asked in (FIRST, SECOND)}
+TITLES = (
+    CANDIDATES
+    | RIVALS
+    | {judged.variant.name: judged.variant.title for asked in (FIRST, SECOND) for judged in asked.judged}
+    | CONTROLS
+)
 DRAWS, STAND_INS = 10_000, 24
 """Resamples; LoRAs of a small run, which are of the sample zoo, and not new."""
 
@@ -174,6 +206,18 @@ class Readings:
         bounds = interval(over_trainings(trainings, seed=0), count, seed=0, draws=self.draws, level=level)
         return Difference(value, *bounds)
 
+    def certain(self, name: str) -> list[str]:
+        """Families of tasks in which every difference to every rival in every question has its interval above zero,
+        widened for all of them (Bonferroni).
+        """
+        among = sum(map(len, FAMILIES.values())) * len(RIVALS)
+        return [
+            family
+            for family, columns in FAMILIES.items()
+            if all(column in self.of and name in self.of[column] for column in columns)
+            and all(self.apart(column, name, rival, among).low > 0 for column in columns for rival in RIVALS)
+        ]
+
     def families(self, name: str) -> tuple[list[str], list[str]]:
         """Families of tasks in which a model is above all rivals in every question by its mean, and those of them in
         which its interval overlaps with none of theirs. Of a family that was asked in part, neither.
@@ -192,21 +236,21 @@ class Readings:
         return above, apart
 
 
-def measured(context: Context, *, missing: bool = True) -> Readings:
+def measured(context: Context, asked_in: Round = FIRST, *, missing: bool = True) -> Readings:
     """What the kept fits say; where `missing`, what is missing is made now if the held-out zoos are there. Raises
     DataMissingError where there is neither, and Stopped.
     """
-    frozen = None if context.small else Frozen.read(context.folder)
+    frozen = None if context.small else Frozen.read(context.folder / asked_in.frozen)
     about = {"small": STAND_INS} if context.small else {"frozen": frozen.digest if frozen else None}
-    kept = Kept(context.folder / "holdout.jsonl", about)
+    kept = Kept(context.folder / f"{asked_in.name}.jsonl", about)
     asked = list(ASKED.items())[-1 if context.small else None :]
     zoos: dict[str, Mapping[str, Any]] = {}
     of: dict[str, dict[str, list[Reading]]] = {}
     changed: set[str] = set()
     for column, (question, score) in asked:
-        fresh = held_out(context, question) if missing else None
+        fresh = held_out(context, question, asked_in) if missing else None
         if fresh is not None:
-            _read(context, kept, frozen, column, fresh=fresh)
+            _read(context, kept, frozen, column, fresh=fresh, judged=asked_in.judged)
         lines = [line for line in kept.lines() if line["column"] == column]
         lines = [line for line in lines if line["zoo"] == lines[-1]["zoo"]]
         if not lines:
@@ -217,16 +261,13 @@ def measured(context: Context, *, missing: bool = True) -> Readings:
             for name, values in line["predicted"].items():
                 of.setdefault(column, {}).setdefault(name, []).append(Reading.of(score, values, line["truth"]))
     if not of:
-        raise DataMissingError(f"{context.work / 'holdout'}: no zoo there. Make it with {COMMAND}.")
+        raise DataMissingError(f"{context.work / asked_in.name}: no zoo there. Make it with {asked_in.command}.")
     return Readings(zoos, of, None if frozen is None else frozenset(changed), 200 if context.small else DRAWS)
 
 
-COMMAND = "`python -m lol_core finetune holdout`"
-
-
-def held_out(context: Context, question: Question) -> Source | None:
+def held_out(context: Context, question: Question, asked_in: Round = FIRST) -> Source | None:
     """The held-out zoo that a question is asked about; None where it is not there."""
-    place = context.samples if context.small else context.work / "holdout"
+    place = context.samples if context.small else context.work / asked_in.name
     folder = place / question.zoo
     return Zoo.open(folder) if (folder / "labels.csv").is_file() else None
 
@@ -236,17 +277,19 @@ def asked_of(context: Context, fresh: Source) -> list[str]:
     return fresh.ids[context.budget.loras :][:STAND_INS] if context.budget.loras else list(fresh.ids)
 
 
-def _read(context: Context, kept: Kept, frozen: Frozen | None, column: str, *, fresh: Source) -> None:
+def _read(
+    context: Context, kept: Kept, frozen: Frozen | None, column: str, *, fresh: Source, judged: Sequence[Judged]
+) -> None:
     """Train what is missing of a column, and keep what it predicts: a line for each split."""
     question, score = ASKED[column]
     ids = asked_of(context, fresh)
     about = {"fingerprint": fresh.fingerprint, "LoRAs": len(ids)}
     known = {line["seed"] for line in kept.lines() if line["column"] == column and line["zoo"] == about}
-    judged = [each for each in JUDGED if not each.columns or column in each.columns]
+    judged = [each for each in judged if not each.columns or column in each.columns]
     seeds = 1 if context.small else TRAININGS
     for seed in (seed for seed in range(seeds) if seed not in known):
         context.reporter.check("What was fitted is kept; the same command goes on.")
-        trainings = Trainings(context, frozen, question, score, fresh, ids, seed)
+        trainings = Trainings(context, frozen, question, score, fresh, ids, seed, judged)
         predicted = {}
         for each in (each for each in judged if seed < each.trainings):
             context.reporter.show(f"{column}: {each.variant.title}, split {seed + 1}", seed / seeds)
@@ -270,12 +313,13 @@ class Trainings:
     fresh: Source
     ids: Sequence[str]
     seed: int
+    judged: Sequence[Judged] = JUDGED
 
     @cached_property
     def trials(self) -> Trials:
         zoo = self.context.zoo_of(self.question)
         return Trials(
-            self.question, zoo, self.context.budget, self.context.folder, models=[each.variant for each in JUDGED]
+            self.question, zoo, self.context.budget, self.context.folder, models=[each.variant for each in self.judged]
         )
 
     @cached_property

@@ -5,10 +5,10 @@ of the sample zoos, by the same recipes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
@@ -19,10 +19,22 @@ from lol_core.finetuning.pictures import Drawings
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE
 from lol_core.finetuning.rows import sort_by_lora
 
-AFTER = 20_000
-"""LoRAs, and people, are numbered from here: a number is a seed, and no other zoo has one as high."""
-COUNTS = {"emojinette": 150, "faces": 100, "glosses": 48}
-"""Zoo → LoRAs, in the order in which they are made: a LoRA takes about 2, 7 and 30 seconds of one core."""
+
+class Round(NamedTuple):
+    """Held-out zoos that are made at one time. after: LoRAs, and people, are numbered from here: a number is a seed,
+    and no other zoo has the same ones; counts: zoo → LoRAs, in the order in which they are made: a LoRA takes about 2,
+    7 and 30 seconds of one core.
+    """
+
+    after: int
+    counts: Mapping[str, int]
+
+
+ROUNDS = {
+    "holdout": Round(20_000, {"emojinette": 150, "faces": 100, "glosses": 48}),
+    "holdout-2": Round(30_000, {"emojinette": 600, "faces": 300, "glosses": 48}),
+}
+"""By the name of their folder. The second was made when the two-order kernel was frozen too."""
 
 Row = tuple[str, dict[str, Any]]
 
@@ -33,12 +45,13 @@ class HoldoutZoos:
     they share; encoder: all-MiniLM-L6-v2, a folder or hub id.
     """
 
+    round: Round
     samples: Path
     out: Path
     encoder: str
     machine: Machine
 
-    def build(self, names: Sequence[str], counts: dict[str, int], reporter: Reporter = SILENT) -> Iterator[Row]:
+    def build(self, names: Sequence[str], reporter: Reporter = SILENT) -> Iterator[Row]:
         """Make zoos by name, what is there left alone; yields the name of the zoo and each new row of its labels.
         Raises TaskError for a name that is none, Stopped, and what the making of a zoo raises.
         """
@@ -46,7 +59,7 @@ class HoldoutZoos:
         if unknown := [name for name in names if name not in makers]:
             raise TaskError(f"No held-out zoo {unknown[0]!r}. There are {', '.join(makers)}.")
         for name in names:
-            for row in makers[name](counts[name], reporter):
+            for row in makers[name](self.round.counts[name], reporter):
                 yield name, row
             sort_by_lora(self.out / name / "labels.csv")
 
@@ -58,7 +71,13 @@ class HoldoutZoos:
         shutil.copyfile(self.samples / "glosses" / "questions.csv", folder / "questions.csv")
         machine = self.machine
         yield from build(
-            self.encoder, folder, count, machine.workers, threads=machine.threads, reporter=reporter, after=AFTER
+            self.encoder,
+            folder,
+            count,
+            machine.workers,
+            threads=machine.threads,
+            reporter=reporter,
+            after=self.round.after,
         )
 
     def _emojinette(self, count: int, reporter: Reporter) -> Iterator[dict[str, Any]]:
@@ -66,15 +85,15 @@ class HoldoutZoos:
         recipe = IMAGENETTE.with_settings(self.samples / "emojinette" / "recipe.json")
         data = self.out / "things"
         if not (data / "train").is_dir():
-            write_things(data, Drawings(self.samples / "pictures" / "drawings.json"), seed=AFTER)
+            write_things(data, Drawings(self.samples / "pictures" / "drawings.json"), seed=self.round.after)
         zoo = ImageZoo(self.out / "emojinette", recipe, str(self.samples / "small-diffusion"))
-        yield from zoo.build(data, count, self.machine, reporter, after=AFTER)
+        yield from zoo.build(data, count, self.machine, reporter, after=self.round.after)
 
     def _faces(self, count: int, reporter: Reporter) -> Iterator[dict[str, Any]]:
         recipe = CELEBA.with_settings(self.samples / "faces" / "recipe.json")
         data = self.out / "people"
         if not (data / "identity_CelebA.txt").exists():
-            write_people(data, count, 1, reporter, first=AFTER + 1)
+            write_people(data, count, 1, reporter, first=self.round.after + 1)
         zoo = ImageZoo(self.out / "faces", recipe, str(self.samples / "small-diffusion"))
-        yield from zoo.build(data, count, self.machine, reporter, after=AFTER)
+        yield from zoo.build(data, count, self.machine, reporter, after=self.round.after)
         yield from zoo.measure(str(self.samples / "small-clip"), self.machine, reporter)
