@@ -26,7 +26,7 @@ from lol_core.errors import LoLError, ZooError
 from lol_core.experiments import NAMES, run
 from lol_core.experiments.context import Context
 from lol_core.experiments.kept import Kept
-from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.kernel import Side, kernel_ridge, kernels, squares
 from lol_core.experiments.lead import leading, products, untrained
 from lol_core.experiments.orders import share_of_start
 from lol_core.experiments.paper import FIVE
@@ -42,7 +42,6 @@ from lol_core.experiments.timing import Shape, needs
 from lol_core.experiments.variants import CONFIG
 from lol_core.learning.bootstrap import concordance
 from lol_core.learning.models import make_model
-from lol_core.learning.models.gram import Side, squares
 from lol_core.learning.tasks import Multiclass
 from tests.builders import random_batch, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT

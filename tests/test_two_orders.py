@@ -19,6 +19,7 @@ from lol_core.errors import ModelError
 from lol_core.learning.config import TrainingConfig
 from lol_core.learning.link import Link
 from lol_core.learning.models import make_model
+from lol_core.learning.models.gram import both_orders
 from lol_core.learning.models.two_orders import CHOICES, RIDGES, Choice, TwoOrders, _kernel, _left_out
 from lol_core.learning.training import plan, train
 from tests.builders import random_batch
@@ -90,7 +91,7 @@ def test_it_does_not_move_with_the_gauge_and_takes_other_ranks() -> None:
     model = known(batch, torch.randn(8, 2).double())
     assert invariance_error(model, others, GL, condition=100.0, trials=3) < 1e-9
     again = known(act(sample_for(batch, GL, condition=50.0), batch), torch.zeros(8, 2).double())
-    torch.testing.assert_close(again._parts(*again._known()), model._parts(*model._known()), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(both_orders(again._known), both_orders(model._known), rtol=1e-5, atol=1e-7)
     U, V = (tuple(torch.cat([f, torch.zeros_like(f)], -1) for f in side) for side in (others.U, others.V))
     torch.testing.assert_close(model(replace(others, U=U, V=V)), model(others))
 
@@ -128,3 +129,20 @@ def test_training_it_keeps_it_whole(synthetic_zoo: Zoo, tmp_path: Path) -> None:
     loras = [synthetic_zoo.load(id) for id in ids]
     np.testing.assert_array_equal(again.predict(loras), checkpoint.predict(loras))
     assert checkpoint.metrics["test"]["r2"] > pd.Series(checkpoint.controls["constant"])["r2"]
+
+
+@pytest.mark.parametrize("passes", [-(10**9), 10**9], ids=["by factors", "by updates"])
+def test_both_orders_are_those_of_products_written_out(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lol_core.learning.models.gram.PASSES", passes)
+    monkeypatch.setattr("lol_core.learning.models.gram.BLOCK", 70)  # several blocks of each
+    batch, others = random_batch(count=5), random_batch(count=3, seed=50)
+    for rows, columns, found in ((others, batch, both_orders(others, batch)), (batch, batch, both_orders(batch))):
+        totals = [torch.zeros(len(rows), len(columns)).double() for _ in found]
+        for U, V, U_b, V_b in zip(rows.U, rows.V, columns.U, columns.V, strict=True):
+            for k in range(U.shape[1]):
+                one, two = U[:, k] @ V[:, k].mT, U_b[:, k] @ V_b[:, k].mT
+                for total, own, other in zip(totals, (one, one @ one.mT), (two, two @ two.mT), strict=True):
+                    own, other = (of.flatten(1) / of.flatten(1).norm(dim=1, keepdim=True) for of in (own, other))
+                    total += own @ other.T / len(batch.spec.modules)
+        for total, product in zip(totals, found, strict=True):
+            torch.testing.assert_close(product, total)

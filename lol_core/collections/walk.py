@@ -129,7 +129,7 @@ class _Walk:
             self.folders += 1
             if self.folders % BETWEEN == 0:
                 self.reporter.show(f"Looking for files: {self.folders:,} folders", 0.0)
-                self.reporter.check("Nothing had been read yet.")
+                self.reporter.check("No header was read this time; what was read before is kept.")
             waiting += reversed(self.folder(place, id))
 
     def folder(self, place: str, id: str) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ from lol_core.experiments.holdout_readings import (
     held_out,
 )
 from lol_core.experiments.kept import Kept
-from lol_core.experiments.kernel import kernel_ridge, kernels
+from lol_core.experiments.kernel import Side, kernel_ridge, kernels, squares
 from lol_core.experiments.models import ASKED
 from lol_core.experiments.published import ASKED as WITH_TUCKER
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
@@ -50,7 +50,6 @@ from lol_core.experiments.trials import KERNEL, Trials
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE
 from lol_core.learning.models.apart import Apart
 from lol_core.learning.models.gl_net import Order
-from lol_core.learning.models.gram import Side, squares
 from lol_core.learning.verdict import over_seeds
 
 TITLE = "Second order: what ΔWΔWᵀ tells, which keeps least of where A started"

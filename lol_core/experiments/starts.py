@@ -25,7 +25,7 @@ from lol_core.experiments.comparison import (
 )
 from lol_core.experiments.context import Context
 from lol_core.experiments.curve import APART, OTHERS, SETTING, WIDE
-from lol_core.experiments.kernel import kernels
+from lol_core.experiments.kernel import Side, kernels, squares
 from lol_core.experiments.orders import READ, told
 from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
@@ -37,7 +37,6 @@ from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.recipes import IMAGENETTE
 from lol_core.finetuning.rows import sort_by_lora
 from lol_core.finetuning.start import Start
-from lol_core.learning.models.gram import Side, squares
 from lol_core.learning.verdict import over_seeds
 
 TITLE = "From one start: LoRAs whose A began at the same draw"

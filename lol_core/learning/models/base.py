@@ -132,6 +132,8 @@ class LoLModel(nn.Module):
     """Whether it has equivariant layers, whose factors `stages` shows."""
     memorizes: ClassVar[bool] = False
     """Whether it keeps its training LoRAs (`memorize`) instead of being fitted."""
+    remembered: tuple[str, ...] = ()
+    """Its buffers with a row for each training LoRA."""
     copies: ClassVar[int] = 1
     """How often it has the factors of all training LoRAs in memory while it memorizes them."""
 
@@ -275,7 +277,12 @@ class LoLModel(nn.Module):
         return self(batch) if own else self.head.out(latents), latents
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint from before magnitudes were standardised reads them as it did then."""
+        """A checkpoint from before magnitudes were standardised reads them as it did then. How many LoRAs are
+        remembered is not part of the specification, so those buffers take the size of what is loaded.
+        """
+        for name in self.remembered:
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         for name in {"magnitude_mean", "magnitude_scale"} & dict(self.named_buffers(recurse=False)).keys():
             state_dict.setdefault(prefix + name, self.get_buffer(name))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from enum import StrEnum
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lol_core.core.batch import Batch, WeightSpec
+from lol_core.core.batch import Batch
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.learning.models.modulewise import grams
 
@@ -85,48 +85,79 @@ def log_norms(batch: Batch) -> Tensor:
     return norms.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-def directions(batch: Batch) -> Batch:
-    """Every module's ΔW divided by its Frobenius norm."""
-    counts = [len(indices) for _, indices in batch.spec.groups]
-    norms = log_norms(batch).exp().split(counts, 1)
-    scales = [norm[:, :, None, None].to(U) for norm, U in zip(norms, batch.U, strict=True)]
-    pairs = [
-        (U / scale, V) if V is not U else (U / scale.sqrt(),) * 2
-        for U, V, scale in zip(batch.U, batch.V, scales, strict=True)
-    ]
-    return replace(batch, U=tuple(U for U, _ in pairs), V=tuple(V for _, V in pairs))
+def both_orders(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT) -> tuple[Tensor, Tensor]:
+    """Means over modules of ⟨ΔW_a, ΔW_b⟩ and of ⟨ΔW_aΔW_aᵀ, ΔW_bΔW_bᵀ⟩, each over its two norms, for all pairs of a
+    batch, or of a batch (B, rows) and `others` (C, columns) of the same modules: (B, C) each, float64.
+
+    From the factors: with M = U_aᵀU_b and G = VᵀV the second is Σ (G_a M) ∘ (M G_b), so that both read the factors
+    once. Or from ΔW and ΔWΔWᵀ, some of their rows at a time, whichever takes fewer multiplications.
+    """
+    own = list(_factors(batch))
+    other = own if others is None else list(_factors(others))
+    shape = len(batch), len(batch if others is None else others)
+    first, second = torch.zeros(2, *shape, dtype=torch.float64, device=batch.ranks.device)
+    for done, (one, two) in enumerate(zip(own, other, strict=True), 1):
+        (a, n, r), (b, m, s) = one.U.shape, two.V.shape
+        by_updates = (n + m) * n * (a * b + a * r + (0 if one is two else b * s))
+        by_factors = a * b * r * s * (n + m + r + s + 2 * PASSES)
+        products = (_both_by_updates if by_updates < by_factors else _both_by_factors)(one, two)
+        for total, product, own_norm, other_norm in zip((first, second), products, one.norms, two.norms, strict=True):
+            total += product / own_norm[:, None] / other_norm
+        reporter.count("Products of LoRAs, in modules:", done, len(own))
+        reporter.check("Nothing was kept.")
+    return first / len(own), second / len(own)
 
 
-class Side(StrEnum):
-    """What a product of ΔW with itself keeps."""
+class _Factors(NamedTuple):
+    """One module of some LoRAs: U (B, n, r), V (B, m, r), G = VᵀV (B, r, r), norms of ΔW and of ΔWΔWᵀ, (B,) each."""
 
-    COLUMNS = "columns"
-    """ΔWΔWᵀ: the span of ΔW's columns, which V tells nothing of but how long they are."""
-    ROWS = "rows"
-
-
-def squares(batch: Batch, side: Side) -> Batch:
-    """ΔWΔWᵀ = U VᵀV Uᵀ of every module, or ΔWᵀΔW, as LoRAs of n × n or m × m modules whose U and V are one tensor."""
-    own, others = (batch.U, batch.V) if side is Side.COLUMNS else (batch.V, batch.U)
-    roots = [factor @ _root(other.mT @ other) for factor, other in zip(own, others, strict=True)]
-    of_module = {
-        index: root[:, place]
-        for (_, indices), root in zip(batch.spec.groups, roots, strict=True)
-        for place, index in enumerate(indices)
-    }
-    spec = squared(batch.spec, side)
-    factors = tuple(torch.stack([of_module[index] for index in indices], 1) for _, indices in spec.groups)
-    return Batch(spec, factors, factors, batch.ranks)
+    U: Tensor
+    V: Tensor
+    G: Tensor
+    norms: tuple[Tensor, Tensor]
 
 
-def squared(spec: WeightSpec, side: Side) -> WeightSpec:
-    """Of what `squares` makes."""
-    sizes = [module.n if side is Side.COLUMNS else module.m for module in spec.modules]
-    modules = tuple(replace(module, n=k, m=k, magnitude=False) for module, k in zip(spec.modules, sizes, strict=True))
-    return WeightSpec(modules, spec.mixed_ranks)
+def _factors(batch: Batch) -> Iterator[_Factors]:
+    """Zero updates have the smallest positive float for norms."""
+    squares, half = grams(*batch.U, *batch.V), len(batch.U)
+    for U, V, G_U, G_V in zip(batch.U, batch.V, squares[:half], squares[half:], strict=True):
+        turned = G_U @ G_V
+        first, second = (G_U * G_V).sum((-2, -1)), (turned * turned.mT).sum((-2, -1))
+        norms = [square.clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float32).tiny) for square in (first, second)]
+        for k in range(U.shape[1]):
+            yield _Factors(U[:, k], V[:, k], G_V[:, k], (norms[0][:, k], norms[1][:, k]))
 
 
-def _root(gram: Tensor) -> Tensor:
-    """X with X Xᵀ = a Gram matrix: (…, r, r)."""
-    values, vectors = torch.linalg.eigh(gram.double())
-    return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)).to(gram)
+def _both_by_updates(one: _Factors, two: _Factors) -> tuple[Tensor, Tensor]:
+    """Both products of one module, (a, b) each."""
+    totals = [torch.zeros(len(one.U), len(two.U), dtype=torch.float64, device=one.U.device) for _ in range(2)]
+    same = one is two
+    one = one._replace(U=one.U.double(), V=one.V.double())
+    two = one if same else two._replace(U=two.U.double(), V=two.V.double())
+    step = max(1, BLOCK // ((len(one.U) + len(two.U)) * max(one.U.shape[1], one.V.shape[1])))
+    for rows in (slice(start, start + step) for start in range(0, one.U.shape[1], step)):
+        here = _rows(one, rows)
+        there = here if same else _rows(two, rows)
+        for total, left, right in zip(totals, here, there, strict=True):
+            total.addmm_(left, right.mT)
+    return totals[0], totals[1]
+
+
+def _rows(of: _Factors, rows: slice) -> tuple[Tensor, Tensor]:
+    """Rows of ΔW and of ΔWΔWᵀ, flattened."""
+    U = of.U[:, rows]
+    return (U @ of.V.mT).flatten(1), ((U @ of.G) @ of.U.mT).flatten(1)
+
+
+def _both_by_factors(one: _Factors, two: _Factors) -> tuple[Tensor, Tensor]:
+    """The same."""
+    U_b, V_b = two.U.double(), two.V.double()
+    step = max(1, BLOCK // (len(U_b) * one.U.shape[2] * U_b.shape[2]))
+    parts = []
+    for rows in (slice(start, start + step) for start in range(0, len(one.U), step)):
+        M = torch.einsum("anr,bns->arbs", one.U[rows].double(), U_b)
+        N = torch.einsum("amr,bms->arbs", one.V[rows].double(), V_b)
+        turned = torch.einsum("aqr,arbs->aqbs", one.G[rows], M) * torch.einsum("arbs,bst->arbt", M, two.G)
+        parts.append(((M * N).sum((1, 3)), turned.sum((1, 3))))
+    first, second = (torch.cat(of) for of in zip(*parts, strict=True))
+    return first, second

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ class NearestSpectra(LoLModel):
     symmetry: ClassVar[Group | None] = GL
     any_rank = True
     memorizes = True
+    remembered = ("known", "answers")
     searched = ({"normalize": False},)
     voters: ClassVar[int] = 1
     """Of each module."""
@@ -71,12 +71,3 @@ class NearestSpectra(LoLModel):
             return spectra.new_zeros(len(spectra), self.answers.shape[1])
         nearest = torch.cdist(spectra.transpose(0, 1), self.known.to(spectra).transpose(0, 1)).argmin(-1)  # (L, B)
         return self.answers.to(spectra)[nearest].mean(0)
-
-    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
-        """How many LoRAs are known is not part of the specification, so the buffers take the size of what is
-        loaded.
-        """
-        for name in ("known", "answers"):
-            if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
-        super()._load_from_state_dict(state_dict, prefix, *args)

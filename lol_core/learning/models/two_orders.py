@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ModelError
 from lol_core.learning.link import Link
 from lol_core.learning.models.base import LoLModel, ModelConfig
-from lol_core.learning.models.gram import Side, directions, log_norms, products, squared, squares
+from lol_core.learning.models.gram import both_orders, log_norms
 from lol_core.learning.models.registry import register
 
 ORDERS = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
@@ -55,25 +55,20 @@ class TwoOrders(LoLModel):
     symmetry = GL
     any_rank = True
     memorizes = True
-    copies = 6  # as they come, their directions, the roots of both orders; and what a fit keeps to go back to
+    copies = 4  # as they come, as they are kept, and what a fit keeps to go back to
     searched = ({"normalize": False},)
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
         super().__init__(spec, outputs, config)
-        self.squared = squared(spec, Side.COLUMNS)
         sizes = len(spec.modules) + spec.magnitudes
-        shapes: dict[str, tuple[int, ...]] = {"sizes": (0, sizes), "duals": (0, outputs), "basis": (0, config.width)}
+        kept: dict[str, tuple[int, ...]] = {"sizes": (0, sizes), "duals": (0, outputs), "basis": (0, config.width)}
+        for g, ((n, m), indices) in enumerate(spec.groups):
+            kept |= {f"U_{g}": (0, len(indices), n, spec.rank), f"V_{g}": (0, len(indices), m, spec.rank)}
+        self.remembered = tuple(kept)
         fixed = {"size_mean": torch.zeros(sizes), "size_std": torch.ones(sizes), "mean": torch.zeros(outputs)}
         fixed |= {"choice": torch.zeros(len(Choice._fields)), "link": torch.zeros((), dtype=torch.long)}
-        for g, (module, indices) in enumerate(spec.groups):
-            for side, rows in zip("UV", module[:2], strict=True):
-                shapes[f"first_{side}_{g}"] = (0, len(indices), rows, spec.rank)
-        for g, (module, indices) in enumerate(self.squared.groups):
-            shapes[f"second_{g}"] = (0, len(indices), module[0], spec.rank)
-        self.remembered = tuple(shapes)
-        """Buffers with a row for each training LoRA."""
-        for name, tensor in ({name: torch.zeros(shape) for name, shape in shapes.items()} | fixed).items():
-            self.register_buffer(name, tensor, persistent=True)
+        for name, tensor in ({name: torch.zeros(shape) for name, shape in kept.items()} | fixed).items():
+            self.register_buffer(name, tensor)
 
     def make_head(self, features: int, outputs: int) -> nn.Module:
         return nn.Identity()
@@ -89,24 +84,21 @@ class TwoOrders(LoLModel):
         if len(batch) > MOST:
             raise ModelError(f"{self.title} keeps its training LoRAs, at most {MOST:,}; found {len(batch):,}.")
         batch = self.normalized(batch)
-        first, second = directions(batch), directions(squares(batch, Side.COLUMNS))
-        for g, (U, V) in enumerate(zip(first.U, first.V, strict=True)):
-            self._set(f"first_U_{g}", U)
-            self._set(f"first_V_{g}", V)
-        for g, factor in enumerate(second.U):
-            self._set(f"second_{g}", factor)
+        for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
+            self._set(f"U_{g}", U)
+            self._set(f"V_{g}", V)
         x = self._sizes(batch)
         self._set("size_mean", x.mean(0))
         self._set("size_std", torch.where((std := x.std(0, correction=0)) > 0, std, torch.ones_like(std)))
         self._set("sizes", self._standardised(x))
-        parts = self._parts(first, second, self._standardised(x), reporter)
+        parts = (*both_orders(self._known, reporter=reporter.part(0.0, 0.5)), self._apart(self.get_buffer("sizes")))
         y = link.numbers(answers).double()
         mean = y.mean(0)
         some = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))[:CHOSEN_ON].sort().values
         some = some.to(answers.device)
         best = (float("inf"), CHOICES[0], RIDGES[0])
         for done, choice in enumerate(CHOICES, 1):
-            reporter.count("Two-order kernel: choosing among kernels,", done, len(CHOICES))
+            reporter.part(0.5, 1.0).count("Kernels tried:", done, len(CHOICES))
             reporter.check("Nothing was kept.")
             kernel = _kernel(choice, *(part[some][:, some] for part in parts))
             best = min(best, *((error, choice, ridge) for error, ridge in _left_out(kernel, y[some] - mean)))
@@ -134,40 +126,31 @@ class TwoOrders(LoLModel):
     def _standardised(self, sizes: Tensor) -> Tensor:
         return (sizes - self.get_buffer("size_mean")) / self.get_buffer("size_std")
 
-    def _known(self) -> tuple[Batch, Batch, Tensor]:
-        """The training LoRAs: directions of both orders, and sizes."""
+    @property
+    def _known(self) -> Batch:
+        """The training LoRAs."""
+        U, V = (tuple(self.get_buffer(f"{side}_{g}") for g in range(len(self.spec.groups))) for side in "UV")
+        ranks = torch.full((len(U[0]), len(self.spec.modules)), self.spec.rank, device=self.device)
+        return Batch(self.spec, U, V, ranks)
 
-        def group(name: str, spec: WeightSpec) -> tuple[Tensor, ...]:
-            return tuple(self.get_buffer(f"{name}_{g}") for g in range(len(spec.groups)))
-
-        sizes, second = self.get_buffer("sizes"), group("second", self.squared)
-        ranks = torch.full((len(sizes), len(self.spec.modules)), self.spec.rank, device=self.device)
-        first = Batch(self.spec, group("first_U", self.spec), group("first_V", self.spec), ranks)
-        return first, Batch(self.squared, second, second, ranks), sizes
-
-    def _parts(self, first: Batch, second: Batch, sizes: Tensor, reporter: Reporter = SILENT) -> tuple[Tensor, ...]:
-        """d₁, d₂ and |x − x′|² / dim x of some LoRAs and the training ones: (B, training) each."""
-        known_first, known_second, known_sizes = self._known()
-        one = products(first, known_first, reporter.part(0.0, 0.5))
-        two = products(second, known_second, reporter.part(0.5, 1.0))
-        modules = len(self.spec.modules)
-        apart = torch.cdist(sizes.double(), known_sizes.double()).square() / max(1, sizes.shape[1])
-        return one / modules, two / modules, apart
+    def _apart(self, sizes: Tensor) -> Tensor:
+        """‖x − x′‖² / dim x of some LoRAs and the training ones: (B, training), float64."""
+        known = self.get_buffer("sizes").double()
+        return torch.cdist(sizes.double(), known).square() / sizes.shape[1]
 
     def _compared(self, batch: Batch) -> Tensor:
         """k of each LoRA with each training LoRA: (B, training), float64."""
         self.check_input(batch)
         batch = self.normalized(batch)
-        sizes = self._standardised(self._sizes(batch))
-        parts = self._parts(directions(batch), directions(squares(batch, Side.COLUMNS)), sizes)
-        return _kernel(Choice(*self.get_buffer("choice").tolist()), *parts)
+        apart = self._apart(self._standardised(self._sizes(batch)))
+        return _kernel(Choice(*self.get_buffer("choice").tolist()), *both_orders(batch, self._known), apart)
 
     def features(self, batch: Batch) -> Tensor:
         return self._compared(batch) @ self.get_buffer("basis").double()
 
     def embed(self, batch: Batch) -> Tensor:
-        """Coordinates on the leading principal components of the kernel, of unit variance over the training LoRAs
-        times their number: (B, width).
+        """Coordinates on the leading eigenvectors of the kernel, whose squares sum to the eigenvalues over the training
+        LoRAs: (B, width).
         """
         return self.features(batch).to(self.dtype)
 
@@ -179,13 +162,6 @@ class TwoOrders(LoLModel):
         numbers = compared @ self.get_buffer("duals").double() + self.get_buffer("mean").double()
         outputs = Link(int(self.get_buffer("link"))).outputs(numbers)
         return outputs.to(self.dtype), (compared @ self.get_buffer("basis").double()).to(self.dtype)
-
-    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
-        """How many LoRAs are known is not part of the specification, so the buffers take the size of what is loaded."""
-        for name in self.remembered:
-            if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _kernel(choice: Choice, first: Tensor, second: Tensor, apart: Tensor) -> Tensor:

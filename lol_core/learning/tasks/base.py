@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Generator, Tensor
 
 from lol_core.errors import TaskError
@@ -144,9 +145,9 @@ class Task(ABC):
     def numbers(self, encoded: Tensor) -> np.ndarray:
         """Encoded labels as numbers to which least squares may be fitted: (B, outputs)."""
 
-    @abstractmethod
     def from_numbers(self, values: np.ndarray) -> np.ndarray:
         """What least squares predict of `numbers`, as predictions."""
+        return self.decode(self.link.outputs(torch.from_numpy(values)))
 
     def confusion(self, target: str, truth: pd.Series, values: pd.DataFrame) -> pd.DataFrame:
         """Counts of true answers in rows, predicted ones in columns; of numbers none. values: see `frame`."""

@@ -16,7 +16,7 @@ from lol_core.learning.bootstrap import Resampled, mean_of
 from lol_core.learning.link import Link
 from lol_core.learning.metrics import Metric, Scores, score_attribute
 from lol_core.learning.tasks.base import Task, as_number, check_varied, each_target, finite, names_of, register
-from lol_core.learning.tasks.classes import SURE, as_share, class_probabilities
+from lol_core.learning.tasks.classes import SURE, class_probabilities
 
 
 @register
@@ -94,9 +94,6 @@ class Binary(Task):
 
     def numbers(self, encoded: Tensor) -> np.ndarray:
         return encoded.double().numpy()
-
-    def from_numbers(self, values: np.ndarray) -> np.ndarray:
-        return as_share(values)
 
     def confusion(self, target: str, truth: pd.Series, values: pd.DataFrame) -> pd.DataFrame:
         names = {0: "no", 1: "yes"}

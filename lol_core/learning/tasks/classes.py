@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from lol_core.learning.link import EDGE
 from lol_core.learning.tasks.base import TREES
 
 SURE = 0.98
@@ -17,11 +16,6 @@ SURE = 0.98
 def class_name(value: object) -> str:
     """A class label as text: whole numbers without the decimals that pandas gives a column with gaps."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def as_share(values: np.ndarray) -> np.ndarray:
-    """What least squares predict of 0 and 1, as probabilities."""
-    return values.clip(EDGE, 1 - EDGE)
 
 
 def class_probabilities(

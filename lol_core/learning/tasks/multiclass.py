@@ -17,7 +17,7 @@ from lol_core.learning.bootstrap import Resampled, mean_of
 from lol_core.learning.link import Link
 from lol_core.learning.metrics import Metric, Scores, score_classes
 from lol_core.learning.tasks.base import Task, check_varied, names_of, register
-from lol_core.learning.tasks.classes import SURE, as_share, class_name, class_probabilities
+from lol_core.learning.tasks.classes import SURE, class_name, class_probabilities
 
 MAX_CLASSES = 50
 
@@ -124,11 +124,6 @@ class Multiclass(Task):
 
     def numbers(self, encoded: Tensor) -> np.ndarray:
         return torch.nn.functional.one_hot(encoded, len(self.classes)).double().numpy()
-
-    def from_numbers(self, values: np.ndarray) -> np.ndarray:
-        """Each row sums to 1."""
-        share = as_share(values)
-        return share / share.sum(1, keepdims=True)
 
     @property
     def wishes(self) -> list[str]:

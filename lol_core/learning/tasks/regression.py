@@ -107,9 +107,6 @@ class Regression(Task):
     def numbers(self, encoded: Tensor) -> np.ndarray:
         return encoded.double().numpy()
 
-    def from_numbers(self, values: np.ndarray) -> np.ndarray:
-        return self.decode(torch.from_numpy(values))
-
     def span(self, output: int) -> tuple[float, float]:
         """Three standard deviations around the mean, of the training LoRAs."""
         mean, std = self.mean[output], self.std[output]
