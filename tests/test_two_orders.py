@@ -19,7 +19,7 @@ from lol_core.errors import ModelError
 from lol_core.learning.config import TrainingConfig
 from lol_core.learning.link import Link
 from lol_core.learning.models import make_model
-from lol_core.learning.models.gram import both_orders
+from lol_core.learning.models.gram import both_orders, measured
 from lol_core.learning.models.two_orders import CHOICES, RIDGES, Choice, TwoOrders, _kernel, _left_out
 from lol_core.learning.training import plan, train
 from tests.builders import random_batch
@@ -136,7 +136,8 @@ def test_both_orders_are_those_of_products_written_out(passes: int, monkeypatch:
     monkeypatch.setattr("lol_core.learning.models.gram.PASSES", passes)
     monkeypatch.setattr("lol_core.learning.models.gram.BLOCK", 70)  # several blocks of each
     batch, others = random_batch(count=5), random_batch(count=3, seed=50)
-    for rows, columns, found in ((others, batch, both_orders(others, batch)), (batch, batch, both_orders(batch))):
+    alone, apart = both_orders(measured(batch)), both_orders(measured(others), measured(batch))
+    for rows, columns, found in ((others, batch, apart), (batch, batch, alone)):
         totals = [torch.zeros(len(rows), len(columns)).double() for _ in found]
         for U, V, U_b, V_b in zip(rows.U, rows.V, columns.U, columns.V, strict=True):
             for k in range(U.shape[1]):

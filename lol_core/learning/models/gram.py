@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,83 +81,97 @@ def log_norms(batch: Batch) -> Tensor:
     """
     squares, half = grams(*batch.U, *batch.V), len(batch.U)
     pairs = zip(squares[:half], squares[half:], strict=True)
-    norms = torch.cat([(G_U * G_V).sum((-2, -1)).clamp(min=0).sqrt() for G_U, G_V in pairs], 1)
-    return norms.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return torch.cat([_norms((G_U * G_V).sum((-2, -1))) for G_U, G_V in pairs], 1).log()
 
 
-def both_orders(batch: Batch, others: Batch | None = None, reporter: Reporter = SILENT) -> tuple[Tensor, Tensor]:
-    """Means over modules of ⟨ΔW_a, ΔW_b⟩ and of ⟨ΔW_aΔW_aᵀ, ΔW_bΔW_bᵀ⟩, each over its two norms, for all pairs of a
-    batch, or of a batch (B, rows) and `others` (C, columns) of the same modules: (B, C) each, float64.
+def _norms(squares: Tensor) -> Tensor:
+    return squares.clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
 
-    From the factors: with M = U_aᵀU_b and G = VᵀV the second is Σ (G_a M) ∘ (M G_b), so that both read the factors
-    once. Or from ΔW and ΔWΔWᵀ, some of their rows at a time, whichever takes fewer multiplications.
+
+class Measured(NamedTuple):
+    """Modules of one shape of some LoRAs: U (B, L, n, r), V (B, L, m, r), G = VᵀV (B, L, r, r), and the norms of ΔW and
+    of ΔWΔWᵀ, (B, L, 2). Zero updates have the smallest positive float for norms.
     """
-    own = list(_factors(batch))
-    other = own if others is None else list(_factors(others))
-    shape = len(batch), len(batch if others is None else others)
-    first, second = torch.zeros(2, *shape, dtype=torch.float64, device=batch.ranks.device)
-    for done, (one, two) in enumerate(zip(own, other, strict=True), 1):
-        (a, n, r), (b, m, s) = one.U.shape, two.V.shape
-        by_updates = (n + m) * n * (a * b + a * r + (0 if one is two else b * s))
-        by_factors = a * b * r * s * (n + m + r + s + 2 * PASSES)
-        products = (_both_by_updates if by_updates < by_factors else _both_by_factors)(one, two)
-        for total, product, own_norm, other_norm in zip((first, second), products, one.norms, two.norms, strict=True):
-            total += product / own_norm[:, None] / other_norm
-        reporter.count("Products of LoRAs, in modules:", done, len(own))
-        reporter.check("Nothing was kept.")
-    return first / len(own), second / len(own)
-
-
-class _Factors(NamedTuple):
-    """One module of some LoRAs: U (B, n, r), V (B, m, r), G = VᵀV (B, r, r), norms of ΔW and of ΔWΔWᵀ, (B,) each."""
 
     U: Tensor
     V: Tensor
     G: Tensor
-    norms: tuple[Tensor, Tensor]
+    norms: Tensor
+
+    def layers(self) -> Iterator[Measured]:
+        """Of one module each, without the axis L."""
+        yield from map(Measured._make, zip(*(of.unbind(1) for of in self), strict=True))
 
 
-def _factors(batch: Batch) -> Iterator[_Factors]:
-    """Zero updates have the smallest positive float for norms."""
+def measured(batch: Batch) -> list[Measured]:
+    """Of each group of the specification; G and norms in float64."""
     squares, half = grams(*batch.U, *batch.V), len(batch.U)
+    groups = []
     for U, V, G_U, G_V in zip(batch.U, batch.V, squares[:half], squares[half:], strict=True):
         turned = G_U @ G_V
-        first, second = (G_U * G_V).sum((-2, -1)), (turned * turned.mT).sum((-2, -1))
-        norms = [square.clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float32).tiny) for square in (first, second)]
-        for k in range(U.shape[1]):
-            yield _Factors(U[:, k], V[:, k], G_V[:, k], (norms[0][:, k], norms[1][:, k]))
+        both = torch.stack([(G_U * G_V).sum((-2, -1)), (turned * turned.mT).sum((-2, -1))], -1)
+        groups.append(Measured(U, V, G_V, _norms(both)))
+    return groups
 
 
-def _both_by_updates(one: _Factors, two: _Factors) -> tuple[Tensor, Tensor]:
-    """Both products of one module, (a, b) each."""
-    totals = [torch.zeros(len(one.U), len(two.U), dtype=torch.float64, device=one.U.device) for _ in range(2)]
+def both_orders(
+    own: Sequence[Measured], others: Sequence[Measured] | None = None, reporter: Reporter = SILENT
+) -> tuple[Tensor, Tensor]:
+    """Means over modules of ⟨ΔW_a, ΔW_b⟩ and of ⟨ΔW_aΔW_aᵀ, ΔW_bΔW_bᵀ⟩, each over its two norms, for all pairs of some
+    LoRAs, or of some (B, rows) and `others` (C, columns) of the same modules: (B, C) each, float64.
+
+    From the factors: with M = U_aᵀU_b and G = VᵀV the second is Σ (G_a M) ∘ (M G_b), so that both read the factors
+    once. Or from ΔW and ΔWΔWᵀ, some of their rows at a time, whichever takes fewer multiplications.
+    """
+    layers = [layer for group in own for layer in group.layers()]
+    columns = layers if others is None else [layer for group in others for layer in group.layers()]
+    shape = len(layers[0].U), len(columns[0].U)
+    totals = torch.zeros(2, *shape, dtype=torch.float64, device=layers[0].U.device)
+    for done, (one, two) in enumerate(zip(layers, columns, strict=True), 1):
+        (a, n, r), (b, m, s) = one.U.shape, two.V.shape
+        by_updates = (n + m) * n * (a * b + a * r + (0 if one is two else b * s))
+        by_factors = a * b * r * s * (n + m + r + s + 2 * PASSES)
+        products = (_both_by_updates if by_updates < by_factors else _both_by_factors)(one, two)
+        rows, other = (layer.norms.double().T for layer in (one, two))
+        totals += products.div_(rows[:, :, None]).div_(other[:, None])
+        reporter.count("Products of LoRAs, in modules:", done, len(layers))
+        reporter.check("Nothing was kept.")
+    first, second = totals / len(layers)
+    return first, second
+
+
+def _both_by_updates(one: Measured, two: Measured) -> Tensor:
+    """Both products of one module, (2, a, b)."""
+    totals = torch.zeros(2, len(one.U), len(two.U), dtype=torch.float64, device=one.U.device)
     same = one is two
-    one = one._replace(U=one.U.double(), V=one.V.double())
-    two = one if same else two._replace(U=two.U.double(), V=two.V.double())
+    one = Measured._make(of.double() for of in one)
+    two = one if same else Measured._make(of.double() for of in two)
     step = max(1, BLOCK // ((len(one.U) + len(two.U)) * max(one.U.shape[1], one.V.shape[1])))
     for rows in (slice(start, start + step) for start in range(0, one.U.shape[1], step)):
         here = _rows(one, rows)
         there = here if same else _rows(two, rows)
         for total, left, right in zip(totals, here, there, strict=True):
             total.addmm_(left, right.mT)
-    return totals[0], totals[1]
+    return totals
 
 
-def _rows(of: _Factors, rows: slice) -> tuple[Tensor, Tensor]:
+def _rows(of: Measured, rows: slice) -> tuple[Tensor, Tensor]:
     """Rows of ΔW and of ΔWΔWᵀ, flattened."""
     U = of.U[:, rows]
     return (U @ of.V.mT).flatten(1), ((U @ of.G) @ of.U.mT).flatten(1)
 
 
-def _both_by_factors(one: _Factors, two: _Factors) -> tuple[Tensor, Tensor]:
+def _both_by_factors(one: Measured, two: Measured) -> Tensor:
     """The same."""
-    U_b, V_b = two.U.double(), two.V.double()
-    step = max(1, BLOCK // (len(U_b) * one.U.shape[2] * U_b.shape[2]))
-    parts = []
+    same = one is two
+    two = Measured._make(of.double() for of in two)
+    one = two if same else Measured._make(of.double() for of in one)
+    totals = torch.empty(2, len(one.U), len(two.U), dtype=torch.float64, device=one.U.device)
+    step = max(1, BLOCK // (len(two.U) * one.U.shape[2] * two.U.shape[2]))
     for rows in (slice(start, start + step) for start in range(0, len(one.U), step)):
-        M = torch.einsum("anr,bns->arbs", one.U[rows].double(), U_b)
-        N = torch.einsum("amr,bms->arbs", one.V[rows].double(), V_b)
-        turned = torch.einsum("aqr,arbs->aqbs", one.G[rows], M) * torch.einsum("arbs,bst->arbt", M, two.G)
-        parts.append(((M * N).sum((1, 3)), turned.sum((1, 3))))
-    first, second = (torch.cat(of) for of in zip(*parts, strict=True))
-    return first, second
+        M = torch.einsum("anr,bns->arbs", one.U[rows], two.U)
+        N = torch.einsum("amr,bms->arbs", one.V[rows], two.V)
+        left, right = torch.einsum("aqr,arbs->aqbs", one.G[rows], M), torch.einsum("arbs,bst->arbt", M, two.G)
+        totals[0, rows] = (M * N).sum((1, 3))
+        totals[1, rows] = (left * right).sum((1, 3))
+    return totals

@@ -15,7 +15,7 @@ from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import ModelError
 from lol_core.learning.link import Link
 from lol_core.learning.models.base import LoLModel, ModelConfig
-from lol_core.learning.models.gram import both_orders, log_norms
+from lol_core.learning.models.gram import Measured, both_orders, measured
 from lol_core.learning.models.registry import register
 
 ORDERS = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
@@ -63,7 +63,9 @@ class TwoOrders(LoLModel):
         sizes = len(spec.modules) + spec.magnitudes
         kept: dict[str, tuple[int, ...]] = {"sizes": (0, sizes), "duals": (0, outputs), "basis": (0, config.width)}
         for g, ((n, m), indices) in enumerate(spec.groups):
-            kept |= {f"U_{g}": (0, len(indices), n, spec.rank), f"V_{g}": (0, len(indices), m, spec.rank)}
+            L, r = len(indices), spec.rank
+            shapes = (0, L, n, r), (0, L, m, r), (0, L, r, r), (0, L, 2)
+            kept |= {f"{name}_{g}": shape for name, shape in zip(Measured._fields, shapes, strict=True)}
         self.remembered = tuple(kept)
         fixed = {"size_mean": torch.zeros(sizes), "size_std": torch.ones(sizes), "mean": torch.zeros(outputs)}
         fixed |= {"choice": torch.zeros(len(Choice._fields)), "link": torch.zeros((), dtype=torch.long)}
@@ -84,10 +86,11 @@ class TwoOrders(LoLModel):
         if len(batch) > MOST:
             raise ModelError(f"{self.title} keeps its training LoRAs, at most {MOST:,}; found {len(batch):,}.")
         batch = self.normalized(batch)
-        for g, (U, V) in enumerate(zip(batch.U, batch.V, strict=True)):
-            self._set(f"U_{g}", U)
-            self._set(f"V_{g}", V)
-        x = self._sizes(batch)
+        groups = measured(batch)
+        for g, group in enumerate(groups):
+            for name, tensor in group._asdict().items():
+                self._set(f"{name}_{g}", tensor)
+        x = self._sizes(batch, groups)
         self._set("size_mean", x.mean(0))
         self._set("size_std", torch.where((std := x.std(0, correction=0)) > 0, std, torch.ones_like(std)))
         self._set("sizes", self._standardised(x))
@@ -118,20 +121,19 @@ class TwoOrders(LoLModel):
         known = self.get_buffer(name)
         setattr(self, name, tensor.to(known).contiguous())
 
-    def _sizes(self, batch: Batch) -> Tensor:
+    def _sizes(self, batch: Batch, groups: list[Measured]) -> Tensor:
         """(B, L), and magnitudes where there are any, in float64."""
-        sizes = log_norms(batch)
+        sizes = torch.cat([group.norms[..., 0] for group in groups], 1).log()
         return sizes if batch.magnitudes is None else torch.cat([sizes, batch.magnitudes.to(sizes)], 1)
 
     def _standardised(self, sizes: Tensor) -> Tensor:
         return (sizes - self.get_buffer("size_mean")) / self.get_buffer("size_std")
 
     @property
-    def _known(self) -> Batch:
+    def _known(self) -> list[Measured]:
         """The training LoRAs."""
-        U, V = (tuple(self.get_buffer(f"{side}_{g}") for g in range(len(self.spec.groups))) for side in "UV")
-        ranks = torch.full((len(U[0]), len(self.spec.modules)), self.spec.rank, device=self.device)
-        return Batch(self.spec, U, V, ranks)
+        groups = range(len(self.spec.groups))
+        return [Measured._make(self.get_buffer(f"{name}_{g}") for name in Measured._fields) for g in groups]
 
     def _apart(self, sizes: Tensor) -> Tensor:
         """‖x − x′‖² / dim x of some LoRAs and the training ones: (B, training), float64."""
@@ -142,8 +144,9 @@ class TwoOrders(LoLModel):
         """k of each LoRA with each training LoRA: (B, training), float64."""
         self.check_input(batch)
         batch = self.normalized(batch)
-        apart = self._apart(self._standardised(self._sizes(batch)))
-        return _kernel(Choice(*self.get_buffer("choice").tolist()), *both_orders(batch, self._known), apart)
+        groups = measured(batch)
+        apart = self._apart(self._standardised(self._sizes(batch, groups)))
+        return _kernel(Choice(*self.get_buffer("choice").tolist()), *both_orders(groups, self._known), apart)
 
     def features(self, batch: Batch) -> Tensor:
         return self._compared(batch) @ self.get_buffer("basis").double()
