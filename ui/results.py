@@ -45,8 +45,8 @@ def _read(place: Path, written: int | None) -> Result | None:
 
 
 def title_of(name: str) -> str:
-    """What an experiment is called: Table 1, Figure 4, …"""
-    return f"{name[:-1].capitalize()} {name[-1]}" if name[-1].isdigit() else name.capitalize()
+    """What an experiment is called: Table 1, Figure 4, Two orders, …"""
+    return (f"{name[:-1]} {name[-1]}" if name[-1].isdigit() else name.replace("_", " ")).capitalize()
 
 
 def show_counts(results: Mapping[str, Result], names: Iterable[str]) -> None:

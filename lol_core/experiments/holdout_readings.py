@@ -24,7 +24,7 @@ from lol_core.experiments.kept import Kept, Line
 from lol_core.experiments.kernel import kernel_ridge, kernels
 from lol_core.experiments.models import ASKED
 from lol_core.experiments.question import Question
-from lol_core.experiments.search import Setting, Variant
+from lol_core.experiments.search import TWO_ORDERS, Setting, Variant
 from lol_core.experiments.trials import KERNEL, Trials
 from lol_core.learning.bootstrap import Resampled, concordance, explained, interval, mean_of, mean_over, over_trainings
 from lol_core.learning.config import Keep, Schedule
@@ -111,8 +111,6 @@ JUDGED = (
         for apart in (False, True)
     ),
 )
-TWO_ORDERS = Variant("two_orders", "two_orders", "Two-order kernel", fixed=Setting(1e-3))
-"""Nothing of it is searched: the rate is not read."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from lol_core.experiments.kept import line_of
 from lol_core.experiments.kernel import kernel_ridge
 from lol_core.experiments.question import Question
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
-from lol_core.experiments.search import Setting, Variant
+from lol_core.experiments.search import TWO_ORDERS, Setting, Variant
 from lol_core.experiments.trials import Trials
 from lol_core.learning.models.apart import Apart
 from lol_core.learning.tasks import Multiclass, Regression
@@ -210,7 +210,7 @@ def run(context: Context) -> Result:
 
 
 def variants() -> tuple[Variant, ...]:
-    return (*(replace(Variant.of(name), fixed=SETTING) for name in MODELS), WITH_SIZES)
+    return (*(replace(Variant.of(name), fixed=SETTING) for name in MODELS), WITH_SIZES, TWO_ORDERS)
 
 
 def question_of(zoo: str, targets: tuple[str, ...]) -> Question:
@@ -300,6 +300,12 @@ JUDGED = (
         (WITH_SIZES.name, "norms only"),
         "by {}; from the norms of the updates it is {}.",
     ),
+    (
+        "The two-order kernel tells more than the norms of the updates do",
+        (TWO_ORDERS.name, "norms only"),
+        (TWO_ORDERS.name, Reading.DELTA),
+        "by {}; from the reading of ΔW's own factors it is {}.",
+    ),
 )
 """Statement, what is compared for it, what beside it, and how both differences are told."""
 
@@ -330,7 +336,8 @@ def notes() -> list[str]:
             " five splits (70 / 15 / 15 %). Their order is that of this setting. None of their inputs is a"
             " logarithm, as all of the readings' and of the control of norms are, but for GL-net, log sizes: an MLP of"
             " log ‖ΔW‖ of every module is added to what that GL-net says. It was asked when all else here had been"
-            " seen: whether that is what GL-net lacks beside the norms."
+            " seen: whether that is what GL-net lacks beside the norms. The two-order kernel (docs/two_orders.md),"
+            " which has no setting and reads log ‖ΔW‖ too, was asked last."
         ),
         (
             "Readings: ridge regression on logarithms of the singular values of U and of V, the norms of their"

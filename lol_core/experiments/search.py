@@ -61,6 +61,10 @@ class Variant:
         return f"{self.name}, {SHUFFLED}"
 
 
+TWO_ORDERS = Variant("two_orders", "two_orders", MODELS["two_orders"].title, fixed=Setting(1e-3))
+"""Nothing of it is searched: the rate is not read."""
+
+
 @dataclass(frozen=True)
 class Rung:
     """Everything that is still in the search is fitted for so many epochs; the best `kept` go on."""

@@ -13,13 +13,13 @@ from lol_core.experiments.holdout_readings import (
     FAMILIES_ASKED,
     RIVALS,
     SECOND,
-    TWO_ORDERS,
     Readings,
     measured,
 )
 from lol_core.experiments.models import ASKED
 from lol_core.experiments.published import ASKED as WITH_TUCKER
 from lol_core.experiments.result import Finding, Holds, Result, verdict, weakest, with_interval
+from lol_core.experiments.search import TWO_ORDERS
 from lol_core.experiments.table2 import FOLDED_QUESTION
 from lol_core.experiments.table2 import QUESTION as CLIP_QUESTION
 from lol_core.experiments.trials import KERNEL
