@@ -437,6 +437,8 @@ def test_loras_from_one_start_begin_at_the_same_a_and_leave_it_unless_it_is_froz
 def test_a_recipe_says_where_a_starts(tmp_path: Path) -> None:
     replace(CELEBA, start=Start.COMMON).write(tmp_path / "recipe.json")
     assert CELEBA.with_settings(tmp_path / "recipe.json").start is Start.COMMON
+    (tmp_path / "older.json").write_text('{"rank": 2}')
+    assert replace(CELEBA, start=Start.COMMON).with_settings(tmp_path / "older.json").start is Start.OWN
     (tmp_path / "wrong.json").write_text('{"start": "anywhere"}')
     with pytest.raises(TaskError, match="own, common, frozen"):
         CELEBA.with_settings(tmp_path / "wrong.json")

@@ -13,19 +13,19 @@ from lol_core.errors import DataMissingError, TaskError
 from lol_core.experiments.context import Context
 from lol_core.experiments.frozen import Frozen, digests
 from lol_core.experiments.holdout_readings import (
+    EXAMS,
     FAMILIES,
     FIRST,
     OURS,
     RIVALS,
-    ROUNDS,
+    Exam,
     Reading,
     Readings,
-    Round,
     measured,
 )
-from lol_core.finetuning.holdout import ROUNDS as MADE
 from lol_core.finetuning.holdout import HoldoutZoos
 from lol_core.finetuning.machine import Machine
+from lol_core.finetuning.rounds import ROUNDS
 from lol_core.learning.bootstrap import interval, mean_of, over_trainings
 from tests.conftest import ROOT
 
@@ -82,11 +82,11 @@ def test_what_changed_since_the_freeze_is_named(tmp_path: Path) -> None:
         measured(Context(tmp_path, tmp_path / "elsewhere", work=tmp_path))
 
 
-@pytest.mark.parametrize("asked", ROUNDS.values(), ids=list(ROUNDS))
-def test_the_committed_freeze_holds_its_own_digest_and_is_the_one_that_fits_were_made_by(asked: Round) -> None:
-    frozen = Frozen.read(FITS / asked.frozen)
-    assert json.loads((FITS / asked.frozen).read_text())["digest"] == frozen.digest
-    kept = FITS / f"{asked.name}.jsonl"
+@pytest.mark.parametrize("exam", EXAMS.values(), ids=list(EXAMS))
+def test_the_committed_freeze_holds_its_own_digest_and_is_the_one_that_fits_were_made_by(exam: Exam) -> None:
+    frozen = Frozen.read(FITS / exam.frozen)
+    assert json.loads((FITS / exam.frozen).read_text())["digest"] == frozen.digest
+    kept = FITS / exam.kept
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     assert {line["about"]["frozen"] for line in lines} <= {frozen.digest}
 
@@ -96,4 +96,4 @@ def test_zoos_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataMissingError, match="finetune holdout"):
         measured(Context(tmp_path, tmp_path, work=tmp_path))
     with pytest.raises(TaskError, match="There are"):
-        list(HoldoutZoos(MADE["holdout"], tmp_path, tmp_path, "", Machine()).build(["cats"]))
+        list(HoldoutZoos(ROUNDS["holdout"], tmp_path, tmp_path, "", Machine()).build(["cats"]))

@@ -16,6 +16,7 @@ from lol_core.core.groups import GL
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.core.symmetry import act, invariance_error, sample_for
 from lol_core.errors import ModelError
+from lol_core.learning.card import model_card
 from lol_core.learning.config import TrainingConfig
 from lol_core.learning.link import Link
 from lol_core.learning.models import make_model
@@ -119,6 +120,14 @@ def test_a_zoo_that_does_not_fit_into_the_memory_is_said_before_it_is_read(
 def test_a_kernel_of_nothing_is_none() -> None:
     nothing = torch.zeros(2, 3)
     assert all(bool((_kernel(choice, nothing, nothing, nothing) == choice.weight).all()) for choice in CHOICES)
+
+
+def test_its_card_says_that_it_gives_its_training_loras_away(synthetic_zoo: Zoo, tmp_path: Path) -> None:
+    for model, told in (("two_orders", "holds U and V of"), ("nearest_spectra", "holds the spectra of"), ("svd", "")):
+        config = TrainingConfig(model=model, epochs=1)
+        checkpoint = train(synthetic_zoo, plan(synthetic_zoo, ["size"], config), config, tmp_path / model)
+        card = model_card(checkpoint)
+        assert (told in card) if told else ("who publishes it" not in card)
 
 
 def test_training_it_keeps_it_whole(synthetic_zoo: Zoo, tmp_path: Path) -> None:

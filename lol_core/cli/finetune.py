@@ -103,7 +103,7 @@ def finetune_holdout(
     out_folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="A folder of zoos; what is finished there is kept. By default the round's in build."
+            "--out", help="A folder of zoos; what is finished there is kept. By default build/ and the round."
         ),
     ] = None,
     *,
@@ -123,8 +123,9 @@ def finetune_holdout(
     same command goes on.
     """
     with reported():
-        from lol_core.finetuning.holdout import ROUNDS, HoldoutZoos
+        from lol_core.finetuning.holdout import HoldoutZoos
         from lol_core.finetuning.machine import Machine
+        from lol_core.finetuning.rounds import ROUNDS
 
     if round not in ROUNDS:
         raise typer.BadParameter(f"There are {', '.join(ROUNDS)}.", param_hint="--round")

@@ -69,14 +69,14 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def freeze(samples: Path, folder: Path, round: str) -> Frozen:
+def freeze(samples: Path, folder: Path, name: str) -> Frozen:
     """The code as it is, and what the fits in `folder` chose."""
     from lol_core.experiments.context import Context
-    from lol_core.experiments.holdout_readings import ROUNDS, TRAININGS
+    from lol_core.experiments.holdout_readings import EXAMS, TRAININGS
     from lol_core.experiments.models import ASKED
 
-    asked = ROUNDS[round]
-    searched = [judged.variant.name for judged in asked.judged if judged.variant.fixed is None]
+    exam = EXAMS[name]
+    searched = [judged.variant.name for judged in exam.judged if judged.variant.fixed is None]
     context, settings = Context(samples, folder), {}
     for question, _ in ASKED.values():
         chosen = context.trials(question, searched, TRAININGS).chosen()
@@ -85,7 +85,7 @@ def freeze(samples: Path, folder: Path, round: str) -> Frozen:
             for name in searched
         }
     frozen = Frozen(digests(), settings)
-    frozen.write(folder / asked.frozen)
+    frozen.write(folder / exam.frozen)
     return frozen
 
 

@@ -22,6 +22,7 @@ from lol_core.experiments.holdout_readings import (
     STAND_INS,
     TITLES,
     TRAININGS,
+    Exam,
     Readings,
     measured,
 )
@@ -48,7 +49,7 @@ def run(context: Context) -> Result:
     table = table.assign(paper=np.nan, paper_std=np.nan)[["row", "column", "mean", "std", "paper", "paper_std", "text"]]
     findings = [above(readings, column) for column in columns]
     findings += [parts(readings, column) for column in columns]
-    findings += [goal(readings, name, scores) for name in CANDIDATES]
+    findings += [goal(readings, name) for name in CANDIDATES]
     about = {
         "zoos": {f"held-out {name}": dict(zoo) for name, zoo in readings.zoos.items()},
         "models": {
@@ -103,31 +104,52 @@ def parts(readings: Readings, column: str) -> Finding:
     )
 
 
-def goal(readings: Readings, name: str, scores: dict[str, dict[str, Difference]]) -> Finding:
+def goal(readings: Readings, name: str) -> Finding:
     """Whether a model of our own is what was aimed at."""
-    clear, apart = readings.families(name)
-    asked = [family for family, columns in FAMILIES.items() if all(column in scores for column in columns)]
+    return aimed_at(readings, name, CANDIDATES[name])
+
+
+def aimed_at(readings: Readings, name: str, title: str, of_differences: bool = False) -> Finding:
+    """Whether a model is above its rivals in enough families of tasks, and in enough of them surely: by intervals that
+    do not overlap, or by those of the differences.
+    """
+    how, sure = "with intervals that do not overlap", readings.families(name)[1]
+    wanted = "with intervals apart"
+    if of_differences:
+        how, sure = "with every difference surely above zero", readings.certain(name)
+        wanted = how
+    clear = readings.families(name)[0]
+    asked = [family for family, columns in FAMILIES.items() if all(name in readings.of.get(c, {}) for c in columns)]
     open_still = len(FAMILIES) - len(asked)
-    enough = len(clear) >= FAMILIES_ASKED and len(apart) >= FAMILIES_APART
-    possible = len(clear) + open_still >= FAMILIES_ASKED and len(apart) + open_still >= FAMILIES_APART
+    enough = len(clear) >= FAMILIES_ASKED and len(sure) >= FAMILIES_APART
+    possible = len(clear) + open_still >= FAMILIES_ASKED and len(sure) + open_still >= FAMILIES_APART
     return Finding(
-        f"{CANDIDATES[name]} is above GL-net and the product kernel on at least {FAMILIES_ASKED} of {len(FAMILIES)}"
-        f" families of tasks, with intervals apart on {FAMILIES_APART}.",
+        f"{title} is above GL-net and the product kernel on at least {FAMILIES_ASKED} of {len(FAMILIES)} families of"
+        f" tasks, {wanted} on {FAMILIES_APART}.",
         Holds.YES if enough else Holds.NOT_CLEAR if possible else Holds.NO,
         f"by its mean above both GL-nets and the kernel in every question of {len(clear)} of {len(asked)} families"
-        f" asked ({', '.join(clear) or 'none'}), with intervals that do not overlap in {len(apart)}"
-        f" ({', '.join(apart) or 'none'}).",
+        f" asked ({', '.join(clear) or 'none'}), {how} in {len(sure)} ({', '.join(sure) or 'none'}).",
         in_paper=False,
+    )
+
+
+def frozen_before(context: Context, readings: Readings, exam: Exam) -> str:
+    """What stood when the LoRAs were made, in words, and what of it had changed when models were trained."""
+    frozen, changed = Frozen.read(context.folder / exam.frozen), sorted(readings.changed or ())
+    return (
+        f"Before any of them was made, code and chosen settings were committed with their digests"
+        f" (benchmarks/fits/{exam.frozen}, {frozen.digest}): which models, how they are trained, this rule of the goal."
+    ) + (
+        f" Files that differed from it when models were trained: {', '.join(changed)}."
+        if changed
+        else " All models were trained by that code."
     )
 
 
 def notes(context: Context, readings: Readings) -> list[str]:
     if context.small:
         return [f"The LoRAs asked about are {STAND_INS} of a sample zoo, and not new."]
-    from lol_core.finetuning.holdout import ROUNDS  # imports diffusers
-
-    counts, frozen = ROUNDS[FIRST.name].counts, Frozen.read(context.folder / FIRST.frozen)
-    changed = sorted(readings.changed or ())
+    counts = FIRST.round.counts
     fewer = {column: len(of[OURS]) for column, of in readings.of.items() if len(of[OURS]) < TRAININGS}
     missing = [column for columns in FAMILIES.values() for column in columns if column not in readings.of]
     asked = {name for of in readings.of.values() for name in of}
@@ -143,16 +165,7 @@ def notes(context: Context, readings: Readings) -> list[str]:
             " Recipes and base models are those of the sample zoos."
             + (f" {'; '.join(short)}: the time for them ended." if short else "")
         ),
-        (
-            f"Before any of them was made, code and chosen settings were committed with their digests"
-            f" (benchmarks/fits/{FIRST.frozen}, {frozen.digest}): which models, how they are trained, this rule of the"
-            " goal."
-            + (
-                f" Files that differed from it when models were trained: {', '.join(changed)}."
-                if changed
-                else " All models were trained by that code."
-            )
-        ),
+        frozen_before(context, readings, FIRST),
         (
             "Every model is trained on the committed zoo, each time on another split of it (the split's test part is"
             " not used), with the setting that the committed fits chose there, or one of its own, and asked once about"

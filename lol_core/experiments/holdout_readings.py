@@ -15,7 +15,7 @@ import torch
 
 from lol_core.collections.source import Source
 from lol_core.collections.zoo import Zoo
-from lol_core.errors import DataMissingError, TaskError
+from lol_core.errors import DataMissingError, TaskError, ZooError
 from lol_core.experiments.context import Context
 from lol_core.experiments.curve import APART as GL_NET_APART
 from lol_core.experiments.curve import WIDE
@@ -26,6 +26,8 @@ from lol_core.experiments.models import ASKED
 from lol_core.experiments.question import Question
 from lol_core.experiments.search import TWO_ORDERS, Setting, Variant
 from lol_core.experiments.trials import KERNEL, Trials
+from lol_core.finetuning import rounds
+from lol_core.finetuning.rounds import Round
 from lol_core.learning.bootstrap import Resampled, concordance, explained, interval, mean_of, mean_over, over_trainings
 from lol_core.learning.config import Keep, Schedule
 from lol_core.learning.evaluation import control_predictions, norm_features
@@ -114,32 +116,37 @@ JUDGED = (
 
 
 @dataclass(frozen=True)
-class Round:
-    """Held-out zoos and the models asked about them. name: of the folder of those zoos, and of what is kept."""
+class Exam:
+    """Held-out zoos and the models asked about them."""
 
-    name: str
+    round: Round
     judged: tuple[Judged, ...]
+
+    @property
+    def kept(self) -> str:
+        """The file of what was read."""
+        return f"{self.round.name}.jsonl"
 
     @property
     def frozen(self) -> str:
         """The file of the frozen design."""
-        return f"{self.name}-frozen.json"
+        return f"{self.round.name}-frozen.json"
 
     @property
     def command(self) -> str:
-        return f"`python -m lol_core finetune holdout --round {self.name}`"
+        return f"`python -m lol_core finetune holdout --round {self.round.name}`"
 
 
-FIRST = Round("holdout", JUDGED)
-SECOND = Round(
-    "holdout-2",
+FIRST = Exam(rounds.FIRST, JUDGED)
+SECOND = Exam(
+    rounds.SECOND,
     tuple(Judged(each, TRAININGS) for each in (TWO_ORDERS, Variant.of("gl_net"), WIDE, Variant.of(OURS))),
 )
-ROUNDS = {asked.name: asked for asked in (FIRST, SECOND)}
+EXAMS = {exam.round.name: exam for exam in (FIRST, SECOND)}
 TITLES = (
     CANDIDATES
     | RIVALS
-    | {judged.variant.name: judged.variant.title for asked in (FIRST, SECOND) for judged in asked.judged}
+    | {judged.variant.name: judged.variant.title for exam in (FIRST, SECOND) for judged in exam.judged}
     | CONTROLS
 )
 DRAWS, STAND_INS = 10_000, 24
@@ -234,21 +241,21 @@ class Readings:
         return above, apart
 
 
-def measured(context: Context, asked_in: Round = FIRST, *, missing: bool = True) -> Readings:
+def measured(context: Context, exam: Exam = FIRST, *, missing: bool = True) -> Readings:
     """What the kept fits say; where `missing`, what is missing is made now if the held-out zoos are there. Raises
-    DataMissingError where there is neither, and Stopped.
+    DataMissingError where there is neither, ZooError where one of them is not whole, and Stopped.
     """
-    frozen = None if context.small else Frozen.read(context.folder / asked_in.frozen)
+    frozen = None if context.small else Frozen.read(context.folder / exam.frozen)
     about = {"small": STAND_INS} if context.small else {"frozen": frozen.digest if frozen else None}
-    kept = Kept(context.folder / f"{asked_in.name}.jsonl", about)
+    kept = Kept(context.folder / exam.kept, about)
     asked = list(ASKED.items())[-1 if context.small else None :]
     zoos: dict[str, Mapping[str, Any]] = {}
     of: dict[str, dict[str, list[Reading]]] = {}
     changed: set[str] = set()
     for column, (question, score) in asked:
-        fresh = held_out(context, question, asked_in) if missing else None
+        fresh = held_out(context, question, exam) if missing else None
         if fresh is not None:
-            _read(context, kept, frozen, column, fresh=fresh, judged=asked_in.judged)
+            _read(context, kept, frozen, column, fresh=fresh, judged=exam.judged)
         lines = [line for line in kept.lines() if line["column"] == column]
         lines = [line for line in lines if line["zoo"] == lines[-1]["zoo"]]
         if not lines:
@@ -259,15 +266,22 @@ def measured(context: Context, asked_in: Round = FIRST, *, missing: bool = True)
             for name, values in line["predicted"].items():
                 of.setdefault(column, {}).setdefault(name, []).append(Reading.of(score, values, line["truth"]))
     if not of:
-        raise DataMissingError(f"{context.work / asked_in.name}: no zoo there. Make it with {asked_in.command}.")
+        raise DataMissingError(f"{context.work / exam.round.name}: no zoo there. Make it with {exam.command}.")
     return Readings(zoos, of, None if frozen is None else frozenset(changed), 200 if context.small else DRAWS)
 
 
-def held_out(context: Context, question: Question, asked_in: Round = FIRST) -> Source | None:
-    """The held-out zoo that a question is asked about; None where it is not there."""
-    place = context.samples if context.small else context.work / asked_in.name
+def held_out(context: Context, question: Question, exam: Exam = FIRST) -> Source | None:
+    """The held-out zoo that a question is asked about; None where it is not there. Raises ZooError where it is not
+    whole: of its first LoRAs models would be asked twice.
+    """
+    place = context.samples if context.small else context.work / exam.round.name
     folder = place / question.zoo
-    return Zoo.open(folder) if (folder / "labels.csv").is_file() else None
+    if not (folder / "labels.csv").is_file():
+        return None
+    zoo, planned = Zoo.open(folder), exam.round.counts[question.zoo]
+    if len(zoo) < planned and not context.small:
+        raise ZooError(f"{folder}: {len(zoo)} of {planned} LoRAs. {exam.command} makes the others first.")
+    return zoo
 
 
 def asked_of(context: Context, fresh: Source) -> list[str]:

@@ -185,8 +185,9 @@ def judged(what: str, asked: Asked) -> list[Finding]:
 NOTES = [
     "LoRAs from one start are those of the sample zoos fine-tuned again: the same recipe, data, and draws of everything"
     " but the start of A, which is one draw for all, as PEFT makes it; B begins at 0. Frozen, A is not trained, so that"
-    " ΔW = B A of LoRAs that differ in B alone. Splits are the same; a difference is of the same LoRAs by number. The"
-    " judged one is that of all training LoRAs.",
+    " ΔW = B A of LoRAs that differ in B alone. Both rows and starts are of the same LoRAs by number, the first of the"
+    " zoo, and splits are the same. The judged difference is that of all training LoRAs. One start was drawn for each"
+    " zoo; intervals speak of other splits, not of other starts.",
     f"All models have one setting, which was not searched ({SETTING} accuracy); size apart adds TuckerNet's unit norm,"
     " log-size branch and linear skip (docs/methods.md). Ridge regression on the product kernel and on ΔWΔWᵀ chooses"
     " its kernel and its ridge on the validation LoRAs.",

@@ -5,10 +5,10 @@ of the sample zoos, by the same recipes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lol_core.core.progress import SILENT, Reporter
 from lol_core.errors import TaskError
@@ -17,24 +17,8 @@ from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.picture_data import write_people, write_things
 from lol_core.finetuning.pictures import Drawings
 from lol_core.finetuning.recipes import CELEBA, IMAGENETTE
+from lol_core.finetuning.rounds import Round
 from lol_core.finetuning.rows import sort_by_lora
-
-
-class Round(NamedTuple):
-    """Held-out zoos that are made at one time. after: LoRAs, and people, are numbered from here: a number is a seed,
-    and no other zoo has the same ones; counts: zoo → LoRAs, in the order in which they are made: a LoRA takes about 2,
-    7 and 30 seconds of one core.
-    """
-
-    after: int
-    counts: Mapping[str, int]
-
-
-ROUNDS = {
-    "holdout": Round(20_000, {"emojinette": 150, "faces": 100, "glosses": 48}),
-    "holdout-2": Round(30_000, {"emojinette": 600, "faces": 300, "glosses": 48}),
-}
-"""By the name of their folder. The second was made when the two-order kernel was frozen too."""
 
 Row = tuple[str, dict[str, Any]]
 

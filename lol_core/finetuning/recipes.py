@@ -75,8 +75,8 @@ class Settings:
     """A recipe whose values can be read from and written to JSON."""
 
     def with_settings(self, path: Path) -> Self:
-        """The recipe with the values of a JSON file in place of its own. Raises TaskError when it names a setting that
-        does not exist.
+        """The recipe with the values of a JSON file in place of its own. A file without `start` is older than that
+        setting, and its LoRAs began each at its own. Raises TaskError when it names a setting that does not exist.
         """
         try:
             given = json.loads(path.read_text())
@@ -87,10 +87,9 @@ class Settings:
             unknown = sorted(set(given) - known) if isinstance(given, dict) else "no object"
             raise TaskError(f"{path}: {unknown} found; the settings of a recipe are {', '.join(sorted(known))}.")
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        if "start" in values:
-            if values["start"] not in list(Start):
-                raise TaskError(f"{path}: start is {values['start']!r}. Choose {', '.join(Start)}.")
-            values["start"] = Start(values["start"])
+        if (start := values.get("start", Start.OWN)) not in list(Start):
+            raise TaskError(f"{path}: start is {start!r}. Choose {', '.join(Start)}.")
+        values["start"] = Start(start)
         return cast(Self, replace(cast(Any, self), **values))
 
     def write(self, path: Path) -> None:

@@ -123,7 +123,7 @@ class Fit:
     def _check_memory(self) -> None:
         """Raises ModelError where a model that keeps its training LoRAs would not fit into the memory."""
         count = len(self.split["train"])
-        needed = 4 * self.spec.parameters * count * self.model.copies
+        needed = 4 * self.spec.parameters * count * self.model.copies + 8 * count**2 * self.model.squares
         if not fits(needed):
             raise ModelError(
                 f"{self.model.title} keeps its {count:,} training LoRAs, which takes {needed / 1e9:.1f} GB of memory"

@@ -136,6 +136,10 @@ class LoLModel(nn.Module):
     """Its buffers with a row for each training LoRA."""
     copies: ClassVar[int] = 1
     """How often it has the factors of all training LoRAs in memory while it memorizes them."""
+    squares: ClassVar[int] = 0
+    """How many matrices in float64 of the training LoRAs with each other it has then."""
+    gives_away: ClassVar[str] = ""
+    """What of its training LoRAs who publishes it publishes, beside names, latent vectors and norms."""
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
         super().__init__()

@@ -29,6 +29,7 @@ class NearestSpectra(LoLModel):
     any_rank = True
     memorizes = True
     remembered = ("known", "answers")
+    gives_away = "the spectra"
     searched = ({"normalize": False},)
     voters: ClassVar[int] = 1
     """Of each module."""

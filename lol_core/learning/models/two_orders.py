@@ -26,9 +26,9 @@ WEIGHTS = (0.1, 1.0, 10.0)
 """β: how much sizes count."""
 RIDGES = tuple(10.0**k for k in range(-4, 3))
 CHOSEN_ON = 1500
-"""LoRAs on which the kernel is chosen at most: 27 of them are decomposed."""
-MOST = 20_000
-"""LoRAs whose products with each other fit into a common memory."""
+"""LoRAs on which the kernel is chosen at most, of more by chance: it decomposes one matrix for every choice."""
+MOST = 10_000
+"""LoRAs: the decomposition of their kernel takes minutes, and eight times as long for twice as many."""
 
 
 class Choice(NamedTuple):
@@ -46,9 +46,9 @@ class TwoOrders(LoLModel):
     """k(ΔW, ΔW′) = d + β s + β d s. d = a₁ d₁ + a₂ d₂: means over modules of ⟨ΔW, ΔW′⟩ and ⟨ΔWΔWᵀ, ΔW′ΔW′ᵀ⟩, each over
     its norms; s = exp(−γ ‖x − x′‖² / dim x), x: log ‖ΔW‖ of every module, standardised, and DoRA magnitudes.
 
-    a, β, γ and the ridge have the lowest squared leave-one-out error of the training LoRAs, in closed form: nothing is
-    drawn, and no epoch, rate or width is to be chosen. It keeps its training LoRAs and compares with each of them, so
-    that asking it about many takes long where they are many and large.
+    a, β, γ and the ridge have the lowest squared leave-one-out error of the training LoRAs, around the mean and the
+    sizes of all, in closed form: no epoch, rate or width is to be chosen. It keeps its training LoRAs and compares with
+    each of them, so that asking it about many takes long where they are many and large.
     """
 
     title = "Two-order kernel"
@@ -56,6 +56,8 @@ class TwoOrders(LoLModel):
     any_rank = True
     memorizes = True
     copies = 4  # as they come, as they are kept, and what a fit keeps to go back to
+    squares = 8  # three parts, the kernel, what is added to it, and what its solution and decomposition hold
+    gives_away = "U and V"
     searched = ({"normalize": False},)
 
     def __init__(self, spec: WeightSpec, outputs: int, config: ModelConfig):
@@ -110,8 +112,10 @@ class TwoOrders(LoLModel):
         self._set("choice", torch.tensor(choice))
         self._set("mean", mean)
         self._set("link", torch.tensor(int(link)))
+        reporter.check("Nothing was kept.")
         eye = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
         self._set("duals", torch.linalg.solve(kernel + ridge * eye, y - mean))
+        reporter.check("Nothing was kept.")
         values, vectors = torch.linalg.eigh(kernel)
         leading = slice(-min(self.config.width, len(kernel)), None)
         basis = vectors[:, leading].flip(1) / values[leading].flip(0).clamp(min=1e-9).sqrt()
@@ -141,9 +145,7 @@ class TwoOrders(LoLModel):
         return torch.cdist(sizes.double(), known).square() / sizes.shape[1]
 
     def _compared(self, batch: Batch) -> Tensor:
-        """k of each LoRA with each training LoRA: (B, training), float64."""
-        self.check_input(batch)
-        batch = self.normalized(batch)
+        """k of each normalised LoRA with each training LoRA: (B, training), float64."""
         groups = measured(batch)
         apart = self._apart(self._standardised(self._sizes(batch, groups)))
         return _kernel(Choice(*self.get_buffer("choice").tolist()), *both_orders(groups, self._known), apart)
@@ -155,13 +157,15 @@ class TwoOrders(LoLModel):
         """Coordinates on the leading eigenvectors of the kernel, whose squares sum to the eigenvalues over the training
         LoRAs: (B, width).
         """
-        return self.features(batch).to(self.dtype)
+        self.check_input(batch)
+        return self.features(self.normalized(batch)).to(self.dtype)
 
     def forward(self, batch: Batch) -> Tensor:
         return self.read(batch)[0]
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        compared = self._compared(batch)
+        self.check_input(batch)
+        compared = self._compared(self.normalized(batch))
         numbers = compared @ self.get_buffer("duals").double() + self.get_buffer("mean").double()
         outputs = Link(int(self.get_buffer("link"))).outputs(numbers)
         return outputs.to(self.dtype), (compared @ self.get_buffer("basis").double()).to(self.dtype)
