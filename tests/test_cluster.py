@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import torch
 
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter
 from lol_core.errors import LoLError
+from lol_core.experiments.search import SMALL
+from lol_core.experiments.table5 import LOSS_QUESTION
+from lol_core.experiments.trials import Trials
+from lol_core.finetuning.image_zoos import ImageZoo
+from lol_core.finetuning.machine import Machine
+from lol_core.formats import read
 from lol_core.insight.surveys import Surveys
 from lol_core.learning.cluster import Ray
 from lol_core.learning.executor import Lost, executor
 from tests.builders import write_zoo
+from tests.test_experiments import SAMPLES
+from tests.test_finetuning_images import RECIPE, base_folder, celeba
 from tests.waiting import until
 
 pytestmark = [
@@ -31,6 +42,8 @@ pytestmark = [
     pytest.mark.xdist_group("cluster"),  # they share it, and Ray takes seconds to import
     pytest.mark.filterwarnings("default"),  # Ray's own warnings are not ours
 ]
+
+__all__ = ["base_folder", "celeba"]  # fixtures
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,7 +79,8 @@ def started(cluster: Any, node: dict[str, Any]) -> bool:
 @dataclass
 class Killed:
     """The executor of the cluster, whose second node is killed with an item in hand after the first result has come.
-    Items on the first node wait until then. folder: of the marks that tell when; items: that came back.
+    Items on the first node wait until then; what is mapped afterwards runs on what is left. folder: of the marks that
+    tell when; items: that came back.
     """
 
     cluster: Any
@@ -76,6 +90,10 @@ class Killed:
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R | Lost], None, None]:
         import ray
 
+        items = list(items)
+        if self.items or not items:
+            yield from executor("ray").map(function, items)
+            return
         if len(self.cluster.list_all_nodes()) == 1:
             until(partial(started, self.cluster, {"num_cpus": 1}), "a node starts in place of one that was killed")
         self.folder.mkdir()
@@ -180,3 +198,36 @@ def test_a_node_killed_in_the_middle_costs_an_index_and_a_survey_nothing(
     for id, own in alone.items():
         assert all(np.array_equal(getattr(own, a), getattr(together[id], a)) for a in ("norms", "sketch"))
     assert not capsys.readouterr().out, "what Ray remarks would stand within JSON"
+
+
+@pytest.mark.whole_forests  # as the nodes have them
+def test_a_node_killed_in_the_middle_costs_a_sweep_nothing(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, budget = Zoo.open(SAMPLES / "glosses"), replace(SMALL, loras=30, seeds=2)
+    alone, together = (
+        Trials(LOSS_QUESTION, zoo, budget, tmp_path / name, models=("svd", "gl_net")) for name in ("here", "there")
+    )
+    alone.run()
+    sweeping = Killed(cluster, tmp_path / "sweeping")
+    monkeypatch.setattr("lol_core.experiments.trials.executor", {"ray": sweeping}.__getitem__)
+    together.run(workers="ray")
+    assert sweeping.items
+    here, there = (sorted(trials.kept.lines(), key=json.dumps) for trials in (alone, together))
+    assert here == there, "nothing lost, nothing twice, the same digits"
+
+
+def test_a_node_killed_in_the_middle_costs_a_zoo_in_the_making_nothing(
+    cluster: Any, tmp_path: Path, base_folder: Path, celeba: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, together = (ImageZoo(tmp_path / name, RECIPE, str(base_folder)) for name in ("here", "there"))
+    rows = list(alone.build(celeba, 4, Machine()))
+    making = Killed(cluster, tmp_path / "making")
+    monkeypatch.setattr("lol_core.finetuning.machine.executor", {"ray": making}.__getitem__)
+    again = list(together.build(celeba, 4, Machine("ray")))
+    assert making.items
+    assert sorted(again, key=itemgetter("lora")) == sorted(rows, key=itemgetter("lora")) and len(rows) == 4
+    for row in rows:
+        one, other = (read(zoo.folder / row["lora"]) for zoo in (alone, together))
+        for a, b in zip(one.layers, other.layers, strict=True):
+            assert torch.equal(a.U, b.U) and torch.equal(a.V, b.V), "the same digits"
