@@ -307,6 +307,7 @@ def test_the_committed_results_are_full_runs_on_the_committed_zoos(name: str) ->
         "orders",
         "published",
         "holdout",
+        "two_orders",
         "edits",
         "bases",
     ],

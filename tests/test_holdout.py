@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lol_core.errors import DataMissingError, TaskError
+from lol_core.errors import DataMissingError, TaskError, ZooError
 from lol_core.experiments.context import Context
 from lol_core.experiments.frozen import Frozen, digests
 from lol_core.experiments.holdout_readings import (
@@ -21,13 +21,18 @@ from lol_core.experiments.holdout_readings import (
     Exam,
     Reading,
     Readings,
+    held_out,
     measured,
 )
+from lol_core.experiments.table2 import QUESTION as CLIP_QUESTION
+from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.finetuning.holdout import HoldoutZoos
 from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.rounds import ROUNDS
 from lol_core.learning.bootstrap import interval, mean_of, over_trainings
+from tests.builders import write_zoo
 from tests.conftest import ROOT
+from tests.test_experiments import SAMPLES
 
 FITS = ROOT / "benchmarks" / "fits"
 
@@ -87,8 +92,18 @@ def test_the_committed_freeze_holds_its_own_digest_and_is_the_one_that_fits_were
     frozen = Frozen.read(FITS / exam.frozen)
     assert json.loads((FITS / exam.frozen).read_text())["digest"] == frozen.digest
     kept = FITS / exam.kept
-    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    assert {line["about"]["frozen"] for line in lines} <= {frozen.digest}
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert lines and {line["about"]["frozen"] for line in lines} == {frozen.digest}
+
+
+def test_a_zoo_in_the_making_is_not_asked_about(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "holdout" / "glosses", 2)
+    with pytest.raises(ZooError, match="2 of 48 LoRAs. `python -m lol_core finetune holdout --round holdout`"):
+        held_out(Context(SAMPLES, FITS, work=tmp_path), LOSS_QUESTION)
+    assert held_out(Context(SAMPLES, FITS, work=tmp_path), CLIP_QUESTION) is None
+    write_zoo(tmp_path / "holdout" / "faces", 100)
+    with pytest.raises(ZooError, match="clip_score not measured yet"):
+        held_out(Context(SAMPLES, FITS, work=tmp_path), CLIP_QUESTION)
 
 
 def test_zoos_that_are_not_there_are_named(tmp_path: Path) -> None:

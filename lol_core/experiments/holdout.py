@@ -64,11 +64,14 @@ def run(context: Context) -> Result:
     return Result("holdout", TITLE, table, findings, notes(context, readings), chart(table, columns[0]), about)
 
 
-MADE_OF = (
+NEW = (
     "Faces: people whom no zoo holds. Emojinette: pictures drawn anew; the subsets of classes are the first of the"
     " committed zoo, which has every subset, so that only pictures and seeds are new. Glosses: new draws of sources and"
-    " hyperparameters, on the same questions. Those of Emojinette were made first; 83 of the 100 people had been asked"
-    " about attributes then too, by two trainings of each model, in whose place five stand now."
+    " hyperparameters, on the same questions."
+)
+MADE_OF = (
+    f"{NEW} Those of Emojinette were made first; 83 of the 100 people had been asked about attributes then too, by two"
+    " trainings of each model, in whose place five stand now."
 )
 
 

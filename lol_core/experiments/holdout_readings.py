@@ -281,6 +281,8 @@ def held_out(context: Context, question: Question, exam: Exam = FIRST) -> Source
     zoo, planned = Zoo.open(folder), exam.round.counts[question.zoo]
     if len(zoo) < planned and not context.small:
         raise ZooError(f"{folder}: {len(zoo)} of {planned} LoRAs. {exam.command} makes the others first.")
+    if missing := [target for target in question.targets if target not in zoo.labels]:
+        raise ZooError(f"{folder}: {', '.join(missing)} not measured yet. {exam.command} goes on.")
     return zoo
 
 

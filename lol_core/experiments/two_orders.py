@@ -7,8 +7,10 @@ import pandas as pd
 from lol_core.errors import DataMissingError
 from lol_core.experiments.comparison import INTERVAL, by_split, cells, chart, halved, intervals, settings
 from lol_core.experiments.context import Context
-from lol_core.experiments.holdout import aimed_at, frozen_before
+from lol_core.experiments.holdout import NEW, aimed_at, frozen_before
 from lol_core.experiments.holdout_readings import (
+    CONSTANT,
+    NORMS,
     RIVALS,
     SECOND,
     STAND_INS,
@@ -88,12 +90,13 @@ def above(readings: Readings, column: str) -> Finding:
     gaps = {title: readings.apart(column, NAME, name, len(ASKED) * len(RIVALS)) for name, title in RIVALS.items()} | {
         "TuckerNet": readings.apart(column, NAME, "tucker", len(ASKED))
     }
-    own = readings.score(column, NAME)
+    own, norms = readings.score(column, NAME), readings.apart(column, NAME, NORMS)
     return Finding(
         f"On LoRAs younger than it the two-order kernel is above GL-net and the product kernel: {column}.",
         weakest(verdict(gaps[title]) for title in RIVALS.values()),
         f"{own.value:.3f} ({own.low:.3f} to {own.high:.3f});"
-        f" {'; '.join(f'{title} {with_interval(gap)}' for title, gap in gaps.items())}.",
+        f" {'; '.join(f'{title} {with_interval(gap)}' for title, gap in gaps.items())}. Above norms alone by"
+        f" {with_interval(norms)}, not widened; a constant has {readings.score(column, CONSTANT).value:.3f}.",
         in_paper=False,
     )
 
@@ -124,7 +127,7 @@ def younger(context: Context, readings: Readings | None) -> str:
     made = ", ".join(f"{zoo['LoRAs']} {name} {zoo['fingerprint']}" for name, zoo in readings.zoos.items())
     return (
         f"LoRAs younger than it are made by {SECOND.command} by the recipes of the sample zoos, and not committed:"
-        f" {made}. {frozen_before(context, readings, SECOND)} It, the searched GL-net, GL-net of width 64 and"
+        f" {made}. {NEW} {frozen_before(context, readings, SECOND)} It, the searched GL-net, GL-net of width 64 and"
         f" TuckerNet, each trained on {TRAININGS} splits of the committed zoo (their test parts are not used), and the"
         " product kernel were asked once."
     )
