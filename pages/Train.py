@@ -128,9 +128,11 @@ def show_validation(job: Job[Validation, None]) -> None:
 
 
 def show_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], name: str, alt: str) -> None:
-    """How trainings went, by their titles."""
-    table = pd.concat([pd.DataFrame(rows).assign(model=title) for title, rows in histories.items()], ignore_index=True)
-    figure(plots.learning_curves(histories), name, alt, table.set_index("model").reset_index())
+    """How trainings went, by their titles; of one epoch, as where nothing is fitted, there is no curve."""
+    curves = {title: rows for title, rows in histories.items() if len(rows) > 1}
+    if curves:
+        table = pd.concat([pd.DataFrame(rows).assign(model=title) for title, rows in curves.items()], ignore_index=True)
+        figure(plots.learning_curves(curves), name, alt, table.set_index("model").reset_index())
 
 
 def show_others() -> None:
@@ -158,8 +160,8 @@ def watch() -> None:
         show_progress(job, left=len(job.subject) > 1)  # the epochs of one training tell when it ends
     elif busy:
         st.rerun(scope="app")
-    if histories := {run.title: run.progress.history for run in job.subject if run.progress.history}:
-        show_curves(histories, "curves", "Loss and validation score against epochs")
+    histories = {run.title: run.progress.history for run in job.subject}
+    show_curves(histories, "curves", "Loss and validation score against epochs")
     for run in job.subject:
         if run.error:
             st.error(f"{run.title}: {run.error}")
@@ -192,9 +194,8 @@ with single:
     show(results_table(list(models.values())), "saved")
 with curves:
     compared = st.multiselect("Compare", list(models), default=list(models)[:3], key=key("compared"))
-    if histories := {title: models[title].history for title in compared if models[title].history}:
-        text = "Loss and validation score of kept models against epochs"
-        show_curves(histories, "kept_curves", text)
+    histories = {title: models[title].history for title in compared}
+    show_curves(histories, "kept_curves", "Loss and validation score of kept models against epochs")
 place, resume, delete, last = st.columns([4, 2, 2, 3], vertical_alignment="bottom")
 picked = place.selectbox("Model", list(models))  # without a key: a new list selects its first, the newest
 folder, model = folders[picked], models[picked]

@@ -113,6 +113,15 @@ def test_a_link_to_no_experiment_says_so() -> None:
     assert "no experiment called Table 9" in opened("Experiments", None, experiment="Table 9").warning[0].value
 
 
+def test_findings_of_the_paper_stand_apart_from_questions_of_our_own_and_below_what_they_are_read_from() -> None:
+    test = opened("Experiments", None, experiment="Figure 4")
+    headings = [element.value for element in test.markdown if "badge[" in element.value]
+    assert [heading.split("**")[1] for heading in headings] == ["The paper's findings", "Not asked in the paper"]
+    told = [e.type for e in test.main if e.type == "plotly_chart" or "badge[" in str(getattr(e, "value", ""))]
+    assert told == ["plotly_chart", "markdown", "markdown"]
+    assert "1 holds" in headings[1] and "2 hold" in headings[0] and text_of(test).count("Not asked in the paper") == 1
+
+
 def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:
     test = opened("Experiments", None, experiment="Figure 5")
     assert not test.exception and "Figure 5: time over the GPT-3 family" in text_of(test) and "holds" in text_of(test)

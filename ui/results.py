@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import streamlit as st
 
 from lol_core.errors import LoLError
-from lol_core.experiments.result import Holds, Result, blocks
+from lol_core.experiments.result import Finding, Holds, Result, blocks
 from ui.figures import figure, take
 from ui.keys import key
 from ui.state import RESULTS
@@ -64,10 +64,7 @@ def show_counts(results: Mapping[str, Result], names: Iterable[str]) -> None:
 
 
 def show_result(result: Result, name: str) -> None:
-    """Findings, figure, tables, notes and settings of one experiment."""
-    for finding in result.findings:
-        icon, colour, _ = MARKS[finding.holds]
-        st.markdown(f"{icon} :{colour}[**{finding.holds}**] · {finding.statement}  \n:gray[Here: {finding.here}]")
+    """Figure, tables, findings (the paper's first), notes and settings of one experiment."""
     text = f"{result.title}. {' '.join(finding.here for finding in result.findings)}"
     figure(result.figure, f"{name}_figure", text, result.cells)
     for i, (heading, table) in enumerate(blocks(result.cells)):
@@ -75,7 +72,22 @@ def show_result(result: Result, name: str) -> None:
             st.markdown(f"**{heading[:1].upper()}{heading[1:]}**")
         show(table, f"{name}_table_{i}", index=True)
     take(lambda: result.cells, f"{name}_table")
+    show_findings("The paper's findings", [finding for finding in result.findings if finding.in_paper])
+    show_findings("Not asked in the paper", [finding for finding in result.findings if not finding.in_paper])
     for note in result.notes:
         st.caption(note)
     with st.expander("Settings", icon=":material/tune:", key=key(f"{name}_settings")):
         st.json(result.settings, expanded=1)
+
+
+def show_findings(heading: str, findings: Sequence[Finding]) -> None:
+    """Nothing where there are none."""
+    if not findings:
+        return
+    counts = {mark: [finding.holds for finding in findings].count(mark) for mark in MARKS}
+    words = {mark: f"{count} {mark if count == 1 else MARKS[mark][2]}" for mark, count in counts.items() if count}
+    badges = " ".join(f":{MARKS[mark][1]}-badge[{text}]" for mark, text in words.items())
+    st.markdown(f"**{heading}** {badges}")
+    for finding in findings:
+        icon, colour, _ = MARKS[finding.holds]
+        st.markdown(f"{icon} :{colour}[**{finding.holds}**] · {finding.paper}  \n:gray[Here: {finding.here}]")
