@@ -12,6 +12,7 @@ import pytest
 from lol_core.errors import DataMissingError, TaskError, ZooError
 from lol_core.experiments.context import Context
 from lol_core.experiments.frozen import Frozen, digests
+from lol_core.experiments.holdout import aimed_at
 from lol_core.experiments.holdout_readings import (
     EXAMS,
     FAMILIES,
@@ -24,6 +25,7 @@ from lol_core.experiments.holdout_readings import (
     held_out,
     measured,
 )
+from lol_core.experiments.result import Holds
 from lol_core.experiments.table2 import QUESTION as CLIP_QUESTION
 from lol_core.experiments.table5 import LOSS_QUESTION
 from lol_core.finetuning.holdout import HoldoutZoos
@@ -72,6 +74,18 @@ def test_a_family_counts_where_a_model_is_above_in_each_of_its_questions() -> No
     assert "language" not in partly.families(OURS)[0]
 
 
+def test_a_goal_is_reached_by_enough_families_and_surely_by_enough_of_them() -> None:
+    every = [column for columns in FAMILIES.values() for column in columns]
+    for lead, apart, certain in ((0.4, Holds.YES, Holds.YES), (0.02, Holds.NO, Holds.YES), (-0.02, Holds.NO, Holds.NO)):
+        read = readings(dict.fromkeys(every, lead))
+        assert [aimed_at(read, OURS, "Ours", way).holds for way in (False, True)] == [apart, certain]
+        assert read.certain(OURS) == (list(FAMILIES) if certain is Holds.YES else [])
+    one = readings({column: 0.4 if column == "classes, accuracy" else -0.02 for column in every})
+    assert one.certain(OURS) == ["classes"] and aimed_at(one, OURS, "Ours", True).holds is Holds.NO
+    some = replace(one, of={"classes, accuracy": one.of["classes, accuracy"]})
+    assert aimed_at(some, OURS, "Ours").holds is Holds.NOT_CLEAR, "four families are not asked yet"
+
+
 def test_differences_are_of_the_same_loras_and_widen_with_their_number() -> None:
     gaps = readings({"classes, accuracy": 0.1})
     one, many = (gaps.apart("classes, accuracy", OURS, KERNEL, among) for KERNEL in ["gl_net"] for among in (1, 20))
@@ -100,6 +114,7 @@ def test_a_zoo_in_the_making_is_not_asked_about(tmp_path: Path) -> None:
     write_zoo(tmp_path / "holdout" / "glosses", 2)
     with pytest.raises(ZooError, match="2 of 48 LoRAs. `python -m lol_core finetune holdout --round holdout`"):
         held_out(Context(SAMPLES, FITS, work=tmp_path), LOSS_QUESTION)
+    assert held_out(Context(SAMPLES, FITS, work=tmp_path), LOSS_QUESTION, known=True) is None
     assert held_out(Context(SAMPLES, FITS, work=tmp_path), CLIP_QUESTION) is None
     write_zoo(tmp_path / "holdout" / "faces", 100)
     with pytest.raises(ZooError, match="clip_score not measured yet"):

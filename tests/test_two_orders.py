@@ -112,9 +112,13 @@ def test_a_zoo_that_does_not_fit_into_the_memory_is_said_before_it_is_read(
 ) -> None:
     config = TrainingConfig(model="two_orders")
     planned = plan(synthetic_zoo, ["size"], config)
-    monkeypatch.setattr("lol_core.learning.fit.fits", lambda size: False)
+    asked: list[int] = []
+    monkeypatch.setattr("lol_core.learning.fit.fits", asked.append)
     with pytest.raises(ModelError, match="GB of memory while"):
         train(synthetic_zoo, planned, config, tmp_path / "run")
+    count, numbers = len(planned.split["train"]), planned.spec.parameters
+    assert asked == [4 * TwoOrders.copies * numbers * count + 8 * TwoOrders.squares * count**2]
+    assert TwoOrders.copies > 1 and TwoOrders.squares > 1
 
 
 def test_a_kernel_of_nothing_is_none() -> None:

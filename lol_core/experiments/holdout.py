@@ -152,21 +152,14 @@ def frozen_before(context: Context, readings: Readings, exam: Exam) -> str:
 def notes(context: Context, readings: Readings) -> list[str]:
     if context.small:
         return [f"The LoRAs asked about are {STAND_INS} of a sample zoo, and not new."]
-    counts = FIRST.round.counts
     fewer = {column: len(of[OURS]) for column, of in readings.of.items() if len(of[OURS]) < TRAININGS}
     missing = [column for columns in FAMILIES.values() for column in columns if column not in readings.of]
     asked = {name for of in readings.of.values() for name in of}
     never = [each.variant.title for each in JUDGED if each.variant.name not in asked]
-    short = [
-        f"{zoo['LoRAs']} of the {counts[name]} planned for {name}"
-        for name, zoo in readings.zoos.items()
-        if zoo["LoRAs"] < counts[name]
-    ]
     return [
         (
             f"The held-out zoos are made by {FIRST.command} and not committed. {MADE_OF}"
             " Recipes and base models are those of the sample zoos."
-            + (f" {'; '.join(short)}: the time for them ended." if short else "")
         ),
         frozen_before(context, readings, FIRST),
         (

@@ -33,7 +33,7 @@ def model_card(checkpoint: Checkpoint) -> str:
     needs = f"- `{name}` is no model of lol_core: who uses it needs the file that defines it, named in `{VARIABLE}`."
     outside = [] if find_model(name).__module__.startswith("lol_core.") else [needs]
     copies = [f"- {sentence}" for sentence in (*copies_told(checkpoint), *runs_told(checkpoint))]
-    kept = checkpoint.model.gives_away
+    kept = checkpoint.model.gives_away or ("what it remembers" if checkpoint.model.memorizes else "")
     given = [f"- **It holds {kept} of its training LoRAs: who publishes it publishes them.**"] if kept else []
     headline, shown = checkpoint.task.headline, list(next(iter(checkpoint.metrics.values()), {}))
     lines = [

@@ -133,7 +133,7 @@ class LoLModel(nn.Module):
     memorizes: ClassVar[bool] = False
     """Whether it keeps its training LoRAs (`memorize`) instead of being fitted."""
     remembered: tuple[str, ...] = ()
-    """Its buffers with a row for each training LoRA."""
+    """Its buffers with a row for each training LoRA; of an instance, where they follow from the specification."""
     copies: ClassVar[int] = 1
     """How often it has the factors of all training LoRAs in memory while it memorizes them."""
     squares: ClassVar[int] = 0

@@ -133,7 +133,7 @@ def both_orders(
         by_factors = a * b * r * s * (n + m + r + s + 2 * PASSES)
         products = (_both_by_updates if by_updates < by_factors else _both_by_factors)(one, two)
         rows, other = (layer.norms.double().T for layer in (one, two))
-        totals += products.div_(rows[:, :, None]).div_(other[:, None])
+        totals = totals + products / rows[:, :, None] / other[:, None]
         reporter.count("Products of LoRAs, in modules:", done, len(layers))
         reporter.check("Nothing was kept.")
     first, second = totals / len(layers)
@@ -142,7 +142,7 @@ def both_orders(
 
 def _both_by_updates(one: Measured, two: Measured) -> Tensor:
     """Both products of one module, (2, a, b)."""
-    totals = torch.zeros(2, len(one.U), len(two.U), dtype=torch.float64, device=one.U.device)
+    totals = [torch.zeros(len(one.U), len(two.U), dtype=torch.float64, device=one.U.device) for _ in range(2)]
     same = one is two
     one = Measured._make(of.double() for of in one)
     two = one if same else Measured._make(of.double() for of in two)
@@ -152,7 +152,7 @@ def _both_by_updates(one: Measured, two: Measured) -> Tensor:
         there = here if same else _rows(two, rows)
         for total, left, right in zip(totals, here, there, strict=True):
             total.addmm_(left, right.mT)
-    return totals
+    return torch.stack(totals)
 
 
 def _rows(of: Measured, rows: slice) -> tuple[Tensor, Tensor]:

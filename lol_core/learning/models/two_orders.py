@@ -55,7 +55,7 @@ class TwoOrders(LoLModel):
     symmetry = GL
     any_rank = True
     memorizes = True
-    copies = 4  # as they come, as they are kept, and what a fit keeps to go back to
+    copies = 4  # as they come, as they are kept, and what a fit keeps of its best epoch and before the last
     squares = 8  # three parts, the kernel, what is added to it, and what its solution and decomposition hold
     gives_away = "U and V"
     searched = ({"normalize": False},)
