@@ -33,7 +33,7 @@ from lol_core.learning.cluster import Ray
 from lol_core.learning.executor import Lost, executor
 from tests.builders import write_zoo
 from tests.test_experiments import SAMPLES
-from tests.test_finetuning_images import RECIPE, base_folder, celeba
+from tests.tiny_diffusion import RECIPE, base_folder, celeba
 from tests.waiting import until
 
 pytestmark = [

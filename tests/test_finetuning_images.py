@@ -1,9 +1,8 @@
-"""Fine-tuning of image models: the recipes, DreamBooth one by one and stacked, zoos that stop and go on."""
+"""Fine-tuning of image models: DreamBooth one by one and stacked, from one start, zoos that stop and go on."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from typer.testing import CliRunner
@@ -22,164 +21,21 @@ from lol_core.cli.commands import app
 from lol_core.core.progress import Reporter, Stopped
 from lol_core.errors import DataMissingError, TaskError
 from lol_core.finetuning.base_model import (
-    assemble,
     diffusion_loss,
     make_scheduler,
-    make_text_encoder,
-    make_tokenizer,
-    make_vae,
 )
 from lol_core.finetuning.dreambooth import Base, adapted, finetune_one, finetune_stack, write_lora
 from lol_core.finetuning.image_zoos import ImageZoo, stacks
 from lol_core.finetuning.machine import Machine
-from lol_core.finetuning.recipes import CELEBA, IMAGENETTE, ImageRecipe, Run, draw_run, plan_runs
+from lol_core.finetuning.recipes import CELEBA, draw_run, plan_runs
 from lol_core.finetuning.rows import append_row, write_table
 from lol_core.finetuning.scoring import score_again
 from lol_core.finetuning.start import Start
 from lol_core.formats import read
 from tests.conftest import ROOT
+from tests.tiny_diffusion import RECIPE, base, base_folder, celeba
 
-RECIPE = replace(
-    CELEBA,
-    resolution=32,
-    rank=2,
-    targets=("to_v", "to_out.0"),
-    learning_rates=(1e-3, 1e-2),
-    steps=(3, 4),
-    images_per_subject=3,
-    attributes=("Smiling", "Eyeglasses"),
-    score_prompts=(),
-    sampling_steps=2,
-    guidance=1.0,
-    preview_prompts=("a dog",),
-)
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised pipeline, smaller still than the small one. Its images are noise; what is tested is the
-    arithmetic.
-    """
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(["a dog on a red background", "a smiling person"])
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        in_channels=16,
-        out_channels=16,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        norm_num_groups=4,
-        cross_attention_dim=128,
-        attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    assemble(make_vae(), unet, make_text_encoder(tokenizer), tokenizer).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def base(base_folder: Path) -> Base:
-    return Base(base_folder)
-
-
-@pytest.fixture
-def celeba(tmp_path: Path) -> Path:
-    """Four people of three pictures each and one of two, laid out as CelebA."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "celeba"
-    (folder / "img_align_celeba").mkdir(parents=True)
-    names, owners = [f"{i:06d}.jpg" for i in range(14)], [30] * 3 + [4] * 3 + [17] * 3 + [8] * 3 + [5] * 2
-    for name in names:
-        Image.fromarray(rng.integers(0, 255, (40, 32, 3), np.uint8)).save(folder / "img_align_celeba" / name)
-    shown = rng.choice([-1, 1], (14, 2))
-    shown[:3] = [[1, -1], [1, -1], [-1, 1]]  # person 30: two of three smile, one wears glasses
-    lines = ["14", "Smiling Eyeglasses"] + [f"{n} {a} {b}" for n, (a, b) in zip(names, shown, strict=True)]
-    (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
-    (folder / "identity_CelebA.txt").write_text(
-        "\n".join(f"{n} {k}" for n, k in zip(names, owners, strict=True)) + "\n"
-    )
-    return folder
-
-
-def test_celeba_gives_a_run_for_each_person_with_enough_pictures(celeba: Path) -> None:
-    runs = plan_runs(RECIPE, celeba)
-    assert [run.labels["identity"] for run in runs] == [4, 8, 17, 30]
-    assert all(len(run.images) == 3 for run in runs)
-    assert (runs[3].labels["Smiling"], runs[3].labels["Eyeglasses"]) == (1, 0), "labels are majorities"
-
-
-def test_hyperparameters_follow_table_6() -> None:
-    runs: list[Counter[object]] = [Counter() for _ in range(4)]
-    for number in range(400):
-        drawn = plan_run(CELEBA, number)
-        for counter, value in zip(
-            runs, (drawn.learning_rate, drawn.steps, drawn.batch_size, drawn.prompt), strict=True
-        ):
-            counter[value] += 1
-    assert [set(c) for c in runs] == [
-        set(CELEBA.learning_rates),
-        set(CELEBA.steps),
-        set(CELEBA.batch_sizes),
-        set(CELEBA.prompts),
-    ]
-    assert all(min(c.values()) > 400 / len(c) * 0.7 for c in runs), "each with equal chance"
-
-
-def plan_run(recipe: ImageRecipe, number: int) -> Run:
-    return draw_run(recipe, number, [], {})
-
-
-def test_imagenette_gives_every_subset_once_a_round(tmp_path: Path) -> None:
-    for name in "abc":
-        for i in range(2):
-            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
-            (tmp_path / "train" / name / f"{i}.png").touch()
-    runs = plan_runs(replace(IMAGENETTE, subsets_repeated=2), tmp_path)
-    subsets = [tuple(run.labels[f"has {c}"] for c in "abc") for run in runs]
-    assert len(runs) == 14 and len(set(subsets[:7])) == 7 and Counter(subsets) == Counter(dict.fromkeys(subsets, 2))
-    for run in runs:
-        assert sorted(Path(p).parent.name for p in run.images) == [c for c in "abc" if run.labels[f"has {c}"]]
-        assert run.labels["n_images"] == len(run.images) and run.prompt == "sks_photo" and run.steps == 150
-
-
-@pytest.mark.parametrize(("recipe", "words"), [(CELEBA, "identity_CelebA.txt"), (IMAGENETTE, "train/")])
-def test_missing_data_is_named(recipe: ImageRecipe, words: str, tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(DataMissingError, match=words):
-            plan_runs(recipe, folder)
-
-
-def test_settings_of_another_base_are_told(tmp_path: Path) -> None:
-    replace(CELEBA, base="small").write(tmp_path / "recipe.json")
-    command = ["finetune", "zoo", "--recipe", "celeba", "--settings", str(tmp_path / "recipe.json")]
-    command += ["--base", "someone/larger", "--data", str(tmp_path), "--out", str(tmp_path / "zoo")]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 1 and "is of the base small, and --base is someone/larger" in flat(result.output)
-    assert not (tmp_path / "zoo").exists()
-
-
-@pytest.mark.parametrize("option", [("--scorer", "a/clip"), ("--stack", "16")])
-def test_options_for_images_are_refused_for_questions(option: tuple[str, str], tmp_path: Path) -> None:
-    here = str(tmp_path)
-    command = ["finetune", "zoo", "--recipe", "arc", "--base", "a/base", "--data", here, "--out", here]
-    result = CliRunner().invoke(app, [*command, *option])
-    assert result.exit_code == 1 and "are for recipes of images" in flat(result.output)
-
-
-def flat(output: str) -> str:
-    return " ".join(output.split())
-
-
-def test_settings_replace_the_papers_and_unknown_ones_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({"rank": 8, "steps": [5, 6]}))
-    assert CELEBA.with_settings(tmp_path / "a.json") == replace(CELEBA, rank=8, steps=(5, 6))
-    CELEBA.write(tmp_path / "b.json")
-    assert IMAGENETTE.with_settings(tmp_path / "b.json") == CELEBA
-    (tmp_path / "c.json").write_text('{"ranks": 8}')
-    with pytest.raises(TaskError, match="ranks"):
-        CELEBA.with_settings(tmp_path / "c.json")
+__all__ = ["base", "base_folder", "celeba"]  # fixtures
 
 
 @pytest.mark.parametrize("alpha", [None, 1.0])
@@ -218,7 +74,7 @@ def test_a_stack_needs_one_batch_size_and_length(base: Base, celeba: Path) -> No
 
 
 def test_stacks_hold_every_run_once() -> None:
-    runs = [plan_run(CELEBA, number) for number in range(1, 200)]
+    runs = [draw_run(CELEBA, number, [], {}) for number in range(1, 200)]
     gathered = stacks(runs, 8)
     assert sorted(run.number for stack in gathered for run in stack) == list(range(1, 200))
     assert all(len(s) <= 8 and len({(r.batch_size, r.steps) for r in s}) == 1 for s in gathered)
@@ -432,16 +288,6 @@ def test_loras_from_one_start_begin_at_the_same_a_and_leave_it_unless_it_is_froz
             assert [torch.equal(A, begun) for (A, _), begun in zip(ends, (first, second), strict=True)] == [
                 start is Start.FROZEN
             ] * 2
-
-
-def test_a_recipe_says_where_a_starts(tmp_path: Path) -> None:
-    replace(CELEBA, start=Start.COMMON).write(tmp_path / "recipe.json")
-    assert CELEBA.with_settings(tmp_path / "recipe.json").start is Start.COMMON
-    (tmp_path / "older.json").write_text('{"rank": 2}')
-    assert replace(CELEBA, start=Start.COMMON).with_settings(tmp_path / "older.json").start is Start.OWN
-    (tmp_path / "wrong.json").write_text('{"start": "anywhere"}')
-    with pytest.raises(TaskError, match="own, common, frozen"):
-        CELEBA.with_settings(tmp_path / "wrong.json")
 
 
 def test_a_peft_model_gets_the_start_of_its_zoo_and_chance_goes_on_as_without_it() -> None:

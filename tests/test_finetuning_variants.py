@@ -33,7 +33,7 @@ from lol_core.finetuning.machine import Machine
 from lol_core.finetuning.source_adapters import LAYER, Adapter, FusedAttention
 from lol_core.finetuning.variants import COPIES, VARIANTS, Learns, Library, Variant, named, recipe_of
 from tests.conftest import ROOT, SAMPLE_ZOO
-from tests.test_finetuning_images import RECIPE, base_folder, celeba
+from tests.tiny_diffusion import RECIPE, base_folder, celeba
 
 __all__ = ["base_folder", "celeba"]
 OF_PEOPLE, OF_SOURCES = (
