@@ -116,12 +116,11 @@ def aimed_at(readings: Readings, name: str, title: str, of_differences: bool = F
     """Whether a model is above its rivals in enough families of tasks, and in enough of them surely: by intervals that
     do not overlap, or by those of the differences.
     """
-    how, sure = "with intervals that do not overlap", readings.families(name)[1]
-    wanted = "with intervals apart"
+    clear, sure = readings.families(name)
+    wanted, how = "with intervals apart", "with intervals that do not overlap"
     if of_differences:
-        how, sure = "with every difference surely above zero", readings.certain(name)
-        wanted = how
-    clear = readings.families(name)[0]
+        sure = readings.certain(name)
+        wanted = how = "with every difference surely above zero"
     asked = [family for family, columns in FAMILIES.items() if all(name in readings.of.get(c, {}) for c in columns)]
     open_still = len(FAMILIES) - len(asked)
     enough = len(clear) >= FAMILIES_ASKED and len(sure) >= FAMILIES_APART
