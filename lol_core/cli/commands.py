@@ -4,6 +4,7 @@ with when it runs, so that help and errors of usage come at once.
 
 from __future__ import annotations
 
+import atexit
 import gc
 from typing import Any
 
@@ -34,6 +35,7 @@ class Reported(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         gc.set_threshold(100_000)  # what PyTorch and pandas make on import stays; looking through it took a tenth
+        atexit.register(gc.freeze)  # and a last look at the end, as it all goes, another
         with reported():
             return super().invoke(ctx)
 
