@@ -46,6 +46,14 @@ EMPTY = "import streamlit as st\nst.title('{name}')\n"
 CHANGED = """before => [...document.querySelectorAll('[data-testid=stMetric]')].some(
     metric => metric.innerText.includes('κ(R)') && !metric.innerText.includes(before))"""
 """Whether the metric κ(R) shows another value, asked at every frame."""
+DRAWN = """name => [...document.querySelectorAll('h1')].some(heading => heading.innerText.trim() === name)
+    && document.querySelector('[data-testid=stApp][data-test-script-state=notRunning]')
+    && !document.querySelector('[data-testid=stSkeleton]')"""
+"""Whether the page of a name is drawn and its script has run, asked at every frame: Playwright's own waiting looks
+again after .1, .25, .5 and 1 s.
+"""
+LISTED = "text => document.body.innerText.includes(text)"
+"""Whether the page says so, asked at every frame."""
 
 
 def write_many(folder: Path, count: int, modules: int) -> None:
@@ -80,13 +88,9 @@ def seconds(act: Callable[[], object], done: Callable[[], object]) -> float:
 
 
 def switch(page: Page, name: str) -> float:
-    heading = page.get_by_role("heading", name="LoL Explorer" if name == "Home" else name, level=1)
-
-    def done() -> None:
-        expect(heading).to_be_visible(timeout=120_000)
-        settled(page)
-
-    return seconds(lambda: page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click(), done)
+    title = "LoL Explorer" if name == "Home" else name
+    link = page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True)
+    return seconds(link.click, partial(page.wait_for_function, DRAWN, arg=title, polling="raf", timeout=120_000))
 
 
 def write_model(folder: Path, work: Path) -> Path:
@@ -147,8 +151,9 @@ def measure(folder: Path, cache: Path, count: int, repeats: int, *, model: Path)
         keys = []
         for text in ["lora1", "lora12", "lora123"] * repeats:
             expected = sum(text in f"lora{i:03d}" for i in range(count))
-            caption = page.get_by_text(f"{expected:,} of {count:,} LoRAs")
-            keys.append(seconds(partial(search.fill, text), partial(expect(caption).to_be_visible, timeout=60_000)))
+            caption = f"{expected:,} of {count:,} LoRAs"
+            listed = partial(page.wait_for_function, LISTED, arg=caption, polling="raf", timeout=60_000)
+            keys.append(seconds(partial(search.fill, text), listed))
         measured["filter keystroke to redraw, median"] = statistics.median(keys)
         page.wait_for_timeout(1000)  # a keystroke that is sent after a link was followed leaves the page empty
         switch(page, "Home")

@@ -124,32 +124,40 @@ def show_disagreement() -> None:
         select_button(source, furthest, f"Select the {len(furthest)} they disagree on most", "select_apart")
 
 
+def show_residuals(errors: pd.Series) -> None:
+    """How far off each is, or which class is taken for which."""
+    if regression:
+        chart, table = plots.residuals(compared, target), compared.assign(residual=errors)
+        figure(chart, "residuals", "Predicted minus true values", table)
+    elif predictions.classes:
+        st.caption("The confusion matrix stands above.")
+    else:
+        counts, text = predictions.confusion(compared), f"{target}, true in rows, predicted in columns"
+        figure(plots.confusion_heatmap(counts), "confusion", text, counts)
+
+
+def show_calibration() -> None:
+    """What is true of those of which about the same is predicted."""
+    bins = predictions.calibration(compared)
+    chart = plots.calibration_curve(bins, predictions.calibrated, predictions.probabilities)
+    figure(chart, "calibration", "Mean truth against mean prediction, in bins", bins)
+    text = "of equal number; bars: one standard error of the mean truth."
+    st.caption(f"{counted(len(compared), 'LoRA')} in {counted(len(bins), 'bin')} {text}")
+
+
 def show_errors() -> None:
-    """Where the model errs, and where others disagree with it."""
-    errors, first = predictions.errors(compared), "Residuals" if regression else "Confusion"
-    titles = [first, "Calibration", "Where it errs", "Where models disagree"]
-    residual, calibrated, worst, others = st.tabs(titles, key=key("errors"), on_change="rerun")
-    with residual:
-        if regression:
-            chart, table = plots.residuals(compared, target), compared.assign(residual=errors)
-            figure(chart, "residuals", "Predicted minus true values", table)
-        elif predictions.classes:
-            st.caption("The confusion matrix stands above.")
-        else:
-            counts, text = predictions.confusion(compared), f"{target}, true in rows, predicted in columns"
-            figure(plots.confusion_heatmap(counts), "confusion", text, counts)
-    with calibrated:
-        bins = predictions.calibration(compared)
-        chart = plots.calibration_curve(bins, predictions.calibrated, predictions.probabilities)
-        figure(chart, "calibration", "Mean truth against mean prediction, in bins", bins)
-        text = "of equal number; bars: one standard error of the mean truth."
-        st.caption(f"{counted(len(compared), 'LoRA')} in {counted(len(bins), 'bin')} {text}")
-    if worst.open:
-        with worst:
-            show_slices(errors, source.labels.drop(columns=list(targets), errors="ignore"))
-    if others.open:  # every other model is asked about every LoRA only when someone looks
-        with others:
-            show_disagreement()
+    """Where the model errs, and where others disagree with it: of what can be looked at, what is looked at."""
+    errors = predictions.errors(compared)
+    shown = {
+        "Residuals" if regression else "Confusion": lambda: show_residuals(errors),
+        "Calibration": show_calibration,
+        "Where it errs": lambda: show_slices(errors, source.labels.drop(columns=list(targets), errors="ignore")),
+        "Where models disagree": show_disagreement,
+    }
+    for tab, draw in zip(st.tabs(list(shown), key=key("errors"), on_change="rerun"), shown.values(), strict=True):
+        if tab.open:
+            with tab:
+                draw()
 
 
 if len(compared):

@@ -90,6 +90,9 @@ def test_the_first_journey(page: Page, address: str) -> None:
     button = page.locator("button[kind=secondary]").filter(has_text="Download as CSV")
     rows = downloaded(page, button).read_text().splitlines()
     assert rows[0].startswith("lora,") and len(rows) > 300
+    expect(page.get_by_test_id("stPlotlyChart")).to_have_count(2)  # a tab is drawn when it is looked at
+    page.get_by_role("tab", name="Calibration").click()
+    expect(page.get_by_text(re.compile(r"LoRAs in \d+ bins of equal number"))).to_be_visible()
     page.get_by_role("tab", name="Where models disagree").click()
     expect(page.get_by_text("Correlation of the first two")).to_be_visible()
     adapter = SAMPLE_ZOO / "loras" / "0007"

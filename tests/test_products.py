@@ -138,7 +138,7 @@ def test_products_with_one_matrix_for_all_do_not_depend_on_how_factors_lie(rank:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("rank", [1, 4, modulewise.THIN])
+@pytest.mark.parametrize("rank", [1, 4, modulewise.THIN, modulewise.THIN + 1])
 @pytest.mark.parametrize("cached", [1, 300, 2**18])
 def test_gram_matrices_are_computed_in_float64_however_factors_lie(
     cached: int, rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
