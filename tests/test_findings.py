@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from lol_core.collections.zoo import Zoo
@@ -186,8 +187,11 @@ def test_numbers_are_said_plainly() -> None:
 def test_a_question_of_our_own_says_so() -> None:
     asked = Finding("GL-net is best.", Holds.YES, "it is.")
     ours = Finding("Does it rank better than norms?", Holds.YES, "it does.", in_paper=False)
-    assert asked.statement == "GL-net is best."
-    assert ours.statement == "Not asked in the paper: Does it rank better than norms?"
+    made = Result("x", "X", pd.DataFrame(columns=CELLS), [ours, asked], [], go.Figure(), {})
+    assert made.judged == [("The paper's findings", [asked]), ("Not asked in the paper", [ours])]
+    text = made.markdown()
+    assert text.index("GL-net is best.") < text.index("**Not asked in the paper**") < text.index("better than norms?")
+    assert "The paper's" not in replace(made, findings=[ours]).markdown()
     for name in OF_PAPER:
         findings = Result.read(ROOT / "docs" / "results" / name).findings
         assert any(finding.in_paper for finding in findings)

@@ -72,8 +72,8 @@ def show_result(result: Result, name: str) -> None:
             st.markdown(f"**{heading[:1].upper()}{heading[1:]}**")
         show(table, f"{name}_table_{i}", index=True)
     take(lambda: result.cells, f"{name}_table")
-    show_findings("The paper's findings", [finding for finding in result.findings if finding.in_paper])
-    show_findings("Not asked in the paper", [finding for finding in result.findings if not finding.in_paper])
+    for heading, findings in result.judged:
+        show_findings(heading, findings)
     for note in result.notes:
         st.caption(note)
     with st.expander("Settings", icon=":material/tune:", key=key(f"{name}_settings")):
@@ -81,9 +81,7 @@ def show_result(result: Result, name: str) -> None:
 
 
 def show_findings(heading: str, findings: Sequence[Finding]) -> None:
-    """Nothing where there are none."""
-    if not findings:
-        return
+    """What became of each, under how many hold."""
     counts = {mark: [finding.holds for finding in findings].count(mark) for mark in MARKS}
     words = {mark: f"{count} {mark if count == 1 else MARKS[mark][2]}" for mark, count in counts.items() if count}
     badges = " ".join(f":{MARKS[mark][1]}-badge[{text}]" for mark, text in words.items())

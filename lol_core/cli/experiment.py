@@ -87,6 +87,8 @@ def experiment(
         print_table(
             [{heading: row} | values for row, values in zip(table.index, table.to_dict("records"), strict=True)]
         )
-    for finding in result.findings:
-        out.print(f"{finding.holds}: {finding.statement} Here: {finding.here}", highlight=False, soft_wrap=True)
+    for heading, findings in result.judged:
+        out.print(heading, style="bold")
+        for finding in findings:
+            out.print(f"{finding.holds}: {finding.paper} Here: {finding.here}", highlight=False, soft_wrap=True)
     out.print(f"Written to {place}", highlight=False, soft_wrap=True)

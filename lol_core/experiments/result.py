@@ -45,11 +45,6 @@ class Finding:
     here: str
     in_paper: bool = True
 
-    @property
-    def statement(self) -> str:
-        """What is judged, and whether the paper asks it."""
-        return self.paper if self.in_paper else f"Not asked in the paper: {self.paper}"
-
 
 def verdict(gap: Difference) -> Holds:
     """Whether something that should be positive is: by its whole interval, or not clearly."""
@@ -137,9 +132,20 @@ class Result:
         lines = [f"## {self.title}", ""]
         for heading, table in blocks(self.cells):
             lines += [*([f"**{heading}**", ""] if heading else []), markdown_table(table), ""]
-        lines += [f"- **{finding.holds}**: {finding.statement} Here: {finding.here}" for finding in self.findings]
-        lines += ["", "\n\n".join([*self.notes, self.source]), ""]
+        for heading, findings in self.judged:
+            judged = [f"- **{finding.holds}**: {finding.paper} Here: {finding.here}" for finding in findings]
+            lines += [f"**{heading}**", "", *judged, ""]
+        lines += ["\n\n".join([*self.notes, self.source]), ""]
         return "\n".join(lines)
+
+    @property
+    def judged(self) -> list[tuple[str, list[Finding]]]:
+        """The findings under what they are: those of the paper, and those of our own, as far as there are any."""
+        ours, of_paper = (
+            [finding for finding in self.findings if finding.in_paper is asked] for asked in (False, True)
+        )
+        both = [("The paper's findings", of_paper), ("Not asked in the paper", ours)]
+        return [(heading, findings) for heading, findings in both if findings]
 
     @property
     def source(self) -> str:
