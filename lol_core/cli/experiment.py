@@ -37,9 +37,9 @@ def experiment(
         bool,
         typer.Option(
             "--halving",
-            help="Tables 2 to 5 and models: search each model by successive halving over widths, heads, batches and"
-            " rates on one split, with the authors' own settings beside it; table 2 by five times five folds. Figures 3"
-            " and 4, orders and published always do.",
+            help="Tables 2 to 5: search each model by successive halving over widths, heads, batches and rates on one"
+            " split, with the authors' own settings beside it; table 2 by five times five folds. Figures 3 and 4,"
+            " orders, two_orders, models and ablation always do.",
         ),
     ] = False,
     small: Annotated[

@@ -41,7 +41,6 @@ from lol_core.experiments.holdout_readings import (
 from lol_core.experiments.kept import Kept
 from lol_core.experiments.kernel import Side, kernel_ridge, kernels, squares
 from lol_core.experiments.models import ASKED
-from lol_core.experiments.published import ASKED as WITH_TUCKER
 from lol_core.experiments.result import Finding, Result, verdict, with_interval
 from lol_core.experiments.search import Setting
 from lol_core.experiments.table2 import FOLDED_QUESTION
@@ -74,7 +73,7 @@ def run(context: Context) -> Result:
     columns = dict(list(ASKED.items())[: 2 if context.small else None])
     for column, (question, score) in columns.items():
         question = FOLDED_QUESTION if question is CLIP_QUESTION else question
-        models = ("gl_net", "tucker") if column in WITH_TUCKER and not context.small else ("gl_net",)
+        models = ("gl_net",) if context.small else ("gl_net", "tucker")
         asked = context.trials(question, models)
         trials.append(asked)
         read = readings(asked, score, kept, context)

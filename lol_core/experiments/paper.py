@@ -10,9 +10,5 @@ PUBLISHED: dict[str, type[LoLModel]] = {
     name: MODELS[name] for name in ("dsire", "spectral", "w2t", "probex", "mvprobe")
 }
 """Those of others, as published. DSiRe and ProbeX are no younger than the paper."""
-VARIANTS: dict[str, type[LoLModel]] = {
-    name: MODELS[name] for name in ("nearest_spectra", "spectral_sizes", "triplets", "views")
-}
-"""Our own variants of them: small ones of all modules."""
 OURS: dict[str, type[LoLModel]] = {name: MODELS[name] for name in ("tucker", "two_orders")}
-COMPARED = FIVE | PUBLISHED | VARIANTS | OURS
+COMPARED = FIVE | PUBLISHED | OURS

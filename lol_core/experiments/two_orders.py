@@ -19,7 +19,6 @@ from lol_core.experiments.holdout_readings import (
     measured,
 )
 from lol_core.experiments.models import ASKED
-from lol_core.experiments.published import ASKED as WITH_TUCKER
 from lol_core.experiments.result import Finding, Result, verdict, weakest, with_interval
 from lol_core.experiments.search import TWO_ORDERS
 from lol_core.experiments.table2 import FOLDED_QUESTION
@@ -43,7 +42,7 @@ def run(context: Context) -> Result:
     columns = dict(list(ASKED.items())[: 2 if context.small else None])
     for column, (question, score) in columns.items():
         question = FOLDED_QUESTION if question is CLIP_QUESTION else question
-        more = ("tucker",) if column in WITH_TUCKER and not context.small else ()
+        more = () if context.small else ("tucker",)
         asked = context.trials(question, ("gl_net", *more, TWO_ORDERS))
         trials.append(asked)
         parts.append(cells(column, intervals(asked, score)))
