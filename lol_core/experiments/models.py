@@ -80,18 +80,18 @@ def run(context: Context) -> Result:
         parts.append(cells(column, intervals(ours, score)))
         findings.append(_best_of_others(ours, column, score, published))
         findings.append(beats(ours, unseen(context, question, score), column, score))
-    attributes = trials[1].table()
+    asked = trials[-1].table()  # of all models
     sizes = {line["model"]: float(line["parameters"]) for line in trials[1].chosen() if "parameters" in line}
     parts.append(
         cells(
             "parameters (attributes), thousands",
-            constants({name: size / 1000 for name, size in sizes.items()}, attributes),
+            constants({name: size / 1000 for name, size in sizes.items()}, asked),
         )
     )
     took = times(context, (*PUBLISHED, *ORDER))
     findings.append(frugal(trials, took))
     for half, values in took.items():
-        parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, attributes)))
+        parts.append(cells(f"{half} time, GL-net's forward pass = 1", constants(values, asked)))
     notes = [
         described(context.budget, authors=False),
         (
@@ -110,7 +110,10 @@ def run(context: Context) -> Result:
         ),
         UNSEEN_NOTE,
     ]
-    table = pd.concat(parts, ignore_index=True)
+    place = {model.title: i for i, model in enumerate(COMPARED.values())}
+    table = pd.concat(parts).sort_values(
+        "row", key=lambda rows: rows.map(place).fillna(len(place)), kind="stable", ignore_index=True
+    )  # a model that the first column does not have stands among the others all the same
     return Result(
         "models", TITLE, table, findings, notes, chart(table, "attributes, accuracy"), settings(trials, budget)
     )
