@@ -67,8 +67,8 @@ def run(context: Context) -> Result:
         (
             "Every row has a search of its own; the weight of TuckerNet's directions (1 or 0.1) is searched in place of"
             " normalised inputs. The verdict is of the question on which the part buys most surely, so the"
-            f" {len(trials_of)} intervals of a part are widened to hold together (Bonferroni). At {SEEDS} splits and"
-            f" {SEEDS - 1} degrees of freedom (CLIP score: 25 folds) only what is large and steady can be clear; a"
+            f" {len(trials_of)} intervals of a part are widened to hold together (Bonferroni). At {seeds} splits and"
+            f" {seeds - 1} degrees of freedom (CLIP score: 25 folds) only what is large and steady can be clear; a"
             " minus says that the model is better without. TuckerNet's parts were chosen with the test scores of seeds"
             " 0 and 1 of these in sight, which flatters what they buy."
         ),

@@ -57,8 +57,8 @@ def run(context: Context) -> Result:
     findings += _started(trials_of[STARTED]) if STARTED in trials_of else []
     notes = [
         f"All GL-nets have one setting on every question ({SETTING} accuracy or R²), which was not searched; on the"
-        " classes the first two were asked in the learning curves before. TuckerNet was searched as in the table of"
-        " models, and shaped on seeds 0 to 2 of these.",
+        " classes the first two were asked in the learning curves before. TuckerNet was searched by the grid,"
+        " and shaped on seeds 0 to 2 of these.",
         f"{INTERVAL} {SHUFFLING} The {len(columns)} intervals of a comparison are widened to hold together"
         f" (Bonferroni), and so are the {len(SINGLY)} of the parts singly, and the {len(LEADING)} of the start.",
         "Leading start: Φ and Ψ start from the leading directions of the training LoRAs' ΔW over their norms, which are"
