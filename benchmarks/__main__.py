@@ -83,7 +83,11 @@ def of_index(quick: bool) -> Part:
         within(f"First page of the table, {about}", 0.5, many["first page (s)"]),
         within(f"A search that finds one, {about}", 0.5, many["search that finds one (s)"]),
     ]
-    memory = {f"memory to open {many['files']:,} files again (MB)": many["most memory, all included (MB)"]}
+    smallest, largest = (report["first"]["memory (MB)"] for report in (reports[0], reports[-1]))
+    memory = {
+        "memory of a first index, each further 1,000 files (MB)": (largest - smallest) / (sizes[-1] - sizes[0]) * 1000,
+        f"memory to open {many['files']:,} files again (MB)": many["most memory, all included (MB)"],
+    }
     return {"claims": claims, "growth": growth, "facts": memory, "report": reports[-1]}
 
 
