@@ -12,7 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lol_core.experiments.comparison import least_clear, summary
+from lol_core.experiments.paper import FIVE
+from lol_core.experiments.result import Finding, verdict, with_interval
 from lol_core.experiments.search import Setting, Variant
+from lol_core.experiments.trials import Trials
 from lol_core.learning.config import Keep
 from lol_core.learning.models import MODELS
 from lol_core.learning.models.layers import Start
@@ -67,6 +71,26 @@ NOT_OURS = (
 def variants(settings: dict[str, Setting]) -> tuple[Variant, ...]:
     """Each model as the authors set it, beside the searched one."""
     return tuple(
-        Variant(model, f"{model}, authors' setting", f"{MODELS[model].title}, authors' setting", fixed=setting)
+        Variant(model, named(model), f"{MODELS[model].title}, authors' setting", fixed=setting)
         for model, setting in settings.items()
+    )
+
+
+def named(model: str) -> str:
+    """How that variant of a model is called."""
+    return f"{model}, authors' setting"
+
+
+def best_so_set(trials: Trials, model: str, words: str) -> Finding:
+    """Whether the five as their authors set them stand in the paper's order: a model is the best of them by accuracy.
+    words: what it does best.
+    """
+    accuracy = summary(trials, "accuracy")["mean"]
+    rival, gap = least_clear(trials, "accuracy", named(model), [*map(named, FIVE)])
+    own, its = (trials.variants[name].title for name in (named(model), rival))
+    return Finding(
+        f"With each as its authors set it, {MODELS[model].title} {words} best of the five.",
+        verdict(gap),
+        f"accuracy {accuracy[own]:.3f}; {trials.variants[rival].title}, which decides it, has {accuracy[its]:.3f}"
+        f" (difference {with_interval(gap)}).",
     )

@@ -151,8 +151,9 @@ GRID = (
 INTERVAL = (
     "± is half the width of the 95 % interval of the mean over splits, and differences stand with theirs. Splits"
     " overlap, so the variance is the corrected one of Nadeau and Bengio (2003), (1/J + test/training LoRAs) s² for J"
-    " splits, with Student's t of J − 1 degrees of freedom. The paper's ± is as it is printed there."
+    " splits, with Student's t of J − 1 degrees of freedom."
 )
+PRINTED = "The paper's ± is as it is printed there."
 PICKED = (
     "The model that decides whether another is the best is picked from all others, so the interval of that difference"
     " is widened for as many (Bonferroni)."
@@ -169,10 +170,12 @@ HALVING = (
 
 
 def described(budget: Budget, *, authors: bool = True) -> str:
-    """How models were searched, and what ± is. authors: whether rows have their settings."""
+    """How models were searched, and what ± is. authors: whether the paper's numbers stand beside, and where models are
+    searched rows have its authors' settings.
+    """
     if budget.search is None:
-        return f"{GRID} {INTERVAL} {SHUFFLING}"
-    return " ".join([halved(budget), *[AUTHORS] * authors, INTERVAL, SHUFFLING])
+        return f"{GRID} {INTERVAL} {PRINTED} {SHUFFLING}"
+    return " ".join([halved(budget), *[AUTHORS] * authors, INTERVAL, *[PRINTED] * authors, SHUFFLING])
 
 
 def halved(budget: Budget) -> str:

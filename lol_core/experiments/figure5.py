@@ -169,14 +169,15 @@ def findings(
         Finding(
             "MLP + Dense runs out of memory for the largest models, the others do not.",
             held[bool(refused) and only_dense],
-            f"refused: {f'{len(refused)} sizes of MLP + Dense' if only_dense else '; '.join(refused)}.",
+            f"refused beforehand: {f'{len(refused)} sizes of MLP + Dense' if only_dense else '; '.join(refused)}.",
         ),
         Finding(
             f"Forward passes of the others barely take longer from {sizes[0]} to {sizes[-1]}.",
             held[bool(growth.max() <= BARELY)],
             "; ".join(f"{FIVE[str(name)].title} {value:.1f} times" for name, value in growth.items())
             + f" as long, for factors {factors:.0f} times as large"
-            + ("." if gpu else " (on a CPU; not tried on a GPU)."),
+            + ("" if gpu else " (on a CPU; not tried on a GPU)")
+            + f"; barely is at most {BARELY:g} times.",
         ),
         Finding(
             "Preprocessing stays below a second for each input.",
@@ -199,8 +200,8 @@ def cause(whole: pd.DataFrame, narrow: pd.DataFrame) -> Finding:
         for name in OTHERS
     )
     return Finding(
-        f"Passes over as many modules whose factors have {ROWS} rows barely take longer from {first} to {last}; the"
-        " rest of the growth goes with their width.",
+        f"Passes over as many modules whose factors have {ROWS} rows take at most {BARELY:g} times as long from {first}"
+        f" to {last}; the rest of the growth goes with their width.",
         Holds.YES if growth.max() <= BARELY else Holds.NO,
         f"{told}; there are {shape(last).layers / shape(first).layers:.0f} times as many modules.",
         in_paper=False,

@@ -246,9 +246,9 @@ def findings(scored: Scored) -> list[Finding]:
         gap = scored.above_chance(name, design)
         made.append(
             Finding(
-                f"{statements[design]}: {DETECTORS[name]}.",
+                f"{statements[design]} more often than by chance: {DETECTORS[name]}.",
                 verdict(gap),
-                f"AUC above 0.5 by {with_interval(gap)}; norms alone by"
+                f"AUC above 0.5 by {with_interval(gap)}; the norms of the updates, which chance is no measure of, by"
                 f" {with_interval(scored.above_chance('norms only', design))}.",
                 in_paper=False,
             )

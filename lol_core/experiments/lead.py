@@ -177,14 +177,17 @@ JUDGED: Sequence[tuple[str, Mapping[str, tuple[str, str]]]] = (
         {"by": (KERNEL, row(Layers.TRAINED, 16)), "at width 64 by": (KERNEL, row(Layers.TRAINED, 64))},
     ),
     (
-        "Ridge regression reads a trained GL-net's products of width 16 better than its own head does.",
+        "Ridge regression on a trained GL-net's products of width 16, each over its norm, is above its own head, which"
+        " reads them as they are.",
         {
             "by": (row(Layers.TRAINED, 16), own_head(16)),
             "at width 64 by": (row(Layers.TRAINED, 64), own_head(64)),
-            "as they are, and not over their norm, by": (unscaled(16), own_head(16)),
-            "at width 64 so by": (unscaled(64), own_head(64)),
             "MLP + Dense, the same head on all of ΔW, is behind the kernel by": (KERNEL, DENSE.name),
         },
+    ),
+    (
+        "On the products as they are it is too.",
+        {"by": (unscaled(16), own_head(16)), "at width 64 by": (unscaled(64), own_head(64))},
     ),
     (
         "Ridge regression on an untrained GL-net's products of width 64 is behind the one on all of ΔW.",

@@ -209,6 +209,8 @@ def _findings(readings: Sequence[Reading], table: pd.DataFrame) -> list[Finding]
             "The sum cut to the rank does more of both than averaged factors as they were fine-tuned.", summed, averaged
         ),
     ]
+    if MEAN.title in there:
+        findings.append(better("The mean of ΔW does more of both than the sum cut to the rank.", MEAN.title, summed))
     if knots in there:
         words = "KnOTS-TIES does more of both than the sum cut to the same rank."
         findings.insert(3, better(words, knots, summed))

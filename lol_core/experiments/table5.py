@@ -82,6 +82,8 @@ ACCURACY_PAPER: Papers = {
 
 
 PERFECT, HARDLY = 0.98, 0.3
+HARD = SOURCES_PAPER["dense"][0]
+"""Accuracy that the best model reaches on the sources in the paper."""
 SEEN = "sources seen: accuracy"
 
 
@@ -128,6 +130,17 @@ def sources_above_chance(trial: Trials) -> Finding:
         verdict(gap),
         f"{FIVE[best].title} {means[FIVE[best].title]:.3f}, a constant {means['control: constant']:.3f} (difference"
         f" {with_interval(gap)}), the product kernel {means['product kernel']:.3f}.",
+    )
+
+
+def sources_hard(trial: Trials) -> Finding:
+    """Whether no model tells them better than the paper's best."""
+    best = best_rival(trial, "accuracy", list(FIVE))
+    gap = beyond(trial, "accuracy", best, HARD, among=len(FIVE))
+    return Finding(
+        f"Which sources were seen is hard to tell: no model passes {HARD}.",
+        verdict(Difference(-gap.value, -gap.high, -gap.low)),
+        f"{FIVE[best].title} is {with_interval(gap)} from that.",
     )
 
 
@@ -179,7 +192,9 @@ def run(context: Context) -> Result:
             findings += [*predicted_well(measure, trials[question]), beside_kernel(measure, trials[question], "r2")]
     if SOURCES_QUESTION in trials:
         sources = trials[SOURCES_QUESTION]
-        findings += [sources_above_chance(sources), sources_told_best(sources)]
+        findings += [sources_above_chance(sources), sources_hard(sources), sources_told_best(sources)]
+        if context.searched:
+            findings.append(authors.best_so_set(sources, "dense", "tells the sources"))
         findings.append(beside_kernel("the sources", sources, "accuracy"))
     notes = [
         described(context.budget) + (f" {authors.NOT_OURS}" if context.searched else ""),
