@@ -16,7 +16,7 @@ from lol_core.learning.devices import find_device
 from ui import work
 from ui.access import access
 from ui.choice import choose_loras, look_at_link
-from ui.drawing import choose_drawing
+from ui.drawing import BASE, choose_drawing
 from ui.figures import as_png, figure
 from ui.frame import frame, need, page_link
 from ui.jobs import running, sentence
@@ -128,9 +128,11 @@ also = choose_loras(
     max_selections=MAX_ALSO,
     placeholder="any LoRA of the collection",
 )
-chosen |= {source.names[id]: id for id in also}
+for lora in also:
+    called = source.names[lora]
+    chosen[f"LoRA {called}" if called in (*chosen, BASE) else called] = lora
 need(chosen, "Choose a LoRA to draw.")
-columns: dict[str, str | None] = {**chosen, "Base model": None}
+columns: dict[str, str | None] = {**chosen, BASE: None}
 sampling = drawing.sampling.with_strength(strength)
 brush = painter(base, str(find_device(drawing.device)))
 try:

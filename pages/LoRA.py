@@ -21,7 +21,7 @@ from lol_core.insight.survey import Survey
 from lol_core.learning.parts import parts_here
 from ui.choice import choose_lora, look_at_link
 from ui.figures import figure
-from ui.frame import frame, need, needed, page_link
+from ui.frame import frame, needed, page_link
 from ui.jobs import sentence
 from ui.keys import key
 from ui.metadata import show_metadata, show_notes, show_pairs, show_sidecar
@@ -148,15 +148,17 @@ others = [id for id in source.ids if id != chosen]
 if second := choose_lora(source, others, "beside", "Compare with", index=None, placeholder="choose one"):
     try:
         pair = compared(entry.content, source.by_id[second].content, lora, load_lora(source, second))
-        need(len(pair.table), "They share no module of the same name and shape, so there is nothing to compare.")
-        same = "They are the same function." if pair.same else "They are different functions."
-        st.markdown(
-            f"Over {len(pair.table)} shared modules: cosine of the updates **{pair.cosine:.4f}**, ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖ ="
-            f" **{pair.distance:.4g}**. {same}"
-        )
-        chart = plots.module_comparison(pair.table, source.names[chosen], source.names[second])
-        figure(chart, "comparison", "Norms and cosines of both, module by module", pair.table)
-        show(pair.table, "differences", index=True, height=min(HEIGHT, ROW * (len(pair.table) + 1) + 3))
+        if len(pair.table):
+            same = "They are the same function." if pair.same else "They are different functions."
+            st.markdown(
+                f"Over {len(pair.table)} shared modules: cosine of the updates **{pair.cosine:.4f}**, ‖ΔW₁ − ΔW₂‖ /"
+                f" ‖ΔW₁‖ = **{pair.distance:.4g}**. {same}"
+            )
+            chart = plots.module_comparison(pair.table, source.names[chosen], source.names[second])
+            figure(chart, "comparison", "Norms and cosines of both, module by module", pair.table)
+            show(pair.table, "differences", index=True, height=min(HEIGHT, ROW * (len(pair.table) + 1) + 3))
+        else:
+            st.info("They share no module of the same name and shape, so there is nothing to compare.")
     except LoLError as error:
         st.error(sentence(error))
 

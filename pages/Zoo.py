@@ -16,6 +16,7 @@ from ui.frame import frame, need
 from ui.keys import key
 from ui.listing import PAGE, ordered, passing, table_of
 from ui.offered import offer
+from ui.plain import plain
 from ui.previews import gallery, has_gallery, link_to_lora
 from ui.selection import select, select_button
 from ui.state import surveys_of
@@ -31,7 +32,7 @@ FORMATS = {
 }
 source = frame("Zoo")
 if source.labels_path:
-    st.caption(f"Labels from {source.labels_path}, joined by its column {source.join_column!r}.")
+    st.caption(plain(f"Labels from {source.labels_path}, joined by its column {source.join_column!r}."))
 if source.unjoined_labels:
     title = f"{len(source.unjoined_labels)} rows of the labels table belong to no readable file"
     with st.expander(title, icon=":material/link_off:", key=key("unjoined")):

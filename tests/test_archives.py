@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from lol_core.cli.commands import app
 from lol_core.collections import archive
+from lol_core.collections.archive import list_tar
 from lol_core.collections.blob import LocalFile
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.files import FileSource
@@ -238,6 +239,15 @@ def test_an_archive_that_is_cut_off_shows_what_is_whole_or_says_why(packed: Path
     tar.write_bytes(whole[: len(whole) // 2])
     source = open_source(tar)
     assert 0 < len(source) < len(Zoo.open(packed))
+    with tarfile.open(fileobj=io.BytesIO(whole)) as opened:
+        second = opened.getmembers()[1].offset
+    for damaged in (whole[:second], whole[: second + 100], whole[:second] + b"x" * 512 + whole[second + 512 :]):
+        tar.write_bytes(damaged)
+        assert any(
+            "the mark of its end is not there" in remark for remark in list_tar(LocalFile.of(tar), "z.tar").remarks
+        )
+    tar.write_bytes(whole)
+    assert list_tar(LocalFile.of(tar), "z.tar").remarks == ()
     for name in ("z.zip", "z.tar.gz"):
         path = pack(packed, tmp_path / name)
         path.write_bytes(path.read_bytes()[:-200])

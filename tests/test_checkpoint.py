@@ -81,6 +81,10 @@ def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:
         Checkpoint.load(damaged("version", format=99))
     with pytest.raises(CheckpointError, match="names the model 'nobody'"):
         Checkpoint.load(damaged("model", config={"model": "nobody"}))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: config is \[\]; expected an object"):
+        Checkpoint.load(damaged("config", config=[]))
+    with pytest.raises(CheckpointError, match="created is None; expected text"):
+        Checkpoint.load(damaged("created", created=None))
     with pytest.raises(CheckpointError, match="missing or malformed"):
         Checkpoint.load(damaged("task", task={"kind": "regression"}))
     (damaged("json") / "checkpoint.json").write_text("{")

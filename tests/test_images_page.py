@@ -4,6 +4,7 @@ too.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -18,10 +19,12 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Slider
 
+from lol_core.collections.entry import SAMPLED_BYTES
 from lol_core.collections.zoo import Zoo
 from lol_core.finetuning.dreambooth import Base, finetune_stack, write_lora
 from lol_core.finetuning.image_zoos import write_strip
 from lol_core.finetuning.recipes import CELEBA, Run
+from lol_core.insight import generation
 from lol_core.insight.editing import Method
 from lol_core.learning.config import TrainingConfig
 from lol_core.learning.editor import EditorConfig, train_editor
@@ -133,6 +136,24 @@ def test_any_lora_is_drawn_without_a_ranking(few_loras: Path, tmp_path: Path) ->
         and "Not drawn yet" not in text
     )
     assert images_of(test) == 2, "one prompt, with the LoRA and without"
+
+
+def test_a_lora_called_as_the_base_is_drawn_too(few_loras: Path, tmp_path: Path) -> None:
+    shutil.copy(few_loras / "loras" / "0003.safetensors", tmp_path / "Base model.safetensors")
+    test = drawn(opened("Images", tmp_path, prompts="a cat", also="Base model.safetensors"))
+    assert not test.exception and "**LoRA Base model**" in text_of(test) and images_of(test) == 2
+
+
+def test_large_files_that_differ_in_the_middle_are_different_loras(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    content = bytearray(4 * SAMPLED_BYTES)
+    identities = set()
+    for i in range(2):
+        content[len(content) // 2] = i
+        file.write_bytes(content)
+        os.utime(file, (i, i))
+        identities.add(generation._identity(file))
+    assert len(identities) == 2
 
 
 def test_a_model_ranks_the_loras_it_was_not_trained_on(few_loras: Path) -> None:

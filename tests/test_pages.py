@@ -271,6 +271,16 @@ def test_a_box_offers_some_of_very_many_and_all_by_a_search(large: Path) -> None
         "lora1495/adapter_model.safetensors",
     )
     assert not test.exception and not test.error
+    test.text_input(key="lora.lora_search").set_value("/[/").run()
+    assert not test.exception and "no regular expression" in test.error[0].value
+
+
+def test_loras_without_a_module_in_common_leave_the_rest_of_the_page(tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", random_lora(MODULES, 0))
+    write_peft(tmp_path / "b", random_lora([("elsewhere", 5, 7, 2)], 0))
+    test = opened("LoRA", tmp_path, lora="a/adapter_model.safetensors", beside="b/adapter_model.safetensors")
+    assert not test.exception and any("share no module" in info.value for info in test.info)
+    assert "Everything, as the file has it" in [box.label for box in test.expander]
 
 
 def test_a_lora_that_was_never_trained_says_so_and_is_not_what_invariance_opens_with(tmp_path: Path) -> None:

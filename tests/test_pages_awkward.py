@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
 from lol_core.collections.zoo import Zoo
+from lol_core.errors import ZooError
 from lol_core.formats.writing import write
 from lol_core.insight import plots
 from lol_core.insight.predictions import Predictions
@@ -25,6 +26,7 @@ from tests.test_pages import PAGES, opened, settled, text_of
 from tests.waiting import PATIENCE, until
 from ui import listing, survey
 from ui.figures import as_csv, numbers_of
+from ui.jobs import sentence
 from ui.plain import plain
 
 
@@ -87,6 +89,15 @@ def test_names_and_claims_are_no_markdown(tmp_path: Path) -> None:
     assert list(refused.index) == [r"!\[x\](http:).safetensors"]
     assert plain("adapter_model.bin: 1.5 of b-c") == "adapter_model.bin: 1.5 of b-c"
     assert plain("1. _a_") == r"1\. \_a\_" and plain("#1 :red[x]") == r"\#1 \:red\[x\]"
+
+
+def test_a_picture_in_a_table_of_labels_is_told_and_not_shown(tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", random_lora(MODULES, 0))
+    pd.DataFrame({"![x](https://elsewhere/p.png)": ["b"], "name": ["c"]}).to_csv(tmp_path / "labels.csv", index=False)
+    test = opened("Zoo", tmp_path)
+    told = " ".join(element.value for element in (*test.warning, *test.error, *test.caption))
+    assert "elsewhere" in told and "![" not in told and "](" not in told
+    assert sentence(ZooError("Run `x`: ![a](b)")) == r"Run `x`: \!\[a\]\(b)"
 
 
 def test_a_collection_of_refused_files_names_the_tab_that_says_why(tmp_path: Path) -> None:

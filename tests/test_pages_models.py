@@ -368,6 +368,10 @@ def test_of_a_mixed_collection_some_are_chosen(tmp_path: Path) -> None:
         tables.append(table.assign(name=f"r{rank}/" + table["name"]))
         (tmp_path / f"r{rank}" / "labels.csv").unlink()
     pd.concat(tables).to_csv(tmp_path / "labels.csv", index=False)
+    test = opened("Train", tmp_path, targets="size", models="GL-net")
+    assert not test.exception and "takes LoRAs of one rank" not in text_of(test)
+    test.multiselect(key="train.models").set_value(["GL-net", "MLP + O-Align"]).run()
+    assert not test.exception and "takes LoRAs of one rank" in text_of(test), "of every model, not of the first alone"
     test = opened("Train", tmp_path, targets="size", models="MLP")
     assert not test.exception and "takes LoRAs of one rank" in text_of(test)
     choice = test.multiselect(key="train.only")

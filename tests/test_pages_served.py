@@ -188,10 +188,12 @@ def test_models_and_selections_stay_with_their_visitor_and_go_with_them(served: 
     assert not {"runs", "recent.json", "index"} & {path.name for path in cache_folder().iterdir()}, "the owner's own"
     visitors._VISITORS[state].id, visitors._VISITORS[second.session_state["session"]].id = "first", "second"
     state.validation = Job(endless, None).start()
+    state.answers["a model"] = predicting = Job(endless, None, takes_turns=False).start()
     there_still = {"second"}
     for now, there in ((0.0, True), (9.0, True), (11.0, False)):
         visitors.end(there_still.__contains__, now, 10.0)
         assert [folder.exists() for folder in folders] == [there, True] and state.validation.stopping is not there
+        assert predicting.stopping is not there
     state.validation.wait(PATIENCE)
     assert not state.validation.running
 

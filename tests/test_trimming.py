@@ -47,6 +47,8 @@ def test_an_index_that_may_be_open_stays(tmp_path: Path) -> None:
     put(tmp_path / "index" / "lately.sqlite", INDEX_IDLE_S - 60)
     put(tmp_path / "index" / "open.sqlite", INDEX_IDLE_S + 60)
     put(tmp_path / "index" / "open.sqlite-wal", INDEX_IDLE_S + 60)
+    for name in ("idle.json", "idle.members.json", "idle.beside.parquet"):
+        put(tmp_path / "index" / name, INDEX_IDLE_S + 60)
     assert cut(tmp_path, 0) == {"lately.sqlite", "open.sqlite", "open.sqlite-wal"}
 
 

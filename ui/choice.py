@@ -11,6 +11,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from lol_core.collections.columns import database
 from lol_core.collections.source import Source
+from lol_core.errors import ZooError
+from ui.jobs import sentence
 from ui.keys import key
 from ui.plain import plain
 from ui.state import session
@@ -67,7 +69,11 @@ def _offered(
         return list(ids)
     label = f"Search among {len(ids):,}"
     text = (place or st).text_input(label, key=key(f"{name}_search"), placeholder="a part of the name or path")
-    matches = database(source).matching(text) if text else None
+    try:
+        matches = database(source).matching(text) if text else None
+    except ZooError as error:
+        (place or st).error(sentence(error))
+        matches = None
     offered = list(islice((id for id in ids if matches is None or id in matches), MOST))
     present = st.session_state.get(key(name))
     kept = [*first, *([present] if isinstance(present, str) else present or [])]

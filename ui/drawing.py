@@ -21,6 +21,8 @@ from ui.state import bases_of, known_base
 
 MOST = 3
 """Base models that a message lists."""
+BASE = "Base model"
+"""What is called so is drawn without a LoRA."""
 PROMPTS = ("a person on the beach", "a dog in a park", "a church on a blue background")
 
 

@@ -15,6 +15,7 @@ from ui import visit, work
 from ui.access import access
 from ui.jobs import running, sentence
 from ui.keys import FRAME, key
+from ui.plain import inert
 from ui.progress import follow
 from ui.selection import panel, restore
 from ui.state import MAX_OPEN, ROOT, remember, session
@@ -105,7 +106,7 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
     with st.sidebar:
         switcher(source)
         for remark in (*filter(None, [source.labels_problem]), *source.remarks):
-            st.warning(remark)
+            st.warning(inert(remark))
         st.caption(
             f"{counted(len(source), 'LoRA')} open, {counted(len(source.refused), 'file')} refused,"
             f" {counted(source.labels.shape[1], 'label column')}."

@@ -17,6 +17,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from lol_core.core.progress import Progress, Reporter, Stopped
 from lol_core.errors import LoLError
 from ui.access import access
+from ui.plain import inert
 from ui.turns import Turns
 
 TURNS = Turns()
@@ -122,7 +123,7 @@ def sentence(error: Exception) -> str:
     """What a page says of an error: never a traceback; that is in the log."""
     here = access()
     if isinstance(error, LoLError):
-        return here.text(str(error))
+        return inert(here.text(str(error)))
     logging.getLogger(__name__).error("A job failed", exc_info=error)
     what = f"An unexpected {type(error).__name__}" + ("" if here.served else f": {error}")
     return f"{what}. The server's log has the details."

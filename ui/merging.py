@@ -17,6 +17,7 @@ from lol_core.insight.merge_report import CONDITION
 from lol_core.insight.merging import Method
 from ui import work
 from ui.choice import choose_loras
+from ui.drawing import BASE
 from ui.figures import figure
 from ui.frame import need
 from ui.jobs import running, sentence
@@ -54,7 +55,7 @@ HELP = (
     " TIES in coordinates that all LoRAs share."
 )
 EACH, MEAN, OWN = "1 each", "mean", "own"
-BASE, MERGED = "Base model", "Merged"
+MERGED = "Merged"
 
 
 def merge_several(source: Source) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _MARKS = re.compile(r"[\\`*\[\]$~<|&]|(?<!\w)_|_(?!\w)|^[#>+-]|:(?=[\w/])|(?<=www)\.")
+_LINK = re.compile(r"!\[|\]\(")
 _NUMBER = re.compile(r"^(\d+)(?=[.)](\s|$))")
 
 
@@ -14,3 +15,8 @@ def plain(text: str) -> str:
     """
     line = _MARKS.sub(r"\\\g<0>", re.sub(r"\s+", " ", text))
     return _NUMBER.sub(r"\1\\", line)
+
+
+def inert(sentence: str) -> str:
+    """A sentence of ours with strangers' words in it: its marks stay, but for those of links and pictures."""
+    return _LINK.sub(lambda mark: "\\".join(["", *mark[0]]), sentence)

@@ -126,7 +126,7 @@ def scatter(
         sent = {
             "coordinates": _send(xy.T.tobytes(), f"{name}_coordinates"),
             "colour": _send(codes, f"{name}_colour"),
-            "names": _send("\n".join([*map(names.__getitem__, ids), ""]).encode(), f"{name}_names"),
+            "names": _send("\n".join([*(names[id].replace("\n", " ") for id in ids), ""]).encode(), f"{name}_names"),
         }
 
         def answer(event: str, field: str) -> object:

@@ -122,16 +122,16 @@ class Choice:
 
 
 @st.cache_data(max_entries=64, show_spinner="Looking at what would be trained …")
-def _described(
-    fingerprint: str, labels: str, targets: tuple[str, ...], config: str, _choice: Choice, _source: Source
-) -> list[str]:
-    return describe(_choice.runs(_source, 1)[0].plan)
+def _described(state: tuple[object, ...], _choice: Choice, _source: Source) -> list[str]:
+    return describe(_choice.runs(_source, _choice.seeds)[0].plan)
 
 
 def described(source: Source, choice: Choice) -> list[str]:
-    """What the first run would train, and what is left out, in sentences. Raises LoLError with what is wrong."""
-    config = repr(choice.config(choice.models[0]))
-    return _described(source.fingerprint, source.labels_digest, choice.targets, config, choice, source)
+    """What the first run would train, and what is left out, in sentences. Raises LoLError with what is wrong with any
+    of the runs.
+    """
+    state = source.fingerprint, source.labels_digest, choice.targets, repr(choice.configs()), choice.seeds
+    return _described(state, choice, source)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

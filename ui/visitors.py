@@ -60,9 +60,10 @@ def end(connected: Callable[[str], bool], now: float, patience: float) -> None:
         elif visitor.absent is None:
             visitor.absent = now
         elif now - visitor.absent > patience:
-            for job in vars(state).values():
-                if isinstance(job, Job):
-                    job.stop()
+            for kept in vars(state).values():
+                for job in kept.values() if isinstance(kept, dict) else (kept,):
+                    if isinstance(job, Job):
+                        job.stop()
             shutil.rmtree(visitor.folder, ignore_errors=True)
 
 

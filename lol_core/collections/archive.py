@@ -32,7 +32,7 @@ from lol_core.collections.describe import sampled_digest
 from lol_core.collections.entry import SAMPLED_BYTES
 from lol_core.collections.files import FileSource, Listing, OpenOptions
 from lol_core.collections.index import uncollected
-from lol_core.collections.names import printable, user_path
+from lol_core.collections.names import counted, printable, user_path
 from lol_core.collections.source import Source
 from lol_core.collections.walk import ARCHIVES
 from lol_core.core.progress import SILENT, Reporter
@@ -221,10 +221,14 @@ def list_tar(archive: Blob, name: str) -> Listing:
                     if not info.isdir():
                         blob = Part(archive, info.offset_data, info.size, f"{info.size} {info.mtime}")
                         members.append((info.name, blob, _tar_problem(info, length)))
+                file.seek(opened.offset)
+                if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    listed = counted(len(members), "file")
+                    remarks = (f"{name} is damaged or cut off after {listed}: the mark of its end is not there.",)
         except (*_DAMAGED, OSError) as error:
             if not members:
                 raise ZooError(f"{name}: a tar archive that cannot be opened ({error}): damaged or cut off.") from error
-            remarks = (f"{name} is damaged after its {len(members):,}th file ({error}); what follows is not listed.",)
+            remarks = (f"{name} is damaged ({error}) after {counted(len(members), 'file')}; the rest is not listed.",)
     return _listing(members, remarks)
 
 

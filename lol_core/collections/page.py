@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
+
+import regex
 
 from lol_core.collections.entry import Entry
 from lol_core.collections.rows import Rows
@@ -51,6 +55,8 @@ class Page:
 
 Counted = Literal["dialect", "base", "rank", "tag"]
 
+SEARCHING = 5.0
+"""Seconds that a regular expression may take over all LoRAs."""
 _EXPRESSION = re.compile(r"/(.+)/")
 _BASE = "COALESCE(form.suggested_base, form.base_model, 'unknown')"
 _JOINED = "CROSS JOIN form ON form.hash = file.form"
@@ -75,41 +81,47 @@ def select(
     """A page. query: words that must all occur in the path, the names in the header, or the sidecar, in any case; or a
     regular expression between slashes. Raises ZooError when it is none.
     """
-    where, values = _where(rows.connection, query, filters)
-    total = rows.connection.execute(f"SELECT COUNT(*) FROM file {where}", values).fetchone()[0]
     by, direction = _ORDERED.get(order, f"file.{order}"), "DESC" if descending else "ASC"
     joined = _JOINED if order in _ORDERED else ""
     ordered = f"ORDER BY {by} {direction}, file.path LIMIT ? OFFSET ?"
-    page = rows.entries(f"{joined} {where} {ordered}", (*values, limit, offset))
+    with _text_condition(rows.connection, query) as (text, texts):
+        where, values = _where(filters)
+        if text:
+            where += f" AND file.path IN (SELECT path FROM search WHERE {text})"
+            values += texts
+        total = rows.connection.execute(f"SELECT COUNT(*) FROM file {where}", values).fetchone()[0]
+        page = rows.entries(f"{joined} {where} {ordered}", (*values, limit, offset))
     return Page(tuple(page), total)
 
 
 def matching(connection: sqlite3.Connection, query: str, filters: Filters) -> set[str]:
     """The ids of all that a query and filters let through. Raises ZooError as `select` does."""
-    text, texts = _text_condition(connection, query)
-    where, values = _where(connection, "", filters)
-    tables = "search CROSS JOIN file USING (path)" if text else "file"  # the texts first, and only their files
-    statement = f"SELECT file.path FROM {tables} {where}{f' AND {text}' if text else ''}"
-    return {path for (path,) in connection.execute(statement, (*values, *texts))}
+    where, values = _where(filters)
+    with _text_condition(connection, query) as (text, texts):
+        tables = "search CROSS JOIN file USING (path)" if text else "file"  # the texts first, and only their files
+        statement = f"SELECT file.path FROM {tables} {where}{f' AND {text}' if text else ''}"
+        return {path for (path,) in connection.execute(statement, (*values, *texts))}
 
 
-def _text_condition(connection: sqlite3.Connection, query: str) -> tuple[str, list[object]]:
-    """The condition on the text of a LoRA and its values; none for no query."""
+@contextmanager
+def _text_condition(connection: sqlite3.Connection, query: str) -> Iterator[tuple[str, list[object]]]:
+    """The condition on the text of a LoRA and its values, to be asked meanwhile; none for no query. Raises ZooError
+    when a regular expression is none, or takes too long.
+    """
     if pattern := _EXPRESSION.fullmatch(query.strip()):
-        connection.create_function("regexp", 2, _matcher(pattern[1]), deterministic=True)
-        return "search.text REGEXP ?", [pattern[1]]
-    words = query.lower().split()
-    return " AND ".join(["instr(search.text, ?)"] * len(words)), [*words]
+        matcher = _Matcher(pattern[1])
+        connection.create_function("regexp", 2, matcher, deterministic=True)
+        yield "search.text REGEXP ?", [pattern[1]]
+        matcher.check()
+    else:
+        words = query.lower().split()
+        yield " AND ".join(["instr(search.text, ?)"] * len(words)), [*words]
 
 
-def _where(connection: sqlite3.Connection, query: str, filters: Filters) -> tuple[str, list[object]]:
-    """The condition and its values."""
+def _where(filters: Filters) -> tuple[str, list[object]]:
+    """The condition of filters and its values."""
     conditions = [f"file.reason IS {'NOT ' if filters.refused else ''}NULL"]
     values: list[object] = []
-    text, texts = _text_condition(connection, query)
-    if text:
-        conditions.append(f"file.path IN (SELECT path FROM search WHERE {text})")
-        values += texts
     ranked = "EXISTS (SELECT 1 FROM json_each(form.ranks) WHERE value {})"
     for condition, chosen in (
         ("form.dialect {}", filters.dialects),
@@ -129,15 +141,37 @@ def _where(connection: sqlite3.Connection, query: str, filters: Filters) -> tupl
     return f"WHERE {' AND '.join(conditions)}", values
 
 
-def _matcher(expression: str) -> Callable[[str, str], bool]:
-    """What SQLite calls for REGEXP. Raises ZooError when the expression is none."""
-    try:
-        search = re.compile(expression, re.IGNORECASE).search
-    except re.error as error:
-        raise ZooError(
-            f"/{expression}/ is no regular expression ({error}). Without the slashes its words are searched."
-        ) from error
-    return lambda _, text: search(text) is not None
+class _Matcher:
+    """What SQLite calls for REGEXP: whether an expression matches a text, as long as time is left. What is raised in it
+    SQLite does not pass on. Raises ZooError when the expression is none.
+    """
+
+    def __init__(self, expression: str):
+        try:
+            self.search = regex.compile(expression, regex.IGNORECASE).search
+        except regex.error as error:
+            raise ZooError(
+                f"/{expression}/ is no regular expression ({error}). Without the slashes its words are searched."
+            ) from error
+        self.expression, self.end = expression, time.monotonic() + SEARCHING
+        self.late = False
+
+    def __call__(self, _: str, text: str) -> bool:
+        left = self.end - time.monotonic()
+        self.late = self.late or left <= 0
+        try:
+            return not self.late and self.search(text, timeout=left) is not None
+        except TimeoutError:
+            self.late = True
+            return False
+
+    def check(self) -> None:
+        """Raises ZooError when time ran out."""
+        if self.late:
+            raise ZooError(
+                f"/{self.expression}/ takes more than {SEARCHING:g} s among these LoRAs. Search for words, or for an"
+                " expression without repetitions within repetitions."
+            )
 
 
 def value_counts(connection: sqlite3.Connection, what: Counted) -> dict[object, int]:

@@ -30,8 +30,8 @@ class _Kept(NamedTuple):
 
 def trim(gigabytes: float, *, repositories: Path, files: Iterable[Path], indexes: Path) -> None:
     """Delete what was unused the longest until no more than that is there. repositories: a cache of the hub library,
-    each repository whole; files: folders of single files; indexes: a folder of SQLite files, those that nobody has
-    open.
+    each repository whole; files: folders of single files; indexes: a folder of SQLite files and of what
+    lies beside them, those that nobody has open.
 
     Who is reading one of the others meanwhile is told to open it again. What goes meanwhile is no error.
     """
@@ -66,7 +66,8 @@ def _indexes(folder: Path) -> Iterator[_Kept]:
     """Without those that are open, which have their latest changes in a file beside them, or were lately."""
     files, lately = set(_in(folder)), time.time() - INDEX_IDLE_S
     for file in files:
-        status = _status(file) if file.suffix == ".sqlite" and file.with_name(f"{file.name}-wal") not in files else None
+        open_now = file.with_name(f"{file.name}-wal") in files or file.name.endswith(("-wal", "-shm"))
+        status = None if open_now else _status(file)
         if status and _used(status) < lately:
             yield _Kept(_used(status), status.st_size, partial(file.unlink, missing_ok=True))
 

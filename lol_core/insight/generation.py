@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lol_core.collections.cache import cache_folder
 from lol_core.collections.describe import content_digest
 from lol_core.collections.durable import replace_file
+from lol_core.collections.entry import SAMPLED_BYTES
 from lol_core.collections.names import user_path
 from lol_core.collections.source import Source
 from lol_core.core.lora import LoRA
@@ -206,9 +207,17 @@ def _written(source: Source, id: str, cache: Path | None) -> Path:
 
 
 def _identity(lora: Path) -> tuple[str, ...]:
-    """What tells a LoRA from every other: the digests of its file, or of a PEFT folder's weights and settings."""
+    """What tells a LoRA from every other: the digests of its file, or of a PEFT folder's weights and settings, and of
+    large files, of whose middle a digest knows nothing, the time of their last change.
+    """
     files = sorted([*lora.glob("*.safetensors"), *lora.glob("adapter_config.json")]) if lora.is_dir() else [lora]
-    return tuple(content_digest(file, file.stat().st_size) for file in files)
+    known = []
+    for file in files:
+        status = file.stat()
+        known.append(content_digest(file, status.st_size))
+        if status.st_size > 2 * SAMPLED_BYTES:
+            known.append(str(status.st_mtime_ns))
+    return tuple(known)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -56,8 +56,10 @@ RENAMED = {"dsire": "nearest_spectra", "spectral": "spectral_sizes", "w2t": "tri
 WRITTEN = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 """How a description is written: as valid JSON, with null for NaN."""
 DESCRIPTION, CARD, WEIGHTS = "checkpoint.json", "README.md", "model.safetensors"
-_OWN = re.compile(r"(model|known)-[0-9a-f]{8}\.safetensors")
 """Files of a checkpoint's folder. WEIGHTS is what checkpoints written before descriptions named their weights hold."""
+_OWN = re.compile(r"(model|known)-[0-9a-f]{8}\.safetensors")
+_NEEDED: Mapping[str, type] = {"config": dict, "task": dict, "created": str, "zoo": str, "fingerprint": str}
+"""What lists of models read of a description."""
 
 _LOOKED_AT: WeakKeyDictionary[Source, dict[ByIdentity[WeightSpec], dict[str, list[str]]]] = WeakKeyDictionary()
 """What does not fit, by zoo and specification: among 100,000 LoRAs it takes most of a second to find."""
@@ -352,9 +354,15 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path}: written in checkpoint format {actual}; this version reads format {FORMAT}. Train the model again,"
             " or use the version that wrote it."
         )
-    if description.get("config", {}).get("model") not in MODELS:
+    for name, kind in _NEEDED.items():
+        if not isinstance(found := description.get(name), kind):
+            raise CheckpointError(
+                f"{path}: {name} is {found!r}; expected {'text' if kind is str else 'an object'}. The checkpoint is"
+                " damaged; train the model again."
+            )
+    if (model := description["config"].get("model")) not in MODELS:
         raise CheckpointError(
-            f"{path}: names the model {description.get('config', {}).get('model')!r}; known are {', '.join(MODELS)}."
+            f"{path}: names the model {model!r}; known are {', '.join(MODELS)}."
             " One of your own is registered by a file that LOL_MODELS names."
         )
     return description
