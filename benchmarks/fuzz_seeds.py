@@ -30,7 +30,6 @@ from lol_core.formats.writing import forms_of, write
 
 CONFIG = "adapter_config.json"
 MAX_TENSORS = 24
-MAX_SIDE = 12
 """Published files are brought to this size: their names and metadata are kept, and which sides are equal."""
 
 

@@ -86,7 +86,11 @@ else:
 busy = running(state.training)
 start, stop, cross, _ = st.columns([2, 2, 3, 5])
 if start.button("Train", type="primary", icon=":material/play_arrow:", disabled=busy or not ready, width="stretch"):
-    state.training = work.train_runs(source, choice.runs(source, choice.seeds))
+    try:
+        state.training = work.train_runs(source, choice.runs(source, choice.seeds))
+    except LoLError as problem:  # what was planned before may not be possible any more
+        st.error(plain(sentence(problem)), icon=":material/error:")
+        st.stop()
     st.rerun()
 if stop.button("Stop", icon=":material/stop:", disabled=not busy, width="stretch") and state.training is not None:
     state.training.stop()

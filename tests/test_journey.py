@@ -338,6 +338,24 @@ def test_two_files_that_are_the_same_function_are_found(page: Page, address: str
     expect(page.get_by_text("They are the same function.")).to_be_visible()
 
 
+def test_on_a_phone_the_sidebar_leaves_the_page_that_was_chosen_in_it(
+    page: Page, address: str, synthetic_folder: Path
+) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{address}/Zoo?collection={synthetic_folder}")
+    sidebar = page.get_by_test_id("stSidebar")
+    for name in ("Experiments", "Invariance"):
+        settled(page).get_by_test_id("stExpandSidebarButton").click()
+        expect(sidebar).to_have_attribute("data-collapsed", "false")
+        sidebar.get_by_role("link", name=name, exact=True).click()
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+        expect(sidebar).to_have_attribute("data-collapsed", "true")
+    page.get_by_test_id("stExpandSidebarButton").click()
+    sidebar.get_by_text("PNG", exact=True).click()
+    settled(page)
+    expect(sidebar).to_have_attribute("data-collapsed", "false")
+
+
 def test_r_is_turned_by_hand(page: Page, address: str, synthetic_folder: Path) -> None:
     page.goto(f"{address}/Invariance?collection={synthetic_folder}")
     page.get_by_text("by hand", exact=True).click()

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from lol_core.collections.zoo import Zoo
 from lol_core.experiments import OF_PAPER
-from lol_core.experiments.result import Result
+from lol_core.experiments.result import Holds, Result
 from tests.builders import MODULES, random_lora, write_peft, write_zoo
 from tests.conftest import ROOT
 from tests.test_pages import PAGES, opened, settled, text_of
@@ -119,7 +119,14 @@ def test_findings_of_the_paper_stand_apart_from_questions_of_our_own_and_below_w
     assert [heading.split("**")[1] for heading in headings] == ["The paper's findings", "Not asked in the paper"]
     told = [e.type for e in test.main if e.type == "plotly_chart" or "badge[" in str(getattr(e, "value", ""))]
     assert told == ["plotly_chart", "markdown", "markdown"]
-    assert "1 holds" in headings[1] and "2 hold" in headings[0] and text_of(test).count("Not asked in the paper") == 1
+    of_paper = Result.read(ROOT / "docs" / "results" / "figure4").findings[:-1]
+    assert all(finding.in_paper for finding in of_paper)
+    unclear = sum(finding.holds is Holds.NOT_CLEAR for finding in of_paper)
+    assert (
+        "1 holds" in headings[1]
+        and f"{unclear} are not clear" in headings[0]
+        and text_of(test).count("Not asked in the paper") == 1
+    )
 
 
 def test_a_deep_link_to_an_experiment_shows_its_verdicts_and_runs_it_small() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import streamlit as st
+from streamlit.components.v2 import component
 
 from lol_core.collections.names import counted
 from lol_core.collections.source import Source, facts_of
@@ -24,6 +25,7 @@ from ui.tables import show
 T = TypeVar("T")
 ICON = ROOT / "docs" / "images" / "icon.png"  # a file: browsers would ask Google for one of Streamlit's
 FIRST = 100  # LoRAs that are shown of a collection whose headers are being read
+_sidebar = component("lol_explorer.sidebar", js=(Path(__file__).parent / "sidebar.js").read_text())
 PATIENCE = 1.0  # seconds that a page waits for the headers of a collection before it shows their progress
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -94,6 +96,7 @@ def frame_or_nothing(page: str, title: str = "") -> Source | None:
     with navigation:
         for path, label, icon in PAGES:
             page_link(path, label, icon)
+        _sidebar(data={"page": page}, key=key("sidebar", FRAME))
     st.title(title or page)
     if not (address or default):
         return None

@@ -125,7 +125,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, LoLError):
         return inert(here.text(str(error)))
     logging.getLogger(__name__).error("A job failed", exc_info=error)
-    what = f"An unexpected {type(error).__name__}" + ("" if here.served else f": {error}")
+    what = f"An unexpected {type(error).__name__}" + ("" if here.served else f": {inert(str(error))}")
     return f"{what}. The server's log has the details."
 
 

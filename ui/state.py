@@ -256,8 +256,8 @@ def of_other_collections(source: Source) -> dict[str, Path]:
             description = read_description(folder)  # the weights of all of them may be large
         except CheckpointError:
             continue
-        config, targets = description["config"], description["task"]["targets"]
-        title = title_of(config["model"], targets, config["seed"])
+        config, targets = description["config"], description["task"].get("targets", ())
+        title = title_of(config["model"], targets, config.get("seed", 0))
         titles.setdefault(f"{title}, trained on {description['zoo']}", folder)
     return titles
 

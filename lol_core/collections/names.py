@@ -24,7 +24,7 @@ def stem_of(name: str) -> str:
 
 
 def short_name(path: str) -> str:
-    """What people call a LoRA: its file name, or its folder's name when the file's says nothing."""
+    """What people call a LoRA: its path without the suffix, or its folder's path when the file's name says nothing."""
     folder, _, name = path.rpartition("/")
     stem = stem_of(name)
     if folder:

@@ -17,6 +17,7 @@ from lol_core.collections.entry import Entry
 from lol_core.collections.rows import Rows
 from lol_core.collections.schema import marks
 from lol_core.errors import ZooError
+from lol_core.formats.expressions import compiled
 
 
 class Order(StrEnum):
@@ -55,8 +56,9 @@ class Page:
 
 Counted = Literal["dialect", "base", "rank", "tag"]
 
-SEARCHING = 5.0
-"""Seconds that a regular expression may take over all LoRAs."""
+PATIENCE = 2.0
+PACE = 2e-4
+"""Seconds that a regular expression may take for all texts together, and for each of them besides."""
 _EXPRESSION = re.compile(r"/(.+)/")
 _BASE = "COALESCE(form.suggested_base, form.base_model, 'unknown')"
 _JOINED = "CROSS JOIN form ON form.hash = file.form"
@@ -79,16 +81,13 @@ def select(
     rows: Rows, query: str, filters: Filters, *, order: Order, descending: bool, limit: int, offset: int
 ) -> Page:
     """A page. query: words that must all occur in the path, the names in the header, or the sidecar, in any case; or a
-    regular expression between slashes. Raises ZooError when it is none.
+    regular expression between slashes. Raises ZooError when it is none, or takes too long.
     """
+    where, values = _where(query, filters)
     by, direction = _ORDERED.get(order, f"file.{order}"), "DESC" if descending else "ASC"
     joined = _JOINED if order in _ORDERED else ""
     ordered = f"ORDER BY {by} {direction}, file.path LIMIT ? OFFSET ?"
-    with _text_condition(rows.connection, query) as (text, texts):
-        where, values = _where(filters)
-        if text:
-            where += f" AND file.path IN (SELECT path FROM search WHERE {text})"
-            values += texts
+    with _expression(rows.connection, query):
         total = rows.connection.execute(f"SELECT COUNT(*) FROM file {where}", values).fetchone()[0]
         page = rows.entries(f"{joined} {where} {ordered}", (*values, limit, offset))
     return Page(tuple(page), total)
@@ -96,32 +95,30 @@ def select(
 
 def matching(connection: sqlite3.Connection, query: str, filters: Filters) -> set[str]:
     """The ids of all that a query and filters let through. Raises ZooError as `select` does."""
-    where, values = _where(filters)
-    with _text_condition(connection, query) as (text, texts):
-        tables = "search CROSS JOIN file USING (path)" if text else "file"  # the texts first, and only their files
-        statement = f"SELECT file.path FROM {tables} {where}{f' AND {text}' if text else ''}"
+    text, texts = _text_condition(query)
+    where, values = _where("", filters)
+    tables = "search CROSS JOIN file USING (path)" if text else "file"  # the texts first, and only their files
+    statement = f"SELECT file.path FROM {tables} {where}{f' AND {text}' if text else ''}"
+    with _expression(connection, query):
         return {path for (path,) in connection.execute(statement, (*values, *texts))}
 
 
-@contextmanager
-def _text_condition(connection: sqlite3.Connection, query: str) -> Iterator[tuple[str, list[object]]]:
-    """The condition on the text of a LoRA and its values, to be asked meanwhile; none for no query. Raises ZooError
-    when a regular expression is none, or takes too long.
-    """
+def _text_condition(query: str) -> tuple[str, list[object]]:
+    """The condition on the text of a LoRA and its values; none for no query."""
     if pattern := _EXPRESSION.fullmatch(query.strip()):
-        matcher = _Matcher(pattern[1])
-        connection.create_function("regexp", 2, matcher, deterministic=True)
-        yield "search.text REGEXP ?", [pattern[1]]
-        matcher.check()
-    else:
-        words = query.lower().split()
-        yield " AND ".join(["instr(search.text, ?)"] * len(words)), [*words]
+        return "search.text REGEXP ?", [pattern[1]]
+    words = query.lower().split()
+    return " AND ".join(["instr(search.text, ?)"] * len(words)), [*words]
 
 
-def _where(filters: Filters) -> tuple[str, list[object]]:
-    """The condition of filters and its values."""
+def _where(query: str, filters: Filters) -> tuple[str, list[object]]:
+    """The condition and its values."""
     conditions = [f"file.reason IS {'NOT ' if filters.refused else ''}NULL"]
     values: list[object] = []
+    text, texts = _text_condition(query)
+    if text:
+        conditions.append(f"file.path IN (SELECT path FROM search WHERE {text})")
+        values += texts
     ranked = "EXISTS (SELECT 1 FROM json_each(form.ranks) WHERE value {})"
     for condition, chosen in (
         ("form.dialect {}", filters.dialects),
@@ -141,37 +138,46 @@ def _where(filters: Filters) -> tuple[str, list[object]]:
     return f"WHERE {' AND '.join(conditions)}", values
 
 
+@contextmanager
+def _expression(connection: sqlite3.Connection, query: str) -> Iterator[None]:
+    """While SQLite searches, by a regular expression or not. Raises ZooError when it is none, or takes too long."""
+    if (pattern := _EXPRESSION.fullmatch(query.strip())) is None:
+        yield
+        return
+    try:
+        matcher = _Matcher(pattern[1])
+    except ValueError as error:
+        raise ZooError(
+            f"{pattern[0]} is no regular expression ({error}). Without the slashes its words are searched."
+        ) from error
+    connection.create_function("regexp", 2, matcher, deterministic=True)
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if matcher.slow:
+            raise ZooError(
+                f"{pattern[0]} takes too long. Simplify it; without the slashes its words are searched."
+            ) from error
+        raise
+
+
 class _Matcher:
-    """What SQLite calls for REGEXP: whether an expression matches a text, as long as time is left. What is raised in it
-    SQLite does not pass on. Raises ZooError when the expression is none.
-    """
+    """What SQLite calls for REGEXP. slow: whether it gave up, of which SQLite does not say why."""
 
     def __init__(self, expression: str):
-        try:
-            self.search = regex.compile(expression, regex.IGNORECASE).search
-        except regex.error as error:
-            raise ZooError(
-                f"/{expression}/ is no regular expression ({error}). Without the slashes its words are searched."
-            ) from error
-        self.expression, self.end = expression, time.monotonic() + SEARCHING
-        self.late = False
+        self.search = compiled(expression, regex.IGNORECASE).search
+        self.slow = False
+        self.deadline = time.monotonic() + PATIENCE
 
     def __call__(self, _: str, text: str) -> bool:
-        left = self.end - time.monotonic()
-        self.late = self.late or left <= 0
+        self.deadline += PACE
         try:
-            return not self.late and self.search(text, timeout=left) is not None
+            if (left := self.deadline - time.monotonic()) > 0:
+                return self.search(text, timeout=left) is not None
         except TimeoutError:
-            self.late = True
-            return False
-
-    def check(self) -> None:
-        """Raises ZooError when time ran out."""
-        if self.late:
-            raise ZooError(
-                f"/{self.expression}/ takes more than {SEARCHING:g} s among these LoRAs. Search for words, or for an"
-                " expression without repetitions within repetitions."
-            )
+            pass
+        self.slow = True
+        raise TimeoutError
 
 
 def value_counts(connection: sqlite3.Connection, what: Counted) -> dict[object, int]:

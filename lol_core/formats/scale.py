@@ -10,19 +10,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from math import prod
 from typing import Any
 
-import regex
 from torch import Tensor
 
 from lol_core.errors import LoRAFormatError
+from lol_core.formats.expressions import compiled
 from lol_core.formats.names import Role
 
-MAX_PATTERN = 10_000
-MAX_REPEATS = 1_000
-"""Characters, and counted repetitions of repetitions, of a pattern: compiling it takes as long as these are many."""
-_COUNTS = regex.compile(r"(?<=[{,])\s*(\d{1,9})")
 PATIENCE = 0.2
 """Seconds that a pattern of a configuration may take for one name."""
 
@@ -238,11 +233,9 @@ class _Pattern:
     def __init__(self, key: str):
         self.key = key
         self.slow = False
-        if len(key) > MAX_PATTERN or prod(int(n) for n in _COUNTS.findall(key) if int(n)) > MAX_REPEATS:
-            raise LoRAFormatError(f"The pattern {key[:80]!r} … of the configuration is longer than any needs to be.")
         try:
-            self.expression = regex.compile(rf"(?:.*\.)?(?:{key})$")
-        except (regex.error, OverflowError, RecursionError, MemoryError, ValueError) as error:
+            self.expression = compiled(rf"(?:.*\.)?(?:{key})$")
+        except ValueError as error:
             raise LoRAFormatError(
                 f"The pattern {key[:80]!r} of the configuration is no regular expression ({error})."
             ) from error

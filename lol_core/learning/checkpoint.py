@@ -360,7 +360,7 @@ def read_description(folder: Path) -> dict[str, Any]:
                 f"{path}: {name} is {found!r}; expected {'text' if kind is str else 'an object'}. The checkpoint is"
                 " damaged; train the model again."
             )
-    if (model := description["config"].get("model")) not in MODELS:
+    if not isinstance(model := description["config"].get("model"), str) or model not in MODELS:
         raise CheckpointError(
             f"{path}: names the model {model!r}; known are {', '.join(MODELS)}."
             " One of your own is registered by a file that LOL_MODELS names."

@@ -22,8 +22,6 @@ from lol_core.learning.link import Link
 from lol_core.learning.models.layers import Head
 from lol_core.learning.models.modulewise import NUMPY
 
-BYTES_PER_PARAMETER = 16
-"""float32 weight, gradient and two Adam moments."""
 SAME = 1e-5
 """Share by which a magnitude must differ among the training LoRAs to be divided by its deviation: below it is rounding,
 and the magnitude is divided by its mean.
