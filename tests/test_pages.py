@@ -71,6 +71,8 @@ def settled(test: AppTest) -> AppTest:
                 session.drawing,
                 session.validation,
                 session.experiment,
+                session.editing,
+                session.merging,
             )
         ):
             return test.run()
