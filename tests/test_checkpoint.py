@@ -81,6 +81,8 @@ def test_damaged_checkpoints(synthetic_zoo: Zoo, tmp_path: Path) -> None:
         Checkpoint.load(damaged("version", format=99))
     with pytest.raises(CheckpointError, match="names the model 'nobody'"):
         Checkpoint.load(damaged("model", config={"model": "nobody"}))
+    with pytest.raises(CheckpointError, match=r"names the model \[\]"):
+        Checkpoint.load(damaged("models", config={"model": []}))
     with pytest.raises(CheckpointError, match=r"checkpoint\.json: config is \[\]; expected an object"):
         Checkpoint.load(damaged("config", config=[]))
     with pytest.raises(CheckpointError, match="created is None; expected text"):

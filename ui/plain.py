@@ -18,5 +18,7 @@ def plain(text: str) -> str:
 
 
 def inert(sentence: str) -> str:
-    """A sentence of ours with strangers' words in it: its marks stay, but for those of links and pictures."""
+    """A sentence of ours with strangers' words in it: its marks stay, but for those of pictures and of words that are
+    links. An address that stands there in full may be one.
+    """
     return _LINK.sub(lambda mark: "\\".join(["", *mark[0]]), sentence)

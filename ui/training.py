@@ -19,6 +19,7 @@ from lol_core.learning.models.apart import Apart
 from lol_core.learning.models.gl_net import Order
 from lol_core.learning.models.layers import NONLINEARITIES
 from lol_core.learning.only import conditions
+from lol_core.learning.plan import Plan
 from lol_core.learning.tasks import Multiclass, kind_of
 from lol_core.learning.training import plan
 from ui.keys import key
@@ -109,6 +110,15 @@ class Choice:
         """Title → configuration at the first seed."""
         return {MODELS[name].title: self.config(name) for name in self.models}
 
+    def first_plan(self, source: Source) -> Plan:
+        """Of the first run, when every model at the first seed and the first model at every seed can be planned: a seed
+        decides the split, a model what it takes. Raises LoLError with what is wrong.
+        """
+        first, *others = self.models
+        configs = [self.config(first, self.first_seed + i) for i in range(self.seeds)]
+        plans = [plan(source, list(self.targets), config) for config in [*configs, *map(self.config, others)]]
+        return plans[0]
+
     def runs(self, source: Source, seeds: int) -> list[Run]:
         """Every model at so many seeds, planned. Raises LoLError with what is wrong."""
         runs = []
@@ -123,7 +133,7 @@ class Choice:
 
 @st.cache_data(max_entries=64, show_spinner="Looking at what would be trained …")
 def _described(state: tuple[object, ...], _choice: Choice, _source: Source) -> list[str]:
-    return describe(_choice.runs(_source, _choice.seeds)[0].plan)
+    return describe(_choice.first_plan(_source))
 
 
 def described(source: Source, choice: Choice) -> list[str]:

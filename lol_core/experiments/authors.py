@@ -81,7 +81,7 @@ def named(model: str) -> str:
     return f"{model}, authors' setting"
 
 
-def best_so_set(trials: Trials, model: str, words: str) -> Finding:
+def best_at_their_settings(trials: Trials, model: str, words: str) -> Finding:
     """Whether the five as their authors set them stand in the paper's order: a model is the best of them by accuracy.
     words: what it does best.
     """

@@ -135,7 +135,7 @@ def run(context: Context) -> Result:
             )
         )
         if context.searched:
-            findings.append(authors.best_so_set(ours, "gl_net", f"predicts {name}"))
+            findings.append(authors.best_at_their_settings(ours, "gl_net", f"predicts {name}"))
         good, poor = ("o_align", "dense", "gl_net"), ("mlp", "svd")
         gaps = {model: least_clear(ours, "accuracy", model, poor) for model in good}
         least = min(good, key=lambda model: gaps[model][1].low)

@@ -194,7 +194,7 @@ def run(context: Context) -> Result:
         sources = trials[SOURCES_QUESTION]
         findings += [sources_above_chance(sources), sources_hard(sources), sources_told_best(sources)]
         if context.searched:
-            findings.append(authors.best_so_set(sources, "dense", "tells the sources"))
+            findings.append(authors.best_at_their_settings(sources, "dense", "tells the sources"))
         findings.append(beside_kernel("the sources", sources, "accuracy"))
     notes = [
         described(context.budget) + (f" {authors.NOT_OURS}" if context.searched else ""),

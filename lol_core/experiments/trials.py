@@ -96,11 +96,14 @@ class Trials:
 
     def _of_rung(self, rung: int) -> Iterator[Step]:
         """What a rung of the search fits, at seed 0."""
+        assert self.budget.search is not None
+        last = rung == len(self.budget.search.rungs) - 1
+        make = partial(Trials._fit, seed=0) if last else Trials._try
         for model, variant in self.variants.items():
             for setting in self._standing(variant, rung):
                 if not self._known(model, 0, setting.to_dict()):
                     words = f"{model}, rung {rung + 1} of its search"
-                    yield Step(words, partial(Trials._fit, model=model, setting=setting, seed=0))
+                    yield Step(words, partial(make, model=model, setting=setting))
 
     def _standing(self, variant: Variant, rung: int) -> list[Setting]:
         """Settings that a rung of the search fits: all that were drawn, or the best of the rung before; none where
@@ -247,6 +250,13 @@ class Trials:
             if self.budget.search is None:
                 raise
             return [line_of(model, seed, {}, setting.to_dict(), validation_loss=float("inf"), validation_score=None)]
+
+    def _try(self, model: str, setting: Setting) -> list[Line]:
+        """As `_fit` at seed 0, without predictions, of which those that are only tried in a search are never read."""
+        return [
+            {name: value for name, value in line.items() if name != "predicted"}
+            for line in self._fit(model, setting, 0)
+        ]
 
     def _fitted(self, model: str, setting: Setting, seed: int, shuffled: bool = False) -> Fit:
         fit = self.prepared(model, setting, seed)
