@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lol_core.core.lora import LoRA
 from lol_core.errors import LoRAFormatError
-from lol_core.formats import probe, read
+from lol_core.formats import probe, read, reading
 
 WORDS = [
     ("lora_A.weight", "lora_B.weight"),
@@ -104,3 +106,49 @@ def test_invariants_of_reading(tmp_path_factory: pytest.TempPathFactory, file: t
     for key in lora.extras:
         assert not any(word in key for word in FACTOR_WORD) or key.rsplit(".", 1)[-1] in noted or "…" in noted
     assert len(lora.layers) + len(lora.extras) <= len(tensors)
+
+
+def assert_same(lora: LoRA, other: LoRA) -> None:
+    assert (lora.headers, lora.notes, lora.extras) == (other.headers, other.notes, other.extras)
+    for a, b in zip(lora.layers, other.layers, strict=True):
+        assert (a.name, a.scale, a.alpha, a.dtype) == (b.name, b.scale, b.alpha, b.dtype)
+        for name, slot in a.parametrisation.slots.items():
+            torch.testing.assert_close(slot, b.parametrisation.slots[name], rtol=0, atol=0, equal_nan=True)
+
+
+@given(files())
+@settings(max_examples=200, deadline=None)
+def test_a_file_is_read_as_if_none_of_its_structure_had_been(
+    tmp_path_factory: pytest.TempPathFactory, file: tuple[Any, Any, Any]
+) -> None:
+    """Also where the single numbers beside its factors, its alphas, are others."""
+    tensors, header, config = file
+    folder = tmp_path_factory.mktemp("file")
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    for others in (lambda tensor: tensor.numel() > 1, lambda tensor: True):
+        reading._seen.cache_clear()
+        for again in (tensors, {key: torch.rand_like(of) if others(of) else of for key, of in tensors.items()}):
+            save_file(again, folder / "adapter_model.safetensors", metadata=header)
+            try:
+                lora = read(folder)
+            except LoRAFormatError:
+                return
+        reading._seen.cache_clear()
+        assert_same(lora, read(folder))
+
+
+def test_of_a_known_structure_nothing_is_worked_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        tensors = {f"lora_unet_{i}.lora_{side}.weight": torch.rand(4, 4) for i in range(3) for side in ("down", "up")}
+        alphas = {f"lora_unet_{i}.alpha": torch.tensor(2.0 if name == "c" else 4.0) for i in range(3)}
+        save_file(tensors | alphas, tmp_path / f"{name}.safetensors")
+    read(tmp_path / "a.safetensors")
+
+    def never(*_: object) -> None:
+        raise AssertionError("worked out again")
+
+    monkeypatch.setattr(reading.Dialect, "read_content", never)
+    assert [layer.scale for layer in read(tmp_path / "b.safetensors").layers] == [1.0] * 3
+    with pytest.raises(AssertionError, match="again"):
+        read(tmp_path / "c.safetensors")

@@ -7,16 +7,18 @@ without data.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from lol_core.core.header import Kind
 from lol_core.core.lora import LoRA, LoRALayer
 from lol_core.errors import LoRAFormatError
 from lol_core.formats import factors
+from lol_core.formats.alike import Pattern
 from lol_core.formats.assembly import Fetch, assemble
 from lol_core.formats.container import TensorFile
 from lol_core.formats.grouping import Grouping, Parse, group, notes_on
@@ -86,9 +88,11 @@ class Dialect:
         Raises LoRAFormatError when not one module can be read, with the reason of the first.
         """
         scales = Scales(file.metadata, config, self.unit_scale, self.alpha_is_scale)
-        alike = file.structure() if fetch is file.peek else None
+        data = file.data() if fetch is file.get else None
+        alike = file.structure() if fetch is file.peek or data is not None else None
         key = None if alike is None else (self.name, alike, scales.settings, repr(config))
-        content = _read_once(_Reading(key, self, file, fetch, config, scales))
+        reading = _Reading(key, self, file, fetch, config, scales)
+        content = _read_once(reading) if data is None else _read_alike(reading, data)
         return LoRA(
             content.layers,
             self.name,
@@ -170,6 +174,25 @@ def _known(reading: _Reading) -> Content:
 
 def _read_once(reading: _Reading) -> Content:
     return (_known.__wrapped__ if reading.key is None else _known)(reading)
+
+
+@lru_cache(maxsize=64)
+def _seen(key: Hashable) -> list[tuple[Content, Pattern | None]]:
+    """What the first reading with weights of that key has told, once there was one: the content, without its modules,
+    and how to read these.
+    """
+    return []
+
+
+def _read_alike(reading: _Reading, data: np.ndarray) -> Content:
+    """The content, with weights, of a file of these bytes."""
+    for content, pattern in (seen := _seen(reading.key)):
+        if pattern is not None:
+            return replace(content, layers=pattern.layers(data))
+    content = _known.__wrapped__(reading)
+    if not seen:
+        seen.append((replace(content, layers=()), Pattern.of(content.layers, data)))
+    return content
 
 
 def _vote(stored: Mapping[str, Mapping[str, Tensor]]) -> bool | None:

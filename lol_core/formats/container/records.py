@@ -6,11 +6,12 @@ is unpickled once, by PyTorch, on the meta device; the numbers are read as those
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lol_core.errors import LoRAFormatError
 from lol_core.formats.container.nested import named_tensors
-from lol_core.formats.container.safetensors import read_array
+from lol_core.formats.container.safetensors import AT_ONCE, read_array
 from lol_core.formats.container.tensor_file import TensorFile, blank
 
 PICKLE = "data.pkl"
@@ -66,23 +68,53 @@ def open_records(path: Path, file: BinaryIO, members: Sequence[zipfile.ZipInfo])
     if not known.tensors or any(name not in own or own[name].file_size != size for name, size in known.sizes.items()):
         return None
 
+    size = file.seek(0, os.SEEK_END)
+
     @cache
     def record(name: str) -> np.ndarray:
         return _record(file, own[name])
 
+    @cache
+    def whole() -> np.ndarray:
+        return read_array(file, 0, size)
+
+    @cache
+    def place(name: str) -> int:
+        info = own[name]
+        return _behind(whole()[info.header_offset : info.header_offset + _LOCAL], info)
+
     def get(key: str) -> Tensor:
-        tensor = known.tensors[key]
-        if not tensor.numel():
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
-        numbers = torch.frombuffer(record(known.records[key]), dtype=tensor.dtype)
-        return numbers.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        tensor, name = known.tensors[key], known.records[key]
+        count = known.sizes[name]
+        if size <= AT_ONCE and (start := place(name)) % tensor.element_size() == 0 and start + count <= size:
+            return _numbers(tensor, whole(), start, count)
+        return _numbers(tensor, record(name), 0, count)
 
     def peek(key: str) -> Tensor:
-        tensor = known.tensors[key]
-        return blank(tuple(tensor.shape), tensor.dtype) if tensor.numel() > 1 else get(key)
+        tensor, name = known.tensors[key], known.records[key]
+        if tensor.numel() > 1:
+            return blank(tuple(tensor.shape), tensor.dtype)
+        return _numbers(tensor, record(name), 0, known.sizes[name])
+
+    def at_once() -> np.ndarray | None:
+        return whole() if size <= AT_ONCE else None
+
+    def same() -> Hashable:
+        if not whole.cache_info().currsize:
+            return None
+        singles = [get(key) for key, tensor in known.tensors.items() if tensor.numel() == 1]
+        return known, *(place(name) for name in known.sizes), *(one.item() for one in singles)
 
     shapes = {key: tuple(tensor.shape) for key, tensor in known.tensors.items()}
-    return TensorFile(path, shapes, {}, get, peek, known.notes)
+    return TensorFile(path, shapes, {}, get, peek, known.notes, structure=same, data=at_once)
+
+
+def _numbers(tensor: Tensor, data: np.ndarray, start: int, size: int) -> Tensor:
+    """What a tensor of the meta device stands for, whose record of `size` bytes begins there in the data."""
+    if not tensor.numel():
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    numbers = torch.frombuffer(data, dtype=tensor.dtype, count=size // tensor.element_size(), offset=start)
+    return numbers.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def _record(file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray:
@@ -92,7 +124,14 @@ def _record(file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray:
 
 def _start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     """The place in the file of a member's first byte."""
-    name, extra = struct.unpack("<HH", read_array(file, info.header_offset, _LOCAL)[26:].tobytes())
+    return _behind(read_array(file, info.header_offset, _LOCAL), info)
+
+
+def _behind(header: np.ndarray, info: zipfile.ZipInfo) -> int:
+    """The place behind a member's header. Raises LoRAFormatError where that is not whole."""
+    if len(header) < _LOCAL:
+        raise LoRAFormatError(f"The file ends before its member {info.filename!r}. Download it again.")
+    name, extra = struct.unpack("<HH", header[26:].tobytes())
     return int(info.header_offset + _LOCAL + name + extra)
 
 

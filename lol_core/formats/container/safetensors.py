@@ -112,7 +112,12 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, spar
 
     @cache
     def numbers() -> list[bytes]:
-        return (_sampled_numbers if sampled else _single_numbers)(file, data, layout)
+        if sampled:
+            return _sampled_numbers(file, data, layout)
+        return _single_numbers(within if whole.cache_info().currsize else _reader(file), data, layout)
+
+    def within(count: int, place: int) -> bytes:
+        return whole()[place - data : place - data + count].tobytes()
 
     @cache
     def whole() -> np.ndarray:
@@ -142,8 +147,11 @@ def open_safetensors(path: Path, file: BinaryIO, head: bytes, size: int, *, spar
     def same() -> Hashable:
         return layout, b"".join(numbers())
 
+    def at_once() -> np.ndarray | None:
+        return whole() if layout.size <= AT_ONCE else None
+
     notes = (SAMPLED,) if sampled else ()
-    return TensorFile(path, layout.shapes, metadata, get, peek, notes, structure=same)
+    return TensorFile(path, layout.shapes, metadata, get, peek, notes, structure=same, data=at_once)
 
 
 def _torch_dtype(key: str, name: str) -> torch.dtype:
@@ -165,10 +173,9 @@ def read_array(file: BinaryIO, position: int, count: int) -> np.ndarray:
     return buffer
 
 
-def _single_numbers(file: BinaryIO, data: int, layout: Layout) -> list[bytes]:
+def _single_numbers(read: Callable[[int, int], bytes], data: int, layout: Layout) -> list[bytes]:
     """The bytes of all tensors of one number (or none), in the order of `layout.runs`, by few reads."""
     values = []
-    read = _reader(file)
     for start, end, keys in layout.runs:
         stretch = read(end - start, data + start)
         if len(stretch) < end - start:

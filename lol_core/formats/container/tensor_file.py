@@ -8,6 +8,7 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,8 @@ class TensorFile:
     else one of the same shape and dtype on the meta device, without reading its data. Both raise LoRAFormatError and
     nothing else. The mappings may be shared between files of one structure and are never changed. notes: what the
     reader should know of how the tensors were found. `structure()` is equal for files of which `peek` answers the same
-    to every key; None where that is not known.
+    to every key; None where that is not known. `data()` gives the bytes of all tensors where `get` returns views of
+    them, at the same places in every file of a structure; None where it does not.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class TensorFile:
     peek: Callable[[str], Tensor]
     notes: tuple[str, ...] = ()
     structure: Callable[[], Hashable] = lambda: None
+    data: Callable[[], np.ndarray | None] = lambda: None
 
     @property
     def keys(self) -> list[str]:

@@ -126,11 +126,13 @@ def _grams(factors: Tensor, memory: np.ndarray) -> Tensor:
 
 
 def _of_rows(rows: np.ndarray, out: Tensor) -> None:
-    """The products of rows (k, r, n) with each other, written to `out` (k, r, r). Few rows that lie one after another
-    are multiplied a half at a time: NumPy gives a product of a matrix with itself to a routine that takes three times
-    as long there.
+    """The products of rows (k, r, n) with each other, written to `out` (k, r, r). NumPy gives a product of a matrix
+    with itself to a routine that computes half of it. With few rows that may take three times as long: these are
+    multiplied a half at a time where they lie one after another, and by PyTorch elsewhere.
     """
-    if rows.shape[1] <= THIN and rows.flags.c_contiguous:
+    if rows.shape[1] > THIN:
+        np.matmul(rows, rows.swapaxes(1, 2), out=out.numpy())
+    elif rows.flags.c_contiguous:
         half = (rows.shape[1] + 1) // 2
         for some in (slice(half), slice(half, None)):
             np.matmul(rows[:, some], rows.swapaxes(1, 2), out=out.numpy()[:, some])
