@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from lol_core.collections.store import Store
 from lol_core.collections.zoo import Zoo
 from lol_core.core.progress import Progress, Reporter
 from lol_core.errors import LoLError
@@ -171,6 +172,7 @@ def test_a_survey_on_the_cluster_has_the_digits_of_one_here(cluster: Any, tmp_pa
     alone = Surveys(zoo).complete()
     with sqlite3.connect(Surveys(zoo).path) as connection:
         connection.execute("DELETE FROM surveys_7")
+    Store().clear()
     seen: list[Progress] = []
     together = Surveys(zoo).complete(Reporter(seen.append), workers="ray")
     assert together.keys() == alone.keys() and seen[-1].fraction == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
@@ -12,7 +13,9 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from lol_core.collections.store import Kept, Store
 from lol_core.collections.zoo import Zoo
+from lol_core.core.lora import LoRA
 from lol_core.core.progress import Progress, Reporter
 from lol_core.errors import ZooError
 from lol_core.insight.survey import survey
@@ -136,7 +139,37 @@ def test_processes_read_what_one_reads(folder: Path) -> None:
     alone = Surveys(zoo).complete()
     with sqlite3.connect(Surveys(zoo).path) as connection:
         connection.execute("DELETE FROM surveys_7")
+    Store().clear()
     together = Surveys(zoo).complete(workers=2)
     assert list(together) == list(alone)
     for id, own in alone.items():
         assert np.array_equal(own.norms, together[id].norms) and np.array_equal(own.sketch, together[id].sketch)
+
+
+def test_what_another_collection_read_of_the_same_files_is_not_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its LoRAs are called, and however many modules they have; what has no numbers is looked at again."""
+    write_zoo(tmp_path / "few", 3, [("a", 5, 4, 2)], seed=100)
+    spoilt = tmp_path / "few" / "lora001" / "adapter_model.safetensors"
+    spoilt.write_bytes(spoilt.read_bytes()[:-4] + b"\xff" * 4)  # NaN
+    first = {name: Surveys(Zoo.open(tmp_path / name)).complete() for name in ("zoo", "few")}
+    assert {(item.kind, item.places) for item in Store().show()} == {(Kept.SURVEYS, 13), (Kept.SURVEYS, 2)}
+    for name in first:
+        shutil.copytree(tmp_path / name, tmp_path / "both" / name)
+    read = list[LoRA]()
+    monkeypatch.setattr("lol_core.insight.surveys.survey", read.append)
+    both = Zoo.open(tmp_path / "both")
+    found = Surveys(both).complete()
+    assert not read and list(found) == both.ids and Surveys(both).known().keys() == found.keys()
+    for id, again in found.items():
+        name, _, own = id.partition("/")
+        for numbers in ("norms", "effective_ranks", "sketch", "range"):
+            assert np.array_equal(getattr(again, numbers), getattr(first[name][own], numbers))
+        assert (again.problem is None) == (not id.startswith("few/lora001"))
+
+
+def test_without_room_in_the_store_surveys_are_kept_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOL_STORE_GB", "0.0000001")
+    Surveys(Zoo.open(folder)).complete()
+    assert not [item for item in Store().show() if item.places] and len(Surveys(Zoo.open(folder)).known()) == 13

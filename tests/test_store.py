@@ -254,11 +254,12 @@ def test_the_commands_show_and_clear(tmp_path: Path) -> None:
     run = CliRunner().invoke
     shown = json.loads(run(app, ["store", "show", "--json"]).stdout)
     *items, index = shown["items"]
-    assert [(item["kind"], item["records"]) for item in items] == [("factors", 1), ("maps", None)]
+    kept = [(item["kind"], item["records"]) for item in items]
+    assert kept == [("factors", 1), ("maps", None), ("surveys", 2)]
     assert shown["bytes"] == sum(item["bytes"] for item in items) and "factors" in run(app, ["store", "show"]).stdout
     assert index["kind"] == "indexes" and "zoo-" in index["file"] and index["bytes"] == shown["bytes of indexes"] > 0
     assert run(app, ["store", "clear", "--kind", "maps"]).exit_code == 0
-    assert [item.kind for item in store.show()] == ["factors"] and not stray.exists()
+    assert [item.kind for item in store.show()] == ["factors", "surveys"] and not stray.exists()
     assert run(app, ["store", "clear"]).exit_code == 0 and not list(store.folder.glob("*/*"))
     assert Surveys(Zoo.open(tmp_path / "zoo")).count() == 2
     assert run(app, ["store", "clear", "--kind", "indexes"]).exit_code == 0

@@ -19,9 +19,10 @@ store = typer.Typer(help="Show or clear what was computed from LoRAs and kept.",
 
 class Kind(StrEnum):
     """As `collections.store.Kept`, which takes PyTorch's time to import; and indexes, which hold what headers and
-    surveys say.
+    surveys of a collection say.
     """
 
+    SURVEYS = "surveys"
     FACTORS = "factors"
     LATENTS = "latents"
     ANSWERS = "answers"
@@ -64,7 +65,7 @@ def show(as_json: AsJson = False) -> None:
 @store.command()
 def clear(kind: Annotated[Kind | None, typer.Option(help="Only this kind; indexes go only so.")] = None) -> None:
     """Delete what is kept. It is computed anew when it is needed. Indexes stay unless they are named: they hold the
-    surveys, for which all weights were read.
+    surveys of their collections, for which all weights were read.
     """
     from lol_core.collections.store import Store
 

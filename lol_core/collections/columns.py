@@ -42,6 +42,11 @@ def contents(source: Source) -> Sequence[str]:
     return [entry.content for entry in source.entries]
 
 
+def content_of(source: Source) -> dict[str, str]:
+    """id → the same."""
+    return dict(zip(source.ids, contents(source), strict=True))
+
+
 def size(source: Source) -> int:
     """Bytes of all LoRAs together."""
     if isinstance(source.entries, Entries):

@@ -1,4 +1,4 @@
-"""What is computed from LoRAs and kept for the next time: packed factors, latent vectors, predictions, maps.
+"""What is computed from LoRAs and kept for the next time: surveys, packed factors, latent vectors, predictions, maps.
 
 A folder of files with an index in SQLite. An item is either arrays, written whole, or records of one size that are
 added as they come (see `records`). Any number of processes may use a store at once. When it outgrows its limit, what
@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS record (item INTEGER REFERENCES item (id) ON DELETE C
 class Kept(StrEnum):
     """The kinds of what is kept."""
 
+    SURVEYS = "surveys"
     FACTORS = "factors"
     LATENTS = "latents"
     ANSWERS = "answers"
