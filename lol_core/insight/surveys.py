@@ -80,7 +80,7 @@ class Surveys:
         what it has, which is kept.
         """
         surveys = self.known()
-        keys = content_of(self.zoo)
+        runner, keys = executor(workers), content_of(self.zoo)
         missing = [id for id in keys if id not in surveys]
         rows: list[tuple[Any, ...]] = []
         done, saved, read = 0, time.monotonic(), dict[str, Survey]()
@@ -91,7 +91,8 @@ class Surveys:
                 if len(rows) == BLOCK:
                     _keep(connection, rows)
             missing = [id for id in missing if id not in surveys]
-            runner = Serial() if len(missing) <= CHUNK else executor(workers)
+            if len(missing) <= CHUNK:
+                runner = Serial()
             readers = [(id, self.zoo.reader(id)) for id in missing]
             for chunk in map_some(runner, _survey_all, readers, 1 if isinstance(runner, Serial) else CHUNK):
                 for id, result in chunk.items():
