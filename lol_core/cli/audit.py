@@ -22,7 +22,6 @@ from lol_core.cli.console import (
     out,
     print_json,
     print_table,
-    reported,
     stoppable,
 )
 from lol_core.errors import DataMissingError
@@ -49,7 +48,7 @@ def health(folder: Address, workers: Workers = "1", fail_on: FailOn = Fail.NEVER
     from lol_core.insight.audit import audit as remarks_of
     from lol_core.insight.surveys import Surveys
 
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
         surveys = Surveys(source).complete(reporter.part(0.1, 1.0), workers=workers)
         reporter.check(KEPT)
@@ -80,7 +79,7 @@ def audit(
     from lol_core.learning.checkpoint import Checkpoint
     from lol_core.learning.training import remember
 
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         if trained_on and len(trained_on) != len(checkpoint or ()):
             raise DataMissingError("Give --trained-on once for each --checkpoint, or not at all.")
         if sarif is not None and sarif.exists() and (sarif.is_dir() or not force):

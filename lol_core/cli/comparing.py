@@ -18,7 +18,6 @@ from lol_core.cli.console import (
     out,
     print_json,
     print_table,
-    reported,
     stoppable,
 )
 from lol_core.cli.inputs import id_of, only_of, read_all
@@ -43,7 +42,7 @@ def compare(
     """Two LoRAs module by module: norms, cosine and distance of their updates, and whether they are the same."""
     from lol_core.insight.anatomy import Comparison
 
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         one, two = _pair(first, second, collection, reporter, readers=workers)
         both = Comparison.of(one, two)
         if both.table.empty:
@@ -89,7 +88,7 @@ def nearest(
     from lol_core.insight.neighbours import nearest as find_nearest
     from lol_core.insight.surveys import Surveys
 
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         source = open_collection(folder, reporter=reporter.part(0.0, 0.1), readers=on_cluster(workers))
         own = {*source.ids, *source.names.values(), Path(folder).name}
         if len(source) == 1 and not source.refused and lora in own:

@@ -23,7 +23,6 @@ from lol_core.cli.console import (
     out,
     print_json,
     print_table,
-    reported,
     stoppable,
 )
 from lol_core.cli.inputs import id_of, loras_of, only_of, read_all
@@ -85,7 +84,7 @@ def edit(
     as_json: AsJson = False,
 ) -> None:
     """Change a LoRA so that a model says something else of it: same modules, same rank, ready for diffusers."""
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         from lol_core.insight.editing import NEEDS, Method
         from lol_core.insight.editing import edit as edit_loras
         from lol_core.learning.answers import is_outside
@@ -163,7 +162,7 @@ def editor(
     """Train a network that gives LoRAs back to edit what a model reads, for `edit --method equivariant`. It is written
     beside the model.
     """
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         from lol_core.learning.checkpoint import Checkpoint
         from lol_core.learning.editor import FILE, EditorConfig, train_editor
         from lol_core.learning.members import Members
@@ -201,7 +200,7 @@ def sample(
     """Make new LoRAs by a Gaussian over the principal components of the updates of many of one base model. What another
     gauge changes plays no part.
     """
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         from lol_core.insight.principal import sample_new
 
         loras = read_all(

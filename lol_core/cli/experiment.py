@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, Count, LabelsFile, Workers, out, print_json, print_table, reported, stoppable
+from lol_core.cli.console import AsJson, Count, LabelsFile, Workers, out, print_json, print_table, stoppable
 from lol_core.collections.names import user_path
 from lol_core.experiments import NAMES
 
@@ -55,14 +55,13 @@ def experiment(
     """
     import torch
 
-    with reported():
-        from lol_core.experiments import run as run_experiment
-        from lol_core.experiments.context import Context
-        from lol_core.experiments.result import blocks, write_report
-        from lol_core.experiments.search import SMALL, SMALL_SEARCH, Budget, Halving
+    from lol_core.experiments import run as run_experiment
+    from lol_core.experiments.context import Context
+    from lol_core.experiments.result import blocks, write_report
+    from lol_core.experiments.search import SMALL, SMALL_SEARCH, Budget, Halving
 
     torch.set_num_threads(threads)
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         search = None if not halving else SMALL_SEARCH if small else Halving()
         budget = replace(SMALL if small else Budget(), seeds=1 if small else seeds, search=search)
         samples = user_path(zoo)

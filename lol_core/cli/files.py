@@ -19,7 +19,6 @@ from lol_core.cli.console import (
     out,
     print_json,
     print_table,
-    reported,
     stoppable,
 )
 from lol_core.collections.names import counted
@@ -30,8 +29,7 @@ def probe(path: Annotated[Path, typer.Argument(help="A LoRA file or PEFT folder.
     from lol_core.formats import probe as probe_file
     from lol_core.formats import suggest_base_model
 
-    with reported():
-        lora = probe_file(path)
+    lora = probe_file(path)
     modules = [
         {
             "name": y.name,
@@ -90,7 +88,7 @@ def scan(
     """Every LoRA of a collection, and every file that is none, with the reason."""
     from lol_core.collections.opening import open_source
 
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         readers = int(workers) if workers and workers.isdecimal() else on_cluster(workers or "")
         zoo = open_source(folder, labels, reporter=reporter, readers=readers)
     loaded = [

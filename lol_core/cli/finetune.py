@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lol_core.cli.console import WORKERS, Workers, out, progress_bar, reported, stoppable
+from lol_core.cli.console import WORKERS, Workers, out, progress_bar, stoppable
 from lol_core.errors import LoLError
 
 finetune = typer.Typer(help="Make LoRA zoos by fine-tuning.", no_args_is_help=True)
@@ -27,11 +27,9 @@ def finetune_questions(
     seed: int = 0,
 ) -> None:
     """Make the four-way definition → word questions anew from WordNet. The sample zoo's own are committed."""
-    with reported():
-        from lol_core.finetuning.glosses import write_questions
+    from lol_core.finetuning.glosses import write_questions
 
-    with reported():
-        table = write_questions(base, wordnet, out_folder, seed)
+    table = write_questions(base, wordnet, out_folder, seed)
     out.print(
         f"{len(table):,} questions from {table.source.nunique()} sources in {out_folder / 'questions.csv'}",
         highlight=False,
@@ -52,10 +50,9 @@ def finetune_glosses(
     threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
 ) -> None:
     """Fine-tune the sample language zoo. Stop it at any time; the same command goes on."""
-    with reported():
-        from lol_core.finetuning.glosses import build
+    from lol_core.finetuning.glosses import build
 
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         for row in build(base, out_folder, count, workers, threads=threads, reporter=reporter):
             out.print(
                 f"{row['lora']}: validation loss {row['validation_loss']:.4f}, accuracy {row['accuracy']:.3f}",
@@ -80,11 +77,10 @@ def finetune_harm(
     threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
 ) -> None:
     """Fine-tune a language zoo of clean and backdoored LoRAs. Stop it at any time; the same command goes on."""
-    with reported():
-        from lol_core.finetuning.backdoors import build
-        from lol_core.finetuning.machine import Machine
+    from lol_core.finetuning.backdoors import build
+    from lol_core.finetuning.machine import Machine
 
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         for row in build(
             base, questions, out_folder, count, machine=Machine(workers, threads=threads), reporter=reporter
         ):
@@ -122,17 +118,16 @@ def finetune_holdout(
     """Fine-tune the LoRAs that experiments holdout and two_orders ask frozen models about. Stop it at any time; the
     same command goes on.
     """
-    with reported():
-        from lol_core.finetuning.holdout import HoldoutZoos
-        from lol_core.finetuning.machine import Machine
-        from lol_core.finetuning.rounds import ROUNDS
+    from lol_core.finetuning.holdout import HoldoutZoos
+    from lol_core.finetuning.machine import Machine
+    from lol_core.finetuning.rounds import ROUNDS
 
     if round not in ROUNDS:
         raise typer.BadParameter(f"There are {', '.join(ROUNDS)}.", param_hint="--round")
     names = [name.strip() for name in only.split(",") if name.strip()] or list(ROUNDS[round].counts)
     machine = Machine(workers, threads=threads, stack=stack)
     zoos = HoldoutZoos(ROUNDS[round], samples, out_folder or Path("build") / round, base, machine)
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         for name, row in zoos.build(names, reporter):
             out.print(f"{name}/{row['lora']}", highlight=False)
 
@@ -163,12 +158,11 @@ def finetune_base(
     """Train the small diffusion model and its CLIP scorer on drawn pictures. Ctrl-C stops it; the same command goes
     on.
     """
-    with reported():
-        from lol_core.finetuning.base_model import BaseSettings, train_base
+    from lol_core.finetuning.base_model import BaseSettings, train_base
 
     settings = BaseSettings(vae_steps=autoencoder_steps, steps=steps)
 
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         measured = train_base(
             out_folder,
             scorer,
@@ -199,10 +193,9 @@ def finetune_judge(
     """Train the judge of pictures of people, who are not those of the sample zoo. Ctrl-C stops it; the same command
     goes on.
     """
-    with reported():
-        from lol_core.finetuning.judge import train_judge
+    from lol_core.finetuning.judge import train_judge
 
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         right = train_judge(out_folder, base, drawings, work, workers=workers, reporter=reporter)
     for name, share in right.items():
         out.print(f"{name}: right in {share:.1%} of the pictures it did not see", highlight=False)
@@ -215,10 +208,9 @@ def finetune_people(
     workers: int = 2,
 ) -> None:
     """Draw people, 21 pictures each, with their attributes."""
-    with reported():
-        from lol_core.finetuning.picture_data import write_people
+    from lol_core.finetuning.picture_data import write_people
 
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         write_people(out_folder, count, workers, reporter)
 
 
@@ -228,12 +220,10 @@ def finetune_things(
     drawings: DrawingsFile = Path("sample_loras/pictures/drawings.json"),
 ) -> None:
     """Draw the ten classes of things, 24 pictures each."""
-    with reported():
-        from lol_core.finetuning.picture_data import write_things
-        from lol_core.finetuning.pictures import Drawings
+    from lol_core.finetuning.picture_data import write_things
+    from lol_core.finetuning.pictures import Drawings
 
-    with reported():
-        write_things(out_folder, Drawings(drawings))
+    write_things(out_folder, Drawings(drawings))
 
 
 @finetune.command("zoo")
@@ -266,14 +256,13 @@ def finetune_zoo(
     """Fine-tune a zoo by one of the paper's recipes. Stop it at any time; the same command goes on."""
     import torch
 
-    with reported():
-        from lol_core.finetuning.image_zoos import ImageZoo, Machine, name_of
-        from lol_core.finetuning.recipes import IMAGE_RECIPES
-        from lol_core.finetuning.scorer import check_scorer
+    from lol_core.finetuning.image_zoos import ImageZoo, Machine, name_of
+    from lol_core.finetuning.recipes import IMAGE_RECIPES
+    from lol_core.finetuning.scorer import check_scorer
 
     gpus = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
     machine = Machine(workers or max(1, len(gpus)), gpus or ("cpu",), threads, stack, mixed_precision)
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         if recipe == "arc":
             from lol_core.finetuning.arc import ARC, build_arc
 
@@ -322,12 +311,11 @@ def finetune_score(
     threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
 ) -> None:
     """Score a zoo by other prompts, or from another image seed. Stop it at any time; the same command goes on."""
-    with reported():
-        from lol_core.finetuning.image_zoos import ImageZoo, Machine
-        from lol_core.finetuning.recipes import CELEBA, PARTI_PROMPTS
-        from lol_core.finetuning.scoring import score_again
+    from lol_core.finetuning.image_zoos import ImageZoo, Machine
+    from lol_core.finetuning.recipes import CELEBA, PARTI_PROMPTS
+    from lol_core.finetuning.scoring import score_again
 
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         recipe = CELEBA.with_settings(zoo / "recipe.json")
         sets = {"recipe": recipe.score_prompts, "paper": PARTI_PROMPTS}
         if prompts not in sets:
@@ -358,11 +346,10 @@ def finetune_variants(
     """Fine-tune the people of Faces in every variant of LoRA that images have layers for, and sources of Glosses in
     the others, by PEFT, LyCORIS and loralib. Stop it at any time; the same command goes on.
     """
-    with reported():
-        from lol_core.finetuning.machine import Machine
-        from lol_core.finetuning.variants import Learns, named
+    from lol_core.finetuning.machine import Machine
+    from lol_core.finetuning.variants import Learns, named
 
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         variants = named([key.strip() for key in only.split(",") if key.strip()])
         machine = Machine(workers, threads=threads)
         people, sources = ([variant for variant in variants if variant.place.learns is learns] for learns in Learns)

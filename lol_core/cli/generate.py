@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, Device, Seed, out, print_json, progress_bar, reported
+from lol_core.cli.console import AsJson, Device, Seed, out, print_json, progress_bar
 from lol_core.errors import LoLError
 
 
@@ -42,13 +42,12 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw images with LoRAs and without, from the same prompts and seed."""
-    with reported():
-        from lol_core.insight.generation import Painter, Sampling, contact_sheet
-        from lol_core.learning.devices import find_device
+    from lol_core.insight.generation import Painter, Sampling, contact_sheet
+    from lol_core.learning.devices import find_device
 
     sampling = Sampling(seed, steps, guidance, strength)
     columns: list[Path | None] = [None, *(lora or [])]
-    with reported(), progress_bar() as reporter:
+    with progress_bar() as reporter:
         for given in lora or []:
             if not given.exists():
                 raise LoLError(f"{given}: no such file. Give a LoRA file or a PEFT folder.")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, Seed, err, print_json, print_table, reported
+from lol_core.cli.console import AsJson, Seed, err, print_json, print_table
 
 GROUP_NAMES = "gl, o, permutation, scaling"
 
@@ -43,7 +43,7 @@ def invariance(
         drawn_from = GL if group == "own" else named(group)  # of which every module's own group is a part
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    with reported(), torch.no_grad():
+    with torch.no_grad():
         known = Checkpoint.load(checkpoint)
         one = load_file(lora, str(lora))
         model = known.model.to(precisions[dtype])

@@ -28,7 +28,6 @@ from lol_core.cli.console import (
     out,
     print_json,
     print_table,
-    reported,
     stoppable,
 )
 from lol_core.errors import LoLError
@@ -116,8 +115,7 @@ def train(
     from lol_core.learning.training import plan
     from lol_core.learning.training import train as train_model
 
-    with reported():
-        kind = find_model(model)
+    kind = find_model(model)
     shape = kind.configure(
         width=width,
         dropout=dropout,
@@ -126,8 +124,7 @@ def train(
         mean_products=mean_products,
         normalize=normalize,
     )
-    with reported():
-        shape = shape.having(*option or ())
+    shape = shape.having(*option or ())
     config = TrainingConfig(
         model=model,
         model_config=shape,
@@ -145,7 +142,7 @@ def train(
         only=tuple(only or ()),
         shuffled_control=shuffled_control,
     )
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         opened = open_collection(zoo, labels)
         planned = plan(opened, target, config)
 
@@ -252,8 +249,7 @@ def crossvalidate(
     from lol_core.learning.metrics import METRIC_TITLES
     from lol_core.learning.models import find_model
 
-    with reported():
-        kind = find_model(model)
+    kind = find_model(model)
     shape = kind.configure(
         width=width,
         dropout=dropout,
@@ -262,8 +258,7 @@ def crossvalidate(
         mean_products=mean_products,
         normalize=normalize,
     )
-    with reported():
-        shape = shape.having(*option or ())
+    shape = shape.having(*option or ())
     config = TrainingConfig(
         model=model,
         model_config=shape,
@@ -279,7 +274,7 @@ def crossvalidate(
         group_column=group,
         only=tuple(only or ()),
     )
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         opened = open_collection(zoo, labels)
         validated = cross_validate(opened, target, config, folds, reporter=reporter)
     scores, controls = validated.scores(), [name for name in validated.predicted if name != "model"]
@@ -339,7 +334,7 @@ def predict(
     from lol_core.learning.known import UNLIKE
 
     finished = True
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         model = Checkpoint.load(checkpoint, device)
         notes: list[str] = []
         path = Path(address)

@@ -18,7 +18,6 @@ from lol_core.cli.console import (
     out,
     print_json,
     print_table,
-    reported,
     stoppable,
 )
 from lol_core.errors import ZooError
@@ -41,20 +40,19 @@ def labels(
     from lol_core.collections.offered import take as taken
     from lol_core.collections.opening import open_source
 
-    with reported():
-        with stoppable() as reporter:
-            source = open_source(collection, reporter=reporter)
-            table = offered(source, reporter)
-        if take or out_file is not None:
-            if out_file is None:
-                raise ZooError("Name the file to write by --out, such as labels.csv.")
-            if not take:
-                raise ZooError(f"Name the columns to write by --take: {', '.join(table.columns) or 'none is offered'}.")
-            if out_file.exists():
-                raise ZooError(f"{out_file} is there already. Name another file.")
-            as_table(taken(source, take, table)).to_csv(out_file, index=False)
-            out.print(f"Written to {out_file}; use it as --labels.", highlight=False, soft_wrap=True)
-            return
+    with stoppable() as reporter:
+        source = open_source(collection, reporter=reporter)
+        table = offered(source, reporter)
+    if take or out_file is not None:
+        if out_file is None:
+            raise ZooError("Name the file to write by --out, such as labels.csv.")
+        if not take:
+            raise ZooError(f"Name the columns to write by --take: {', '.join(table.columns) or 'none is offered'}.")
+        if out_file.exists():
+            raise ZooError(f"{out_file} is there already. Name another file.")
+        as_table(taken(source, take, table)).to_csv(out_file, index=False)
+        out.print(f"Written to {out_file}; use it as --labels.", highlight=False, soft_wrap=True)
+        return
     rows = described(table)
     if as_json:
         print_json({"collection": source.address, "columns": rows})
@@ -75,11 +73,10 @@ def get_zoo(
     """A sample zoo with its trained models and its base model: of this clone, or from a release archive."""
     from lol_core.collections.samples import archive_of, get, release, sample_zoos
 
-    with reported():
-        if (place or release()) and name not in sample_zoos():
-            err.print(f"Downloading {archive_of(name).bytes / 1e6:,.0f} MB, once.", highlight=False)
-        with stoppable() as reporter:
-            folder = get(name, place, reporter)
+    if (place or release()) and name not in sample_zoos():
+        err.print(f"Downloading {archive_of(name).bytes / 1e6:,.0f} MB, once.", highlight=False)
+    with stoppable() as reporter:
+        folder = get(name, place, reporter)
     out.print(f"{name} is in {folder}", highlight=False, soft_wrap=True)
 
 
@@ -92,8 +89,7 @@ def pack_zoos(
     """For makers of a release: write the archives of all sample zoos, and their manifest into the program."""
     from lol_core.collections.samples import SAMPLES, pack, write_manifest
 
-    with reported():
-        archives = {name: pack(name, samples, out_folder) for name in SAMPLES}
+    archives = {name: pack(name, samples, out_folder) for name in SAMPLES}
     write_manifest(place, archives)
     print_table(
         [{"archive": str(out_folder / a.file), "bytes": a.bytes, "sha256": a.sha256} for a in archives.values()]
@@ -117,7 +113,7 @@ def publish_zoo(
     from lol_core.collections.names import counted
     from lol_core.collections.publishing import publish
 
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         opened = Zoo.open(folder, labels, reporter=reporter)
         publish(
             opened,
@@ -147,6 +143,5 @@ def publish_model(
     """Write a folder ready to upload as a model: weights, description, card with licence, checksums."""
     from lol_core.learning.publishing import publish
 
-    with reported():
-        publish(checkpoint, out_folder, licence=licence)
+    publish(checkpoint, out_folder, licence=licence)
     out.print(f"The model in {out_folder}. Read its README.md before you upload it.", highlight=False)

@@ -27,7 +27,6 @@ from lol_core.cli.console import (
     out,
     print_json,
     print_table,
-    reported,
     stoppable,
 )
 from lol_core.cli.inputs import loras_of, read_all
@@ -167,7 +166,7 @@ def merge(
     from lol_core.insight.merging import Method, remarks
     from lol_core.insight.merging import merge as merge_loras
 
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         written = [out_path, out_path.with_name(f"{out_path.name}.safetensors")]
         if not (chosen := list(loras_of(inputs, reporter.part(0.0, 0.1), workers, written=written))):
             raise DataMissingError(f"There is no LoRA in {', '.join(inputs)}.")
@@ -242,7 +241,7 @@ def _rewrite(inputs: Sequence[str], job: Job, workers: str, as_json: bool) -> No
     from lol_core.learning.executor import Lost, executor
 
     rows = []
-    with reported(), stoppable() as reporter:
+    with stoppable() as reporter:
         items = list(loras_of(inputs, reporter, written=[job.out]))
         if not items:
             raise DataMissingError(f"There is no LoRA in {', '.join(inputs)}.")

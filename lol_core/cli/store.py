@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from lol_core.cli.console import AsJson, out, print_json, print_table, reported
+from lol_core.cli.console import AsJson, out, print_json, print_table
 from lol_core.collections.cache import cache_folder
 
 store = typer.Typer(help="Show or clear what was computed from LoRAs and kept.", no_args_is_help=True)
@@ -35,10 +35,9 @@ def show(as_json: AsJson = False) -> None:
     """What is kept, the last used first; and the index of each collection, which no limit counts."""
     from lol_core.collections.store import Item, Store
 
-    with reported():
-        kept = Store()
-        items = [(item, kept.path(item)) for item in kept.show()]
-        indexes = [(Item(0, Kind.INDEXES, "", None, of.st_size, of.st_mtime), file) for file, of in _indexes()]
+    kept = Store()
+    items = [(item, kept.path(item)) for item in kept.show()]
+    indexes = [(Item(0, Kind.INDEXES, "", None, of.st_size, of.st_mtime), file) for file, of in _indexes()]
     total, others = (sum(item.bytes for item, _ in some) for some in (items, indexes))
     rows = [
         {
@@ -69,14 +68,13 @@ def clear(kind: Annotated[Kind | None, typer.Option(help="Only this kind; indexe
     """
     from lol_core.collections.store import Store
 
-    with reported():
-        if kind == Kind.INDEXES:
-            indexes = _indexes()
-            size = sum(of.st_size for _, of in indexes)
-            for file, _ in indexes:
-                file.unlink(missing_ok=True)
-        else:
-            size = Store().clear(kind)
+    if kind == Kind.INDEXES:
+        indexes = _indexes()
+        size = sum(of.st_size for _, of in indexes)
+        for file, _ in indexes:
+            file.unlink(missing_ok=True)
+    else:
+        size = Store().clear(kind)
     out.print(f"{size / 1e9:.3g} GB deleted.", highlight=False)
 
 

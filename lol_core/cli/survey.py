@@ -19,7 +19,6 @@ from lol_core.cli.console import (
     out,
     print_json,
     print_table,
-    reported,
     stoppable,
 )
 from lol_core.collections.names import counted
@@ -36,8 +35,7 @@ def survey(folder: Address, workers: Workers = "1", as_json: AsJson = False) -> 
     """What the weights of every LoRA of a folder say: norm, effective rank, health. They are read once; Ctrl-C stops
     it with everything kept.
     """
-    with reported():
-        zoo, surveys = _surveyed(folder, workers)
+    zoo, surveys = _surveyed(folder, workers)
     rows = [_row(entry, surveys[entry.path]) for entry in zoo.entries if entry.path in surveys]
     finished = len(rows) == len(zoo)
     if as_json:
@@ -66,11 +64,10 @@ def duplicates(
     from lol_core.insight.duplicates import SAME
     from lol_core.insight.duplicates import duplicates as find_duplicates
 
-    with reported():
-        zoo, surveys = _surveyed(folder, workers)
-        with stoppable() as reporter:
-            table = find_duplicates(zoo, surveys, SAME if tolerance is None else tolerance, reporter)
-            finished = len(surveys) == len(zoo) and not reporter.stopping
+    zoo, surveys = _surveyed(folder, workers)
+    with stoppable() as reporter:
+        table = find_duplicates(zoo, surveys, SAME if tolerance is None else tolerance, reporter)
+        finished = len(surveys) == len(zoo) and not reporter.stopping
     groups = [
         [
             {"path": lora, "identical": bool(identical)}
