@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lol_core.collections.blob import RangeFile
 from lol_core.collections.entry import Entry
 from lol_core.errors import LoRAFormatError, SourceSilentError
-from lol_core.formats import probe, probe_stream, read, read_stream
+from lol_core.formats import Stream, probe, probe_streams, read, read_streams
 from lol_core.formats.container.pickled import open_pickled
 from tests.builders import random_lora
 
@@ -54,19 +54,19 @@ def test_a_stream_reads_as_its_file(container: str, tmp_path: Path) -> None:
     path = tmp_path / f"lora.{container}"
     write(container, path)
     content = path.read_bytes()
-    there, here = read(path), read_stream(BytesIO(content), path.name, len(content))
+    there, here = read(path), read_streams([Stream(BytesIO(content), path.name, len(content))])
     assert there.names == here.names
     for ours, theirs in zip(here.layers, there.layers, strict=True):
         assert torch.equal(ours.U, theirs.U) and torch.equal(ours.V, theirs.V) and ours.scale == theirs.scale
     config = ("adapter_config.json", b'{"peft_type": "LORA", "r": 16, "lora_alpha": 32}')
     for sparing in (False, True):
-        described = probe_stream(BytesIO(content), path.name, len(content), sparing=sparing)
+        described = probe_streams([Stream(BytesIO(content), path.name, len(content))], sparing=sparing)
         assert Entry.of(described, path="x", size=1) == Entry.of(probe(path), path="x", size=1)
     if container != "gguf":
-        assert read_stream(BytesIO(content), path.name, len(content), config).layers[0].scale == 2
+        assert read_streams([Stream(BytesIO(content), path.name, len(content))], config).layers[0].scale == 2
     for cut in (10, len(content) // 2):
         with pytest.raises(LoRAFormatError):
-            read_stream(BytesIO(content[:cut]), path.name, cut)
+            read_streams([Stream(BytesIO(content[:cut]), path.name, cut)])
 
 
 @pytest.mark.parametrize("container", ["safetensors", "gguf", "bin"])
@@ -81,7 +81,7 @@ def test_where_each_read_costs_most_of_it_is_not_read(container: str, tmp_path: 
         return content[start:stop]
 
     stream = cast(BinaryIO, RangeFile(fetch, len(content), block=2**15))
-    assert len(probe_stream(stream, path.name, len(content), sparing=True).layers) == 40
+    assert len(probe_streams([Stream(stream, path.name, len(content))], sparing=True).layers) == 40
     assert fetched < len(content) * 2 / 3
 
 
@@ -132,10 +132,10 @@ def test_a_shard_in_a_stream_says_what_to_do(tmp_path: Path, monkeypatch: pytest
     write("safetensors", tmp_path / "x.safetensors")
     content = (tmp_path / "x.safetensors").read_bytes()
     with pytest.raises(LoRAFormatError, match="folder or archive that holds them"):
-        read_stream(BytesIO(content), "adapter_model-00001-of-00002.safetensors", len(content))
+        read_streams([Stream(BytesIO(content), "adapter_model-00001-of-00002.safetensors", len(content))])
     monkeypatch.chdir(tmp_path)
     index = {"weight_map": {"a": "adapter_model.safetensors", "b": "other.safetensors"}}
     (tmp_path / "adapter_model.safetensors.index.json").write_text(json.dumps(index))
     for name in ("adapter_model.safetensors", "other.safetensors"):
         (tmp_path / name).write_bytes(b"")
-    assert read_stream(BytesIO(content), "adapter_model.safetensors", len(content)).layers
+    assert read_streams([Stream(BytesIO(content), "adapter_model.safetensors", len(content))]).layers

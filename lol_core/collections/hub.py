@@ -38,23 +38,20 @@ READERS = 16
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What the hub listed. files: by the path in the collection; facts: of each repository, as its card has them; time:
-    when, in ISO 8601.
-    """
+    """What the hub listed. files: by the path in the collection; time: when, in ISO 8601."""
 
     files: Mapping[str, HubFile]
-    facts: Mapping[str, Mapping[str, Any]]
     time: str
 
     def to_json(self) -> bytes:
         plain = {name: {k: v for k, v in asdict(file).items() if k != "budget"} for name, file in self.files.items()}
-        return orjson.dumps({"files": plain, "facts": self.facts, "time": self.time}, default=str)
+        return orjson.dumps({"files": plain, "time": self.time})
 
     @classmethod
     def from_json(cls, content: bytes) -> Catalogue:
         loaded = orjson.loads(content)
         files = {name: HubFile(**(file | {"kind": Kind(file["kind"])})) for name, file in loaded["files"].items()}
-        return cls(files, loaded["facts"], loaded["time"])
+        return cls(files, loaded["time"])
 
 
 def open_hub(address: str, options: OpenOptions) -> Source:
@@ -144,8 +141,8 @@ def _write(path: Path, content: bytes) -> None:
 
 def list_hub(spot: HubAddress, reporter: Reporter = SILENT) -> Catalogue:
     """What the hub has at an address now. Raises NetworkError, and Stopped when the reporter says so."""
-    files, facts = _author(spot, reporter) if spot.several else _repository(spot, reporter)
-    return Catalogue(files, facts, datetime.now(UTC).isoformat())
+    files = _author(spot, reporter) if spot.several else _repository(spot, reporter)
+    return Catalogue(files, datetime.now(UTC).isoformat())
 
 
 def repositories_of(owner: str, kind: Kind) -> Iterator[str]:
@@ -154,24 +151,24 @@ def repositories_of(owner: str, kind: Kind) -> Iterator[str]:
         yield from (described["id"] for described in page)
 
 
-def _author(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile], dict[str, Any]]:
+def _author(spot: HubAddress, reporter: Reporter) -> dict[str, HubFile]:
     files: dict[str, HubFile] = {}
-    facts: dict[str, Any] = {}
-    wanted = [("author", spot.owner), *(("expand", key) for key in ("siblings", "sha", "cardData", "gated", "tags"))]
+    repositories = 0
+    wanted = [("author", spot.owner), ("expand", "siblings"), ("expand", "sha")]
     for page in _api(f"models?{urlencode(wanted)}", str(spot)):
         for described in page:
             owner, _, name = described["id"].partition("/")
             if owner.lower() != spot.owner.lower() or not fnmatchcase(name, spot.name or "*"):
                 continue
-            facts[name] = _facts(described)
+            repositories += 1
             for sibling in described.get("siblings") or ():
                 path = sibling["rfilename"]
                 files[f"{name}/{path}"] = HubFile(Kind.MODEL, described["id"], described["sha"], path)
-        reporter.show(f"Listing {spot}: {len(facts):,} repositories", 0.0)
+        reporter.show(f"Listing {spot}: {repositories:,} repositories", 0.0)
         reporter.check("Nothing was read yet.")
-    if not facts:
+    if not repositories:
         raise ZooError(f"{spot}: no repository of that name on the hub that you can see. Check the spelling.")
-    return {path: file for path, file in files.items() if _of_a_lora(path)}, facts
+    return {path: file for path, file in files.items() if _of_a_lora(path)}
 
 
 def _of_a_lora(path: str) -> bool:
@@ -179,7 +176,7 @@ def _of_a_lora(path: str) -> bool:
     return path.lower().endswith((*SUFFIXES, ".json", ".md", ".csv", ".parquet"))
 
 
-def _repository(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile], dict[str, Any]]:
+def _repository(spot: HubAddress, reporter: Reporter) -> dict[str, HubFile]:
     place = f"{spot.kind}s/{spot.repository}"
     revision = quote(spot.revision or "main", safe="")
     described = next(_api(f"{place}/revision/{revision}", str(spot)))
@@ -200,15 +197,7 @@ def _repository(spot: HubAddress, reporter: Reporter) -> tuple[dict[str, HubFile
         reporter.check("Nothing was read yet.")
     if spot.path and not files:
         raise ZooError(f"{spot}: there is nothing of that name in {spot.repository}. Check what follows its name.")
-    return files, {"": _facts(described)}
-
-
-def _facts(described: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "card": described.get("cardData") or {},
-        "tags": described.get("tags") or [],
-        "gated": described.get("gated") or False,
-    }
+    return files
 
 
 def _api(path: str, what: str) -> Iterator[Any]:

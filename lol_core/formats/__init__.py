@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 from torch import Tensor
@@ -43,10 +43,8 @@ __all__ = [
     "Shards",
     "Stream",
     "probe",
-    "probe_stream",
     "probe_streams",
     "read",
-    "read_stream",
     "read_streams",
     "read_tensors",
     "shards_among",
@@ -116,28 +114,13 @@ def probe(path: Path | str) -> LoRA:
         return probe_file(path)
 
 
-def read_stream(file: BinaryIO, name: str, size: int, config: tuple[str, bytes] | None = None) -> LoRA:
-    """Read a LoRA from an open, seekable stream of `size` bytes, such as a member of an archive.
-
-    name: its file name; config: name and content of the configuration beside it, if there is one. Raises
-    LoRAFormatError as `read` does.
-    """
-    return read_streams([Stream(file, name, size)], config)
-
-
-def probe_stream(
-    file: BinaryIO, name: str, size: int, config: tuple[str, bytes] | None = None, *, sparing: bool = False
-) -> LoRA:
-    """What `probe` says of such a stream. sparing: each read costs; then one alpha is read for all where they are
-    scattered over the file, and a note says so.
-    """
-    return probe_streams([Stream(file, name, size)], config, sparing=sparing)
-
-
 def read_streams(
     streams: Sequence[Stream], config: tuple[str, bytes] | None = None, shards: Shards | None = None
 ) -> LoRA:
-    """`read_stream` of one LoRA in several files, as `shards_among` lists them."""
+    """Read a LoRA from open, seekable streams, such as members of an archive: one, or several as `shards_among` lists
+    them. config: name and content of the configuration beside them, if there is one. Raises LoRAFormatError as `read`
+    does.
+    """
     with open_streams(streams, shards) as tensors:
         return _read(tensors, _parse_config(*config) if config else {}, weights=True)
 
@@ -149,7 +132,9 @@ def probe_streams(
     *,
     sparing: bool = False,
 ) -> LoRA:
-    """`probe_stream` of one LoRA in several files, as `shards_among` lists them."""
+    """What `probe` says of such streams. sparing: each read costs; then one alpha is read for all where they are
+    scattered over the file, and a note says so.
+    """
     with open_streams(streams, shards, sparing=sparing) as tensors:
         return _read(tensors, _parse_config(*config) if config else {}, weights=False)
 
