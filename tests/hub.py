@@ -25,8 +25,6 @@ class Repository:
     """files: path → content. Large ones are served as from LFS: by a redirect to the same server's /cdn."""
 
     files: dict[str, bytes]
-    card: dict[str, Any] = field(default_factory=dict)
-    tags: list[str] = field(default_factory=list)
     private: bool = False
 
     @property
@@ -187,9 +185,6 @@ class _Handler(BaseHTTPRequestHandler):
             "id": key.partition("/")[2],
             "sha": repository.commit,
             "siblings": [{"rfilename": path} for path in repository.files],
-            "cardData": repository.card,
-            "tags": repository.tags,
-            "gated": False,
             "private": repository.private,
         }
 
