@@ -153,7 +153,8 @@ def _open(path: Path, *, weights: bool) -> LoRA:
     if version is not None and stat.S_ISDIR(version[0]):
         path = _in_folder(path)
         version = _version(path)
-    places = [os.path.join(os.path.dirname(path), name) for name in configs_of(os.path.basename(path))]
+    folder, own = os.path.split(path)
+    places = [os.path.join(folder, name) for name in configs_of(own)]
     for _ in range(2):
         before = version
         try:
@@ -191,6 +192,8 @@ def _read_config(path: str) -> dict[str, Any]:
     """The configuration beside a file, empty when there is none. Raises LoRAFormatError when it cannot be read: its
     alpha is part of the function.
     """
+    if not os.path.exists(path):  # most are not: a third of the time of an attempt to open it
+        return {}
     try:
         with open(path, "rb", opener=without_waiting) as file:
             raw = file.read(MAX_CONFIG_BYTES)
