@@ -92,7 +92,7 @@ class Dialect:
         alike = file.structure() if fetch is file.peek or data is not None else None
         key = None if alike is None else (self.name, alike, scales.settings, repr(config))
         reading = _Reading(key, self, file, fetch, config, scales)
-        content = _read_once(reading) if data is None else _read_alike(reading, data)
+        content = _read_once(reading) if data is None or key is None else _read_alike(reading, data)
         return LoRA(
             content.layers,
             self.name,

@@ -173,7 +173,7 @@ def _unread(reason: str) -> Survey:
 
 
 def _key(modules: object) -> str:
-    """Of the store's records of LoRAs of so many modules."""
+    """Of the store's records of LoRAs of so many modules; its first number is that of the table."""
     return f"7, {modules} modules"
 
 
