@@ -42,8 +42,8 @@ def contents(source: Source) -> Sequence[str]:
     return [entry.content for entry in source.entries]
 
 
-def content_of(source: Source) -> dict[str, str]:
-    """id → the same."""
+def content_by_id(source: Source) -> dict[str, str]:
+    """id → what tells its update from others."""
     return dict(zip(source.ids, contents(source), strict=True))
 
 

@@ -98,9 +98,9 @@ def run(context: Context) -> Result:
             " read linearly. MVProbe and ProbeX read one module, a quarter, a half or three quarters along the LoRA,"
             " which is searched in place of dropout. Normalised inputs are searched for the five alone: the others"
             " have them as they are, and TuckerNet the weight of its directions (1 or 0.1) instead. W2T was not asked"
-            " about the CLIP score, at whose 25 folds it takes hours of a core, and MLP + Dense at the first five folds"
-            " alone. The best of the published models is judged on"
-            " the splits of the table, its interval widened for how many it is picked from and for the questions."
+            " about the CLIP score; MLP + Dense was, at the first five folds alone. The best of the published models is"
+            " judged on the splits of the table, its interval widened for how many it is picked from and for the"
+            " questions."
         ),
         (
             "Times: of every model in its default shape (GL-net: width 16, not as searched), medians for one LoRA of"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lol_core.collections.columns import content_of, values
+from lol_core.collections.columns import content_by_id, values
 from lol_core.collections.index import Database
 from lol_core.collections.records import Records
 from lol_core.collections.source import Source
@@ -68,7 +68,7 @@ class Surveys:
                     "SELECT content, norms, effective_ranks, sketch, range, problem FROM surveys_7"
                 )
             }
-        return {id: _from_row(rows[content]) for id, content in content_of(self.zoo).items() if content in rows}
+        return {id: _from_row(rows[content]) for id, content in content_by_id(self.zoo).items() if content in rows}
 
     def complete(
         self,
@@ -80,7 +80,7 @@ class Surveys:
         what it has, which is kept.
         """
         surveys = self.known()
-        runner, keys = executor(workers), content_of(self.zoo)
+        runner, keys = executor(workers), content_by_id(self.zoo)
         missing = [id for id in keys if id not in surveys]
         rows: list[tuple[Any, ...]] = []
         done, saved, read = 0, time.monotonic(), dict[str, Survey]()
